@@ -1,0 +1,23 @@
+"""Errors that are the user's to mend: shown without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Says what was found, what was expected and how to mend it."""
+
+
+class BadSample(Exception):
+    """One picture that cannot be used. It is skipped, counted and written to `bad_samples.jsonl`.
+
+    Args:
+        key: the picture's path or member name.
+        reason: why, in a few words.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}"

@@ -1,0 +1,97 @@
+"""The contract between a method and everything around it: what it receives, what it returns, what it may touch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.nn.encoder import Encoder
+from unlabeled.nn.patches import PatchMask
+
+
+class Progress(NamedTuple):
+    """Where a run stands. Every schedule is a pure function of it.
+
+    Attributes:
+        step: optimizer steps done so far.
+        total_steps: optimizer steps of the whole run.
+        epoch: fractional epochs done so far.
+        epochs: epochs of the whole run.
+    """
+
+    step: int
+    total_steps: int
+    epoch: float
+    epochs: float
+
+
+class ViewBatch(NamedTuple):
+    """All crops that one `View` asked for.
+
+    Attributes:
+        pixels: [count, B, C, H, W], normalised, on the device.
+        mask: a PatchMask with leading axes [count, B], or None.
+    """
+
+    pixels: Tensor
+    mask: PatchMask | None
+
+    def flat(self) -> tuple[Tensor, PatchMask | None]:
+        """Pixels [count * B, C, H, W] and mask, view-major."""
+        return self.pixels.flatten(0, 1), None if self.mask is None else self.mask.flat()
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one process.
+
+    Attributes:
+        views: in the order that the method's Config lists them.
+        labels: [B] int64, -1 where unknown.
+        index: [B] int64, the samples' numbers in their source.
+    """
+
+    views: list[ViewBatch]
+    labels: Tensor
+    index: Tensor
+
+
+class Output(NamedTuple):
+    """What a forward returns: the loss to minimise and detached scalars to log."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Method(nn.Module, ABC):
+    """A method is abstract or final: a concrete one is never subclassed.
+
+    It receives views in the order it declared and returns one loss. It never touches the optimizer, the device,
+    process groups, files or logging.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """A pure function of weights, batch and progress, dropout and drop path aside."""
+
+    @abstractmethod
+    def exports(self) -> dict[str, Encoder]:
+        """The encoders worth keeping; what the paper evaluates comes first."""
+
+    def after_step(self, progress: Progress) -> None:  # noqa: B027 - an optional hook
+        """Called once after every optimizer step that was taken (EMA teachers, centres)."""
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies: by default to everything but 1-D tensors and biases."""
+        return parameter.ndim > 1 and not name.endswith(".bias")
+
+    def lr_scale(self, name: str) -> float:
+        """Factor on the learning rate of a parameter."""
+        return 1.0
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Tensor | None:
+        """What a person would want to see of this batch: [rows, columns, 3, H, W] normalised, or None."""
+        return None

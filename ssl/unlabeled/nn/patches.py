@@ -1,0 +1,62 @@
+"""Patches of an image and masks over them. Patches are numbered row-major; prefix tokens never count."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+class PatchMask(NamedTuple):
+    """Which patches are hidden, as a map and, when every row hides the same number, as indices.
+
+    Attributes:
+        hidden: [..., N] bool, True where the patch is hidden.
+        keep: [..., K] int64, the visible patches in the order drawn; None when counts differ between rows.
+        drop: [..., M] int64, the hidden patches in the order drawn, so that its first m are a random m of them.
+    """
+
+    hidden: Tensor
+    keep: Tensor | None
+    drop: Tensor | None
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """(keep, drop) of a mask whose rows all hide the same number."""
+        assert self.keep is not None and self.drop is not None, "this mask hides unequal numbers of patches"
+        return self.keep, self.drop
+
+    def flat(self) -> PatchMask:
+        """Merge the leading axes: [count, B, ...] becomes [count * B, ...], view-major."""
+        return PatchMask(*(None if t is None else t.flatten(0, -2) for t in self))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> PatchMask:
+        """The same mask on `device`."""
+        moved = (None if t is None else t.to(device, non_blocking=non_blocking) for t in self)
+        return PatchMask(*moved)  # type: ignore[arg-type]
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Cut images [B, C, H, W] into patches [B, N, patch * patch * C], pixels row-major, channel fastest.
+
+    The order of MAE's targets (official `patchify`).
+    """
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify`: [B, N, patch * patch * C] to [B, C, H, W] for a grid of (rows, columns)."""
+    rows, columns = grid
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", p=patch, q=patch, h=rows, w=columns)
+
+
+def gather(tokens: Tensor, index: Tensor) -> Tensor:
+    """Pick rows of tokens [B, N, D] by index [B, K]: [B, K, D]."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
+    """Each patch to zero mean and unit variance over its values (MAE section 4.2; unbiased, eps inside the root)."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / (variance + eps).sqrt()
