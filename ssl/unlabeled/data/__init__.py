@@ -1,0 +1,1 @@
+"""The data plane: source -> decode -> view -> batch."""

@@ -1,0 +1,188 @@
+"""Which pictures there are: flat arrays that worker processes share without copying, built by one scan.
+
+A million pictures are a million Python strings otherwise, and every process that touches one copies its page.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from array import array
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlabeled.errors import UserError
+
+EXTENSIONS = (
+    b".jpg",
+    b".jpeg",
+    b".png",
+    b".webp",
+    b".bmp",
+    b".tif",
+    b".tiff",
+    b".gif",
+    b".ppm",
+    b".pgm",
+    b".pbm",
+)
+
+
+def is_picture(name: bytes) -> bool:
+    """Whether a relative path ends like a picture's and no part of it is hidden (`.git`, `._x.jpg`)."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(b".") and b"/." not in name
+
+
+def readable(name: bytes) -> str:
+    """A name for people: what is not UTF-8 is shown as `\\xff`."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """The pictures below one split, sorted by name (by shard first).
+
+    Attributes:
+        names: uint8 [bytes], the names relative to the split, '/'-separated, one after the other.
+        ends: int64 [n + 1], name i is `names[ends[i] : ends[i + 1]]`.
+        sizes: int64 [n], bytes per file.
+        shards: int32 [n], the tar's number; empty for a folder.
+        starts: int64 [n], where in the tar the file begins; empty for a folder.
+        ignored: hidden files and folders, and files that are no pictures.
+    """
+
+    names: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    shards: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    ignored: int
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def name(self, i: int) -> bytes:
+        """The relative name of picture i."""
+        return self.names[self.ends[i] : self.ends[i + 1]].tobytes()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return sum(a.nbytes for a in (self.names, self.ends, self.sizes, self.shards, self.starts))
+
+    def fingerprint(self, labels: NDArray[np.int64]) -> str:
+        """16 hex digits over names, sizes and labels in order; a folder and a tar of it agree."""
+        digest = blake2b(digest_size=8)
+        for column in (self.ends, self.sizes, labels):
+            digest.update(column.astype("<i8", copy=False).data)
+        digest.update(self.names.data)
+        return digest.hexdigest()
+
+    def classes(self) -> tuple[tuple[bytes, ...], NDArray[np.int64]]:
+        """Class names, sorted, and labels [n]: the first folder of each name.
+
+        Without classes, () and -1 throughout, unless every picture lies in a folder.
+        """
+        ids: dict[bytes, int] = {}
+        found = array("q")
+        for i in range(len(self)):
+            folder, slash, _ = self.name(i).partition(b"/")
+            if not slash:
+                return (), np.full(len(self), -1, dtype=np.int64)
+            found.append(ids.setdefault(folder, len(ids)))
+        names = tuple(sorted(ids))
+        rank = {name: i for i, name in enumerate(names)}
+        order = np.array([rank[name] for name in ids], dtype=np.int64)
+        return names, order[np.asarray(found)]
+
+
+class IndexBuilder:
+    """Collects pictures below `prefix` ("" for all) into an `Index`."""
+
+    def __init__(self, prefix: bytes = b"") -> None:
+        self.prefix = prefix + b"/" if prefix else b""
+        self.ignored = 0
+        self._names = bytearray()
+        self._ends, self._sizes, self._shards, self._starts = (
+            array("q", [0]),
+            array("q"),
+            array("i"),
+            array("q"),
+        )
+
+    def add(self, name: bytes, size: int) -> None:
+        """A picture in a folder, `name` relative to the split."""
+        self._names += name
+        self._ends.append(len(self._names))
+        self._sizes.append(size)
+
+    def add_member(self, name: bytes, shard: int, start: int, size: int) -> None:
+        """Any file of a tar, by its full name: passed over outside the prefix, counted if no picture."""
+        if not name.startswith(self.prefix):
+            return
+        name = name[len(self.prefix) :]
+        if not is_picture(name):
+            self.ignored += 1
+            return
+        self.add(name, size)
+        self._shards.append(shard)
+        self._starts.append(start)
+
+    def build(self) -> Index:
+        """The index; the builder is not used again."""
+        ends, sizes, starts = (np.frombuffer(a, np.int64) for a in (self._ends, self._sizes, self._starts))
+        shards = np.frombuffer(self._shards, np.int32)
+        return Index(np.frombuffer(self._names, np.uint8), ends, sizes, shards, starts, self.ignored)
+
+
+def scan_folder(root: bytes) -> Index:
+    """Every picture below `root`, sorted by relative path.
+
+    Symbolic links are followed, but each real folder is entered once, under the name that sorts first. A link
+    to nothing is kept, so that it is counted as a bad sample rather than lost. No folder at all: no pictures.
+
+    Raises:
+        UserError: a folder that may not be read.
+    """
+    builder = IndexBuilder()
+    if os.path.isdir(root):
+        _walk(root, b"", set(), builder)
+    return builder.build()
+
+
+def _walk(root: bytes, below: bytes, entered: set[tuple[int, int]], builder: IndexBuilder) -> None:
+    status = os.stat(root + b"/" + below)
+    if (identity := (status.st_dev, status.st_ino)) in entered:
+        return
+    entered.add(identity)
+    for entry in _listing(root + b"/" + below):
+        name = below + entry
+        if entry.startswith(b"."):
+            builder.ignored += 1
+        elif entry.endswith(b"/"):
+            _walk(root, name, entered, builder)
+        elif is_picture(entry) and (size := _file_size(root + b"/" + name)) is not None:
+            builder.add(name, size)
+        else:
+            builder.ignored += 1
+
+
+def _listing(folder: bytes) -> list[bytes]:
+    """Names in a folder, folders ending in '/': sorted so, a walk meets whole paths in byte order."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.name + b"/" if e.is_dir() else e.name for e in entries)
+    except OSError as error:
+        raise UserError(f"the folder {os.fsdecode(folder)!r} cannot be read: {error.strerror}") from error
+
+
+def _file_size(path: bytes) -> int | None:
+    """Bytes in a file; 0 for a link to nothing, None for pipes, sockets and devices."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -1,0 +1,149 @@
+"""From a source to batches on the device: samples are made in workers, colour and scale change on the device."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from unlabeled.data.sampler import Position
+from unlabeled.data.sources import Source
+from unlabeled.data.views import Crops, View
+from unlabeled.errors import BadSample, UserError
+from unlabeled.method import Batch, ViewBatch
+from unlabeled.nn.patches import PatchMask
+
+SAMPLE_STREAM = 0x5A37
+BAD_IN_A_ROW = 64
+
+
+class Sample(NamedTuple):
+    """One picture's crops, and the bad pictures that were stepped over to get them: (key, reason)."""
+
+    crops: list[Crops]
+    label: int
+    index: int
+    bad: list[tuple[str, str]]
+
+
+class RawBatch(NamedTuple):
+    """A collated micro-batch as it leaves the worker: uint8 pixels [B, count, C, H, W] and masks [B, count, ...]."""
+
+    crops: list[Crops]
+    labels: Tensor
+    index: Tensor
+    bad: list[tuple[str, str]]
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The one generator behind everything random about a sample."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SAMPLE_STREAM, epoch, index))))
+
+
+class ViewDataset(Dataset[Sample]):
+    """Samples of a source cut into views. A bad picture is replaced by the next good one of the source.
+
+    Args:
+        source: the pictures.
+        views: what to cut from each.
+        patch: side of a patch, pixels (for masks).
+        seed: of the recipe.
+    """
+
+    def __init__(self, source: Source, views: Sequence[View], patch: int, seed: int) -> None:
+        self.source, self.views, self.patch, self.seed = source, tuple(views), patch, seed
+
+    def __getitem__(self, position: Position) -> Sample:
+        epoch, index = position
+        image, used, bad = self._good_image(index)
+        rng = sample_rng(self.seed, epoch, index)
+        crops = [view.sample(image, rng, self.patch) for view in self.views]
+        return Sample(crops, int(self.source.labels[used]), used, bad)
+
+    def _good_image(self, index: int) -> tuple[Tensor, int, list[tuple[str, str]]]:
+        bad: list[tuple[str, str]] = []
+        for offset in range(min(BAD_IN_A_ROW, len(self.source))):
+            used = (index + offset) % len(self.source)
+            try:
+                return self.source.image(used), used, bad
+            except BadSample as error:
+                bad.append((error.key, error.reason))
+        raise UserError(f"{len(bad)} pictures in a row cannot be used, the last: {bad[-1][0]}: {bad[-1][1]}")
+
+
+def collate(samples: Sequence[Sample]) -> RawBatch:
+    """Stack samples into one micro-batch."""
+    crops = [_stack_crops(column) for column in zip(*(sample.crops for sample in samples), strict=True)]
+    labels = torch.tensor([sample.label for sample in samples])
+    index = torch.tensor([sample.index for sample in samples])
+    return RawBatch(crops, labels, index, [bad for sample in samples for bad in sample.bad])
+
+
+def _stack_crops(crops: Sequence[Crops]) -> Crops:
+    masks = [crop.mask for crop in crops]
+    if masks[0] is None:
+        mask = None
+    else:
+        columns = (None if c[0] is None else torch.stack(c) for c in zip(*masks, strict=True))  # type: ignore[arg-type]
+        mask = PatchMask(*columns)  # type: ignore[arg-type]
+    return Crops(torch.stack([crop.pixels for crop in crops]), mask)
+
+
+class Normalize:
+    """uint8 pixels in [0, 255] to (x / 255 - mean) / std, float32, on the device; and back.
+
+    Args:
+        mean, std: per channel, on the [0, 1] scale.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+        self.scale = (1 / (255 * std_)).float().to(device)
+        self.shift = (-mean_ / std_).float().to(device)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 [..., C, H, W] to normalised float32."""
+        return torch.addcmul(self.shift, pixels.float(), self.scale)
+
+    def undo(self, pixels: Tensor) -> Tensor:
+        """Normalised float [..., C, H, W] to uint8, saturated."""
+        return ((pixels - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batch:
+    """Move a micro-batch to the device and finish it: views [count, B, C, H, W] normalised, masks likewise."""
+    views = []
+    for pixels, mask in raw.crops:
+        if mask is not None:
+            mask = PatchMask(*(None if t is None else t.transpose(0, 1) for t in mask.to(device, True)))  # type: ignore[arg-type]
+        moved = pixels.to(device, non_blocking=True).transpose(0, 1)
+        views.append(ViewBatch(normalize(moved), mask))
+    return Batch(views, raw.labels.to(device, non_blocking=True), raw.index.to(device, non_blocking=True))
+
+
+def _deaf_to_signals(_worker: int) -> None:
+    # signals for the process group reach workers too, but only the main process may act on them
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def make_loader(
+    dataset: Dataset[Any], batches: Iterable[Any], *, workers: int, device: torch.device, timeout: float, collate: Any
+) -> DataLoader[Any]:
+    """A DataLoader over batches of positions. Its own generator keeps it from consuming the program's random state."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        timeout=timeout if workers else 0,
+        worker_init_fn=_deaf_to_signals,
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,98 @@
+"""Order is arithmetic: which samples make up global batch s follows from (seed, n, batch size, s) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from unlabeled.errors import UserError
+
+ORDER_STREAM = 0x0DE2
+
+
+class Position(NamedTuple):
+    """A sample in time: the epoch decides its randomness, the index its picture."""
+
+    epoch: int
+    index: int
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: a permutation of n from (seed, epoch)."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, ORDER_STREAM, epoch))))
+    return np.argsort(rng.random(n), kind="stable")
+
+
+class EpochSampler(Sampler[list[Position]]):
+    """Micro-batches of one rank, from any step on.
+
+    Global batch s of epoch e is rows [sB, (s+1)B) of the epoch's order; rank r takes its contiguous slice, micro-batch
+    by micro-batch; the tail of an epoch is dropped.
+
+    Args:
+        n: samples in the source.
+        batch_size: samples per optimizer step, over all ranks and micro-batches.
+        total_steps: steps of the whole run.
+        seed: of the recipe.
+        start: the step to begin with.
+        rank, world: this process and how many there are.
+        accumulate: micro-batches per step and rank.
+
+    Raises:
+        UserError: the batch is larger than the data, or does not divide among ranks and micro-batches.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        total_steps: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        self.n, self.batch_size, self.total_steps = n, batch_size, total_steps
+        self.seed, self.start, self.rank, self.world, self.accumulate = seed, start, rank, world, accumulate
+        self.steps_per_epoch = steps_per_epoch(n, batch_size)
+        self.micro_batch = per_process(batch_size, world, accumulate)
+
+    def __len__(self) -> int:
+        return (self.total_steps - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        order_of, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start, self.total_steps):
+            epoch, row = divmod(step, self.steps_per_epoch)
+            if epoch != order_of:
+                order_of, order = epoch, epoch_order(self.n, self.seed, epoch)
+            first = row * self.batch_size + self.rank * self.accumulate * self.micro_batch
+            for micro in range(self.accumulate):
+                begin = first + micro * self.micro_batch
+                yield [Position(epoch, int(i)) for i in order[begin : begin + self.micro_batch]]
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Whole batches in n samples. Raises UserError when there is none."""
+    if n < batch_size:
+        raise UserError(
+            f"a batch of {batch_size} is larger than the data: found {n} pictures. "
+            f"Set train.batch_size to at most {n}, or add pictures."
+        )
+    return n // batch_size
+
+
+def per_process(batch_size: int, world: int, accumulate: int) -> int:
+    """Samples in a micro-batch of one process. Raises UserError when the batch does not divide."""
+    parts = world * accumulate
+    if batch_size % parts:
+        raise UserError(
+            f"train.batch_size {batch_size} does not divide among {world} processes x {accumulate} accumulation steps. "
+            f"Use a multiple of {parts}, such as {max(1, round(batch_size / parts)) * parts}."
+        )
+    return batch_size // parts

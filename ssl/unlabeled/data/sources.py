@@ -1,0 +1,281 @@
+"""Where pictures come from: a folder, a tar or a set of tars, all read in place."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, field_validator, model_validator
+from torch import Tensor
+
+from unlabeled.data.index import EXTENSIONS, Index, readable, scan_folder
+from unlabeled.data.tar import Shard, scan_tars
+from unlabeled.errors import BadSample, UserError
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# the machine's trouble, not the picture's: skipping would make the pictures seen a matter of luck
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_ENDINGS = " ".join(ending.decode() for ending in EXTENSIONS)
+
+
+class Source(Protocol):
+    """Numbered pictures. The same number is the same picture for as long as the fingerprint is the same.
+
+    Attributes:
+        labels: [n] int64, -1 where unknown.
+        classes: the names that labels number; () when unlabelled.
+    """
+
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> Tensor:
+        """uint8 [3, H, W]. A bad picture raises BadSample and nothing else."""
+        ...
+
+    def key(self, i: int) -> str:
+        """What people call the picture: a path, or an archive and a member in it."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short hex string, the same for the same pictures with the same labels wherever they lie."""
+        ...
+
+
+class Pictures:
+    """A `Source` over files in a folder or members of tars. Pickles without open files.
+
+    Attributes:
+        ignored: files below the split that are hidden or no pictures.
+    """
+
+    def __init__(self, place: Folder | Tars, index: Index, max_pixels: int) -> None:
+        classes, self.labels = index.classes()
+        self.classes, self.ignored = tuple(map(readable, classes)), index.ignored
+        self._place, self._index, self._max_pixels = place, index, max_pixels
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def key(self, i: int) -> str:
+        """The picture's path; in a tar, the archive's path and the member's name."""
+        return readable(self._place.path(self._index, i))
+
+    def image(self, i: int) -> Tensor:
+        """uint8 [3, H, W], see `unlabeled.data.decode`."""
+        from unlabeled.data.decode import decode
+
+        return decode(self.read(i), self._max_pixels, self.key(i))
+
+    def read(self, i: int) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            BadSample: it is gone, may not be read or has another size than when it was indexed.
+        """
+        try:
+            data = self._place.read(self._index, i)
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                raise
+            raise BadSample(self.key(i), f"cannot be read: {error.strerror}") from error
+        if data is None or len(data) != self._index.sizes[i]:
+            raise BadSample(self.key(i), "has changed since it was indexed")
+        return data
+
+    def fingerprint(self) -> str:
+        """16 hex digits over names below the split, sizes and labels; a folder and a tar of it agree."""
+        return self._index.fingerprint(self.labels)
+
+
+class Folder:
+    """Reads files below a folder."""
+
+    def __init__(self, root: bytes) -> None:
+        self.root = root
+
+    def path(self, index: Index, i: int) -> bytes:
+        """Where picture i lies."""
+        return b"%b/%b" % (self.root, index.name(i))
+
+    def read(self, index: Index, i: int) -> bytes:
+        """The bytes of picture i, and no more than one beyond its indexed size."""
+        with open(self.path(index, i), "rb", buffering=0) as file:
+            return file.read(int(index.sizes[i]) + 1) or b""
+
+
+class Tars:
+    """Reads members of tars where they lie, through descriptors that each process opens for itself."""
+
+    def __init__(self, shards: Sequence[Shard], prefix: bytes) -> None:
+        self.shards, below = tuple(shards), b"/" + prefix if prefix else b""
+        self.roots = [os.fsencode(shard.path) + below for shard in shards]
+
+    def path(self, index: Index, i: int) -> bytes:
+        """The archive's path and the member's name."""
+        return b"%b/%b" % (self.roots[index.shards[i]], index.name(i))
+
+    def read(self, index: Index, i: int) -> bytes | None:
+        """The bytes of picture i, None where the archive is not the one that was indexed."""
+        shard = self.shards[index.shards[i]]
+        descriptor = _descriptor(os.getpid(), shard).number
+        status = os.fstat(descriptor)
+        if (status.st_size, status.st_mtime_ns) != (shard.size, shard.mtime_ns):
+            return None
+        return os.pread(descriptor, int(index.sizes[i]), int(index.starts[i]))
+
+
+class _Descriptor:
+    """An open file, closed with the last reference to it."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+@lru_cache(maxsize=128)  # fewer than a process may open: data sets come in thousands of shards
+def _descriptor(pid: int, shard: Shard) -> _Descriptor:
+    return _Descriptor(shard.path)
+
+
+class Files(BaseModel, frozen=True, extra="forbid"):
+    """Pictures in a folder, in an uncompressed tar or in several.
+
+    Labels are the first folder below the split, if every picture of the split lies in one; else the pictures
+    are unlabelled. Hidden files and files with other endings than those of pictures are passed over.
+    """
+
+    name: Literal["files"] = "files"
+    path: str = Field(
+        min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar'"
+    )
+    train: str = Field("", description="subfolder or prefix of the pictures to train on; '' = all")
+    val: str | None = Field(
+        None, description="subfolder or prefix of labelled pictures to evaluate on; null = none"
+    )
+    max_pixels: int = Field(
+        89_478_485,
+        gt=0,
+        le=178_956_970,
+        description="larger pictures are skipped before they are decoded; the default is 256 MiB of RGB and "
+        "where Pillow starts to warn, the upper bound is where it refuses",
+    )
+    max_bad_fraction: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the pictures that may be bad before a run stops",
+    )
+    mean: tuple[Finite, Finite, Finite] = Field(
+        (0.485, 0.456, 0.406), description="subtracted per channel from pixels in 0..1 (ImageNet's)"
+    )
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="divides each channel after that (ImageNet's)"
+    )
+
+    @field_validator("train", "val")
+    @classmethod
+    def _relative(cls, prefix: str | None) -> str | None:
+        if prefix is None:
+            return None
+        parts = [part for part in prefix.split("/") if part not in ("", ".")]
+        if prefix.startswith("/") or ".." in parts:
+            raise ValueError(f"{prefix!r} leads out of data.path; expected a path below it, such as 'train'")
+        return "/".join(parts)
+
+    @model_validator(mode="after")
+    def _val_outside_train(self) -> Files:
+        within = f"{self.train}/" if self.train else ""
+        if self.val is not None and self.val != self.train and self.val.startswith(within):
+            raise ValueError(
+                f"val={self.val!r} lies inside train={self.train!r}, so pictures to evaluate on would be "
+                f"trained on; expected folders side by side, such as train=train val=val"
+            )
+        return self
+
+    def open(self, split: Literal["train", "val"]) -> Pictures:
+        """Index the pictures of a split. Labels of `val` are numbered as in `train`, where that is labelled.
+
+        Raises:
+            UserError: nothing at `path`, no pictures in the split, `val` without labels or with a class that
+                `train` lacks, or an archive that cannot be used (see `scan_tars`).
+        """
+        if split == "train":
+            return self._open([self.train])[0]
+        if self.val is None:
+            raise UserError(
+                "data.val is null; expected the folder of labelled pictures, such as data.val=val"
+            )
+        train, val = self._open([self.train, self.val])
+        return _renumbered(val, train.classes, self.val)
+
+    def _open(self, prefixes: Sequence[str]) -> list[Pictures]:
+        path = os.path.expanduser(self.path)
+        opened = []
+        for prefix, (place, index) in zip(prefixes, _scan(path, prefixes), strict=True):
+            if not len(index):
+                raise UserError(_nothing_found(path, prefix, index.ignored))
+            opened.append(Pictures(place, index, self.max_pixels))
+        return opened
+
+
+def _scan(path: str, prefixes: Sequence[str]) -> list[tuple[Folder | Tars, Index]]:
+    if os.path.isdir(path):
+        roots = [os.fsencode(os.path.join(path, prefix)) for prefix in prefixes]
+        return [(Folder(root), scan_folder(root)) for root in roots]
+    shards, indexes = scan_tars(_archives(path), prefixes)
+    return [(Tars(shards, os.fsencode(p)), index) for p, index in zip(prefixes, indexes, strict=True)]
+
+
+def _archives(path: str) -> list[str]:
+    """The archives that `path` names: itself, or what matches it as a glob, sorted."""
+    if os.path.exists(path):
+        return [path]
+    if found := sorted(glob.glob(path)):
+        return found
+    raise UserError(f"data.path={path!r} does not exist; expected a folder, a .tar or a glob of tars")
+
+
+def _nothing_found(path: str, prefix: str, ignored: int) -> str:
+    problem = f"no pictures in {path!r}"
+    if prefix:
+        problem += f" under {prefix!r}; it has {_prefixes(path) or 'no folders'}"
+    return f"{problem} ({ignored} other files; expected files ending in {_ENDINGS})"
+
+
+def _prefixes(path: str, most: int = 10) -> str:
+    """The first folders that exist at `path`, for people."""
+    [(_, index)] = _scan(path, [""])
+    names = (index.name(i).partition(b"/") for i in range(len(index)))
+    folders = sorted({folder for folder, slash, _ in names if slash})
+    shown = [repr(readable(folder)) for folder in folders[:most]]
+    return ", ".join([*shown, "..."] if len(folders) > most else shown)
+
+
+def _renumbered(val: Pictures, classes: tuple[str, ...], prefix: str) -> Pictures:
+    if not val.classes:
+        raise UserError(f"data.val={prefix!r} has no labels; expected every picture in a folder of its class")
+    if not classes:
+        return val
+    rank = {name: i for i, name in enumerate(classes)}
+    if extra := [name for name in val.classes if name not in rank]:
+        raise UserError(
+            f"data.val={prefix!r} has classes that data.train lacks: {', '.join(map(repr, extra[:10]))}; "
+            f"train has {len(classes)}, such as {classes[0]!r}"
+        )
+    ids = np.array([rank[name] for name in val.classes], dtype=np.int64)
+    val.labels, val.classes = ids[val.labels], classes
+    return val

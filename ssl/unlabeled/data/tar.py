@@ -1,0 +1,176 @@
+"""Which files an uncompressed tar holds and where, from its headers alone: nothing is ever extracted.
+
+Headers are parsed by `tarfile`, but walked here: `TarFile` keeps an object per member, which for a million members
+is gigabytes, and takes a damaged header in the middle for the end.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple
+
+from unlabeled.data.index import Index, IndexBuilder, readable
+from unlabeled.errors import UserError
+
+_BLOCK = 512
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+_PAX, _PAX_GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
+
+
+class Shard(NamedTuple):
+    """A tar as it was when it was indexed."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def scan_tars(paths: Sequence[str], prefixes: Sequence[str]) -> tuple[list[Shard], list[Index]]:
+    """One pass over the headers of `paths`; an index for each of `prefixes`, sorted by (shard, name).
+
+    Raises:
+        UserError: compressed, truncated or corrupt archives, two members of one name, and members that are
+            unsafe (absolute names, `..`, links, devices). Nothing is ever extracted.
+    """
+    builders = [IndexBuilder(os.fsencode(prefix)) for prefix in prefixes]
+    shards = []
+    for number, path in enumerate(paths):
+        with _open_tar(path) as file:
+            status = os.fstat(file.fileno())
+            shards.append(Shard(path, status.st_size, status.st_mtime_ns))
+            for name, start, size in _unique(path, sorted(_members(file, path, status.st_size))):
+                for builder in builders:
+                    builder.add_member(name, number, start, size)
+    return shards, [builder.build() for builder in builders]
+
+
+def _open_tar(path: str) -> BinaryIO:
+    try:
+        # a small buffer: of large members only the headers are read
+        file = open(path, "rb", buffering=1 << 14)  # noqa: SIM115 - the caller closes it
+    except OSError as error:
+        raise UserError(f"the archive {path!r} cannot be read: {error.strerror}") from error
+    magic = file.read(6)
+    for start, compression in _COMPRESSED.items():
+        if magic.startswith(start):
+            file.close()
+            raise UserError(
+                f"{path!r} is compressed with {compression}, so single pictures cannot be read from it; "
+                f"expected a plain tar. Pictures are compressed already: unpack it to a .tar"
+            )
+    return file
+
+
+def _members(file: BinaryIO, path: str, total: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, size) of every file in a tar, in its order."""
+    position = 0
+    override: dict[bytes, bytes] = {}
+    while (header := _header(file, path, position)) is not None:
+        start = position + _BLOCK
+        size = 0 if header.isdir() else int(override.get(b"size", header.size))
+        if not 0 <= size <= total - start:
+            raise UserError(
+                f"{path!r} is truncated or corrupt: the member {header.name!r} at byte {position} claims "
+                f"{size:,} bytes, {total - start:,} are left. Copy the archive again"
+            )
+        if header.type in (_LONG_NAME, _LONG_LINK, _PAX_GLOBAL, *_PAX):
+            override |= _override(header, file, path, size)
+        else:
+            name = override.get(b"path") or header.name.encode("utf-8", "surrogateescape")
+            override = {}
+            _refuse_unsafe(header, name, path, position)
+            if not header.isdir():
+                yield _plain(name), start, size
+        position = start + -(-size // _BLOCK) * _BLOCK
+
+
+def _header(file: BinaryIO, path: str, position: int) -> tarfile.TarInfo | None:
+    """The header at `position`, None at the archive's end mark."""
+    file.seek(position)
+    block = file.read(_BLOCK)
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+        _refuse_appended(file, path, position)
+        return None
+    except tarfile.HeaderError as error:
+        if position == 0:
+            raise UserError(f"{path!r} is no tar archive ({error})") from error
+        problem = "truncated" if len(block) < _BLOCK else "corrupt"
+        raise UserError(
+            f"{path!r} is {problem}: expected a header or the end mark at byte {position} ({error}). "
+            f"Copy the archive again"
+        ) from error
+
+
+def _refuse_appended(file: BinaryIO, path: str, position: int) -> None:
+    # tools that read to the end mark would silently lose the second half of `cat a.tar b.tar`
+    while chunk := file.read(1 << 20):
+        if chunk.count(0) != len(chunk):
+            raise UserError(
+                f"{path!r} goes on after its end mark at byte {position}: two archives in one file? "
+                f"Join archives with `tar --concatenate`, or give them as shards"
+            )
+
+
+def _override(header: tarfile.TarInfo, file: BinaryIO, path: str, size: int) -> dict[bytes, bytes]:
+    """What an extension header says about the next member: its long name (GNU), its path and size (PAX)."""
+    if header.type == _LONG_NAME:
+        return {b"path": file.read(size).split(b"\0", 1)[0]}
+    if header.type not in _PAX:
+        return {}
+    start = file.tell()
+    try:
+        return dict(_pax_records(file.read(size)))
+    except ValueError as error:
+        raise UserError(f"{path!r} is corrupt: no PAX records at byte {start}. Copy it again") from error
+
+
+def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Records "LENGTH KEY=VALUE\\n", LENGTH counting the whole record."""
+    while data:
+        digits, _, _ = data.partition(b" ")
+        record, data = data[len(digits) + 1 : int(digits)], data[int(digits) :]
+        key, equals, value = record.partition(b"=")
+        if not equals or not value.endswith(b"\n") or (key == b"size" and not value[:-1].isdigit()):
+            raise ValueError(record)
+        yield key, value[:-1]
+
+
+def _refuse_unsafe(header: tarfile.TarInfo, name: bytes, path: str, position: int) -> None:
+    problem = None
+    if name.startswith(b"/"):
+        problem = "has an absolute name"
+    elif b".." in name.split(b"/"):
+        problem = "climbs out of the archive with '..'"
+    elif header.issym() or header.islnk():
+        problem = f"is a link to {header.linkname!r}"
+    elif not (header.isdir() or header.type in tarfile.REGULAR_TYPES) or header.issparse():
+        problem = "is neither a plain file nor a folder"
+    if problem:
+        raise UserError(
+            f"{path!r}: the member {readable(name)!r} at byte {position} {problem}; expected plain files "
+            f"under relative names. Pack it again, with `tar --dereference --hard-dereference` for links"
+        )
+
+
+def _plain(name: bytes) -> bytes:
+    """Without `./` and doubled slashes."""
+    if name.startswith(b".") or b"/." in name or b"//" in name:
+        return b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
+    return name
+
+
+def _unique(path: str, members: list[tuple[bytes, int, int]]) -> Iterator[tuple[bytes, int, int]]:
+    last = None
+    for name, start, size in members:
+        if name == last:
+            raise UserError(
+                f"{path!r}: a second member {readable(name)!r} at byte {start - _BLOCK}; expected every name "
+                f"once. Pack it again, without appending"
+            )
+        last = name
+        yield name, start, size

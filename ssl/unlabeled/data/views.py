@@ -1,0 +1,148 @@
+"""Views: how crops are cut from a picture. Geometry happens here in the worker; colour happens on the device."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field, field_validator
+from torch import Tensor
+
+from unlabeled.data.masks import RandomMask
+from unlabeled.nn.patches import PatchMask
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Interpolation = Literal["bicubic", "bilinear"]
+CROP_ATTEMPTS = 10
+
+
+class Box(NamedTuple):
+    """A rectangle of a picture, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Crop(NamedTuple):
+    """What was drawn for one crop of one sample."""
+
+    box: Box
+    flip: bool
+
+
+class Crops(NamedTuple):
+    """One sample's crops of one view: pixels [count, C, H, W] uint8, mask with leading axis [count]."""
+
+    pixels: Tensor
+    mask: PatchMask | None
+
+
+class View(BaseModel, frozen=True, extra="forbid"):
+    """Random resized crops of one size (torchvision's RandomResizedCrop), flipped at random, with or without a mask."""
+
+    count: int = Field(1, ge=1, description="crops per picture")
+    size: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        224, description="side of the crop, or [height, width], pixels"
+    )
+    scale: tuple[Positive, Positive] = Field((0.2, 1.0), description="share of the picture's area, from and to")
+    ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="aspect ratio, from and to")
+    interpolation: Interpolation = Field("bicubic", description="how the crop is resized, antialiased")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    mask: RandomMask | None = Field(None, description="patches to hide; null = none")
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float], info: Any) -> tuple[float, float]:
+        if bounds[0] > bounds[1]:
+            raise ValueError(f"expected [low, high], found {list(bounds)}")
+        if info.field_name == "scale" and bounds[1] > 1:
+            raise ValueError(f"a crop cannot exceed the picture: expected at most 1, found {bounds[1]}")
+        return bounds
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of a crop, pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def check(self, patch: int) -> None:
+        """Raise ValueError when crop, patch size and mask do not fit together."""
+        height, width = self.shape
+        if height % patch or width % patch:
+            raise ValueError(f"patch_size {patch} does not divide a crop of {height}x{width} pixels")
+        if self.mask is not None:
+            self.mask.check(self.shape, patch)
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> Crop:
+        """Box and flip for a picture of height x width. Consumes a fixed number of draws."""
+        uniform = rng.random(4 * CROP_ATTEMPTS + 1)
+        box = _random_box(uniform[:-1].reshape(CROP_ATTEMPTS, 4), height, width, self.scale, self.ratio)
+        return Crop(box, bool(uniform[-1] < self.flip))
+
+    def apply(self, image: Tensor, crop: Crop) -> Tensor:
+        """Cut a uint8 picture [C, H, W] by what was drawn: uint8 [C, height, width] of this view."""
+        top, left, height, width = crop.box
+        pixels = resize(image[:, top : top + height, left : left + width], self.shape, self.interpolation)
+        return pixels.flip(-1) if crop.flip else pixels
+
+    def sample(self, image: Tensor, rng: np.random.Generator, patch: int) -> Crops:
+        """All crops of this view from one picture, with their masks over patches of `patch` pixels."""
+        grid = (self.shape[0] // patch, self.shape[1] // patch)
+        pixels, masks = [], []
+        for _ in range(self.count):
+            pixels.append(self.apply(image, self.draw(rng, *image.shape[-2:])))
+            if self.mask is not None:
+                masks.append(self.mask.draw(rng, grid, patch))
+        return Crops(torch.stack(pixels), _stack(masks))
+
+
+def resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """Resize a uint8 picture [C, H, W] with antialiasing; rounded and saturated to uint8."""
+    if tuple(image.shape[-2:]) == tuple(shape):
+        return image
+    return F.interpolate(image.unsqueeze(0), size=shape, mode=interpolation, antialias=True).squeeze(0)
+
+
+def center_crop(image: Tensor, shape: tuple[int, int], crop_pct: float, interpolation: Interpolation) -> Tensor:
+    """The view of evaluation: resize the short side to side / crop_pct, cut the centre. 224 / 0.875 gives 256 -> 224.
+
+    Args:
+        image: uint8 [C, H, W].
+        shape: (height, width) of the result, pixels.
+        crop_pct: share of the resized picture's short side that is kept, in (0, 1].
+        interpolation: how to resize.
+    """
+    height, width = image.shape[-2:]
+    factor = max(math.floor(s / crop_pct) / side for s, side in zip(shape, (height, width), strict=True))
+    resized = (max(shape[0], round(height * factor)), max(shape[1], round(width * factor)))
+    image = resize(image, resized, interpolation)
+    top, left = round((resized[0] - shape[0]) / 2), round((resized[1] - shape[1]) / 2)
+    return image[:, top : top + shape[0], left : left + shape[1]].contiguous()
+
+
+def _random_box(
+    uniform: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """The first of ten random boxes that fits, else the central box of the nearest aspect (torchvision's rule)."""
+    log_ratio = np.log(ratio)
+    for area, aspect, top, left in uniform:
+        target = height * width * (scale[0] + area * (scale[1] - scale[0]))
+        exact = math.exp(log_ratio[0] + aspect * (log_ratio[1] - log_ratio[0]))
+        w, h = round(math.sqrt(target * exact)), round(math.sqrt(target / exact))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def _stack(masks: list[PatchMask]) -> PatchMask | None:
+    """Masks of several crops or samples as one with a new leading axis."""
+    if not masks:
+        return None
+    columns = (None if column[0] is None else torch.stack(column) for column in zip(*masks, strict=True))
+    return PatchMask(*columns)  # type: ignore[arg-type]

@@ -1,0 +1,197 @@
+"""Frozen features: every labelled picture of a source through an encoder once, without augmentation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from unlabeled.data.loader import Normalize, make_loader
+from unlabeled.data.sources import Source
+from unlabeled.data.views import Interpolation, center_crop
+from unlabeled.errors import BadSample, UserError
+from unlabeled.nn.encoder import Encoder
+from unlabeled.train.distributed import gather_objects
+
+Pool = Literal["cls", "mean"]
+Encode = Callable[[Tensor], Tensor]
+WORKER_TIMEOUT = 600.0
+log = logging.getLogger(__name__)
+
+
+class Features(NamedTuple):
+    """Features and labels of pictures, on the CPU.
+
+    Attributes:
+        x: [n, D] float32.
+        y: [n] int64, at least 0.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, device: torch.device) -> Features:
+        """The same features on `device`."""
+        return Features(self.x.to(device), self.y.to(device))
+
+    def take(self, rows: np.ndarray) -> Features:
+        """Some of the rows [m], in this order."""
+        chosen = torch.from_numpy(rows).to(self.y.device)
+        return Features(self.x[chosen], self.y[chosen])
+
+
+class _Centred(NamedTuple):
+    """One picture as evaluation sees it, or why it cannot be used."""
+
+    row: int
+    pixels: Tensor | None
+    label: int
+    bad: str | None
+
+
+class _CentreCrops(Dataset[_Centred]):
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray,
+        shape: tuple[int, int],
+        crop_pct: float,
+        interpolation: Interpolation,
+    ) -> None:
+        self.source, self.indices = source, indices
+        self.shape, self.crop_pct, self.interpolation = shape, crop_pct, interpolation
+
+    def __getitem__(self, row: int) -> _Centred:
+        index = int(self.indices[row])
+        label = int(self.source.labels[index])
+        try:
+            image = self.source.image(index)
+        except BadSample as error:
+            return _Centred(row, None, label, str(error))
+        return _Centred(row, center_crop(image, self.shape, self.crop_pct, self.interpolation), label, None)
+
+
+def _collate(samples: Sequence[_Centred]) -> tuple[Tensor | None, list[int], list[int], list[str]]:
+    good = [sample for sample in samples if sample.pixels is not None]
+    pixels = torch.stack([sample.pixels for sample in good if sample.pixels is not None]) if good else None
+    bad = [sample.bad for sample in samples if sample.bad is not None]
+    return pixels, [sample.row for sample in good], [sample.label for sample in good], bad
+
+
+def extract(
+    encode: Encode,
+    source: Source,
+    *,
+    shape: tuple[int, int],
+    crop_pct: float,
+    interpolation: Interpolation = "bicubic",
+    normalize: Normalize,
+    device: torch.device,
+    batch_size: int = 256,
+    workers: int = 0,
+    indices: np.ndarray | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Features:
+    """Features of the labelled pictures of a source, in its order; the same on every process.
+
+    Unlabelled pictures are left out; so are those that cannot be used, which is logged. Each process encodes
+    its own share. Draws nothing from torch's random state.
+
+    Args:
+        encode: normalised images [B, C, h, w] on `device` to features [B, D]; see `encoder_features`.
+        source: the pictures.
+        shape: (height, width) of what `encode` receives, pixels.
+        crop_pct: share of the picture that the central crop keeps, see `center_crop`.
+        interpolation: how pictures are resized.
+        normalize: the data's, on `device`.
+        device: where `encode` runs.
+        batch_size: pictures at a time.
+        workers: processes that load pictures.
+        indices: [m] which samples of the source; None = all.
+        rank, world: this process and how many there are.
+
+    Raises:
+        UserError: no picture is left.
+    """
+    chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
+    chosen = chosen[source.labels[chosen] >= 0]
+    share = range(rank, len(chosen), world)
+    batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
+    dataset = _CentreCrops(source, chosen, shape, crop_pct, interpolation)
+    loader = make_loader(
+        dataset, batches, workers=workers, device=device, timeout=WORKER_TIMEOUT, collate=_collate
+    )
+
+    x: list[Tensor] = []
+    rows: list[int] = []
+    labels: list[int] = []
+    bad: list[str] = []
+    for pixels, batch_rows, batch_labels, batch_bad in loader:
+        if pixels is not None:
+            x.append(encode(normalize(pixels.to(device, non_blocking=True))).float().cpu())
+        rows += batch_rows
+        labels += batch_labels
+        bad += batch_bad
+    return _whole(x, rows, labels, bad, world)
+
+
+def _whole(x: list[Tensor], rows: list[int], labels: list[int], bad: list[str], world: int) -> Features:
+    """Every process's share put together, in order of the rows."""
+    shares = [(torch.cat(x) if x else None, rows, labels, bad)]
+    if world > 1:
+        shares = gather_objects(shares[0])
+    unusable = [reason for share in shares for reason in share[3]]
+    if unusable:
+        log.warning("evaluation leaves out %d pictures, the first: %s", len(unusable), unusable[0])
+    parts = [share[0] for share in shares if share[0] is not None]
+    if not parts:
+        raise UserError(
+            f"evaluation found no labelled picture that can be used ({len(unusable)} cannot be read). "
+            "Point it at data with labels, or switch it off with evaluate=null."
+        )
+    order = torch.tensor([row for share in shares for row in share[1]]).argsort()
+    y = torch.tensor([label for share in shares for label in share[2]])
+    return Features(torch.cat(parts)[order], y[order])
+
+
+def encoder_features(encoder: Encoder, pool: Pool) -> Encode:
+    """A function from images [B, C, H, W] to pooled tokens [B, D]: evaluation mode, no gradients.
+
+    The encoder gets its mode back, part by part, after every call.
+
+    Raises:
+        UserError: the class token is asked for and there is none.
+    """
+    if pool == "cls" and encoder.vit.cls_token is None:
+        raise UserError(f"{encoder.model} has no class token. Evaluate the mean of its patches: pool=mean.")
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        with evaluating(encoder):
+            return encoder(images).pool(pool)
+
+    return encode
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within, the mode of every part as it was after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Images [B, C, H, W] as their own features [B, C * H * W]: what any encoder has to beat."""
+    return images.flatten(1)

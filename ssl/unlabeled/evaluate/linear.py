@@ -1,0 +1,133 @@
+"""A linear probe on frozen features: all learning rates at once, the best chosen without the test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from unlabeled.data.subset import stratified
+from unlabeled.evaluate.features import Features
+
+MOMENTUM = 0.9
+HELD_OUT = 0.1
+EPS = 1e-6  # of MAE's BatchNorm before the head
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Linear(BaseModel, frozen=True, extra="forbid"):
+    """Softmax regression on standardised features: SGD, momentum 0.9, cosine schedule, no weight decay."""
+
+    lrs: tuple[LearningRate, ...] = Field(
+        (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
+        min_length=1,
+        description="learning rates to try; a held-out tenth of the training pictures decides",
+    )
+    epochs: int = Field(100, ge=1, description="passes over the training features")
+    max_steps: int = Field(1000, ge=1, description="steps at most, whatever the epochs")
+    batch_size: int = Field(1024, ge=1, description="features per step, at most all of them")
+
+
+class Heads(NamedTuple):
+    """One linear classifier per learning rate.
+
+    Attributes:
+        weight: [D, L, C].
+        bias: [L, C].
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features [B, D] to logits [B, L, C]: all heads in one matrix product."""
+        return torch.addmm(self.bias.flatten(), x, self.weight.flatten(1)).unflatten(1, self.bias.shape)
+
+
+class Probe(NamedTuple):
+    """What a linear probe found: top-1 accuracy on the test set, percent, and the learning rate it chose."""
+
+    accuracy: float
+    lr: float
+
+
+@torch.no_grad()
+def linear_probe(train: Features, test: Features, num_classes: int, config: Linear, seed: int = 0) -> Probe:
+    """Choose the learning rate on a held-out tenth, train on everything with it, report on the test set.
+
+    Classes with a single sample hold nothing out; when no class can, the training accuracy decides. Ties go
+    to the smaller learning rate. Runs where the features are; random choices come from `seed` alone.
+    """
+    train, test = _standardize(train, test)
+    held, kept = _hold_out(train.y.cpu().numpy(), seed)
+    heads = train_heads(train.take(kept), num_classes, config.lrs, config, seed)
+    found = zip(_accuracies(heads, train.take(held)), config.lrs, strict=True)
+    lr = min(found, key=lambda accuracy_lr: (-accuracy_lr[0], accuracy_lr[1]))[1]
+    head = train_heads(train, num_classes, (lr,), config, seed)
+    return Probe(_accuracies(head, test)[0], lr)
+
+
+@torch.no_grad()
+def train_heads(train: Features, num_classes: int, lrs: Sequence[float], config: Linear, seed: int) -> Heads:
+    """Train one head per learning rate from zero, all on the same batches; each as if it were alone.
+
+    Args:
+        train: standardised features.
+        num_classes: C.
+        lrs: L peak learning rates.
+        config: epochs, steps and batch size.
+        seed: of the order of samples.
+    """
+    x, onehot = train.x, torch.nn.functional.one_hot(train.y, num_classes).to(train.x.dtype)
+    lr = x.new_tensor(lrs).unsqueeze(1)
+    heads = Heads(x.new_zeros(x.shape[1], len(lrs), num_classes), x.new_zeros(len(lrs), num_classes))
+    speed = Heads(*map(torch.zeros_like, heads))
+    batches = list(_batches(len(x), config, seed))
+    for step, rows in enumerate(batches):
+        rows = rows.to(x.device)
+
+        # the gradient of the mean cross-entropy with respect to logits: (probability - target) / batch
+        error = (heads.logits(x[rows]).softmax(-1) - onehot[rows].unsqueeze(1)) / len(rows)
+        gradient = Heads((x[rows].T @ error.flatten(1)).unflatten(1, heads.bias.shape), error.sum(0))
+        now = lr * (0.5 + 0.5 * math.cos(math.pi * step / len(batches)))
+        for parameter, velocity, slope in zip(heads, speed, gradient, strict=True):
+            parameter.sub_(now * velocity.mul_(MOMENTUM).add_(slope))
+    return heads
+
+
+def _batches(n: int, config: Linear, seed: int) -> Iterator[Tensor]:
+    """Rows of each step: a new order every epoch, its tail dropped."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(config.batch_size, n)
+    steps = min(config.max_steps, config.epochs * (n // size))
+    for step in range(steps):
+        place = step % (n // size)
+        if place == 0:
+            order = torch.randperm(n, generator=generator)
+        yield order[place * size : (place + 1) * size]
+
+
+def _standardize(train: Features, test: Features) -> tuple[Features, Features]:
+    """Zero mean and unit variance over the training set: what an affine-free BatchNorm would do."""
+    variance, mean = torch.var_mean(train.x, dim=0, correction=0)
+    scale = (variance + EPS).rsqrt()
+    return Features((train.x - mean) * scale, train.y), Features((test.x - mean) * scale, test.y)
+
+
+def _hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(held, kept) rows; the same rows twice, all of them, when no class has two samples."""
+    several = np.bincount(labels)[labels] > 1
+    held = stratified(np.where(several, labels, -1), HELD_OUT, seed)
+    everything = np.arange(len(labels))
+    return (held, np.setdiff1d(everything, held)) if len(held) else (everything, everything)
+
+
+def _accuracies(heads: Heads, test: Features) -> list[float]:
+    """Top-1 accuracy of every head, percent."""
+    hits = heads.logits(test.x).argmax(-1) == test.y.unsqueeze(1)
+    return [100 * hit / len(hits) for hit in hits.sum(0).tolist()]

@@ -1,0 +1,193 @@
+"""How an encoder is judged: what is read out of its frozen features, and from how many labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+
+from unlabeled.data.loader import Normalize
+from unlabeled.data.sources import Source
+from unlabeled.data.subset import stratified
+from unlabeled.data.views import Interpolation
+from unlabeled.errors import UserError
+from unlabeled.evaluate.features import Encode, Features, Pool, encoder_features, extract
+from unlabeled.evaluate.knn import Knn, knn_accuracy
+from unlabeled.evaluate.linear import Linear, linear_probe
+from unlabeled.nn.encoder import Encoder
+
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class Evaluation(BaseModel, frozen=True, extra="forbid"):
+    """The recipe's `evaluate:` section: probes of frozen features, fitted on `train`, tested on `val`."""
+
+    every: int | None = Field(None, ge=1, description="steps between evaluations; null = only at the end")
+    pool: Pool = Field("cls", description="the class token, or the mean of the patches")
+    crop_pct: float = Field(
+        0.875,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the short side that the central crop keeps",
+    )
+    interpolation: Interpolation = Field("bicubic", description="how pictures are resized")
+    batch_size: int = Field(256, ge=1, description="pictures encoded at a time, per process")
+    knn: Knn | None = Field(Knn(), description="weighted nearest neighbours; null = none")
+    linear: Linear | None = Field(Linear(), description="a linear probe; null = none")
+    fractions: tuple[Fraction, ...] = Field(
+        (1.0,), min_length=1, description="shares of the training labels to use, each its own result"
+    )
+
+
+class DataConfig(Protocol):
+    """What evaluation needs of a recipe's `data:` section."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+
+    @property
+    def std(self) -> tuple[float, float, float]: ...
+
+    def open(self, split: Literal["train", "val"], /) -> Source: ...
+
+
+class Splits:
+    """The labelled pictures of both splits, opened when first asked for.
+
+    Args:
+        config: crop, interpolation and batch size.
+        data: where the pictures are, and their normalisation.
+        device: where encoders and probes run.
+        workers: processes that load pictures.
+        rank, world: this process and how many there are.
+    """
+
+    def __init__(
+        self,
+        config: Evaluation,
+        data: DataConfig,
+        device: torch.device,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.workers, self.rank, self.world = workers, rank, world
+
+    @cached_property
+    def sources(self) -> tuple[Source, Source]:
+        """(train, val). Raises UserError when one has no labels, or they number classes differently."""
+        train, val = self.data.open("train"), self.data.open("val")
+        for name, source in (("train", train), ("val", val)):
+            if not (np.asarray(source.labels) >= 0).any():
+                raise UserError(
+                    f"evaluation needs labels, and no picture of {name} has one. Put each picture of {name} "
+                    "in a folder of its class, or switch evaluation off with evaluate=null."
+                )
+        if train.classes != val.classes:
+            raise UserError(
+                f"train has {len(train.classes)} classes {train.classes[:5]}, val has {len(val.classes)} "
+                f"{val.classes[:5]}. Give both splits the same class folders."
+            )
+        return train, val
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.sources[0].classes)
+
+    def features(self, encode: Encode, shape: tuple[int, int]) -> tuple[Features, Features]:
+        """Features of (train, val) from `encode`, which receives images of `shape` pixels; on the device."""
+        train, val = (
+            extract(
+                encode,
+                source,
+                shape=shape,
+                crop_pct=self.config.crop_pct,
+                interpolation=self.config.interpolation,
+                normalize=Normalize(self.data.mean, self.data.std, self.device),
+                device=self.device,
+                batch_size=self.config.batch_size,
+                workers=self.workers,
+                rank=self.rank,
+                world=self.world,
+            )
+            for source in self.sources
+        )
+        return train.to(self.device), val.to(self.device)
+
+
+class Evaluator:
+    """An encoder in, named scores out. Knows nothing of training.
+
+    Args:
+        config: the recipe's `evaluate:` section.
+        data: the recipe's `data:` section.
+        shape: (height, width) that the encoder is evaluated at, pixels.
+        device: where the encoder is.
+        workers: processes that load pictures.
+        rank, world: this process and how many there are.
+    """
+
+    def __init__(
+        self,
+        config: Evaluation,
+        data: DataConfig,
+        shape: tuple[int, int],
+        device: torch.device,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.config, self.shape = config, shape
+        self.splits = Splits(config, data, device, workers, rank, world)
+
+    def __call__(self, encoder: Encoder) -> Iterator[tuple[str, float]]:
+        """Yield ("knn", percent), ("linear", percent), then the same for smaller shares as "linear_1%".
+
+        All processes must call it and get the same scores. The encoder and torch's random state stay unchanged.
+
+        Raises:
+            UserError: the pictures have no labels, or the encoder cannot be pooled as asked.
+        """
+        train, test = self.splits.features(encoder_features(encoder, self.config.pool), self.shape)
+        for fraction in self.config.fractions:
+            yield from probe(train, test, self.splits.num_classes, self.config, fraction).items()
+
+
+def probe(
+    train: Features,
+    test: Features,
+    num_classes: int,
+    config: Evaluation,
+    fraction: float = 1.0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Top-1 accuracies in percent, by name, of the probes that `config` asks for.
+
+    Args:
+        train, test: features on one device.
+        num_classes: more than any label.
+        config: which probes, and how.
+        fraction: share of the training labels to use.
+        seed: which labels those are, and the order of the linear probe's batches.
+    """
+    part = train if fraction == 1 else train.take(stratified(train.y.cpu().numpy(), fraction, seed))
+    scores = {}
+    # the caller may run under autocast; probes are fitted in float32 all the same
+    with torch.autocast(train.x.device.type, enabled=False):
+        if config.knn is not None:
+            scores["knn"] = knn_accuracy(part, test, config.knn.k, config.knn.temperature, num_classes)
+        if config.linear is not None:
+            scores["linear"] = linear_probe(part, test, num_classes, config.linear, seed).accuracy
+    return {scored(name, fraction): score for name, score in scores.items()}
+
+
+def scored(name: str, fraction: float) -> str:
+    """The name of a score: `linear` with all labels, `linear_1%` with one in a hundred."""
+    return name if fraction == 1 else f"{name}_{100 * fraction:g}%"

@@ -1,0 +1,258 @@
+"""Backbones on disk as plain timm model folders (`local-dir:`), and back. Nobody needs this package to read them.
+
+    export/
+      model.safetensors   timm's own parameter names
+      config.json         timm's local-dir format
+      heads.safetensors   what else was trained (decoder, projector): to continue pretraining
+      README.md           model card
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from unlabeled.errors import UserError
+from unlabeled.method import Method
+from unlabeled.nn.encoder import Encoder
+from unlabeled.nn.positions import Grid, resample
+
+Tensors = dict[str, Tensor]
+
+
+class Preprocessing(NamedTuple):
+    """How pictures were prepared: normalisation per channel, and the evaluation crop."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+
+
+def timm_config(
+    architecture: str,
+    arguments: dict[str, Any],
+    num_features: int,
+    prepared: Preprocessing,
+    num_classes: int = 0,
+    classes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """timm's `config.json` of a ViT. `global_pool` goes into `model_args`, where timm reads it."""
+    pool = arguments.get("global_pool", "token")
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "num_classes": num_classes,
+        "num_features": num_features,
+        "global_pool": pool,
+        "model_args": {**arguments, "global_pool": pool},
+        "pretrained_cfg": {
+            "input_size": [arguments["in_chans"], *arguments["img_size"]],
+            "fixed_input_size": True,
+            "interpolation": prepared.interpolation,
+            "crop_pct": prepared.crop_pct,
+            "crop_mode": "center",
+            "mean": list(prepared.mean),
+            "std": list(prepared.std),
+            "num_classes": num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    if classes:
+        config["label_names"] = list(classes)
+    return config
+
+
+def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str, heads: Tensors | None = None) -> None:
+    """Write an export beside its place, then swap it in, so that a reader never sees half of one."""
+    temporary = folder.with_name(f".{folder.name}-writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    safetensors.torch.save_file(_plain(model), temporary / "model.safetensors", metadata={"format": "pt"})
+    if heads:
+        safetensors.torch.save_file(_plain(heads), temporary / "heads.safetensors")
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (temporary / "README.md").write_text(card)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def export_encoder(folder: Path, encoder: Encoder, prepared: Preprocessing, card: str, heads: Tensors) -> None:
+    """Export a pretrained encoder; `heads` is everything else that was trained."""
+    config = timm_config(encoder.model, encoder.arguments, encoder.width, prepared)
+    write_export(folder, dict(encoder.vit.state_dict()), config, card, heads)
+
+
+def split_heads(method: Method) -> tuple[Encoder, Tensors]:
+    """The first encoder that a method exports, and the rest of its state by name."""
+    encoder = next(iter(method.exports().values()))
+    prefix = _prefix_of(method, encoder)
+    return encoder, {name: t for name, t in method.state_dict().items() if not name.startswith(prefix)}
+
+
+def load_method(method: Method, folder: str | Path) -> None:
+    """Start a method from an export: the encoder's weights, and its heads. Strict.
+
+    Raises:
+        UserError: there is no such export, or it does not fit the method.
+    """
+    from unlabeled.train.state import load_model
+
+    folder = _existing(folder)
+    heads = folder / "heads.safetensors"
+    if not heads.exists():
+        raise UserError(f"{folder} has no heads.safetensors, so pretraining cannot be continued from it")
+    prefix = _prefix_of(method, next(iter(method.exports().values())))
+    weights = {f"{prefix}{name}": tensor for name, tensor in _read(folder / "model.safetensors").items()}
+    load_model(method, {**weights, **_read(heads)})
+
+
+def load_encoder(path: str | Path, image_size: int | Grid | None = None, channels: int | None = None) -> Encoder:
+    """An encoder from an export folder, an official MAE `.pth`, `timm:NAME` or `scratch:FOLDER` (random weights).
+
+    Args:
+        path: where from.
+        image_size: side, or (height, width), pixels; positions are resampled. None = as exported.
+        channels: input channels; the patch convolution is summed or repeated (timm's rule). None = as exported.
+
+    Raises:
+        UserError: nothing loadable is there, or weights and architecture do not match exactly.
+    """
+    where = str(path)
+    if where.startswith("timm:"):
+        return _from_timm(where.removeprefix("timm:"), image_size, channels)
+    scratch = where.startswith("scratch:")
+    if where.endswith((".pth", ".pt")):
+        from unlabeled.importers import read_mae
+
+        imported = read_mae(Path(where))
+        return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
+    folder = _existing(where.removeprefix("scratch:"))
+    config = json.loads((folder / "config.json").read_text())
+    arguments = {k: v for k, v in config["model_args"].items() if k not in ("global_pool", "fc_norm")}
+    weights = None if scratch else _read(folder / "model.safetensors")
+    if weights and config["num_classes"]:
+        raise UserError(f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from.")
+    return _build(config["architecture"], arguments, weights, image_size, channels)
+
+
+def preprocessing_of(path: str | Path) -> Preprocessing | None:
+    """The normalisation that an export folder was trained with; None for anything else."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text())["pretrained_cfg"]
+    return Preprocessing(config["mean"], config["std"], config["crop_pct"], config["interpolation"])
+
+
+def adapt(weights: Tensors, model: nn.Module) -> Tensors:
+    """Weights of a timm ViT fitted to another image size or number of channels.
+
+    Positions are resampled bicubically to the target grid; the patch convolution is summed or repeated over channels.
+    """
+    from timm.models._manipulate import adapt_input_conv
+
+    weights = dict(weights)
+    convolution, table = weights["patch_embed.proj.weight"], weights["pos_embed"]
+    channels = model.patch_embed.proj.weight.shape[1]  # type: ignore[union-attr]
+    if convolution.shape[1] != channels:
+        weights["patch_embed.proj.weight"] = adapt_input_conv(channels, convolution)
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    new: Grid = model.patch_embed.grid_size  # type: ignore[union-attr,assignment]
+    if table.shape[1] - prefix != new[0] * new[1]:
+        old = _square(table.shape[1] - prefix)
+        weights["pos_embed"] = torch.cat([table[:, :prefix], resample(table[:, prefix:], old, new)], dim=1)
+    return weights
+
+
+def _build(
+    architecture: str, arguments: dict[str, Any], weights: Tensors | None, image_size: int | Grid | None, channels: int | None
+) -> Encoder:
+    import timm
+
+    old: Grid = tuple(arguments["img_size"])
+    size = old if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
+    arguments = {**arguments, "img_size": list(size), "in_chans": channels or arguments["in_chans"]}
+    vit = timm.create_model(architecture, num_classes=0, **arguments)
+    encoder = Encoder(vit, architecture, arguments)
+    if weights is None:
+        from unlabeled.methods.mae import initialize_
+
+        encoder.fix_positions()
+        initialize_(encoder)
+        vit.pos_embed.requires_grad_(True)
+        return encoder
+    old_grid = (old[0] // encoder.patch_size, old[1] // encoder.patch_size)
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    table = resample(weights["pos_embed"][:, prefix:], old_grid, encoder.native_grid)
+    weights = {**weights, "pos_embed": torch.cat([weights["pos_embed"][:, :prefix], table], dim=1)}
+    _load_strictly(vit, adapt(weights, vit))
+    return encoder
+
+
+def _from_timm(name: str, image_size: int | Grid | None, channels: int | None) -> Encoder:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(f"timm has no model '{name}'")
+    try:
+        vit = timm.create_model(name, pretrained=True, num_classes=0, global_pool="token")
+    except Exception as error:  # a hub, a network or a file: whatever it was, the person must hear it
+        raise UserError(f"timm cannot load the weights of '{name}': {error}") from error
+    arguments = {
+        "img_size": list(vit.patch_embed.img_size),
+        "patch_size": vit.patch_embed.patch_size[0],
+        "in_chans": vit.in_chans,
+    }
+    return _build(name.split(".")[0], arguments, dict(vit.state_dict()), image_size, channels)
+
+
+def _load_strictly(vit: nn.Module, weights: Tensors) -> None:
+    try:
+        vit.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"weights and architecture do not match: {error}") from error
+
+
+def _existing(path: str | Path) -> Path:
+    folder = Path(path)
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} is not an export: {' and '.join(missing)} not found. Pretrain first, or name the folder that "
+            f"pretrain.py printed (runs/NAME/export)."
+        )
+    return folder
+
+
+def _read(file: Path) -> Tensors:
+    try:
+        return safetensors.torch.load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _prefix_of(method: Method, encoder: Encoder) -> str:
+    return next(f"{name}.vit." for name, module in method.named_modules() if module is encoder)
+
+
+def _square(n: int) -> Grid:
+    side = round(n**0.5)
+    if side * side != n:
+        raise UserError(f"cannot tell the grid of {n} positions: not a square")
+    return side, side
+
+

@@ -1,0 +1,123 @@
+"""Masked autoencoders (He et al., CVPR 2022; official code facebookresearch/mae at efb2a80).
+
+Encode the visible quarter of the patches, predict the pixels of the hidden ones. Where paper and code differ this
+follows the code: the fused qkv is initialised as one matrix, and class and mask tokens are decayed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Tensor, nn
+
+from unlabeled.data.masks import RandomMask
+from unlabeled.data.views import View
+from unlabeled.method import Batch, Method, Output, Progress
+from unlabeled.nn.decoders import Decoder, DecoderConfig, SelfDecoderConfig
+from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.nn.init import xavier_, xavier_patches_
+from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, unpatchify
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """MAE: defaults are the paper's ViT-B/16."""
+
+    name: Literal["mae"] = "mae"
+    view: View = Field(View(size=224, scale=(0.2, 1.0), mask=RandomMask()), description="the crop and its mask")
+    encoder: EncoderConfig = Field(EncoderConfig(), description="the vision transformer that is kept")
+    decoder: DecoderConfig = Field(SelfDecoderConfig(), description="the decoder: self (the paper's) or cross (cheaper)")
+    normalize_targets: bool = Field(True, description="regress patches of zero mean and unit variance")
+
+    @field_validator("view")
+    @classmethod
+    def _masked(cls, view: View) -> View:
+        if view.mask is None or view.count != 1:
+            raise ValueError(f"MAE needs one masked crop, found count {view.count} and mask {view.mask}")
+        return view
+
+    @field_validator("encoder")
+    @classmethod
+    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
+        if "view" in info.data:
+            info.data["view"].check(encoder.patch_size)
+        return encoder
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views its forward expects, in order."""
+        return (self.view,)
+
+    def build(self) -> MAE:
+        """A randomly initialised model."""
+        encoder = self.encoder.build(self.view.shape)
+        decoder = self.decoder.build(encoder, self.encoder.patch_size**2 * self.encoder.channels)
+        return MAE(encoder, decoder, self.normalize_targets)
+
+
+class MAE(Method):
+    """An encoder that sees only visible patches and a light decoder that regresses the hidden ones.
+
+    Args:
+        encoder: kept and exported.
+        decoder: from the encoder's tokens to pixels of hidden patches.
+        normalize_targets: regress normalised patches (section 4.2).
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, normalize_targets: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.normalize_targets = normalize_targets
+        initialize_(encoder)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        images, mask = batch.views[0].flat()
+        assert mask is not None
+
+        # encode what is visible, predict what the decoder chooses among the hidden
+        prediction = self.decoder(self.encoder(images, drop=mask), mask).float()
+
+        # mean squared error over the hidden patches of the whole batch
+        patches = patchify(images, self.encoder.patch_size)
+        target = gather(patches, self.decoder.predicts(mask))
+        if self.normalize_targets:
+            target = normalize_patches(target)
+        loss = (prediction - target).square().mean()
+        return Output(loss, {"explained": 1 - loss.detach() / target.var()})
+
+    def exports(self) -> dict[str, Encoder]:
+        return {"encoder": self.encoder}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Tensor:
+        """Originals, masked inputs and reconstructions: [B, 3, C, H, W], normalised like the input."""
+        images, mask = batch.views[0].flat()
+        assert mask is not None
+        hidden = mask.hidden.unsqueeze(-1)
+        patches = patchify(images, self.encoder.patch_size)
+        painted = torch.where(hidden, self.reconstruct(images, mask), patches)
+        rows = [patches, torch.where(hidden, 0.0, patches), painted]
+        grid = self.encoder.grid(images)
+        return torch.stack([unpatchify(row, self.encoder.patch_size, grid) for row in rows], dim=1)
+
+    def reconstruct(self, images: Tensor, mask: PatchMask) -> Tensor:
+        """Predicted pixels of every patch [B, N, p * p * C]; normalised predictions get their patch's true mean and std."""
+        everything = torch.arange(mask.hidden.shape[-1], device=images.device).expand(len(images), -1)
+        prediction = self.decoder(self.encoder(images, drop=mask), mask, index=everything).float()
+        if not self.normalize_targets:
+            return prediction
+        variance, mean = torch.var_mean(patchify(images, self.encoder.patch_size), dim=-1, keepdim=True)
+        return prediction * (variance + 1e-6).sqrt() + mean
+
+
+def initialize_(encoder: Encoder) -> None:
+    """MAE's initialisation of a ViT: Xavier everywhere, class token N(0, .02); learned positions N(0, .02)."""
+    vit = encoder.vit
+    xavier_(vit)
+    xavier_patches_(vit.patch_embed.proj)
+    for token in (vit.cls_token, vit.reg_token, vit.pos_embed if vit.pos_embed.requires_grad else None):
+        if token is not None:
+            nn.init.normal_(token, std=0.02)

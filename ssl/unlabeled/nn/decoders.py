@@ -1,0 +1,196 @@
+"""Decoders from visible tokens to predictions at patches: `decoder(tokens, mask) -> [B, M, out]`.
+
+M counts the patches that `decoder.predicts(mask)` names; `index=` asks for any others.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from unlabeled.nn.encoder import Encoder, Tokens
+from unlabeled.nn.init import xavier_
+from unlabeled.nn.patches import PatchMask, gather
+from unlabeled.nn.positions import resample, sincos_2d, with_prefix
+
+layer_norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class SelfDecoderConfig(BaseModel, frozen=True, extra="forbid"):
+    """MAE's decoder: self-attention over visible and mask tokens."""
+
+    name: Literal["self"] = "self"
+    width: int = Field(512, ge=4, multiple_of=4, description="token width")
+    depth: int = Field(8, ge=1, description="number of blocks")
+    heads: int = Field(16, ge=1, description="attention heads")
+
+    def build(self, encoder: Encoder, out: int) -> SelfDecoder:
+        """A decoder for `encoder` that predicts `out` values per patch."""
+        return SelfDecoder(encoder, out, self.width, self.depth, self.heads)
+
+
+class CrossDecoderConfig(BaseModel, frozen=True, extra="forbid"):
+    """Queries at a share of the hidden patches attend to the visible tokens only (CrossMAE): cheaper."""
+
+    name: Literal["cross"] = "cross"
+    width: int = Field(512, ge=4, multiple_of=4, description="token width")
+    depth: int = Field(8, ge=1, description="number of blocks")
+    heads: int = Field(16, ge=1, description="attention heads")
+    share: float = Field(0.25, gt=0, le=1, description="share of the hidden patches to predict")
+
+    def build(self, encoder: Encoder, out: int) -> CrossDecoder:
+        """A decoder for `encoder` that predicts `out` values per patch."""
+        return CrossDecoder(encoder, out, self.width, self.depth, self.heads, self.share)
+
+
+DecoderConfig = Annotated[SelfDecoderConfig | CrossDecoderConfig, Field(discriminator="name")]
+
+
+class Decoder(nn.Module, ABC):
+    """What every decoder answers."""
+
+    def predicts(self, mask: PatchMask) -> Tensor:
+        """The patches it predicts in training: [B, M] int64."""
+        return mask.indices()[1]
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
+        """Predictions [B, M, out] at `index` [B, M], by default at `predicts(mask)`."""
+
+
+class LinearDecoder(Decoder):
+    """One linear layer on a full-length sequence (SimMIM section 3.3), for encoders run with `replace=`.
+
+    Args:
+        encoder: whose tokens it reads.
+        out: values per patch.
+    """
+
+    def __init__(self, encoder: Encoder, out: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(encoder.width, out)
+
+    def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
+        index = self.predicts(mask) if index is None else index
+        return self.head(gather(tokens.patches, index))
+
+
+class SelfDecoder(Decoder):
+    """MAE's decoder (section 3, official `forward_decoder`): mask tokens fill the gaps, blocks see everything.
+
+    Args:
+        encoder: whose tokens it reads.
+        out: values per patch.
+        width, depth, heads: of its blocks.
+    """
+
+    def __init__(self, encoder: Encoder, out: int, width: int, depth: int, heads: int) -> None:
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        self.grid = encoder.native_grid
+        self.num_prefix = encoder.num_prefix
+        self.embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        table = with_prefix(sincos_2d(width, self.grid), self.num_prefix)
+        self.positions = nn.Parameter(table, requires_grad=False)
+        self.blocks = nn.Sequential(
+            *(Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=layer_norm) for _ in range(depth))
+        )
+        self.norm = layer_norm(width)
+        self.head = nn.Linear(width, out)
+        xavier_(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
+        keep, _ = mask.indices()
+        index = self.predicts(mask) if index is None else index
+
+        # un-shuffle the visible tokens among mask tokens, the prefix stays in front
+        x = self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1))
+        prefix, visible = x[:, : self.num_prefix], x[:, self.num_prefix :]
+        gaps = self.mask_token.to(x.dtype).expand(len(x), mask.hidden.shape[-1], -1)
+        patches = gaps.scatter(1, keep.unsqueeze(-1).expand_as(visible), visible)
+
+        # positions go to all tokens, prefix included
+        table = resample(self.positions[:, self.num_prefix :], self.grid, tokens.grid)
+        x = torch.cat([prefix + self.positions[:, : self.num_prefix], patches + table], dim=1)
+        x = self.blocks(x)
+        return self.head(self.norm(gather(x, index + self.num_prefix)))
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block whose queries attend to a memory instead of to each other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        from timm.layers import Mlp
+
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = layer_norm(width), layer_norm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Queries x [B, M, D] over memory [B, K, D]: [B, M, D]."""
+        x = x + self.attend(self.norm1(x), memory)
+        return x + self.mlp(self.norm2(x))
+
+    def attend(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Multi-head attention of x over memory."""
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query(x), *self.key_value(memory).chunk(2, dim=-1))
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class CrossDecoder(Decoder):
+    """Mask tokens at a random share of the hidden patches read the visible tokens by cross-attention.
+
+    Follows CrossMAE (Fu et al. 2024, section 3.2) without its weighting of encoder blocks: there is no attention
+    among mask tokens, so predicting fewer of them changes no prediction and saves their whole cost.
+
+    Args:
+        encoder: whose tokens it reads.
+        out: values per patch.
+        width, depth, heads: of its blocks.
+        share: of the hidden patches to predict in training, in (0, 1].
+    """
+
+    def __init__(self, encoder: Encoder, out: int, width: int, depth: int, heads: int, share: float) -> None:
+        super().__init__()
+        self.grid = encoder.native_grid
+        self.share = share
+        self.embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(with_prefix(sincos_2d(width, self.grid), 0), requires_grad=False)
+        self.memory_norm = layer_norm(width)
+        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(depth))
+        self.norm = layer_norm(width)
+        self.head = nn.Linear(width, out)
+        xavier_(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def predicts(self, mask: PatchMask) -> Tensor:
+        _, drop = mask.indices()
+        return drop[:, : math.ceil(self.share * drop.shape[1])]
+
+    def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
+        index = self.predicts(mask) if index is None else index
+        memory = self.memory_norm(self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1)))
+        table = resample(self.positions, self.grid, tokens.grid).expand(len(index), -1, -1)
+        x = self.mask_token + gather(table, index)
+        for block in self.blocks:
+            x = block(x, memory)
+        return self.head(self.norm(x))

@@ -1,0 +1,198 @@
+"""A vision transformer that can drop patches or replace them. The wrapped timm model stays untouched."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field, field_validator
+from torch import Tensor, nn
+
+from unlabeled.nn.patches import PatchMask, gather, patchify
+from unlabeled.nn.positions import Grid, resample, sincos_2d, with_prefix
+
+
+class Tokens(NamedTuple):
+    """What an encoder returns, after the final norm.
+
+    Attributes:
+        prefix: [B, P, D], the class token and registers, in this order.
+        patches: [B, N, D], or [B, K, D] of the visible patches in the order of `PatchMask.keep`.
+        grid: (rows, columns) of the whole image's patches, hidden ones included.
+    """
+
+    prefix: Tensor
+    patches: Tensor
+    grid: Grid
+
+    def pool(self, how: Literal["cls", "mean"]) -> Tensor:
+        """One vector per image [B, D]: the class token, or the mean of the patches."""
+        return self.prefix[:, 0] if how == "cls" else self.patches.mean(1)
+
+
+class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
+    """A timm vision transformer, by name, with what a recipe may change about it."""
+
+    model: str = Field("vit_base_patch16_224", description="a timm vision transformer (vit_*), by name")
+    patch_size: int = Field(16, ge=1, description="side of a patch, pixels")
+    width: int | None = Field(None, ge=4, description="token width; null = the timm model's")
+    depth: int | None = Field(None, ge=1, description="number of blocks; null = the timm model's")
+    heads: int | None = Field(None, ge=1, description="attention heads; null = the timm model's")
+    channels: int = Field(3, ge=1, le=16, description="input channels")
+    positions: Literal["sincos", "learned"] = Field(
+        "sincos", description="fixed 2-D sine-cosine positions, or learned ones"
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block, growing from 0")
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        import difflib
+
+        import timm
+
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models("vit_*"), n=1, cutoff=0.4)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"timm has no model '{name}'.{hint}")
+        if not name.startswith(("vit_", "deit")):
+            raise ValueError(f"expected a timm vision transformer (vit_*), found '{name}'")
+        return name
+
+    @field_validator("heads")
+    @classmethod
+    def _heads_divide_width(cls, heads: int | None, info: Any) -> int | None:
+        width = info.data.get("width")
+        if heads and width and width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
+        return heads
+
+    def timm_arguments(self, image_size: Grid) -> dict[str, Any]:
+        """The keyword arguments of `timm.create_model`, defaults left out."""
+        named = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
+        return {
+            "img_size": list(image_size),
+            "patch_size": self.patch_size,
+            "in_chans": self.channels,
+            **{key: value for key, value in named.items() if value is not None},
+        }
+
+    def build(self, image_size: Grid) -> Encoder:
+        """A randomly initialised encoder for pictures of `image_size` (height, width) pixels.
+
+        Raises:
+            ValueError: the patch size does not divide the image size, or the model is not a plain ViT.
+        """
+        import timm
+
+        if any(side % self.patch_size for side in image_size):
+            raise ValueError(f"patch_size {self.patch_size} does not divide an image of {image_size} pixels")
+        arguments = self.timm_arguments(image_size)
+        vit = timm.create_model(self.model, num_classes=0, drop_path_rate=self.drop_path, **arguments)
+        encoder = Encoder(vit, self.model, arguments)
+        if self.positions == "sincos":
+            encoder.fix_positions()
+        return encoder
+
+
+class Encoder(nn.Module):
+    """Wraps a timm `VisionTransformer` without a head.
+
+    `encoder(images)` encodes everything; `encoder(images, drop=mask)` only the visible patches (MAE);
+    `encoder(images, replace=mask, fill=token)` everything, hidden patches replaced by `token` (SimMIM, iBOT).
+
+    Args:
+        vit: the timm model, built with `num_classes=0`.
+        model: its timm name.
+        arguments: what `timm.create_model` needs, beside the name, to build it again.
+    """
+
+    def __init__(self, vit: nn.Module, model: str, arguments: dict[str, Any]) -> None:
+        from timm.models.vision_transformer import VisionTransformer
+
+        super().__init__()
+        if not isinstance(vit, VisionTransformer) or vit.attn_pool is not None or vit.pos_embed is None:
+            raise ValueError(f"expected a plain timm VisionTransformer with positions, found '{model}'")
+        self.vit = vit
+        self.model = model
+        self.arguments = dict(arguments)
+        self.width: int = vit.embed_dim
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.channels: int = vit.in_chans
+        self.native_grid: Grid = vit.patch_embed.grid_size
+        self.num_prefix: int = vit.num_prefix_tokens
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.vit.blocks)
+
+    @property
+    def image_size(self) -> Grid:
+        """(height, width) in pixels that the position table was made for."""
+        rows, columns = self.native_grid
+        return rows * self.patch_size, columns * self.patch_size
+
+    def grid(self, images: Tensor) -> Grid:
+        """(rows, columns) of patches in `images` [B, C, H, W].
+
+        Raises:
+            ValueError: the patch size does not divide the images.
+        """
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"patch size {self.patch_size} does not divide images of {height}x{width} pixels")
+        return height // self.patch_size, width // self.patch_size
+
+    def forward(
+        self,
+        images: Tensor,
+        drop: PatchMask | None = None,
+        replace: PatchMask | None = None,
+        fill: Tensor | None = None,
+    ) -> Tokens:
+        """Encode images [B, C, H, W]; any size that the patch size divides."""
+        grid = self.grid(images)
+        prefix_table, patch_table = self._positions(grid)
+
+        # embed the patches, only the visible ones when the rest is dropped
+        patches, table = patchify(images, self.patch_size), patch_table.expand(len(images), -1, -1)
+        if drop is not None:
+            keep, _ = drop.indices()
+            patches, table = gather(patches, keep), gather(table, keep)
+        x = self._embed(patches)
+        if replace is not None:
+            assert fill is not None, "replace= needs the token to fill in"
+            x = torch.where(replace.hidden.unsqueeze(-1), fill.to(x.dtype), x)
+        x = x + table
+
+        # prefix tokens in front, then the blocks as timm runs them
+        prefix = (self._prefix_tokens() + prefix_table).expand(len(x), -1, -1)
+        x = self.vit.norm_pre(torch.cat([prefix, x], dim=1))
+        x = self.vit.norm(self.vit.blocks(x))
+        return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :], grid)
+
+    def fix_positions(self) -> None:
+        """Replace the positions by the fixed sine-cosine table and freeze them."""
+        prefix = 0 if self.vit.no_embed_class else self.num_prefix
+        with torch.no_grad():
+            self.vit.pos_embed.copy_(with_prefix(sincos_2d(self.width, self.native_grid), prefix))
+        self.vit.pos_embed.requires_grad_(False)
+
+    def _embed(self, patches: Tensor) -> Tensor:
+        # the patch convolution as a matrix product, so that hidden patches cost nothing
+        projection = self.vit.patch_embed.proj
+        weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
+        return self.vit.patch_embed.norm(F.linear(patches, weight, projection.bias))
+
+    def _prefix_tokens(self) -> Tensor:
+        tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
+        return torch.cat(tokens, dim=1) if tokens else self.vit.pos_embed.new_zeros(1, 0, self.width)
+
+    def _positions(self, grid: Grid) -> tuple[Tensor | float, Tensor]:
+        table = self.vit.pos_embed
+        if self.vit.no_embed_class:
+            return 0.0, resample(table, self.native_grid, grid)
+        prefix, patches = table[:, : self.num_prefix], table[:, self.num_prefix :]
+        return prefix, resample(patches, self.native_grid, grid)

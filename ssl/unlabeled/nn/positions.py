@@ -1,0 +1,43 @@
+"""Position embeddings over a grid of patches, as tables [rows * columns, D]."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = tuple[int, int]
+
+
+def sincos_2d(width: int, grid: Grid) -> Tensor:
+    """Fixed 2-D sine-cosine table [rows * columns, width], float64.
+
+    Channels are [sin(x w), cos(x w), sin(y w), cos(y w)] with the column x first and the row y second, raw integer
+    coordinates and w_k = 10000^(-k / (width / 4)) (MAE, official `util/pos_embed.py`).
+
+    Raises:
+        ValueError: `width` is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"a sin-cos table needs a width that is a multiple of 4, found {width}")
+    omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    angles_x, angles_y = (axis.reshape(-1, 1) * omega for axis in (x, y))
+    return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1)
+
+
+def with_prefix(table: Tensor, prefix: int) -> Tensor:
+    """Put `prefix` zero rows (class token, registers) in front of a table: [1, prefix + N, D], float32."""
+    return torch.cat([table.new_zeros(prefix, table.shape[1]), table]).float().unsqueeze(0)
+
+
+def resample(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Carry a table [1, N, D] from one grid to another by bicubic interpolation to the target size.
+
+    MAE's rule (official `interpolate_pos_embed`): align_corners False, no antialiasing.
+    """
+    if old == new:
+        return table
+    image = table.unflatten(1, old).permute(0, 3, 1, 2).float()
+    image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    return image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)

@@ -1,0 +1,96 @@
+"""What a recipe may say. `run` holds what cannot change the result; everything else can."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, create_model, field_validator
+from pydantic_core.core_schema import ValidationInfo
+
+from unlabeled.data.shapes import Shapes
+from unlabeled.data.sources import Files
+from unlabeled.evaluate.protocol import Evaluation
+from unlabeled.methods import config_union
+from unlabeled.train.optim import AdamW, OptimConfig
+from unlabeled.transfer.classify import ClassifyConfig
+
+DataConfig = Annotated[Files | Shapes, Field(discriminator="name")]
+Tracker = Literal["tensorboard", "mlflow"]
+
+# fields that cannot change what is learnt: a run may be resumed with others
+FREE_FIELDS = ("run.", "data.path", "data.max_bad_fraction", "evaluate.")
+
+
+class Train(BaseModel, frozen=True, extra="forbid"):
+    """How long, how many at once, how precisely."""
+
+    epochs: float = Field(100, gt=0, allow_inf_nan=False, description="passes over the data")
+    batch_size: int = Field(
+        256, ge=1, description="effective batch: per process x processes x accumulation, whatever the machine"
+    )
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision; no = float32")
+
+
+class Run(BaseModel, frozen=True, extra="forbid"):
+    """The machine and the output: nothing here changes the result, rounding aside."""
+
+    output: str | None = Field(None, description="output folder; null = runs/NAME")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto = an accelerator if there is one")
+    workers: int = Field(2, ge=0, description="processes that make samples; 0 = the main process does")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step and process, to save memory")
+    compile: bool = Field(False, description="compile encoder and decoder (slow start, faster steps)")
+    log_every: int = Field(50, ge=1, description="steps between logged lines")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints to keep")
+    keep_every: int | None = Field(None, ge=1, description="also keep checkpoints whose step this divides")
+    trackers: tuple[Tracker, ...] = Field((), description="also log to tensorboard, mlflow, or both")
+    max_skipped: int = Field(20, ge=1, description="steps in a row with a non-finite loss or gradient before stopping")
+    timeout: float = Field(600, gt=0, allow_inf_nan=False, description="seconds to wait for a worker or a process")
+
+
+class _Recipe(BaseModel, frozen=True, extra="forbid"):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run; its output is runs/NAME")
+    seed: int = Field(0, ge=0, lt=2**32, description="decides initialisation, order, crops and masks")
+    data: DataConfig = Field(description="the pictures")
+    train: Train = Field(Train(), description="length, batch and precision")
+    optim: OptimConfig = Field(AdamW(), description="optimizer and schedule")
+    evaluate: Evaluation | None = Field(None, description="kNN and linear probes on labelled pictures; null = none")
+    run: Run = Field(Run(), description="machine and output; cannot change the result")
+
+    @field_validator("optim")
+    @classmethod
+    def _warmup_fits(cls, optim: Any, info: ValidationInfo) -> Any:
+        train = info.data.get("train")
+        if train is not None and optim.warmup_epochs > train.epochs:
+            raise ValueError(f"warmup_epochs {optim.warmup_epochs} is longer than the run of {train.epochs} epochs")
+        return optim
+
+    @property
+    def output(self) -> str:
+        """The output folder."""
+        return self.run.output or f"runs/{self.name}"
+
+
+class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
+    """A recipe for finetune.py."""
+
+    encoder: str = Field(
+        description="the backbone: an export folder, an official .pth of MAE, or timm:NAME; 'scratch:FOLDER' for its "
+        "architecture with random weights"
+    )
+    task: ClassifyConfig = Field(ClassifyConfig(), description="what to learn, and which parts of the backbone learn")
+
+
+def pretrain_recipe() -> Any:
+    """The schema of recipes for pretrain.py, with every method there is."""
+    return create_model(
+        "PretrainRecipe",
+        __base__=_Recipe,
+        __doc__="A recipe for pretrain.py.",
+        method=(config_union(), Field(description="what is learnt and from what")),
+    )
+
+
+def is_free(path: str) -> bool:
+    """Whether a field, by dotted path, cannot change the result."""
+    return any(path == free or (free.endswith(".") and path.startswith(free)) for free in FREE_FIELDS)

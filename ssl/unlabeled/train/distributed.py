@@ -1,0 +1,80 @@
+"""Everything that processes tell each other, beside gradients. One process pays nothing for it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from unlabeled.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_accelerator(device: str, precision: str, timeout: float, trackers: list[str], folder: str) -> Accelerator:
+    """Accelerate on the recipe's device: `auto` takes an accelerator if there is one, else the CPU.
+
+    Raises:
+        UserError: the device is not there, or cannot do the precision.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    if not cpu and not torch.accelerator.is_available():
+        raise UserError(f"run.device is {device}, but this machine has no accelerator. Set run.device=cpu or auto.")
+    if cpu and precision == "fp16":
+        raise UserError("train.precision fp16 needs an accelerator. Set train.precision=bf16 or no to run on a CPU.")
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        log_with=trackers or None,
+        project_dir=folder,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
+    )
+
+
+def total(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Sum a small tensor over all processes, so that all of them read the same."""
+    return accelerator.reduce(values, "sum") if accelerator.num_processes > 1 else values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The value of every process, in order of rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def raise_together(error: BaseException | None) -> None:
+    """Raise on every process what any of them caught, so that none waits for the others.
+
+    Raises:
+        UserError: the first process's error, by rank.
+    """
+    for rank, caught in enumerate(gather_objects(None if error is None else str(error))):
+        if caught is not None:
+            if error is not None and str(error) == caught:
+                raise error
+            raise UserError(f"process {rank}: {caught}")
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A sharded tensor made whole (all processes must ask), any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor sharded as `like` is."""
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor

@@ -1,0 +1,127 @@
+"""Optimizers as recipes name them, and the param groups that a method's rules make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unlabeled.method import Method
+
+Unit = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Schedule(BaseModel, frozen=True, extra="forbid"):
+    base_lr: float = Field(
+        1.5e-4, gt=0, allow_inf_nan=False, description="learning rate per 256 samples: peak = base_lr x batch / 256"
+    )
+    min_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end, not scaled")
+    warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False, description="epochs of linear warm-up from 0")
+    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="of the parameters that the method decays")
+    clip: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest global gradient norm; null = no clipping")
+
+
+class AdamW(_Schedule, frozen=True, extra="forbid"):
+    """AdamW, fused where the device has it."""
+
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[Unit, Unit] = Field((0.9, 0.95), description="decay of the two moments")
+    eps: float = Field(1e-8, gt=0, allow_inf_nan=False, description="added to the root of the second moment")
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over param groups."""
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=_can_fuse(groups))
+
+
+class SGD(_Schedule, frozen=True, extra="forbid"):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Unit = Field(0.9, description="of the velocity")
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over param groups."""
+        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)
+
+
+class Lars(_Schedule, frozen=True, extra="forbid"):
+    """LARS, for linear probes at large batch (MAE's `util/lars.py`)."""
+
+    name: Literal["lars"] = "lars"
+    momentum: Unit = Field(0.9, description="of the velocity")
+    trust: float = Field(0.001, gt=0, description="trust coefficient")
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over param groups."""
+        return LARS(groups, lr=0.0, momentum=self.momentum, trust=self.trust)
+
+
+OptimConfig = Annotated[AdamW | SGD | Lars, Field(discriminator="name")]
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017), as MAE and MoCo v3 implement it.
+
+    Tensors of more than one axis get weight decay and the trust ratio; biases and norms are plain SGD.
+
+    Args:
+        params: parameters or groups.
+        lr, momentum, weight_decay: as in SGD.
+        trust: trust coefficient.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update: v <- momentum v + scaled gradient; p <- p - lr v."""
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    update = self._scaled(p, p.grad, group)
+                    if "momentum_buffer" not in state:
+                        state["momentum_buffer"] = torch.zeros_like(p)
+                    p.sub_(group["lr"] * state["momentum_buffer"].mul_(group["momentum"]).add_(update))
+        return loss
+
+    @staticmethod
+    def _scaled(p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        if p.ndim < 2:
+            return gradient
+        gradient = gradient.add(p, alpha=group["weight_decay"])
+        p_norm, g_norm = p.norm(), gradient.norm()
+        both = (p_norm > 0) & (g_norm > 0)
+        return gradient * torch.where(both, group["trust"] * p_norm / g_norm, 1.0)
+
+
+def param_groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by the method's rules: learning-rate scale and whether weight decay applies."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            key = (method.lr_scale(name), method.decays(name, parameter))
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": members, "lr_scale": scale, "weight_decay": weight_decay if decay else 0.0}
+        for (scale, decay), members in groups.items()
+    ]
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Write the scheduled rate into every group, times the group's scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    kinds = {p.device.type for group in groups for p in group["params"]}
+    return kinds <= {"cuda", "cpu", "mps", "xpu"} and len(kinds) == 1

@@ -1,0 +1,92 @@
+"""What decides the rest of a run, as tensors by name: model, optimizer and random state. The same for every launcher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unlabeled.errors import UserError
+from unlabeled.train.distributed import full, gather_objects, sharded_like
+
+Tensors = dict[str, Tensor]
+
+
+def model_tensors(model: nn.Module) -> Tensors:
+    """Parameters and buffers by name, made whole when they are sharded (all processes must ask)."""
+    return {name: full(tensor) for name, tensor in model.state_dict().items()}
+
+
+def load_model(model: nn.Module, tensors: Tensors) -> None:
+    """Put whole tensors back into a model, sharded or not. Strict.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    own = model.state_dict()
+    check_same(own, tensors, "the model")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(sharded_like(tensors[name], tensor))
+
+
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
+    """Optimizer state keyed `parameter name/state name`."""
+    return {
+        f"{name}/{key}": full(value if isinstance(value, Tensor) else torch.tensor(value))
+        for name, parameter in model.named_parameters()
+        for key, value in sorted(optimizer.state.get(parameter, {}).items())
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
+    """Put optimizer state back. A parameter that had none (not yet trained) gets none."""
+    parameters = dict(model.named_parameters())
+    state: dict[nn.Parameter, dict[str, Any]] = {}
+    for full_key, value in tensors.items():
+        name, key = full_key.rsplit("/", 1)
+        if name not in parameters:
+            raise UserError(f"the checkpoint's optimizer knows '{name}', the model does not")
+        parameter = parameters[name]
+        # moments lie like their parameter, counters stay where the optimizer left them
+        placed = sharded_like(value, parameter) if value.shape == parameter.shape else _counter(value, parameter, optimizer)
+        state.setdefault(parameter, {})[key] = placed
+    optimizer.state.clear()
+    optimizer.state.update(state)
+
+
+def rng_tensors(device: torch.device) -> Tensors:
+    """The random state of this process: the CPU's, and the device's if it has its own."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def all_rng_tensors(device: torch.device) -> dict[str, Tensors]:
+    """The random states of all processes as `rng-RANK`."""
+    return {f"rng-{rank}": state for rank, state in enumerate(gather_objects(rng_tensors(device)))}
+
+
+def load_rng(tensors: Tensors, device: torch.device) -> None:
+    """Put this process's random state back."""
+    torch.set_rng_state(tensors["cpu"])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
+
+
+def check_same(own: Tensors, given: Tensors, what: str) -> None:
+    """Raise UserError unless both have the same names and shapes."""
+    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or unexpected:
+        raise UserError(f"{what} and the file do not match: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape:
+            raise UserError(f"{what} has {name} of shape {list(tensor.shape)}, the file {list(given[name].shape)}")
+
+
+def _counter(value: Tensor, parameter: nn.Parameter, optimizer: Optimizer) -> Tensor:
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    return value.to(parameter.device) if on_device else value

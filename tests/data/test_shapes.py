@@ -1,0 +1,147 @@
+"""Drawn pictures: the same everywhere, one object each, and no class that raw pixels give away."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor
+
+from unlabeled.data.shapes import OUTLINES, RADIUS, Shapes, ShapesSource
+
+# of the outlines in a disc of radius one, by schoolbook geometry
+AREAS = {
+    "circle": math.pi * 0.9**2,
+    "square": 1.4**2,
+    "triangle": 3 * math.sqrt(3) * 0.5**2,
+    "star": 5 * 0.31**2 * math.tan(0.2 * math.pi) / math.cos(0.4 * math.pi),
+    "cross": 2 * 0.54 * 1.86 - 0.54**2,
+    "ring": math.pi * (0.92**2 - 0.52**2),
+    "heart": 1.08**2 + math.pi * 0.54**2,
+    "arrow": 0.9**2 + 0.48 * 0.92,
+    "hourglass": 2 * 0.66 * (0.66 + 2 * 0.08 * math.sqrt(2)),
+}
+
+
+def pictures(source: ShapesSource, count: int) -> Tensor:
+    return torch.stack([source.image(i) for i in range(count)])
+
+
+def test_the_contract() -> None:
+    source = Shapes(train_size=105, val_size=20, size=24).open("train")
+    assert len(source) == len(source.labels) == 105 and len(Shapes(val_size=20).open("val")) == 20
+    assert source.image(3).shape == (3, 24, 24) and source.image(3).dtype == torch.uint8
+    assert source.mask(3).shape == (24, 24) and source.mask(3).dtype == torch.bool
+    assert source.key(3) == "shapes/train/000003"
+    counts = np.bincount(source.labels, minlength=10)
+    assert source.labels.dtype == np.int64 and len(source.classes) == 10 and counts.max() - counts.min() <= 1
+
+
+def test_a_picture_depends_on_seed_split_and_index_alone() -> None:
+    source = Shapes().open("train")
+    first = pictures(source, 30)
+    backwards = torch.stack([source.image(i) for i in reversed(range(30))]).flip(0)
+    assert torch.equal(first, backwards)
+    assert torch.equal(first, pictures(pickle.loads(pickle.dumps(source)), 30))
+    assert torch.equal(first, pictures(Shapes(train_size=30, val_size=1).open("train"), 30))
+
+    every = torch.cat([first, pictures(Shapes(seed=1).open("train"), 30), pictures(Shapes().open("val"), 30)])
+    assert len(torch.unique(every, dim=0)) == 90
+
+
+def test_what_is_drawn_is_pinned() -> None:
+    # a change here changes everybody's numbers: raise VERSION with it
+    source = Shapes().open("train")
+    means = [source.image(i).float().mean().item() for i in (0, 1, 2, 9_999)]
+    assert means == pytest.approx([140.33, 116.40, 54.67, 104.69], abs=0.01)
+
+
+def test_splits_share_no_picture() -> None:
+    train, val = (pictures(Shapes().open(split), 1000) for split in ("train", "val"))
+    assert len(torch.unique(torch.cat([train, val]), dim=0)) == 2000
+
+
+def test_fingerprint_tells_apart_what_differs() -> None:
+    recipes = [Shapes(), Shapes(seed=1), Shapes(size=64), Shapes(train_size=10, val_size=10)]
+    prints = [recipe.open(split).fingerprint() for recipe in recipes for split in ("train", "val")]
+    assert len(set(prints)) == len(prints)
+    assert Shapes().open("train").fingerprint() == prints[0]
+
+
+@pytest.mark.parametrize("name", OUTLINES)
+def test_outlines_fit_the_unit_disc_and_have_their_area(name: str) -> None:
+    axis = np.linspace(-1.5, 1.5, 600, dtype=np.float32)
+    x, y = np.meshgrid(axis, axis)
+    inside = OUTLINES[name](x, y) <= 0
+    assert 0.85 < np.hypot(x, y)[inside].max() < 1.03
+    if name in AREAS:
+        assert inside.mean() * 9 == pytest.approx(AREAS[name], rel=0.01)
+
+
+def test_the_mask_is_the_object() -> None:
+    """The same scene with another shape differs where just one of the two is, and nowhere around them."""
+    source, other = Shapes(size=64).open("train"), Shapes(size=64).open("train")
+    other.labels = (other.labels + 3) % 10
+    for i in range(40):
+        changed = (source.image(i) != other.image(i)).any(0)
+        mask, swapped = source.mask(i), other.mask(i)
+        near = F.max_pool2d((mask | swapped).float()[None], 7, 1, 3)[0] > 0
+        assert not (changed & ~near).any()
+        assert changed[mask ^ swapped].all()
+
+
+def test_the_object_is_dominant_and_inside_the_picture() -> None:
+    source = Shapes(size=64).open("train")
+    for i in range(100):
+        rows, columns = torch.where(source.mask(i))
+        extent = max(rows.max() - rows.min(), columns.max() - columns.min()).item() + 1
+        assert RADIUS[0] * 64 * 0.7 < extent < RADIUS[1] * 64 * 1.03
+        share = source.mask(i).float().mean().item()
+        name = source.classes[source.labels[i]]
+        if name in AREAS:
+            low, high = (AREAS[name] * r**2 / 4 for r in RADIUS)
+            assert low * 0.9 < share < high * 1.1
+
+
+def test_size_is_only_resolution() -> None:
+    small, large = Shapes(size=32).open("val"), Shapes(size=128).open("val")
+    for i in range(10):
+        shrunk = F.avg_pool2d(large.image(i).float(), 4)
+        assert (shrunk - small.image(i).float()).abs().mean() < 6
+
+
+def test_raw_pixels_do_not_tell_the_class() -> None:
+    """Weighted kNN (k = 20, temperature 0.07) on normalised pixels stays near chance, which is 10 %."""
+    recipe = Shapes()
+    train, val = recipe.open("train"), recipe.open("val")
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (recipe.mean, recipe.std))
+    bank, queries = (
+        F.normalize(((pictures(source, count) - mean) / std).flatten(1))
+        for source, count in ((train, 4000), (val, 1000))
+    )
+    similarity, nearest = (queries @ bank.T).topk(20)
+    votes = F.one_hot(torch.from_numpy(train.labels)[nearest], 10) * (similarity / 0.07).exp().unsqueeze(-1)
+    accuracy = (votes.sum(1).argmax(1) == torch.from_numpy(val.labels[:1000])).float().mean()
+    assert accuracy < 0.25
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": 7},
+        {"size": 513},
+        {"train_size": 0},
+        {"seed": -1},
+        {"max_bad_fraction": math.nan},
+        {"std": (1, 0, 1)},
+    ],
+)
+def test_refuses_what_cannot_be_drawn(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Shapes(**wrong)
