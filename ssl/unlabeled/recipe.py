@@ -79,7 +79,6 @@ def dump(recipe: BaseModel) -> str:
     yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
-    yaml.width = 10**6
     stream = io.StringIO()
     yaml.dump(recipe.model_dump(mode="json", round_trip=True), stream)
     return stream.getvalue()
@@ -515,7 +514,7 @@ def _follow(schema: type[BaseModel], location: Place, data: Any) -> _Spot | None
             # a mapping can only mean a model, so what the other members say about it is noise
             if not any(model.__name__ in str(part) for model in models):
                 return None
-            kind = _Kind(Union[tuple(models)], ())
+            kind = _Kind(Union[tuple(models)], ())  # noqa: UP007 - made at run time
             continue
         owner = members[0].type if _is_model(members[0]) else None
         kind = _inner(members[0], part)
@@ -589,12 +588,11 @@ _SPELLED = {" >= ": " of at least ", " <= ": " no more than ", " > ": " greater 
 
 def _words(kind: _Kind) -> str:
     """Such as `number > 0`, `one of: a, b`, `list of 2 integers` or `text or null`."""
-    if tags := _tagged(kind):
-        optional = any(member.type is NoneType for member in _members(kind))
-        return f"mapping with name: {', '.join(tags)}" + (" or null" if optional else "")
     members = _members(kind)
     if len(members) > 1:
-        return " or ".join(_words(member) for member in members)
+        tags = _tagged(kind)
+        named = [f"mapping with name: {', '.join(tags)}"] if tags else []
+        return " or ".join(named + [_words(each) for each in members if not (tags and _is_model(each))])
     if options := _options(kind):
         return ("one of: " if len(options) > 1 else "") + ", ".join(map(_bare, options))
     if get_origin(kind.type) in (list, tuple, set, frozenset, Sequence):

@@ -54,7 +54,6 @@ class _Recipe(BaseModel, frozen=True, extra="forbid"):
     data: DataConfig = Field(description="the pictures")
     train: Train = Field(Train(), description="length, batch and precision")
     optim: OptimConfig = Field(AdamW(), description="optimizer and schedule")
-    evaluate: Evaluation | None = Field(None, description="kNN and linear probes on labelled pictures; null = none")
     run: Run = Field(Run(), description="machine and output; cannot change the result")
 
     @field_validator("optim")
@@ -71,6 +70,12 @@ class _Recipe(BaseModel, frozen=True, extra="forbid"):
         return self.run.output or f"runs/{self.name}"
 
 
+class Scoring(BaseModel, frozen=True, extra="forbid"):
+    """When fine-tuning is scored on `data.val`; it always is at the end."""
+
+    every: int | None = Field(None, ge=1, description="steps between scores; null = only at the end")
+
+
 class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
     """A recipe for finetune.py."""
 
@@ -79,6 +84,7 @@ class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
         "architecture with random weights"
     )
     task: ClassifyConfig = Field(ClassifyConfig(), description="what to learn, and which parts of the backbone learn")
+    evaluate: Scoring = Field(Scoring(), description="when to score")
 
 
 def pretrain_recipe() -> Any:
@@ -88,6 +94,11 @@ def pretrain_recipe() -> Any:
         __base__=_Recipe,
         __doc__="A recipe for pretrain.py.",
         method=(config_union(), Field(description="what is learnt and from what")),
+        init=(str | None, Field(None, description="export folder to go on from, encoder and heads; null = from scratch")),
+        evaluate=(
+            Evaluation | None,
+            Field(None, description="kNN and linear probes on labelled pictures while it trains; null = none"),
+        ),
     )
 
 

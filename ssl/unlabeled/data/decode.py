@@ -1,8 +1,8 @@
 """Bytes of a picture to uint8 [3, H, W], or `BadSample` and nothing else.
 
-A picture's first bytes decide what it is, never its name. JPEG goes through torchvision (bit for bit what Pillow
-makes of it, CMYK included, at a quarter of the time), all else through Pillow, which is held to `FORMATS`. The size
-is read from the header and held against `max_pixels` before anything is decoded.
+A picture's first bytes decide what it is, never its name. JPEG goes through torchvision (what Pillow makes of it,
+bit for bit, CMYK included, in less than half the time), all else through Pillow, which is held to `FORMATS`. The
+size is read from the header and held against `max_pixels` before anything is decoded.
 
 Rules by which everything becomes RGB:
 

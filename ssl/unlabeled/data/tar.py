@@ -1,7 +1,7 @@
 """Which files an uncompressed tar holds and where, from its headers alone: nothing is ever extracted.
 
-Headers are parsed by `tarfile`, but walked here: `TarFile` keeps an object per member, which for a million members
-is gigabytes, and takes a damaged header in the middle for the end.
+Headers are parsed by `tarfile`, but walked here: `TarFile` keeps an object per member, gigabytes for a million
+members, and takes a damaged header in the middle for the end.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from unlabeled.errors import UserError
 _BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+_PLAIN_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _PAX, _PAX_GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
 
 
@@ -133,10 +134,12 @@ def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Records "LENGTH KEY=VALUE\\n", LENGTH counting the whole record."""
     while data:
         digits, _, _ = data.partition(b" ")
-        record, data = data[len(digits) + 1 : int(digits)], data[int(digits) :]
-        key, equals, value = record.partition(b"=")
-        if not equals or not value.endswith(b"\n") or (key == b"size" and not value[:-1].isdigit()):
-            raise ValueError(record)
+        length = int(digits)
+        key, equals, value = data[len(digits) + 1 : length].partition(b"=")
+        whole = length <= len(data) and equals and value.endswith(b"\n")
+        if not whole or (key == b"size" and not value[:-1].isdigit()):
+            raise ValueError(data[:length])
+        data = data[length:]
         yield key, value[:-1]
 
 
@@ -148,7 +151,7 @@ def _refuse_unsafe(header: tarfile.TarInfo, name: bytes, path: str, position: in
         problem = "climbs out of the archive with '..'"
     elif header.issym() or header.islnk():
         problem = f"is a link to {header.linkname!r}"
-    elif not (header.isdir() or header.type in tarfile.REGULAR_TYPES) or header.issparse():
+    elif not header.isdir() and header.type not in _PLAIN_FILES:
         problem = "is neither a plain file nor a folder"
     if problem:
         raise UserError(

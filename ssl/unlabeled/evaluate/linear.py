@@ -16,6 +16,8 @@ from unlabeled.evaluate.features import Features
 
 MOMENTUM = 0.9
 HELD_OUT = 0.1
+# a tenth of few labels says little, so it is drawn anew until about this many samples were held out
+HELD_OUT_ENOUGH, HELD_OUT_DRAWS = 1000, 10
 EPS = 1e-6  # of MAE's BatchNorm before the head
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -60,16 +62,18 @@ class Probe(NamedTuple):
 def linear_probe(train: Features, test: Features, num_classes: int, config: Linear, seed: int = 0) -> Probe:
     """Choose the learning rate on a held-out tenth, train on everything with it, report on the test set.
 
-    Classes with a single sample hold nothing out; when no class can, the training accuracy decides. Ties go
-    to the smaller learning rate. Runs where the features are; random choices come from `seed` alone.
+    Of few samples several tenths are held out in turn. Classes with a single sample hold nothing out; when no
+    class can, the training accuracy decides. Ties go to the smaller learning rate. Runs where the features are;
+    random choices come from `seed` alone.
     """
     train, test = _standardize(train, test)
-    held, kept = _hold_out(train.y.cpu().numpy(), seed)
-    heads = train_heads(train.take(kept), num_classes, config.lrs, config, seed)
-    found = zip(_accuracies(heads, train.take(held)), config.lrs, strict=True)
-    lr = min(found, key=lambda accuracy_lr: (-accuracy_lr[0], accuracy_lr[1]))[1]
+    found = np.zeros(len(config.lrs))
+    for held, kept in _hold_out(train.y.cpu().numpy(), seed):
+        heads = train_heads(train.take(kept), num_classes, config.lrs, config, seed)
+        found += _hits(heads, train.take(held))
+    lr = min(rate for rate, hits in zip(config.lrs, found, strict=True) if hits == found.max())
     head = train_heads(train, num_classes, (lr,), config, seed)
-    return Probe(_accuracies(head, test)[0], lr)
+    return Probe(100 * _hits(head, test)[0] / len(test.y), lr)
 
 
 @torch.no_grad()
@@ -119,15 +123,19 @@ def _standardize(train: Features, test: Features) -> tuple[Features, Features]:
     return Features((train.x - mean) * scale, train.y), Features((test.x - mean) * scale, test.y)
 
 
-def _hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(held, kept) rows; the same rows twice, all of them, when no class has two samples."""
-    several = np.bincount(labels)[labels] > 1
-    held = stratified(np.where(several, labels, -1), HELD_OUT, seed)
+def _hold_out(labels: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(held, kept) rows, several times for few labels; both are all rows when no class has two samples."""
+    several = np.where(np.bincount(labels)[labels] > 1, labels, -1)
     everything = np.arange(len(labels))
-    return (held, np.setdiff1d(everything, held)) if len(held) else (everything, everything)
+    if (several < 0).all():
+        yield everything, everything
+        return
+    draws = np.clip(HELD_OUT_ENOUGH / (HELD_OUT * len(labels)), 1, HELD_OUT_DRAWS)
+    for draw in range(int(draws)):
+        held = stratified(several, HELD_OUT, seed * HELD_OUT_DRAWS + draw)
+        yield held, np.setdiff1d(everything, held)
 
 
-def _accuracies(heads: Heads, test: Features) -> list[float]:
-    """Top-1 accuracy of every head, percent."""
-    hits = heads.logits(test.x).argmax(-1) == test.y.unsqueeze(1)
-    return [100 * hit / len(hits) for hit in hits.sum(0).tolist()]
+def _hits(heads: Heads, test: Features) -> np.ndarray:
+    """How many samples every head classifies right [L]."""
+    return (heads.logits(test.x).argmax(-1) == test.y.unsqueeze(1)).sum(0).cpu().numpy()

@@ -150,7 +150,7 @@ class Evaluator:
     def __call__(self, encoder: Encoder) -> Iterator[tuple[str, float]]:
         """Yield ("knn", percent), ("linear", percent), then the same for smaller shares as "linear_1%".
 
-        All processes must call it and get the same scores. The encoder and torch's random state stay unchanged.
+        All processes must call it and get the same scores. Neither the encoder nor the random state changes.
 
         Raises:
             UserError: the pictures have no labels, or the encoder cannot be pooled as asked.

@@ -80,11 +80,10 @@ class Classifier(Method):
 
     def logits(self, images: Tensor) -> Tensor:
         """Class scores [B, classes] of images [B, C, H, W]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
-            pooled = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
-        if self.probe_norm is not None:
-            pooled = self.probe_norm(pooled)
-        return self.model.head(pooled)
+        if self.probe_norm is None:
+            return self.model(images)
+        pooled = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+        return self.model.head(self.probe_norm(pooled))
 
     def train(self, mode: bool = True) -> Classifier:
         """A frozen backbone stays in evaluation mode."""

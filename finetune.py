@@ -1,0 +1,91 @@
+"""Fine-tune a pretrained encoder on labelled pictures: recipe + export -> task -> the same engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlabeled.cli import main
+from unlabeled.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from unlabeled.engine import Engine, Job
+    from unlabeled.plan import Line
+    from unlabeled.transfer.score import Scorer
+
+
+class Finetune:
+    """The transfer stage."""
+
+    name = "finetune"
+    summary = "Fine-tune a pretrained encoder on labelled pictures."
+    scorer: Scorer
+
+    def schema(self) -> Any:
+        """The type of its recipes."""
+        from unlabeled.schema import FinetuneRecipe
+
+        return FinetuneRecipe
+
+    def job(self, recipe: Any, accelerator: Accelerator) -> Job:
+        """Load the backbone, choose the labels, set up the task."""
+        from unlabeled.data.loader import ViewDataset
+        from unlabeled.data.part import Part
+        from unlabeled.data.subset import stratified
+        from unlabeled.engine import Job
+        from unlabeled.export import load_encoder
+        from unlabeled.transfer.classify import Classifier
+        from unlabeled.transfer.score import Scorer, check_preprocessing
+
+        check_preprocessing(recipe)
+        task, source = recipe.task, recipe.data.open("train")
+        if not source.classes:
+            raise UserError("fine-tuning needs labels: put the pictures of data.train into one folder per class")
+        part = Part(source, stratified(source.labels, task.fraction, task.fraction_seed))
+        encoder = load_encoder(recipe.encoder, image_size=task.view.shape)
+        task.view.check(encoder.patch_size)
+        self.scorer = scorer = Scorer(recipe, accelerator, source.classes)
+
+        def accuracy(method: Any) -> Iterator[tuple[str, float]]:
+            yield "accuracy", scorer(method)["accuracy"]
+
+        return Job(
+            recipe,
+            lambda: Classifier(encoder, task, len(source.classes)),
+            ViewDataset(part, [task.view], encoder.patch_size, recipe.seed),
+            accuracy,
+            {"pictures": part.fingerprint()},
+        )
+
+    def what(self, recipe: Any, job: Job) -> list[Line]:
+        """Its own lines of the plan."""
+        task, source = recipe.task, job.dataset.source
+        share = f" ({100 * task.fraction:g} % of the labels)" if task.fraction < 1 else ""
+        return [
+            ("pictures", f"{len(source):,} from {recipe.data.name}{share}, {len(source.classes)} classes"),
+            ("backbone", recipe.encoder),
+            ("task", f"classify, mode {task.mode}, pool {task.pool}"),
+        ]
+
+    def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
+        """Score once more with per-class accuracy, write result.json and a timm classifier."""
+        from unlabeled.transfer.score import export_classifier, write_result
+
+        method = engine.whole_method()
+        result = self.scorer(method)
+        if engine.accelerator.is_main_process:
+            write_result(output / "result.json", recipe, engine, result)
+            export_classifier(output / "export", method, recipe, engine, result)
+        return [
+            f"done: accuracy {result['accuracy']:.2f} % on {result['pictures']:,} pictures",
+            f"  result     {output}/result.json",
+            f"  classifier {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
+        ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(Finetune()))

@@ -1,0 +1,96 @@
+"""Pretrain an encoder on pictures without labels: recipe -> method + loader -> engine -> export."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlabeled.cli import main
+from unlabeled.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from unlabeled.engine import Engine, Job
+    from unlabeled.method import Method
+    from unlabeled.plan import Line
+
+
+class Pretrain:
+    """The pretraining stage."""
+
+    name = "pretrain"
+    summary = "Pretrain an encoder on pictures without labels."
+
+    def schema(self) -> Any:
+        """The type of its recipes."""
+        from unlabeled.schema import pretrain_recipe
+
+        return pretrain_recipe()
+
+    def job(self, recipe: Any, accelerator: Accelerator) -> Job:
+        """Open the pictures and set up method, views and evaluators."""
+        from unlabeled.data.loader import ViewDataset
+        from unlabeled.engine import Job
+        from unlabeled.export import load_method
+        from unlabeled.train.pictures import PictureWriter
+
+        config, source = recipe.method, recipe.data.open("train")
+
+        def build() -> Method:
+            method = config.build()
+            if recipe.init:
+                load_method(method, recipe.init)
+            return method
+
+        return Job(
+            recipe,
+            build,
+            ViewDataset(source, config.views, config.encoder.patch_size, recipe.seed),
+            self._evaluators(recipe, accelerator),
+            {"pictures": source.fingerprint()},
+            PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
+        )
+
+    def what(self, recipe: Any, job: Job) -> list[Line]:
+        """Its own lines of the plan."""
+        source = job.dataset.source
+        labels = f", {len(source.classes)} classes (not used to pretrain)" if source.classes else ""
+        encoder = recipe.method.encoder
+        model = f"{recipe.method.name} with {encoder.model}, patch {encoder.patch_size}, {encoder.positions} positions"
+        return [("pictures", f"{len(source):,} from {recipe.data.name}{labels}"), ("method", model)]
+
+    def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
+        """Export the encoder, with heads and a model card."""
+        from unlabeled.card import pretrain_card
+        from unlabeled.export import Preprocessing, export_encoder, split_heads
+
+        method = engine.whole_method()
+        if engine.accelerator.is_main_process:
+            encoder, heads = split_heads(method)
+            crop_pct = recipe.evaluate.crop_pct if recipe.evaluate else 0.875
+            prepared = Preprocessing(recipe.data.mean, recipe.data.std, crop_pct)
+            export_encoder(output / "export", encoder, prepared, pretrain_card(recipe, engine), heads)
+        return [
+            f"done: {engine.step:,} steps, {engine.skipped} skipped, {len(engine.bad.keys)} bad pictures",
+            f"  encoder    {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
+            f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
+            f"next: python finetune.py recipes/finetune/linear_cifar10.yaml encoder={output}/export data.path=LABELLED",
+        ]
+
+    def _evaluators(self, recipe: Any, accelerator: Accelerator) -> Any:
+        if recipe.evaluate is None:
+            return None
+        if recipe.data.name == "files" and recipe.data.val is None:
+            raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
+        from unlabeled.evaluate.protocol import Evaluator
+
+        shape, device = recipe.method.views[0].shape, accelerator.device
+        rank, world = accelerator.process_index, accelerator.num_processes
+        evaluator = Evaluator(recipe.evaluate, recipe.data, shape, device, recipe.run.workers, rank, world)
+        return lambda method: evaluator(next(iter(method.exports().values())))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Pretrain()))

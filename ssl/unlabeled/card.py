@@ -1,0 +1,58 @@
+"""Model cards: what an export is, what it was made from, what was measured."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from unlabeled.recipe import dump
+
+PACKAGES = ("unlabeled", "torch", "torchvision", "timm", "accelerate", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides numbers."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def pretrain_card(recipe: Any, engine: Any) -> str:
+    """The card of a pretrained encoder."""
+    scores = "\n".join(f"- {name}: {value:.2f} %" for name, value in engine.evaluated.items()) or "- not evaluated"
+    return _card(
+        recipe,
+        engine,
+        f"{recipe.name}: {recipe.method.name} encoder",
+        f"Pretrained without labels on {len(engine.job.dataset.source):,} pictures.\n\n## Evaluation (frozen)\n\n{scores}",
+        "num_classes=0",
+    )
+
+
+def classifier_card(recipe: Any, engine: Any, result: dict[str, Any]) -> str:
+    """The card of a fine-tuned classifier."""
+    return _card(
+        recipe,
+        engine,
+        f"{recipe.name}: classifier of {len(engine.job.dataset.source.classes)} classes",
+        f"Fine-tuned ({recipe.task.mode}) from `{recipe.encoder}` on {len(engine.job.dataset.source):,} labelled pictures.\n\n"
+        f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures",
+        "",
+    )
+
+
+def _card(recipe: Any, engine: Any, title: str, body: str, arguments: str) -> str:
+    made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
+    call = ", ".join(filter(None, ["'local-dir:THIS_FOLDER'", "pretrained=True", arguments]))
+    return (
+        f"# {title}\n\n```python\nimport timm\nmodel = timm.create_model({call})\n```\n\n{body}\n\n"
+        f"## Made with\n\n- {made_with}\n- pictures: fingerprint {engine.job.facts['pictures']}\n"
+        f"- {engine.step:,} steps, {engine.skipped} skipped, {len(engine.bad.keys)} bad pictures\n\n"
+        f"```yaml\n{dump(recipe)}```\n"
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

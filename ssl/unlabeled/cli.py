@@ -1,0 +1,206 @@
+"""What pretrain.py and finetune.py share: arguments, plan, resuming, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from unlabeled.errors import UserError
+from unlabeled.recipe import describe, differences, dump, format_differences, load
+from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from unlabeled.engine import Engine, Job
+    from unlabeled.plan import Line
+
+# what a run leaves in its output folder, and all that --fresh --force removes
+OWN = ("checkpoints", "export", "pictures", "metrics.jsonl", "bad_samples.jsonl", "recipe.yaml", "result.json")
+
+EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after a checkpoint,
+the same command goes on from there. Several processes: accelerate launch --multi_gpu --num_processes N (GPUs or CPU), or torchrun."""
+
+
+class Stage(Protocol):
+    """One of the two programs."""
+
+    name: str
+    summary: str
+
+    def schema(self) -> Any:
+        """The type of its recipes."""
+
+    def job(self, recipe: Any, accelerator: Accelerator) -> Job:
+        """Open the data and say what to run."""
+
+    def what(self, recipe: Any, job: Job) -> list[Line]:
+        """Its own lines of the plan."""
+
+    def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
+        """Write results; returns lines for a person."""
+
+
+def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
+    """Run one stage from the command line; returns the exit code."""
+    options = _parse(stage, arguments)
+    try:
+        return _run(stage, options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
+    class Help(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+            print(parser.format_help() + "\nrecipe fields:\n\n" + describe(stage.schema()))
+            parser.exit()
+
+    parser = argparse.ArgumentParser(
+        prog=f"{stage.name}.py",
+        description=stage.summary,
+        epilog=EPILOG,
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a YAML file, see recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
+    parser.add_argument("-h", "--help", action=Help, nargs=0, help="show every field of a recipe, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of resuming; refuses to overwrite")
+    parser.add_argument("--force", action="store_true", help="with --fresh: remove what an earlier run left")
+    return parser.parse_args(arguments)
+
+
+def _run(stage: Stage, options: argparse.Namespace) -> int:
+    recipe = load(stage.schema(), options.recipe, options.overrides)
+    output = Path(recipe.output)
+
+    from unlabeled.train.distributed import make_accelerator
+
+    accelerator = make_accelerator(
+        recipe.run.device, recipe.train.precision, recipe.run.timeout, list(recipe.run.trackers), str(output)
+    )
+    try:
+        job = stage.job(recipe, accelerator)
+        _print_plan(stage, recipe, job, accelerator)
+        if options.dry_run:
+            return EXIT_DONE
+        return _train(stage, recipe, job, accelerator, output, options)
+    finally:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator) -> None:
+    from unlabeled.plan import format_plan, plan
+
+    dataset, device = job.dataset, str(accelerator.device)
+    lines = plan(
+        recipe, len(dataset.source), stage.what(recipe, job), job.build, dataset.views, dataset.patch, accelerator.num_processes, device
+    )
+    text = format_plan(f"{recipe.name} ({stage.name})", lines)
+    if accelerator.is_main_process:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _train(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, output: Path, options: argparse.Namespace) -> int:
+    from unlabeled.engine import Engine
+    from unlabeled.train.distributed import raise_together
+
+    error: UserError | None = None
+    lock = None
+    if accelerator.is_main_process:
+        try:
+            lock = _claim(output)
+            _make_room(output, options)
+        except UserError as caught:
+            error = caught
+    raise_together(error)
+
+    engine = Engine(job, accelerator, output)
+    resume(engine, job)
+    if accelerator.is_main_process:
+        (output / "recipe.yaml").write_text(dump(recipe))
+    if not engine.run():
+        engine.display.say(
+            f"stopped by {engine.stop.received or 'another process'} at step {engine.step}; checkpoint in "
+            f"{engine.checkpoints.path(engine.step)}. The same command goes on from there."
+        )
+        return EXIT_STOPPED
+    for line in stage.finish(recipe, engine, output):
+        engine.display.say(line)
+    if lock:
+        lock.close()
+    return EXIT_DONE
+
+
+def resume(engine: Engine, job: Job) -> None:
+    """Go on from the newest good checkpoint, if there is one and it belongs to this recipe and data.
+
+    Raises:
+        UserError: the recipe or the data have changed in a way that can change the result.
+    """
+    from unlabeled.train.distributed import gather_objects
+
+    if engine.accelerator.is_main_process:
+        engine.checkpoints.sweep()
+    engine.accelerator.wait_for_everyone()
+    checkpoint = engine.checkpoints.newest()
+    steps = gather_objects(None if checkpoint is None else checkpoint.state["step"])
+    if len(set(steps)) > 1:
+        raise UserError(f"processes see different checkpoints (steps {steps}): {engine.output} must lie on a shared file system")
+    if checkpoint is None:
+        return
+    _refuse_changes(engine, job, checkpoint.state)
+    engine.restore(checkpoint)
+    engine.display.say(f"resuming from {checkpoint.folder}")
+
+
+def _refuse_changes(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
+    from unlabeled.schema import is_free
+
+    before = type(job.recipe).model_validate(saved["recipe"])
+    changed = [d for d in differences(before, job.recipe) if not is_free(d.path)]
+    advice = "Undo this, choose another run.output, or start over with --fresh --force."
+    if changed:
+        raise UserError(f"{engine.output} holds a run of another recipe:\n{format_differences(changed)}\n{advice}")
+    if saved["facts"] != job.facts:
+        raise UserError(f"{engine.output} holds a run on other pictures or weights: {saved['facts']}, now {job.facts}. {advice}")
+
+
+def _claim(output: Path) -> Any:
+    """Lock the output folder for as long as this process lives."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = open(output / ".lock", "w")  # noqa: SIM115 - held until the process ends
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}. Choose another run.output.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise UserError(f"another run is writing to {output}. Wait for it, stop it, or choose another run.output.") from error
+    return lock
+
+
+def _make_room(output: Path, options: argparse.Namespace) -> None:
+    if not options.fresh:
+        return
+    left = [name for name in OWN if (output / name).exists()]
+    if left and not options.force:
+        raise UserError(f"{output} holds an earlier run ({', '.join(left)}). Add --force to remove it, or choose another run.output.")
+    for name in left:
+        path = output / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,41 @@
+"""Pictures that could not be used: counted once each, written down, too many of them stop the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from unlabeled.errors import UserError
+
+
+class BadSamples:
+    """The bad pictures of one run, over all its processes and resumes.
+
+    Args:
+        file: `bad_samples.jsonl`, one {"key", "reason"} per line.
+        n: pictures in the source.
+        limit: share of them that may be bad, in [0, 1].
+    """
+
+    def __init__(self, file: Path, n: int, limit: float) -> None:
+        self.file, self.n, self.limit = file, n, limit
+        lines = file.read_text().splitlines() if file.exists() else []
+        self.keys = {json.loads(line)["key"] for line in lines}
+
+    def add(self, key: str, reason: str, write: bool = True) -> bool:
+        """Note one; False if it was known already. `write` on one process only."""
+        if key in self.keys:
+            return False
+        self.keys.add(key)
+        if write:
+            with self.file.open("a") as out:
+                out.write(json.dumps({"key": key, "reason": reason}) + "\n")
+        return True
+
+    def check(self) -> None:
+        """Raise UserError when more than the allowed share is bad."""
+        if len(self.keys) > self.limit * self.n:
+            raise UserError(
+                f"{len(self.keys)} of {self.n} pictures cannot be used, more than data.max_bad_fraction {self.limit:g} "
+                f"allows. They are listed in {self.file}: mend or remove them, or raise data.max_bad_fraction."
+            )

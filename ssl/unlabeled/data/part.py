@@ -1,0 +1,39 @@
+"""A part of a source: some of its pictures, in ascending order of their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from torch import Tensor
+
+from unlabeled.data.sources import Source
+
+
+class Part:
+    """A `Source` over chosen pictures of another.
+
+    Args:
+        source: the whole.
+        indices: [m] int64, which pictures.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self.source, self.indices = source, indices
+        self.labels, self.classes = source.labels[indices], source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, i: int) -> Tensor:
+        """uint8 [3, H, W]. A bad picture raises BadSample."""
+        return self.source.image(int(self.indices[i]))
+
+    def key(self, i: int) -> str:
+        """The picture's key in the whole source."""
+        return self.source.key(int(self.indices[i]))
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the whole's fingerprint and the choice."""
+        choice = np.ascontiguousarray(self.indices, dtype=np.int64).tobytes()
+        return hashlib.sha256(self.source.fingerprint().encode() + choice).hexdigest()[:16]

@@ -1,0 +1,372 @@
+"""The only training loop: pretraining and fine-tuning, one process or many."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unlabeled.data.bad import BadSamples
+from unlabeled.data.loader import Normalize, RawBatch, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.sampler import EpochSampler, steps_per_epoch
+from unlabeled.errors import UserError
+from unlabeled.method import Batch, Method, Output, Progress
+from unlabeled.train import state
+from unlabeled.train.checkpoint import Checkpoint, Checkpoints
+from unlabeled.train.distributed import gather_objects, raise_together, total
+from unlabeled.train.optim import param_groups, set_lr
+from unlabeled.train.schedules import peak_lr, warmup_cosine
+from unlabeled.train.signals import StopRequest
+from unlabeled.train.tracking import Display, Meter, MetricsFile, Trackers
+
+Evaluate = Callable[[Method], Iterator[tuple[str, float]]]
+
+
+class Job(NamedTuple):
+    """What to run.
+
+    Attributes:
+        recipe: as resolved; `seed`, `train`, `optim`, `run`, `data` are read here.
+        build: makes the method, randomly initialised or with the weights to start from.
+        dataset: training samples.
+        evaluate: yields (name, value) of a whole method; None = nothing.
+        facts: what a checkpoint must agree on beside the recipe (the data's fingerprint).
+        picture: called with (step, method, batch) where results are shown.
+    """
+
+    recipe: Any
+    build: Callable[[], Method]
+    dataset: ViewDataset
+    evaluate: Evaluate | None
+    facts: dict[str, Any]
+    picture: Callable[[int, Method, Batch], None] | None = None
+
+
+class Verdict(NamedTuple):
+    """What all processes agreed on about a step."""
+
+    broken: bool
+    stop: bool
+    bad: bool
+    failed: bool
+
+
+class Engine:
+    """Runs a job to its end, or to a signal.
+
+    Args:
+        job: what to run.
+        accelerator: device, precision, processes.
+        output: the run's folder.
+    """
+
+    def __init__(self, job: Job, accelerator: Accelerator, output: Path) -> None:
+        self.job, self.accelerator, self.output = job, accelerator, output
+        recipe, self.device = job.recipe, accelerator.device
+        self.steps_per_epoch = steps_per_epoch(len(job.dataset.source), recipe.train.batch_size)
+        self.total_steps = total_steps(recipe.train.epochs, self.steps_per_epoch)
+        self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.evaluated: dict[str, float] = {}
+
+        # all processes start from the same weights, then draw differently
+        torch.manual_seed(recipe.seed)
+        self.method = job.build()
+        torch.manual_seed(recipe.seed + 1 + accelerator.process_index)
+        if recipe.run.compile:
+            for part in self.method.children():
+                part.compile()
+        optimizer = recipe.optim.build(param_groups(self.method.to(self.device), recipe.optim.weight_decay))
+        self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
+        self.peak = peak_lr(recipe.optim.base_lr, recipe.train.batch_size)
+        self.normalize = Normalize(recipe.data.mean, recipe.data.std, self.device)
+
+        self.display = Display(recipe.name, self.total_steps, recipe.train.epochs, accelerator.is_main_process)
+        run = recipe.run
+        self.checkpoints = Checkpoints(output / "checkpoints", run.keep_last, run.keep_every, self.display.say)
+        self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
+        self.stop = StopRequest()
+        self.meter = Meter()
+        self._sums: dict[str, Tensor] = {}
+        self._summed = 0
+
+    # ---------------------------------------------------------------- a run
+
+    def run(self) -> bool:
+        """Train to the end. False when a signal stopped the run after a checkpoint.
+
+        Raises:
+            UserError: too many bad pictures or non-finite steps, or a checkpoint cannot be written.
+        """
+        self.metrics = MetricsFile(self.output / "metrics.jsonl", self.step) if self.accelerator.is_main_process else None
+        self.trackers = Trackers(self.accelerator, self.job.recipe.name, self.job.recipe)
+        self.model.train()
+        try:
+            with self.stop, self.display:
+                return self._loop()
+        finally:
+            self.trackers.close()
+            if self.metrics:
+                self.metrics.close()
+
+    def _loop(self) -> bool:
+        micros, batch = self._batches(), None
+        pending, error = _attempt(micros) if self.step < self.total_steps else ([], None)
+        self._note_bad(pending, error)
+        self.meter.reset()
+        while self.step < self.total_steps:
+            batch, norm = self._forward_backward(pending)
+            last = self.step + 1 == self.total_steps
+            pending, error = ([], None) if last else self._fetch(micros)
+            verdict = self._agree(norm, pending, error)
+            self._update(verdict.broken, norm)
+            self.display.advance(self.step)
+            if verdict.bad or verdict.failed:
+                self._note_bad(pending, error)
+            if self.step % self.job.recipe.run.log_every == 0 or last:
+                self._log(norm)
+            if self._due(getattr(self.job.recipe.evaluate, "every", None)) or last:
+                self._evaluate(batch)
+            if self._due(self.job.recipe.run.checkpoint_every) or last or verdict.stop:
+                self.save()
+            if verdict.stop and not last:
+                return False
+        return True
+
+    # ---------------------------------------------------------------- one step
+
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return Progress(self.step, self.total_steps, self.step / self.steps_per_epoch, self.job.recipe.train.epochs)
+
+    def _forward_backward(self, pending: list[RawBatch]) -> tuple[Batch, Tensor]:
+        """Gradients of one global batch, clipped; returns the last micro-batch and the gradient norm."""
+        progress, optim = self.progress(), self.job.recipe.optim
+        set_lr(
+            self.optimizer,
+            warmup_cosine(
+                progress.epoch, peak=self.peak, minimum=optim.min_lr, warmup=optim.warmup_epochs, epochs=progress.epochs
+            ),
+        )
+        outputs = []
+        for i, raw in enumerate(pending):
+            batch = to_device(raw, self.device, self.normalize)
+            if i + 1 < len(pending):
+                with self.accelerator.no_sync(self.model):
+                    outputs.append(self._micro(batch, progress, len(pending)))
+            else:
+                outputs.append(self._micro(batch, progress, len(pending)))
+        self._outputs = outputs
+        self.accelerator.unscale_gradients(self.optimizer)
+        return batch, self._clip(optim.clip)
+
+    def _micro(self, batch: Batch, progress: Progress, parts: int) -> Output:
+        output = self.model(batch, progress)
+        self.accelerator.backward(output.loss / parts)
+        return Output(output.loss.detach(), output.metrics)
+
+    def _clip(self, limit: float | None) -> Tensor:
+        parameters = [p for p in self.method.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return state.full(norm)
+
+    def _agree(self, norm: Tensor, pending: list[RawBatch], error: Exception | None) -> Verdict:
+        """One exchange per step, and the only time the host waits for the device."""
+        loss = torch.stack([output.loss for output in self._outputs]).sum()
+        broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        bad = any(raw.bad for raw in pending)
+        flags = torch.tensor([self.stop.received is not None, bad, error is not None], device=self.device)
+        flags = total(self.accelerator, torch.cat([broken.view(1), flags]).float()) > 0
+        return Verdict(*flags.tolist())
+
+    def _update(self, broken: bool, norm: Tensor) -> None:
+        """Step the optimizer, or skip on every process alike."""
+        searching = self.accelerator.scaler is not None
+        if not broken or searching:  # a gradient scaler skips by itself, and must see it to lower its scale
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if broken:
+            self._count_skipped()
+            return
+        self.skipped_in_a_row = 0
+        self.method.after_step(self.progress())
+        for output in self._outputs:
+            for name, value in {"loss": output.loss, **output.metrics}.items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._summed += 1
+
+    def _count_skipped(self) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        limit = self.job.recipe.run.max_skipped
+        if self.skipped_in_a_row >= limit:
+            losses = [f"{output.loss.item():g}" for output in self._outputs]
+            raise UserError(
+                f"{limit} steps in a row had a loss or gradient that is not finite, the last at step {self.step - 1} "
+                f"(epoch {self.progress().epoch:.2f}, losses {', '.join(losses)} on process "
+                f"{self.accelerator.process_index}). No weight was touched. Lower optim.base_lr, set optim.clip, or use "
+                f"train.precision=bf16; the newest checkpoint is in {self.checkpoints.folder}."
+            )
+
+    # ---------------------------------------------------------------- data
+
+    def _batches(self) -> Iterator[list[RawBatch]]:
+        """The micro-batches of each step from here on."""
+        recipe, accelerator = self.job.recipe, self.accelerator
+        sampler = EpochSampler(
+            len(self.job.dataset.source),
+            recipe.train.batch_size,
+            self.total_steps,
+            seed=recipe.seed,
+            start=self.step,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            accumulate=recipe.run.accumulate,
+        )
+        run = recipe.run
+        loader = make_loader(
+            self.job.dataset, sampler, workers=run.workers, device=self.device, timeout=run.timeout, collate=collate
+        )
+        iterator = iter(loader)
+        for _ in range(self.step, self.total_steps):
+            yield [next(iterator) for _ in range(run.accumulate)]
+
+    def _fetch(self, micros: Iterator[list[RawBatch]]) -> tuple[list[RawBatch], Exception | None]:
+        started = time.perf_counter()
+        fetched = _attempt(micros)
+        self.meter.waited += time.perf_counter() - started
+        self.meter.images += self.job.recipe.train.batch_size
+        self.meter.steps += 1
+        return fetched
+
+    def _note_bad(self, pending: list[RawBatch], error: Exception | None) -> None:
+        """Every process learns of every bad picture, and stops when there are too many or a loader failed."""
+        raise_together(error)
+        for found in gather_objects([bad for raw in pending for bad in raw.bad]):
+            for key, reason in found:
+                if self.bad.add(key, reason, write=self.accelerator.is_main_process):
+                    self.display.say(f"skipped {key}: {reason}")
+        self.bad.check()
+
+    # ---------------------------------------------------------------- what is said and kept
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _log(self, norm: Tensor) -> None:
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[n].float() for n in names]) / self._summed if names else torch.empty(0, device=self.device)
+        means = total(self.accelerator, means) / self.accelerator.num_processes
+        values = dict(zip(names, means.tolist(), strict=True)) if names else {"loss": math.nan}
+        self._sums, self._summed = {}, 0
+        speed = self.meter.read()
+        epoch = self.progress().epoch
+        values |= {"epoch": epoch, "lr": self._head_lr(), "grad_norm": norm.item(), "skipped": self.skipped, **speed}
+        self._write(values)
+        self.display.show(self.step, epoch, values, self.meter.seconds_per_step)
+
+    def _head_lr(self) -> float:
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def _write(self, values: dict[str, float]) -> None:
+        if self.metrics:
+            self.metrics.write(self.step, values)
+        self.trackers.log(self.step, values)
+
+    def _evaluate(self, batch: Batch | None) -> None:
+        """Evaluators and pictures; they leave random state, mode and speed as they found them."""
+        if self.job.evaluate is None and self.job.picture is None:
+            return
+        before = time.perf_counter()
+        devices = [self.device] if self.device.type == "cuda" else []
+        method = self.whole_method()
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            method.eval()
+            if self.job.evaluate is not None:
+                self.evaluated = dict(self.job.evaluate(method))
+            if self.job.picture is not None and batch is not None and self.accelerator.is_main_process:
+                self.job.picture(self.step, method, batch)
+            method.train()
+        if self.evaluated:
+            self._write(self.evaluated)
+            self.display.say(f"step {self.step}  " + "  ".join(f"{k} {v:.2f}" for k, v in self.evaluated.items()))
+        self.meter.started += time.perf_counter() - before
+
+    def whole_method(self) -> Method:
+        """The method with whole weights: itself, or a copy where they are sharded (all processes must ask)."""
+        tensors = self.method.state_dict()
+        if not any(tensor is not state.full(tensor) for tensor in tensors.values()):
+            return self.method
+        with torch.random.fork_rng():
+            twin = self.job.build().to(self.device)
+        state.load_model(twin, state.model_tensors(self.method))
+        return twin
+
+    def save(self) -> None:
+        """Write a checkpoint; every process raises if it cannot be written."""
+        tensors = {
+            "model": state.model_tensors(self.method),
+            "optimizer": state.optimizer_tensors(self.method, self._raw_optimizer()),
+            **state.all_rng_tensors(self.device),
+        }
+        error: Exception | None = None
+        if self.accelerator.is_main_process:
+            try:
+                self.checkpoints.save(self.step, tensors, self._state())
+            except UserError as caught:
+                error = caught
+        raise_together(error)
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "evaluated": self.evaluated,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "processes": self.accelerator.num_processes,
+            "facts": self.job.facts,
+            "recipe": self.job.recipe.model_dump(mode="json"),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, with any number of processes."""
+        saved = checkpoint.state
+        state.load_model(self.method, checkpoint.tensors["model"])
+        state.load_optimizer(self.method, self._raw_optimizer(), checkpoint.tensors["optimizer"])
+        rank = self.accelerator.process_index % saved["processes"]
+        state.load_rng(checkpoint.tensors[f"rng-{rank}"], self.device)
+        if self.accelerator.scaler is not None and saved["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.step, self.skipped, self.skipped_in_a_row = saved["step"], saved["skipped"], saved["skipped_in_a_row"]
+        self.evaluated = saved["evaluated"]
+
+    def _raw_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer
+
+
+def total_steps(epochs: float, per_epoch: int) -> int:
+    """Optimizer steps of a run. Raises UserError when rounding leaves none."""
+    steps = round(epochs * per_epoch)
+    if steps < 1:
+        raise UserError(f"train.epochs {epochs:g} of {per_epoch} steps each is less than one step. Raise train.epochs.")
+    return steps
+
+
+def _attempt(micros: Iterator[list[RawBatch]]) -> tuple[list[RawBatch], Exception | None]:
+    """The next step's micro-batches, or what went wrong, to be agreed on by all processes."""
+    try:
+        return next(micros), None
+    except Exception as error:  # workers raise whatever their code raises
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        known = [line.split("UserError: ", 1)[1] for line in lines if "UserError: " in line]
+        return [], UserError(known[-1]) if known else error

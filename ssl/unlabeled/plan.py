@@ -1,0 +1,133 @@
+"""What a run is about to do, in a dozen lines, before it costs anything."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.data.masks import RandomMask
+from unlabeled.data.sampler import per_process, steps_per_epoch
+from unlabeled.data.views import View
+from unlabeled.engine import total_steps
+from unlabeled.method import Batch, Method, Progress, ViewBatch
+from unlabeled.nn.patches import PatchMask
+from unlabeled.train.optim import param_groups
+from unlabeled.train.schedules import REFERENCE_BATCH, peak_lr
+
+OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
+HALF_PRECISION_SHARE = 0.6
+Line = tuple[str, str]
+
+
+def plan(
+    recipe: Any, n: int, what: list[Line], build: Callable[[], Method], views: tuple[View, ...], patch: int, processes: int, device: str
+) -> Iterator[Line]:
+    """Lines (topic, text). `what` are the stage's own.
+
+    Raises:
+        UserError: batch, data and processes do not fit together.
+    """
+    train, optim, run = recipe.train, recipe.optim, recipe.run
+    micro = per_process(train.batch_size, processes, run.accumulate)
+    per_epoch = steps_per_epoch(n, train.batch_size)
+    method = _without_memory(build)
+    yield from what
+    for view in views:
+        yield "view", describe_view(view, patch)
+    for name, part in method.named_children():
+        yield name, f"{millions(part.parameters())} parameters, {millions(p for p in part.parameters() if p.requires_grad)} of them trained"
+    yield "steps", f"{total_steps(train.epochs, per_epoch):,} = {train.epochs:g} epochs of {per_epoch:,} steps"
+    yield "batch", (
+        f"{train.batch_size} = {micro} per process x {processes} {'process' if processes == 1 else 'processes'} "
+        f"x {run.accumulate} accumulation"
+    )
+    yield "lr", (
+        f"peak {peak_lr(optim.base_lr, train.batch_size):.3g} = {optim.base_lr:g} x {train.batch_size}/{REFERENCE_BATCH}, "
+        f"warm-up {optim.warmup_epochs:g} epochs, cosine to {optim.min_lr:g}"
+    )
+    rates = sorted({group["lr_scale"] for group in param_groups(method, optim.weight_decay)})
+    scaled = "" if rates == [1.0] else f", rates x {rates[0]:.3g} to {rates[-1]:.3g}"
+    yield "optimizer", f"{optim.name}, weight decay {optim.weight_decay:g}, clip {optim.clip or 'none'}{scaled}"
+    weights, activations = memory(method, views, patch, micro, recipe)
+    yield "memory", f"about {gigabytes(weights + activations)} per process: {gigabytes(weights)} weights and optimizer, {gigabytes(activations)} activations"
+    yield "device", f"{device}, precision {'float32' if train.precision == 'no' else train.precision}, {run.workers} workers per process"
+    yield "output", f"{recipe.output}, a checkpoint every {run.checkpoint_every:,} steps"
+
+
+def memory(method: Method, views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> tuple[float, float]:
+    """Bytes of (weights, gradients and optimizer state, activations kept for backward) of one process.
+
+    Activations are counted by running a forward on tensors without memory and adding up what autograd keeps.
+    """
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    weights = 4 * (sum(p.numel() for p in method.parameters()) + trained * (1 + OPTIMIZER_COPIES[recipe.optim.name]))
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        method(_empty_batch(views, patch, micro, recipe), Progress(0, 1, 0.0, 1.0))
+    own = {p.untyped_storage()._cdata for p in method.parameters()}
+    activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
+    return weights, activations * (1 if recipe.train.precision == "no" else HALF_PRECISION_SHARE)
+
+
+def describe_view(view: View, patch: int) -> str:
+    """A view in words."""
+    height, width = view.shape
+    low, high = view.scale
+    text = f"{view.count} crop of {height}x{width}, area {low:g} to {high:g}, {view.interpolation}, flip {view.flip:g}"
+    if isinstance(view.mask, RandomMask):
+        unit = view.mask.unit or patch
+        units = height // unit * (width // unit)
+        text += f"; hides {units - view.mask.visible(units)} of {units} units of {unit} px"
+    return text
+
+
+def millions(parameters: Any) -> str:
+    """Number of values, in millions."""
+    return f"{sum(p.numel() for p in parameters) / 1e6:.1f} M"
+
+
+def gigabytes(count: float) -> str:
+    """Bytes in GB, or MB when few."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def format_plan(title: str, lines: Iterator[Line]) -> str:
+    """Aligned lines below a title."""
+    return "\n".join([title, *(f"  {topic:<10} {text}" for topic, text in lines)])
+
+
+def _without_memory(build: Callable[[], Method]) -> Method:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # loading weights into tensors without memory does nothing, as intended
+        method: nn.Module = build()
+    return method  # type: ignore[return-value]
+
+
+def _empty_batch(views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> Batch:
+    channels = len(recipe.data.mean)
+    made = []
+    for view in views:
+        pixels = torch.empty(view.count, micro, channels, *view.shape, device="meta")
+        made.append(ViewBatch(pixels, _empty_mask(view, patch, micro)))
+    numbers = torch.empty(micro, dtype=torch.int64, device="meta")
+    return Batch(made, numbers, numbers)
+
+
+def _empty_mask(view: View, patch: int, micro: int) -> PatchMask | None:
+    if view.mask is None:
+        return None
+    import numpy as np
+
+    grid = (view.shape[0] // patch, view.shape[1] // patch)
+    mask = view.mask.draw(np.random.default_rng(0), grid, patch)
+    lead = (view.count, micro)
+    return PatchMask(*(None if t is None else t.to("meta").expand(*lead, -1) for t in mask))  # type: ignore[arg-type]

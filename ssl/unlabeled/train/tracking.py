@@ -1,0 +1,157 @@
+"""What a run says while it goes: metrics.jsonl, trackers, and one line or a bar on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Values = Mapping[str, float]
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per logged step, appended.
+
+    Args:
+        file: where.
+        step: the step a run goes on from; later lines, of a run that was killed, are dropped.
+    """
+
+    def __init__(self, file: Path, step: int) -> None:
+        lines = file.read_text().splitlines() if file.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines) or not lines:
+            temporary = file.with_suffix(".writing")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, file)
+        self._file = open(file, "a", buffering=1)  # noqa: SIM115 - open as long as the run
+
+    def write(self, step: int, values: Values) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Meter:
+    """Speed since the last reading: images per second and the share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new interval."""
+        self.started, self.waited, self.images, self.steps = time.perf_counter(), 0.0, 0, 0
+
+    def read(self) -> dict[str, float]:
+        """`images_per_s` and `data_wait` in [0, 1]; begins a new interval."""
+        elapsed = max(time.perf_counter() - self.started, 1e-9)
+        speed = {"images_per_s": round(self.images / elapsed, 1), "data_wait": round(self.waited / elapsed, 4)}
+        self.seconds_per_step = elapsed / max(1, self.steps)
+        self.reset()
+        return speed
+
+
+class Display:
+    """A progress bar on a terminal, plain lines elsewhere, nothing on any process but the main one.
+
+    Args:
+        name: of the run.
+        total: steps of the whole run.
+        epochs: of the whole run.
+        active: whether this process speaks.
+    """
+
+    def __init__(self, name: str, total: int, epochs: float, active: bool) -> None:
+        self.total, self.epochs, self.active = total, epochs, active
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[line]}"))
+        self.bar = Progress(*columns, console=self.console) if active and self.console.is_terminal else None
+        self.task = self.bar.add_task(name, total=total, line="starting") if self.bar else None
+
+    def __enter__(self) -> Display:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+        if self.active:
+            self.console.print(text, markup=False)
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=step)
+
+    def show(self, step: int, epoch: float, values: Values, seconds_per_step: float) -> None:
+        """The values of a logged step."""
+        left = duration((self.total - step) * seconds_per_step)
+        line = (
+            f"epoch {epoch:.1f}/{self.epochs:g}  loss {values['loss']:.4f}  {values['images_per_s']:,.0f} img/s  "
+            f"data {100 * values['data_wait']:.0f} %  {left} left"
+        )
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=step, line=line)
+        else:
+            self.say(f"step {step}/{self.total}  {line}")
+
+
+class Trackers:
+    """Accelerate's trackers (TensorBoard, MLflow), any number at once."""
+
+    def __init__(self, accelerator: Accelerator, name: str, recipe: BaseModel) -> None:
+        self.accelerator = accelerator
+        if accelerator.log_with:
+            accelerator.init_trackers(name, config={k: str(v) for k, v in flatten(recipe.model_dump()).items()})
+
+    def log(self, step: int, values: Values) -> None:
+        """Send one step's values."""
+        if self.accelerator.log_with:
+            self.accelerator.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Flush and end."""
+        if self.accelerator.log_with:
+            self.accelerator.end_training()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 12 min, 3.4 h, 2.1 d."""
+    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+def _step_of(line: str) -> float:
+    # a line cut short by a crash belongs to no step
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
