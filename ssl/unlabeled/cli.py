@@ -75,7 +75,7 @@ def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--fresh", action="store_true", help="start over instead of resuming; refuses to overwrite")
     parser.add_argument("--force", action="store_true", help="with --fresh: remove what an earlier run left")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def _run(stage: Stage, options: argparse.Namespace) -> int:

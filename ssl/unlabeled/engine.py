@@ -20,6 +20,7 @@ from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
 from unlabeled.train.distributed import gather_objects, raise_together, total
+from unlabeled.train.memory import keep_freed_memory
 from unlabeled.train.optim import param_groups, set_lr
 from unlabeled.train.schedules import peak_lr, warmup_cosine
 from unlabeled.train.signals import StopRequest
@@ -74,6 +75,8 @@ class Engine:
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.evaluated: dict[str, float] = {}
 
+        if self.device.type == "cpu":
+            keep_freed_memory()
         # all processes start from the same weights, then draw differently
         torch.manual_seed(recipe.seed)
         self.method = job.build()
@@ -193,6 +196,7 @@ class Engine:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        self.meter.count(self.job.recipe.train.batch_size)
         if broken:
             self._count_skipped()
             return
@@ -243,8 +247,6 @@ class Engine:
         started = time.perf_counter()
         fetched = _attempt(micros)
         self.meter.waited += time.perf_counter() - started
-        self.meter.images += self.job.recipe.train.batch_size
-        self.meter.steps += 1
         return fetched
 
     def _note_bad(self, pending: list[RawBatch], error: Exception | None) -> None:

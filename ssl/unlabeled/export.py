@@ -77,9 +77,9 @@ def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str
     temporary = folder.with_name(f".{folder.name}-writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    safetensors.torch.save_file(_plain(model), temporary / "model.safetensors", metadata={"format": "pt"})
+    (temporary / "model.safetensors").write_bytes(safetensors.torch.save(_plain(model), metadata={"format": "pt"}))
     if heads:
-        safetensors.torch.save_file(_plain(heads), temporary / "heads.safetensors")
+        (temporary / "heads.safetensors").write_bytes(safetensors.torch.save(_plain(heads), metadata={"format": "pt"}))
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (temporary / "README.md").write_text(card)
     shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def names(source: Pictures, root: Path) -> list[str]:
     return [os.path.relpath(source.key(i), root) for i in range(len(source))]
 
 
-def open_train(path: Path, **fields: object) -> Pictures:
-    return Files(path=str(path), **fields).open("train")  # type: ignore[arg-type]
+def open_train(path: Path, **fields: Any) -> Pictures:
+    return Files(path=str(path), **fields).open("train")
 
 
 SPLIT = ["train/dog/b.jpg", "train/cat/c.JPEG", "train/cat/a.jpg", "train/dog/deep/er/d.jpg", "val/dog/x.jpg"]
@@ -129,7 +130,7 @@ def test_a_tar_is_its_folder(tmp_path: Path) -> None:
 def test_the_fingerprint_knows_names_sizes_and_labels_but_not_the_place(tmp_path: Path) -> None:
     prints = [open_train(fill(tmp_path / str(i), SPLIT), train="train").fingerprint() for i in range(2)]
     assert prints[0] == prints[1]
-    (tmp_path / "0/train/cat/a.jpg").rename(tmp_path / "0/train/cat/z.jpg")
+    (tmp_path / "0/train/cat/a.jpg").rename(tmp_path / "0/train/cat/b.jpg")
     (tmp_path / "1/train/cat/a.jpg").write_bytes(picture(0) + b"longer")
     prints += [open_train(tmp_path / str(i), train="train").fingerprint() for i in range(2)]
     (tmp_path / "1/train/cow").mkdir()
@@ -196,9 +197,9 @@ def test_a_wrong_prefix_names_those_that_exist(tmp_path: Path) -> None:
         {"pth": "x"},
     ],
 )
-def test_impossible_fields_are_refused(fields: dict[str, object]) -> None:
+def test_impossible_fields_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Files(path="x", **fields)  # type: ignore[arg-type]
+        Files(path="x", **fields)
 
 
 def test_shards_are_read_in_order_of_name(tmp_path: Path) -> None:
@@ -264,8 +265,8 @@ def hostile(name: str, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
         (hostile("/etc/cron.d/x.jpg"), "absolute"),
         (hostile("a/../../x.jpg"), "climbs out"),
         (hostile("../x.pkl"), "climbs out"),
-        (hostile("a/x.jpg", tarfile.SYMTYPE), "link"),
-        (hostile("a/x.jpg", tarfile.LNKTYPE), "link"),
+        (hostile("a/x.jpg", tarfile.SYMTYPE), "is a link to"),
+        (hostile("a/x.jpg", tarfile.LNKTYPE), "is a link to"),
         (hostile("a/x.jpg", tarfile.CHRTYPE), "neither"),
         (hostile("a/x.jpg", tarfile.BLKTYPE), "neither"),
         (hostile("a/x.jpg", tarfile.FIFOTYPE), "neither"),
@@ -343,7 +344,7 @@ def test_a_second_member_of_the_same_name_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
 def test_a_compressed_archive_is_refused(tmp_path: Path, compression: str) -> None:
-    with tarfile.open(tmp_path / "x.tar", f"w:{compression}") as tar:
+    with tarfile.open(tmp_path / "x.tar", f"w:{compression}") as tar:  # type: ignore[call-overload]
         tar.addfile(tarfile.TarInfo("a.jpg"))
     with pytest.raises(UserError, match="is compressed with"):
         open_train(tmp_path / "x.tar")
@@ -385,7 +386,7 @@ def test_an_archive_that_changes_after_indexing_gives_bad_samples(tmp_path: Path
     path = pack(tmp_path / "x.tar", {"a.jpg": picture(1), "b.jpg": picture(2)})
     source = open_train(path)
     assert source.image(1).shape == (3, 8, 10)
-    path.write_bytes(path.read_bytes()[:2000])
+    pack(path, {"b.jpg": picture(2), "a.jpg": picture(1)})  # the same size, and offsets that no longer fit
     os.utime(path, (time.time() + 9, time.time() + 9))
     expect_bad(source, 1, "has changed")
     missing = pickle.loads(pickle.dumps(open_train(pack(tmp_path / "y.tar", {"a.jpg": picture()}))))

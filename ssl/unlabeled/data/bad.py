@@ -20,7 +20,7 @@ class BadSamples:
     def __init__(self, file: Path, n: int, limit: float) -> None:
         self.file, self.n, self.limit = file, n, limit
         lines = file.read_text().splitlines() if file.exists() else []
-        self.keys = {json.loads(line)["key"] for line in lines}
+        self.keys = {key for line in lines if (key := _key(line)) is not None}
 
     def add(self, key: str, reason: str, write: bool = True) -> bool:
         """Note one; False if it was known already. `write` on one process only."""
@@ -39,3 +39,11 @@ class BadSamples:
                 f"{len(self.keys)} of {self.n} pictures cannot be used, more than data.max_bad_fraction {self.limit:g} "
                 f"allows. They are listed in {self.file}: mend or remove them, or raise data.max_bad_fraction."
             )
+
+
+def _key(line: str) -> str | None:
+    """The key on a line; None on one that a crash or a full disk cut short."""
+    try:
+        return json.loads(line)["key"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None

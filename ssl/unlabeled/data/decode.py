@@ -1,8 +1,8 @@
 """Bytes of a picture to uint8 [3, H, W], or `BadSample` and nothing else.
 
-A picture's first bytes decide what it is, never its name. JPEG goes through torchvision (what Pillow makes of it,
-bit for bit, CMYK included, in less than half the time), all else through Pillow, which is held to `FORMATS`. The
-size is read from the header and held against `max_pixels` before anything is decoded.
+A picture's first bytes decide what it is, never its name. JPEG goes through torchvision (bit for bit
+Pillow's result, CMYK included, in less than half the time), all else through Pillow, which is held to
+`FORMATS`. The size is read from the header and held against `max_pixels` before anything is decoded.
 
 Rules by which everything becomes RGB:
 
@@ -47,7 +47,7 @@ def decode(data: bytes, max_pixels: int, key: str = "") -> Tensor:
         key: what to call the picture in an error.
 
     Returns:
-        uint8 [3, H, W], contiguous, upright.
+        uint8 [3, H, W], upright; channels last in memory, as decoders write and resizing likes it.
 
     Raises:
         BadSample: for whatever is wrong with the picture.
@@ -68,7 +68,7 @@ def _jpeg(data: bytes, max_pixels: int) -> Tensor:
     _check_pixels(_jpeg_size(data), max_pixels)
     # frombuffer wants memory that may be written to
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True).contiguous()
+    return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
 
 
 def _pillow(data: bytes, max_pixels: int) -> Tensor:
@@ -78,7 +78,7 @@ def _pillow(data: bytes, max_pixels: int) -> Tensor:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image.size, max_pixels)
             image.load()
-            return torch.from_numpy(_rgb(_upright(image))).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(_rgb(_upright(image))).permute(2, 0, 1)
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:

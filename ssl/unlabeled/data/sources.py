@@ -109,8 +109,8 @@ class Folder:
 
     def read(self, index: Index, i: int) -> bytes:
         """The bytes of picture i, and no more than one beyond its indexed size."""
-        with open(self.path(index, i), "rb", buffering=0) as file:
-            return file.read(int(index.sizes[i]) + 1) or b""
+        with open(self.path(index, i), "rb") as file:
+            return file.read(int(index.sizes[i]) + 1)
 
 
 class Tars:
@@ -131,7 +131,15 @@ class Tars:
         status = os.fstat(descriptor)
         if (status.st_size, status.st_mtime_ns) != (shard.size, shard.mtime_ns):
             return None
-        return os.pread(descriptor, int(index.sizes[i]), int(index.starts[i]))
+        return _pread(descriptor, int(index.sizes[i]), int(index.starts[i]))
+
+
+def _pread(descriptor: int, size: int, start: int) -> bytes:
+    """Bytes [start, start + size) of a file, fewer only where it ends: some file systems answer in parts."""
+    data = os.pread(descriptor, size, start)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), start + len(data))):
+        data += more
+    return data
 
 
 class _Descriptor:
@@ -234,7 +242,7 @@ class Files(BaseModel, frozen=True, extra="forbid"):
 
 def _scan(path: str, prefixes: Sequence[str]) -> list[tuple[Folder | Tars, Index]]:
     if os.path.isdir(path):
-        roots = [os.fsencode(os.path.join(path, prefix)) for prefix in prefixes]
+        roots = [os.fsencode(os.path.join(path, prefix).rstrip("/") or "/") for prefix in prefixes]
         return [(Folder(root), scan_folder(root)) for root in roots]
     shards, indexes = scan_tars(_archives(path), prefixes)
     return [(Tars(shards, os.fsencode(p)), index) for p, index in zip(prefixes, indexes, strict=True)]

@@ -1,7 +1,7 @@
 """Which files an uncompressed tar holds and where, from its headers alone: nothing is ever extracted.
 
-Headers are parsed by `tarfile`, but walked here: `TarFile` keeps an object per member, gigabytes for a million
-members, and takes a damaged header in the middle for the end.
+Headers are parsed by `tarfile`, but walked here: `TarFile` keeps an object per member, which is gigabytes
+for a million, and takes a damaged header in the middle for the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _PLAIN_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_PAX, _PAX_GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_EXTENSIONS = (_LONG_NAME, _LONG_LINK, tarfile.XGLTYPE, *_PAX)
 
 
 class Shard(NamedTuple):
@@ -71,13 +72,14 @@ def _members(file: BinaryIO, path: str, total: int) -> Iterator[tuple[bytes, int
     override: dict[bytes, bytes] = {}
     while (header := _header(file, path, position)) is not None:
         start = position + _BLOCK
-        size = 0 if header.isdir() else int(override.get(b"size", header.size))
+        extends = header.type in _EXTENSIONS
+        size = 0 if header.isdir() else header.size if extends else int(override.get(b"size", header.size))
         if not 0 <= size <= total - start:
             raise UserError(
                 f"{path!r} is truncated or corrupt: the member {header.name!r} at byte {position} claims "
                 f"{size:,} bytes, {total - start:,} are left. Copy the archive again"
             )
-        if header.type in (_LONG_NAME, _LONG_LINK, _PAX_GLOBAL, *_PAX):
+        if extends:
             override |= _override(header, file, path, size)
         else:
             name = override.get(b"path") or header.name.encode("utf-8", "surrogateescape")

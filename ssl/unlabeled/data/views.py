@@ -87,7 +87,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
         """Cut a uint8 picture [C, H, W] by what was drawn: uint8 [C, height, width] of this view."""
         top, left, height, width = crop.box
         pixels = resize(image[:, top : top + height, left : left + width], self.shape, self.interpolation)
-        return pixels.flip(-1) if crop.flip else pixels
+        return (pixels.flip(-1) if crop.flip else pixels).contiguous()
 
     def sample(self, image: Tensor, rng: np.random.Generator, patch: int) -> Crops:
         """All crops of this view from one picture, with their masks over patches of `patch` pixels."""
@@ -117,8 +117,10 @@ def center_crop(image: Tensor, shape: tuple[int, int], crop_pct: float, interpol
         interpolation: how to resize.
     """
     height, width = image.shape[-2:]
-    factor = max(math.floor(s / crop_pct) / side for s, side in zip(shape, (height, width), strict=True))
-    resized = (max(shape[0], round(height * factor)), max(shape[1], round(width * factor)))
+    targets = (math.floor(side / crop_pct) for side in shape)
+    target, short = max(zip(targets, (height, width), strict=True), key=lambda pair: pair[0] / pair[1])
+    # the other side is rounded down, as torchvision does
+    resized = (height * target // short, width * target // short)
     image = resize(image, resized, interpolation)
     top, left = round((resized[0] - shape[0]) / 2), round((resized[1] - shape[1]) / 2)
     return image[:, top : top + shape[0], left : left + shape[1]].contiguous()

@@ -8,9 +8,10 @@ import platform
 import statistics
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 
 from unlabeled.data.shapes import Shapes
 from unlabeled.data.sources import Files
@@ -22,6 +23,7 @@ from unlabeled.nn.encoder import Encoder
 if TYPE_CHECKING:
     from rich.table import Table
 
+M = TypeVar("M", bound=BaseModel)
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 # raw pixels are compared at most at this side: beyond it they are many and no better
 PIXELS_SIDE = 32
@@ -86,15 +88,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluation(args: argparse.Namespace) -> Evaluation:
-    for option, value, fits, expected in (
-        *(("--fractions", f, 0 < f <= 1, "shares in (0, 1], such as 0.01 for 1 %") for f in args.fractions),
-        ("--crop-pct", args.crop_pct, 0 < args.crop_pct <= 1, "a share in (0, 1]"),
-        ("--seeds", args.seeds, args.seeds >= 1, "at least 1"),
-        ("--workers", args.workers, args.workers >= 0, "at least 0"),
-    ):
-        if not fits:
-            raise UserError(f"{option} {value}: expected {expected}")
-    return Evaluation(pool=args.pool, crop_pct=args.crop_pct, fractions=tuple(args.fractions))
+    if args.seeds < 1 or args.workers < 0:
+        raise UserError(
+            f"--seeds {args.seeds} --workers {args.workers}: expected at least 1 seed and 0 workers"
+        )
+    fractions = tuple(dict.fromkeys(args.fractions))
+    return _checked(Evaluation, pool=args.pool, crop_pct=args.crop_pct, fractions=fractions)
+
+
+def _checked(model: type[M], **fields: Any) -> M:
+    """A model made of options; what it complains about is told by their names."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        complaints = []
+        for one in error.errors():
+            option = "-".join(map(str, one["loc"][:1])).replace("_", "-")
+            complaints.append(f"--{option}: {one['msg']}, found {one['input']}" if option else one["msg"])
+        raise UserError("; ".join(complaints)) from error
 
 
 def _device(name: str) -> torch.device:
@@ -135,8 +146,8 @@ def _data(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
     prepared = preprocessing_of(path)
     how = IMAGENET if prepared is None else {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
     if args.data == "shapes":
-        return Shapes(size=max(encoder.image_size), **how)
-    return Files(path=args.data, train=args.train, val=args.val, **how)
+        return _checked(Shapes, size=max(encoder.image_size), **how)
+    return _checked(Files, path=args.data, train=args.train, val=args.val, **how)
 
 
 def _untrained(encoder: Encoder) -> Encoder:
@@ -169,10 +180,12 @@ def _evaluate(subject: Subject, config: Evaluation, device: torch.device, args: 
 def _table(rows: Sequence[Row], config: Evaluation) -> Table:
     from rich.table import Table
 
-    table = Table("", title="top-1 accuracy, % (mean ± std over draws of the labels)")
+    table = Table(title="top-1 accuracy, % (mean ± std over draws of the labels)")
+    table.add_column("", overflow="fold")
     columns = [(name, fraction) for fraction in config.fractions for name in ("knn", "linear")]
     for name, fraction in columns:
-        table.add_column(f"{'kNN' if name == 'knn' else name}\n{100 * fraction:g} %", justify="right")
+        heading = f"{'kNN' if name == 'knn' else name}\n{100 * fraction:g} %"
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row.name, *(_cell(row.scores[scored(*column)]) for column in columns))
     return table

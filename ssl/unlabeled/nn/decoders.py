@@ -82,6 +82,47 @@ class LinearDecoder(Decoder):
         return self.head(gather(tokens.patches, index))
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of query [B, M, D] over key and value [B, N, D]: [B, M, D]."""
+    query, key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; parameters are named as in timm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """Of x [B, N, D], at all tokens or at `index` [B, M] alone."""
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        query = query if index is None else gather(query, index)
+        return self.proj(attention(query, key, value, self.heads))
+
+
+class SelfBlock(nn.Module):
+    """Pre-norm transformer block, timm's `Block` but for one thing: it can answer for some tokens only."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        from timm.layers import Mlp
+
+        super().__init__()
+        self.norm1 = layer_norm(width)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = layer_norm(width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """Of x [B, N, D], at all tokens or at `index` [B, M] alone; all are attended to in either case."""
+        mixed = self.attn(self.norm1(x), index)
+        x = (x if index is None else gather(x, index)) + mixed
+        return x + self.mlp(self.norm2(x))
+
+
 class SelfDecoder(Decoder):
     """MAE's decoder (section 3, official `forward_decoder`): mask tokens fill the gaps, blocks see everything.
 
@@ -92,8 +133,6 @@ class SelfDecoder(Decoder):
     """
 
     def __init__(self, encoder: Encoder, out: int, width: int, depth: int, heads: int) -> None:
-        from timm.models.vision_transformer import Block
-
         super().__init__()
         self.grid = encoder.native_grid
         self.num_prefix = encoder.num_prefix
@@ -101,9 +140,7 @@ class SelfDecoder(Decoder):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         table = with_prefix(sincos_2d(width, self.grid), self.num_prefix)
         self.positions = nn.Parameter(table, requires_grad=False)
-        self.blocks = nn.Sequential(
-            *(Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=layer_norm) for _ in range(depth))
-        )
+        self.blocks = nn.ModuleList(SelfBlock(width, heads) for _ in range(depth))
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, out)
         xavier_(self)
@@ -122,8 +159,13 @@ class SelfDecoder(Decoder):
         # positions go to all tokens, prefix included
         table = resample(self.positions[:, self.num_prefix :], self.grid, tokens.grid)
         x = torch.cat([prefix + self.positions[:, : self.num_prefix], patches + table], dim=1)
-        x = self.blocks(x)
-        return self.head(self.norm(gather(x, index + self.num_prefix)))
+
+        # nobody reads the last block's output at visible patches, so it is not computed there
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        x = last(x, index + self.num_prefix)
+        return self.head(self.norm(x))
 
 
 class CrossBlock(nn.Module):
@@ -147,12 +189,8 @@ class CrossBlock(nn.Module):
 
     def attend(self, x: Tensor, memory: Tensor) -> Tensor:
         """Multi-head attention of x over memory."""
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query(x), *self.key_value(memory).chunk(2, dim=-1))
-        )
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        key, value = self.key_value(memory).chunk(2, dim=-1)
+        return self.proj(attention(self.query(x), key, value, self.heads))
 
 
 class CrossDecoder(Decoder):

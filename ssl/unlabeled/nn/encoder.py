@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from unlabeled.nn.patches import PatchMask, gather, patchify
 from unlabeled.nn.positions import Grid, resample, sincos_2d, with_prefix
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
 class Tokens(NamedTuple):
@@ -108,11 +111,9 @@ class Encoder(nn.Module):
         arguments: what `timm.create_model` needs, beside the name, to build it again.
     """
 
-    def __init__(self, vit: nn.Module, model: str, arguments: dict[str, Any]) -> None:
-        from timm.models.vision_transformer import VisionTransformer
-
+    def __init__(self, vit: VisionTransformer, model: str, arguments: dict[str, Any]) -> None:
         super().__init__()
-        if not isinstance(vit, VisionTransformer) or vit.attn_pool is not None or vit.pos_embed is None:
+        if not _is_plain(vit):
             raise ValueError(f"expected a plain timm VisionTransformer with positions, found '{model}'")
         self.vit = vit
         self.model = model
@@ -196,3 +197,14 @@ class Encoder(nn.Module):
             return 0.0, resample(table, self.native_grid, grid)
         prefix, patches = table[:, : self.num_prefix], table[:, self.num_prefix :]
         return prefix, resample(patches, self.native_grid, grid)
+
+
+def _is_plain(vit: nn.Module) -> bool:
+    """Whether `Encoder` runs all its parts: no distillation token, convolutional stem or attention pool."""
+    from timm.layers import PatchEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    # subclasses have tokens and steps of their own
+    if type(vit) is not VisionTransformer or vit.attn_pool is not None or vit.pos_embed is None:
+        return False
+    return isinstance(vit.patch_embed, PatchEmbed)

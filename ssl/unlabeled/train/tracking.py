@@ -56,6 +56,11 @@ class Meter:
         """Begin a new interval."""
         self.started, self.waited, self.images, self.steps = time.perf_counter(), 0.0, 0, 0
 
+    def count(self, images: int) -> None:
+        """One step of so many images is done."""
+        self.images += images
+        self.steps += 1
+
     def read(self) -> dict[str, float]:
         """`images_per_s` and `data_wait` in [0, 1]; begins a new interval."""
         elapsed = max(time.perf_counter() - self.started, 1e-9)

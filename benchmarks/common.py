@@ -1,0 +1,104 @@
+"""What the benchmarks share: options, fair turns, the machine's peak, a table and one line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+THREADS = 2
+
+# (rows, in, out): square ones, and those that a ViT's linear layers have
+PRODUCTS = ((2048, 2048, 2048), (1576, 512, 2048), (1576, 2048, 512), (1576, 512, 512), (400, 384, 1536))
+
+
+def options(description: str, rounds: int, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """`--json`, `--rounds N` and `--threads N`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each contender (default {rounds})")
+    parser.add_argument("--threads", type=int, default=THREADS, help=f"threads (default {THREADS})")
+    return parser.parse_args(arguments)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def matmul_peak(repeats: int = 4) -> float:
+    """The most GFLOP/s that float32 `F.linear` reaches now, over several sizes."""
+    best = 0.0
+    for rows, inside, outside in PRODUCTS:
+        x, weight = torch.ones(rows, inside), torch.ones(outside, inside)
+        fastest = min(seconds(lambda x=x, weight=weight: F.linear(x, weight)) for _ in range(repeats))  # type: ignore[misc]
+        best = max(best, 2 * rows * inside * outside / fastest / 1e9)
+    return best
+
+
+def forget_peak_memory() -> None:
+    """Begin a new peak of resident memory, where the kernel can (Linux)."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """The most resident memory of this process, MB (10^6 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def machine() -> str:
+    """One line about where the figures come from."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
+        model = next(names, model)
+    return f"{model}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        lines.append("  ".join((first, *rest)))
+    return "\n".join(lines)
+
+
+def finish(chosen: argparse.Namespace, result: dict[str, Any]) -> None:
+    """The last line, when asked for."""
+    if chosen.json:
+        print(json.dumps(result))
+
+
+__all__ = [
+    "THREADS",
+    "finish",
+    "forget_peak_memory",
+    "machine",
+    "matmul_peak",
+    "median",
+    "options",
+    "peak_memory_mb",
+    "seconds",
+    "table",
+]

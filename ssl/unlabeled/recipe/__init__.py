@@ -1,0 +1,86 @@
+"""Typed recipes: YAML and `a.b=value` overrides in, a frozen pydantic model out, every mistake at once.
+
+A recipe is plain YAML 1.2 (core schema): mappings, lists, text, numbers, true, false and null. Anchors,
+aliases and tags are refused while the event stream is read, so that nothing hostile is ever built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from unlabeled.recipe.changes import ABSENT, Difference, differences, format_differences
+from unlabeled.recipe.document import Document
+from unlabeled.recipe.faults import RecipeError, report, suggest
+from unlabeled.recipe.help import describe
+from unlabeled.recipe.reader import MAX_DEPTH
+from unlabeled.recipe.writer import dump
+
+__all__ = [
+    "ABSENT",
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "Difference",
+    "RecipeError",
+    "describe",
+    "differences",
+    "dump",
+    "format_differences",
+    "load",
+    "parse",
+]
+
+R = TypeVar("R", bound=BaseModel)
+
+MAX_BYTES = 1_000_000
+
+
+def load(schema: type[R], path: str | Path, overrides: Sequence[str] = ()) -> R:
+    """Read a recipe file.
+
+    Args:
+        schema: the frozen pydantic model that the file must fit.
+        path: a UTF-8 YAML file of at most `MAX_BYTES` bytes.
+        overrides: `a.b=value`, applied in order; the value is read as YAML, or as text where it is no YAML.
+            A number picks an element of a list: `views.0.count=2`.
+
+    Raises:
+        RecipeError: listing everything wrong with the file, its fields and the overrides.
+    """
+    return parse(schema, _read(Path(path)), overrides, where=str(path))
+
+
+def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str = "recipe") -> R:
+    """The same as `load` from text; `where` names it in errors."""
+    document = Document(text)
+    for override in overrides:
+        document.override(override)
+    recipe = document.validate(schema) if document.readable else None
+    if document.faults:
+        raise report(document.faults, where)
+    assert recipe is not None
+    return recipe
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: expected a recipe file, found a folder") from None
+    except FileNotFoundError:
+        near = suggest(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        raise RecipeError(f"{path}: no such recipe{near}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    if len(content) > MAX_BYTES:
+        raise RecipeError(f"{path}: larger than {MAX_BYTES:,} bytes, which no recipe is")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        found = f"{content[error.start]:#04x}"
+        raise RecipeError(f"{path}:{line}  expected UTF-8 text, found byte {found}") from None

@@ -1,0 +1,136 @@
+"""A recipe as it stands: the file's data, what the command line changed, and the faults of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from unlabeled.recipe.explain import complaint, follow, missing
+from unlabeled.recipe.faults import COMMAND_LINE, WHOLE_FILE, Fault, Place, dotted, look_up, show
+from unlabeled.recipe.kinds import Kind, tagged
+from unlabeled.recipe.reader import REFUSED, Reader, Unreadable, resolve
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class Document:
+    """Data of a recipe with all faults found so far. `readable` is False where no data could be had.
+
+    Args:
+        text: the YAML of the file.
+    """
+
+    def __init__(self, text: str) -> None:
+        reader = Reader(text)
+        self.data: dict[str, Any] = {}
+        self.lines, self.faults, self.refused = reader.lines, reader.faults, reader.refused
+        self.readable = False
+        try:
+            data = reader.read()
+        except Unreadable as error:
+            self.faults.append(Fault((), error.message, error.line))
+            return
+        if isinstance(data, dict):
+            self.data, self.readable = data, True
+        elif data is not REFUSED:
+            line = self.lines[()]
+            self.faults.append(Fault((), f"expected a mapping of fields, found {show(data)}", line))
+
+    def override(self, argument: str) -> None:
+        """Apply one `a.b=value`."""
+        path, equals, text = argument.partition("=")
+        names = path.strip().split(".")
+        if not equals or not all(names) or not path.isprintable():
+            message = f"expected FIELD=VALUE such as optim.lr=0.1, found {argument!r}"
+            self.faults.append(Fault((), message, COMMAND_LINE))
+            return
+        try:
+            place = self.make_way(names)
+        except LookupError as error:
+            self.faults.append(Fault(tuple(names), str(error.args[0]), COMMAND_LINE))
+            return
+        self.forget(place)
+        self.lines[place] = COMMAND_LINE
+        look_up(self.data, place[:-1])[place[-1]] = self.value(text.strip(), place)
+
+    def value(self, text: str, place: Place) -> Any:
+        """What an override sets `place` to."""
+        reader = Reader(text)
+        # nothing else begins YAML that is meant on a command line: `*.tar` is a glob there, not an alias
+        quoted = text.startswith(("[", "{", '"', "'"))
+        try:
+            value = reader.read() if quoted else reader.check(resolve(text), text, (), COMMAND_LINE)
+        except Unreadable:
+            value = reader.check(text, text, (), COMMAND_LINE)
+        self.faults += [Fault(place + f.place, f.message, COMMAND_LINE) for f in reader.faults]
+        self.refused |= {place + inner for inner in reader.refused}
+        return value
+
+    def make_way(self, names: list[str]) -> Place:
+        """The place that `names` point to, with the mappings that lead there. Raises LookupError."""
+        node: Any = self.data
+        place: Place = ()
+        for name in names:
+            if node is None:
+                node = look_up(self.data, place[:-1])[place[-1]] = {}
+                self.lines.setdefault(place, COMMAND_LINE)
+            place = (*place, _key(node, name, place))
+            node = node.get(name) if isinstance(node, dict) else node[place[-1]]
+        return place
+
+    def forget(self, place: Place) -> None:
+        """Drop the lines and the refusals of what an override replaces."""
+        self.lines = {old: line for old, line in self.lines.items() if old[: len(place)] != place}
+        self.refused = {old for old in self.refused if old[: len(place)] != place}
+
+    def line(self, place: Place) -> int:
+        """The line that decided `place`: its own, or that of what holds it."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, WHOLE_FILE) if place else WHOLE_FILE
+
+    def validate(self, schema: type[R]) -> R | None:
+        """The data as a `schema`, or None and more faults."""
+        try:
+            # JSON's strict mode takes lists for tuples and integers for floats, and converts nothing else
+            return schema.model_validate_json(json.dumps(self.data), strict=True)
+        except ValidationError as invalid:
+            for error in invalid.errors(include_url=False):
+                faults = self.explain(schema, error)
+                self.faults += [fault for fault in faults if not self.covered(fault.place)]
+            return None
+
+    def covered(self, place: Place) -> bool:
+        """Whether a value was refused there already, so that more complaints would be noise."""
+        return any(place[:n] in self.refused for n in range(len(place) + 1))
+
+    def explain(self, schema: type[BaseModel], error: ErrorDetails) -> Iterator[Fault]:
+        """One error of pydantic in plain words."""
+        spot = follow(schema, error["loc"], self.data)
+        if spot is None:
+            return
+        place, kind, owner, whole = spot
+        reason, found = error["type"], look_up(self.data, place) if whole else error["input"]
+        if reason == "missing" and owner is not None:
+            yield from missing(place, owner.model_fields[str(place[-1])])
+            return
+        if reason == "missing" and not whole:  # an element of a tuple: what was found is the whole of it
+            place, kind, *_ = follow(schema, error["loc"][:-1], self.data) or spot
+        if reason.startswith("union_tag"):
+            place, kind = (*place, "name"), Kind(Literal[tuple(tagged(kind))], ())
+            found = found.get("name")
+        yield Fault(place, complaint(error, kind, found, owner), self.line(place))
+
+
+def _key(node: Any, name: str, place: Place) -> str | int:
+    if isinstance(node, dict):
+        return name
+    if not isinstance(node, list):
+        raise LookupError(f"{dotted(place)} is {show(node)}, which has no fields")
+    if not (name.isdecimal() and len(name) < 6 and int(name) < len(node)):
+        raise LookupError(f"{dotted(place)} has {len(node)} elements, counted from 0, and no {name!r}")
+    return int(name)

@@ -1,0 +1,103 @@
+"""Errors of pydantic in plain words: where they are and what was expected there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import NoneType
+from typing import Any, NamedTuple, Union
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from unlabeled.recipe.faults import WHOLE_FILE, Fault, Place, dotted, look_up, show, suggest
+from unlabeled.recipe.kinds import Kind, inner_kind, is_model, kind_of, members_of, options_of, tagged
+from unlabeled.recipe.words import spell_out, words
+
+
+class Spot(NamedTuple):
+    """A place in a recipe and what belongs there.
+
+    Attributes:
+        owner: the model whose field it is, if it is one.
+        whole: whether pydantic pointed deeper, into members of a union of which none fits.
+    """
+
+    place: Place
+    kind: Kind
+    owner: type[BaseModel] | None = None
+    whole: bool = False
+
+
+def follow(schema: type[BaseModel], location: Place, data: Any) -> Spot | None:
+    """Walk pydantic's location, less its labels for a union's members; None if another error tells more."""
+    place: Place = ()
+    kind, owner = Kind(schema, ()), None
+    for part in location:
+        members = [member for member in members_of(kind) if member.type is not NoneType]
+        if part in (tags := tagged(kind)):
+            kind = Kind(tags[str(part)], ())
+            continue
+        if len(members) > 1:
+            models = [member.type for member in members if is_model(member)]
+            meant = isinstance(look_up(data, place), dict) and (len(models) == 1 or tags)
+            if not meant:
+                return Spot(place, kind, whole=True)
+            # a mapping can only mean a model, so what the other members say about it is noise
+            if not any(model.__name__ in str(part) for model in models):
+                return None
+            kind = Kind(Union[tuple(models)], ())  # noqa: UP007 - made at run time
+            continue
+        owner = members[0].type if is_model(members[0]) else None
+        kind = inner_kind(members[0], part)
+        place = (*place, part)
+    return Spot(place, kind, owner)
+
+
+def missing(place: Place, field: FieldInfo) -> Iterator[Fault]:
+    """What to add: the field, or, where it is a section, the fields of it that are required."""
+    kind = kind_of(field)
+    needed = kind.type.model_fields.items() if is_model(kind) else ()
+    inner = [(name, child) for name, child in needed if child.is_required()]
+    for name, child in inner:
+        yield from missing((*place, name), child)
+    if inner:
+        return
+    tags = tagged(kind)
+    place = (*place, "name") if tags else place
+    meaning = f" ({field.description.rstrip('.')})" if field.description else ""
+    choice = f" Names: {', '.join(tags)}." if tags else ""
+    yield Fault(place, f"missing{meaning}.{choice} Add it, or pass {dotted(place)}=VALUE", WHOLE_FILE)
+
+
+_MISFITS = re.compile(
+    r".*_type|.*_parsing|greater_than.*|less_than.*|multiple_of|.*too_short|.*too_long|string_pattern_mismatch"
+    r"|literal_error|enum|union_tag_.*|int_from_float|finite_number|none_required|missing"
+)
+
+
+def complaint(error: ErrorDetails, kind: Kind, found: object, owner: type[BaseModel] | None) -> str:
+    """What was found and what was expected, for a field of this kind."""
+    if error["type"] == "extra_forbidden" and owner is not None:
+        return _unknown(str(error["loc"][-1]), owner)
+    if error["type"] == "union_tag_not_found":
+        return f"missing. It is {words(kind)}"
+    if error["type"] in ("value_error", "assertion_error"):
+        return str(error["ctx"]["error"])
+    if not _MISFITS.fullmatch(error["type"]):
+        return error["msg"]
+    return f"expected {spell_out(words(kind))}, found {show(found)}{_instead(found, kind)}"
+
+
+def _unknown(name: str, owner: type[BaseModel]) -> str:
+    near = suggest(name.lower(), owner.model_fields)
+    return f"unknown field{near or '. Known here: ' + ', '.join(owner.model_fields)}"
+
+
+def _instead(found: object, kind: Kind) -> str:
+    if not isinstance(found, str):
+        return ""
+    if found in tagged(kind):
+        return f". Did you mean {{name: {found}}}?"
+    return suggest(found, map(str, options_of(kind)))

@@ -1,0 +1,76 @@
+"""The text of `--help`: every field of a schema with type, default and meaning."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from unlabeled.recipe.faults import show
+from unlabeled.recipe.kinds import Kind, is_model, kind_of, members_of, tagged, unwrap
+from unlabeled.recipe.words import words
+
+WIDTH = 100
+
+
+def describe(schema: type[BaseModel]) -> str:
+    """Every field of a schema, depth first: `a.b  TYPE = DEFAULT` and its meaning, 100 columns wide."""
+    text = "\n".join(_fields(schema, "", None, 0)).strip("\n")
+    return re.sub(r"\n{3,}", "\n\n", text) + "\n"
+
+
+def _fields(
+    model: type[BaseModel], prefix: str, instance: object, indent: int, hidden: str | None = None
+) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        default = getattr(instance, name) if isinstance(instance, model) else _default(field)
+        if name != hidden:
+            yield from _field(prefix + name, field, default, indent)
+
+
+def _default(field: FieldInfo) -> object:
+    # a factory that looks at other fields has no one default
+    late = field.default_factory_takes_validated_data
+    return PydanticUndefined if late else field.get_default(call_default_factory=True)
+
+
+def _field(path: str, field: FieldInfo, default: object, indent: int) -> Iterator[str]:
+    kind = kind_of(field)
+    item = unwrap(get_args(kind.type)[0]) if get_origin(kind.type) in (list, tuple) else kind
+    section = any(map(is_model, members_of(item)))
+    if section:
+        yield ""
+    head = path if is_model(kind) else f"{path}  {words(kind)}"
+    yield from _wrap(head + _state(field, default, kind), indent, indent + 8)
+    yield from _wrap(field.description or "", indent + 4, indent + 4)
+    if section:
+        yield from _section(path if item is kind else f"{path}.N", item, default, indent)
+        yield ""
+
+
+def _state(field: FieldInfo, default: object, kind: Kind) -> str:
+    if field.is_required():
+        return "  (required)"
+    if default is PydanticUndefined:
+        return "  (default follows from other fields)"
+    return "" if isinstance(default, BaseModel) else f" = {show(default)}"
+
+
+def _section(path: str, kind: Kind, default: object, indent: int) -> Iterator[str]:
+    models = [member.type for member in members_of(kind) if is_model(member)]
+    for tag, model in tagged(kind).items():
+        chosen = "  (default)" if type(default) is model else ""
+        yield from _wrap(f"name: {tag}{chosen}", indent + 4, indent + 4)
+        yield from _fields(model, f"{path}.", default, indent + 8, hidden="name")
+    if len(models) == 1:
+        yield from _fields(models[0], f"{path}.", default, indent + 4)
+
+
+def _wrap(text: str, first: int, rest: int) -> list[str]:
+    wrapper = textwrap.TextWrapper(WIDTH, " " * first, " " * rest, break_long_words=False)
+    return wrapper.wrap(text)

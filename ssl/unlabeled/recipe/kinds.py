@@ -1,0 +1,72 @@
+"""Kinds: the annotations of a schema, taken apart."""
+
+from __future__ import annotations
+
+from enum import Enum
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+class Kind(NamedTuple):
+    """An annotation without its wrapping, and the bounds that were wrapped around it."""
+
+    type: Any
+    rules: tuple[Any, ...]
+
+
+def unwrap(annotation: Any, rules: tuple[Any, ...] = ()) -> Kind:
+    """Take `Annotated` off, collecting its bounds behind `rules`."""
+    if get_origin(annotation) is not Annotated:
+        return Kind(annotation, rules)
+    inner, *extra = get_args(annotation)
+    more = (rule.metadata if isinstance(rule, FieldInfo) else [rule] for rule in extra)
+    return unwrap(inner, rules + tuple(rule for some in more for rule in some))
+
+
+def kind_of(field: FieldInfo) -> Kind:
+    """The kind of a field of a model."""
+    return unwrap(field.annotation, tuple(field.metadata))
+
+
+def members_of(kind: Kind) -> list[Kind]:
+    """The alternatives of a union, flattened; the kind itself if it is none."""
+    if get_origin(kind.type) not in (Union, UnionType):
+        return [kind]
+    return [member for inner in get_args(kind.type) for member in members_of(unwrap(inner, kind.rules))]
+
+
+def is_model(kind: Kind) -> bool:
+    """Whether it is a section of the recipe."""
+    return isinstance(kind.type, type) and issubclass(kind.type, BaseModel)
+
+
+def tagged(kind: Kind) -> dict[str, type[BaseModel]]:
+    """The models of a union discriminated by `name`, by their names; empty for other kinds."""
+    models = [member.type for member in members_of(kind) if is_model(member)]
+    if len(models) < 2 or not all("name" in model.model_fields for model in models):
+        return {}
+    return {tag: model for model in models for tag in get_args(model.model_fields["name"].annotation)}
+
+
+def inner_kind(kind: Kind, key: str | int) -> Kind:
+    """The kind of a field or an element."""
+    if is_model(kind):
+        fields = kind.type.model_fields
+        return kind_of(fields[key]) if key in fields else Kind(Any, ())
+    args = get_args(kind.type)
+    if isinstance(key, int) and get_origin(kind.type) is tuple and Ellipsis not in args:
+        return unwrap(args[key])
+    return unwrap(args[-1 if get_origin(kind.type) is dict else 0]) if args else Kind(Any, ())
+
+
+def options_of(kind: Kind) -> list[object]:
+    """The values that a kind names one by one."""
+    if get_origin(kind.type) is Literal:
+        return list(get_args(kind.type))
+    if isinstance(kind.type, type) and issubclass(kind.type, Enum):
+        return [option.value for option in kind.type]
+    members = members_of(kind)
+    return [option for member in members for option in options_of(member)] if len(members) > 1 else []

@@ -1,0 +1,99 @@
+"""The order of samples against plain lists."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+
+from unlabeled.data.sampler import EpochSampler, Position, epoch_order
+from unlabeled.errors import UserError
+
+N, BATCH, STEPS, SEED = 100, 36, 7, 3
+SPLITS = [(world, accumulate) for world in (1, 2, 3) for accumulate in (1, 2, 3)]
+
+
+def reference() -> list[list[Position]]:
+    """Global batches, epoch by epoch; what does not fill a batch is dropped."""
+    batches = []
+    for epoch in range(STEPS):
+        order = [Position(epoch, index) for index in epoch_order(N, SEED, epoch).tolist()]
+        while len(order) >= BATCH:
+            batches.append(order[:BATCH])
+            order = order[BATCH:]
+    return batches[:STEPS]
+
+
+def micro_batches(rank: int, world: int, accumulate: int, start: int = 0) -> list[list[Position]]:
+    sampler = EpochSampler(
+        N, BATCH, STEPS, seed=SEED, start=start, rank=rank, world=world, accumulate=accumulate
+    )
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    return batches
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 100])
+def test_an_epoch_is_a_permutation(epoch: int) -> None:
+    order = epoch_order(N, SEED, epoch).tolist()
+    assert sorted(order) == list(range(N))
+    assert order not in (epoch_order(N, SEED, epoch + 1).tolist(), epoch_order(N, SEED + 1, epoch).tolist())
+
+
+def test_the_order_never_changes_between_releases() -> None:
+    # a run resumed under another version must see the same batches
+    assert epoch_order(8, 0, 0).tolist() == [5, 6, 3, 7, 4, 1, 2, 0]
+
+
+@pytest.mark.parametrize(("world", "accumulate"), SPLITS)
+def test_ranks_and_micro_batches_make_up_the_global_batches(world: int, accumulate: int) -> None:
+    ranks = [micro_batches(rank, world, accumulate) for rank in range(world)]
+    for step, expected in enumerate(reference()):
+        mine = [rank[step * accumulate : (step + 1) * accumulate] for rank in ranks]
+        assert list(chain.from_iterable(chain.from_iterable(mine))) == expected
+        assert {len(micro) for rank in mine for micro in rank} == {BATCH // (world * accumulate)}
+
+
+@pytest.mark.parametrize("start", range(STEPS + 1))
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_start_is_a_skip(start: int, accumulate: int) -> None:
+    whole = micro_batches(1, 2, accumulate)
+    assert micro_batches(1, 2, accumulate, start) == whole[start * accumulate :]
+
+
+def test_the_tail_of_an_epoch_is_dropped() -> None:
+    seen = [position for batch in micro_batches(0, 1, 1) for position in batch if position.epoch == 0]
+    assert len(seen) == len(set(seen)) == 2 * BATCH
+
+
+def test_uneven_data_gives_equal_steps() -> None:
+    ranks = [list(EpochSampler(7, 2, 6, rank=rank, world=2)) for rank in range(2)]
+    assert [len(rank) for rank in ranks] == [6, 6]
+    first_epoch = [position.index for rank in ranks for batch in rank[:3] for position in batch]
+    assert sorted(first_epoch) == sorted(epoch_order(7, 0, 0)[:6].tolist())
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "world", "accumulate", "text"),
+    [
+        (10, 16, 1, 1, "batch of 16 is larger than the data: found 10 pictures.*at most 10"),
+        (0, 1, 1, 1, "batch of 1 is larger than the data: found 0 pictures"),
+        (
+            100,
+            16,
+            3,
+            1,
+            "16 does not divide among 3 processes x 1 accumulation steps. Use a multiple of 3, such as 15",
+        ),
+        (
+            100,
+            2,
+            2,
+            3,
+            "2 does not divide among 2 processes x 3 accumulation steps. Use a multiple of 6, such as 6",
+        ),
+    ],
+)
+def test_impossible_batches_are_refused(n: int, batch: int, world: int, accumulate: int, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        EpochSampler(n, batch, 1, world=world, accumulate=accumulate)

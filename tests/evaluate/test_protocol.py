@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from unlabeled.data.subset import stratified
+from unlabeled.errors import UserError
+from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.knn import Knn, knn_accuracy
+from unlabeled.evaluate.linear import Linear, linear_probe
+from unlabeled.evaluate.protocol import Evaluation, Evaluator
+from unlabeled.nn.encoder import Encoder, EncoderConfig
+
+CPU = torch.device("cpu")
+
+
+class FakeSource:
+    """Noise that is brighter the higher the class."""
+
+    def __init__(self, n: int, seed: int, classes: tuple[str, ...] = ("dim", "grey", "bright")) -> None:
+        self.classes = classes
+        self.labels = np.arange(n, dtype=np.int64) % 3
+        noise = torch.randint(0, 120, (n, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+        self.pictures = (noise + 60 * torch.from_numpy(self.labels).view(-1, 1, 1, 1)).to(torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, i: int) -> Tensor:
+        return self.pictures[i]
+
+    def key(self, i: int) -> str:
+        return str(i)
+
+    def fingerprint(self) -> str:
+        return "fake"
+
+
+class FakeData:
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+    def __init__(self) -> None:
+        self.splits = {"train": FakeSource(90, seed=0), "val": FakeSource(30, seed=1)}
+        self.opened: list[str] = []
+
+    def open(self, split: Literal["train", "val"]) -> FakeSource:
+        self.opened.append(split)
+        return self.splits[split]
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    config = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=1, heads=2)
+    return config.build((8, 8)).train()
+
+
+def features(encoder: Encoder, source: FakeSource) -> Features:
+    with torch.no_grad():
+        x = encoder.eval()((source.pictures.float() / 255 - 0.5) / 0.25).patches.mean(1)
+    return Features(x, torch.from_numpy(source.labels))
+
+
+def test_scores_by_name(encoder: Encoder) -> None:
+    data = FakeData()
+    config = Evaluation(pool="mean", crop_pct=1.0, batch_size=32, knn=Knn(k=5), fractions=(1.0, 0.1))
+    evaluator = Evaluator(config, data, (8, 8), CPU)
+    assert data.opened == []
+    found = dict(evaluator(encoder))
+    assert encoder.training
+
+    train, test = (features(encoder, data.splits[split]) for split in ("train", "val"))
+    few = train.take(stratified(train.y.numpy(), 0.1, seed=0))
+    assert len(few.y) == 9
+    assert found == {
+        "knn": knn_accuracy(train, test, 5, 0.07, 3),
+        "linear": linear_probe(train, test, 3, Linear()).accuracy,
+        "knn_10%": knn_accuracy(few, test, 5, 0.07, 3),
+        "linear_10%": linear_probe(few, test, 3, Linear()).accuracy,
+    }
+    assert found["linear"] > 50
+
+    list(evaluator(encoder))
+    assert data.opened == ["train", "val"]
+
+
+def test_probes_are_float32_under_autocast(encoder: Encoder) -> None:
+    evaluator = Evaluator(Evaluation(knn=None, linear=Linear(epochs=2)), FakeData(), (8, 8), CPU)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        # bfloat16 heads would meet float32 biases
+        assert [name for name, _ in evaluator(encoder)] == ["linear"]
+
+
+def test_unlabelled_pictures_are_the_users_error(encoder: Encoder) -> None:
+    data = FakeData()
+    data.splits["train"].labels[:] = -1
+    with pytest.raises(UserError, match="no picture of train has one"):
+        dict(Evaluator(Evaluation(), data, (8, 8), CPU)(encoder))
+
+
+def test_splits_must_number_classes_alike(encoder: Encoder) -> None:
+    data = FakeData()
+    data.splits["val"].classes = ("bright", "dim", "grey")
+    with pytest.raises(UserError, match="same class folders"):
+        dict(Evaluator(Evaluation(), data, (8, 8), CPU)(encoder))
+
+
+@pytest.mark.parametrize("wrong", [{"fractions": [0.0]}, {"fractions": []}, {"crop_pct": 1.2}, {"evry": 5}])
+def test_refuses_what_makes_no_sense(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Evaluation.model_validate(wrong)

@@ -1,0 +1,184 @@
+"""Decoders: any patches at any grid, against plain loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.data.masks import RandomMask
+from unlabeled.nn.decoders import (
+    CrossDecoder,
+    CrossDecoderConfig,
+    Decoder,
+    LinearDecoder,
+    SelfDecoder,
+    SelfDecoderConfig,
+)
+from unlabeled.nn.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.nn.patches import PatchMask
+
+Grid = tuple[int, int]
+NATIVE, OUT, WIDTH, HEADS = (3, 5), 7, 16, 2
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    config = EncoderConfig(model="vit_tiny_patch16_224", patch_size=8, width=24, depth=1, heads=2)
+    return config.build((NATIVE[0] * 8, NATIVE[1] * 8))
+
+
+def randomised(decoder: Any) -> Any:
+    """Nothing at zero or one, so that a part left out shows."""
+    torch.manual_seed(0)
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return decoder.eval()
+
+
+@pytest.fixture
+def self_decoder(encoder: Encoder) -> SelfDecoder:
+    return randomised(SelfDecoderConfig(width=WIDTH, depth=2, heads=HEADS).build(encoder, OUT))
+
+
+@pytest.fixture
+def cross_decoder(encoder: Encoder) -> CrossDecoder:
+    return randomised(CrossDecoderConfig(width=WIDTH, depth=2, heads=HEADS, share=1.0).build(encoder, OUT))
+
+
+@pytest.fixture(params=["self", "cross", "linear"])
+def decoder(request: pytest.FixtureRequest, encoder: Encoder) -> Decoder:
+    if request.param == "linear":
+        return randomised(LinearDecoder(encoder, OUT))
+    return request.getfixturevalue(f"{request.param}_decoder")
+
+
+def masked(grid: Grid, batch: int = 2) -> PatchMask:
+    rng = np.random.default_rng(0)
+    drawn = [RandomMask(ratio=0.6).draw(rng, grid, 8) for _ in range(batch)]
+    return PatchMask(*(torch.stack(column) for column in zip(*drawn, strict=True)))
+
+
+def encoded(mask: PatchMask, grid: Grid, full: bool = False) -> Tokens:
+    """Tokens as an encoder would give them: of the visible patches, or of all."""
+    rng = torch.Generator().manual_seed(1)
+    batch, n = mask.hidden.shape[0], mask.hidden.shape[1] if full else mask.indices()[0].shape[1]
+    prefix, patches = (torch.randn(batch, m, 24, generator=rng) for m in (1, n))
+    return Tokens(prefix, patches, grid)
+
+
+def stretched(table: Tensor, grid: Grid) -> Tensor:
+    """A table [N, D] of the native grid at another one, row-major."""
+    image = table.T.reshape(1, -1, *NATIVE)
+    return F.interpolate(image, size=grid, mode="bicubic", align_corners=False)[0].flatten(1).T
+
+
+@pytest.mark.parametrize("grid", [NATIVE, (4, 2), (6, 6)])
+@torch.no_grad()
+def test_a_subset_is_predicted_as_part_of_the_whole(decoder: Decoder, grid: Grid) -> None:
+    mask = masked(grid)
+    tokens = encoded(mask, grid, full=isinstance(decoder, LinearDecoder))
+    n = grid[0] * grid[1]
+    everything = decoder(tokens, mask, index=torch.arange(n).expand(2, -1))
+    assert everything.shape == (2, n, OUT)
+    some = torch.stack([torch.randperm(n)[:3] for _ in range(2)])
+    for index in (some, decoder.predicts(mask)):
+        found = decoder(tokens, mask, index=index)
+        expected = torch.stack([row[chosen] for row, chosen in zip(everything, index, strict=True)])
+        torch.testing.assert_close(found, expected)
+    assert torch.equal(decoder(tokens, mask), decoder(tokens, mask, index=decoder.predicts(mask)))
+
+
+@torch.no_grad()
+def test_linear_is_one_layer_at_the_hidden_patches(encoder: Encoder) -> None:
+    decoder, mask = randomised(LinearDecoder(encoder, OUT)), masked(NATIVE)
+    tokens = encoded(mask, NATIVE, full=True)
+    found = decoder(tokens, mask)
+    for row, drop in enumerate(mask.indices()[1]):
+        for slot, patch in enumerate(drop):
+            expected = decoder.head.weight @ tokens.patches[row, patch] + decoder.head.bias
+            torch.testing.assert_close(found[row, slot], expected)
+
+
+@pytest.mark.parametrize("grid", [NATIVE, (4, 2)])
+@torch.no_grad()
+def test_self_fills_the_gaps_one_by_one(self_decoder: SelfDecoder, grid: Grid) -> None:
+    decoder, mask = self_decoder, masked(grid)
+    tokens = encoded(mask, grid)
+    table = decoder.positions[0, 1:] if grid == NATIVE else stretched(decoder.positions[0, 1:], grid)
+    for row in range(2):
+        sequence = [decoder.embed(tokens.prefix[row, 0]) + decoder.positions[0, 0]]
+        keep = mask.indices()[0][row].tolist()
+        for patch in range(grid[0] * grid[1]):
+            visible = patch in keep
+            content = (
+                decoder.embed(tokens.patches[row, keep.index(patch)]) if visible else decoder.mask_token[0, 0]
+            )
+            sequence.append(content + table[patch])
+        x = torch.stack(sequence).unsqueeze(0)
+        for block in decoder.blocks:
+            x = block(x)
+        expected = decoder.head(decoder.norm(x))[0, 1:]
+        torch.testing.assert_close(decoder(tokens, mask)[row], expected[mask.indices()[1][row]])
+
+
+def attended(block: Any, x: Tensor, memory: Tensor) -> Tensor:
+    """One query [D] over memory [K, D], head by head."""
+    query = block.query(block.norm1(x))
+    keys, values = block.key_value(memory).split(WIDTH, dim=-1)
+    heads = []
+    for head in range(HEADS):
+        part = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
+        scores = torch.stack([query[part] @ key[part] for key in keys]) / math.sqrt(WIDTH / HEADS)
+        weights = scores.exp() / scores.exp().sum()
+        heads.append(sum(weight * value[part] for weight, value in zip(weights, values, strict=True)))
+    return block.proj(torch.cat(heads))
+
+
+@pytest.mark.parametrize("grid", [NATIVE, (4, 2)])
+@torch.no_grad()
+def test_cross_reads_the_visible_tokens_query_by_query(cross_decoder: CrossDecoder, grid: Grid) -> None:
+    decoder: Any = cross_decoder
+    mask = masked(grid)
+    tokens = encoded(mask, grid)
+    found = decoder(tokens, mask)
+    table = decoder.positions[0] if grid == NATIVE else stretched(decoder.positions[0], grid)
+    for row, drop in enumerate(mask.indices()[1]):
+        memory = decoder.memory_norm(decoder.embed(torch.cat([tokens.prefix[row], tokens.patches[row]])))
+        for slot, patch in enumerate(drop):
+            x = decoder.mask_token[0, 0] + table[patch]
+            for block in decoder.blocks:
+                x = x + attended(block, x, memory)
+                x = x + block.mlp(block.norm2(x))
+            torch.testing.assert_close(found[row, slot], decoder.head(decoder.norm(x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "predicted"), [(0.25, 3), (0.01, 1), (0.5, 5), (1.0, 9)])
+@torch.no_grad()
+def test_predicting_a_share_changes_no_prediction(
+    cross_decoder: CrossDecoder, share: float, predicted: int
+) -> None:
+    mask = masked(NATIVE)
+    tokens = encoded(mask, NATIVE)
+    whole, drop = cross_decoder(tokens, mask), mask.indices()[1]
+    cross_decoder.share = share
+    assert torch.equal(cross_decoder.predicts(mask), drop[:, :predicted])
+    torch.testing.assert_close(cross_decoder(tokens, mask), whole[:, :predicted])
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        (SelfDecoderConfig, {"width": 30}),
+        (CrossDecoderConfig, {"share": 0.0}),
+        (CrossDecoderConfig, {"share": 1.1}),
+    ],
+)
+def test_impossible_decoders_are_refused(config: Any, error: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(error))):
+        config(**error)

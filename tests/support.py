@@ -1,0 +1,157 @@
+"""Whole runs in processes of their own: started fast, killed where a test asks, several at once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PRELOAD = ["torch", "timm", "accelerate", "torchvision", "unlabeled.engine", "unlabeled.schema", "unlabeled.plan"]
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(PRELOAD)
+
+TINY_PRETRAIN = """
+name: tiny
+data: {name: shapes, train_size: 42, val_size: 20, size: 16}
+method:
+  name: mae
+  view: {size: 16, mask: {name: random, ratio: 0.5}}
+  encoder: {model: vit_tiny_patch16_224, patch_size: 4, width: 16, depth: 2, heads: 2, drop_path: 0.2}
+  decoder: {name: self, width: 16, depth: 1, heads: 2}
+optim: {name: adamw, base_lr: 0.03, warmup_epochs: 1}
+train: {epochs: 3, batch_size: 8}
+run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100}
+"""
+
+TINY_FINETUNE = """
+name: tiny
+encoder: UNSET
+data: {name: shapes, train_size: 42, val_size: 20, size: 16}
+task: {mode: full, view: {size: 16}, crop_pct: 1.0, drop_path: 0.3, mixup: 0.5, cutmix: 0.5}
+optim: {name: adamw, base_lr: 0.03, warmup_epochs: 1}
+train: {epochs: 3, batch_size: 8}
+run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100}
+"""
+
+
+def stage_named(name: str) -> Any:
+    """The stage object of pretrain.py or finetune.py."""
+    sys.path.insert(0, str(ROOT))
+    import importlib
+
+    module = importlib.import_module(name)
+    return module.Pretrain() if name == "pretrain" else module.Finetune()
+
+
+def launch(
+    stage: str, arguments: Sequence[str], *, world: int = 1, kill: dict[str, Any] | None = None, hook: Any = None
+) -> list[int]:
+    """Run a stage in `world` fresh processes; returns their exit codes (-9 where killed).
+
+    Args:
+        stage: pretrain or finetune.
+        arguments: of the command line.
+        world: number of gloo processes.
+        kill: `{"step": n}` sends SIGKILL after step n, `{"save": n, "at": WHERE}` during the save of step n;
+            `"signal"` names another signal, `"ranks"` which processes.
+        hook: called with nothing in each process before it starts.
+    """
+    port = free_port()
+    with tempfile.NamedTemporaryFile("r") as said:
+        processes = [
+            CONTEXT.Process(target=_child, args=(stage, list(arguments), rank, world, port, kill, hook, said.name))
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        sys.stderr.write(said.read())
+    codes = [process.exitcode for process in processes]
+    assert None not in codes, "a run hangs"
+    return codes  # type: ignore[return-value]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def checkpoint_bytes(output: Path, step: int) -> dict[str, bytes]:
+    """What a checkpoint holds of weights, optimizer and random state."""
+    folder = output / "checkpoints" / f"step-{step:08d}"
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def _child(
+    stage: str, arguments: list[str], rank: int, world: int, port: int, kill: dict[str, Any] | None, hook: Any, said: str
+) -> None:
+    import torch
+
+    # what a run prints goes to a file: the server these processes come from has its own idea of stderr
+    file = os.open(said, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    if hook is not None:
+        hook()
+    if kill is not None and rank in kill.get("ranks", range(world)):
+        _arm(kill)
+    from unlabeled.cli import main
+
+    sys.exit(main(stage_named(stage), arguments))
+
+
+def _arm(kill: dict[str, Any]) -> None:
+    """Send ourselves a signal at a place in the code."""
+    from unlabeled.engine import Engine
+    from unlabeled.train import checkpoint
+
+    def strike() -> None:
+        os.kill(os.getpid(), kill.get("signal", signal.SIGKILL))
+
+    if "step" in kill:
+        update = Engine._update
+
+        def after_step(engine: Engine, *arguments: Any) -> None:
+            update(engine, *arguments)
+            if engine.step == kill["step"]:
+                strike()
+
+        Engine._update = after_step  # type: ignore[method-assign]
+        return
+
+    place = {"first file": "describe", "written": "sync", "renamed": "_prune"}[kill["at"]]
+    save = checkpoint.Checkpoints.save
+
+    def armed_save(self: checkpoint.Checkpoints, step: int, *arguments: Any) -> Path:
+        if step == kill["save"]:
+            owner: Any = checkpoint.Checkpoints if place == "_prune" else checkpoint
+            setattr(owner, place, lambda *_: strike())
+        return save(self, step, *arguments)
+
+    checkpoint.Checkpoints.save = armed_save  # type: ignore[method-assign]

@@ -1,0 +1,152 @@
+"""A run killed anywhere and started again ends with the very bits of one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
+
+from unlabeled.train.signals import EXIT_STOPPED
+
+LAST = 15  # 3 epochs of 5 steps
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recipes, an export to fine-tune, and one uninterrupted run of each stage."""
+    home = tmp_path_factory.mktemp("resume")
+    (home / "pretrain.yaml").write_text(TINY_PRETRAIN)
+    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "pretrain" / "export")))
+    for stage in ("pretrain", "finetune"):
+        assert launch(stage, command(home, stage, home / stage)) == [0]
+    return home
+
+
+def command(home: Path, stage: str, output: Path, *more: str) -> list[str]:
+    return [str(home / f"{stage}.yaml"), f"run.output={output}", *more]
+
+
+def assert_same_end(home: Path, stage: str, output: Path) -> None:
+    ours, theirs = checkpoint_bytes(output, LAST), checkpoint_bytes(home / stage, LAST)
+    assert ours.keys() == theirs.keys() == {"model.safetensors", "optimizer.safetensors", "rng-0.safetensors"}
+    for name, data in theirs.items():
+        assert ours[name] == data, f"{name} differs"
+    losses = [(line["step"], line["loss"]) for line in metrics(output) if "loss" in line]
+    assert losses == [(line["step"], line["loss"]) for line in metrics(home / stage) if "loss" in line]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([{"step": 2}], id="before the first checkpoint"),
+        pytest.param([{"step": 7}, {"step": 8}], id="twice in one epoch"),
+        pytest.param([{"step": 10}, {"save": 12, "at": "first file"}], id="at an epoch's end, then in a save"),
+        pytest.param([{"save": 6, "at": "written"}, {"save": 9, "at": "renamed"}], id="in two saves"),
+    ],
+)
+def test_killed_and_resumed(home: Path, tmp_path: Path, stage: str, workers: int, kills: list[dict[str, Any]]) -> None:
+    arguments = command(home, stage, tmp_path, f"run.workers={workers}", "run.checkpoint_every=1" if len(kills) > 1 else "run.checkpoint_every=3")
+    for kill in kills:
+        assert launch(stage, arguments, kill=kill) == [-signal.SIGKILL]
+    assert launch(stage, arguments) == [0]
+    assert_same_end(home, stage, tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_accumulation_resumes_exactly(home: Path, tmp_path: Path, stage: str) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert launch(stage, command(home, stage, whole, "run.accumulate=2")) == [0]
+    assert launch(stage, command(home, stage, killed, "run.accumulate=2"), kill={"step": 8}) == [-signal.SIGKILL]
+    assert launch(stage, command(home, stage, killed, "run.accumulate=2", "run.workers=2")) == [0]
+    assert checkpoint_bytes(whole, LAST) == checkpoint_bytes(killed, LAST)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves(home: Path, tmp_path: Path, number: signal.Signals) -> None:
+    arguments = command(home, "pretrain", tmp_path, "run.workers=2")
+    assert launch("pretrain", arguments, kill={"step": 7, "signal": number}) == [EXIT_STOPPED]
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert saved[-1] == "step-00000008"
+    assert launch("pretrain", arguments) == [0]
+    assert_same_end(home, "pretrain", tmp_path)
+
+
+def test_evaluation_changes_nothing(home: Path, tmp_path: Path) -> None:
+    arguments = command(home, "pretrain", tmp_path, "evaluate.every=2", "evaluate.knn.k=3", "evaluate.crop_pct=1.0")
+    assert launch("pretrain", arguments) == [0]
+    assert_same_end(home, "pretrain", tmp_path)
+    assert [line["step"] for line in metrics(tmp_path) if "knn" in line] == [2, 4, 6, 8, 10, 12, 14, 15]
+
+
+def test_a_damaged_checkpoint_is_passed_over(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(home / "pretrain", tmp_path, dirs_exist_ok=True)
+    for step in (12, 15):
+        file = tmp_path / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    assert launch("pretrain", command(home, "pretrain", tmp_path)) == [0]
+    said = capsys.readouterr().err
+    assert "step-00000015 is refused" in said and "falling back to" in said and "step-00000009" in said
+    assert_same_end(home, "pretrain", tmp_path)
+
+
+def test_a_changed_recipe_is_refused_with_a_diff(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(home / "pretrain", tmp_path, dirs_exist_ok=True)
+    assert launch("pretrain", command(home, "pretrain", tmp_path, "optim.base_lr=0.02", "data.seed=3")) == [2]
+    said = capsys.readouterr().err
+    assert "optim.base_lr" in said and "0.03 -> 0.02" in said and "data.seed" in said
+    assert "Traceback" not in said
+    assert launch("pretrain", command(home, "pretrain", tmp_path, "run.log_every=2", "run.keep_last=3")) == [0]
+
+
+def test_fresh_refuses_then_overwrites(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(home / "pretrain", tmp_path, dirs_exist_ok=True)
+    arguments = command(home, "pretrain", tmp_path, "optim.base_lr=0.02")
+    assert launch("pretrain", [*arguments, "--fresh"]) == [2]
+    assert "--force" in capsys.readouterr().err
+    assert launch("pretrain", [*arguments, "--fresh", "--force"]) == [0]
+    assert checkpoint_bytes(tmp_path, LAST) != checkpoint_bytes(home / "pretrain", LAST)
+
+
+def _broken_losses() -> None:
+    """Make the loss NaN at steps 4 and 5."""
+    from unlabeled.methods.mae import MAE
+
+    forward = MAE.forward
+
+    def poisoned(self: MAE, batch: Any, progress: Any) -> Any:
+        output = forward(self, batch, progress)
+        return output._replace(loss=output.loss * float("nan")) if progress.step in (4, 5) else output
+
+    MAE.forward = poisoned  # type: ignore[method-assign]
+
+
+def test_broken_steps_are_skipped_and_counted(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = "run.checkpoint_every=1"
+    assert launch("pretrain", command(home, "pretrain", tmp_path / "a", every), hook=_broken_losses) == [0]
+    before, after = (checkpoint_bytes(tmp_path / "a", step) for step in (4, 6))
+    assert before["model.safetensors"] == after["model.safetensors"]
+    assert before["optimizer.safetensors"] == after["optimizer.safetensors"]
+    assert metrics(tmp_path / "a")[-1]["skipped"] == 2
+    assert launch("pretrain", command(home, "pretrain", tmp_path / "b", "run.max_skipped=2"), hook=_broken_losses) == [2]
+    said = capsys.readouterr().err
+    assert "2 steps in a row" in said and "step 5" in said and "Traceback" not in said
+
+
+def test_metrics_are_json_without_repeats(home: Path) -> None:
+    lines = metrics(home / "pretrain")
+    assert [line["step"] for line in lines] == list(range(1, LAST + 1))
+    assert {"loss", "lr", "grad_norm", "images_per_s", "data_wait", "epoch", "skipped", "explained"} <= lines[0].keys()
+    assert lines[0]["lr"] == 0 and lines[5]["lr"] == pytest.approx(0.03 * 8 / 256)
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines)
+    state = json.loads((home / "pretrain" / "checkpoints" / f"step-{LAST:08d}" / "state.json").read_text())
+    assert state["step"] == LAST
