@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from unlabeled.cli import main
 from unlabeled.errors import UserError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from unlabeled.engine import Engine, Job
     from unlabeled.plan import Line
+    from unlabeled.transfer.classify import Classifier
     from unlabeled.transfer.score import Scorer
 
 
@@ -75,7 +76,7 @@ class Finetune:
         """Score once more with per-class accuracy, write result.json and a timm classifier."""
         from unlabeled.transfer.score import export_classifier, write_result
 
-        method = engine.whole_method()
+        method = cast("Classifier", engine.whole_method())
         result = self.scorer(method)
         if engine.accelerator.is_main_process:
             write_result(output / "result.json", recipe, engine, result)

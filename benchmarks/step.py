@@ -293,7 +293,17 @@ def report(turns: dict[str, list[Turn]], result: dict[str, Any]) -> str:
         shown = "-" if name == CROSS else f"{share(own):.3f}"  # its network is another, its products are fewer
         peak, memory = median(turn.peak_gflops for turn in own), own[0].peak_mb
         fastest = min(turn.seconds for turn in own)
-        rows.append((name, f"{time:.3f}", f"{fastest:.3f}", f"{BATCH / time:.2f}", f"{peak:.0f}", shown, f"{memory:.0f}"))
+        rows.append(
+            (
+                name,
+                f"{time:.3f}",
+                f"{fastest:.3f}",
+                f"{BATCH / time:.2f}",
+                f"{peak:.0f}",
+                shown,
+                f"{memory:.0f}",
+            )
+        )
     mae, cross = result["mae"], result["mae_cross"]
     return (
         f"{table(head, rows)}\nours is {mae['vs_lightly']:.3f} x lightly's speed "

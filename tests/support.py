@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PRELOAD = ["torch", "timm", "accelerate", "torchvision", "unlabeled.engine", "unlabeled.schema", "unlabeled.plan"]
+PRELOAD = [
+    "torch",
+    "timm",
+    "accelerate",
+    "torchvision",
+    "unlabeled.engine",
+    "unlabeled.schema",
+    "unlabeled.plan",
+]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOAD)
@@ -53,7 +61,12 @@ def stage_named(name: str) -> Any:
 
 
 def launch(
-    stage: str, arguments: Sequence[str], *, world: int = 1, kill: dict[str, Any] | None = None, hook: Any = None
+    stage: str,
+    arguments: Sequence[str],
+    *,
+    world: int = 1,
+    kill: dict[str, Any] | None = None,
+    hook: Any = None,
 ) -> list[int]:
     """Run a stage in `world` fresh processes; returns their exit codes (-9 where killed).
 
@@ -98,7 +111,14 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 
 
 def _child(
-    stage: str, arguments: list[str], rank: int, world: int, port: int, kill: dict[str, Any] | None, hook: Any, said: str
+    stage: str,
+    arguments: list[str],
+    rank: int,
+    world: int,
+    port: int,
+    kill: dict[str, Any] | None,
+    hook: Any,
+    said: str,
 ) -> None:
     import torch
 

@@ -17,9 +17,7 @@ PACKAGE = ROOT / "ssl" / "unlabeled"
 
 def run(code: str, *path: Path) -> None:
     paths = [str(folder) for folder in path]
-    subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}\n{code}"], check=True, cwd=ROOT
-    )
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {paths}\n{code}"], check=True, cwd=ROOT)
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -61,9 +59,5 @@ def test_only_the_stages_know_the_stages(folder: str) -> None:
 
 def test_only_checkpoints_and_exports_write_weights() -> None:
     writes = re.compile(r"safetensors\.(torch|numpy)\.save|save_file|torch\.save\(|pickle\.dump")
-    found = [
-        file.relative_to(PACKAGE).as_posix()
-        for file in PACKAGE.rglob("*.py")
-        if writes.search(file.read_text())
-    ]
+    found = [file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py") if writes.search(file.read_text())]
     assert sorted(found) == ["export.py", "train/checkpoint.py"]

@@ -33,9 +33,7 @@ class Strict(BaseModel, frozen=True, extra="forbid"):
 
 class Mae(Strict, frozen=True):
     name: Literal["mae"] = "mae"
-    mask_ratio: float = Field(
-        default=0.75, gt=0, lt=1, allow_inf_nan=False, description="share of patches hidden"
-    )
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1, allow_inf_nan=False, description="share of patches hidden")
 
 
 class Dino(Strict, frozen=True):
@@ -185,11 +183,7 @@ def test_overrides_are_read_like_the_file_and_blamed_on_the_command_line() -> No
             "note='1e-4'",
         ],
     )
-    assert (
-        recipe.optim.lr == 1e-4
-        and recipe.also == Dino(teacher=(0, 1))
-        and recipe.data.kinds == ["png", "jpg"]
-    )
+    assert recipe.optim.lr == 1e-4 and recipe.also == Dino(teacher=(0, 1)) and recipe.data.kinds == ["png", "jpg"]
     assert recipe.more == [Mae(mask_ratio=0.5)] and recipe.compile is True and recipe.table == {"a": 1}
     assert recipe.note == "1e-4"
     text = GOOD + "seed: -1\nmore: [{name: mae}]"
@@ -277,13 +271,9 @@ def test_a_recipe_is_one_mapping(text: str) -> None:
 
 
 def test_an_alias_bomb_is_never_expanded() -> None:
-    bomb = "a: &a [x, x]\n" + "".join(
-        f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-    )
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
     found = mistakes(bomb)
-    assert (
-        sum("no anchors" in line for line in found) == 9 and sum("no alias" in line for line in found) == 16
-    )
+    assert sum("no anchors" in line for line in found) == 9 and sum("no alias" in line for line in found) == 16
 
 
 def test_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
@@ -399,9 +389,7 @@ def test_dump_is_read_back_exactly() -> None:
 
 def test_dump_reads_like_a_recipe() -> None:
     text = dump(parse(Recipe, GOOD + "also: {name: mae}\noptim: {lr: 1e-8}"))
-    assert text.startswith(
-        'seed: 0\nnote: ""\ncompile: false\ndata:\n  path: pictures\n  size: 224\n  kinds: [jpg]\n'
-    )
+    assert text.startswith('seed: 0\nnote: ""\ncompile: false\ndata:\n  path: pictures\n  size: 224\n  kinds: [jpg]\n')
     assert "optim:\n  lr: 1e-08\n  warmup: null\n" in text
 
 
@@ -439,9 +427,7 @@ def test_differences_are_the_leaves_that_changed() -> None:
     found = differences(old, new)
     assert [change.path for change in found] == ["optim.lr", "also", "more.0.mask_ratio", "more.1"]
     assert found[0] == Difference("optim.lr", 1e-4, 0.2) and differences(old, old) == []
-    switched = differences(
-        old, parse(Recipe, GOOD + "method: {name: dino}\nmore: [{name: mae}, {name: mae}]")
-    )
+    switched = differences(old, parse(Recipe, GOOD + "method: {name: dino}\nmore: [{name: mae}, {name: mae}]"))
     assert format_differences(switched).split("\n") == [
         "method.name         'mae' -> 'dino'",
         "method.mask_ratio   0.75 -> (absent)",

@@ -19,25 +19,19 @@ def versions() -> dict[str, str]:
 def pretrain_card(recipe: Any, engine: Any) -> str:
     """The card of a pretrained encoder."""
     scores = "\n".join(f"- {name}: {value:.2f} %" for name, value in engine.evaluated.items()) or "- not evaluated"
-    return _card(
-        recipe,
-        engine,
-        f"{recipe.name}: {recipe.method.name} encoder",
-        f"Pretrained without labels on {len(engine.job.dataset.source):,} pictures.\n\n## Evaluation (frozen)\n\n{scores}",
-        "num_classes=0",
-    )
+    pictures = len(engine.job.dataset.source)
+    body = f"Pretrained without labels on {pictures:,} pictures.\n\n## Evaluation (frozen)\n\n{scores}"
+    return _card(recipe, engine, f"{recipe.name}: {recipe.method.name} encoder", body, "num_classes=0")
 
 
 def classifier_card(recipe: Any, engine: Any, result: dict[str, Any]) -> str:
     """The card of a fine-tuned classifier."""
-    return _card(
-        recipe,
-        engine,
-        f"{recipe.name}: classifier of {len(engine.job.dataset.source.classes)} classes",
-        f"Fine-tuned ({recipe.task.mode}) from `{recipe.encoder}` on {len(engine.job.dataset.source):,} labelled pictures.\n\n"
-        f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures",
-        "",
+    source = engine.job.dataset.source
+    body = (
+        f"Fine-tuned ({recipe.task.mode}) from `{recipe.encoder}` on {len(source):,} labelled pictures.\n\n"
+        f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures"
     )
+    return _card(recipe, engine, f"{recipe.name}: classifier of {len(source.classes)} classes", body, "")
 
 
 def _card(recipe: Any, engine: Any, title: str, body: str, arguments: str) -> str:

@@ -21,10 +21,19 @@ if TYPE_CHECKING:
     from unlabeled.plan import Line
 
 # what a run leaves in its output folder, and all that --fresh --force removes
-OWN = ("checkpoints", "export", "pictures", "metrics.jsonl", "bad_samples.jsonl", "recipe.yaml", "result.json")
+OWN = (
+    "checkpoints",
+    "export",
+    "pictures",
+    "metrics.jsonl",
+    "bad_samples.jsonl",
+    "recipe.yaml",
+    "result.json",
+)
 
 EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after a checkpoint,
-the same command goes on from there. Several processes: accelerate launch --multi_gpu --num_processes N (GPUs or CPU), or torchrun."""
+the same command goes on from there. Several processes, on GPUs or a CPU:
+accelerate launch --multi_gpu --num_processes N pretrain.py ..., or torchrun --nproc_per_node N pretrain.py ..."""
 
 
 class Stage(Protocol):
@@ -105,14 +114,23 @@ def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator) -
 
     dataset, device = job.dataset, str(accelerator.device)
     lines = plan(
-        recipe, len(dataset.source), stage.what(recipe, job), job.build, dataset.views, dataset.patch, accelerator.num_processes, device
+        recipe,
+        len(dataset.source),
+        stage.what(recipe, job),
+        job.build,
+        dataset.views,
+        dataset.patch,
+        accelerator.num_processes,
+        device,
     )
     text = format_plan(f"{recipe.name} ({stage.name})", lines)
     if accelerator.is_main_process:
         print(text, file=sys.stderr, flush=True)
 
 
-def _train(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, output: Path, options: argparse.Namespace) -> int:
+def _train(
+    stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, output: Path, options: argparse.Namespace
+) -> int:
     from unlabeled.engine import Engine
     from unlabeled.train.distributed import raise_together
 
@@ -157,7 +175,9 @@ def resume(engine: Engine, job: Job) -> None:
     checkpoint = engine.checkpoints.newest()
     steps = gather_objects(None if checkpoint is None else checkpoint.state["step"])
     if len(set(steps)) > 1:
-        raise UserError(f"processes see different checkpoints (steps {steps}): {engine.output} must lie on a shared file system")
+        raise UserError(
+            f"processes see different checkpoints (steps {steps}): {engine.output} must lie on a shared file system"
+        )
     if checkpoint is None:
         return
     _refuse_changes(engine, job, checkpoint.state)
@@ -174,7 +194,9 @@ def _refuse_changes(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
     if changed:
         raise UserError(f"{engine.output} holds a run of another recipe:\n{format_differences(changed)}\n{advice}")
     if saved["facts"] != job.facts:
-        raise UserError(f"{engine.output} holds a run on other pictures or weights: {saved['facts']}, now {job.facts}. {advice}")
+        raise UserError(
+            f"{engine.output} holds a run on other pictures or weights: {saved['facts']}, now {job.facts}. {advice}"
+        )
 
 
 def _claim(output: Path) -> Any:
@@ -188,7 +210,9 @@ def _claim(output: Path) -> Any:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
-        raise UserError(f"another run is writing to {output}. Wait for it, stop it, or choose another run.output.") from error
+        raise UserError(
+            f"another run is writing to {output}. Wait for it, stop it, or choose another run.output."
+        ) from error
     return lock
 
 
@@ -197,7 +221,10 @@ def _make_room(output: Path, options: argparse.Namespace) -> None:
         return
     left = [name for name in OWN if (output / name).exists()]
     if left and not options.force:
-        raise UserError(f"{output} holds an earlier run ({', '.join(left)}). Add --force to remove it, or choose another run.output.")
+        found = ", ".join(left)
+        raise UserError(
+            f"{output} holds an earlier run ({found}). Add --force to remove it, or choose another run.output."
+        )
     for name in left:
         path = output / name
         if path.is_dir():

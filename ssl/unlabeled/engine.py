@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unlabeled.data.bad import BadSamples
-from unlabeled.data.loader import Normalize, RawBatch, ViewDataset, collate, make_loader, to_device
-from unlabeled.data.sampler import EpochSampler, steps_per_epoch
+from unlabeled.data.feed import Feed
+from unlabeled.data.loader import Normalize, RawBatch, ViewDataset, to_device
+from unlabeled.data.sampler import steps_per_epoch
 from unlabeled.errors import UserError
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.train import state
@@ -24,7 +26,7 @@ from unlabeled.train.memory import keep_freed_memory
 from unlabeled.train.optim import param_groups, set_lr
 from unlabeled.train.schedules import peak_lr, warmup_cosine
 from unlabeled.train.signals import StopRequest
-from unlabeled.train.tracking import Display, Meter, MetricsFile, Trackers
+from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers
 
 Evaluate = Callable[[Method], Iterator[tuple[str, float]]]
 
@@ -94,9 +96,7 @@ class Engine:
         self.checkpoints = Checkpoints(output / "checkpoints", run.keep_last, run.keep_every, self.display.say)
         self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
         self.stop = StopRequest()
-        self.meter = Meter()
-        self._sums: dict[str, Tensor] = {}
-        self._summed = 0
+        self.meter, self.averages = Meter(), Averages()
 
     # ---------------------------------------------------------------- a run
 
@@ -106,7 +106,9 @@ class Engine:
         Raises:
             UserError: too many bad pictures or non-finite steps, or a checkpoint cannot be written.
         """
-        self.metrics = MetricsFile(self.output / "metrics.jsonl", self.step) if self.accelerator.is_main_process else None
+        self.metrics = (
+            MetricsFile(self.output / "metrics.jsonl", self.step) if self.accelerator.is_main_process else None
+        )
         self.trackers = Trackers(self.accelerator, self.job.recipe.name, self.job.recipe)
         self.model.train()
         try:
@@ -118,23 +120,20 @@ class Engine:
                 self.metrics.close()
 
     def _loop(self) -> bool:
-        micros, batch = self._batches(), None
-        pending, error = _attempt(micros) if self.step < self.total_steps else ([], None)
+        feed = self._feed()
+        pending, error = feed.next()
         self._note_bad(pending, error)
-        self.meter.reset()
+        self.meter.reset(feed)
         while self.step < self.total_steps:
             batch, norm = self._forward_backward(pending)
-            last = self.step + 1 == self.total_steps
-            pending, error = ([], None) if last else self._fetch(micros)
+            pending, error = feed.next()
             verdict = self._agree(norm, pending, error)
-            self._update(verdict.broken, norm)
+            self._update(verdict.broken)
             self.display.advance(self.step)
             if verdict.bad or verdict.failed:
                 self._note_bad(pending, error)
-            if self.step % self.job.recipe.run.log_every == 0 or last:
-                self._log(norm)
-            if self._due(getattr(self.job.recipe.evaluate, "every", None)) or last:
-                self._evaluate(batch)
+            self._report(batch, norm, feed)
+            last = self.step == self.total_steps
             if self._due(self.job.recipe.run.checkpoint_every) or last or verdict.stop:
                 self.save()
             if verdict.stop and not last:
@@ -153,18 +152,19 @@ class Engine:
         set_lr(
             self.optimizer,
             warmup_cosine(
-                progress.epoch, peak=self.peak, minimum=optim.min_lr, warmup=optim.warmup_epochs, epochs=progress.epochs
+                progress.epoch,
+                peak=self.peak,
+                minimum=optim.min_lr,
+                warmup=optim.warmup_epochs,
+                epochs=progress.epochs,
             ),
         )
-        outputs = []
+        self._outputs = []
         for i, raw in enumerate(pending):
             batch = to_device(raw, self.device, self.normalize)
-            if i + 1 < len(pending):
-                with self.accelerator.no_sync(self.model):
-                    outputs.append(self._micro(batch, progress, len(pending)))
-            else:
-                outputs.append(self._micro(batch, progress, len(pending)))
-        self._outputs = outputs
+            is_last = i + 1 == len(pending)
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                self._outputs.append(self._micro(batch, progress, len(pending)))
         self.accelerator.unscale_gradients(self.optimizer)
         return batch, self._clip(optim.clip)
 
@@ -189,7 +189,7 @@ class Engine:
         flags = total(self.accelerator, torch.cat([broken.view(1), flags]).float()) > 0
         return Verdict(*flags.tolist())
 
-    def _update(self, broken: bool, norm: Tensor) -> None:
+    def _update(self, broken: bool) -> None:
         """Step the optimizer, or skip on every process alike."""
         searching = self.accelerator.scaler is not None
         if not broken or searching:  # a gradient scaler skips by itself, and must see it to lower its scale
@@ -203,9 +203,7 @@ class Engine:
         self.skipped_in_a_row = 0
         self.method.after_step(self.progress())
         for output in self._outputs:
-            for name, value in {"loss": output.loss, **output.metrics}.items():
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._summed += 1
+            self.averages.add({"loss": output.loss, **output.metrics})
 
     def _count_skipped(self) -> None:
         self.skipped += 1
@@ -216,38 +214,16 @@ class Engine:
             raise UserError(
                 f"{limit} steps in a row had a loss or gradient that is not finite, the last at step {self.step - 1} "
                 f"(epoch {self.progress().epoch:.2f}, losses {', '.join(losses)} on process "
-                f"{self.accelerator.process_index}). No weight was touched. Lower optim.base_lr, set optim.clip, or use "
-                f"train.precision=bf16; the newest checkpoint is in {self.checkpoints.folder}."
+                f"{self.accelerator.process_index}). No weight was touched. Lower optim.base_lr, set optim.clip, or "
+                f"use train.precision=bf16; the newest checkpoint is in {self.checkpoints.folder}."
             )
 
     # ---------------------------------------------------------------- data
 
-    def _batches(self) -> Iterator[list[RawBatch]]:
-        """The micro-batches of each step from here on."""
-        recipe, accelerator = self.job.recipe, self.accelerator
-        sampler = EpochSampler(
-            len(self.job.dataset.source),
-            recipe.train.batch_size,
-            self.total_steps,
-            seed=recipe.seed,
-            start=self.step,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            accumulate=recipe.run.accumulate,
-        )
-        run = recipe.run
-        loader = make_loader(
-            self.job.dataset, sampler, workers=run.workers, device=self.device, timeout=run.timeout, collate=collate
-        )
-        iterator = iter(loader)
-        for _ in range(self.step, self.total_steps):
-            yield [next(iterator) for _ in range(run.accumulate)]
-
-    def _fetch(self, micros: Iterator[list[RawBatch]]) -> tuple[list[RawBatch], Exception | None]:
-        started = time.perf_counter()
-        fetched = _attempt(micros)
-        self.meter.waited += time.perf_counter() - started
-        return fetched
+    def _feed(self) -> Feed:
+        """Micro-batches from here to the end."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return Feed(self.job.dataset, self.job.recipe, self.step, self.total_steps, rank, world, self.device)
 
     def _note_bad(self, pending: list[RawBatch], error: Exception | None) -> None:
         """Every process learns of every bad picture, and stops when there are too many or a loader failed."""
@@ -263,20 +239,20 @@ class Engine:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
-    def _log(self, norm: Tensor) -> None:
-        names = sorted(self._sums)
-        means = torch.stack([self._sums[n].float() for n in names]) / self._summed if names else torch.empty(0, device=self.device)
-        means = total(self.accelerator, means) / self.accelerator.num_processes
-        values = dict(zip(names, means.tolist(), strict=True)) if names else {"loss": math.nan}
-        self._sums, self._summed = {}, 0
-        speed = self.meter.read()
-        epoch = self.progress().epoch
-        values |= {"epoch": epoch, "lr": self._head_lr(), "grad_norm": norm.item(), "skipped": self.skipped, **speed}
+    def _report(self, batch: Batch, norm: Tensor, feed: Feed) -> None:
+        last = self.step == self.total_steps
+        if self._due(self.job.recipe.run.log_every) or last:
+            self._log(norm, feed)
+        if self._due(self.job.recipe.evaluate and self.job.recipe.evaluate.every) or last:
+            self._evaluate(batch)
+
+    def _log(self, norm: Tensor, feed: Feed) -> None:
+        speed, epoch = self.meter.read(feed), self.progress().epoch
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        values = self.averages.read(self.accelerator) or {"loss": math.nan}
+        values |= {"epoch": epoch, "lr": rate, "grad_norm": norm.item(), "skipped": self.skipped, **speed}
         self._write(values)
         self.display.show(self.step, epoch, values, self.meter.seconds_per_step)
-
-    def _head_lr(self) -> float:
-        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def _write(self, values: dict[str, float]) -> None:
         if self.metrics:
@@ -300,7 +276,7 @@ class Engine:
         if self.evaluated:
             self._write(self.evaluated)
             self.display.say(f"step {self.step}  " + "  ".join(f"{k} {v:.2f}" for k, v in self.evaluated.items()))
-        self.meter.started += time.perf_counter() - before
+        self.meter.pause(time.perf_counter() - before)
 
     def whole_method(self) -> Method:
         """The method with whole weights: itself, or a copy where they are sharded (all processes must ask)."""
@@ -349,7 +325,11 @@ class Engine:
         state.load_rng(checkpoint.tensors[f"rng-{rank}"], self.device)
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.step, self.skipped, self.skipped_in_a_row = saved["step"], saved["skipped"], saved["skipped_in_a_row"]
+        self.step, self.skipped, self.skipped_in_a_row = (
+            saved["step"],
+            saved["skipped"],
+            saved["skipped_in_a_row"],
+        )
         self.evaluated = saved["evaluated"]
 
     def _raw_optimizer(self) -> torch.optim.Optimizer:
@@ -362,13 +342,3 @@ def total_steps(epochs: float, per_epoch: int) -> int:
     if steps < 1:
         raise UserError(f"train.epochs {epochs:g} of {per_epoch} steps each is less than one step. Raise train.epochs.")
     return steps
-
-
-def _attempt(micros: Iterator[list[RawBatch]]) -> tuple[list[RawBatch], Exception | None]:
-    """The next step's micro-batches, or what went wrong, to be agreed on by all processes."""
-    try:
-        return next(micros), None
-    except Exception as error:  # workers raise whatever their code raises
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        known = [line.split("UserError: ", 1)[1] for line in lines if "UserError: " in line]
-        return [], UserError(known[-1]) if known else error

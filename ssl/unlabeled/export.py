@@ -1,10 +1,10 @@
 """Backbones on disk as plain timm model folders (`local-dir:`), and back. Nobody needs this package to read them.
 
-    export/
-      model.safetensors   timm's own parameter names
-      config.json         timm's local-dir format
-      heads.safetensors   what else was trained (decoder, projector): to continue pretraining
-      README.md           model card
+export/
+  model.safetensors   timm's own parameter names
+  config.json         timm's local-dir format
+  heads.safetensors   what else was trained (decoder, projector): to continue pretraining
+  README.md           model card
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def preprocessing_of(path: str | Path) -> Preprocessing | None:
     return Preprocessing(config["mean"], config["std"], config["crop_pct"], config["interpolation"])
 
 
-def adapt(weights: Tensors, model: nn.Module) -> Tensors:
+def adapt(weights: Tensors, model: Any) -> Tensors:
     """Weights of a timm ViT fitted to another image size or number of channels.
 
     Positions are resampled bicubically to the target grid; the patch convolution is summed or repeated over channels.
@@ -163,11 +163,11 @@ def adapt(weights: Tensors, model: nn.Module) -> Tensors:
 
     weights = dict(weights)
     convolution, table = weights["patch_embed.proj.weight"], weights["pos_embed"]
-    channels = model.patch_embed.proj.weight.shape[1]  # type: ignore[union-attr]
+    channels = model.patch_embed.proj.weight.shape[1]
     if convolution.shape[1] != channels:
         weights["patch_embed.proj.weight"] = adapt_input_conv(channels, convolution)
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    new: Grid = model.patch_embed.grid_size  # type: ignore[union-attr,assignment]
+    new: Grid = model.patch_embed.grid_size
     if table.shape[1] - prefix != new[0] * new[1]:
         old = _square(table.shape[1] - prefix)
         weights["pos_embed"] = torch.cat([table[:, :prefix], resample(table[:, prefix:], old, new)], dim=1)
@@ -175,7 +175,11 @@ def adapt(weights: Tensors, model: nn.Module) -> Tensors:
 
 
 def _build(
-    architecture: str, arguments: dict[str, Any], weights: Tensors | None, image_size: int | Grid | None, channels: int | None
+    architecture: str,
+    arguments: dict[str, Any],
+    weights: Tensors | None,
+    image_size: int | Grid | None,
+    channels: int | None,
 ) -> Encoder:
     import timm
 
@@ -254,5 +258,3 @@ def _square(n: int) -> Grid:
     if side * side != n:
         raise UserError(f"cannot tell the grid of {n} positions: not a square")
     return side, side
-
-

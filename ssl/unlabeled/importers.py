@@ -18,7 +18,11 @@ Tensors = dict[str, Tensor]
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 # MAE's three encoders: width -> (timm model, heads). The number of heads cannot be seen in the weights.
-MAE_ENCODERS = {768: ("vit_base_patch16_224", 12), 1024: ("vit_large_patch16_224", 16), 1280: ("vit_huge_patch14_224", 16)}
+MAE_ENCODERS = {
+    768: ("vit_base_patch16_224", 12),
+    1024: ("vit_large_patch16_224", 16),
+    1280: ("vit_huge_patch14_224", 16),
+}
 
 # official name of a decoder part -> ours; anchored at the front
 MAE_DECODER = {
@@ -68,7 +72,14 @@ def convert_mae(weights: Tensors, heads: int | None = None) -> Imported:
     named = {name: _decoder_name(name) for name in weights}
     encoder = {name: tensor for name, tensor in weights.items() if named[name] is None}
     decoder = {new: weights[name] for name, new in named.items() if new is not None}
-    expected = {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"}
+    expected = {
+        "cls_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+        "norm.weight",
+        "norm.bias",
+    }
     stray = {name for name in encoder if name not in expected and not name.startswith("blocks.")}
     if stray or expected - encoder.keys():
         raise UserError(f"not an MAE: missing {sorted(expected - encoder.keys())}, unexpected {sorted(stray)}")

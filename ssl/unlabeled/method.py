@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
     views: list[ViewBatch]
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of it
 
 
 class Output(NamedTuple):
@@ -80,7 +80,7 @@ class Method(nn.Module, ABC):
     def exports(self) -> dict[str, Encoder]:
         """The encoders worth keeping; what the paper evaluates comes first."""
 
-    def after_step(self, progress: Progress) -> None:  # noqa: B027 - an optional hook
+    def after_step(self, progress: Progress) -> None:
         """Called once after every optimizer step that was taken (EMA teachers, centres)."""
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:

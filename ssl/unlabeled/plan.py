@@ -24,38 +24,75 @@ Line = tuple[str, str]
 
 
 def plan(
-    recipe: Any, n: int, what: list[Line], build: Callable[[], Method], views: tuple[View, ...], patch: int, processes: int, device: str
+    recipe: Any,
+    n: int,
+    what: list[Line],
+    build: Callable[[], Method],
+    views: tuple[View, ...],
+    patch: int,
+    processes: int,
+    device: str,
 ) -> Iterator[Line]:
     """Lines (topic, text). `what` are the stage's own.
 
     Raises:
         UserError: batch, data and processes do not fit together.
     """
-    train, optim, run = recipe.train, recipe.optim, recipe.run
-    micro = per_process(train.batch_size, processes, run.accumulate)
-    per_epoch = steps_per_epoch(n, train.batch_size)
+    micro = per_process(recipe.train.batch_size, processes, recipe.run.accumulate)
+    per_epoch = steps_per_epoch(n, recipe.train.batch_size)
     method = _without_memory(build)
     yield from what
-    for view in views:
-        yield "view", describe_view(view, patch)
-    for name, part in method.named_children():
-        yield name, f"{millions(part.parameters())} parameters, {millions(p for p in part.parameters() if p.requires_grad)} of them trained"
-    yield "steps", f"{total_steps(train.epochs, per_epoch):,} = {train.epochs:g} epochs of {per_epoch:,} steps"
-    yield "batch", (
-        f"{train.batch_size} = {micro} per process x {processes} {'process' if processes == 1 else 'processes'} "
-        f"x {run.accumulate} accumulation"
+    yield from (("view", describe_view(view, patch)) for view in views)
+    yield from ((name, _size(part)) for name, part in method.named_children())
+    yield "steps", _steps(recipe, per_epoch)
+    yield "batch", _batch(recipe, micro, processes)
+    yield "lr", _rate(recipe)
+    yield "optimizer", _optimizer(recipe, method)
+    yield "memory", _memory(*memory(method, views, patch, micro, recipe))
+    yield "device", _device(recipe, device)
+    yield "output", f"{recipe.output}, a checkpoint every {recipe.run.checkpoint_every:,} steps"
+
+
+def _size(part: nn.Module) -> str:
+    trained = (p for p in part.parameters() if p.requires_grad)
+    return f"{millions(part.parameters())} parameters, {millions(trained)} of them trained"
+
+
+def _steps(recipe: Any, per_epoch: int) -> str:
+    epochs = recipe.train.epochs
+    return f"{total_steps(epochs, per_epoch):,} = {epochs:g} epochs of {per_epoch:,} steps"
+
+
+def _batch(recipe: Any, micro: int, processes: int) -> str:
+    word = "process" if processes == 1 else "processes"
+    return (
+        f"{recipe.train.batch_size} = {micro} per process x {processes} {word} x {recipe.run.accumulate} accumulation"
     )
-    yield "lr", (
-        f"peak {peak_lr(optim.base_lr, train.batch_size):.3g} = {optim.base_lr:g} x {train.batch_size}/{REFERENCE_BATCH}, "
+
+
+def _rate(recipe: Any) -> str:
+    optim, batch = recipe.optim, recipe.train.batch_size
+    return (
+        f"peak {peak_lr(optim.base_lr, batch):.3g} = {optim.base_lr:g} x {batch}/{REFERENCE_BATCH}, "
         f"warm-up {optim.warmup_epochs:g} epochs, cosine to {optim.min_lr:g}"
     )
-    rates = sorted({group["lr_scale"] for group in param_groups(method, optim.weight_decay)})
-    scaled = "" if rates == [1.0] else f", rates x {rates[0]:.3g} to {rates[-1]:.3g}"
-    yield "optimizer", f"{optim.name}, weight decay {optim.weight_decay:g}, clip {optim.clip or 'none'}{scaled}"
-    weights, activations = memory(method, views, patch, micro, recipe)
-    yield "memory", f"about {gigabytes(weights + activations)} per process: {gigabytes(weights)} weights and optimizer, {gigabytes(activations)} activations"
-    yield "device", f"{device}, precision {'float32' if train.precision == 'no' else train.precision}, {run.workers} workers per process"
-    yield "output", f"{recipe.output}, a checkpoint every {run.checkpoint_every:,} steps"
+
+
+def _optimizer(recipe: Any, method: Method) -> str:
+    optim = recipe.optim
+    scales = sorted({group["lr_scale"] for group in param_groups(method, optim.weight_decay)})
+    scaled = "" if scales == [1.0] else f", rates x {scales[0]:.3g} to {scales[-1]:.3g}"
+    return f"{optim.name}, weight decay {optim.weight_decay:g}, clip {optim.clip or 'none'}{scaled}"
+
+
+def _memory(weights: float, activations: float) -> str:
+    parts = f"{gigabytes(weights)} weights and optimizer, {gigabytes(activations)} activations"
+    return f"about {gigabytes(weights + activations)} per process: {parts}"
+
+
+def _device(recipe: Any, device: str) -> str:
+    precision = "float32" if recipe.train.precision == "no" else recipe.train.precision
+    return f"{device}, precision {precision}, loader workers per process: {recipe.run.workers}"
 
 
 def memory(method: Method, views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> tuple[float, float]:
@@ -130,4 +167,4 @@ def _empty_mask(view: View, patch: int, micro: int) -> PatchMask | None:
     grid = (view.shape[0] // patch, view.shape[1] // patch)
     mask = view.mask.draw(np.random.default_rng(0), grid, patch)
     lead = (view.count, micro)
-    return PatchMask(*(None if t is None else t.to("meta").expand(*lead, -1) for t in mask))  # type: ignore[arg-type]
+    return mask.map(lambda tensor: tensor.to("meta").expand(*lead, -1))

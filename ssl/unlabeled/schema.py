@@ -94,7 +94,10 @@ def pretrain_recipe() -> Any:
         __base__=_Recipe,
         __doc__="A recipe for pretrain.py.",
         method=(config_union(), Field(description="what is learnt and from what")),
-        init=(str | None, Field(None, description="export folder to go on from, encoder and heads; null = from scratch")),
+        init=(
+            str | None,
+            Field(None, description="export folder to go on from, encoder and heads; null = from scratch"),
+        ),
         evaluate=(
             Evaluation | None,
             Field(None, description="kNN and linear probes on labelled pictures while it trains; null = none"),

@@ -19,9 +19,7 @@ from unlabeled.errors import BadSample
 
 CAP = 89_478_485
 RNG = np.random.default_rng(0)
-PICTURE = Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
-    (40, 30), Image.Resampling.BICUBIC
-)
+PICTURE = Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((40, 30), Image.Resampling.BICUBIC)
 
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:

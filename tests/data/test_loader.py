@@ -50,9 +50,7 @@ class Noise:
         return "noise"
 
 
-def load(
-    batches: Sequence[Any], workers: int = 0, source: Noise | None = None, seed: int = 5
-) -> list[RawBatch]:
+def load(batches: Sequence[Any], workers: int = 0, source: Noise | None = None, seed: int = 5) -> list[RawBatch]:
     dataset = ViewDataset(source or Noise(), VIEWS, patch=8, seed=seed)
     return list(make_loader(dataset, batches, workers=workers, device=CPU, timeout=60, collate=collate))
 
@@ -193,8 +191,6 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
         bad.add(key, "broken")
     bad.check()
     bad.add("c", "broken")
-    with pytest.raises(
-        UserError, match=r"3 of 10 pictures cannot be used, more than .*max_bad_fraction 0.2"
-    ) as error:
+    with pytest.raises(UserError, match=r"3 of 10 pictures cannot be used, more than .*max_bad_fraction 0.2") as error:
         bad.check()
     assert str(file) in str(error.value)

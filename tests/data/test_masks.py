@@ -79,6 +79,4 @@ def test_any_first_part_of_drop_is_uniform(half: int) -> None:
 
 def test_masks_follow_from_the_generator_alone() -> None:
     assert torch.equal(draw(0.75, None, (14, 14), seed=1).hidden, draw(0.75, None, (14, 14), seed=1).hidden)
-    assert not torch.equal(
-        draw(0.75, None, (14, 14), seed=1).hidden, draw(0.75, None, (14, 14), seed=2).hidden
-    )
+    assert not torch.equal(draw(0.75, None, (14, 14), seed=1).hidden, draw(0.75, None, (14, 14), seed=2).hidden)

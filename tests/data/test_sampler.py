@@ -25,9 +25,7 @@ def reference() -> list[list[Position]]:
 
 
 def micro_batches(rank: int, world: int, accumulate: int, start: int = 0) -> list[list[Position]]:
-    sampler = EpochSampler(
-        N, BATCH, STEPS, seed=SEED, start=start, rank=rank, world=world, accumulate=accumulate
-    )
+    sampler = EpochSampler(N, BATCH, STEPS, seed=SEED, start=start, rank=rank, world=world, accumulate=accumulate)
     batches = list(sampler)
     assert len(batches) == len(sampler)
     return batches

@@ -273,17 +273,13 @@ def hostile(name: str, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
         (hostile("a/x.jpg", tarfile.GNUTYPE_SPARSE), "neither"),
     ],
 )
-def test_unsafe_members_are_refused_by_shard_and_name(
-    tmp_path: Path, info: tarfile.TarInfo, problem: str
-) -> None:
+def test_unsafe_members_are_refused_by_shard_and_name(tmp_path: Path, info: tarfile.TarInfo, problem: str) -> None:
     path = pack(tmp_path / "x.tar", {"good.jpg": picture()})
     with tarfile.open(path, "a") as tar:
         tar.addfile(info)
     with pytest.raises(UserError, match=problem) as error:
         open_train(path)
-    assert (
-        "x.tar" in str(error.value) and info.name in str(error.value) and "at byte 1536" in str(error.value)
-    )
+    assert "x.tar" in str(error.value) and info.name in str(error.value) and "at byte 1536" in str(error.value)
     assert sorted(os.listdir(tmp_path)) == ["x.tar"]
 
 

@@ -38,9 +38,7 @@ def torchvision_boxes(view: View, height: int, width: int) -> np.ndarray:
     image = torch.empty(3, height, width)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        drawn = [
-            RandomResizedCrop.get_params(image, list(view.scale), list(view.ratio)) for _ in range(DRAWS)
-        ]
+        drawn = [RandomResizedCrop.get_params(image, list(view.scale), list(view.ratio)) for _ in range(DRAWS)]
     return np.array(drawn)
 
 
@@ -160,9 +158,7 @@ def test_a_sample_is_its_draws_one_after_the_other() -> None:
     ],
 )
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_center_crop_is_torchvisions_resize_and_center_crop(
-    height: int, width: int, interpolation: Any
-) -> None:
+def test_center_crop_is_torchvisions_resize_and_center_crop(height: int, width: int, interpolation: Any) -> None:
     image = picture(height, width)
     resized = Resize(256, InterpolationMode(interpolation), antialias=True)(image)
     assert torch.equal(center_crop(image, (224, 224), 0.875, interpolation), CenterCrop(224)(resized))

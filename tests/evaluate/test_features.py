@@ -112,9 +112,7 @@ def test_processes_share_the_work_and_all_get_the_whole(tmp_path: Path) -> None:
 
 def tiny_encoder(drop_path: float = 0.0, model: str = "vit_tiny_patch16_224") -> Encoder:
     torch.manual_seed(0)
-    return EncoderConfig(model=model, patch_size=4, width=16, depth=2, heads=2, drop_path=drop_path).build(
-        (8, 8)
-    )
+    return EncoderConfig(model=model, patch_size=4, width=16, depth=2, heads=2, drop_path=drop_path).build((8, 8))
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])

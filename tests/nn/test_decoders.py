@@ -116,9 +116,7 @@ def test_self_fills_the_gaps_one_by_one(self_decoder: SelfDecoder, grid: Grid) -
         keep = mask.indices()[0][row].tolist()
         for patch in range(grid[0] * grid[1]):
             visible = patch in keep
-            content = (
-                decoder.embed(tokens.patches[row, keep.index(patch)]) if visible else decoder.mask_token[0, 0]
-            )
+            content = decoder.embed(tokens.patches[row, keep.index(patch)]) if visible else decoder.mask_token[0, 0]
             sequence.append(content + table[patch])
         x = torch.stack(sequence).unsqueeze(0)
         for block in decoder.blocks:
@@ -160,9 +158,7 @@ def test_cross_reads_the_visible_tokens_query_by_query(cross_decoder: CrossDecod
 
 @pytest.mark.parametrize(("share", "predicted"), [(0.25, 3), (0.01, 1), (0.5, 5), (1.0, 9)])
 @torch.no_grad()
-def test_predicting_a_share_changes_no_prediction(
-    cross_decoder: CrossDecoder, share: float, predicted: int
-) -> None:
+def test_predicting_a_share_changes_no_prediction(cross_decoder: CrossDecoder, share: float, predicted: int) -> None:
     mask = masked(NATIVE)
     tokens = encoded(mask, NATIVE)
     whole, drop = cross_decoder(tokens, mask), mask.indices()[1]

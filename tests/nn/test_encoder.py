@@ -144,9 +144,7 @@ def test_pooling() -> None:
 
 @pytest.mark.parametrize("size", [(33, 32), (32, 36)])
 def test_sizes_that_the_patch_does_not_divide_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(
-        ValueError, match=f"patch size 8 does not divide images of {size[0]}x{size[1]} pixels"
-    ):
+    with pytest.raises(ValueError, match=f"patch size 8 does not divide images of {size[0]}x{size[1]} pixels"):
         make(CLASS_TOKEN)(pictures(1, 3, *size))
     with pytest.raises(ValueError, match="patch_size 8 does not divide an image of"):
         EncoderConfig(model=CLASS_TOKEN, patch_size=8).build(size)
@@ -165,9 +163,7 @@ def test_sizes_that_the_patch_does_not_divide_are_refused(size: tuple[int, int])
 def test_models_that_would_be_encoded_wrongly_are_refused(model: str) -> None:
     with torch.device("meta"):
         vit = timm.create_model(model, num_classes=0)
-    with pytest.raises(
-        ValueError, match=f"expected a plain timm VisionTransformer with positions, found '{model}'"
-    ):
+    with pytest.raises(ValueError, match=f"expected a plain timm VisionTransformer with positions, found '{model}'"):
         Encoder(vit, model, {})
 
 
@@ -189,15 +185,11 @@ def test_impossible_encoders_are_refused(fields: dict[str, Any], text: str) -> N
 
 
 def test_a_config_builds_what_it_says() -> None:
-    config = EncoderConfig(
-        model=CLASS_TOKEN, patch_size=4, width=24, depth=3, heads=3, channels=1, drop_path=0.1
-    )
+    config = EncoderConfig(model=CLASS_TOKEN, patch_size=4, width=24, depth=3, heads=3, channels=1, drop_path=0.1)
     encoder = config.build((16, 24))
     assert (encoder.width, encoder.depth, encoder.patch_size, encoder.channels) == (24, 3, 4, 1)
     assert encoder.native_grid == (4, 6) and encoder.vit.blocks[0].attn.num_heads == 3
     assert not encoder.vit.pos_embed.requires_grad
     assert [block.drop_path1.drop_prob for block in encoder.vit.blocks[1:]] == pytest.approx([0.05, 0.1])
-    learned = EncoderConfig(model=CLASS_TOKEN, positions="learned", width=24, depth=1, heads=3).build(
-        (32, 32)
-    )
+    learned = EncoderConfig(model=CLASS_TOKEN, positions="learned", width=24, depth=1, heads=3).build((32, 32))
     assert learned.vit.pos_embed.requires_grad

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from unlabeled.data.masks import RandomMask
 from unlabeled.data.views import View
-from unlabeled.importers import MAE_DECODER, import_mae
 from unlabeled.export import load_method
+from unlabeled.importers import MAE_DECODER, import_mae
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.methods.mae import MAE, Config
 from unlabeled.nn.decoders import SelfDecoderConfig
@@ -22,7 +22,7 @@ from unlabeled.nn.patches import PatchMask, gather, patchify
 from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.train.optim import param_groups
 from unlabeled.train.schedules import warmup_cosine
-from unlabeled.transfer.classify import ClassifyConfig, Classifier, layer_id
+from unlabeled.transfer.classify import Classifier, ClassifyConfig, layer_id
 
 FORWARD, BACKWARD = 1e-5, 2e-5
 START = Progress(0, 1, 0.0, 1.0)
@@ -71,7 +71,9 @@ def build(golden: Golden, export: Path, targets: str = "npl1") -> MAE:
             channels=config["in_chans"],
         ),
         decoder=SelfDecoderConfig(
-            width=config["decoder_embed_dim"], depth=config["decoder_depth"], heads=config["decoder_num_heads"]
+            width=config["decoder_embed_dim"],
+            depth=config["decoder_depth"],
+            heads=config["decoder_num_heads"],
         ),
         normalize_targets=targets == "npl1",
     ).build()
@@ -160,7 +162,10 @@ def test_gradients(golden: Golden, export: Path, ratio: str, targets: str) -> No
 def test_sincos_tables_inside_the_weights(golden: Golden) -> None:
     config = golden.config
     side = config["img_size"] // config["patch_size"]
-    for key, width in (("sd/pos_embed", config["embed_dim"]), ("sd/decoder_pos_embed", config["decoder_embed_dim"])):
+    for key, width in (
+        ("sd/pos_embed", config["embed_dim"]),
+        ("sd/decoder_pos_embed", config["decoder_embed_dim"]),
+    ):
         assert_close(with_prefix(sincos_2d(width, (side, side)), 1), golden[key], FORWARD, key)
 
 

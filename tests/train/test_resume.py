@@ -53,7 +53,13 @@ def assert_same_end(home: Path, stage: str, output: Path) -> None:
     ],
 )
 def test_killed_and_resumed(home: Path, tmp_path: Path, stage: str, workers: int, kills: list[dict[str, Any]]) -> None:
-    arguments = command(home, stage, tmp_path, f"run.workers={workers}", "run.checkpoint_every=1" if len(kills) > 1 else "run.checkpoint_every=3")
+    arguments = command(
+        home,
+        stage,
+        tmp_path,
+        f"run.workers={workers}",
+        "run.checkpoint_every=1" if len(kills) > 1 else "run.checkpoint_every=3",
+    )
     for kill in kills:
         assert launch(stage, arguments, kill=kill) == [-signal.SIGKILL]
     assert launch(stage, arguments) == [0]
@@ -99,7 +105,9 @@ def test_a_damaged_checkpoint_is_passed_over(home: Path, tmp_path: Path, capsys:
     assert_same_end(home, "pretrain", tmp_path)
 
 
-def test_a_changed_recipe_is_refused_with_a_diff(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_recipe_is_refused_with_a_diff(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(home / "pretrain", tmp_path, dirs_exist_ok=True)
     assert launch("pretrain", command(home, "pretrain", tmp_path, "optim.base_lr=0.02", "data.seed=3")) == [2]
     said = capsys.readouterr().err
@@ -137,7 +145,9 @@ def test_broken_steps_are_skipped_and_counted(home: Path, tmp_path: Path, capsys
     assert before["model.safetensors"] == after["model.safetensors"]
     assert before["optimizer.safetensors"] == after["optimizer.safetensors"]
     assert metrics(tmp_path / "a")[-1]["skipped"] == 2
-    assert launch("pretrain", command(home, "pretrain", tmp_path / "b", "run.max_skipped=2"), hook=_broken_losses) == [2]
+    assert launch("pretrain", command(home, "pretrain", tmp_path / "b", "run.max_skipped=2"), hook=_broken_losses) == [
+        2
+    ]
     said = capsys.readouterr().err
     assert "2 steps in a row" in said and "step 5" in said and "Traceback" not in said
 

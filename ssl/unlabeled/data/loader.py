@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
     crops: list[Crops]
     label: int
-    index: int
+    index: int  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
     bad: list[tuple[str, str]]
 
 
@@ -36,7 +36,7 @@ class RawBatch(NamedTuple):
 
     crops: list[Crops]
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     bad: list[tuple[str, str]]
 
 
@@ -85,13 +85,8 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
 
 
 def _stack_crops(crops: Sequence[Crops]) -> Crops:
-    masks = [crop.mask for crop in crops]
-    if masks[0] is None:
-        mask = None
-    else:
-        columns = (None if c[0] is None else torch.stack(c) for c in zip(*masks, strict=True))  # type: ignore[arg-type]
-        mask = PatchMask(*columns)  # type: ignore[arg-type]
-    return Crops(torch.stack([crop.pixels for crop in crops]), mask)
+    masks = [crop.mask for crop in crops if crop.mask is not None]
+    return Crops(torch.stack([crop.pixels for crop in crops]), PatchMask.stack(masks) if masks else None)
 
 
 class Normalize:
@@ -120,7 +115,7 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
     views = []
     for pixels, mask in raw.crops:
         if mask is not None:
-            mask = PatchMask(*(None if t is None else t.transpose(0, 1) for t in mask.to(device, True)))  # type: ignore[arg-type]
+            mask = mask.map(lambda tensor: tensor.to(device, non_blocking=True).transpose(0, 1))
         moved = pixels.to(device, non_blocking=True).transpose(0, 1)
         views.append(ViewBatch(normalize(moved), mask))
     return Batch(views, raw.labels.to(device, non_blocking=True), raw.index.to(device, non_blocking=True))
@@ -133,12 +128,18 @@ def _deaf_to_signals(_worker: int) -> None:
 
 
 def make_loader(
-    dataset: Dataset[Any], batches: Iterable[Any], *, workers: int, device: torch.device, timeout: float, collate: Any
+    dataset: Dataset[Any],
+    batches: Iterable[Any],
+    *,
+    workers: int,
+    device: torch.device,
+    timeout: float,
+    collate: Any,
 ) -> DataLoader[Any]:
     """A DataLoader over batches of positions. Its own generator keeps it from consuming the program's random state."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",

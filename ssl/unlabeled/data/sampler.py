@@ -17,7 +17,7 @@ class Position(NamedTuple):
     """A sample in time: the epoch decides its randomness, the index its picture."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:

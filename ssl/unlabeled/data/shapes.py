@@ -121,9 +121,7 @@ class Shapes(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     val_size: int = Field(default=2_000, ge=1, description="pictures in the val split")
     size: int = Field(default=32, ge=8, le=512, description="side of the square pictures, pixels")
     seed: int = Field(default=0, ge=0, lt=2**63, description="which pictures are drawn")
-    max_bad_fraction: float = Field(
-        default=0.0, ge=0, le=1, description="share of bad pictures a run survives"
-    )
+    max_bad_fraction: float = Field(default=0.0, ge=0, le=1, description="share of bad pictures a run survives")
     mean: tuple[float, float, float] = Field(
         default=(0.485, 0.456, 0.406), description="subtracted from RGB in [0, 1]; ImageNet's by default"
     )

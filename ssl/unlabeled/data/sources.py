@@ -166,13 +166,9 @@ class Files(BaseModel, frozen=True, extra="forbid"):
     """
 
     name: Literal["files"] = "files"
-    path: str = Field(
-        min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar'"
-    )
+    path: str = Field(min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar'")
     train: str = Field("", description="subfolder or prefix of the pictures to train on; '' = all")
-    val: str | None = Field(
-        None, description="subfolder or prefix of labelled pictures to evaluate on; null = none"
-    )
+    val: str | None = Field(None, description="subfolder or prefix of labelled pictures to evaluate on; null = none")
     max_pixels: int = Field(
         89_478_485,
         gt=0,
@@ -224,9 +220,7 @@ class Files(BaseModel, frozen=True, extra="forbid"):
         if split == "train":
             return self._open([self.train])[0]
         if self.val is None:
-            raise UserError(
-                "data.val is null; expected the folder of labelled pictures, such as data.val=val"
-            )
+            raise UserError("data.val is null; expected the folder of labelled pictures, such as data.val=val")
         train, val = self._open([self.train, self.val])
         return _renumbered(val, train.classes, self.val)
 

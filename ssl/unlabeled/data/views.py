@@ -97,7 +97,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
             pixels.append(self.apply(image, self.draw(rng, *image.shape[-2:])))
             if self.mask is not None:
                 masks.append(self.mask.draw(rng, grid, patch))
-        return Crops(torch.stack(pixels), _stack(masks))
+        return Crops(torch.stack(pixels), PatchMask.stack(masks) if masks else None)
 
 
 def resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) -> Tensor:
@@ -140,11 +140,3 @@ def _random_box(
     w = min(width, max(1, round(height * ratio[1])))
     h = min(height, max(1, round(width / ratio[0])))
     return Box((height - h) // 2, (width - w) // 2, h, w)
-
-
-def _stack(masks: list[PatchMask]) -> PatchMask | None:
-    """Masks of several crops or samples as one with a new leading axis."""
-    if not masks:
-        return None
-    columns = (None if column[0] is None else torch.stack(column) for column in zip(*masks, strict=True))
-    return PatchMask(*columns)  # type: ignore[arg-type]

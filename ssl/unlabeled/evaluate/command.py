@@ -89,9 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluation(args: argparse.Namespace) -> Evaluation:
     if args.seeds < 1 or args.workers < 0:
-        raise UserError(
-            f"--seeds {args.seeds} --workers {args.workers}: expected at least 1 seed and 0 workers"
-        )
+        raise UserError(f"--seeds {args.seeds} --workers {args.workers}: expected at least 1 seed and 0 workers")
     fractions = tuple(dict.fromkeys(args.fractions))
     return _checked(Evaluation, pool=args.pool, crop_pct=args.crop_pct, fractions=fractions)
 
@@ -133,9 +131,7 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> Iterator[Subjec
             baselines.setdefault((small, data), Subject(f"raw pixels {_times(small)}", pixels, small, data))
             name = f"untrained {encoder.model} ({encoder.depth} x {encoder.width})"
             encode = encoder_features(_untrained(encoder).to(device), args.pool)
-            baselines.setdefault(
-                (encoder.model, str(encoder.arguments), data), Subject(name, encode, shape, data)
-            )
+            baselines.setdefault((encoder.model, str(encoder.arguments), data), Subject(name, encode, shape, data))
     yield from baselines.values()
 
 

@@ -125,9 +125,7 @@ def extract(
     share = range(rank, len(chosen), world)
     batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
     dataset = _CentreCrops(source, chosen, shape, crop_pct, interpolation)
-    loader = make_loader(
-        dataset, batches, workers=workers, device=device, timeout=WORKER_TIMEOUT, collate=_collate
-    )
+    loader = make_loader(dataset, batches, workers=workers, device=device, timeout=WORKER_TIMEOUT, collate=_collate)
 
     x: list[Tensor] = []
     rows: list[int] = []

@@ -28,7 +28,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     name: Literal["mae"] = "mae"
     view: View = Field(View(size=224, scale=(0.2, 1.0), mask=RandomMask()), description="the crop and its mask")
     encoder: EncoderConfig = Field(EncoderConfig(), description="the vision transformer that is kept")
-    decoder: DecoderConfig = Field(SelfDecoderConfig(), description="the decoder: self (the paper's) or cross (cheaper)")
+    decoder: DecoderConfig = Field(
+        SelfDecoderConfig(), description="the decoder: self (the paper's) or cross (cheaper)"
+    )
     normalize_targets: bool = Field(True, description="regress patches of zero mean and unit variance")
 
     @field_validator("view")
@@ -104,7 +106,7 @@ class MAE(Method):
         return torch.stack([unpatchify(row, self.encoder.patch_size, grid) for row in rows], dim=1)
 
     def reconstruct(self, images: Tensor, mask: PatchMask) -> Tensor:
-        """Predicted pixels of every patch [B, N, p * p * C]; normalised predictions get their patch's true mean and std."""
+        """Pixels of every patch [B, N, p * p * C]; normalised predictions get their patch's true mean and std back."""
         everything = torch.arange(mask.hidden.shape[-1], device=images.device).expand(len(images), -1)
         prediction = self.decoder(self.encoder(images, drop=mask), mask, index=everything).float()
         if not self.normalize_targets:

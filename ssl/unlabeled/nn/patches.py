@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,14 +28,25 @@ class PatchMask(NamedTuple):
         assert self.keep is not None and self.drop is not None, "this mask hides unequal numbers of patches"
         return self.keep, self.drop
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> PatchMask:
+        """The mask with `function` applied to each tensor it has."""
+        keep, drop = (None if index is None else function(index) for index in (self.keep, self.drop))
+        return PatchMask(function(self.hidden), keep, drop)
+
     def flat(self) -> PatchMask:
         """Merge the leading axes: [count, B, ...] becomes [count * B, ...], view-major."""
-        return PatchMask(*(None if t is None else t.flatten(0, -2) for t in self))  # type: ignore[arg-type]
+        return self.map(lambda tensor: tensor.flatten(0, -2))
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> PatchMask:
-        """The same mask on `device`."""
-        moved = (None if t is None else t.to(device, non_blocking=non_blocking) for t in self)
-        return PatchMask(*moved)  # type: ignore[arg-type]
+    @staticmethod
+    def stack(masks: Sequence[PatchMask]) -> PatchMask:
+        """Several masks of the same kind as one with a new leading axis."""
+        equal = all(mask.keep is not None for mask in masks)
+        keep, drop = zip(*(mask.indices() for mask in masks), strict=True) if equal else (None, None)
+        return PatchMask(
+            torch.stack([mask.hidden for mask in masks]),
+            None if keep is None else torch.stack(keep),
+            None if drop is None else torch.stack(drop),
+        )
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

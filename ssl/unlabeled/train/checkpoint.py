@@ -85,7 +85,9 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             kept = self.steps()
             intact = f"{self.path(kept[-1])} is intact" if kept else "there is no earlier checkpoint"
-            raise UserError(f"cannot save {target}: {error.strerror or error}; {intact}. Free space, then rerun.") from error
+            raise UserError(
+                f"cannot save {target}: {error.strerror or error}; {intact}. Free space, then rerun."
+            ) from error
         self._prune()
         return target
 
@@ -107,7 +109,8 @@ class Checkpoints:
                 self.say(f"falling back to {checkpoint.folder}")
             return checkpoint
         if steps:
-            raise UserError(f"none of the {len(steps)} checkpoints in {self.folder} can be trusted. Start over with --fresh --force.")
+            count = f"none of the {len(steps)} checkpoints in {self.folder}"
+            raise UserError(f"{count} can be trusted. Start over with --fresh --force.")
         return None
 
     def sweep(self) -> None:

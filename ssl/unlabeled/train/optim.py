@@ -17,12 +17,17 @@ Unit = Annotated[float, Field(ge=0, lt=1)]
 
 class _Schedule(BaseModel, frozen=True, extra="forbid"):
     base_lr: float = Field(
-        1.5e-4, gt=0, allow_inf_nan=False, description="learning rate per 256 samples: peak = base_lr x batch / 256"
+        1.5e-4,
+        gt=0,
+        allow_inf_nan=False,
+        description="learning rate per 256 samples: peak = base_lr x batch / 256",
     )
     min_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end, not scaled")
     warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False, description="epochs of linear warm-up from 0")
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="of the parameters that the method decays")
-    clip: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest global gradient norm; null = no clipping")
+    clip: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="largest global gradient norm; null = no clipping"
+    )
 
 
 class AdamW(_Schedule, frozen=True, extra="forbid"):
@@ -75,7 +80,12 @@ class LARS(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 

@@ -49,7 +49,7 @@ def sheet(images: Tensor) -> Tensor:
 def _first(batch: Batch, n: int) -> Batch:
     """The first n samples of a batch."""
     views = [
-        ViewBatch(v.pixels[:, :n], None if v.mask is None else type(v.mask)(*(None if t is None else t[:, :n] for t in v.mask)))
-        for v in batch.views
+        ViewBatch(view.pixels[:, :n], None if view.mask is None else view.mask.map(lambda tensor: tensor[:, :n]))
+        for view in batch.views
     ]
     return Batch(views, batch.labels[:n], batch.index[:n])

@@ -1,4 +1,4 @@
-"""What decides the rest of a run, as tensors by name: model, optimizer and random state. The same for every launcher."""
+"""What decides the rest of a run, as tensors by name: model, optimizer, random state. The same for every launcher."""
 
 from __future__ import annotations
 
@@ -44,14 +44,16 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
 def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
     """Put optimizer state back. A parameter that had none (not yet trained) gets none."""
     parameters = dict(model.named_parameters())
-    state: dict[nn.Parameter, dict[str, Any]] = {}
+    state: dict[Tensor, dict[str, Any]] = {}
     for full_key, value in tensors.items():
         name, key = full_key.rsplit("/", 1)
         if name not in parameters:
             raise UserError(f"the checkpoint's optimizer knows '{name}', the model does not")
         parameter = parameters[name]
         # moments lie like their parameter, counters stay where the optimizer left them
-        placed = sharded_like(value, parameter) if value.shape == parameter.shape else _counter(value, parameter, optimizer)
+        placed = (
+            sharded_like(value, parameter) if value.shape == parameter.shape else _counter(value, parameter, optimizer)
+        )
         state.setdefault(parameter, {})[key] = placed
     optimizer.state.clear()
     optimizer.state.update(state)

@@ -8,11 +8,15 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
+
+from unlabeled.train.distributed import total
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,28 +50,63 @@ class MetricsFile:
         self._file.close()
 
 
+class Waits(Protocol):
+    """Something whose total waiting time, in seconds, can be read."""
+
+    waited: float
+
+
 class Meter:
     """Speed since the last reading: images per second and the share of time spent waiting for data."""
 
     def __init__(self) -> None:
-        self.reset()
+        self.seconds_per_step = 0.0
 
-    def reset(self) -> None:
+    def reset(self, feed: Waits) -> None:
         """Begin a new interval."""
-        self.started, self.waited, self.images, self.steps = time.perf_counter(), 0.0, 0, 0
+        self.started, self.waited, self.images, self.steps = time.perf_counter(), feed.waited, 0, 0
 
     def count(self, images: int) -> None:
         """One step of so many images is done."""
         self.images += images
         self.steps += 1
 
-    def read(self) -> dict[str, float]:
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was spent on something else."""
+        self.started += seconds
+
+    def read(self, feed: Waits) -> dict[str, float]:
         """`images_per_s` and `data_wait` in [0, 1]; begins a new interval."""
         elapsed = max(time.perf_counter() - self.started, 1e-9)
-        speed = {"images_per_s": round(self.images / elapsed, 1), "data_wait": round(self.waited / elapsed, 4)}
+        waited = feed.waited - self.waited
+        speed = {"images_per_s": round(self.images / elapsed, 1), "data_wait": round(waited / elapsed, 4)}
         self.seconds_per_step = elapsed / max(1, self.steps)
-        self.reset()
+        self.reset(feed)
         return speed
+
+
+class Averages:
+    """Means of what micro-batches report, summed on the device and read only when they are logged."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """One micro-batch's scalars."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over micro-batches and processes since the last reading; empty if there was none."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[name].float() for name in names]) / self._count
+        means = total(accelerator, means) / accelerator.num_processes
+        self._sums, self._count = {}, 0
+        return dict(zip(names, means.tolist(), strict=True))
 
 
 class Display:
@@ -83,7 +122,12 @@ class Display:
     def __init__(self, name: str, total: int, epochs: float, active: bool) -> None:
         self.total, self.epochs, self.active = total, epochs, active
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[line]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+        )
         self.bar = Progress(*columns, console=self.console) if active and self.console.is_terminal else None
         self.task = self.bar.add_task(name, total=total, line="starting") if self.bar else None
 

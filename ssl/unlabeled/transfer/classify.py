@@ -32,8 +32,12 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid"):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     mixup: float = Field(0.0, ge=0, allow_inf_nan=False, description="alpha of mixup; 0 = off")
     cutmix: float = Field(0.0, ge=0, allow_inf_nan=False, description="alpha of CutMix; 0 = off")
-    backbone_lr: float = Field(1.0, gt=0, le=1, description="backbone's rate as a share of the head's (differential_lr)")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate per layer below the head (differential_lr)")
+    backbone_lr: float = Field(
+        1.0, gt=0, le=1, description="backbone's rate as a share of the head's (differential_lr)"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the rate per layer below the head (differential_lr)"
+    )
     head_std: float = Field(0.02, gt=0, description="standard deviation of the head's initial weights")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the labels to use, stratified and seeded")
     fraction_seed: int = Field(0, ge=0, description="which labels that share holds")
@@ -52,6 +56,8 @@ class Classifier(Method):
         config: how to transfer.
         num_classes: classes of the head.
     """
+
+    model: Any  # a timm model: its attributes are timm's
 
     def __init__(self, encoder: Encoder, config: ClassifyConfig, num_classes: int) -> None:
         super().__init__()
@@ -170,14 +176,17 @@ def cut_and_paste(images: Tensor, share: float, rng: np.random.Generator) -> tup
     height, width = images.shape[-2:]
     h, w = (round(side * (1 - share) ** 0.5) for side in (height, width))
     y, x = int(rng.random() * height), int(rng.random() * width)
-    rows, columns = slice(max(0, y - h // 2), min(height, y + (h + 1) // 2)), slice(max(0, x - w // 2), min(width, x + (w + 1) // 2))
+    rows, columns = (
+        slice(max(0, y - h // 2), min(height, y + (h + 1) // 2)),
+        slice(max(0, x - w // 2), min(width, x + (w + 1) // 2)),
+    )
     mixed = images.clone()
     mixed[..., rows, columns] = images.flip(0)[..., rows, columns]
     area = (rows.stop - rows.start) * (columns.stop - columns.start)
     return mixed, 1 - area / (height * width)
 
 
-def _timm_model(encoder: Encoder, arguments: dict[str, Any], drop_path: float, num_classes: int) -> nn.Module:
+def _timm_model(encoder: Encoder, arguments: dict[str, Any], drop_path: float, num_classes: int) -> Any:
     import timm
 
     from unlabeled.export import adapt

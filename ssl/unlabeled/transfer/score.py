@@ -72,7 +72,7 @@ def write_result(file: Path, recipe: Any, engine: Any, result: dict[str, Any]) -
     source = engine.job.dataset.source
     content = {
         **result,
-        "classes": {i: name for i, name in enumerate(source.classes)},
+        "classes": dict(enumerate(source.classes)),
         "protocol": {
             "encoder": recipe.encoder,
             "task": recipe.task.model_dump(mode="json"),
