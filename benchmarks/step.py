@@ -72,7 +72,7 @@ def make_batch(seed: int = 0) -> Batch:
 def make_ours(cross: bool = False) -> MAE:
     """Our MAE, with the decoder of the paper or the cross decoder at a quarter of the hidden patches."""
     size = {"width": DECODER_WIDTH, "depth": DECODER_DEPTH, "heads": DECODER_HEADS}
-    decoder = CrossDecoderConfig(**size, share=0.25) if cross else SelfDecoderConfig(**size)  # type: ignore[arg-type]
+    decoder = CrossDecoderConfig(**size, share=0.25) if cross else SelfDecoderConfig(**size)
     view = View(size=SIDE, mask=RandomMask(ratio=RATIO))
     return Config(view=view, encoder=EncoderConfig(model=MODEL), decoder=decoder).build().train()
 

@@ -1,0 +1,48 @@
+"""python -m unlabeled evaluate | import: what is done with an encoder beside training it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlabeled.errors import UserError
+from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    from unlabeled.evaluate import command
+
+    parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    evaluate = commands.add_parser("evaluate", help="kNN and linear probes of exported encoders")
+    command.add_arguments(evaluate)
+    evaluate.set_defaults(run=command.run)
+    importer = commands.add_parser("import", help="official weights into an export folder")
+    importer.add_argument("method", choices=["mae"], help="whose format the file has")
+    importer.add_argument("file", type=Path, help="the official .pth")
+    importer.add_argument("out", type=Path, help="folder to write")
+    importer.add_argument("--heads", type=int, help="attention heads, where the width does not tell")
+    importer.set_defaults(run=_import)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _import(options: argparse.Namespace) -> int:
+    from unlabeled.importers import import_mae
+
+    if (options.out / "config.json").exists():
+        raise UserError(f"{options.out} holds an export already. Choose another folder.")
+    import_mae(options.file, options.out, options.heads)
+    print(f"{options.out}  (timm.create_model('local-dir:{options.out}', pretrained=True))")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
