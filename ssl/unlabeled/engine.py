@@ -111,16 +111,17 @@ class Engine:
         )
         self.trackers = Trackers(self.accelerator, self.job.recipe.name, self.job.recipe)
         self.model.train()
+        feed = self._feed()
         try:
             with self.stop, self.display:
-                return self._loop()
+                return self._loop(feed)
         finally:
+            feed.close()
             self.trackers.close()
             if self.metrics:
                 self.metrics.close()
 
-    def _loop(self) -> bool:
-        feed = self._feed()
+    def _loop(self, feed: Feed) -> bool:
         pending, error = feed.next()
         self._note_bad(pending, error)
         self.meter.reset(feed)
