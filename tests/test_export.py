@@ -1,0 +1,151 @@
+"""Exports: timm alone reads them, we read them back strictly, at other sizes and channels."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+
+from unlabeled.data.masks import RandomMask
+from unlabeled.data.views import View
+from unlabeled.errors import UserError
+from unlabeled.export import Preprocessing, export_encoder, load_encoder, load_method, split_heads
+from unlabeled.importers import read_mae
+from unlabeled.methods.mae import MAE, Config
+from unlabeled.nn.decoders import SelfDecoderConfig
+from unlabeled.nn.encoder import EncoderConfig
+
+PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+TIMM_ALONE = """
+import sys, timm, torch
+sys.modules["unlabeled"] = None
+model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
+torch.save(model.forward_features(torch.load(sys.argv[2])), sys.argv[3])
+"""
+
+
+def tiny(seed: int = 0) -> MAE:
+    torch.manual_seed(seed)
+    encoder = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=2, heads=2)
+    decoder = SelfDecoderConfig(width=8, depth=1, heads=2)
+    return Config(view=View(size=16, mask=RandomMask()), encoder=encoder, decoder=decoder).build()
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    encoder, heads = split_heads(tiny())
+    export_encoder(tmp_path / "export", encoder, PREPARED, "# card\n", heads)
+    return tmp_path / "export"
+
+
+def test_timm_alone_gives_our_features(export: Path, tmp_path: Path) -> None:
+    images = torch.randn(3, 3, 16, 16)
+    torch.save(images, tmp_path / "in.pt")
+    script = [sys.executable, "-c", TIMM_ALONE, str(export), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
+    subprocess.run(script, check=True, capture_output=True)
+    tokens = load_encoder(export).eval()(images)
+    ours = torch.cat([tokens.prefix, tokens.patches], dim=1)
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), ours, rtol=0, atol=1e-6)
+
+
+def test_timm_reads_how_pictures_were_prepared(export: Path) -> None:
+    config = timm.create_model(f"local-dir:{export}", pretrained=True).pretrained_cfg
+    assert tuple(config["mean"]) == PREPARED.mean and tuple(config["std"]) == PREPARED.std
+    assert tuple(config["input_size"]) == (3, 16, 16)
+    names = safetensors.torch.load_file(export / "model.safetensors").keys()
+    assert "mask_token" not in names and not any(name.startswith("decoder") for name in names)
+
+
+def test_pretraining_goes_on_from_an_export(export: Path) -> None:
+    other = tiny(seed=1)
+    load_method(other, export)
+    for name, tensor in tiny(seed=0).state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+
+
+def test_another_image_size_resamples_positions(export: Path) -> None:
+    small, large = load_encoder(export), load_encoder(export, image_size=(24, 32))
+    table = small.vit.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    expected = F.interpolate(table, size=(6, 8), mode="bicubic", align_corners=False).permute(0, 2, 3, 1).flatten(1, 2)
+    torch.testing.assert_close(large.vit.pos_embed[:, 1:], expected)
+    images = torch.randn(2, 3, 24, 32)
+    torch.testing.assert_close(large.eval()(images).patches, small.eval()(images).patches, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_other_channels(export: Path, channels: int) -> None:
+    encoder = load_encoder(export, channels=channels)
+    assert encoder(torch.randn(2, channels, 16, 16)).patches.shape == (2, 16, 16)
+    if channels == 1:
+        three = load_encoder(export).vit.patch_embed.proj.weight
+        torch.testing.assert_close(encoder.vit.patch_embed.proj.weight, three.sum(1, keepdim=True))
+
+
+def test_scratch_has_the_architecture_but_not_the_weights(export: Path) -> None:
+    trained, scratch = load_encoder(export), load_encoder(f"scratch:{export}")
+    assert trained.vit.state_dict().keys() == scratch.vit.state_dict().keys()
+    assert not torch.equal(trained.vit.blocks[0].attn.qkv.weight, scratch.vit.blocks[0].attn.qkv.weight)
+
+
+def test_what_is_no_export_is_said_so(tmp_path: Path, export: Path) -> None:
+    with pytest.raises(UserError, match="is not an export: config.json and model.safetensors not found"):
+        load_encoder(tmp_path / "nothing")
+    with pytest.raises(UserError, match="timm has no model 'vit_huger'"):
+        load_encoder("timm:vit_huger")
+    weights = safetensors.torch.load_file(export / "model.safetensors")
+    del weights["norm.weight"]
+    safetensors.torch.save_file(weights, export / "model.safetensors")
+    with pytest.raises(UserError, match=r"(?s)do not match.*norm\.weight"):
+        load_encoder(export)
+
+
+def test_a_flipped_header_is_refused(export: Path) -> None:
+    (export / "model.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_encoder(export)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("/tmp/unlabeled-payload-ran"),))  # type: ignore[return-value]
+
+
+def test_a_pickle_in_a_pth_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    marker = Path("/tmp/unlabeled-payload-ran")
+    marker.unlink(missing_ok=True)
+    for write in (lambda f: torch.save({"model": Payload()}, f), lambda f: f.write_bytes(pickle.dumps(Payload()))):
+        write(tmp_path / "evil.pth")
+        with pytest.raises(UserError, match="is refused"):
+            read_mae(tmp_path / "evil.pth")
+    assert not marker.exists()
+
+
+def test_other_weights_are_no_mae(tmp_path: Path) -> None:
+    torch.save({"model": {"layer1.weight": torch.zeros(3)}}, tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match="not an MAE"):
+        read_mae(tmp_path / "resnet.pth")
+
+
+def test_training_checkpoints_with_their_arguments_are_read(tmp_path: Path) -> None:
+    import argparse
+
+    weights = tiny().encoder.vit.state_dict()
+    torch.save({"model": weights, "args": argparse.Namespace(lr=1), "epoch": 3}, tmp_path / "checkpoint-3.pth")
+    imported = read_mae(tmp_path / "checkpoint-3.pth", heads=2)
+    assert imported.encoder.keys() == weights.keys() and imported.arguments["num_heads"] == 2
+    with pytest.raises(UserError, match="Pass --heads"):
+        read_mae(tmp_path / "checkpoint-3.pth")
+
+
+def test_config_json_is_timms(export: Path) -> None:
+    config = json.loads((export / "config.json").read_text())
+    assert config["model_args"]["global_pool"] == config["global_pool"] == "token"
+    assert config["pretrained_cfg"]["first_conv"] == "patch_embed.proj"

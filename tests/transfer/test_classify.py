@@ -1,0 +1,132 @@
+"""Fine-tuning: which parts learn and how fast, what is exported, and the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from unlabeled.data.views import View
+from unlabeled.method import Batch, Progress, ViewBatch
+from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.train.optim import LARS, param_groups
+from unlabeled.transfer.classify import ClassifyConfig, Classifier, cut_and_paste, mix, smooth
+
+CLASSES = 5
+START = Progress(0, 1, 0.0, 1.0)
+
+
+def classifier(**settings: Any) -> Classifier:
+    torch.manual_seed(0)
+    encoder = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=3, heads=2).build((16, 16))
+    return Classifier(encoder, ClassifyConfig(view=View(size=16, scale=(0.5, 1)), **settings), CLASSES)
+
+
+def batch(n: int = 6) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(1, n, 3, 16, 16, generator=generator)
+    return Batch([ViewBatch(images, None)], torch.arange(n) % CLASSES, torch.arange(n))
+
+
+@pytest.mark.parametrize("mode", ["frozen", "linear", "full", "differential_lr"])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_only_the_parts_that_should_learn_do(mode: str, pool: str) -> None:
+    model = classifier(mode=mode, pool=pool, drop_path=0.0).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(param_groups(model, 0.0), lr=1.0)
+    model(batch(), START).loss.backward()
+    optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    backbone = {name for name in changed if name.startswith("model.") and not name.startswith("model.head.")}
+    assert {"model.head.weight", "model.head.bias"} <= changed
+    assert bool(backbone) == (mode in ("full", "differential_lr"))
+
+
+def test_rates_fall_with_depth() -> None:
+    model = classifier(mode="differential_lr", backbone_lr=0.5, layer_decay=0.1)
+    scale = {name.removeprefix("model."): model.lr_scale(name) for name, _ in model.named_parameters()}
+    assert scale["head.weight"] == 1.0
+    assert scale["norm.weight"] == pytest.approx(0.5)
+    assert scale["blocks.2.attn.qkv.weight"] == pytest.approx(0.05)
+    assert scale["blocks.0.attn.qkv.weight"] == pytest.approx(0.0005)
+    assert scale["cls_token"] == scale["patch_embed.proj.weight"] == pytest.approx(0.00005)
+    assert {classifier(mode="full").lr_scale(f"model.{name}") for name in scale} == {1.0}
+
+
+def test_loss_is_smoothed_cross_entropy() -> None:
+    model = classifier(mode="full", label_smoothing=0.1).eval()
+    logits = model.logits(batch().views[0].pixels[0])
+    expected = F.cross_entropy(logits, batch().labels, label_smoothing=0.1)
+    torch.testing.assert_close(model(batch(), START).loss, expected)
+
+
+def test_probe_is_batchnorm_without_affine_then_linear_and_folds_into_timm() -> None:
+    model = classifier(mode="linear", pool="cls").train()
+    for _ in range(3):
+        model(batch(), START)
+    features = model.model.forward_head(model.model.forward_features(batch().views[0].pixels[0]), pre_logits=True)
+    expected = model.model.head(F.batch_norm(features, None, None, training=True, eps=1e-6))
+    torch.testing.assert_close(model.logits(batch().views[0].pixels[0]), expected, rtol=1e-4, atol=1e-4)
+    model.eval()
+    images = batch().views[0].pixels[0]
+    torch.testing.assert_close(model.folded().eval()(images), model.logits(images), rtol=1e-4, atol=1e-5)
+
+
+def test_mean_pooling_gets_a_fresh_norm_only_when_the_backbone_learns() -> None:
+    full, frozen = classifier(mode="full", pool="mean"), classifier(mode="frozen", pool="mean")
+    assert isinstance(full.model.norm, torch.nn.Identity) and torch.equal(full.model.fc_norm.weight, torch.ones(16))
+    assert isinstance(frozen.model.fc_norm, torch.nn.Identity) and not isinstance(frozen.model.norm, torch.nn.Identity)
+
+
+def test_smooth_against_a_loop() -> None:
+    targets = smooth(torch.tensor([2, 0]), 4, 0.2)
+    for row, label in zip(targets, (2, 0), strict=True):
+        for i, value in enumerate(row):
+            assert value.item() == pytest.approx(0.05 + (0.8 if i == label else 0.0))
+
+
+@pytest.mark.parametrize("how", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_mixing_keeps_images_and_targets_in_step(how: dict[str, float]) -> None:
+    images = torch.stack([torch.full((3, 8, 8), float(i)) for i in range(4)])
+    targets = torch.eye(4)
+    for step in range(20):
+        mixed, soft = mix(images, targets, ClassifyConfig(**how), step)
+        # an image of constant value i mixed with 3 - i has the mean that its targets say
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), soft @ torch.arange(4.0), rtol=1e-4, atol=1e-4)
+    again, _ = mix(images, targets, ClassifyConfig(**how), 19)
+    assert torch.equal(again, mixed)
+
+
+def test_cutmix_box_is_counted_exactly() -> None:
+    import numpy as np
+
+    images = torch.stack([torch.zeros(1, 9, 9), torch.ones(1, 9, 9)])
+    for seed in range(20):
+        mixed, share = cut_and_paste(images, 0.4, np.random.default_rng(seed))
+        assert 1 - mixed[0].mean().item() == pytest.approx(share)
+
+
+def test_lars_against_a_loop() -> None:
+    weight, bias = torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(3))
+    optimizer = LARS([{"params": [weight, bias], "weight_decay": 0.1}], lr=0.5, momentum=0.9, trust=0.01)
+    expected = {"w": weight.detach().clone(), "b": bias.detach().clone()}
+    velocity = {"w": torch.zeros(3, 4), "b": torch.zeros(3)}
+    for step in range(3):
+        weight.grad, bias.grad = torch.full((3, 4), step + 1.0), torch.full((3,), step + 2.0)
+        decayed = weight.grad + 0.1 * expected["w"]
+        scaled = decayed * (0.01 * expected["w"].norm() / decayed.norm())
+        for name, gradient in (("w", scaled), ("b", bias.grad)):
+            velocity[name] = 0.9 * velocity[name] + gradient
+            expected[name] = expected[name] - 0.5 * velocity[name]
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected["w"])
+    torch.testing.assert_close(bias.detach(), expected["b"])
+
+
+def test_classifier_builds_as_timm_does() -> None:
+    model = classifier(mode="full", pool="mean")
+    twin = timm.create_model(model.architecture, num_classes=CLASSES, **model.arguments)
+    assert twin.state_dict().keys() == model.model.state_dict().keys()
