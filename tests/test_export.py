@@ -96,7 +96,7 @@ def test_scratch_has_the_architecture_but_not_the_weights(export: Path) -> None:
 
 
 def test_what_is_no_export_is_said_so(tmp_path: Path, export: Path) -> None:
-    with pytest.raises(UserError, match="is not an export: config.json and model.safetensors not found"):
+    with pytest.raises(UserError, match=r"is not an export: config\.json and model.safetensors not found"):
         load_encoder(tmp_path / "nothing")
     with pytest.raises(UserError, match="timm has no model 'vit_huger'"):
         load_encoder("timm:vit_huger")

@@ -13,7 +13,7 @@ from unlabeled.data.views import View
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.train.optim import LARS, param_groups
-from unlabeled.transfer.classify import ClassifyConfig, Classifier, cut_and_paste, mix, smooth
+from unlabeled.transfer.classify import Classifier, ClassifyConfig, cut_and_paste, mix, smooth
 
 CLASSES = 5
 START = Progress(0, 1, 0.0, 1.0)
