@@ -1,0 +1,91 @@
+"""What a person sees who made a mistake: one clear message, exit code 2, no traceback, nothing lost."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
+
+BAD = """
+name: tiny
+data: {name: shapes, train_size: -1}
+method:
+  name: mae
+  view: {size: 18, mask: {ratio: 1.0}}
+  encoder: {model: vit_tinny_patch16_224, patch_size: 4}
+optim: {name: adamw, base_lr: .nan, lerning_rate: 1}
+train: {epochs: 0}
+"""
+
+
+def refuse(capsys: pytest.CaptureFixture[str], stage: str, arguments: list[str]) -> str:
+    """Run, expect a refusal, return what was said."""
+    assert launch(stage, arguments) == [2]
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and "error: " in said
+    return said
+
+
+def test_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_text(BAD)
+    said = refuse(capsys, "pretrain", [str(tmp_path / "bad.yaml")])
+    for place in (
+        "data.train_size",
+        "mask.ratio",
+        "encoder.model",
+        "optim.base_lr",
+        "optim.lerning_rate",
+        "train.epochs",
+    ):
+        assert place in said
+    assert "vit_tiny_patch16_224" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.batch_size=43", "a batch of 43 is larger than the data: found 42 pictures"),
+        ("data.train_size=1", "a batch of 8 is larger than the data: found 1 pictures"),
+        ("method.view.size=18", "patch_size 4 does not divide a crop of 18x18"),
+        ("method.view.mask.ratio=0", "mask.ratio"),
+        ("method.view.mask.ratio=1", "mask.ratio"),
+        ("method.encoder.model=resnet50", "expected a timm vision transformer"),
+        ("run.accumulate=3", "does not divide among 1 processes x 3 accumulation steps"),
+        ("init=nowhere", "nowhere is not an export"),
+    ],
+)
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, expected: str) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    said = refuse(capsys, "pretrain", [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / 'run'}", override])
+    assert expected in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_empty_folder_and_a_missing_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pretrain.yaml").write_text(
+        TINY_PRETRAIN.replace("{name: shapes, train_size: 42, val_size: 20, size: 16}", "{name: files, path: EMPTY}")
+    )
+    said = refuse(capsys, "pretrain", [str(tmp_path / "pretrain.yaml"), f"data.path={tmp_path / 'empty'}"])
+    assert str(tmp_path / "empty") in said
+    (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(tmp_path / "nothing")))
+    assert "is not an export" in refuse(capsys, "finetune", [str(tmp_path / "finetune.yaml")])
+
+
+def _small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_a_quota_during_a_save_keeps_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    arguments = [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / 'run'}"]
+    assert launch("pretrain", arguments, kill={"step": 5}) == [-9]
+    before = checkpoint_bytes(tmp_path / "run", 3)
+    capsys.readouterr()
+    assert launch("pretrain", arguments, hook=_small_files) == [2]
+    said = capsys.readouterr().err
+    assert "cannot save" in said and "step-00000003 is intact" in said and "Traceback" not in said
+    assert checkpoint_bytes(tmp_path / "run", 3) == before
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
