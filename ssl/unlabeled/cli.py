@@ -207,7 +207,8 @@ def _claim(output: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}. Choose another run.output.") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # lockf, not flock: loader workers must not inherit it and hold it for seconds after a killed run
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         raise UserError(

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
+from support import CONTEXT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
 
+from unlabeled.cli import _claim
+from unlabeled.errors import UserError
 from unlabeled.train.signals import EXIT_STOPPED
 
 LAST = 15  # 3 epochs of 5 steps
@@ -83,6 +88,58 @@ def test_a_signal_finishes_the_step_and_saves(home: Path, tmp_path: Path, number
     assert saved[-1] == "step-00000008"
     assert launch("pretrain", arguments) == [0]
     assert_same_end(home, "pretrain", tmp_path)
+
+
+def _note_workers(file: str) -> None:
+    """Write down the loader workers' process numbers."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Workers
+
+    start = Workers.__init__
+
+    def noted(self: Any, loader: Any) -> None:
+        start(self, loader)
+        Path(file).write_text(" ".join(str(worker.pid) for worker in self._workers))
+
+    Workers.__init__ = noted  # type: ignore[method-assign]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_workers_end_with_a_killed_run(home: Path, tmp_path: Path) -> None:
+    arguments, file = command(home, "pretrain", tmp_path / "run", "run.workers=2"), tmp_path / "workers"
+    assert launch("pretrain", arguments, kill={"step": 7}, hook=partial(_note_workers, str(file))) == [-signal.SIGKILL]
+    numbers = file.read_text().split()
+    assert len(numbers) == 2
+    deadline = time.monotonic() + 30  # workers look for their parent every 5 seconds
+    while any(map(is_running, numbers)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(map(is_running, numbers))
+
+
+def is_running(number: str) -> bool:
+    status = Path("/proc") / number / "status"
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with _claim(tmp_path):
+        other = launch_claim(tmp_path)
+    assert other == 3
+    assert launch_claim(tmp_path) == 0
+
+
+def launch_claim(output: Path) -> int:
+    process = CONTEXT.Process(target=_claim_or_3, args=(output,))
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _claim_or_3(output: Path) -> None:
+    try:
+        _claim(output)
+    except UserError:
+        sys.exit(3)
 
 
 def test_evaluation_changes_nothing(home: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -146,5 +147,7 @@ def make_loader(
         prefetch_factor=4 if workers else None,
         timeout=timeout if workers else 0,
         worker_init_fn=_deaf_to_signals,
+        # torch's workers watch their parent to end with it: that must be this process, not a fork server
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator().manual_seed(0),
     )
