@@ -73,11 +73,12 @@ class Finetune:
         ]
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
-        """Score once more with per-class accuracy, write result.json and a timm classifier."""
+        """Write result.json and a timm classifier."""
         from unlabeled.transfer.score import export_classifier, write_result
 
         method = cast("Classifier", engine.whole_method())
-        result = self.scorer(method)
+        # the last step was scored; a run that had already ended when it was started again was not
+        result = self.scorer.latest or self.scorer(method)
         if engine.accelerator.is_main_process:
             write_result(output / "result.json", recipe, engine, result)
             export_classifier(output / "export", method, recipe, engine, result)

@@ -84,11 +84,11 @@ class Pretrain:
             return None
         if recipe.data.name == "files" and recipe.data.val is None:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
-        from unlabeled.evaluate.protocol import Evaluator
+        from unlabeled.evaluate.protocol import Evaluator, Splits
 
-        shape, device = recipe.method.views[0].shape, accelerator.device
         rank, world = accelerator.process_index, accelerator.num_processes
-        evaluator = Evaluator(recipe.evaluate, recipe.data, shape, device, recipe.run.workers, rank, world)
+        splits = Splits(recipe.evaluate, recipe.data, accelerator.device, recipe.run.workers, rank, world)
+        evaluator = Evaluator(splits, recipe.method.views[0].shape)
         return lambda method: evaluator(next(iter(method.exports().values())))
 
 

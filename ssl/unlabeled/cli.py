@@ -132,18 +132,10 @@ def _train(
     stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, output: Path, options: argparse.Namespace
 ) -> int:
     from unlabeled.engine import Engine
-    from unlabeled.train.distributed import raise_together
+    from unlabeled.train.distributed import on_main
 
-    error: UserError | None = None
-    lock = None
-    if accelerator.is_main_process:
-        try:
-            lock = _claim(output)
-            _make_room(output, options)
-        except UserError as caught:
-            error = caught
-    raise_together(error)
-
+    lock = on_main(accelerator, lambda: _claim(output))
+    on_main(accelerator, lambda: _make_room(output, options))
     engine = Engine(job, accelerator, output)
     resume(engine, job)
     if accelerator.is_main_process:

@@ -18,10 +18,11 @@ from unlabeled.data.feed import Feed
 from unlabeled.data.loader import Normalize, RawBatch, ViewDataset, to_device
 from unlabeled.data.sampler import steps_per_epoch
 from unlabeled.errors import UserError
+from unlabeled.evaluate.features import evaluating
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
-from unlabeled.train.distributed import gather_objects, raise_together, total
+from unlabeled.train.distributed import gather_objects, is_sharded, on_main, raise_together, total
 from unlabeled.train.memory import keep_freed_memory
 from unlabeled.train.optim import param_groups, set_lr
 from unlabeled.train.schedules import peak_lr, warmup_cosine
@@ -260,20 +261,18 @@ class Engine:
             self.metrics.write(self.step, values)
         self.trackers.log(self.step, values)
 
-    def _evaluate(self, batch: Batch | None) -> None:
+    def _evaluate(self, batch: Batch) -> None:
         """Evaluators and pictures; they leave random state, mode and speed as they found them."""
         if self.job.evaluate is None and self.job.picture is None:
             return
         before = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
         method = self.whole_method()
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            method.eval()
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(method):
             if self.job.evaluate is not None:
                 self.evaluated = dict(self.job.evaluate(method))
-            if self.job.picture is not None and batch is not None and self.accelerator.is_main_process:
+            if self.job.picture is not None and self.accelerator.is_main_process:
                 self.job.picture(self.step, method, batch)
-            method.train()
         if self.evaluated:
             self._write(self.evaluated)
             self.display.say(f"step {self.step}  " + "  ".join(f"{k} {v:.2f}" for k, v in self.evaluated.items()))
@@ -281,8 +280,7 @@ class Engine:
 
     def whole_method(self) -> Method:
         """The method with whole weights: itself, or a copy where they are sharded (all processes must ask)."""
-        tensors = self.method.state_dict()
-        if not any(tensor is not state.full(tensor) for tensor in tensors.values()):
+        if not is_sharded(self.method):
             return self.method
         with torch.random.fork_rng():
             twin = self.job.build().to(self.device)
@@ -296,13 +294,7 @@ class Engine:
             "optimizer": state.optimizer_tensors(self.method, self._raw_optimizer()),
             **state.all_rng_tensors(self.device),
         }
-        error: Exception | None = None
-        if self.accelerator.is_main_process:
-            try:
-                self.checkpoints.save(self.step, tensors, self._state())
-            except UserError as caught:
-                error = caught
-        raise_together(error)
+        on_main(self.accelerator, lambda: self.checkpoints.save(self.step, tensors, self._state()))
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -326,12 +318,8 @@ class Engine:
         state.load_rng(checkpoint.tensors[f"rng-{rank}"], self.device)
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.step, self.skipped, self.skipped_in_a_row = (
-            saved["step"],
-            saved["skipped"],
-            saved["skipped_in_a_row"],
-        )
-        self.evaluated = saved["evaluated"]
+        self.step, self.evaluated = saved["step"], saved["evaluated"]
+        self.skipped, self.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
 
     def _raw_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer

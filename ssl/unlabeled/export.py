@@ -37,6 +37,9 @@ class Preprocessing(NamedTuple):
     interpolation: str = "bicubic"
 
 
+IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 def timm_config(
     architecture: str,
     arguments: dict[str, Any],
@@ -154,10 +157,15 @@ def preprocessing_of(path: str | Path) -> Preprocessing | None:
     return Preprocessing(config["mean"], config["std"], config["crop_pct"], config["interpolation"])
 
 
-def adapt(weights: Tensors, model: Any) -> Tensors:
+def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
     """Weights of a timm ViT fitted to another image size or number of channels.
 
     Positions are resampled bicubically to the target grid; the patch convolution is summed or repeated over channels.
+
+    Args:
+        weights: of the timm model.
+        old: (rows, columns) of their positions.
+        model: the timm model they are for.
     """
     from timm.models._manipulate import adapt_input_conv
 
@@ -167,11 +175,23 @@ def adapt(weights: Tensors, model: Any) -> Tensors:
     if convolution.shape[1] != channels:
         weights["patch_embed.proj.weight"] = adapt_input_conv(channels, convolution)
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    new: Grid = model.patch_embed.grid_size
-    if table.shape[1] - prefix != new[0] * new[1]:
-        old = _square(table.shape[1] - prefix)
-        weights["pos_embed"] = torch.cat([table[:, :prefix], resample(table[:, prefix:], old, new)], dim=1)
+    patches = resample(table[:, prefix:], old, model.patch_embed.grid_size)
+    weights["pos_embed"] = torch.cat([table[:, :prefix], patches], dim=1)
     return weights
+
+
+def untrained(architecture: str, arguments: dict[str, Any]) -> Encoder:
+    """An encoder with MAE's random initialisation and sine-cosine positions that may learn."""
+    import timm
+
+    from unlabeled.methods.mae import initialize_
+
+    vit = timm.create_model(architecture, num_classes=0, **arguments)
+    encoder = Encoder(vit, architecture, arguments)
+    encoder.fix_positions()
+    initialize_(encoder)
+    vit.pos_embed.requires_grad_(True)
+    return encoder
 
 
 def _build(
@@ -186,20 +206,12 @@ def _build(
     old: Grid = tuple(arguments["img_size"])
     size = old if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
     arguments = {**arguments, "img_size": list(size), "in_chans": channels or arguments["in_chans"]}
+    if weights is None:
+        return untrained(architecture, arguments)
     vit = timm.create_model(architecture, num_classes=0, **arguments)
     encoder = Encoder(vit, architecture, arguments)
-    if weights is None:
-        from unlabeled.methods.mae import initialize_
-
-        encoder.fix_positions()
-        initialize_(encoder)
-        vit.pos_embed.requires_grad_(True)
-        return encoder
     old_grid = (old[0] // encoder.patch_size, old[1] // encoder.patch_size)
-    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    table = resample(weights["pos_embed"][:, prefix:], old_grid, encoder.native_grid)
-    weights = {**weights, "pos_embed": torch.cat([weights["pos_embed"][:, :prefix], table], dim=1)}
-    _load_strictly(vit, adapt(weights, vit))
+    _load_strictly(vit, adapt(weights, old_grid, vit))
     return encoder
 
 
@@ -251,10 +263,3 @@ def _plain(tensors: Tensors) -> Tensors:
 
 def _prefix_of(method: Method, encoder: Encoder) -> str:
     return next(f"{name}.vit." for name, module in method.named_modules() if module is encoder)
-
-
-def _square(n: int) -> Grid:
-    side = round(n**0.5)
-    if side * side != n:
-        raise UserError(f"cannot tell the grid of {n} positions: not a square")
-    return side, side

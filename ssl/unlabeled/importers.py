@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.export import Preprocessing, timm_config, write_export
+from unlabeled.export import IMAGENET, timm_config, write_export
 
 Tensors = dict[str, Tensor]
-
-IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 # MAE's three encoders: width -> (timm model, heads). The number of heads cannot be seen in the weights.
 MAE_ENCODERS = {

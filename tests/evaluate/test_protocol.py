@@ -12,7 +12,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.knn import Knn, knn_accuracy
 from unlabeled.evaluate.linear import Linear, linear_probe
-from unlabeled.evaluate.protocol import Evaluation, Evaluator
+from unlabeled.evaluate.protocol import Evaluation, Evaluator, Splits
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def features(encoder: Encoder, source: FakeSource) -> Features:
 def test_scores_by_name(encoder: Encoder) -> None:
     data = FakeData()
     config = Evaluation(pool="mean", crop_pct=1.0, batch_size=32, knn=Knn(k=5), fractions=(1.0, 0.1))
-    evaluator = Evaluator(config, data, (8, 8), CPU)
+    evaluator = Evaluator(Splits(config, data, CPU), (8, 8))
     assert data.opened == []
     found = dict(evaluator(encoder))
     assert encoder.training
@@ -89,7 +89,7 @@ def test_scores_by_name(encoder: Encoder) -> None:
 
 
 def test_probes_are_float32_under_autocast(encoder: Encoder) -> None:
-    evaluator = Evaluator(Evaluation(knn=None, linear=Linear(epochs=2)), FakeData(), (8, 8), CPU)
+    evaluator = Evaluator(Splits(Evaluation(knn=None, linear=Linear(epochs=2)), FakeData(), CPU), (8, 8))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         # bfloat16 heads would meet float32 biases
         assert [name for name, _ in evaluator(encoder)] == ["linear"]
@@ -99,14 +99,14 @@ def test_unlabelled_pictures_are_the_users_error(encoder: Encoder) -> None:
     data = FakeData()
     data.splits["train"].labels[:] = -1
     with pytest.raises(UserError, match="no picture of train has one"):
-        dict(Evaluator(Evaluation(), data, (8, 8), CPU)(encoder))
+        dict(Evaluator(Splits(Evaluation(), data, CPU), (8, 8))(encoder))
 
 
 def test_splits_must_number_classes_alike(encoder: Encoder) -> None:
     data = FakeData()
     data.splits["val"].classes = ("bright", "dim", "grey")
     with pytest.raises(UserError, match="same class folders"):
-        dict(Evaluator(Evaluation(), data, (8, 8), CPU)(encoder))
+        dict(Evaluator(Splits(Evaluation(), data, CPU), (8, 8))(encoder))
 
 
 @pytest.mark.parametrize("wrong", [{"fractions": [0.0]}, {"fractions": []}, {"crop_pct": 1.2}, {"evry": 5}])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 
+from unlabeled.card import versions
 from unlabeled.data.shapes import Shapes
 from unlabeled.data.sources import Files
 from unlabeled.errors import UserError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 M = TypeVar("M", bound=BaseModel)
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 # raw pixels are compared at most at this side: beyond it they are many and no better
 PIXELS_SIDE = 32
 
@@ -137,28 +136,22 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> Iterator[Subjec
 
 def _data(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
     """The pictures, normalised as the export was trained."""
-    from unlabeled.export import preprocessing_of
+    from unlabeled.export import IMAGENET, preprocessing_of
 
-    prepared = preprocessing_of(path)
-    how = IMAGENET if prepared is None else {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
+    prepared = preprocessing_of(path) or IMAGENET
+    how = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
     if args.data == "shapes":
         return _checked(Shapes, size=max(encoder.image_size), **how)
     return _checked(Files, path=args.data, train=args.train, val=args.val, **how)
 
 
 def _untrained(encoder: Encoder) -> Encoder:
-    """The same architecture with MAE's random initialisation, always the same weights."""
-    import timm
-
-    from unlabeled.methods.mae import initialize_
+    """The same architecture with random weights, always the same."""
+    from unlabeled.export import untrained
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vit = timm.create_model(encoder.model, num_classes=0, **encoder.arguments)
-        untrained = Encoder(vit, encoder.model, encoder.arguments)
-        untrained.fix_positions()
-        initialize_(untrained)
-    return untrained
+        return untrained(encoder.model, encoder.arguments)
 
 
 def _evaluate(subject: Subject, config: Evaluation, device: torch.device, args: argparse.Namespace) -> Row:
@@ -207,22 +200,13 @@ def _summary(row: Row) -> dict[str, Any]:
 
 def _protocol(args: argparse.Namespace, config: Evaluation) -> dict[str, Any]:
     """All it takes to repeat the numbers."""
-    import timm
-
-    import unlabeled
-
     return {
         "data": args.data,
         "train": args.train,
         "val": args.val,
         "seeds": list(range(args.seeds)),
         "evaluation": config.model_dump(mode="json", exclude={"every"}),
-        "versions": {
-            "unlabeled": unlabeled.__version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 

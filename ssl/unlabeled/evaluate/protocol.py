@@ -126,26 +126,12 @@ class Evaluator:
     """An encoder in, named scores out. Knows nothing of training.
 
     Args:
-        config: the recipe's `evaluate:` section.
-        data: the recipe's `data:` section.
+        splits: the labelled pictures, and the recipe's `evaluate:` section.
         shape: (height, width) that the encoder is evaluated at, pixels.
-        device: where the encoder is.
-        workers: processes that load pictures.
-        rank, world: this process and how many there are.
     """
 
-    def __init__(
-        self,
-        config: Evaluation,
-        data: DataConfig,
-        shape: tuple[int, int],
-        device: torch.device,
-        workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.config, self.shape = config, shape
-        self.splits = Splits(config, data, device, workers, rank, world)
+    def __init__(self, splits: Splits, shape: tuple[int, int]) -> None:
+        self.splits, self.shape = splits, shape
 
     def __call__(self, encoder: Encoder) -> Iterator[tuple[str, float]]:
         """Yield ("knn", percent), ("linear", percent), then the same for smaller shares as "linear_1%".
@@ -155,9 +141,10 @@ class Evaluator:
         Raises:
             UserError: the pictures have no labels, or the encoder cannot be pooled as asked.
         """
-        train, test = self.splits.features(encoder_features(encoder, self.config.pool), self.shape)
-        for fraction in self.config.fractions:
-            yield from probe(train, test, self.splits.num_classes, self.config, fraction).items()
+        config = self.splits.config
+        train, test = self.splits.features(encoder_features(encoder, config.pool), self.shape)
+        for fraction in config.fractions:
+            yield from probe(train, test, self.splits.num_classes, config, fraction).items()
 
 
 def probe(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+T = TypeVar("T")
 
 
 def make_accelerator(device: str, precision: str, timeout: float, trackers: list[str], folder: str) -> Accelerator:
@@ -67,6 +70,23 @@ def raise_together(error: BaseException | None) -> None:
             if error is not None and str(error) == caught:
                 raise error
             raise UserError(f"process {rank}: {caught}")
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
+    """Run something on the main process only; its error is every process's. None on the others."""
+    result, error = None, None
+    if accelerator.is_main_process:
+        try:
+            result = action()
+        except UserError as caught:
+            error = caught
+    raise_together(error)
+    return result
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model's weights are spread over processes."""
+    return any(isinstance(tensor, DTensor) for tensor in model.state_dict().values())
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -120,12 +121,10 @@ class Classifier(Method):
         assert self.probe_norm.running_mean is not None and self.probe_norm.running_var is not None
         scale = (self.probe_norm.running_var + self.probe_norm.eps).rsqrt()
         head = self.model.head
-        folded = nn.Linear(head.in_features, head.out_features, device=head.weight.device)
-        folded.weight.copy_(head.weight * scale)
-        folded.bias.copy_(head.bias - head.weight @ (self.probe_norm.running_mean * scale))
-        twin = _like(self)
-        twin.load_state_dict({**self.model.state_dict(), "head.weight": folded.weight, "head.bias": folded.bias})
-        return twin.to(head.weight.device)
+        twin = copy.deepcopy(self.model)
+        twin.head.weight.copy_(head.weight * scale)
+        twin.head.bias.copy_(head.bias - head.weight @ (self.probe_norm.running_mean * scale))
+        return twin
 
 
 def layer_id(name: str, depth: int) -> int:
@@ -192,16 +191,10 @@ def _timm_model(encoder: Encoder, arguments: dict[str, Any], drop_path: float, n
     from unlabeled.export import adapt
 
     model = timm.create_model(encoder.model, num_classes=num_classes, drop_path_rate=drop_path, **arguments)
-    weights = adapt(encoder.vit.state_dict(), model)
+    weights = adapt(encoder.vit.state_dict(), encoder.native_grid, model)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     new, dropped = {"head.weight", "head.bias"}, set()
     if not isinstance(model.fc_norm, nn.Identity):
         new, dropped = new | {"fc_norm.weight", "fc_norm.bias"}, {"norm.weight", "norm.bias"}
     assert set(missing) == new and set(unexpected) == dropped, (missing, unexpected)
     return model
-
-
-def _like(classifier: Classifier) -> nn.Module:
-    import timm
-
-    return timm.create_model(classifier.architecture, num_classes=classifier.num_classes, **classifier.arguments)

@@ -14,13 +14,15 @@ from accelerate import Accelerator
 from unlabeled.card import classifier_card, versions
 from unlabeled.data.loader import Normalize
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import extract
+from unlabeled.evaluate.features import evaluating, extract
 from unlabeled.export import Preprocessing, preprocessing_of, timm_config, write_export
 from unlabeled.transfer.classify import Classifier
 
 
 class Scorer:
     """Top-1 accuracy of a classifier on `data.val`, once per picture, without augmentation.
+
+    `latest` holds the newest result, None before the first.
 
     Args:
         recipe: of the fine-tuning.
@@ -33,13 +35,12 @@ class Scorer:
             raise UserError("fine-tuning reports accuracy on data.val, which is null. Set it to the labelled split.")
         self.recipe, self.accelerator, self.classes = recipe, accelerator, tuple(classes)
         self.source = recipe.data.open("val")
+        self.latest: dict[str, Any] | None = None
 
     def __call__(self, method: Classifier) -> dict[str, Any]:
         """Accuracy in percent, overall and per class. All processes must call it."""
         recipe, device = self.recipe, self.accelerator.device
-        training = method.training
-        method.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(method):
             scored = extract(
                 method.logits,
                 self.source,
@@ -52,19 +53,19 @@ class Scorer:
                 rank=self.accelerator.process_index,
                 world=self.accelerator.num_processes,
             )
-        method.train(training)
         correct = (scored.x.argmax(1) == scored.y).float()
         per_class = {
             name: round(100 * correct[scored.y == i].mean().item(), 3)
             for i, name in enumerate(self.classes)
             if (scored.y == i).any()
         }
-        return {
+        self.latest = {
             "accuracy": 100 * correct.mean().item(),
             "mean_class_accuracy": sum(per_class.values()) / len(per_class),
             "per_class": per_class,
             "pictures": len(correct),
         }
+        return self.latest
 
 
 def write_result(file: Path, recipe: Any, engine: Any, result: dict[str, Any]) -> None:
