@@ -13,7 +13,8 @@ from unlabeled.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from unlabeled.engine import Engine, Job
+    from unlabeled.engine import Engine
+    from unlabeled.job import Job
     from unlabeled.plan import Line
     from unlabeled.transfer.classify import Classifier
     from unlabeled.transfer.score import Scorer
@@ -37,8 +38,8 @@ class Finetune:
         from unlabeled.data.loader import ViewDataset
         from unlabeled.data.part import Part
         from unlabeled.data.subset import stratified
-        from unlabeled.engine import Job
         from unlabeled.export import load_encoder
+        from unlabeled.job import Job
         from unlabeled.transfer.classify import Classifier
         from unlabeled.transfer.score import Scorer, check_preprocessing
 
@@ -74,14 +75,18 @@ class Finetune:
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Write result.json and a timm classifier."""
+        from unlabeled.train.distributed import on_main
         from unlabeled.transfer.score import export_classifier, write_result
 
         method = cast("Classifier", engine.whole_method())
         # the last step was scored; a run that had already ended when it was started again was not
         result = self.scorer.latest or self.scorer(method)
-        if engine.accelerator.is_main_process:
+
+        def write() -> None:
             write_result(output / "result.json", recipe, engine, result)
             export_classifier(output / "export", method, recipe, engine, result)
+
+        on_main(engine.accelerator, write)
         return [
             f"done: accuracy {result['accuracy']:.2f} % on {result['pictures']:,} pictures",
             f"  result     {output}/result.json",

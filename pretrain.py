@@ -12,7 +12,8 @@ from unlabeled.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from unlabeled.engine import Engine, Job
+    from unlabeled.engine import Engine
+    from unlabeled.job import Job
     from unlabeled.method import Method
     from unlabeled.plan import Line
 
@@ -32,8 +33,8 @@ class Pretrain:
     def job(self, recipe: Any, accelerator: Accelerator) -> Job:
         """Open the pictures and set up method, views and evaluators."""
         from unlabeled.data.loader import ViewDataset
-        from unlabeled.engine import Job
         from unlabeled.export import load_method
+        from unlabeled.job import Job
         from unlabeled.train.pictures import PictureWriter
 
         config, source = recipe.method, recipe.data.open("train")
@@ -65,13 +66,13 @@ class Pretrain:
         """Export the encoder, with heads and a model card."""
         from unlabeled.card import pretrain_card
         from unlabeled.export import Preprocessing, export_encoder, split_heads
+        from unlabeled.train.distributed import on_main
 
-        method = engine.whole_method()
-        if engine.accelerator.is_main_process:
-            encoder, heads = split_heads(method)
-            crop_pct = recipe.evaluate.crop_pct if recipe.evaluate else 0.875
-            prepared = Preprocessing(recipe.data.mean, recipe.data.std, crop_pct)
-            export_encoder(output / "export", encoder, prepared, pretrain_card(recipe, engine), heads)
+        encoder, heads = split_heads(engine.whole_method())
+        crop_pct = recipe.evaluate.crop_pct if recipe.evaluate else 0.875
+        prepared = Preprocessing(recipe.data.mean, recipe.data.std, crop_pct)
+        card = pretrain_card(recipe, engine)
+        on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
         return [
             f"done: {engine.step:,} steps, {engine.skipped} skipped, {len(engine.bad.keys)} bad pictures",
             f"  encoder    {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
@@ -88,6 +89,7 @@ class Pretrain:
 
         rank, world = accelerator.process_index, accelerator.num_processes
         splits = Splits(recipe.evaluate, recipe.data, accelerator.device, recipe.run.workers, rank, world)
+        splits.check()
         evaluator = Evaluator(splits, recipe.method.views[0].shape)
         return lambda method: evaluator(next(iter(method.exports().values())))
 

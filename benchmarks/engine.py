@@ -21,7 +21,8 @@ from common import finish, machine, options, seconds, table
 
 from unlabeled.data.loader import Normalize, Sample, ViewDataset, collate, to_device
 from unlabeled.data.sampler import Position
-from unlabeled.engine import Engine, Job
+from unlabeled.engine import Engine
+from unlabeled.job import Job
 from unlabeled.method import Method, Progress
 from unlabeled.recipe import load
 from unlabeled.schema import pretrain_recipe

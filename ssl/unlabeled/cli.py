@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import shutil
 import sys
@@ -17,7 +18,8 @@ from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from unlabeled.engine import Engine, Job
+    from unlabeled.engine import Engine
+    from unlabeled.job import Job
     from unlabeled.plan import Line
 
 # what a run leaves in its output folder, and all that --fresh --force removes
@@ -30,6 +32,9 @@ OWN = (
     "recipe.yaml",
     "result.json",
 )
+
+# nothing is wrong with the program: the disk is full, a quota is used up, or it may only be read
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after a checkpoint,
 the same command goes on from there. Several processes, on GPUs or a CPU:
@@ -62,6 +67,11 @@ def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
         return _run(stage, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        print(f"error: cannot write: {error}. Make room; the same command goes on from there.", file=sys.stderr)
         return EXIT_BAD_INPUT
 
 

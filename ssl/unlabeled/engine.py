@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,41 +14,20 @@ from torch import Tensor
 
 from unlabeled.data.bad import BadSamples
 from unlabeled.data.feed import Feed
-from unlabeled.data.loader import Normalize, RawBatch, ViewDataset, to_device
-from unlabeled.data.sampler import steps_per_epoch
+from unlabeled.data.loader import Normalize, RawBatch, to_device
+from unlabeled.data.sampler import steps_per_epoch, total_steps
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import evaluating
+from unlabeled.job import Job
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
-from unlabeled.train.distributed import gather_objects, is_sharded, on_main, raise_together, total
+from unlabeled.train.distributed import gather_objects, on_main, raise_together, total
 from unlabeled.train.memory import keep_freed_memory
 from unlabeled.train.optim import param_groups, set_lr
 from unlabeled.train.schedules import peak_lr, warmup_cosine
 from unlabeled.train.signals import StopRequest
 from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers
-
-Evaluate = Callable[[Method], Iterator[tuple[str, float]]]
-
-
-class Job(NamedTuple):
-    """What to run.
-
-    Attributes:
-        recipe: as resolved; `seed`, `train`, `optim`, `run`, `data` are read here.
-        build: makes the method, randomly initialised or with the weights to start from.
-        dataset: training samples.
-        evaluate: yields (name, value) of a whole method; None = nothing.
-        facts: what a checkpoint must agree on beside the recipe (the data's fingerprint).
-        picture: called with (step, method, batch) where results are shown.
-    """
-
-    recipe: Any
-    build: Callable[[], Method]
-    dataset: ViewDataset
-    evaluate: Evaluate | None
-    facts: dict[str, Any]
-    picture: Callable[[int, Method, Batch], None] | None = None
 
 
 class Verdict(NamedTuple):
@@ -280,12 +258,7 @@ class Engine:
 
     def whole_method(self) -> Method:
         """The method with whole weights: itself, or a copy where they are sharded (all processes must ask)."""
-        if not is_sharded(self.method):
-            return self.method
-        with torch.random.fork_rng():
-            twin = self.job.build().to(self.device)
-        state.load_model(twin, state.model_tensors(self.method))
-        return twin
+        return cast("Method", state.whole(self.method, self.job.build))
 
     def save(self) -> None:
         """Write a checkpoint; every process raises if it cannot be written."""
@@ -323,11 +296,3 @@ class Engine:
 
     def _raw_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer
-
-
-def total_steps(epochs: float, per_epoch: int) -> int:
-    """Optimizer steps of a run. Raises UserError when rounding leaves none."""
-    steps = round(epochs * per_epoch)
-    if steps < 1:
-        raise UserError(f"train.epochs {epochs:g} of {per_epoch} steps each is less than one step. Raise train.epochs.")
-    return steps

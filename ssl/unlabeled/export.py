@@ -76,7 +76,11 @@ def timm_config(
 
 
 def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str, heads: Tensors | None = None) -> None:
-    """Write an export beside its place, then swap it in, so that a reader never sees half of one."""
+    """Write an export beside its place, then swap it in, so that a reader never sees half of one.
+
+    Raises:
+        OSError: it cannot be written; an earlier export stays as it was.
+    """
     temporary = folder.with_name(f".{folder.name}-writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

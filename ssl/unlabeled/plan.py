@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.data.masks import RandomMask
-from unlabeled.data.sampler import per_process, steps_per_epoch
+from unlabeled.data.sampler import per_process, steps_per_epoch, total_steps
 from unlabeled.data.views import View
-from unlabeled.engine import total_steps
 from unlabeled.method import Batch, Method, Progress, ViewBatch
 from unlabeled.nn.patches import PatchMask
 from unlabeled.train.optim import param_groups

@@ -18,7 +18,7 @@ DataConfig = Annotated[Files | Shapes, Field(discriminator="name")]
 Tracker = Literal["tensorboard", "mlflow"]
 
 # fields that cannot change what is learnt: a run may be resumed with others
-FREE_FIELDS = ("run.", "data.path", "data.max_bad_fraction", "evaluate.")
+FREE_FIELDS = ("run", "data.path", "data.max_bad_fraction", "evaluate")
 
 
 class Train(BaseModel, frozen=True, extra="forbid"):
@@ -107,4 +107,4 @@ def pretrain_recipe() -> Any:
 
 def is_free(path: str) -> bool:
     """Whether a field, by dotted path, cannot change the result."""
-    return any(path == free or (free.endswith(".") and path.startswith(free)) for free in FREE_FIELDS)
+    return any(f"{path}.".startswith(f"{free}.") for free in FREE_FIELDS)

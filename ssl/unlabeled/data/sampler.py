@@ -96,3 +96,11 @@ def per_process(batch_size: int, world: int, accumulate: int) -> int:
             f"Use a multiple of {parts}, such as {max(1, round(batch_size / parts)) * parts}."
         )
     return batch_size // parts
+
+
+def total_steps(epochs: float, per_epoch: int) -> int:
+    """Optimizer steps of a run. Raises UserError when rounding leaves none."""
+    steps = round(epochs * per_epoch)
+    if steps < 1:
+        raise UserError(f"train.epochs {epochs:g} of {per_epoch} steps each is less than one step. Raise train.epochs.")
+    return steps

@@ -6,7 +6,7 @@ import errno
 import glob
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -211,27 +211,33 @@ class Files(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def open(self, split: Literal["train", "val"]) -> Pictures:
-        """Index the pictures of a split. Labels of `val` are numbered as in `train`, where that is labelled.
+        """The pictures of a split, indexed once. Labels of `val` are numbered as in `train`, where that is labelled.
 
         Raises:
             UserError: nothing at `path`, no pictures in the split, `val` without labels or with a class that
                 `train` lacks, or an archive that cannot be used (see `scan_tars`).
         """
-        if split == "train":
-            return self._open([self.train])[0]
+        return self._train if split == "train" else self._val
+
+    @cached_property
+    def _train(self) -> Pictures:
+        return self._pictures(self.train, *self._scans[0])
+
+    @cached_property
+    def _val(self) -> Pictures:
         if self.val is None:
             raise UserError("data.val is null; expected the folder of labelled pictures, such as data.val=val")
-        train, val = self._open([self.train, self.val])
-        return _renumbered(val, train.classes, self.val)
+        return _renumbered(self._pictures(self.val, *self._scans[1]), self._train.classes, self.val)
 
-    def _open(self, prefixes: Sequence[str]) -> list[Pictures]:
-        path = os.path.expanduser(self.path)
-        opened = []
-        for prefix, (place, index) in zip(prefixes, _scan(path, prefixes), strict=True):
-            if not len(index):
-                raise UserError(_nothing_found(path, prefix, index.ignored))
-            opened.append(Pictures(place, index, self.max_pixels))
-        return opened
+    @cached_property
+    def _scans(self) -> list[tuple[Folder | Tars, Index]]:
+        # both splits at once: the headers of a large tar take minutes to read
+        return _scan(os.path.expanduser(self.path), [self.train] if self.val is None else [self.train, self.val])
+
+    def _pictures(self, prefix: str, place: Folder | Tars, index: Index) -> Pictures:
+        if not len(index):
+            raise UserError(_nothing_found(os.path.expanduser(self.path), prefix, index.ignored))
+        return Pictures(place, index, self.max_pixels)
 
 
 def _scan(path: str, prefixes: Sequence[str]) -> list[tuple[Folder | Tars, Index]]:

@@ -17,7 +17,7 @@ from unlabeled.data.sources import Source
 from unlabeled.data.views import Interpolation, center_crop
 from unlabeled.errors import BadSample, UserError
 from unlabeled.nn.encoder import Encoder
-from unlabeled.train.distributed import gather_objects
+from unlabeled.train.distributed import gather_objects, raise_together
 
 Pool = Literal["cls", "mean"]
 Encode = Callable[[Tensor], Tensor]
@@ -131,12 +131,17 @@ def extract(
     rows: list[int] = []
     labels: list[int] = []
     bad: list[str] = []
-    for pixels, batch_rows, batch_labels, batch_bad in loader:
-        if pixels is not None:
-            x.append(encode(normalize(pixels.to(device, non_blocking=True))).float().cpu())
-        rows += batch_rows
-        labels += batch_labels
-        bad += batch_bad
+    error = None
+    try:
+        for pixels, batch_rows, batch_labels, batch_bad in loader:
+            if pixels is not None:
+                x.append(encode(normalize(pixels.to(device, non_blocking=True))).float().cpu())
+            rows += batch_rows
+            labels += batch_labels
+            bad += batch_bad
+    except Exception as caught:  # whatever it is, the other processes are waiting to hear of it
+        error = caught
+    raise_together(error)
     return _whole(x, rows, labels, bad, world)
 
 

@@ -96,6 +96,10 @@ class Splits:
             )
         return train, val
 
+    def check(self) -> None:
+        """Raise what `sources` would, now."""
+        _ = self.sources
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""

@@ -200,11 +200,12 @@ class Encoder(nn.Module):
 
 
 def _is_plain(vit: nn.Module) -> bool:
-    """Whether `Encoder` runs all its parts: no distillation token, convolutional stem or attention pool."""
+    """Whether `Encoder` runs all its parts: no distillation token, convolutional stem, attention pool, or norm that
+    comes after pooling."""
     from timm.layers import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
     # subclasses have tokens and steps of their own
     if type(vit) is not VisionTransformer or vit.attn_pool is not None or vit.pos_embed is None:
         return False
-    return isinstance(vit.patch_embed, PatchEmbed)
+    return isinstance(vit.patch_embed, PatchEmbed) and isinstance(vit.fc_norm, nn.Identity)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
     if accelerator.is_main_process:
         try:
             result = action()
-        except UserError as caught:
+        except (UserError, OSError) as caught:
             error = caught
     raise_together(error)
     return result
@@ -86,15 +86,29 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model's weights are spread over processes."""
-    return any(isinstance(tensor, DTensor) for tensor in model.state_dict().values())
+    return any(map(_is_shard, model.state_dict().values()))
 
 
 def full(tensor: Tensor) -> Tensor:
     """A sharded tensor made whole (all processes must ask), any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return cast("DTensor", tensor).full_tensor() if _is_shard(tensor) else tensor
 
 
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor sharded as `like` is."""
     tensor = tensor.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+    if not _is_shard(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    shard = cast("DTensor", like)
+    return distribute_tensor(tensor, shard.device_mesh, shard.placements)
+
+
+def _is_shard(tensor: Tensor) -> bool:
+    # torch.distributed.tensor takes half a second to import, and only processes that shard have it in use
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)

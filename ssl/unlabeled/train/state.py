@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.errors import UserError
-from unlabeled.train.distributed import full, gather_objects, sharded_like
+from unlabeled.train.distributed import full, gather_objects, is_sharded, sharded_like
 
 Tensors = dict[str, Tensor]
 
@@ -30,6 +31,16 @@ def load_model(model: nn.Module, tensors: Tensors) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(sharded_like(tensors[name], tensor))
+
+
+def whole(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
+    """A model with whole weights: itself, or a copy from `build` where they are sharded (all processes must ask)."""
+    if not is_sharded(model):
+        return model
+    with torch.random.fork_rng():
+        twin = build().to(next(model.parameters()).device)
+    load_model(twin, model_tensors(model))
+    return twin
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:

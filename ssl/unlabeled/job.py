@@ -1,0 +1,31 @@
+"""What a stage hands to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from unlabeled.data.loader import ViewDataset
+from unlabeled.method import Batch, Method
+
+Evaluate = Callable[[Method], Iterator[tuple[str, float]]]
+
+
+class Job(NamedTuple):
+    """What to run.
+
+    Attributes:
+        recipe: as resolved; `seed`, `train`, `optim`, `run`, `data` are read here.
+        build: makes the method, randomly initialised or with the weights to start from.
+        dataset: training samples.
+        evaluate: yields (name, value) of a whole method; None = nothing.
+        facts: what a checkpoint must agree on beside the recipe (the data's fingerprint).
+        picture: called with (step, method, batch) where results are shown.
+    """
+
+    recipe: Any
+    build: Callable[[], Method]
+    dataset: ViewDataset
+    evaluate: Evaluate | None
+    facts: dict[str, Any]
+    picture: Callable[[int, Method, Batch], None] | None = None
