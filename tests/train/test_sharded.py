@@ -1,0 +1,85 @@
+"""Weights spread over two processes (FSDP) learn the same and leave the same checkpoints and exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from support import TINY_PRETRAIN, launch, metrics
+
+SCORED = ["evaluate.knn.k=3", "evaluate.crop_pct=1.0", "evaluate.every=6"]
+MORE = ["method.encoder.drop_path=0.0", "optim.base_lr=0.003", "optim.clip=0.5", "run.accumulate=2", *SCORED]
+
+
+def shard() -> None:
+    """Let Accelerate shard: on CPUs it would take DDP whatever its configuration says."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+    from torch.distributed.tensor import DTensor
+
+    from unlabeled.engine import Engine
+
+    made, ran = Accelerator.__init__, Engine.run
+
+    def make(self: Any, *arguments: Any, **named: Any) -> None:
+        made(self, *arguments, **named)
+        self.state.distributed_type = DistributedType.FSDP
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["Block", "SelfBlock"],
+        )
+
+    def run(self: Any) -> bool:
+        assert all(isinstance(p, DTensor) for p in self.method.parameters()), "nothing is sharded"
+        return ran(self)
+
+    Accelerator.__init__, Engine.run = make, run  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("sharded")
+    (home / "recipe.yaml").write_text(TINY_PRETRAIN)
+    assert launch("pretrain", arguments(home, "one")) == [0]
+    assert launch("pretrain", arguments(home, "sharded"), world=2, hook=shard) == [0, 0]
+    return home
+
+
+def arguments(home: Path, name: str) -> list[str]:
+    return [str(home / "recipe.yaml"), f"run.output={home / name}", *MORE]
+
+
+@pytest.mark.parametrize("file", ["export/model.safetensors", "export/heads.safetensors"])
+def test_a_sharded_run_learns_the_same(home: Path, file: str) -> None:
+    assert losses(home / "sharded") == pytest.approx(losses(home / "one"), rel=1e-5)
+    assert_close(home / "one" / file, home / "sharded" / file)
+
+
+def test_moments_are_whole_in_the_checkpoint(home: Path) -> None:
+    newest = "checkpoints/step-00000015/optimizer.safetensors"
+    assert_close(home / "one" / newest, home / "sharded" / newest)
+
+
+def test_sharded_whole_sharded(home: Path) -> None:
+    stop = {"step": 6, "signal": 15}
+    assert launch("pretrain", arguments(home, "mixed"), world=2, hook=shard, kill=stop) == [75, 75]
+    assert launch("pretrain", arguments(home, "mixed"), kill=stop | {"step": 11}) == [75]
+    assert launch("pretrain", arguments(home, "mixed"), world=2, hook=shard) == [0, 0]
+    assert losses(home / "mixed") == pytest.approx(losses(home / "one"), rel=1e-5)
+
+
+def losses(output: Path) -> list[float]:
+    return [line["loss"] for line in metrics(output) if "loss" in line]
+
+
+def assert_close(one: Path, two: Path) -> None:
+    """To 1e-4, the key third of qkv biases aside: its true gradient is zero."""
+    ours, theirs = safetensors.torch.load_file(one), safetensors.torch.load_file(two)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        if "qkv.bias" not in name:
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-4, msg=lambda t, n=name: f"{n}: {t}")
