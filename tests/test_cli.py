@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,3 +92,39 @@ def test_a_quota_during_a_save_keeps_what_is_there(tmp_path: Path, capsys: pytes
     assert "cannot save" in said and "step-00000003 is intact" in said and "Traceback" not in said
     assert checkpoint_bytes(tmp_path / "run", 3) == before
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 600 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    arguments = [str(tmp_path / "tiny.yaml"), f"run.output={disk / 'run'}", "run.keep_last=1"]
+    assert launch("pretrain", arguments, kill={"step": 5}) == [-9]
+
+    # full in a save
+    fill(disk)
+    assert "cannot save" in refuse(capsys, "pretrain", arguments)
+    (disk / "filling").unlink()
+    assert launch("pretrain", arguments) == [0]
+
+    # full where an ended run writes its export again
+    before = (disk / "run" / "export" / "model.safetensors").read_bytes()
+    fill(disk)
+    assert "cannot write" in refuse(capsys, "pretrain", arguments)
+    assert (disk / "run" / "export" / "model.safetensors").read_bytes() == before
+
+
+def fill(disk: Path) -> None:
+    """Leave a page or so."""
+    with open(disk / "filling", "wb", buffering=0) as file:
+        file.write(bytes(shutil.disk_usage(disk).free - 8192))

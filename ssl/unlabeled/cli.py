@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OWN = (
     "checkpoints",
     "export",
+    "logs",
     "pictures",
     "metrics.jsonl",
     "bad_samples.jsonl",

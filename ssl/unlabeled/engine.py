@@ -88,7 +88,7 @@ class Engine:
         self.metrics = (
             MetricsFile(self.output / "metrics.jsonl", self.step) if self.accelerator.is_main_process else None
         )
-        self.trackers = Trackers(self.accelerator, self.job.recipe.name, self.job.recipe)
+        self.trackers = Trackers(self.accelerator, self.job.recipe.name, self.job.recipe, self.display.say)
         self.model.train()
         feed = self._feed()
         try:

@@ -158,6 +158,7 @@ def test_sizes_that_the_patch_does_not_divide_are_refused(size: tuple[int, int])
         "vit_base_mci_224",  # a convolutional stem
         "vit_base_patch16_siglip_224",  # pools by attention
         "vit_relpos_small_patch16_224",  # no position table
+        "vit_medium_patch16_reg4_gap_256",  # a norm after pooling instead of before
     ],
 )
 def test_models_that_would_be_encoded_wrongly_are_refused(model: str) -> None:

@@ -170,7 +170,7 @@ def test_a_changed_recipe_is_refused_with_a_diff(
     said = capsys.readouterr().err
     assert "optim.base_lr" in said and "0.03 -> 0.02" in said and "data.seed" in said
     assert "Traceback" not in said
-    assert launch("pretrain", command(home, "pretrain", tmp_path, "run.log_every=2", "run.keep_last=3")) == [0]
+    assert launch("pretrain", command(home, "pretrain", tmp_path, "run.log_every=2", "evaluate=null")) == [0]
 
 
 def test_fresh_refuses_then_overwrites(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

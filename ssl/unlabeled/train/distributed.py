@@ -26,23 +26,31 @@ def make_accelerator(device: str, precision: str, timeout: float, trackers: list
         UserError: the device is not there, or cannot do the precision.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        DistributedType,
+        InitProcessGroupKwargs,
+        ProjectConfiguration,
+    )
 
     cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     if not cpu and not torch.accelerator.is_available():
         raise UserError(f"run.device is {device}, but this machine has no accelerator. Set run.device=cpu or auto.")
     if cpu and precision == "fp16":
         raise UserError("train.precision fp16 needs an accelerator. Set train.precision=bf16 or no to run on a CPU.")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,
         log_with=trackers or None,
-        project_dir=folder,
+        project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/logs"),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("FSDP version 1 loses the names of parameters. Launch with --fsdp_version 2.")
+    return accelerator
 
 
 def total(accelerator: Accelerator, values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
-from unlabeled.train.distributed import total
+from unlabeled.errors import UserError
+from unlabeled.train.distributed import on_main, total
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -164,22 +165,50 @@ class Display:
 
 
 class Trackers:
-    """Accelerate's trackers (TensorBoard, MLflow), any number at once."""
+    """Accelerate's trackers (TensorBoard, MLflow), any number at once. What fails later is said once and switched off.
 
-    def __init__(self, accelerator: Accelerator, name: str, recipe: BaseModel) -> None:
-        self.accelerator = accelerator
-        if accelerator.log_with:
-            accelerator.init_trackers(name, config={k: str(v) for k, v in flatten(recipe.model_dump()).items()})
+    Args:
+        accelerator: made with the trackers' names.
+        name, recipe: of the run.
+        say: tells a person.
+
+    Raises:
+        UserError: one cannot be started.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, name: str, recipe: BaseModel, say: Callable[[str], None] = print
+    ) -> None:
+        self.accelerator, self.say, self.active = accelerator, say, bool(accelerator.log_with)
+        on_main(accelerator, lambda: self._start(name, recipe))
+
+    def _start(self, name: str, recipe: BaseModel) -> None:
+        if not self.active:
+            return
+        try:
+            self.accelerator.init_trackers(name, config={k: str(v) for k, v in flatten(recipe.model_dump()).items()})
+        except Exception as error:  # a server, a database, a package that is half there: the person must hear it
+            named = " and ".join(map(str, self.accelerator.log_with))
+            raise UserError(
+                f"cannot start {named}: {error}. Mend it (MLflow reads MLFLOW_TRACKING_URI), or set run.trackers=[]."
+            ) from error
 
     def log(self, step: int, values: Values) -> None:
         """Send one step's values."""
-        if self.accelerator.log_with:
-            self.accelerator.log(dict(values), step=step)
+        self._try(lambda: self.accelerator.log(dict(values), step=step))
 
     def close(self) -> None:
         """Flush and end."""
-        if self.accelerator.log_with:
-            self.accelerator.end_training()
+        self._try(self.accelerator.end_training)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        if not self.active:
+            return
+        try:
+            action()
+        except Exception as error:  # a server that is gone must not end a run of days
+            self.active = False
+            self.say(f"trackers are switched off: {error}. metrics.jsonl goes on.")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
