@@ -32,7 +32,7 @@ from unlabeled.methods.mae import MAE, Config
 from unlabeled.nn.decoders import CrossDecoderConfig, SelfDecoderConfig
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.nn.patches import PatchMask
-from unlabeled.train.memory import keep_freed_memory
+from unlabeled.train.cpu import keep_freed_memory
 from unlabeled.train.optim import AdamW, param_groups
 
 BATCH, SIDE, PATCH, RATIO = 8, 224, 16, 0.75

@@ -23,7 +23,7 @@ from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
 from unlabeled.train.distributed import gather_objects, on_main, raise_together, total
-from unlabeled.train.memory import keep_freed_memory
+from unlabeled.train.cpu import settle
 from unlabeled.train.optim import param_groups, set_lr
 from unlabeled.train.schedules import peak_lr, warmup_cosine
 from unlabeled.train.signals import StopRequest
@@ -57,7 +57,7 @@ class Engine:
         self.evaluated: dict[str, float] = {}
 
         if self.device.type == "cpu":
-            keep_freed_memory()
+            settle(recipe.run.threads)
         # all processes start from the same weights, then draw differently
         torch.manual_seed(recipe.seed)
         self.method = job.build()

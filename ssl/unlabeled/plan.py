@@ -91,7 +91,8 @@ def _memory(weights: float, activations: float) -> str:
 
 def _device(recipe: Any, device: str) -> str:
     precision = "float32" if recipe.train.precision == "no" else recipe.train.precision
-    return f"{device}, precision {precision}, loader workers per process: {recipe.run.workers}"
+    threads = f", {recipe.run.threads or torch.get_num_threads()} threads" if device == "cpu" else ""
+    return f"{device}{threads}, precision {precision}, loader workers per process: {recipe.run.workers}"
 
 
 def memory(method: Method, views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> tuple[float, float]:

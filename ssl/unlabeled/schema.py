@@ -36,6 +36,9 @@ class Run(BaseModel, frozen=True, extra="forbid"):
 
     output: str | None = Field(None, description="output folder; null = runs/NAME")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto = an accelerator if there is one")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads per process; null = torch's choice. Small models are fastest with 1"
+    )
     workers: int = Field(2, ge=0, description="processes that make samples; 0 = the main process does")
     accumulate: int = Field(1, ge=1, description="micro-batches per step and process, to save memory")
     compile: bool = Field(False, description="compile encoder and decoder (slow start, faster steps)")

@@ -1,9 +1,11 @@
-"""How the C library keeps memory that is freed."""
+"""Training on a CPU: threads, and how the C library keeps memory that is freed."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+
+import torch
 
 # the numbers of glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -21,3 +23,14 @@ def keep_freed_memory() -> bool:
         return False
     # no buffer outside the heap, and a heap that never shrinks
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def settle(threads: int | None) -> None:
+    """What pays on a CPU: freed memory stays, and small models run on few threads.
+
+    Args:
+        threads: for torch; None = as many as torch chose.
+    """
+    keep_freed_memory()
+    if threads is not None:
+        torch.set_num_threads(threads)
