@@ -22,8 +22,8 @@ from unlabeled.job import Job
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
-from unlabeled.train.distributed import gather_objects, on_main, raise_together, total
 from unlabeled.train.cpu import settle
+from unlabeled.train.distributed import gather_objects, on_main, raise_together, total
 from unlabeled.train.optim import param_groups, set_lr
 from unlabeled.train.schedules import peak_lr, warmup_cosine
 from unlabeled.train.signals import StopRequest
