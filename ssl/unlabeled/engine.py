@@ -22,10 +22,10 @@ from unlabeled.job import Job
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
+from unlabeled.train.clip import clip_gradients
 from unlabeled.train.cpu import settle
 from unlabeled.train.distributed import gather_objects, on_main, raise_together, total
-from unlabeled.train.optim import param_groups, set_lr
-from unlabeled.train.schedules import peak_lr, warmup_cosine
+from unlabeled.train.optim import param_groups, set_rates
 from unlabeled.train.signals import StopRequest
 from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers
 
@@ -67,7 +67,7 @@ class Engine:
                 part.compile()
         optimizer = recipe.optim.build(param_groups(self.method.to(self.device), recipe.optim.weight_decay))
         self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
-        self.peak = peak_lr(recipe.optim.base_lr, recipe.train.batch_size)
+        self.peak = recipe.optim.peak(recipe.train.batch_size)
         self.normalize = Normalize(recipe.data.mean, recipe.data.std, self.device)
 
         self.display = Display(recipe.name, self.total_steps, recipe.train.epochs, accelerator.is_main_process)
@@ -129,16 +129,7 @@ class Engine:
     def _forward_backward(self, pending: list[RawBatch]) -> tuple[Batch, Tensor]:
         """Gradients of one global batch, clipped; returns the last micro-batch and the gradient norm."""
         progress, optim = self.progress(), self.job.recipe.optim
-        set_lr(
-            self.optimizer,
-            warmup_cosine(
-                progress.epoch,
-                peak=self.peak,
-                minimum=optim.min_lr,
-                warmup=optim.warmup_epochs,
-                epochs=progress.epochs,
-            ),
-        )
+        set_rates(self.optimizer, optim, self.peak, progress)
         self._outputs = []
         for i, raw in enumerate(pending):
             batch = to_device(raw, self.device, self.normalize)
@@ -146,19 +137,15 @@ class Engine:
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 self._outputs.append(self._micro(batch, progress, len(pending)))
         self.accelerator.unscale_gradients(self.optimizer)
-        return batch, self._clip(optim.clip)
+        norm = clip_gradients(self.method, optim.clip, optim.clip_by)
+        for parameter in self.method.held(progress):
+            parameter.grad = None
+        return batch, state.full(norm)
 
     def _micro(self, batch: Batch, progress: Progress, parts: int) -> Output:
         output = self.model(batch, progress)
         self.accelerator.backward(output.loss / parts)
         return Output(output.loss.detach(), output.metrics)
-
-    def _clip(self, limit: float | None) -> Tensor:
-        parameters = [p for p in self.method.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return state.full(norm)
 
     def _agree(self, norm: Tensor, pending: list[RawBatch], error: Exception | None) -> Verdict:
         """One exchange per step, and the only time the host waits for the device."""
@@ -175,13 +162,14 @@ class Engine:
         if not broken or searching:  # a gradient scaler skips by itself, and must see it to lower its scale
             self.optimizer.step()
         self.optimizer.zero_grad()
+        taken = self.progress()
         self.step += 1
         self.meter.count(self.job.recipe.train.batch_size)
         if broken:
             self._count_skipped()
             return
         self.skipped_in_a_row = 0
-        self.method.after_step(self.progress())
+        self.method.after_step(taken)
         for output in self._outputs:
             self.averages.add({"loss": output.loss, **output.metrics})
 

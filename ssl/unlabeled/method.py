@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,10 @@ class Progress(NamedTuple):
     total_steps: int
     epoch: float
     epochs: float
+
+    def steps(self, epochs: float) -> int:
+        """How many steps so many epochs are."""
+        return round(epochs * self.total_steps / self.epochs)
 
 
 class ViewBatch(NamedTuple):
@@ -81,7 +86,15 @@ class Method(nn.Module, ABC):
         """The encoders worth keeping; what the paper evaluates comes first."""
 
     def after_step(self, progress: Progress) -> None:
-        """Called once after every optimizer step that was taken (EMA teachers, centres)."""
+        """Called once after every optimizer step that was taken (EMA teachers, centres), with that step's progress."""
+
+    def held(self, progress: Progress) -> Iterable[nn.Parameter]:
+        """Parameters that this step leaves alone: no update and no weight decay (DINO's last layer at first)."""
+        return ()
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients are clipped together by `optim.clip_by: part` (DINOv2: backbone, each head)."""
+        return [list(child.parameters()) for child in self.children()]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay applies: by default to everything but 1-D tensors and biases."""

@@ -15,7 +15,6 @@ from unlabeled.data.views import View
 from unlabeled.method import Batch, Method, Progress, ViewBatch
 from unlabeled.nn.patches import PatchMask
 from unlabeled.train.optim import param_groups
-from unlabeled.train.schedules import REFERENCE_BATCH, peak_lr
 
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
 HALF_PRECISION_SHARE = 0.6
@@ -71,9 +70,12 @@ def _batch(recipe: Any, micro: int, processes: int) -> str:
 
 def _rate(recipe: Any) -> str:
     optim, batch = recipe.optim, recipe.train.batch_size
+    ratio = f"{batch}/{optim.reference_batch}"
+    scaled = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[optim.lr_rule]
+    end = "" if optim.schedule.name == "steps" else f" to {optim.min_lr:g}"
     return (
-        f"peak {peak_lr(optim.base_lr, batch):.3g} = {optim.base_lr:g} x {batch}/{REFERENCE_BATCH}, "
-        f"warm-up {optim.warmup_epochs:g} epochs, cosine to {optim.min_lr:g}"
+        f"peak {optim.peak(batch):.3g} = {optim.base_lr:g}{scaled}, "
+        f"warm-up {optim.warmup_epochs:g} epochs, {optim.schedule.name}{end}"
     )
 
 
@@ -81,7 +83,9 @@ def _optimizer(recipe: Any, method: Method) -> str:
     optim = recipe.optim
     scales = sorted({group["lr_scale"] for group in param_groups(method, optim.weight_decay)})
     scaled = "" if scales == [1.0] else f", rates x {scales[0]:.3g} to {scales[-1]:.3g}"
-    return f"{optim.name}, weight decay {optim.weight_decay:g}, clip {optim.clip or 'none'}{scaled}"
+    end = "" if optim.weight_decay_end is None else f" to {optim.weight_decay_end:g}"
+    clip = "none" if optim.clip is None else f"{optim.clip:g} ({optim.clip_by})"
+    return f"{optim.name}, weight decay {optim.weight_decay:g}{end}, clip {clip}{scaled}"
 
 
 def _memory(weights: float, activations: float) -> str:

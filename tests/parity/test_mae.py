@@ -21,7 +21,7 @@ from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.nn.patches import PatchMask, gather, patchify
 from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.train.optim import param_groups
-from unlabeled.train.schedules import warmup_cosine
+from unlabeled.train.schedules import Cosine, Ramp
 from unlabeled.transfer.classify import Classifier, ClassifyConfig, layer_id
 
 FORWARD, BACKWARD = 1e-5, 2e-5
@@ -184,10 +184,8 @@ def test_sincos_tables(folder: Path) -> None:
 def test_schedule(folder: Path, stage: str) -> None:
     golden = Golden(folder / "schedules.safetensors")
     c = golden.config[stage]
-    rates = [
-        warmup_cosine(float(e), peak=c["lr"], minimum=c["min_lr"], warmup=c["warmup_epochs"], epochs=c["epochs"])
-        for e in golden[f"in/{stage}_epoch"]
-    ]
+    ramp = Ramp(0.0, c["lr"], c["min_lr"], c["warmup_epochs"])
+    rates = [Cosine().at(Progress(0, 1, float(e), c["epochs"]), ramp) for e in golden[f"in/{stage}_epoch"]]
     mine = torch.tensor(rates, dtype=torch.float64)
     assert_close(mine, golden[f"out/{stage}_lr"], 1e-12, "lr")
     scales = torch.tensor(c.get("lr_scale", [1.0]), dtype=torch.float64)

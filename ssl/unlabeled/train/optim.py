@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unlabeled.method import Method
+from unlabeled.method import Method, Progress
+from unlabeled.train.clip import ClipBy
+from unlabeled.train.schedules import REFERENCE_BATCH, Cosine, Ramp, Schedule, half_cosine, peak_lr
 
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
@@ -20,14 +22,26 @@ class _Schedule(BaseModel, frozen=True, extra="forbid"):
         1.5e-4,
         gt=0,
         allow_inf_nan=False,
-        description="learning rate per 256 samples: peak = base_lr x batch / 256",
+        description="learning rate of `reference_batch` samples: peak = base_lr x batch / 256",
     )
+    lr_rule: Literal["linear", "sqrt", "none"] = Field("linear", description="how the peak grows with the batch")
+    reference_batch: int = Field(REFERENCE_BATCH, ge=1, description="batch that base_lr is meant for")
     min_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end, not scaled")
-    warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False, description="epochs of linear warm-up from 0")
+    warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False, description="epochs of linear warm-up")
+    warmup_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="where the warm-up starts, not scaled")
+    schedule: Schedule = Field(Cosine(), description="how the learning rate goes")
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="of the parameters that the method decays")
-    clip: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="largest global gradient norm; null = no clipping"
+    weight_decay_end: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="weight decay at the end, by a cosine; null = constant"
     )
+    clip: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest gradient norm; null = no clipping")
+    clip_by: ClipBy = Field(
+        "global", description="norm of all gradients (global), of each tensor, or of each part of the method"
+    )
+
+    def peak(self, batch_size: int) -> float:
+        """The peak learning rate of an effective batch."""
+        return peak_lr(self.base_lr, batch_size, self.lr_rule, self.reference_batch)
 
 
 class AdamW(_Schedule, frozen=True, extra="forbid"):
@@ -121,15 +135,27 @@ def param_groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
             key = (method.lr_scale(name), method.decays(name, parameter))
             groups.setdefault(key, []).append(parameter)
     return [
-        {"params": members, "lr_scale": scale, "weight_decay": weight_decay if decay else 0.0}
+        {"params": members, "lr_scale": scale, "decays": decay, "weight_decay": weight_decay if decay else 0.0}
         for (scale, decay), members in groups.items()
     ]
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Write the scheduled rate into every group, times the group's scale."""
+def set_rates(optimizer: Optimizer, config: Any, peak: float, progress: Progress) -> None:
+    """Write the scheduled learning rate, times each group's scale, and weight decay into the param groups.
+
+    Args:
+        optimizer: over groups of `param_groups`.
+        config: the recipe's `optim`.
+        peak: learning rate after warm-up.
+        progress: where the run stands.
+    """
+    ramp = Ramp(config.warmup_lr, peak, config.min_lr, config.warmup_epochs)
+    lr, decay = config.schedule.at(progress, ramp), config.weight_decay
+    if config.weight_decay_end is not None:
+        decay = half_cosine(decay, config.weight_decay_end, progress.step / progress.total_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+        group["weight_decay"] = decay if group["decays"] else 0.0
 
 
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:

@@ -1,27 +1,106 @@
-"""Schedules: pure functions of progress, written into the param groups every step."""
+"""Learning-rate schedules: pure functions of progress, written into the param groups every step."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, Field
+
+from unlabeled.method import Progress
 
 REFERENCE_BATCH = 256
 
 
-def peak_lr(base: float, batch_size: int) -> float:
-    """The linear scaling rule: base x effective batch / 256 (Goyal et al. 2017)."""
-    return base * batch_size / REFERENCE_BATCH
+def peak_lr(base: float, batch_size: int, rule: str = "linear", reference: int = REFERENCE_BATCH) -> float:
+    """The learning rate of an effective batch: base x (batch / reference), its root, or base alone.
 
-
-def warmup_cosine(epoch: float, *, peak: float, minimum: float, warmup: float, epochs: float) -> float:
-    """Linear from 0 over `warmup` epochs, then half a cosine from `peak` to `minimum` (MAE's `util/lr_sched.py`).
-
-    Args:
-        epoch: fractional epochs done, in [0, epochs].
-        peak, minimum: learning rates; the warm-up starts at 0 and ignores the minimum.
-        warmup, epochs: lengths in epochs.
+    Linear is Goyal et al. 2017 (per 256; SimMIM per 512), the root DINOv2's (per 1024).
     """
-    if epoch < warmup:
-        return peak * epoch / warmup
-    if epochs <= warmup:
-        return peak
-    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
+    power = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}[rule]
+    return base * (batch_size / reference) ** power
+
+
+class Ramp(NamedTuple):
+    """What every schedule goes through.
+
+    Attributes:
+        start: learning rate where the warm-up begins.
+        peak: where it ends.
+        minimum: at the end of the run.
+        warmup: length of the warm-up, epochs.
+    """
+
+    start: float
+    peak: float
+    minimum: float
+    warmup: float
+
+
+class Cosine(BaseModel, frozen=True, extra="forbid"):
+    """Linear warm-up, then half a cosine, both of the fractional epoch (MAE's `util/lr_sched.py`; MoCo v3)."""
+
+    name: Literal["cosine"] = "cosine"
+
+    def at(self, progress: Progress, ramp: Ramp) -> float:
+        """The learning rate of a step."""
+        epoch, epochs, warmup = progress.epoch, progress.epochs, ramp.warmup
+        if epoch < warmup:
+            return ramp.start + (ramp.peak - ramp.start) * epoch / warmup
+        if epochs <= warmup:
+            return ramp.peak
+        return half_cosine(ramp.peak, ramp.minimum, (epoch - warmup) / (epochs - warmup))
+
+
+class Table(BaseModel, frozen=True, extra="forbid"):
+    """A warm-up of evenly spaced values that reaches its peak on its last step, then half a cosine that starts there
+    again (DINO's `utils.cosine_scheduler`; iBOT, DINOv2)."""
+
+    name: Literal["table"] = "table"
+
+    def at(self, progress: Progress, ramp: Ramp) -> float:
+        """The learning rate of a step."""
+        warm = progress.steps(ramp.warmup)
+        if progress.step < warm:
+            return ramp.start + (ramp.peak - ramp.start) * progress.step / max(1, warm - 1)
+        return half_cosine(ramp.peak, ramp.minimum, (progress.step - warm) / max(1, progress.total_steps - warm))
+
+
+class TimmCosine(BaseModel, frozen=True, extra="forbid"):
+    """A cosine that counts from step 0, so that it does not start at its peak, one step late (SimMIM with timm)."""
+
+    name: Literal["timm_cosine"] = "timm_cosine"
+
+    def at(self, progress: Progress, ramp: Ramp) -> float:
+        """The learning rate of a step."""
+        late = max(0, progress.step - 1)
+        warm = progress.steps(ramp.warmup)
+        if late < warm:
+            return ramp.start + (ramp.peak - ramp.start) * late / warm
+        return half_cosine(ramp.peak, ramp.minimum, late / progress.total_steps)
+
+
+class Steps(BaseModel, frozen=True, extra="forbid"):
+    """Linear warm-up, then a factor at each milestone, one step late (SimMIM's ViT recipe). Ignores the minimum."""
+
+    name: Literal["steps"] = "steps"
+    milestones: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, description="epochs, ascending")
+    factor: float = Field(0.1, gt=0, lt=1, description="on the learning rate at each milestone")
+
+    def at(self, progress: Progress, ramp: Ramp) -> float:
+        """The learning rate of a step."""
+        late = max(0, progress.step - 1)
+        warm = progress.steps(ramp.warmup)
+        if late < warm:
+            return ramp.start + (ramp.peak - ramp.start) * late / warm
+        passed = bisect_right([progress.steps(milestone) for milestone in self.milestones], late)
+        return ramp.peak * self.factor**passed
+
+
+Schedule = Annotated[Cosine | Table | TimmCosine | Steps, Field(discriminator="name")]
+
+
+def half_cosine(first: float, last: float, done: float) -> float:
+    """From `first` at done = 0 to `last` at done = 1."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,45 @@
+"""Gradient clipping by norm: of everything, of each tensor, or of each part of a method. Never waits for the device."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.method import Method
+
+ClipBy = Literal["global", "tensor", "part"]
+
+
+def clip_gradients(method: Method, limit: float | None, by: ClipBy) -> Tensor:
+    """Clip in place; returns the norm of all gradients as they were, a scalar on their device.
+
+    Args:
+        method: whose gradients.
+        limit: largest norm; None = only measure.
+        by: `global` (MAE, SimMIM), `tensor` (DINO's `utils.clip_gradients`, iBOT) or `part` (DINOv2: the backbone and
+            each head, see `Method.clip_groups`).
+    """
+    parameters = [p for p in method.parameters() if p.grad is not None]
+    if limit is None or by == "global":
+        return _clip(parameters, limit)
+    if by == "part":
+        norms = [_clip([p for p in group if p.grad is not None], limit) for group in method.clip_groups()]
+        return torch.linalg.vector_norm(torch.stack(norms))
+    return _clip_each(parameters, limit)
+
+
+def _clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def _clip_each(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    factors = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+    torch._foreach_mul_(gradients, factors)
+    return torch.linalg.vector_norm(torch.stack(list(norms)))

@@ -1,0 +1,91 @@
+"""Rates, weight decay and clipping, step by step, against plain loops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unlabeled.method import Batch, Method, Output, Progress
+from unlabeled.nn.encoder import Encoder
+from unlabeled.train.clip import clip_gradients
+from unlabeled.train.optim import AdamW, param_groups, set_rates
+from unlabeled.train.schedules import Ramp, Steps, TimmCosine, peak_lr
+
+
+class Two(Method):
+    """A backbone and a head with gradients of given sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        for i, parameter in enumerate(self.parameters()):
+            parameter.grad = torch.randn_like(parameter) * 10**i
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        raise NotImplementedError
+
+    def exports(self) -> dict[str, Encoder]:
+        return {}
+
+
+def clipped(groups: Iterable[list[Tensor]], limit: float) -> list[Tensor]:
+    """Each group's gradients times limit / (norm + 1e-6) where the norm exceeds the limit, in a loop."""
+    result = []
+    for group in groups:
+        norm = sum(g.square().sum().item() for g in group) ** 0.5
+        result += [g * min(1.0, limit / (norm + 1e-6)) for g in group]
+    return result
+
+
+@pytest.mark.parametrize("by", ["global", "tensor", "part"])
+def test_clipping(by: str) -> None:
+    method = Two()
+    gradients = [p.grad.clone() for p in method.parameters() if p.grad is not None]
+    groups = {"global": [gradients], "tensor": [[g] for g in gradients], "part": [gradients[:2], gradients[2:]]}[by]
+    norm = clip_gradients(method, 5.0, by)  # type: ignore[arg-type]
+    torch.testing.assert_close([p.grad for p in method.parameters()], clipped(groups, 5.0))
+    torch.testing.assert_close(norm, torch.cat([g.flatten() for g in gradients]).norm())
+
+
+def test_no_limit_only_measures() -> None:
+    method = Two()
+    before = [p.grad.clone() for p in method.parameters() if p.grad is not None]
+    norm = clip_gradients(method, None, "tensor")
+    torch.testing.assert_close([p.grad for p in method.parameters()], before)
+    torch.testing.assert_close(norm, torch.cat([g.flatten() for g in before]).norm())
+
+
+def test_weight_decay_follows_its_cosine_in_decayed_groups_alone() -> None:
+    config = AdamW(base_lr=1.0, weight_decay=0.04, weight_decay_end=0.4)
+    optimizer = config.build(param_groups(Two(), config.weight_decay))
+    for step, expected in ((0, 0.04), (5, 0.22), (10, 0.4)):
+        set_rates(optimizer, config, 1.0, Progress(step, 10, step / 5, 2.0))
+        assert {g["decays"]: g["weight_decay"] for g in optimizer.param_groups} == {
+            True: pytest.approx(expected),
+            False: 0.0,
+        }
+
+
+def test_steps_are_one_step_late_and_drop_at_milestones() -> None:
+    ramp, schedule = Ramp(0.1, 1.0, 0.5, 1), Steps(milestones=(2, 3))
+    rates = [schedule.at(Progress(step, 16, step / 4, 4.0), ramp) for step in range(16)]
+    warm = [0.1, 0.1, 0.325, 0.55, 0.775]
+    assert rates == pytest.approx([*warm, *[1.0] * 4, *[0.1] * 4, *[0.01] * 3])
+
+
+def test_timm_cosine_counts_from_step_zero() -> None:
+    """With 20 of 100 epochs of warm-up the rate drops to .9045 of its peak where the warm-up ends."""
+    ramp = Ramp(0.0, 1.0, 0.0, 20)
+    rates = [TimmCosine().at(Progress(step, 1000, step / 10, 100.0), ramp) for step in (200, 201)]
+    assert rates == pytest.approx([199 / 200, 0.9045085], abs=1e-6)
+
+
+def test_peaks_of_the_papers() -> None:
+    assert peak_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
+    assert peak_lr(1e-4, 2048, "linear", 512) == pytest.approx(4e-4)
+    assert peak_lr(4e-3, 2048, "sqrt", 1024) == pytest.approx(5.657e-3, rel=1e-4)
+    assert peak_lr(4e-3, 2048, "none") == 4e-3
