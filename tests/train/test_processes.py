@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from support import TINY_FINETUNE, TINY_PRETRAIN, launch, metrics
+from support import TINY_FINETUNE, TINY_PRETRAIN, assert_close_weights, launch, metrics, weights
 
 STEPS = 20
 MORE = ["train.epochs=4", "method.encoder.drop_path=0.0", "run.checkpoint_every=100"]
@@ -146,18 +145,3 @@ def test_fine_tuning_sees_the_same_samples(home: Path) -> None:
     assert samples(home / "tuned-1.samples") == samples(home / "tuned-2.samples")
     one, two = ([line["loss"] for line in metrics(home / f"tuned-{n}") if "loss" in line] for n in (1, 2))
     assert two == pytest.approx(one, rel=1e-4)
-
-
-def weights(output: Path, step: int) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(output / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
-
-
-def assert_close_weights(a: Path, b: Path, step: int) -> None:
-    """To 1e-4, the key third of qkv biases aside: its true gradient is zero, and AdamW turns rounding into steps."""
-    ours, theirs = weights(a, step), weights(b, step)
-    for name, tensor in ours.items():
-        other = theirs[name]
-        if name.endswith("qkv.bias"):
-            third = len(tensor) // 3
-            tensor, other = (torch.cat([t[:third], t[2 * third :]]) for t in (tensor, other))
-        torch.testing.assert_close(other, tensor, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")

@@ -1,0 +1,178 @@
+"""What every method owes, for every file in `methods/`: a new one is tested by having a recipe in `recipes/demo`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from support import ROOT, assert_close_weights, checkpoint_bytes, launch, metrics
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from unlabeled.data.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.sampler import EpochSampler
+from unlabeled.export import IMAGENET, export_encoder, split_heads
+from unlabeled.method import Batch, Method, Progress
+from unlabeled.methods import names
+from unlabeled.recipe import load
+from unlabeled.schema import pretrain_recipe
+
+SMALL = ["data.train_size=42", "data.val_size=20", "train.batch_size=8", "train.epochs=2", "optim.warmup_epochs=0.5"]
+QUIET = ["evaluate=null", "run.device=cpu", "run.workers=0", "run.log_every=1", "run.checkpoint_every=3"]
+LAST = 10
+START = Progress(0, LAST, 0.0, 2.0)
+
+every_method = pytest.mark.parametrize("name", names())
+
+
+def recipe_file(name: str) -> Path:
+    file = ROOT / "recipes" / "demo" / f"{name}_shapes.yaml"
+    assert file.is_file(), f"methods/{name}.py needs {file.relative_to(ROOT)}: minutes on a laptop, and what tests run"
+    return file
+
+
+def recipe_of(name: str) -> Any:
+    return load(pretrain_recipe(), str(recipe_file(name)), [*SMALL, *QUIET])
+
+
+def build(name: str) -> Method:
+    torch.manual_seed(0)
+    return recipe_of(name).method.build()
+
+
+def batch_of(name: str) -> Batch:
+    """The first batch of eight samples, on the CPU."""
+    recipe = recipe_of(name)
+    dataset = ViewDataset(recipe.data.open("train"), recipe.method.views, recipe.method.encoder.patch_size, recipe.seed)
+    positions = next(iter(EpochSampler(42, 8, LAST, seed=recipe.seed)))
+    cpu = torch.device("cpu")
+    return to_device(collate([dataset[p] for p in positions]), cpu, Normalize(IMAGENET.mean, IMAGENET.std, cpu))
+
+
+@every_method
+def test_one_loss_and_detached_metrics(name: str) -> None:
+    output = build(name)(batch_of(name), START)
+    assert output.loss.shape == () and output.loss.dtype == torch.float32 and torch.isfinite(output.loss)
+    assert output.metrics, "a method says how it is doing"
+    for key, value in output.metrics.items():
+        assert value.shape == () and not value.requires_grad and torch.isfinite(value), key
+
+
+@every_method
+def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
+    method = build(name)
+    method(batch_of(name), START).loss.backward()
+    trained = {key: p.grad for key, p in method.named_parameters() if p.requires_grad}
+    assert not [key for key, gradient in trained.items() if gradient is None]
+    assert all(torch.isfinite(gradient).all() for gradient in trained.values() if gradient is not None)
+
+
+@every_method
+def test_forward_is_a_function_of_weights_and_batch(name: str) -> None:
+    first, second, batch = build(name), build(name), batch_of(name)
+    torch.manual_seed(1)
+    loss = first(batch, START).loss
+    torch.manual_seed(1)
+    assert torch.equal(loss, second(batch, START).loss)
+
+
+@every_method
+def test_timm_loads_the_export(name: str, tmp_path: Path) -> None:
+    method, batch = build(name).eval(), batch_of(name)
+    encoder, heads = split_heads(method)
+    export_encoder(tmp_path / "export", encoder, IMAGENET, "# card\n", heads)
+    alone = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True, num_classes=0).eval()
+    images = batch.views[0].pixels[0]
+    with torch.no_grad():
+        tokens = encoder(images)
+        expected = torch.cat([tokens.prefix, tokens.patches], dim=1)
+        torch.testing.assert_close(alone.forward_features(images), expected, rtol=1e-5, atol=1e-6)
+
+
+@every_method
+def test_runs_on_a_gpu_without_waiting_for_it(name: str) -> None:
+    """With tensors that have a device but no values: reading one, or mixing devices, raises."""
+    method, batch = build(name), batch_of(name)
+    mode = FakeTensorMode(allow_non_fake_inputs=False)
+    was_enabled, was_dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with mode:
+        _without_values(method)
+        fake = tree_map(_fake_cuda, batch)
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        try:
+            output = method(fake, START)
+            method.after_step(START)
+        finally:
+            torch.set_autocast_enabled("cuda", was_enabled)
+            torch.set_autocast_dtype("cuda", was_dtype)
+    assert output.loss.device.type == "cuda" and output.loss.dtype == torch.float32
+
+
+def _fake_cuda(leaf: Any) -> Any:
+    return torch.empty(leaf.shape, dtype=leaf.dtype, device="cuda") if isinstance(leaf, Tensor) else leaf
+
+
+def _without_values(module: nn.Module) -> None:
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(_fake_cuda(parameter), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = _fake_cuda(buffer)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def arguments(name: str, output: Path, *more: str) -> list[str]:
+    return [str(recipe_file(name)), f"run.output={output}", *SMALL, *QUIET, *more]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An undisturbed run of each method, made when first asked for."""
+    home = tmp_path_factory.mktemp("contract")
+    return {name: home / name for name in names()}
+
+
+def undisturbed(runs: dict[str, Path], name: str) -> Path:
+    if not runs[name].exists():
+        assert launch("pretrain", arguments(name, runs[name])) == [0]
+    return runs[name]
+
+
+@every_method
+def test_resumes_exactly(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    whole = undisturbed(runs, name)
+    assert launch("pretrain", arguments(name, tmp_path, "run.workers=1"), kill={"step": 5}) == [-9]
+    assert launch("pretrain", arguments(name, tmp_path)) == [0]
+    assert checkpoint_bytes(tmp_path, LAST) == checkpoint_bytes(whole, LAST)
+
+
+@every_method
+def test_two_processes_learn_what_one_does(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    whole = undisturbed(runs, name)
+    assert launch("pretrain", arguments(name, tmp_path), world=2) == [0, 0]
+    one, two = ([line["loss"] for line in metrics(output)] for output in (whole, tmp_path))
+    assert two == pytest.approx(one, rel=1e-5)
+    assert_close_weights(whole, tmp_path, LAST)
+
+
+# ---------------------------------------------------------------- documentation
+
+
+@every_method
+def test_is_documented(name: str) -> None:
+    module = importlib.import_module(f"unlabeled.methods.{name}")
+    assert module.__doc__ and "et al." in module.__doc__, "the docstring names the paper"
+    assert "paper" in module.__doc__.lower() and "code" in module.__doc__.lower(), "and says which it follows"
+    undescribed = [key for key, field in module.Config.model_fields.items() if key != "name" and not field.description]
+    assert not undescribed
+    assert len(Path(module.__file__ or "").read_text().splitlines()) <= 300
