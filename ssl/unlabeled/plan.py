@@ -95,7 +95,7 @@ def _memory(weights: float, activations: float) -> str:
 
 def _device(recipe: Any, device: str) -> str:
     precision = "float32" if recipe.train.precision == "no" else recipe.train.precision
-    threads = f", {recipe.run.threads or torch.get_num_threads()} threads" if device == "cpu" else ""
+    threads = f", {recipe.run.threads or torch.get_num_threads()} threads" if device.startswith("cpu") else ""
     return f"{device}{threads}, precision {precision}, loader workers per process: {recipe.run.workers}"
 
 
