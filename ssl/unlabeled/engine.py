@@ -24,6 +24,7 @@ from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.cpu import settle
+from unlabeled.train.diagnosis import Diagnosis
 from unlabeled.train.distributed import gather_objects, on_main, raise_together, total
 from unlabeled.train.optim import param_groups, set_rates
 from unlabeled.train.signals import StopRequest
@@ -76,6 +77,7 @@ class Engine:
         self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
         self.stop = StopRequest()
         self.meter, self.averages = Meter(), Averages()
+        self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.display.say)
 
     # ---------------------------------------------------------------- a run
 
@@ -220,6 +222,7 @@ class Engine:
         values = self.averages.read(self.accelerator) or {"loss": math.nan}
         values |= {"epoch": epoch, "lr": rate, "grad_norm": norm.item(), "skipped": self.skipped, **speed}
         self._write(values)
+        self.diagnosis.read(self.step, values)
         self.display.show(self.step, epoch, values, self.meter.seconds_per_step)
 
     def _write(self, values: dict[str, float]) -> None:

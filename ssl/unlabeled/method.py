@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -70,6 +71,23 @@ class Output(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+class Symptom(NamedTuple):
+    """A value of a logged metric that tells a collapse from learning.
+
+    Attributes:
+        metric: its name in `Output.metrics`, or `loss` or `grad_norm`.
+        meaning: what is happening, for a person.
+        advice: which recipe field to turn, and to what.
+        at_most, at_least: the reading is ill from here on, downwards or upwards.
+    """
+
+    metric: str
+    meaning: str
+    advice: str
+    at_most: float = -math.inf
+    at_least: float = math.inf
+
+
 class Method(nn.Module, ABC):
     """A method is abstract or final: a concrete one is never subclassed.
 
@@ -87,6 +105,10 @@ class Method(nn.Module, ABC):
 
     def after_step(self, progress: Progress) -> None:
         """Called once after every optimizer step that was taken (EMA teachers, centres), with that step's progress."""
+
+    def symptoms(self) -> list[Symptom]:
+        """What would show that it collapses instead of learning."""
+        return []
 
     def held(self, progress: Progress) -> Iterable[nn.Parameter]:
         """Parameters that this step leaves alone: no update and no weight decay (DINO's last layer at first)."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unlabeled.data.masks import RandomMask
 from unlabeled.data.views import View
-from unlabeled.method import Batch, Method, Output, Progress
+from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.decoders import Decoder, DecoderConfig, SelfDecoderConfig
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.nn.init import xavier_, xavier_patches_
@@ -92,6 +92,10 @@ class MAE(Method):
 
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
+
+    def symptoms(self) -> list[Symptom]:
+        meaning = "predictions are no better than the mean of the targets: nothing is learnt"
+        return [Symptom("explained", meaning, "Lower optim.base_lr to a third, or set optim.clip=1.0.", at_most=0.02)]
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Tensor:

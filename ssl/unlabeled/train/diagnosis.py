@@ -1,0 +1,51 @@
+"""Learning or collapsing: watches what a method reports, and says once, in words, what is wrong and what to turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from unlabeled.method import Symptom
+
+# a fresh network looks like a collapsed one: nothing is said in the first part of a run
+GRACE = 0.1
+# and one bad reading is no illness
+READINGS = 3
+
+
+class Diagnosis:
+    """Says a symptom when it has held for `READINGS` logged readings in a row, once per run.
+
+    Args:
+        symptoms: what to watch for, from `Method.symptoms`.
+        total_steps: of the run.
+        say: tells a person.
+    """
+
+    def __init__(self, symptoms: Iterable[Symptom], total_steps: int, say: Callable[[str], None]) -> None:
+        self.total_steps, self.say = total_steps, say
+        self._since: dict[Symptom, list[int]] = {symptom: [] for symptom in symptoms}
+
+    def read(self, step: int, values: Mapping[str, float]) -> None:
+        """Look at the averages logged at a step."""
+        if step < GRACE * self.total_steps:
+            return
+        for symptom, since in list(self._since.items()):
+            if not shows(symptom, values):
+                since.clear()
+                continue
+            since.append(step)
+            if len(since) == READINGS:
+                del self._since[symptom]
+                self.say(words(symptom, since[0], values[symptom.metric]))
+
+
+def shows(symptom: Symptom, values: Mapping[str, float]) -> bool:
+    """Whether a reading has the symptom; a metric that is missing or not a number shows nothing."""
+    value = values.get(symptom.metric, math.nan)
+    return value <= symptom.at_most or value >= symptom.at_least
+
+
+def words(symptom: Symptom, since: int, value: float) -> str:
+    """For a person: what is happening, since when, and what to do."""
+    return f"warning: {symptom.meaning} ({symptom.metric} {value:.4g} since step {since}). {symptom.advice}"
