@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import TINY_FINETUNE, TINY_PRETRAIN, assert_close_weights, launch, metrics, weights
+from support import TINY_FINETUNE, TINY_PRETRAIN, assert_close_weights, checkpoint_bytes, launch, metrics, weights
 
 STEPS = 20
 MORE = ["train.epochs=4", "method.encoder.drop_path=0.0", "run.checkpoint_every=100"]
@@ -145,3 +145,11 @@ def test_fine_tuning_sees_the_same_samples(home: Path) -> None:
     assert samples(home / "tuned-1.samples") == samples(home / "tuned-2.samples")
     one, two = ([line["loss"] for line in metrics(home / f"tuned-{n}") if "loss" in line] for n in (1, 2))
     assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_a_killed_process_takes_the_other_along_and_the_restart_is_exact(home: Path, tmp_path: Path) -> None:
+    arguments = [str(home / "pretrain.yaml"), f"run.output={tmp_path}", *MORE, "run.checkpoint_every=2"]
+    codes = launch("pretrain", [*arguments, "run.timeout=20"], world=2, kill={"step": 5, "ranks": [1]})
+    assert codes[1] == -9 and codes[0] not in (0, 75)
+    assert launch("pretrain", arguments, world=2) == [0, 0]
+    assert checkpoint_bytes(tmp_path, STEPS) == checkpoint_bytes(home / "two", STEPS)

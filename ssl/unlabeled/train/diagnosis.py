@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from unlabeled.method import Symptom
 
-# a fresh network looks like a collapsed one: nothing is said in the first part of a run
-GRACE = 0.1
+# a fresh network looks like a collapsed one: nothing is said in the first part of a run, nor in its first steps
+GRACE, GRACE_STEPS = 0.1, 50
 # and one bad reading is no illness
 READINGS = 3
 
@@ -28,7 +28,7 @@ class Diagnosis:
 
     def read(self, step: int, values: Mapping[str, float]) -> None:
         """Look at the averages logged at a step."""
-        if step < GRACE * self.total_steps:
+        if step < max(GRACE * self.total_steps, GRACE_STEPS):
             return
         for symptom, since in list(self._since.items()):
             if not shows(symptom, values):
