@@ -115,5 +115,6 @@ def test_products_stay_exact_under_autocast(loss: object) -> None:
 
 
 def test_schedules() -> None:
-    assert [warmup(0.04, 0.07, done) for done in (0.0, 0.5, 1.0, 3.0)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    values = [warmup(0.04, 0.07, done) for done in (-1.0, 0.0, 0.5, 1.0, 3.0)]
+    assert values == pytest.approx([0.04, 0.04, 0.055, 0.07, 0.07])
     assert [cosine(0.996, 1.0, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.998, 1.0])

@@ -11,5 +11,5 @@ def cosine(start: float, end: float, done: float) -> float:
 
 
 def warmup(start: float, end: float, done: float) -> float:
-    """A straight line from `start` at done = 0 to `end` at done = 1, and `end` from there on (teacher temperatures)."""
-    return start + (end - start) * min(done, 1.0)
+    """A straight line from `start` at done = 0 to `end` at done = 1, level outside of it (teacher temperatures)."""
+    return start + (end - start) * min(max(done, 0.0), 1.0)
