@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,27 @@ def launch(
     codes = [process.exitcode for process in processes]
     assert None not in codes, "a run hangs"
     return codes  # type: ignore[return-value]
+
+
+def on_processes(function: Callable[[int], Any], world: int = 2) -> list[Any]:
+    """What `function(rank)` returns in each of `world` fresh processes of one gloo group."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [CONTEXT.Process(target=_member, args=(function, rank, world, folder)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0] * world
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def _member(function: Callable[[int], Any], rank: int, world: int, folder: str) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.save(function(rank), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
 
 
 def free_port() -> int:

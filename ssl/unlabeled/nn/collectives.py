@@ -1,0 +1,77 @@
+"""Exchanges between the processes of a run. With one process all of them are identities.
+
+A loss on a process is the mean over its own rows, and DistributedDataParallel averages gradients over processes, so
+that one process and many descend the same loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """Rows x [B, ...] of all processes in rank order: [world * B, ...], without gradient. B is the same everywhere."""
+    return _all_rows(x) if world() > 1 else x.detach()
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """As `gather`; a row's gradient is the sum of what all processes send to it."""
+    return _Gather.apply(x) if world() > 1 else x
+
+
+@torch.no_grad()
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of x [...] over processes, without gradient."""
+    return sum_over_processes(x) / world()
+
+
+@torch.no_grad()
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of x [...] over processes, without gradient."""
+    return _reduced(x, dist.ReduceOp.SUM) if world() > 1 else x.detach()
+
+
+@torch.no_grad()
+def max_over_processes(x: Tensor) -> Tensor:
+    """The largest x [...] over processes, elementwise, without gradient."""
+    return _reduced(x, dist.ReduceOp.MAX) if world() > 1 else x.detach()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        return _all_rows(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = _reduced(gradients[0], dist.ReduceOp.SUM)
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def _all_rows(x: Tensor) -> Tensor:
+    rows = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
+    dist.all_gather(rows, x.detach().contiguous())
+    return torch.cat(rows)
+
+
+def _reduced(x: Tensor, how: Any) -> Tensor:
+    # a copy: a collective writes into its argument
+    x = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x, how)
+    return x

@@ -1,0 +1,164 @@
+"""Projectors, predictors and distillation heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.nn.collectives import gather_with_gradient, world
+from unlabeled.nn.init import truncated_normal_
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of x [B, D] over the global batch, on any device and backend.
+
+    torch's SyncBatchNorm does the same on CUDA only. Every process has the same number of rows.
+
+    Args:
+        width: D.
+        affine: learn a weight and a bias (MoCo v3's last layers do not).
+
+    Raises:
+        ValueError: in training, the global batch has fewer than two rows.
+    """
+
+    def __init__(self, width: int, affine: bool = True) -> None:
+        super().__init__(width, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        if len(x) * world() < 2:
+            raise ValueError("batch normalisation needs a batch of at least 2, found 1: raise train.batch_size")
+        return super().forward(x) if world() == 1 else self._over_processes(x)
+
+    def _over_processes(self, x: Tensor) -> Tensor:
+        rows = x.float()
+        variances, means = torch.var_mean(rows, dim=0, correction=0)
+        everyone = gather_with_gradient(torch.stack([means, variances]).unsqueeze(0))
+        mean = everyone[:, 0].mean(0)
+        variance = (everyone[:, 1] + (everyone[:, 0] - mean).square()).mean(0)
+        self._track(mean.detach(), variance.detach(), len(x) * world())
+        normal = (rows - mean) * (variance + self.eps).rsqrt()
+        return (normal if self.weight is None else normal * self.weight + self.bias).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, rows: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None and self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+def mlp(widths: Sequence[int], last_affine: bool = False, last_norm: bool = True) -> nn.Sequential:
+    """Linear without bias, BatchNorm, ReLU, and so on: MoCo v3's projector and predictor, numbered as there.
+
+    Args:
+        widths: of the input, the hidden layers and the output: (D, 4096, 4096, 256).
+        last_affine: whether the last norm learns a weight and a bias.
+        last_norm: whether there is a norm after the last layer.
+    """
+    layers: list[nn.Module] = []
+    for source, target in pairwise(widths[:-1]):
+        layers += [nn.Linear(source, target, bias=False), BatchNorm(target), nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
+    return nn.Sequential(*layers, *([BatchNorm(widths[-1], last_affine)] if last_norm else []))
+
+
+class Prototypes(nn.Module):
+    """A weight-normed linear layer without bias: K gains times the directions of K vectors.
+
+    The parameters are torch's old `weight_norm` ones by name and shape, `weight_g` [K, 1] and `weight_v` [K, D], so
+    official weights load and an average of parameters covers the gains.
+
+    Args:
+        width: D.
+        count: K.
+        freeze_gain: keep the gains at 1, so that logits of unit vectors are cosines.
+    """
+
+    def __init__(self, width: int, count: int, freeze_gain: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(count, 1), requires_grad=not freeze_gain)
+        self.weight_v = nn.Parameter(torch.empty(count, width))
+        nn.init.uniform_(self.weight_v, -1 / math.sqrt(width), 1 / math.sqrt(width))  # as torch draws a linear layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [..., K] of x [..., D]."""
+        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+
+
+class DistillHead(nn.Module):
+    """DINO's head: an MLP with GELU to a bottleneck, L2 norm, prototypes (official `DINOHead` and `iBOTHead`).
+
+    `head(x)` are logits of class tokens, `head.patches(x)` of patches. The MLP is numbered as in the official code.
+
+    Args:
+        width: of the tokens.
+        prototypes: K.
+        hidden: width of the MLP.
+        bottleneck: width of the normalised vectors; 0 = no bottleneck, a plain linear last layer (iBOT's option).
+        layers: linear layers of the MLP, at least 1.
+        freeze_gain: keep the prototypes' gains at 1 (official `norm_last_layer`).
+        patch_prototypes: prototypes of the patches' own last layer; None = patches share the class tokens'.
+        norm: batch normalisation inside the MLP (official `use_bn`, for convolutional networks).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        prototypes: int,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        layers: int = 3,
+        freeze_gain: bool = True,
+        patch_prototypes: int | None = None,
+        norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.normalize = bottleneck > 0
+        self.mlp = _gelu_mlp([width, *[hidden] * (layers - 1)], bottleneck, norm)
+        truncated_normal_(self.mlp)
+        widest = hidden if layers > 1 else width
+
+        def last(count: int) -> nn.Module:
+            return Prototypes(bottleneck, count, freeze_gain) if bottleneck else _plain_last(widest, count)
+
+        self.last_layer = last(prototypes)
+        self.patch_layer = None if patch_prototypes is None else last(patch_prototypes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [..., K] of class tokens x [..., width]."""
+        return self.last_layer(self.embed(x))
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Logits [..., patch_prototypes or K] of patches x [..., width]."""
+        return self.patch_logits(self.embed(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """What the prototypes see of x [..., width]: unit vectors [..., bottleneck]."""
+        x = self.mlp(x)
+        return F.normalize(x, dim=-1) if self.normalize else x
+
+    def patch_logits(self, embedded: Tensor) -> Tensor:
+        """Logits of patches from what `embed` made of them."""
+        return (self.last_layer if self.patch_layer is None else self.patch_layer)(embedded)
+
+
+def _gelu_mlp(widths: Sequence[int], bottleneck: int, norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for source, target in pairwise(widths):
+        layers += [nn.Linear(source, target), *([BatchNorm(target)] if norm else []), nn.GELU()]
+    return nn.Sequential(*layers, *([nn.Linear(widths[-1], bottleneck)] if bottleneck else []))
+
+
+def _plain_last(width: int, count: int) -> nn.Linear:
+    layer = nn.Linear(width, count)
+    truncated_normal_(layer)
+    return layer

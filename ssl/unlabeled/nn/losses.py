@@ -1,0 +1,143 @@
+"""Losses as pure functions of tensors, in float32 whatever the precision around them.
+
+Each returns the mean over the rows of this process. Those that compare rows with one another compare with the rows of
+all processes; where the official code does so within one GPU, the docstring says it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlabeled.nn.collectives import gather_with_gradient, max_over_processes, rank, sum_over_processes
+
+
+def _exact(x: Tensor) -> AbstractContextManager[None]:
+    """Products in float32, also under autocast."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+# ---------------------------------------------------------------- contrast
+
+
+def info_nce(queries: Tensor, keys: Tensor, offset: int, temperature: float) -> Tensor:
+    """InfoNCE of queries [B, D] over keys [N, D], times 2 temperature (MoCo v3, official `contrastive_loss`).
+
+    Args:
+        queries: with gradient; made unit vectors here, like the keys.
+        keys: of all processes, in rank order.
+        offset: row r's positive is key offset + r: B x rank.
+        temperature: above 0.
+    """
+    with _exact(queries):
+        logits = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T / temperature
+        labels = torch.arange(len(queries), device=queries.device) + offset
+        return 2 * temperature * F.cross_entropy(logits, labels)
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """SimCLR's symmetric loss between two views a, b [B, D] of the same pictures (Chen et al. 2020, equation 1).
+
+    A row's positive is its other view, its negatives both views of all other pictures of all processes; gradients go to
+    queries and keys alike.
+    """
+    with _exact(a):
+        a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
+        all_a, all_b = gather_with_gradient(a), gather_with_gradient(b)
+        return (_nt_xent_half(a, all_a, all_b, temperature) + _nt_xent_half(b, all_b, all_a, temperature)) / 2
+
+
+def _nt_xent_half(queries: Tensor, own_view: Tensor, other_view: Tensor, temperature: float) -> Tensor:
+    labels = torch.arange(len(queries), device=queries.device) + len(queries) * rank()
+    negatives = (queries @ own_view.T / temperature).scatter(1, labels.unsqueeze(1), -torch.inf)
+    return F.cross_entropy(torch.cat([queries @ other_view.T / temperature, negatives], dim=1), labels)
+
+
+# ---------------------------------------------------------------- distillation
+
+
+def sharpen(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """The teacher's probabilities [..., K]: softmax((logits - centre) / temperature), without gradient."""
+    return ((logits.detach().float() - centre) / temperature).softmax(dim=-1)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """-sum target log softmax(logits / temperature) over the last axis: [..., K] and [..., K] to [...].
+
+    Targets need not sum to 1. Written with logsumexp, which spares a tensor of log-probabilities.
+    """
+    scaled = logits.float() / temperature
+    return target.sum(-1) * scaled.logsumexp(-1) - (target * scaled).sum(-1)
+
+
+def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy between the teacher at a global view and the student at every other view (DINO, equation 3).
+
+    Args:
+        student: logits [V, B, K], the G global views first, in the teacher's order.
+        teacher: probabilities [G, B, K].
+        temperature: the student's.
+
+    Returns:
+        The mean over pictures and the G V - G pairs of different views.
+    """
+    teachers, views = len(teacher), len(student)
+    everyone = teacher.sum(0)
+    across = soft_cross_entropy(student[:teachers], everyone - teacher, temperature).sum(0)
+    below = soft_cross_entropy(student[teachers:], everyone, temperature).sum(0)
+    return (across + below).mean() / (teachers * views - teachers)
+
+
+def masked_patches(student: Tensor, teacher: Tensor, weight: Tensor, crops: int, temperature: float) -> Tensor:
+    """Cross-entropy at hidden patches: mean per crop, then over all crops (iBOT equation 2, official `iBOTLoss`).
+
+    Args:
+        student: logits [M, K] of hidden patches, of all crops together.
+        teacher: probabilities [M, K] at the same patches.
+        weight: [M], 1 over the number of hidden patches of its crop; 0 on rows that only pad.
+        crops: how many there are, those with nothing hidden included: they count as 0.
+        temperature: the student's.
+    """
+    return (soft_cross_entropy(student, teacher, temperature) * weight).sum() / crops
+
+
+@torch.no_grad()
+def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, valid: Tensor | None = None) -> Tensor:
+    """Teacher probabilities [B, K] that use all prototypes alike over the global batch (Sinkhorn-Knopp; DINOv2).
+
+    Official `sinkhorn_knopp_teacher` without its divisions by B, K and the total, which cancel; the largest logit of
+    all processes is subtracted first, which cancels too and keeps exp finite.
+
+    Args:
+        logits: [B, K] of the teacher, uncentred.
+        temperature: the teacher's.
+        iterations: of normalising prototypes, then samples.
+        valid: [B] bool; other rows only pad, and come out as zeros.
+    """
+    scores = logits.float() / temperature
+    if valid is not None:
+        scores = scores.masked_fill(~valid.unsqueeze(1), -torch.inf)
+    scores = (scores - max_over_processes(scores.max())).exp()
+    tiny = torch.finfo(scores.dtype).tiny
+    for _ in range(iterations):
+        scores = scores / sum_over_processes(scores.sum(0)).clamp_min(tiny)
+        scores = scores / scores.sum(1, keepdim=True).clamp_min(tiny)
+    return scores
+
+
+def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
+    """Kozachenko-Leonenko entropy estimator: spreads features [B, D] over the sphere (DINOv2, section 4).
+
+    -mean log of the distance to the nearest neighbour, searched among the rows of all processes (officially of one
+    GPU). Gradients go to both points.
+    """
+    with _exact(features):
+        x = F.normalize(features.float(), dim=1, eps=eps)
+        everyone = gather_with_gradient(x)
+        itself = torch.arange(len(x), device=x.device) + len(x) * rank()
+        similarity = (x @ everyone.T).detach()
+        nearest = similarity.scatter(1, itself.unsqueeze(1), -1.0).argmax(1)
+        return -(F.pairwise_distance(x, everyone[nearest], eps=eps) + eps).log().mean()
