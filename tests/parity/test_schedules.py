@@ -7,7 +7,8 @@ import torch
 from parity.conftest import Golden, assert_close, golden_folder
 
 from unlabeled.method import Progress
-from unlabeled.train.schedules import Cosine, Ramp, Table, half_cosine
+from unlabeled.nn.schedules import cosine
+from unlabeled.train.schedules import Cosine, Ramp, Table
 
 
 @pytest.mark.parametrize("name", ["lr", "lr_start_nonzero"])
@@ -26,7 +27,7 @@ def test_dino_cosines(request: pytest.FixtureRequest, name: str) -> None:
     golden = Golden(golden_folder(request.config, "dino") / "schedules.safetensors")
     c = golden.config[name]
     total = c["epochs"] * c["niter_per_ep"]
-    mine = [half_cosine(c["base_value"], c["final_value"], step / total) for step in range(total)]
+    mine = [cosine(c["base_value"], c["final_value"], step / total) for step in range(total)]
     official = golden[f"out/{name}"]
     assert_close(torch.tensor(mine, dtype=official.dtype), official, 1e-12, name)
 
@@ -37,5 +38,5 @@ def test_mocov3(request: pytest.FixtureRequest) -> None:
     ramp = Ramp(0.0, c["lr"], 0.0, c["warmup_epochs"])
     rates = [Cosine().at(Progress(0, 1, float(epoch), c["epochs"]), ramp) for epoch in epochs]
     assert_close(torch.tensor(rates, dtype=torch.float64), golden["out/lr"].double(), 1e-12, "lr")
-    momenta = [half_cosine(c["moco_m"], 1.0, float(epoch) / c["epochs"]) for epoch in epochs]
+    momenta = [cosine(c["moco_m"], 1.0, float(epoch) / c["epochs"]) for epoch in epochs]
     assert_close(torch.tensor(momenta, dtype=torch.float64), golden["out/momentum"].double(), 1e-12, "momentum")

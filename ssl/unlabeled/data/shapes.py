@@ -17,19 +17,19 @@ Split = Literal["train", "val"]
 Positive = Annotated[float, Field(gt=0)]
 
 # A number in what the pictures look like: part of the fingerprint, raised whenever drawing changes.
-VERSION = 1
+VERSION = 2
 
 # Lengths are in half sides: the picture spans [-1, 1] both ways, a radius of 0.5 is half of the side across.
-RADIUS = (0.4, 0.7)
+RADIUS = (0.43, 0.7)
 # the clutter: short strokes, bent to a circle of radius BEND
-STROKES = 8
+STROKES = 4
 WIDTH = (0.025, 0.07)
 LENGTH = (0.05, 0.2)
 BEND = (0.1, 1.0)
 # textures: stripes across the picture at most, each way; how far they tint; ground to fill, per channel
 CYCLES = 4.0
-TINT = 0.2
-CONTRAST = 0.3
+TINT = 0.1
+CONTRAST = 0.4
 
 
 # ---- outlines: signed distance (about; negative inside) of a shape that fits the unit disc, at points x, y

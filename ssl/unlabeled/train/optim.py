@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.method import Method, Progress
+from unlabeled.nn.schedules import cosine
 from unlabeled.train.clip import ClipBy
-from unlabeled.train.schedules import REFERENCE_BATCH, Cosine, Ramp, Schedule, half_cosine, peak_lr
+from unlabeled.train.schedules import REFERENCE_BATCH, Cosine, Ramp, Schedule, peak_lr
 
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
@@ -152,7 +153,7 @@ def set_rates(optimizer: Optimizer, config: Any, peak: float, progress: Progress
     ramp = Ramp(config.warmup_lr, peak, config.min_lr, config.warmup_epochs)
     lr, decay = config.schedule.at(progress, ramp), config.weight_decay
     if config.weight_decay_end is not None:
-        decay = half_cosine(decay, config.weight_decay_end, progress.step / progress.total_steps)
+        decay = cosine(decay, config.weight_decay_end, progress.step / progress.total_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = decay if group["decays"] else 0.0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
 from unlabeled.method import Progress
+from unlabeled.nn.schedules import cosine
 
 REFERENCE_BATCH = 256
 
@@ -50,7 +50,7 @@ class Cosine(BaseModel, frozen=True, extra="forbid"):
             return ramp.start + (ramp.peak - ramp.start) * epoch / warmup
         if epochs <= warmup:
             return ramp.peak
-        return half_cosine(ramp.peak, ramp.minimum, (epoch - warmup) / (epochs - warmup))
+        return cosine(ramp.peak, ramp.minimum, (epoch - warmup) / (epochs - warmup))
 
 
 class Table(BaseModel, frozen=True, extra="forbid"):
@@ -64,7 +64,7 @@ class Table(BaseModel, frozen=True, extra="forbid"):
         warm = progress.steps(ramp.warmup)
         if progress.step < warm:
             return ramp.start + (ramp.peak - ramp.start) * progress.step / max(1, warm - 1)
-        return half_cosine(ramp.peak, ramp.minimum, (progress.step - warm) / max(1, progress.total_steps - warm))
+        return cosine(ramp.peak, ramp.minimum, (progress.step - warm) / max(1, progress.total_steps - warm))
 
 
 class TimmCosine(BaseModel, frozen=True, extra="forbid"):
@@ -78,7 +78,7 @@ class TimmCosine(BaseModel, frozen=True, extra="forbid"):
         warm = progress.steps(ramp.warmup)
         if late < warm:
             return ramp.start + (ramp.peak - ramp.start) * late / warm
-        return half_cosine(ramp.peak, ramp.minimum, late / progress.total_steps)
+        return cosine(ramp.peak, ramp.minimum, late / progress.total_steps)
 
 
 class Steps(BaseModel, frozen=True, extra="forbid"):
@@ -99,8 +99,3 @@ class Steps(BaseModel, frozen=True, extra="forbid"):
 
 
 Schedule = Annotated[Cosine | Table | TimmCosine | Steps, Field(discriminator="name")]
-
-
-def half_cosine(first: float, last: float, done: float) -> float:
-    """From `first` at done = 0 to `last` at done = 1."""
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
