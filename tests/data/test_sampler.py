@@ -21,7 +21,8 @@ def reference() -> list[list[Position]]:
         while len(order) >= BATCH:
             batches.append(order[:BATCH])
             order = order[BATCH:]
-    return batches[:STEPS]
+    numbered = enumerate(batches[:STEPS])
+    return [[Position(p.epoch, p.index, step, row, BATCH) for row, p in enumerate(batch)] for step, batch in numbered]
 
 
 def micro_batches(rank: int, world: int, accumulate: int, start: int = 0) -> list[list[Position]]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from unlabeled.data.masks import Place
+from unlabeled.data.photometric import Photometric, recolour
 from unlabeled.data.sampler import Position
 from unlabeled.data.sources import Source
 from unlabeled.data.views import Crops, View
@@ -33,7 +35,7 @@ class Sample(NamedTuple):
 
 
 class RawBatch(NamedTuple):
-    """A collated micro-batch as it leaves the worker: uint8 pixels [B, count, C, H, W] and masks [B, count, ...]."""
+    """A collated micro-batch as it leaves the worker: uint8 pixels [B, count, C, H, W], masks and colours likewise."""
 
     crops: list[Crops]
     labels: Tensor
@@ -58,13 +60,21 @@ class ViewDataset(Dataset[Sample]):
 
     def __init__(self, source: Source, views: Sequence[View], patch: int, seed: int) -> None:
         self.source, self.views, self.patch, self.seed = source, tuple(views), patch, seed
+        self.masked_crops = sum(view.count for view in views if view.mask is not None)
 
     def __getitem__(self, position: Position) -> Sample:
-        epoch, index = position
-        image, used, bad = self._good_image(index)
-        rng = sample_rng(self.seed, epoch, index)
-        crops = [view.sample(image, rng, self.patch) for view in self.views]
-        return Sample(crops, int(self.source.labels[used]), used, bad)
+        image, used, bad = self._good_image(position.index)
+        return Sample(self._crops(image, position), int(self.source.labels[used]), used, bad)
+
+    def _crops(self, image: Tensor, position: Position) -> list[Crops]:
+        rng = sample_rng(self.seed, position.epoch, position.index)
+        place = Place(self.seed, position.step, position.row, position.batch, 0, self.masked_crops)
+        crops = []
+        for view in self.views:
+            crops.append(view.sample(image, rng, self.patch, place))
+            if view.mask is not None:
+                place = place.after(view.count)
+        return crops
 
     def _good_image(self, index: int) -> tuple[Tensor, int, list[tuple[str, str]]]:
         bad: list[tuple[str, str]] = []
@@ -87,11 +97,16 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
 
 def _stack_crops(crops: Sequence[Crops]) -> Crops:
     masks = [crop.mask for crop in crops if crop.mask is not None]
-    return Crops(torch.stack([crop.pixels for crop in crops]), PatchMask.stack(masks) if masks else None)
+    colours = [crop.colours for crop in crops if crop.colours is not None]
+    return Crops(
+        torch.stack([crop.pixels for crop in crops]),
+        PatchMask.stack(masks) if masks else None,
+        Photometric.stack(colours) if colours else None,
+    )
 
 
 class Normalize:
-    """uint8 pixels in [0, 255] to (x / 255 - mean) / std, float32, on the device; and back.
+    """Pixels in [0, 255] to (x / 255 - mean) / std, float32, on the device; and back.
 
     Args:
         mean, std: per channel, on the [0, 1] scale.
@@ -103,7 +118,7 @@ class Normalize:
         self.shift = (-mean_ / std_).float().to(device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 [..., C, H, W] to normalised float32."""
+        """Pixels [..., C, H, W] in [0, 255], uint8 or float, to normalised float32."""
         return torch.addcmul(self.shift, pixels.float(), self.scale)
 
     def undo(self, pixels: Tensor) -> Tensor:
@@ -113,12 +128,16 @@ class Normalize:
 
 def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batch:
     """Move a micro-batch to the device and finish it: views [count, B, C, H, W] normalised, masks likewise."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True).transpose(0, 1)
+
     views = []
-    for pixels, mask in raw.crops:
-        if mask is not None:
-            mask = mask.map(lambda tensor: tensor.to(device, non_blocking=True).transpose(0, 1))
-        moved = pixels.to(device, non_blocking=True).transpose(0, 1)
-        views.append(ViewBatch(normalize(moved), mask))
+    for pixels, mask, colours in raw.crops:
+        moved = move(pixels)
+        if colours is not None:
+            moved = recolour(moved.float() / 255, colours.map(move)) * 255
+        views.append(ViewBatch(normalize(moved), None if mask is None else mask.map(move)))
     return Batch(views, raw.labels.to(device, non_blocking=True), raw.index.to(device, non_blocking=True))
 
 

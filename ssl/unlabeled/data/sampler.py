@@ -14,10 +14,21 @@ ORDER_STREAM = 0x0DE2
 
 
 class Position(NamedTuple):
-    """A sample in time: the epoch decides its randomness, the index its picture."""
+    """A sample in time: the epoch decides its randomness, the index its picture.
+
+    Attributes:
+        epoch: from 0.
+        index: its number in the source.
+        step: number of its global batch.
+        row: its row there.
+        batch: rows of a global batch.
+    """
 
     epoch: int
     index: int  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
+    step: int = 0
+    row: int = 0
+    batch: int = 1
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -68,13 +79,14 @@ class EpochSampler(Sampler[list[Position]]):
     def __iter__(self) -> Iterator[list[Position]]:
         order_of, order = -1, np.empty(0, dtype=np.int64)
         for step in range(self.start, self.total_steps):
-            epoch, row = divmod(step, self.steps_per_epoch)
+            epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != order_of:
                 order_of, order = epoch, epoch_order(self.n, self.seed, epoch)
-            first = row * self.batch_size + self.rank * self.accumulate * self.micro_batch
+            indices = order[batch * self.batch_size :]
             for micro in range(self.accumulate):
-                begin = first + micro * self.micro_batch
-                yield [Position(epoch, int(i)) for i in order[begin : begin + self.micro_batch]]
+                first = (self.rank * self.accumulate + micro) * self.micro_batch
+                rows = range(first, first + self.micro_batch)
+                yield [Position(epoch, int(indices[row]), step, row, self.batch_size) for row in rows]
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

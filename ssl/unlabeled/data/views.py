@@ -11,10 +11,15 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor
 
-from unlabeled.data.masks import RandomMask
+from unlabeled.data import photometric
+from unlabeled.data.masks import Mask, Place
+from unlabeled.data.masks.place import ALONE
+from unlabeled.data.photometric import Photometric
 from unlabeled.nn.patches import PatchMask
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Interpolation = Literal["bicubic", "bilinear"]
 CROP_ATTEMPTS = 10
 
@@ -36,14 +41,18 @@ class Crop(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """One sample's crops of one view: pixels [count, C, H, W] uint8, mask with leading axis [count]."""
+    """One sample's crops of one view: pixels [count, C, H, W] uint8; mask and colours with leading axis [count]."""
 
     pixels: Tensor
     mask: PatchMask | None
+    colours: Photometric | None = None
 
 
 class View(BaseModel, frozen=True, extra="forbid"):
-    """Random resized crops of one size (torchvision's RandomResizedCrop), flipped at random, with or without a mask."""
+    """Random resized crops of one size (torchvision's RandomResizedCrop), flipped at random.
+
+    Colours are changed when asked to, in this order: jitter, grey, blur, solarise. So is a mask drawn.
+    """
 
     count: int = Field(1, ge=1, description="crops per picture")
     size: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
@@ -52,10 +61,23 @@ class View(BaseModel, frozen=True, extra="forbid"):
     scale: tuple[Positive, Positive] = Field((0.2, 1.0), description="share of the picture's area, from and to")
     ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="aspect ratio, from and to")
     interpolation: Interpolation = Field("bicubic", description="how the crop is resized, antialiased")
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    mask: RandomMask | None = Field(None, description="patches to hide; null = none")
+    flip: Probability = Field(0.5, description="probability of a horizontal flip")
+    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] | None = Field(
+        None, description="strength of the jitter of [brightness, contrast, saturation, hue]; null = none"
+    )
+    jitter_p: Probability = Field(0.8, description="probability of the jitter, where there is one")
+    grayscale: Probability = Field(0.0, description="probability of grey")
+    blur: Probability = Field(0.0, description="probability of a Gaussian blur")
+    blur_radius: tuple[Positive, Positive] = Field(
+        (0.1, 2.0), description="standard deviation of the blur, pixels, from and to"
+    )
+    blur_kernel: int | None = Field(
+        None, ge=3, description="taps of the blur, odd, as torchvision's; null = Pillow's blur"
+    )
+    solarize: Probability = Field(0.0, description="probability of inverting all values of 128 and more")
+    mask: Mask | None = Field(None, description="patches to hide; null = none")
 
-    @field_validator("scale", "ratio")
+    @field_validator("scale", "ratio", "blur_radius")
     @classmethod
     def _ordered(cls, bounds: tuple[float, float], info: Any) -> tuple[float, float]:
         if bounds[0] > bounds[1]:
@@ -64,16 +86,30 @@ class View(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"a crop cannot exceed the picture: expected at most 1, found {bounds[1]}")
         return bounds
 
+    @field_validator("blur_kernel")
+    @classmethod
+    def _odd(cls, taps: int | None) -> int | None:
+        if taps is not None and taps % 2 == 0:
+            raise ValueError(f"expected an odd number of taps, found {taps}. Use {taps + 1}.")
+        return taps
+
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of a crop, pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def recolours(self) -> bool:
+        """Whether it has a photometric half."""
+        return self.jitter is not None or max(self.grayscale, self.blur, self.solarize) > 0
 
     def check(self, patch: int) -> None:
         """Raise ValueError when crop, patch size and mask do not fit together."""
         height, width = self.shape
         if height % patch or width % patch:
             raise ValueError(f"patch_size {patch} does not divide a crop of {height}x{width} pixels")
+        if self.blur_kernel is not None and self.blur_kernel // 2 >= min(height, width):
+            raise ValueError(f"blur_kernel {self.blur_kernel} is too wide for a crop of {height}x{width} pixels")
         if self.mask is not None:
             self.mask.check(self.shape, patch)
 
@@ -89,15 +125,28 @@ class View(BaseModel, frozen=True, extra="forbid"):
         pixels = resize(image[:, top : top + height, left : left + width], self.shape, self.interpolation)
         return (pixels.flip(-1) if crop.flip else pixels).contiguous()
 
-    def sample(self, image: Tensor, rng: np.random.Generator, patch: int) -> Crops:
-        """All crops of this view from one picture, with their masks over patches of `patch` pixels."""
+    def sample(self, image: Tensor, rng: np.random.Generator, patch: int, place: Place = ALONE) -> Crops:
+        """All crops of this view from one picture, uncoloured, with what was drawn for them.
+
+        Args:
+            image: uint8 [C, H, W].
+            rng: the sample's.
+            patch: side of a patch, pixels.
+            place: of the first crop in its global batch, for masks that go by it.
+        """
         grid = (self.shape[0] // patch, self.shape[1] // patch)
-        pixels, masks = [], []
-        for _ in range(self.count):
+        pixels, colours, masks = [], [], []
+        for crop in range(self.count):
             pixels.append(self.apply(image, self.draw(rng, *image.shape[-2:])))
+            if self.recolours:
+                colours.append(photometric.draw(self, rng))
             if self.mask is not None:
-                masks.append(self.mask.draw(rng, grid, patch))
-        return Crops(torch.stack(pixels), PatchMask.stack(masks) if masks else None)
+                masks.append(self.mask.draw(rng, grid, patch, place.after(crop)))
+        return Crops(
+            torch.stack(pixels),
+            PatchMask.stack(masks) if masks else None,
+            Photometric.stack(colours) if colours else None,
+        )
 
 
 def resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) -> Tensor:

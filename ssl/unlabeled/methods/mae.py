@@ -38,6 +38,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _masked(cls, view: View) -> View:
         if view.mask is None or view.count != 1:
             raise ValueError(f"MAE needs one masked crop, found count {view.count} and mask {view.mask}")
+        if not view.mask.equal_counts:
+            raise ValueError(
+                f"MAE drops patches and needs a mask that hides as many in every crop, found mask {view.mask.name}. "
+                "Use random, fixed_block or inverse."
+            )
         return view
 
     @field_validator("encoder")

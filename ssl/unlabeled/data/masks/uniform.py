@@ -1,13 +1,14 @@
-"""Which patches to hide. Masks are drawn per sample in the worker, from the sample's own generator."""
+"""Units of patches hidden at random, a fixed number of them."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, Field
 
+from unlabeled.data.masks.place import ALONE, Place
 from unlabeled.nn.patches import PatchMask
 
 Grid = tuple[int, int]
@@ -16,6 +17,7 @@ Grid = tuple[int, int]
 class RandomMask(BaseModel, frozen=True, extra="forbid"):
     """Hide a fixed share of square units, drawn uniformly (MAE section 3; SimMIM with a larger unit)."""
 
+    equal_counts: ClassVar[bool] = True
     name: Literal["random"] = "random"
     ratio: float = Field(0.75, gt=0, lt=1, description="share of the units to hide, between 0 and 1")
     unit: int | None = Field(None, ge=1, description="side of a unit, pixels; null = one patch")
@@ -35,7 +37,7 @@ class RandomMask(BaseModel, frozen=True, extra="forbid"):
         """How many of `units` stay visible: MAE's floor(N (1 - ratio))."""
         return int(units * (1 - self.ratio))
 
-    def draw(self, rng: np.random.Generator, grid: Grid, patch: int) -> PatchMask:
+    def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
         """A mask over a grid of (rows, columns) patches: hidden [N], keep [K], drop [M]."""
         factor = (self.unit or patch) // patch
         rows, columns = grid[0] // factor, grid[1] // factor

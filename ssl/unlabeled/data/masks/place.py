@@ -1,0 +1,52 @@
+"""Where a crop stands in its global batch, for masks that share something out over the batch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+PLACE_STREAM = 0x91AC
+
+
+class Place(NamedTuple):
+    """A crop in its global batch. It depends on neither workers, processes nor accumulation.
+
+    Attributes:
+        seed: of the recipe.
+        step: number of the global batch.
+        row: of its picture in the global batch.
+        batch: rows of the global batch.
+        crop: its number among the crops of a picture that hide patches, over all views.
+        crops: how many those are.
+    """
+
+    seed: int = 0
+    step: int = 0
+    row: int = 0
+    batch: int = 1
+    crop: int = 0
+    crops: int = 1
+
+    def after(self, crops: int) -> Place:
+        """The place of the same picture's crop that many further."""
+        return self._replace(crop=self.crop + crops)
+
+    @property
+    def slots(self) -> int:
+        """Crops of the global batch that hide patches."""
+        return self.crops * self.batch
+
+    def slot(self) -> int:
+        """Its number among them when they are shuffled: every crop of the batch has another one."""
+        return int(_shuffled(self.seed, self.step, self.slots)[self.crop * self.batch + self.row])
+
+
+ALONE = Place()
+
+
+@lru_cache(maxsize=8)
+def _shuffled(seed: int, step: int, n: int) -> np.ndarray:
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, PLACE_STREAM, step))))
+    return np.argsort(rng.random(n), kind="stable")
