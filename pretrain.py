@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unlabeled.job import Job
     from unlabeled.method import Method
     from unlabeled.plan import Line
+    from unlabeled.rescale import Rescaled
 
 
 class Pretrain:
@@ -23,6 +24,7 @@ class Pretrain:
 
     name = "pretrain"
     summary = "Pretrain an encoder on pictures without labels."
+    rescaled: list[Rescaled]
 
     def schema(self) -> Any:
         """The type of its recipes."""
@@ -35,9 +37,11 @@ class Pretrain:
         from unlabeled.data.loader import ViewDataset
         from unlabeled.export import load_method
         from unlabeled.job import Job
+        from unlabeled.rescale import Setting, rescale
         from unlabeled.train.pictures import PictureWriter
 
-        config, source = recipe.method, recipe.data.open("train")
+        config, self.rescaled = rescale(recipe.method, Setting(recipe.train.batch_size, recipe.train.epochs))
+        source = recipe.data.open("train")
 
         def build() -> Method:
             method = config.build()
@@ -60,7 +64,11 @@ class Pretrain:
         labels = f", {len(source.classes)} classes (not used to pretrain)" if source.classes else ""
         encoder = recipe.method.encoder
         model = f"{recipe.method.name} with {encoder.model}, patch {encoder.patch_size}, {encoder.positions} positions"
-        return [("pictures", f"{len(source):,} from {recipe.data.name}{labels}"), ("method", model)]
+        changed = [
+            ("rescaled", f"{field}: paper {paper:g}, yours {yours:.6g}: {why}")
+            for field, paper, yours, why in self.rescaled
+        ]
+        return [("pictures", f"{len(source):,} from {recipe.data.name}{labels}"), ("method", model), *changed]
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Export the encoder, with heads and a model card."""

@@ -43,8 +43,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     depth: int | None = Field(None, ge=1, description="number of blocks; null = the timm model's")
     heads: int | None = Field(None, ge=1, description="attention heads; null = the timm model's")
     channels: int = Field(3, ge=1, le=16, description="input channels")
-    positions: Literal["sincos", "learned"] = Field(
-        "sincos", description="fixed 2-D sine-cosine positions, or learned ones"
+    positions: Literal["sincos", "sincos_rows", "learned"] = Field(
+        "sincos", description="fixed 2-D sine-cosine positions (MAE's, or MoCo v3's: rows first), or learned ones"
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block, growing from 0")
 
@@ -94,8 +94,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         arguments = self.timm_arguments(image_size)
         vit = timm.create_model(self.model, num_classes=0, drop_path_rate=self.drop_path, **arguments)
         encoder = Encoder(vit, self.model, arguments)
-        if self.positions == "sincos":
-            encoder.fix_positions()
+        if self.positions != "learned":
+            encoder.fix_positions(rows_first=self.positions == "sincos_rows")
         return encoder
 
 
@@ -174,11 +174,11 @@ class Encoder(nn.Module):
         x = self.vit.norm(self.vit.blocks(x))
         return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :], grid)
 
-    def fix_positions(self) -> None:
+    def fix_positions(self, rows_first: bool = False) -> None:
         """Replace the positions by the fixed sine-cosine table and freeze them."""
         prefix = 0 if self.vit.no_embed_class else self.num_prefix
         with torch.no_grad():
-            self.vit.pos_embed.copy_(with_prefix(sincos_2d(self.width, self.native_grid), prefix))
+            self.vit.pos_embed.copy_(with_prefix(sincos_2d(self.width, self.native_grid, rows_first), prefix))
         self.vit.pos_embed.requires_grad_(False)
 
     def _embed(self, patches: Tensor) -> Tensor:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 from torch import nn
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
 def xavier_(module: nn.Module) -> None:
@@ -21,6 +27,20 @@ def xavier_patches_(convolution: nn.Conv2d) -> None:
     """A patch convolution as the linear map it is: Xavier uniform over [D, p * p * C]; bias as torch draws it."""
     convolution.reset_parameters()
     nn.init.xavier_uniform_(convolution.weight.view(convolution.weight.shape[0], -1))
+
+
+def mocov3_(vit: VisionTransformer, freeze_patches: bool) -> None:
+    """MoCo v3 on ViTs (official `vits.py`): queries, keys and values are Xavier matrices of their own,
+    the class token starts near zero, the patch projection is uniform without bias and may stay as it starts."""
+    xavier_(vit)
+    bound = math.sqrt(6 / (vit.embed_dim + vit.embed_dim))
+    for block in vit.blocks:
+        nn.init.uniform_(block.attn.qkv.weight, -bound, bound)
+    if vit.cls_token is not None:
+        nn.init.normal_(vit.cls_token, std=1e-6)
+    xavier_patches_(vit.patch_embed.proj)
+    nn.init.zeros_(vit.patch_embed.proj.bias)
+    vit.patch_embed.proj.requires_grad_(not freeze_patches)
 
 
 def truncated_normal_(module: nn.Module, std: float = 0.02) -> None:

@@ -9,11 +9,12 @@ from torch import Tensor
 Grid = tuple[int, int]
 
 
-def sincos_2d(width: int, grid: Grid) -> Tensor:
+def sincos_2d(width: int, grid: Grid, rows_first: bool = False) -> Tensor:
     """Fixed 2-D sine-cosine table [rows * columns, width], float64.
 
     Channels are [sin(x w), cos(x w), sin(y w), cos(y w)] with the column x first and the row y second, raw integer
-    coordinates and w_k = 10000^(-k / (width / 4)) (MAE, official `util/pos_embed.py`).
+    coordinates and w_k = 10000^(-k / (width / 4)) (MAE, official `util/pos_embed.py`). With `rows_first` the row comes
+    first (MoCo v3, official `vits.py`).
 
     Raises:
         ValueError: `width` is not a multiple of 4.
@@ -22,8 +23,8 @@ def sincos_2d(width: int, grid: Grid) -> Tensor:
         raise ValueError(f"a sin-cos table needs a width that is a multiple of 4, found {width}")
     omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    angles_x, angles_y = (axis.reshape(-1, 1) * omega for axis in (x, y))
-    return torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1)
+    first, second = (axis.reshape(-1, 1) * omega for axis in ((y, x) if rows_first else (x, y)))
+    return torch.cat([first.sin(), first.cos(), second.sin(), second.cos()], dim=1)
 
 
 def with_prefix(table: Tensor, prefix: int) -> Tensor:

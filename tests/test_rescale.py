@@ -1,0 +1,47 @@
+"""The papers' settings carried to another batch and length; what a recipe pins stays."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+from pydantic import BaseModel
+
+from unlabeled.rescale import Rescaled, Rule, Setting, rescale, same_share, same_window
+
+
+class Config(BaseModel, frozen=True):
+    momentum: float | None = None
+    warmup: float | None = None
+
+    paper: ClassVar = Setting(batch=1024, epochs=300)
+    rules: ClassVar = {"momentum": Rule(0.996, same_window), "warmup": Rule(30, same_share)}
+
+
+def test_a_quarter_of_the_batch_averages_over_as_many_pictures() -> None:
+    config, notes = rescale(Config(), Setting(256, 100))
+    assert config.momentum**4 == pytest.approx(0.996)
+    assert config.warmup == pytest.approx(10)
+    assert [(note.field, note.paper) for note in notes] == [("method.momentum", 0.996), ("method.warmup", 30)]
+
+
+def test_the_papers_setting_changes_nothing() -> None:
+    config, notes = rescale(Config(), Setting(1024, 300))
+    assert (config.momentum, config.warmup, notes) == (0.996, 30, [])
+
+
+def test_a_pinned_value_stays() -> None:
+    config, notes = rescale(Config(momentum=0.9, warmup=5), Setting(64, 3))
+    assert (config.momentum, config.warmup, notes) == (0.9, 5, [])
+
+
+def test_a_method_without_rules_is_left_alone() -> None:
+    from unlabeled.methods.mae import Config as Mae
+
+    config = Mae()
+    assert rescale(config, Setting(64, 3)) == (config, [])
+
+
+def test_notes_say_why() -> None:
+    _, [note] = rescale(Config(warmup=1), Setting(512, 300))
+    assert note == Rescaled("method.momentum", 0.996, 0.996**0.5, "averages over as many pictures")
