@@ -43,7 +43,7 @@ class Rule(NamedTuple):
     carry: Callable[[float, Setting, Setting], float]
 
 
-REASONS = {same_window: "averages over as many pictures", same_share: "the same share of the run"}
+REASONS: dict[Any, str] = {same_window: "averages over as many pictures", same_share: "the same share of the run"}
 
 
 def rescale(config: Any, yours: Setting) -> tuple[Any, list[Rescaled]]:

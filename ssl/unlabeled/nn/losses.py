@@ -6,7 +6,7 @@ all processes; where the official code does so within one GPU, the docstring say
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from unlabeled.nn.collectives import gather_with_gradient, max_over_processes, r
 
 def _exact(x: Tensor) -> AbstractContextManager[None]:
     """Products in float32, also under autocast."""
-    return torch.autocast(x.device.type, enabled=False)
+    # tensors without memory, of which a plan is made, know no autocast
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 # ---------------------------------------------------------------- contrast
