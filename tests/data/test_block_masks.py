@@ -13,7 +13,17 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from unlabeled.data.loader import RawBatch, ViewDataset, collate, make_loader
-from unlabeled.data.masks import BlockMask, FixedBlockMask, InverseMask, Mask, Place, RandomMask, StratifiedBlockMask
+from unlabeled.data.masks import (
+    BlockMask,
+    FixedBlockMask,
+    InverseMask,
+    Mask,
+    Place,
+    RandomMask,
+    StratifiedBlockMask,
+    blocks,
+)
+from unlabeled.data.masks.blocks import _add_block
 from unlabeled.data.sampler import EpochSampler
 from unlabeled.data.views import View
 from unlabeled.methods.mae import Config as MAE
@@ -42,6 +52,22 @@ def test_a_ratio_is_picked_for_every_crop() -> None:
 def test_blocks_never_hide_more_than_asked(grid: tuple[int, int]) -> None:
     counts = hidden_of(BlockMask(ratios=(0.3,), variances=(0.0,)), 200, grid).sum(1)
     assert counts.max() <= 0.3 * grid[0] * grid[1] and counts.double().mean() > 0.6 * 0.3 * grid[0] * grid[1]
+
+
+def test_a_block_is_a_rectangle_that_spans_neither_side() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        hidden = np.zeros((4, 6), dtype=bool)
+        added = _add_block(rng, hidden, 2, 14, (0.3, 1 / 0.3))
+        height, width = hidden.any(1).sum(), hidden.any(0).sum()
+        assert added == hidden.sum() == height * width <= 14 and height < 4 and width < 6
+
+
+def test_no_block_adds_more_than_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[int] = []
+    monkeypatch.setattr(blocks, "_add_block", lambda *arguments: added.append(_add_block(*arguments)) or added[-1])
+    hidden_of(StratifiedBlockMask(share=1.0, ratio=(1.0, 1.0)), 20)
+    assert 49 < max(added) <= 98
 
 
 def test_masks_of_unequal_crops_have_no_indices() -> None:
@@ -117,14 +143,15 @@ class Flat:
 BATCH, STEPS = 12, 4
 STRATIFIED = StratifiedBlockMask()
 VIEWS = (View(size=64, mask=STRATIFIED), View(size=64, mask=STRATIFIED), View(size=32, count=2))
+ONE_VIEW = (View(size=64, count=2, mask=STRATIFIED),)
 
 
-def global_batches(world: int, accumulate: int, workers: int = 0) -> list[Tensor]:
+def global_batches(world: int, accumulate: int, workers: int = 0, views: tuple[View, ...] = VIEWS) -> list[Tensor]:
     """Hidden patches of each step's global batch, [BATCH, 2 crops, 256]."""
     ranks = []
     for rank in range(world):
         sampler = EpochSampler(30, BATCH, STEPS, seed=5, rank=rank, world=world, accumulate=accumulate)
-        dataset = ViewDataset(Flat(30), VIEWS, patch=4, seed=5)
+        dataset = ViewDataset(Flat(30), views, patch=4, seed=5)
         loader = make_loader(dataset, sampler, workers=workers, device=torch.device("cpu"), timeout=60, collate=collate)
         ranks.append([hidden_in(raw) for raw in loader])
     steps = [[rank[step * accumulate : (step + 1) * accumulate] for rank in ranks] for step in range(STEPS)]
@@ -132,12 +159,12 @@ def global_batches(world: int, accumulate: int, workers: int = 0) -> list[Tensor
 
 
 def hidden_in(raw: RawBatch) -> Tensor:
-    masks: list[Any] = [crops.mask for crops in raw.crops[:2]]
-    return torch.cat([mask.hidden for mask in masks], dim=1)
+    return torch.cat([crops.mask.hidden for crops in raw.crops if crops.mask is not None], dim=1)
 
 
-def test_half_of_the_crops_are_masked_and_their_ratios_are_spread_evenly() -> None:
-    for hidden in global_batches(1, 1):
+@pytest.mark.parametrize("views", [VIEWS, ONE_VIEW], ids=["two views", "one view of two crops"])
+def test_half_of_the_crops_are_masked_and_their_ratios_are_spread_evenly(views: tuple[View, ...]) -> None:
+    for hidden in global_batches(1, 1, views=views):
         counts = hidden.sum(-1).flatten().sort().values
         assert hidden.shape == (BATCH, 2, 256) and (counts[:BATCH] == 0).all() and (counts[BATCH:] > 0).all()
         edges = torch.linspace(0.1, 0.5, BATCH + 1)
