@@ -16,7 +16,7 @@ name: tiny
 data: {name: shapes, train_size: -1}
 method:
   name: mae
-  view: {size: 18, mask: {ratio: 1.0}}
+  view: {size: 18, mask: {name: random, ratio: 1.0}}
   encoder: {model: vit_tinny_patch16_224, patch_size: 4}
 optim: {name: adamw, base_lr: .nan, lerning_rate: 1}
 train: {epochs: 0}

@@ -158,6 +158,14 @@ def test_draws_have_the_ranges_and_frequencies_asked_for() -> None:
     assert len(counts) == 24 and ((counts - DRAWS / 24) ** 2 / (DRAWS / 24)).sum() < 60
 
 
+def test_what_happens_to_a_crop_is_drawn_independently() -> None:
+    colours: Any = drawn(EVERYTHING)
+    jittered = (colours.jitter != torch.tensor([1.0, 1.0, 1.0, 0.0])).any(-1)
+    flags = torch.stack([jittered, colours.grayscale, colours.blur > 0, colours.solarize, colours.order[:, 0] == 0])
+    between = torch.corrcoef(flags.double()) - torch.eye(len(flags))
+    assert between.abs().max() < 4.5 / DRAWS**0.5
+
+
 def test_strong_jitter_never_asks_for_a_negative_factor() -> None:
     colours: Any = drawn(View(jitter=(2.0, 2.0, 2.0, 0.5), jitter_p=1.0))
     assert colours.jitter[:, :3].min() >= 0 and 2.9 < colours.jitter[:, :3].max() <= 3
