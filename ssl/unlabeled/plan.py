@@ -123,12 +123,25 @@ def describe_view(view: View, patch: int) -> str:
     """A view in words."""
     height, width = view.shape
     low, high = view.scale
-    text = f"{view.count} crop of {height}x{width}, area {low:g} to {high:g}, {view.interpolation}, flip {view.flip:g}"
-    if isinstance(view.mask, RandomMask):
-        unit = view.mask.unit or patch
-        units = height // unit * (width // unit)
-        text += f"; hides {units - view.mask.visible(units)} of {units} units of {unit} px"
-    return text
+    crops = "1 crop" if view.count == 1 else f"{view.count} crops"
+    text = f"{crops} of {height}x{width}, area {low:g} to {high:g}, {view.interpolation}, flip {view.flip:g}"
+    return text + _colours(view) + _hidden(view, patch)
+
+
+def _colours(view: View) -> str:
+    jitter = "" if view.jitter is None else f", jitter {'/'.join(f'{x:g}' for x in view.jitter)} p {view.jitter_p:g}"
+    rest = {"grey": view.grayscale, "blur": view.blur, "solarise": view.solarize}
+    return jitter + "".join(f", {name} {p:g}" for name, p in rest.items() if p)
+
+
+def _hidden(view: View, patch: int) -> str:
+    if view.mask is None:
+        return ""
+    if not isinstance(view.mask, RandomMask):
+        return f"; hides patches by a {view.mask.name} mask"
+    (height, width), unit = view.shape, view.mask.unit or patch
+    units = height // unit * (width // unit)
+    return f"; hides {units - view.mask.visible(units)} of {units} units of {unit} px"
 
 
 def millions(parameters: Any) -> str:
