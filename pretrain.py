@@ -35,13 +35,15 @@ class Pretrain:
     def job(self, recipe: Any, accelerator: Accelerator) -> Job:
         """Open the pictures and set up method, views and evaluators."""
         from unlabeled.data.loader import ViewDataset
+        from unlabeled.data.sampler import steps_per_epoch, total_steps
         from unlabeled.export import load_method
         from unlabeled.job import Job
         from unlabeled.rescale import Setting, rescale
         from unlabeled.train.pictures import PictureWriter
 
-        config, self.rescaled = rescale(recipe.method, Setting(recipe.train.batch_size, recipe.train.epochs))
-        source = recipe.data.open("train")
+        source, train = recipe.data.open("train"), recipe.train
+        steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
+        config, self.rescaled = rescale(recipe.method, Setting(train.batch_size, train.epochs, steps))
 
         def build() -> Method:
             method = config.build()

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+# an average over more of the run than this would still hold its random start
+LONGEST_WINDOW = 0.05
+
 
 class Setting(NamedTuple):
-    """How many pictures make a step, and how many epochs a run."""
+    """How many pictures make a step, and how many epochs and steps a run."""
 
     batch: int
     epochs: float
+    steps: int
 
 
 class Rescaled(NamedTuple):
@@ -27,8 +31,10 @@ class Rescaled(NamedTuple):
 
 
 def same_window(value: float, paper: Setting, yours: Setting) -> float:
-    """The EMA averages over as many pictures: m to the power of batch / paper's batch (Busbridge et al. 2023)."""
-    return value ** (yours.batch / paper.batch)
+    """The EMA averages over as many pictures: m to the power of batch / paper's batch (Busbridge et al. 2023), but over
+    a twentieth of the run at most: 1 / (1 - m) steps."""
+    longest = max(1.0, LONGEST_WINDOW * yours.steps)
+    return min(value ** (yours.batch / paper.batch), 1 - 1 / longest)
 
 
 def same_share(value: float, paper: Setting, yours: Setting) -> float:
@@ -43,7 +49,10 @@ class Rule(NamedTuple):
     carry: Callable[[float, Setting, Setting], float]
 
 
-REASONS: dict[Any, str] = {same_window: "averages over as many pictures", same_share: "the same share of the run"}
+REASONS: dict[Any, str] = {
+    same_window: "averages over as many pictures, at most a twentieth of the run",
+    same_share: "the same share of the run",
+}
 
 
 def rescale(config: Any, yours: Setting) -> tuple[Any, list[Rescaled]]:

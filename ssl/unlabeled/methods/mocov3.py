@@ -53,7 +53,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         description="of the teacher at the start, a cosine takes it to 1; null = 0.99 at batch 4096, rescaled",
     )
 
-    paper: ClassVar = Setting(batch=4096, epochs=300)
+    paper: ClassVar = Setting(batch=4096, epochs=300, steps=93_600)
     rules: ClassVar = {"momentum": Rule(0.99, same_window)}
 
     @field_validator("first", "second")
