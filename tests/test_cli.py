@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
+from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
 
 BAD = """
 name: tiny
@@ -64,6 +64,12 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], override:
     said = refuse(capsys, "pretrain", [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / 'run'}", override])
     assert expected in said
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_accumulation_is_refused_where_it_changes_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(ROOT / "recipes" / "demo" / "mocov3_shapes.yaml")
+    said = refuse(capsys, "pretrain", [recipe, f"run.output={tmp_path / 'run'}", "run.accumulate=2"])
+    assert "run.accumulate=2 would change its loss" in said
 
 
 def test_an_empty_folder_and_a_missing_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,10 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: Progress) -> None:
         """Called once after every optimizer step that was taken (EMA teachers, centres), with that step's progress."""
 
+    def compares_pictures(self) -> bool:
+        """Whether the loss of a picture depends on the others of its step, so that micro-batches would change it."""
+        return False
+
     def symptoms(self) -> list[Symptom]:
         """What would show that it collapses instead of learning."""
         return []

@@ -100,6 +100,9 @@ class SimCLR(Method):
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
 
+    def compares_pictures(self) -> bool:
+        return True
+
     def symptoms(self) -> list[Symptom]:
         meaning = "views find each other no better than chance: nothing is learnt"
         advice = "Lower optim.base_lr to a third, or warm up longer (optim.warmup_epochs)."
