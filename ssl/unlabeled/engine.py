@@ -294,6 +294,6 @@ def refuse_accumulation(method: Method, micro_batches: int) -> None:
     """Raise UserError when micro-batches would change the loss."""
     if micro_batches > 1 and method.compares_pictures():
         raise UserError(
-            f"this method compares the pictures of a step with each other, so run.accumulate={micro_batches} would change "
+            f"this method compares the pictures of a step, so run.accumulate={micro_batches} would change "
             "its loss. Set run.accumulate=1 and use more processes, or lower train.batch_size."
         )
