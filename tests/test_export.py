@@ -18,7 +18,7 @@ from unlabeled.data.masks import RandomMask
 from unlabeled.data.views import View
 from unlabeled.errors import UserError
 from unlabeled.export import Preprocessing, export_encoder, load_encoder, load_method, split_heads
-from unlabeled.importers import read_mae
+from unlabeled.importers import read
 from unlabeled.methods.mae import MAE, Config
 from unlabeled.nn.decoders import SelfDecoderConfig
 from unlabeled.nn.encoder import EncoderConfig
@@ -124,14 +124,14 @@ def test_a_pickle_in_a_pth_is_refused_and_does_not_run(tmp_path: Path) -> None:
     for write in (lambda f: torch.save({"model": Payload()}, f), lambda f: f.write_bytes(pickle.dumps(Payload()))):
         write(tmp_path / "evil.pth")
         with pytest.raises(UserError, match="is refused"):
-            read_mae(tmp_path / "evil.pth")
+            read("mae", tmp_path / "evil.pth")
     assert not marker.exists()
 
 
 def test_other_weights_are_no_mae(tmp_path: Path) -> None:
     torch.save({"model": {"layer1.weight": torch.zeros(3)}}, tmp_path / "resnet.pth")
     with pytest.raises(UserError, match="not an MAE"):
-        read_mae(tmp_path / "resnet.pth")
+        read("mae", tmp_path / "resnet.pth")
 
 
 def test_training_checkpoints_with_their_arguments_are_read(tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_training_checkpoints_with_their_arguments_are_read(tmp_path: Path) -> N
 
     weights = tiny().encoder.vit.state_dict()
     torch.save({"model": weights, "args": argparse.Namespace(lr=1), "epoch": 3}, tmp_path / "checkpoint-3.pth")
-    imported = read_mae(tmp_path / "checkpoint-3.pth", heads=2)
+    imported = read("mae", tmp_path / "checkpoint-3.pth", heads=2)
     assert imported.encoder.keys() == weights.keys() and imported.arguments["num_heads"] == 2
     with pytest.raises(UserError, match="Pass --heads"):
-        read_mae(tmp_path / "checkpoint-3.pth")
+        read("mae", tmp_path / "checkpoint-3.pth")
 
 
 def test_config_json_is_timms(export: Path) -> None:

@@ -14,6 +14,7 @@ from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     from unlabeled.evaluate import command
+    from unlabeled.importers import FAMILIES
 
     parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -21,10 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_arguments(evaluate)
     evaluate.set_defaults(run=command.run)
     importer = commands.add_parser("import", help="official weights into an export folder")
-    importer.add_argument("method", choices=["mae"], help="whose format the file has")
+    importer.add_argument("method", choices=list(FAMILIES), help="whose format the file has")
     importer.add_argument("file", type=Path, help="the official .pth")
     importer.add_argument("out", type=Path, help="folder to write")
     importer.add_argument("--heads", type=int, help="attention heads, where the width does not tell")
+    importer.add_argument(
+        "--key", choices=["student", "teacher"], help="which network of a full checkpoint; default: the one evaluated"
+    )
     importer.set_defaults(run=_import)
     options = parser.parse_args(arguments)
     try:
@@ -35,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from unlabeled.importers import import_mae
+    from unlabeled.importers import import_official
 
     if (options.out / "config.json").exists():
         raise UserError(f"{options.out} holds an export already. Choose another folder.")
-    import_mae(options.file, options.out, options.heads)
+    import_official(options.method, options.file, options.out, options.heads, options.key)
     print(f"{options.out}  (timm.create_model('local-dir:{options.out}', pretrained=True))")
     return EXIT_DONE
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from unlabeled.errors import UserError
 from unlabeled.method import Method
-from unlabeled.nn.encoder import Encoder
+from unlabeled.nn.beit import fit_tables
+from unlabeled.nn.encoder import Encoder, build_encoder
 from unlabeled.nn.positions import Grid, resample
 
 Tensors = dict[str, Tensor]
@@ -139,13 +140,13 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
         return _from_timm(where.removeprefix("timm:"), image_size, channels)
     scratch = where.startswith("scratch:")
     if where.endswith((".pth", ".pt")):
-        from unlabeled.importers import read_mae
+        from unlabeled.importers import read
 
-        imported = read_mae(Path(where))
+        imported = read("mae", Path(where))
         return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
     folder = _existing(where.removeprefix("scratch:"))
     config = json.loads((folder / "config.json").read_text())
-    arguments = {k: v for k, v in config["model_args"].items() if k not in ("global_pool", "fc_norm")}
+    arguments = {k: v for k, v in config["model_args"].items() if k not in ("global_pool", "fc_norm", "use_fc_norm")}
     weights = None if scratch else _read(folder / "model.safetensors")
     if weights and config["num_classes"]:
         raise UserError(f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from.")
@@ -162,9 +163,10 @@ def preprocessing_of(path: str | Path) -> Preprocessing | None:
 
 
 def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
-    """Weights of a timm ViT fitted to another image size or number of channels.
+    """Weights of a timm ViT or BEiT fitted to another image size or number of channels.
 
-    Positions are resampled bicubically to the target grid; the patch convolution is summed or repeated over channels.
+    Positions are resampled bicubically to the target grid, relative ones by BEiT's rule; the patch convolution is
+    summed or repeated over channels.
 
     Args:
         weights: of the timm model.
@@ -174,10 +176,13 @@ def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
     from timm.models._manipulate import adapt_input_conv
 
     weights = dict(weights)
-    convolution, table = weights["patch_embed.proj.weight"], weights["pos_embed"]
+    convolution = weights["patch_embed.proj.weight"]
     channels = model.patch_embed.proj.weight.shape[1]
     if convolution.shape[1] != channels:
         weights["patch_embed.proj.weight"] = adapt_input_conv(channels, convolution)
+    if model.pos_embed is None:
+        return fit_tables(weights, old, model)
+    table = weights["pos_embed"]
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     patches = resample(table[:, prefix:], old, model.patch_embed.grid_size)
     weights["pos_embed"] = torch.cat([table[:, :prefix], patches], dim=1)
@@ -185,16 +190,15 @@ def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
 
 
 def untrained(architecture: str, arguments: dict[str, Any]) -> Encoder:
-    """An encoder with MAE's random initialisation and sine-cosine positions that may learn."""
-    import timm
-
+    """An encoder with MAE's random initialisation and sine-cosine positions that may learn; a BEiT with timm's own."""
     from unlabeled.methods.mae import initialize_
 
-    vit = timm.create_model(architecture, num_classes=0, **arguments)
-    encoder = Encoder(vit, architecture, arguments)
+    encoder = build_encoder(architecture, arguments)
+    if encoder.vit.pos_embed is None:
+        return encoder
     encoder.fix_positions()
     initialize_(encoder)
-    vit.pos_embed.requires_grad_(True)
+    encoder.vit.pos_embed.requires_grad_(True)
     return encoder
 
 
@@ -205,17 +209,14 @@ def _build(
     image_size: int | Grid | None,
     channels: int | None,
 ) -> Encoder:
-    import timm
-
     old: Grid = tuple(arguments["img_size"])
     size = old if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
     arguments = {**arguments, "img_size": list(size), "in_chans": channels or arguments["in_chans"]}
     if weights is None:
         return untrained(architecture, arguments)
-    vit = timm.create_model(architecture, num_classes=0, **arguments)
-    encoder = Encoder(vit, architecture, arguments)
+    encoder = build_encoder(architecture, arguments)
     old_grid = (old[0] // encoder.patch_size, old[1] // encoder.patch_size)
-    _load_strictly(vit, adapt(weights, old_grid, vit))
+    _load_strictly(encoder.vit, adapt(weights, old_grid, encoder.vit))
     return encoder
 
 

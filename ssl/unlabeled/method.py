@@ -40,10 +40,13 @@ class ViewBatch(NamedTuple):
     Attributes:
         pixels: [count, B, C, H, W], normalised, on the device.
         mask: a PatchMask with leading axes [count, B], or None.
+        hidden: how many patches it hides in all crops together, as the host knows it; None = unknown. Shapes may depend
+            on it without waiting for the device.
     """
 
     pixels: Tensor
     mask: PatchMask | None
+    hidden: int | None = None
 
     def flat(self) -> tuple[Tensor, PatchMask | None]:
         """Pixels [count * B, C, H, W] and mask, view-major."""

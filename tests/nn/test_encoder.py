@@ -175,7 +175,12 @@ def test_models_that_would_be_encoded_wrongly_are_refused(model: str) -> None:
             {"model": "vit_bse_patch16_224"},
             "no model 'vit_bse_patch16_224'. Did you mean 'vit_base_patch16_224'",
         ),
-        ({"model": "resnet50"}, r"expected a timm vision transformer \(vit_\*\), found 'resnet50'"),
+        ({"model": "resnet50"}, r"expected a timm vision transformer \(vit_\*, beit_\*\), found 'resnet50'"),
+        ({"model": "beit_base_patch16_224"}, "'beit_base_patch16_224' has no sincos positions: expected relative"),
+        (
+            {"positions": "relative"},
+            "'vit_base_patch16_224' has no relative positions: expected sincos, sincos_rows or learned",
+        ),
         ({"width": 32, "heads": 5}, "5 heads do not divide a width of 32"),
         ({"drop_path": 1.0}, "less than 1"),
     ],
@@ -194,3 +199,6 @@ def test_a_config_builds_what_it_says() -> None:
     assert [block.drop_path1.drop_prob for block in encoder.vit.blocks[1:]] == pytest.approx([0.05, 0.1])
     learned = EncoderConfig(model=CLASS_TOKEN, positions="learned", width=24, depth=1, heads=3).build((32, 32))
     assert learned.vit.pos_embed.requires_grad
+    dinov2 = EncoderConfig(model=CLASS_TOKEN, width=24, depth=1, heads=3, init_values=1e-5, registers=4).build((32, 32))
+    assert dinov2.num_prefix == 5 and dinov2.vit.pos_embed.shape == (1, 4, 24)
+    assert dinov2.vit.blocks[0].ls1.gamma.eq(1e-5).all()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.nn.losses import cross_view, info_nce, koleo, masked_patches, nt_xent, sharpen, sinkhorn
-from unlabeled.nn.schedules import cosine, warmup
+from unlabeled.nn.schedules import Temperature, cosine, warmup
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -118,3 +118,15 @@ def test_schedules() -> None:
     values = [warmup(0.04, 0.07, done) for done in (-1.0, 0.0, 0.5, 1.0, 3.0)]
     assert values == pytest.approx([0.04, 0.04, 0.055, 0.07, 0.07])
     assert [cosine(0.996, 1.0, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.998, 1.0])
+
+
+def test_teacher_temperature() -> None:
+    by_epoch = Temperature(0.04, 0.07, 4)
+    assert [by_epoch.at(e, 10) for e in (0, 0.9, 1, 2.5, 3, 9)] == pytest.approx([0.04, 0.04, 0.05, 0.06, 0.07, 0.07])
+    by_step = Temperature(0.04, 0.07, 2, per_step=True)
+    steps = [by_step.at(step / 2, 2) for step in range(6)]
+    assert steps == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
+    assert Temperature(0.04, 0.07, 0).at(0, 10) == 0.07
+    assert [Temperature(0.04, 0.07, 1).at(e, 10) for e in (0, 1)] == [0.04, 0.07]
+    # 7 steps per epoch: every epoch's first step counts to it, whatever the quotient was rounded to
+    assert all(by_epoch.at(7 * e / 7, 7) == by_epoch.at((7 * e + 6) / 7, 7) for e in range(5))

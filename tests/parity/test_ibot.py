@@ -7,13 +7,32 @@ from typing import Any
 
 import pytest
 import torch
-from parity.conftest import Golden, assert_close, golden_folder
-from parity.distill import BACKWARD, FORWARD, assert_gradients, build_head, head_weights
+from parity.conftest import Golden, assert_close, golden_folder, read_json
+from parity.distill import (
+    BACKWARD,
+    FORWARD,
+    assert_after,
+    assert_gradients,
+    build_head,
+    encoder_config,
+    head_weights,
+    load_both,
+    method_name,
+    one_step,
+    teacher_temperature,
+)
 from torch import Tensor
 
+from unlabeled.data.masks import BlockMask
+from unlabeled.method import Batch, Progress, ViewBatch
+from unlabeled.methods.ibot import GLOBAL_1, GLOBAL_2, IBOT, LOCAL, Config
+from unlabeled.nn.heads import HeadConfig
 from unlabeled.nn.losses import cross_view, masked_patches, sharpen
-from unlabeled.nn.schedules import warmup
+from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.teacher import Centre
+from unlabeled.train.optim import param_groups
+
+START = Progress(0, 10, 0.0, 10.0)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -65,11 +84,6 @@ def test_head_of_the_default_flags(folder: Path) -> None:
     assert_close(teacher.patches(tokens[:, 1:]), golden["out/default_flags/teacher_patch"], FORWARD, "patch logits")
 
 
-def temperature(config: dict[str, Any], epoch: int, which: str = "", start: int = 0) -> float:
-    done = (epoch - start) / (config["warmup_teacher_temp_epochs"] - 1)
-    return warmup(config[f"warmup_teacher_temp{which}"], config[f"teacher_temp{which}"], done)
-
-
 def test_losses_centres_and_temperatures(folder: Path, setting: str) -> None:
     golden = Golden(folder / "loss.safetensors")
     c, out = golden.config[setting], golden.under(f"out/{setting}")
@@ -82,14 +96,14 @@ def test_losses_centres_and_temperatures(folder: Path, setting: str) -> None:
         students = {key: inputs[key].requires_grad_() for key in keys}
 
         # class tokens: the teacher at one global view, the student at every other view
-        temp = temperature(c, epoch)
+        temp = teacher_temperature(c).at(epoch, 1.0)
         assert temp == pytest.approx(out["teacher_temp"][epoch].item(), rel=1e-12)
         targets = sharpen(inputs["teacher_cls"], centre.value, temp).unflatten(0, (c["ngcrops"], -1))
         views = torch.cat([students[key] for key in keys if key.endswith("cls")])
         cls = cross_view(views.unflatten(0, (c["ngcrops"] + c["nlcrops"], -1)), targets, 0.1) * c.get("lambda1", 1)
 
         # patches: hidden ones, in the same view
-        temp = temperature(c, epoch, "2", c["mim_start_epoch"])
+        temp = teacher_temperature(c, "2").at(max(0, epoch - c["mim_start_epoch"]), 1.0)
         assert temp == pytest.approx(out["teacher_temp2"][epoch].item(), rel=1e-12)
         hidden = inputs["mask"].bool().flatten(2).flatten(0, 1)
         weight = (hidden / hidden.sum(1, keepdim=True).clamp_min(1))[hidden]
@@ -118,3 +132,146 @@ def assert_same_epochs(mine: list[Any], official: Tensor, what: str) -> None:
     for row, gradient in enumerate(official):
         allowed = BACKWARD * gradient.abs().max()
         assert any((ours - gradient).abs().max() <= allowed for ours in rest), f"gradient of {what}, row {row}"
+
+
+# ---------------------------------------------------------------- the method
+
+
+@pytest.fixture
+def golden(folder: Path) -> Golden:
+    return Golden(folder / "model.safetensors")
+
+
+def build(golden: Golden) -> IBOT:
+    c = golden.config
+    head, step = c["head"], c["step"]
+    assert head["norm"] is None and head["act"] == "gelu"
+    large = golden["in/crop0"].shape[-1]
+    local = LOCAL.model_copy(update={"size": 24, "count": max(1, step["local_crops_number"])})
+    model = Config(
+        global_1=GLOBAL_1.model_copy(update={"size": large, "mask": BlockMask()}),
+        global_2=GLOBAL_2.model_copy(update={"size": large}),
+        local=local if step["local_crops_number"] else None,
+        encoder=encoder_config(c),
+        head=HeadConfig(
+            prototypes=head["out_dim"],
+            hidden=head["hidden_dim"],
+            bottleneck=head["bottleneck_dim"],
+            layers=head["nlayers"],
+            freeze_gain=head["norm_last_layer"],
+        ),
+        patch_prototypes=None if head["shared_head"] else head["patch_out_dim"],
+        teacher_temperature=step["teacher_temp"],
+        teacher_temperature_start=step["warmup_teacher_temp"],
+        patch_temperature=step["teacher_patch_temp"],
+        patch_temperature_start=step["warmup_teacher_patch_temp"],
+        teacher_temperature_epochs=step["warmup_teacher_temp_epochs"],
+        momentum=step["momentum_teacher"],
+        frozen_epochs=step["freeze_last_layer"],
+        class_weight=step["lambda1"],
+        patch_weight=step["lambda2"],
+    ).build()
+    load_both(model, golden)
+    return model
+
+
+def batch_of(golden: Golden, counted: bool = True) -> Batch:
+    step = golden.config["step"]
+    views = []
+    for i in range(step["global_crops_number"]):
+        hidden = golden[f"in/mask{i}"].bool().flatten(1).unsqueeze(0)
+        count = int(hidden.sum()) if counted else None
+        views.append(ViewBatch(golden[f"in/crop{i}"].unsqueeze(0), PatchMask(hidden, None, None), count))
+    first = step["global_crops_number"]
+    local = [golden[f"in/crop{first + i}"] for i in range(step["local_crops_number"])]
+    if local:
+        views.append(ViewBatch(torch.stack(local), None))
+    return Batch(views, torch.zeros(0), torch.zeros(0))
+
+
+def hidden_of(golden: Golden) -> Tensor:
+    return torch.cat([golden["in/mask0"], golden["in/mask1"]]).bool().flatten(1)
+
+
+def test_tokens(golden: Golden) -> None:
+    model, images = build(golden), torch.cat([golden["in/crop0"], golden["in/crop1"]])
+    encoder, crop = model.encoder, golden["in/crop0"]
+
+    def encoded(pixels: Tensor, hidden: Tensor | None) -> Tensor:
+        mask = None if hidden is None else PatchMask(hidden, None, None)
+        tokens = encoder(pixels, replace=mask, fill=model.mask_token)
+        return torch.cat([tokens.prefix, tokens.patches], dim=1)
+
+    hidden = hidden_of(golden)
+    assert_close(encoded(images, hidden), golden["out/student_tokens_masked"], FORWARD, "masked")
+    assert_close(encoded(crop, None), golden["out/student_tokens_unmasked_crop0"], FORWARD, "unmasked")
+    nothing = torch.zeros_like(hidden[: len(crop)])
+    assert_close(encoded(crop, nothing), golden["out/student_tokens_zero_mask"], FORWARD, "nothing masked")
+    assert_close(encoded(crop, None)[:, 0], golden["out/student_cls_only_crop0"], FORWARD, "class token")
+
+
+def test_logits(golden: Golden) -> None:
+    """Class tokens of all crops; of patches, the hidden ones, in order."""
+    model, hidden = build(golden), hidden_of(golden)
+    classes: dict[str, Tensor] = {}
+    patches: dict[str, Tensor] = {}
+
+    def watch(name: str, method: str, seen: dict[str, Tensor]) -> None:
+        original = getattr(getattr(model, name), method)
+
+        def watched(x: Tensor) -> Tensor:
+            logits = original(x)
+            seen.setdefault(name, logits)  # the teacher's head answers for the centre afterwards
+            return logits
+
+        setattr(getattr(model, name), method, watched)
+
+    for name in ("head", "teacher_head"):
+        watch(name, "forward", classes)
+        watch(name, "patch_logits", patches)
+    model(batch_of(golden), START)
+    count = int(hidden.sum())
+    student, local = classes["head"].split([len(hidden), len(classes["head"]) - len(hidden)])
+    assert_close(student, golden["out/student_cls_logits"], FORWARD, "the student's class logits")
+    assert_close(local, golden["out/student_local_cls_logits"], FORWARD, "the student's local class logits")
+    assert_close(classes["teacher_head"], golden["out/teacher_cls_logits"], FORWARD, "the teacher's class logits")
+    for name, official in (("head", "student"), ("teacher_head", "teacher")):
+        expected = golden[f"out/{official}_patch_logits"][hidden]
+        assert_close(patches[name][:count], expected, FORWARD, f"the {official}'s patch logits")
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_losses_gradients_and_centres(golden: Golden, counted: bool) -> None:
+    model = build(golden)
+    output = model(batch_of(golden, counted), START)
+    output.loss.backward()
+    step = golden.config["step"]
+    for name, weight in (("class_loss", step["lambda1"]), ("patch_loss", step["lambda2"])):
+        official = golden["out/loss_cls" if name == "class_loss" else "out/loss_patch"]
+        assert_close(output.metrics[name] * weight, official, FORWARD, name)
+    assert_close(output.loss, golden["out/loss_loss"], FORWARD, "loss")
+    official = {method_name(golden.config, name): grad for name, grad in golden.under("grad").items()}
+    official.pop(None, None)
+    assert_gradients(model, official)  # type: ignore[arg-type]
+    model.after_step(START)
+    assert_close(model.centre.value, golden["out/center_after"].flatten(), FORWARD, "centre")
+    assert_close(model.patch_centre.value, golden["out/center2_after"].flatten(), FORWARD, "patch centre")
+
+
+def test_one_training_step(golden: Golden) -> None:
+    model = build(golden)
+    output = one_step(model, batch_of(golden), golden.config["step"], epoch=0)
+    step = golden.config["step"]
+    classes, patches = output.metrics["class_loss"], output.metrics["patch_loss"]
+    losses = torch.stack([classes * step["lambda1"], patches * step["lambda2"], output.loss])
+    assert_close(losses, golden["out/train_step_loss_cls_patch_total"], FORWARD, "losses")
+    assert_after(model, golden)
+
+
+def test_parameter_groups(golden: Golden, folder: Path) -> None:
+    official = read_json(folder / "param_groups.json")
+    model = build(golden)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed = {g["weight_decay"] > 0: {names[id(p)] for p in g["params"]} for g in param_groups(model, 0.04)}
+    for key, decay in (("regularized", True), ("not_regularized", False)):
+        assert decayed[decay] == {method_name(golden.config, name) for name in official[key]} - {None}

@@ -13,7 +13,8 @@ from torch import Tensor
 from unlabeled.data.masks import RandomMask
 from unlabeled.data.views import View
 from unlabeled.export import load_method
-from unlabeled.importers import MAE_DECODER, import_mae
+from unlabeled.importers import import_official
+from unlabeled.importers.mae import RULES
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.methods.mae import MAE, Config
 from unlabeled.nn.decoders import SelfDecoderConfig
@@ -53,7 +54,7 @@ def export(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The official weights, through the importer, as an export folder."""
     home = tmp_path_factory.mktemp("mae")
     torch.save({"model": golden.under("sd")}, home / "official.pth")
-    import_mae(home / "official.pth", home / "export", heads=golden.config["num_heads"])
+    import_official("mae", home / "official.pth", home / "export", heads=golden.config["num_heads"])
     return home / "export"
 
 
@@ -99,10 +100,8 @@ def batch_of(golden: Golden, ratio: str) -> Batch:
 
 def ours(name: str) -> str:
     """Our name of an official MAE parameter."""
-    for official, mine in MAE_DECODER.items():
-        if name.startswith(official):
-            return mine + name.removeprefix(official)
-    return f"encoder.vit.{name}"
+    rule = next(rule for rule in RULES if name.startswith(rule.official))
+    return f"encoder.vit.{name}" if rule.to == "encoder" else rule.ours + name.removeprefix(rule.official)
 
 
 def test_mask_follows_the_official_noise(golden: Golden, ratio: str) -> None:

@@ -130,3 +130,41 @@ def test_classifier_builds_as_timm_does() -> None:
     model = classifier(mode="full", pool="mean")
     twin = timm.create_model(model.architecture, num_classes=CLASSES, **model.arguments)
     assert twin.state_dict().keys() == model.model.state_dict().keys()
+
+
+@pytest.mark.parametrize("mode", ["frozen", "full"])
+def test_relative_positions_get_a_table_in_every_block(mode: str) -> None:
+    config = EncoderConfig(
+        model="beit_base_patch16_224", patch_size=4, width=16, depth=3, heads=2, positions="relative"
+    )
+    encoder = config.build((16, 16)).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    settings: Any = {"mode": mode, "pool": "mean", "view": View(size=16)}
+    model = Classifier(encoder, ClassifyConfig(**settings), CLASSES).eval()
+    tables = [name for name, _ in model.named_parameters() if "relative_position_bias_table" in name]
+    assert tables == [f"model.blocks.{i}.attn.relative_position_bias_table" for i in range(3)]
+    assert all(model.decays(name, model.get_parameter(name)) for name in tables)
+
+    # the same features: normed before the mean when frozen, after it when the backbone learns
+    images = batch().views[0].pixels[0]
+    pooled = model.model.forward_head(model.model.forward_features(images), pre_logits=True)
+    assert isinstance(model.model.fc_norm, torch.nn.Identity) == (mode == "frozen")
+    if mode == "full":
+        encoder.vit.norm = torch.nn.Identity()
+        torch.testing.assert_close(pooled, model.model.fc_norm(encoder(images).pool("mean")))
+    else:
+        torch.testing.assert_close(pooled, encoder(images).pool("mean"))
+
+
+def test_relative_positions_at_another_size() -> None:
+    config = EncoderConfig(
+        model="beit_base_patch16_224", patch_size=4, width=16, depth=1, heads=2, positions="relative"
+    )
+    encoder = config.build((16, 16))
+    torch.nn.init.normal_(encoder.vit.rel_pos_bias.relative_position_bias_table)
+    model = Classifier(encoder, ClassifyConfig(view=View(size=24)), CLASSES)
+    before, after = encoder.vit.rel_pos_bias.relative_position_bias_table, model.model.blocks[0].attn
+    assert after.relative_position_bias_table.shape == (11 * 11 + 3, 2)
+    assert torch.equal(after.relative_position_bias_table[-3:], before[-3:])
+    assert model.logits(torch.randn(2, 3, 24, 24)).shape == (2, CLASSES)

@@ -137,7 +137,8 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
         moved = move(pixels)
         if colours is not None:
             moved = recolour(moved.float() / 255, colours.map(move)) * 255
-        views.append(ViewBatch(normalize(moved), None if mask is None else mask.map(move)))
+        hidden = None if mask is None else int(mask.hidden.sum())  # still on the host: nothing is waited for
+        views.append(ViewBatch(normalize(moved), None if mask is None else mask.map(move), hidden))
     return Batch(views, raw.labels.to(device, non_blocking=True), raw.index.to(device, non_blocking=True))
 
 

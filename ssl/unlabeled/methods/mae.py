@@ -19,7 +19,7 @@ from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.decoders import Decoder, DecoderConfig, SelfDecoderConfig
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.nn.init import xavier_, xavier_patches_
-from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, unpatchify
+from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -50,6 +50,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         if "view" in info.data:
             info.data["view"].check(encoder.patch_size)
+        if encoder.positions == "relative":
+            raise ValueError(f"MAE drops patches, which '{encoder.model}' cannot. Use a vit_* model, or method simmim.")
         return encoder
 
     @property
@@ -107,12 +109,7 @@ class MAE(Method):
         """Originals, masked inputs and reconstructions: [B, 3, C, H, W], normalised like the input."""
         images, mask = batch.views[0].flat()
         assert mask is not None
-        hidden = mask.hidden.unsqueeze(-1)
-        patches = patchify(images, self.encoder.patch_size)
-        painted = torch.where(hidden, self.reconstruct(images, mask), patches)
-        rows = [patches, torch.where(hidden, 0.0, patches), painted]
-        grid = self.encoder.grid(images)
-        return torch.stack([unpatchify(row, self.encoder.patch_size, grid) for row in rows], dim=1)
+        return triptych(images, self.reconstruct(images, mask), mask, self.encoder.patch_size)
 
     def reconstruct(self, images: Tensor, mask: PatchMask) -> Tensor:
         """Pixels of every patch [B, N, p * p * C]; normalised predictions get their patch's true mean and std back."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, field_validator
 from torch import Tensor, nn
 
 from unlabeled.nn.patches import PatchMask, gather, patchify
-from unlabeled.nn.positions import Grid, resample, sincos_2d, with_prefix
+from unlabeled.nn.positions import Grid, Interpolation, resample, sincos_2d, with_prefix
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -37,14 +37,26 @@ class Tokens(NamedTuple):
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """A timm vision transformer, by name, with what a recipe may change about it."""
 
-    model: str = Field("vit_base_patch16_224", description="a timm vision transformer (vit_*), by name")
+    model: str = Field("vit_base_patch16_224", description="a timm vision transformer (vit_*, beit_*), by name")
     patch_size: int = Field(16, ge=1, description="side of a patch, pixels")
     width: int | None = Field(None, ge=4, description="token width; null = the timm model's")
     depth: int | None = Field(None, ge=1, description="number of blocks; null = the timm model's")
     heads: int | None = Field(None, ge=1, description="attention heads; null = the timm model's")
     channels: int = Field(3, ge=1, le=16, description="input channels")
-    positions: Literal["sincos", "sincos_rows", "learned"] = Field(
-        "sincos", description="fixed 2-D sine-cosine positions (MAE's, or MoCo v3's: rows first), or learned ones"
+    positions: Literal["sincos", "sincos_rows", "learned", "relative"] = Field(
+        "sincos",
+        validate_default=True,
+        description="fixed 2-D sine-cosine positions (MAE's, or MoCo v3's: rows first), learned ones, or relative ones "
+        "in a table that all blocks of a beit_* share",
+    )
+    interpolation: Interpolation = Field(
+        "size", description="how positions reach other crop sizes: by target size, or by scale (DINO, iBOT, DINOv2)"
+    )
+    init_values: float | None = Field(
+        None, gt=0, description="layer scale begins here; null = the timm model's, mostly none"
+    )
+    registers: int | None = Field(
+        None, ge=1, description="register tokens; prefix tokens then have no positions; null = the timm model's"
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block, growing from 0")
 
@@ -59,8 +71,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             near = difflib.get_close_matches(name, timm.list_models("vit_*"), n=1, cutoff=0.4)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"timm has no model '{name}'.{hint}")
-        if not name.startswith(("vit_", "deit")):
-            raise ValueError(f"expected a timm vision transformer (vit_*), found '{name}'")
+        if not name.startswith(("vit_", "deit", "beit")):
+            raise ValueError(f"expected a timm vision transformer (vit_*, beit_*), found '{name}'")
         return name
 
     @field_validator("heads")
@@ -71,9 +83,26 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"{heads} heads do not divide a width of {width}")
         return heads
 
+    @field_validator("positions")
+    @classmethod
+    def _positions_fit(cls, positions: str, info: Any) -> str:
+        model = info.data.get("model", "")
+        if model and (positions == "relative") != model.startswith("beit"):
+            instead = "relative" if model.startswith("beit") else "sincos, sincos_rows or learned"
+            raise ValueError(f"'{model}' has no {positions} positions: expected {instead}")
+        return positions
+
     def timm_arguments(self, image_size: Grid) -> dict[str, Any]:
         """The keyword arguments of `timm.create_model`, defaults left out."""
-        named = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
+        named = {
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "init_values": self.init_values,
+            "reg_tokens": self.registers,
+            "no_embed_class": True if self.registers else None,
+            **({"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True} if self.positions == "relative" else {}),
+        }
         return {
             "img_size": list(image_size),
             "patch_size": self.patch_size,
@@ -87,14 +116,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         Raises:
             ValueError: the patch size does not divide the image size, or the model is not a plain ViT.
         """
-        import timm
-
         if any(side % self.patch_size for side in image_size):
             raise ValueError(f"patch_size {self.patch_size} does not divide an image of {image_size} pixels")
-        arguments = self.timm_arguments(image_size)
-        vit = timm.create_model(self.model, num_classes=0, drop_path_rate=self.drop_path, **arguments)
-        encoder = Encoder(vit, self.model, arguments)
-        if self.positions != "learned":
+        encoder = build_encoder(self.model, self.timm_arguments(image_size), self.interpolation, self.drop_path)
+        if self.positions.startswith("sincos"):
             encoder.fix_positions(rows_first=self.positions == "sincos_rows")
         return encoder
 
@@ -109,20 +134,29 @@ class Encoder(nn.Module):
         vit: the timm model, built with `num_classes=0`.
         model: its timm name.
         arguments: what `timm.create_model` needs, beside the name, to build it again.
+        interpolation: how positions reach other image sizes, see `resample`.
     """
 
-    def __init__(self, vit: VisionTransformer, model: str, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, vit: VisionTransformer, model: str, arguments: dict[str, Any], interpolation: Interpolation = "size"
+    ) -> None:
         super().__init__()
-        if not _is_plain(vit):
-            raise ValueError(f"expected a plain timm VisionTransformer with positions, found '{model}'")
+        self.require(vit, model)
         self.vit = vit
         self.model = model
         self.arguments = dict(arguments)
+        self.interpolation: Interpolation = interpolation
         self.width: int = vit.embed_dim
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.channels: int = vit.in_chans
         self.native_grid: Grid = vit.patch_embed.grid_size
         self.num_prefix: int = vit.num_prefix_tokens
+
+    @staticmethod
+    def require(vit: nn.Module, model: str) -> None:
+        """Raise ValueError when this wrapper would encode the timm model wrongly."""
+        if not _is_plain(vit):
+            raise ValueError(f"expected a plain timm VisionTransformer with positions, found '{model}'")
 
     @property
     def depth(self) -> int:
@@ -162,10 +196,9 @@ class Encoder(nn.Module):
         if drop is not None:
             keep, _ = drop.indices()
             patches, table = gather(patches, keep), gather(table, keep)
-        x = self._embed(patches)
+        x = self.embed(patches)
         if replace is not None:
-            assert fill is not None, "replace= needs the token to fill in"
-            x = torch.where(replace.hidden.unsqueeze(-1), fill.to(x.dtype), x)
+            x = fill_in(x, replace, fill)
         x = x + table
 
         # prefix tokens in front, then the blocks as timm runs them
@@ -181,8 +214,11 @@ class Encoder(nn.Module):
             self.vit.pos_embed.copy_(with_prefix(sincos_2d(self.width, self.native_grid, rows_first), prefix))
         self.vit.pos_embed.requires_grad_(False)
 
-    def _embed(self, patches: Tensor) -> Tensor:
-        # the patch convolution as a matrix product, so that hidden patches cost nothing
+    def embed(self, patches: Tensor) -> Tensor:
+        """Tokens [B, K, D] of patches [B, K, p * p * C], without positions.
+
+        The patch convolution as a matrix product, so that hidden patches cost nothing.
+        """
         projection = self.vit.patch_embed.proj
         weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
         return self.vit.patch_embed.norm(F.linear(patches, weight, projection.bias))
@@ -194,9 +230,35 @@ class Encoder(nn.Module):
     def _positions(self, grid: Grid) -> tuple[Tensor | float, Tensor]:
         table = self.vit.pos_embed
         if self.vit.no_embed_class:
-            return 0.0, resample(table, self.native_grid, grid)
+            return 0.0, resample(table, self.native_grid, grid, self.interpolation)
         prefix, patches = table[:, : self.num_prefix], table[:, self.num_prefix :]
-        return prefix, resample(patches, self.native_grid, grid)
+        return prefix, resample(patches, self.native_grid, grid, self.interpolation)
+
+
+def fill_in(tokens: Tensor, mask: PatchMask, fill: Tensor | None) -> Tensor:
+    """Tokens [B, N, D] with the hidden ones replaced by `fill`, broadcast."""
+    assert fill is not None, "replace= needs the token to fill in"
+    return torch.where(mask.hidden.unsqueeze(-1), fill.to(tokens.dtype), tokens)
+
+
+def build_encoder(
+    model: str, arguments: dict[str, Any], interpolation: Interpolation = "size", drop_path: float = 0.0
+) -> Encoder:
+    """A timm model, by name and arguments, in the wrapper that fits it.
+
+    Raises:
+        ValueError: no wrapper does.
+    """
+    import timm
+
+    from unlabeled.nn.beit import BeitEncoder
+
+    if model.startswith("beit"):
+        # timm's default pools before the norm
+        vit = timm.create_model(model, num_classes=0, global_pool="token", drop_path_rate=drop_path, **arguments)
+        return BeitEncoder(vit, model, arguments, interpolation)
+    vit = timm.create_model(model, num_classes=0, drop_path_rate=drop_path, **arguments)
+    return Encoder(vit, model, arguments, interpolation)
 
 
 def _is_plain(vit: nn.Module) -> bool:

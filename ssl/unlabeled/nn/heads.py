@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from unlabeled.nn.collectives import gather_with_gradient, world
@@ -94,6 +95,22 @@ class Prototypes(nn.Module):
         return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
 
 
+class HeadConfig(BaseModel, frozen=True, extra="forbid"):
+    """DINO's head, as recipes write it."""
+
+    prototypes: int = Field(65536, ge=2, description="size of the last layer, K")
+    hidden: int = Field(2048, ge=1, description="width of the MLP")
+    bottleneck: int = Field(256, ge=1, description="width of what the prototypes see")
+    layers: int = Field(3, ge=1, description="linear layers of the MLP")
+    freeze_gain: bool = Field(True, description="keep the prototypes' gains at 1: steadier, official norm_last_layer")
+
+    def build(self, width: int, patch_prototypes: int | None = None) -> DistillHead:
+        """A randomly initialised head for tokens of `width`; patches have a last layer of their own if asked."""
+        return DistillHead(
+            width, self.prototypes, self.hidden, self.bottleneck, self.layers, self.freeze_gain, patch_prototypes
+        )
+
+
 class DistillHead(nn.Module):
     """DINO's head: an MLP with GELU to a bottleneck, L2 norm, prototypes (official `DINOHead` and `iBOTHead`).
 
@@ -140,6 +157,11 @@ class DistillHead(nn.Module):
     def patches(self, x: Tensor) -> Tensor:
         """Logits [..., patch_prototypes or K] of patches x [..., width]."""
         return self.patch_logits(self.embed(x))
+
+    def prototypes(self) -> list[nn.Parameter]:
+        """The parameters of its last layers."""
+        layers = [self.last_layer] if self.patch_layer is None else [self.last_layer, self.patch_layer]
+        return [parameter for layer in layers for parameter in layer.parameters()]
 
     def embed(self, x: Tensor) -> Tensor:
         """What the prototypes see of x [..., width]: unit vectors [..., bottleneck]."""

@@ -53,3 +53,19 @@ def truncated_normal_(module: nn.Module, std: float = 0.02) -> None:
         elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
+
+
+def distilled_vit_(vit: VisionTransformer, class_token_std: float = 0.02) -> None:
+    """A ViT as DINO begins it: linears, positions and class token normal, patch convolution as torch draws it.
+
+    Args:
+        vit: timm's.
+        class_token_std: .02 in DINO and iBOT, 1e-6 in DINOv2; registers always 1e-6.
+    """
+    truncated_normal_(vit)
+    vit.patch_embed.proj.reset_parameters()
+    for token, std in ((vit.cls_token, class_token_std), (vit.reg_token, 1e-6)):
+        if token is not None:
+            nn.init.trunc_normal_(token, std=std)
+    if vit.pos_embed.requires_grad:
+        nn.init.trunc_normal_(vit.pos_embed, std=0.02)

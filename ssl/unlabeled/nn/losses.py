@@ -121,8 +121,9 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, valid: Ten
     scores = logits.float() / temperature
     if valid is not None:
         scores = scores.masked_fill(~valid.unsqueeze(1), -torch.inf)
-    scores = (scores - max_over_processes(scores.max())).exp()
-    tiny = torch.finfo(scores.dtype).tiny
+    lowest, tiny = torch.finfo(scores.dtype).min, torch.finfo(scores.dtype).tiny
+    # no valid row at all has no largest logit
+    scores = (scores - max_over_processes(scores.max()).clamp_min(lowest)).exp()
     for _ in range(iterations):
         scores = scores / sum_over_processes(scores.sum(0)).clamp_min(tiny)
         scores = scores / scores.sum(1, keepdim=True).clamp_min(tiny)

@@ -63,9 +63,40 @@ def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", p=patch, q=patch, h=rows, w=columns)
 
 
+def triptych(images: Tensor, prediction: Tensor, mask: PatchMask, patch: int) -> Tensor:
+    """Originals, masked inputs and reconstructions of images [B, C, H, W]: [B, 3, C, H, W].
+
+    Args:
+        images: normalised; hidden patches become 0 in the masked input, the mean colour.
+        prediction: [B, N, patch * patch * C] pixels of all patches; those of hidden ones are painted in.
+        mask: what is hidden.
+        patch: side of a patch, pixels.
+    """
+    hidden, patches = mask.hidden.unsqueeze(-1), patchify(images, patch)
+    rows = [patches, torch.where(hidden, 0.0, patches), torch.where(hidden, prediction, patches)]
+    grid = (images.shape[-2] // patch, images.shape[-1] // patch)
+    return torch.stack([unpatchify(row, patch, grid) for row in rows], dim=1)
+
+
 def gather(tokens: Tensor, index: Tensor) -> Tensor:
     """Pick rows of tokens [B, N, D] by index [B, K]: [B, K, D]."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def hidden_rows(hidden: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The hidden patches of all crops in one list, padded to a length that does not depend on values.
+
+    Args:
+        hidden: [R, N] bool.
+        rows: length of the list, at least the number of hidden patches.
+
+    Returns:
+        Their numbers [rows] in the flattened R * N patches, in order; and weights [rows], 1 over the number of hidden
+        patches of the same crop, 0 where the list is padded (with visible patches).
+    """
+    index = hidden.flatten().byte().argsort(descending=True, stable=True)[:rows]
+    weight = hidden / hidden.sum(1, keepdim=True).clamp_min(1)
+    return index, weight.flatten()[index]
 
 
 def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:

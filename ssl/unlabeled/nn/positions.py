@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
+Interpolation = Literal["size", "scale"]
 
 
 def sincos_2d(width: int, grid: Grid, rows_first: bool = False) -> Tensor:
@@ -32,13 +35,19 @@ def with_prefix(table: Tensor, prefix: int) -> Tensor:
     return torch.cat([table.new_zeros(prefix, table.shape[1]), table]).float().unsqueeze(0)
 
 
-def resample(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Carry a table [1, N, D] from one grid to another by bicubic interpolation to the target size.
+def resample(table: Tensor, old: Grid, new: Grid, by: Interpolation = "size") -> Tensor:
+    """Carry a table [1, N, D] from one grid to another by bicubic interpolation: align_corners False, no antialiasing.
 
-    MAE's rule (official `interpolate_pos_embed`): align_corners False, no antialiasing.
+    `size` samples so that the new grid spans the old one (MAE, official `interpolate_pos_embed`); `scale` samples with
+    the factor (new + 0.1) / old, which shifts every point a little (DINO, iBOT, DINOv2: official
+    `interpolate_pos_encoding`).
     """
     if old == new:
         return table
     image = table.unflatten(1, old).permute(0, 3, 1, 2).float()
-    image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    if by == "size":
+        image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    else:
+        factors = [(target + 0.1) / source for source, target in zip(old, new, strict=True)]
+        image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
     return image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)

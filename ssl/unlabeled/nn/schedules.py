@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 
 def cosine(start: float, end: float, done: float) -> float:
@@ -13,3 +14,28 @@ def cosine(start: float, end: float, done: float) -> float:
 def warmup(start: float, end: float, done: float) -> float:
     """A straight line from `start` at done = 0 to `end` at done = 1, level outside of it (teacher temperatures)."""
     return start + (end - start) * min(max(done, 0.0), 1.0)
+
+
+class Temperature(NamedTuple):
+    """A teacher temperature that warms up, so that targets begin sharp (DINO section 3.1, official `DINOLoss`).
+
+    Attributes:
+        start: at the beginning.
+        end: after the warm-up.
+        epochs: length of the warm-up.
+        per_step: it changes every step (DINOv2), instead of every epoch (DINO, iBOT).
+    """
+
+    start: float
+    end: float
+    epochs: float
+    per_step: bool = False
+
+    def at(self, epoch: float, steps_per_epoch: float) -> float:
+        """Its value at a fractional epoch. Both ends are values of the warm-up, as of official `linspace`."""
+        ticks = steps_per_epoch if self.per_step else 1
+        # the fractional epoch of a step is a quotient, rounded: a whole one may lie just below
+        tick, last = math.floor(epoch * ticks + 1e-6), self.epochs * ticks - 1
+        if tick > last:
+            return self.end
+        return warmup(self.start, self.end, tick / last) if last else self.start

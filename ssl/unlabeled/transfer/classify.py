@@ -141,12 +141,15 @@ def timm_arguments(encoder: Encoder, config: ClassifyConfig) -> dict[str, Any]:
     """What timm needs to build the classifier, beside its name and `num_classes`.
 
     With mean pooling a trained backbone gets a fresh norm after pooling and loses its own (MAE's fine-tuning); a frozen
-    one keeps its own before pooling.
+    one keeps its own before pooling. Relative positions get a table in every block (SimMIM's fine-tuning).
     """
-    pooling: dict[str, Any] = {"global_pool": "token" if config.pool == "cls" else "avg"}
+    relative = encoder.vit.pos_embed is None
+    changed: dict[str, Any] = {"global_pool": "token" if config.pool == "cls" else "avg"}
     if config.pool == "mean":
-        pooling["fc_norm"] = not config.frozen
-    return {**encoder.arguments, **pooling, "img_size": list(config.view.shape)}
+        changed["use_fc_norm" if relative else "fc_norm"] = not config.frozen
+    if relative:
+        changed |= {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}
+    return {**encoder.arguments, **changed, "img_size": list(config.view.shape)}
 
 
 def smooth(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:

@@ -1,0 +1,50 @@
+"""Official weights into our export format. A `.pth` is read with `weights_only=True`: a pickle in it never runs.
+
+One file per family: which of its names belong to the encoder, which to heads that resume pretraining, which are
+dropped, and how many attention heads its models have, which no weight shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unlabeled.errors import UserError
+from unlabeled.export import IMAGENET, timm_config, write_export
+from unlabeled.importers import dino, dinov2, ibot, mae, mocov3, simmim
+from unlabeled.importers.reading import Imported, Key, read_pth
+
+FAMILIES = {module.FAMILY.name: module for module in (mae, simmim, mocov3, dino, ibot, dinov2)}
+
+
+def import_official(name: str, file: Path, out: Path, heads: int | None = None, key: Key | None = None) -> None:
+    """Turn an official checkpoint into an export folder; what resumes pretraining, if any, into `heads.safetensors`."""
+    family, imported = FAMILIES[name].FAMILY, read(name, file, heads, key)
+    width = imported.encoder["cls_token"].shape[-1]
+    prepared = IMAGENET._replace(interpolation=family.interpolation)
+    config = timm_config(imported.architecture, imported.arguments, width, prepared)
+    card = (
+        f"# {family.title}\n\nImported from the official checkpoint `{file.name}` ({family.repository}). "
+        "License: see there.\n"
+    )
+    write_export(out, imported.encoder, config, card, imported.heads)
+
+
+def read(name: str, file: Path, heads: int | None = None, key: Key | None = None) -> Imported:
+    """Read an official checkpoint, backbone or full.
+
+    Args:
+        name: the family, one of FAMILIES.
+        file: a `.pth`.
+        heads: attention heads of the encoder; None = the official number for its width.
+        key: which of two networks; None = the one that its paper evaluates.
+
+    Raises:
+        UserError: it cannot be read safely, or holds something else than the family's models.
+    """
+    module = FAMILIES[name]
+    if key is not None and key not in module.FAMILY.keys:
+        raise UserError(f"{module.FAMILY.title} checkpoint holds no {key} of its own. Leave out --key.")
+    return module.convert(read_pth(file), heads, key or module.FAMILY.default_key)
+
+
+__all__ = ["FAMILIES", "Imported", "import_official", "read"]

@@ -1,0 +1,252 @@
+"""DINO and iBOT beyond the contract: what the teacher sees, DINOv2's options, and processes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from support import on_processes
+from torch import Tensor
+
+from unlabeled.data.masks import BlockMask
+from unlabeled.data.views import View
+from unlabeled.method import Batch, Method, Progress, ViewBatch
+from unlabeled.methods import dino, ibot
+from unlabeled.nn.collectives import mean_over_processes, rank, world
+from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.nn.heads import HeadConfig
+from unlabeled.nn.patches import PatchMask, hidden_rows
+
+START = Progress(0, 100, 0.0, 10.0)
+ROWS, PATCHES = 4, 16
+WHOLE, LOCAL = View(size=16), View(size=8, count=2)
+MASKED = View(size=16, mask=BlockMask())
+ENCODER = EncoderConfig(
+    model="vit_tiny_patch16_224",
+    patch_size=4,
+    width=24,
+    depth=2,
+    heads=2,
+    positions="learned",
+    interpolation="scale",
+)
+HEAD = HeadConfig(prototypes=20, hidden=16, bottleneck=8)
+DINO = dino.Config(global_1=WHOLE, global_2=WHOLE, local=LOCAL, encoder=ENCODER, head=HEAD)
+IBOT = ibot.Config(global_1=MASKED, global_2=MASKED, local=LOCAL, encoder=ENCODER, head=HEAD)
+DINOV2 = ibot.Config(
+    global_1=MASKED,
+    global_2=MASKED,
+    local=LOCAL,
+    encoder=ENCODER.model_copy(update={"registers": 2, "init_values": 0.1}),
+    head=HEAD.model_copy(update={"freeze_gain": False}),
+    patch_head=HeadConfig(prototypes=12, hidden=16, bottleneck=6, freeze_gain=False),
+    targets="sinkhorn",
+    koleo=0.1,
+    layer_decay=0.9,
+    patch_embed_lr=0.2,
+)
+CONFIGS: dict[str, Any] = {
+    "dino": DINO,
+    "ibot": IBOT,
+    "ibot, separate": IBOT.model_copy(update={"patch_prototypes": 12}),
+    "dinov2": DINOV2,
+    "dinov2, centred": DINOV2.model_copy(update={"targets": "centre", "patch_centre": "hidden"}),
+}
+
+
+def build(config: Any) -> Method:
+    torch.manual_seed(0)
+    return config.build()
+
+
+def batch(config: Any, first: int = 0, last: int = ROWS) -> Batch:
+    """Rows of one fixed global batch. Crops hide 0 to 9 patches."""
+    generator = torch.Generator().manual_seed(1)
+    views = []
+    for view in config.views:
+        pixels = torch.randn(view.count, ROWS, 3, *view.shape, generator=generator)[:, first:last]
+        if view.mask is None:
+            views.append(ViewBatch(pixels, None))
+        else:
+            noise = torch.rand(1, ROWS, PATCHES, generator=generator)
+            hidden = (noise < torch.tensor([0.0, 0.2, 0.5, 0.4]).view(1, ROWS, 1))[:, first:last]
+            views.append(ViewBatch(pixels, PatchMask(hidden, None, None), int(hidden.sum())))
+    return Batch(views, torch.zeros(last - first), torch.zeros(last - first))
+
+
+# ---------------------------------------------------------------- parts of a forward
+
+
+def test_hidden_rows_in_one_padded_list() -> None:
+    hidden = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
+    index, weight = hidden_rows(hidden, rows=5)
+    assert index[:3].tolist() == [1, 2, 6] and len(index.unique()) == 5
+    assert weight.tolist() == [0.5, 0.5, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_teacher_sees_large_crops_whole_and_drops_no_path(name: str) -> None:
+    config = CONFIGS[name].model_copy(update={"encoder": CONFIGS[name].encoder.model_copy(update={"drop_path": 0.5})})
+    model, seen = build(config), []
+    model.teacher.register_forward_pre_hook(lambda _m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    data = batch(config)
+    model(data, START)
+    ((images,), kwargs), *others = seen
+    assert not others and not kwargs
+    assert torch.equal(images, torch.cat([view.flat()[0] for view in data.views[:2]]))
+    dropping = [part for part in model.modules() if type(part).__name__ == "DropPath"]
+    assert dropping and not any(part in set(model.teacher.modules()) for part in dropping)
+
+
+@pytest.mark.parametrize("config", [IBOT, DINOV2])
+def test_hidden_pixels_reach_the_teacher_but_not_the_student(config: Any) -> None:
+    model, data = build(config), batch(config)
+    hidden = data.views[0].mask.hidden.view(1, ROWS, 1, 4, 4)  # type: ignore[union-attr]
+    spoilt = torch.where(hidden.repeat_interleave(4, -2).repeat_interleave(4, -1), 9.0, data.views[0].pixels)
+    other = Batch([data.views[0]._replace(pixels=spoilt), *data.views[1:]], data.labels, data.index)
+    outputs: dict[str, list[Tensor]] = {"encoder": [], "teacher": []}
+    for part, caught in outputs.items():
+        getattr(model, part).register_forward_hook(lambda _m, _i, out, caught=caught: caught.append(out.patches))
+    model(data, START)
+    model(other, START)
+    student, teacher = outputs["encoder"], outputs["teacher"]
+    assert torch.equal(student[0], student[2]) and not torch.equal(teacher[0], teacher[1])
+
+
+def test_patch_centre_is_the_mean_of_all_patches_logits() -> None:
+    """Computed from the mean of what the prototypes see, which is the same."""
+    model = build(IBOT)
+    assert isinstance(model, ibot.IBOT)
+    data = batch(IBOT)
+    model(data, START)
+    model.after_step(START)
+    with torch.no_grad():
+        tokens = model.teacher(torch.cat([view.flat()[0] for view in data.views[:2]]))
+        expected = 0.1 * model.teacher_head.patches(tokens.patches).flatten(0, 1).mean(0)
+    torch.testing.assert_close(model.patch_centre.value, expected, rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------- rules of optimisation
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dino", {"head.last_layer.weight_v"}),
+        ("ibot, separate", {"head.last_layer.weight_v", "head.patch_layer.weight_v"}),
+        ("dinov2", {f"{head}.last_layer.weight_{part}" for head in ("head", "patch_head") for part in "gv"}),
+    ],
+)
+def test_the_last_layer_is_held_in_the_first_epoch(name: str, expected: set[str]) -> None:
+    model = build(CONFIGS[name])
+    names = {id(p): key for key, p in model.named_parameters()}
+    held = {names[id(p)] for p in model.held(Progress(9, 100, 0.9, 10.0)) if p.requires_grad}
+    assert held == expected
+    assert not list(model.held(Progress(10, 100, 1.0, 10.0)))
+
+
+def test_dinov2_rates_and_clip_groups() -> None:
+    model = build(DINOV2)
+    scales = {
+        "encoder.vit.patch_embed.proj.weight": 0.2 * 0.9**3,
+        "encoder.vit.cls_token": 0.9**3,
+        "mask_token": 0.9**3,
+        "encoder.vit.blocks.0.attn.qkv.weight": 0.9**2,
+        "encoder.vit.blocks.1.ls1.gamma": 0.9,
+        "encoder.vit.norm.weight": 1.0,
+        "head.mlp.0.weight": 1.0,
+    }
+    assert {name: model.lr_scale(name) for name in scales} == pytest.approx(scales)
+    trained = {key for key, p in model.named_parameters() if p.requires_grad}
+    names = {id(p): key for key, p in model.named_parameters()}
+    groups = [[names[id(p)] for p in group if p.requires_grad] for group in model.clip_groups()]
+    assert {key for group in groups for key in group} == trained
+    assert [{key.split(".")[0] for key in group} for group in groups] == [
+        {"encoder", "mask_token"},
+        {"head"},
+        {"patch_head"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "text"),
+    [
+        (DINO, {"global_1": LOCAL}, "one whole crop, found count 2"),
+        (DINO, {"global_2": MASKED}, "one whole crop, found count 1 and mask"),
+        (DINO, {"local": MASKED}, "whole local crops, found mask"),
+        (DINO, {"global_1": View(size=32)}, r"global views of one size, found \(32, 32\) and \(16, 16\)"),
+        (DINO, {"local": View(size=10)}, "patch_size 4 does not divide a crop of 10x10"),
+        (IBOT, {"global_1": WHOLE}, "one masked crop, found count 1 and mask None"),
+        (IBOT, {"local": MASKED}, "whole local crops, found mask"),
+        (DINOV2, {"patch_prototypes": 7}, "patch_prototypes or patch_head, found both"),
+        (IBOT, {"head": {"prototypes": 1}}, "greater than or equal to 2"),
+    ],
+)
+def test_impossible_recipes_are_refused(config: Any, fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        type(config)(**{**dict(config), **fields})
+
+
+# ---------------------------------------------------------------- micro-batches and processes
+
+
+@pytest.mark.parametrize("fields", [{"koleo": 0.1}, {"targets": "sinkhorn"}])
+def test_what_compares_pictures_says_so(fields: dict[str, Any]) -> None:
+    assert build(IBOT.model_copy(update=fields)).compares_pictures()
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot", "ibot, separate", "dinov2, centred"])
+def test_two_micro_batches_are_one(name: str) -> None:
+    """Gradients add up and centres are collected, where no row looks at another."""
+    config = CONFIGS[name].model_copy(update={"koleo": 0.0})
+    whole, parts, half = build(config), build(config), ROWS // 2
+    whole(batch(config), START).loss.backward()
+    for first in (0, half):
+        (parts(batch(config, first, first + half), START).loss / 2).backward()
+    for model in (whole, parts):
+        assert not model.compares_pictures()
+        model.after_step(START)
+    for (key, one), two in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+    for one, two in zip(whole.buffers(), parts.buffers(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6)
+
+
+def one_step(name: str) -> dict[str, Tensor]:
+    """Gradients, centres and teacher of a step on the global batch, of which each process has a part."""
+    config, share = CONFIGS[name], ROWS // world()
+    model = build(config)
+    data = batch(config, rank() * share, (rank() + 1) * share)
+    output = model(data, START)
+    output.loss.backward()
+    found = {"loss": mean_over_processes(output.loss)}
+    for key, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            parameter.grad = mean_over_processes(parameter.grad)
+            found[f"gradient of {key}"] = parameter.grad
+            parameter.data.sub_(0.1 * parameter.grad)
+    model.after_step(START)
+    return found | {key: tensor for key, tensor in model.state_dict().items() if "teacher" in key or "centre" in key}
+
+
+def all_steps(_rank: int, names: list[str]) -> dict[str, dict[str, Tensor]]:
+    return {name: one_step(name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def two() -> list[dict[str, Any]]:
+    return on_processes(partial(all_steps, names=list(CONFIGS)))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_processes_are_one(two: list[dict[str, Any]], name: str) -> None:
+    one = one_step(name)
+    assert {"loss", "teacher_head.last_layer.weight_v", "centre.value"} <= one.keys()
+    for found in two:
+        assert found[name].keys() == one.keys()
+        for key, tensor in one.items():
+            torch.testing.assert_close(
+                found[name][key], tensor, rtol=1e-5, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+            )

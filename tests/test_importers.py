@@ -1,0 +1,298 @@
+"""Official files of every family, as they are laid out, become exports that timm alone loads, with its features.
+
+The backbones are timm's own with random weights under official names; what a name means is thereby fixed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from unlabeled.__main__ import main
+from unlabeled.errors import UserError
+from unlabeled.importers import FAMILIES, import_official, read
+from unlabeled.importers.reading import checked, known_model
+
+Tensors = dict[str, Tensor]
+SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+HEAD = {"mlp.0.weight": (8, 48), "mlp.0.bias": (8,), "last_layer.weight_g": (5, 1), "last_layer.weight_v": (5, 4)}
+
+
+def random(model: nn.Module, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model.eval()
+
+
+def vit(seed: int = 0, **more: Any) -> nn.Module:
+    return random(timm.create_model("vit_base_patch16_224", num_classes=0, **{**SIZE, **more}), seed)
+
+
+def tensors(shapes: dict[str, tuple[int, ...]]) -> Tensors:
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def under(prefix: str, weights: Tensors) -> Tensors:
+    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+def features_of(folder: Path, images: Tensor) -> Tensor:
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().forward_features(images)
+
+
+# ---------------------------------------------------------------- official files
+
+
+def mae(model: nn.Module) -> dict[str, Any]:
+    return {"model": {**model.state_dict(), "mask_token": torch.zeros(1, 1, 8)}, "args": argparse.Namespace(lr=1)}
+
+
+def mocov3(model: nn.Module) -> dict[str, Any]:
+    weights = {
+        **under("module.base_encoder.", model.state_dict()),
+        **under("module.momentum_encoder.", vit(seed=1).state_dict()),
+        "module.base_encoder.head.0.weight": torch.randn(4, 48),
+        "module.momentum_encoder.head.0.weight": torch.randn(4, 48),
+        "module.predictor.3.weight": torch.randn(4, 4),
+    }
+    return {"epoch": 3, "arch": "vit_small", "state_dict": weights}
+
+
+def dino(model: nn.Module) -> dict[str, Any]:
+    student = {**under("module.backbone.", vit(seed=1).state_dict()), **under("module.head.", tensors(HEAD))}
+    teacher = {**under("backbone.", model.state_dict()), **under("head.", tensors(HEAD))}
+    return {"student": student, "teacher": teacher, "dino_loss": {"center": torch.randn(1, 5)}}
+
+
+def ibot(model: nn.Module) -> dict[str, Any]:
+    checkpoint = dino(model)
+    for key, prefix in (("student", "module."), ("teacher", "")):
+        head = {n: t for n, t in checkpoint[key].items() if n.startswith(f"{prefix}head.last_layer.")}
+        checkpoint[key] |= {n.replace("last_layer", "last_layer2"): t.clone() for n, t in head.items()}
+    checkpoint["student"]["module.backbone.masked_embed"] = torch.randn(1, 48)
+    loss = {"center": torch.randn(1, 5), "center2": torch.randn(1, 1, 5)}
+    return {"student": checkpoint["student"], "teacher": checkpoint["teacher"], "ibot_loss": loss}
+
+
+def dinov2(model: nn.Module) -> dict[str, Any]:
+    """In chunks of one block."""
+    names = {n: re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", n) for n in model.state_dict()}
+    return {**{names[n]: t for n, t in model.state_dict().items()}, "mask_token": torch.zeros(1, 48)}
+
+
+def simmim(model: nn.Module) -> dict[str, Any]:
+    weights = {
+        **under("encoder.", model.state_dict()),
+        "encoder.rel_pos_bias.relative_position_index": torch.zeros(5, 5, dtype=torch.int64),
+        "encoder.mask_token": torch.randn(1, 1, 48),
+        "decoder.0.weight": torch.randn(192, 48, 1, 1),
+        "decoder.0.bias": torch.randn(192),
+    }
+    return {"model": weights}
+
+
+def models() -> dict[str, tuple[Callable[[nn.Module], dict[str, Any]], nn.Module]]:
+    shared = {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
+    beit = timm.create_model("beit_base_patch16_224", num_classes=0, global_pool="token", **SIZE, **shared)
+    return {
+        "mae": (mae, vit()),
+        "mocov3": (mocov3, vit()),
+        "dino": (dino, vit()),
+        "ibot": (ibot, vit()),
+        "dinov2": (dinov2, vit(init_values=1e-5)),
+        "simmim": (simmim, random(beit)),
+    }
+
+
+HEADS = {
+    "mae": {"decoder.mask_token"},
+    "mocov3": {
+        "projector.0.weight",
+        "predictor.3.weight",
+        "teacher.projector.0.weight",
+        "teacher.encoder.vit.cls_token",
+    },
+    "dino": {"encoder.vit.cls_token", "centre.value", *under("head.", HEAD), *under("teacher_head.", HEAD)},
+    "ibot": {"encoder.vit.cls_token", "centre.value", "patch_centre.value", "mask_token", *under("head.", HEAD)},
+    "dinov2": set(),
+    "simmim": {"mask_token", "decoder.head.weight", "decoder.head.bias"},
+}
+
+
+# where the encoder's weights lie
+PLACE = {
+    "mae": ("model", ""),
+    "mocov3": ("state_dict", "module.base_encoder."),
+    "dino": ("teacher", "backbone."),
+    "ibot": ("teacher", "backbone."),
+    "dinov2": ("", ""),
+    "simmim": ("model", "encoder."),
+}
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_timm_gives_the_official_features(name: str, tmp_path: Path) -> None:
+    official, model = models()[name]
+    torch.save(official(model), tmp_path / "official.pth")
+    assert main(["import", name, str(tmp_path / "official.pth"), str(tmp_path / "out"), "--heads", "3"]) == 0
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(features_of(tmp_path / "out", images), model.forward_features(images))  # type: ignore[operator]
+    resumed = tmp_path / "out" / "heads.safetensors"
+    names = set(safetensors.torch.load_file(resumed)) if resumed.exists() else set()
+    assert HEADS[name] <= names if HEADS[name] else not names
+    assert not any("last_layer2" in n or "patch_layer" in n for n in names), "shared layers are kept once"
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_an_unexpected_key_is_refused(name: str, tmp_path: Path) -> None:
+    official, model = models()[name]
+    checkpoint = official(model)
+    key, prefix = PLACE[name]
+    (checkpoint[key] if key else checkpoint)[f"{prefix}stranger"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "official.pth")
+    with pytest.raises(UserError, match=r"unexpected \['.*stranger'\]"):
+        read(name, tmp_path / "official.pth", heads=3)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_a_missing_key_is_refused(name: str, tmp_path: Path) -> None:
+    official, model = models()[name]
+    state = {n: t for n, t in model.state_dict().items() if n != "norm.weight"}
+    model.state_dict = lambda: state  # type: ignore[assignment, method-assign]
+    torch.save(official(model), tmp_path / "official.pth")
+    with pytest.raises(UserError, match=r"missing \['norm.weight'\]"):
+        read(name, tmp_path / "official.pth", heads=3)
+
+
+def test_prefixes_are_anchored(tmp_path: Path) -> None:
+    """A name that only contains `backbone.` keeps it, and is refused."""
+    checkpoint = dino(vit())
+    checkpoint["teacher"]["other.backbone.norm.weight"] = torch.zeros(48)
+    torch.save(checkpoint, tmp_path / "official.pth")
+    with pytest.raises(UserError, match=r"unexpected \['other.backbone.norm.weight'\]"):
+        read("dino", tmp_path / "official.pth", heads=3)
+
+
+@pytest.mark.parametrize("name", ["mocov3", "dino", "ibot"])
+def test_the_other_network_by_key(name: str, tmp_path: Path) -> None:
+    official, model = models()[name]
+    torch.save(official(model), tmp_path / "official.pth")
+    other = "teacher" if name == "mocov3" else "student"
+    imported = read(name, tmp_path / "official.pth", heads=3, key=other)  # type: ignore[arg-type]
+    expected = vit(seed=1).state_dict()
+    assert all(torch.equal(imported.encoder[n], t) for n, t in expected.items())
+    assert imported.encoder.keys() == expected.keys() and not imported.heads
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot"])
+def test_backbone_files(name: str, tmp_path: Path) -> None:
+    weights = vit().state_dict()
+    torch.save(weights if name == "dino" else {"state_dict": weights}, tmp_path / "backbone.pth")
+    imported = read(name, tmp_path / "backbone.pth", heads=3)
+    assert imported.encoder.keys() == weights.keys() and not imported.heads
+
+
+def test_newer_names_of_weight_norm(tmp_path: Path) -> None:
+    checkpoint = dino(vit())
+    for key, prefix in (("student", "module."), ("teacher", "")):
+        for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+            gain = checkpoint[key].pop(f"{prefix}head.last_layer.{old}")
+            checkpoint[key][f"{prefix}head.last_layer.parametrizations.weight.{new}"] = gain
+    torch.save(checkpoint, tmp_path / "official.pth")
+    heads = read("dino", tmp_path / "official.pth", heads=3).heads
+    assert heads["head.last_layer.weight_g"].shape == (5, 1) and heads["teacher_head.last_layer.weight_v"].shape == (
+        5,
+        4,
+    )
+
+
+def test_separate_patch_layers_are_kept(tmp_path: Path) -> None:
+    checkpoint = ibot(vit())
+    checkpoint["student"]["module.head.last_layer2.weight_g"] += 1
+    torch.save(checkpoint, tmp_path / "official.pth")
+    heads = read("ibot", tmp_path / "official.pth", heads=3).heads
+    assert heads["head.patch_layer.weight_g"].equal(heads["head.last_layer.weight_g"] + 1)
+    assert heads["teacher_head.patch_layer.weight_g"].equal(heads["teacher_head.last_layer.weight_g"])
+
+
+def test_registers_of_dinov2(tmp_path: Path) -> None:
+    """Officially registers are put in after positions were added to class token and patches."""
+    model, registers, images = vit(init_values=1e-5), torch.randn(1, 2, 48), torch.randn(2, 3, 16, 16)
+    torch.save({**dinov2(model), "register_tokens": registers}, tmp_path / "official.pth")
+    import_official("dinov2", tmp_path / "official.pth", tmp_path / "out", heads=3)
+    patches: Any = model.patch_embed(images)  # type: ignore[operator]
+    x = torch.cat([model.cls_token.expand(2, -1, -1), patches], dim=1) + model.pos_embed  # type: ignore[operator]
+    x = torch.cat([x[:, :1], registers.expand(2, -1, -1), x[:, 1:]], dim=1)
+    expected = model.norm(model.blocks(x))  # type: ignore[operator]
+    torch.testing.assert_close(features_of(tmp_path / "out", images), expected)
+
+
+def test_swiglu_of_the_giant(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {**SIZE, "img_size": 28, "patch_size": 14}
+    model = random(timm.create_model("vit_giant_patch14_dinov2", num_classes=0, **arguments))
+    family = FAMILIES["dinov2"].FAMILY._replace(known={768: ("vit_giant_patch14_dinov2", 24)})
+    named = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for n, t in model.state_dict().items()}
+    from unlabeled.importers.dinov2 import _timm_name
+
+    encoder = {_timm_name(name): tensor for name, tensor in named.items()}
+    arguments |= {"img_size": [28, 28], "in_chans": 3}
+    assert (
+        checked(family, "vit_giant_patch14_dinov2", arguments, encoder, {}).encoder.keys() == model.state_dict().keys()
+    )
+
+
+def test_official_numbers_of_heads() -> None:
+    """No weight shows them. MoCo v3's small differs from timm's."""
+    expected = {"mae": {768: 12, 1024: 16, 1280: 16}, "mocov3": {384: 12, 768: 12}, "dino": {192: 3, 384: 6, 768: 12}}
+    for name, numbers in expected.items():
+        for width, number in numbers.items():
+            assert known_model(FAMILIES[name].FAMILY, width, None)[1] == number
+    with pytest.raises(UserError, match=r"no official model of a MoCo v3 ViT is 48 wide .* Pass --heads"):
+        known_model(FAMILIES["mocov3"].FAMILY, 48, None)
+    with pytest.raises(UserError, match="5 heads do not divide a width of 48"):
+        known_model(FAMILIES["dino"].FAMILY, 48, 5)
+
+
+def test_settings_of_yacs_are_read_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})  # type: ignore[attr-defined]
+    checkpoint = simmim(models()["simmim"][1])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+        patch.setitem(sys.modules, "yacs.config", module)
+        node = module.CfgNode(DATA=module.CfgNode(BATCH_SIZE=8))  # type: ignore[attr-defined]
+        node.__dict__["__immutable__"] = True
+        torch.save({**checkpoint, "config": node}, tmp_path / "official.pth")
+    assert read("simmim", tmp_path / "official.pth").arguments["num_heads"] == 3
+
+
+def test_the_pixels_of_simmims_head_keep_their_place(tmp_path: Path) -> None:
+    checkpoint = simmim(models()["simmim"][1])
+    torch.save(checkpoint, tmp_path / "official.pth")
+    bias = read("simmim", tmp_path / "official.pth").heads["decoder.head.bias"]
+    shuffled = nn.functional.pixel_shuffle(checkpoint["model"]["decoder.0.bias"].view(1, 192, 1, 1), 8)
+    assert torch.equal(bias.view(8, 8, 3).permute(2, 0, 1), shuffled[0])
+
+
+@pytest.mark.parametrize("name", ["mae", "dinov2", "simmim"])
+def test_a_key_where_there_is_one_network_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no student of its own"):
+        read(name, tmp_path / "absent.pth", key="student")
+
+
+def test_swin_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": {"encoder.layers.0.blocks.0.norm1.weight": torch.zeros(3)}}, tmp_path / "official.pth")
+    with pytest.raises(UserError, match="not a SimMIM ViT"):
+        read("simmim", tmp_path / "official.pth")
