@@ -62,10 +62,14 @@ class Pretrain:
 
     def what(self, recipe: Any, job: Job) -> list[Line]:
         """Its own lines of the plan."""
+        from unlabeled.nn.families import is_cnn
+
         source = job.dataset.source
         labels = f", {len(source.classes)} classes (not used to pretrain)" if source.classes else ""
         encoder = recipe.method.encoder
-        model = f"{recipe.method.name} with {encoder.model}, patch {encoder.patch_size}, {encoder.positions} positions"
+        patches = f"stride {encoder.patch_size}" if is_cnn(encoder.model) else f"patch {encoder.patch_size}"
+        positions = "" if is_cnn(encoder.model) else f", {encoder.positions} positions"
+        model = f"{recipe.method.name} with {encoder.model}, {patches}{positions}"
         changed = [
             ("rescaled", f"{field}: paper {paper:g}, yours {yours:.6g}: {why}")
             for field, paper, yours, why in self.rescaled
@@ -96,7 +100,13 @@ class Pretrain:
         if recipe.data.name == "files" and recipe.data.val is None:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
         from unlabeled.evaluate.protocol import Evaluator, Splits
+        from unlabeled.nn.families import is_cnn
 
+        if recipe.evaluate.pool == "cls" and is_cnn(recipe.method.encoder.model):
+            raise UserError(
+                f"evaluate.pool is cls, but the CNN '{recipe.method.encoder.model}' has no class token. "
+                "Set evaluate.pool=mean."
+            )
         rank, world = accelerator.process_index, accelerator.num_processes
         splits = Splits(recipe.evaluate, recipe.data, accelerator.device, recipe.run.workers, rank, world)
         splits.check()

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from unlabeled.errors import UserError
 from unlabeled.method import Method
-from unlabeled.nn.beit import fit_tables
-from unlabeled.nn.encoder import Encoder, build_encoder
+from unlabeled.nn.beit import fit_tables, is_relative
+from unlabeled.nn.encoder import Encoder
+from unlabeled.nn.families import build_encoder, for_timm, is_cnn, stride_of
 from unlabeled.nn.positions import Grid, resample
 
 Tensors = dict[str, Tensor]
@@ -49,26 +50,30 @@ def timm_config(
     num_classes: int = 0,
     classes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """timm's `config.json` of a ViT. `global_pool` goes into `model_args`, where timm reads it."""
-    pool = arguments.get("global_pool", "token")
+    """timm's `config.json`. `global_pool` of a ViT goes into `model_args`, where timm reads it; a CNN's is the mean."""
+    import timm
+
+    cnn, own = is_cnn(architecture), timm.get_pretrained_cfg(architecture)
+    pool = "avg" if cnn else arguments.get("global_pool", "token")
+    size = arguments["img_size"]
     config: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": num_classes,
         "num_features": num_features,
         "global_pool": pool,
-        "model_args": {**arguments, "global_pool": pool},
+        "model_args": for_timm(architecture, arguments if cnn else {**arguments, "global_pool": pool}),
         "pretrained_cfg": {
-            "input_size": [arguments["in_chans"], *arguments["img_size"]],
-            "fixed_input_size": True,
+            "input_size": [arguments["in_chans"], *size],
+            "fixed_input_size": not cnn,
             "interpolation": prepared.interpolation,
             "crop_pct": prepared.crop_pct,
             "crop_mode": "center",
             "mean": list(prepared.mean),
             "std": list(prepared.std),
             "num_classes": num_classes,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "pool_size": [side // stride_of(architecture) for side in size] if cnn else None,
+            "first_conv": own.first_conv,
+            "classifier": own.classifier,
         },
     }
     if classes:
@@ -147,6 +152,8 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     folder = _existing(where.removeprefix("scratch:"))
     config = json.loads((folder / "config.json").read_text())
     arguments = {k: v for k, v in config["model_args"].items() if k not in ("global_pool", "fc_norm", "use_fc_norm")}
+    # timm's CNNs are not told a size, but were trained at one
+    arguments.setdefault("img_size", config["pretrained_cfg"]["input_size"][1:])
     weights = None if scratch else _read(folder / "model.safetensors")
     if weights and config["num_classes"]:
         raise UserError(f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from.")
@@ -163,9 +170,9 @@ def preprocessing_of(path: str | Path) -> Preprocessing | None:
 
 
 def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
-    """Weights of a timm ViT or BEiT fitted to another image size or number of channels.
+    """Weights of a timm model fitted to another image size or number of channels.
 
-    Positions are resampled bicubically to the target grid, relative ones by BEiT's rule; the patch convolution is
+    Positions are resampled bicubically to the target grid, relative ones by BEiT's rule; the first convolution is
     summed or repeated over channels.
 
     Args:
@@ -176,12 +183,14 @@ def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
     from timm.models._manipulate import adapt_input_conv
 
     weights = dict(weights)
-    convolution = weights["patch_embed.proj.weight"]
-    channels = model.patch_embed.proj.weight.shape[1]
-    if convolution.shape[1] != channels:
-        weights["patch_embed.proj.weight"] = adapt_input_conv(channels, convolution)
-    if model.pos_embed is None:
+    first = f"{model.pretrained_cfg['first_conv']}.weight"
+    channels = model.get_parameter(first).shape[1]
+    if weights[first].shape[1] != channels:
+        weights[first] = adapt_input_conv(channels, weights[first])
+    if is_relative(weights):
         return fit_tables(weights, old, model)
+    if "pos_embed" not in weights:
+        return weights
     table = weights["pos_embed"]
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     patches = resample(table[:, prefix:], old, model.patch_embed.grid_size)
@@ -190,11 +199,12 @@ def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
 
 
 def untrained(architecture: str, arguments: dict[str, Any]) -> Encoder:
-    """An encoder with MAE's random initialisation and sine-cosine positions that may learn; a BEiT with timm's own."""
+    """An encoder with MAE's random initialisation and sine-cosine positions that may learn; a BEiT or a CNN with timm's
+    own."""
     from unlabeled.methods.mae import initialize_
 
     encoder = build_encoder(architecture, arguments)
-    if encoder.vit.pos_embed is None:
+    if is_cnn(architecture) or encoder.vit.pos_embed is None:
         return encoder
     encoder.fix_positions()
     initialize_(encoder)
@@ -223,18 +233,20 @@ def _build(
 def _from_timm(name: str, image_size: int | Grid | None, channels: int | None) -> Encoder:
     import timm
 
-    if not timm.is_model(name.split(".")[0]):
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
         raise UserError(f"timm has no model '{name}'")
+    pool = {} if is_cnn(architecture) else {"global_pool": "token"}
     try:
-        vit = timm.create_model(name, pretrained=True, num_classes=0, global_pool="token")
+        vit = timm.create_model(name, pretrained=True, num_classes=0, **pool)
     except Exception as error:  # a hub, a network or a file: whatever it was, the person must hear it
         raise UserError(f"timm cannot load the weights of '{name}': {error}") from error
-    arguments = {
-        "img_size": list(vit.patch_embed.img_size),
-        "patch_size": vit.patch_embed.patch_size[0],
-        "in_chans": vit.in_chans,
-    }
-    return _build(name.split(".")[0], arguments, dict(vit.state_dict()), image_size, channels)
+    if is_cnn(architecture):
+        arguments = {"img_size": list(vit.pretrained_cfg["input_size"][1:])}
+    else:
+        patches = vit.patch_embed
+        arguments = {"img_size": list(patches.img_size), "patch_size": patches.patch_size[0]}
+    return _build(architecture, {**arguments, "in_chans": vit.in_chans}, dict(vit.state_dict()), image_size, channels)
 
 
 def _load_strictly(vit: nn.Module, weights: Tensors) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from unlabeled.nn.heads import BatchNorm, DistillHead, Prototypes, mlp
+from unlabeled.nn.batchnorm import BatchNorm
+from unlabeled.nn.heads import DistillHead, Prototypes, mlp
 
 
 def test_mlp_is_numbered_as_moco_v3() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from support import on_processes
-from torch import Tensor
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
 
+from unlabeled.nn.batchnorm import BatchNorm, synchronise_
 from unlabeled.nn.collectives import gather, gather_with_gradient, mean_over_processes, rank, world
-from unlabeled.nn.heads import BatchNorm
 from unlabeled.nn.losses import info_nce, koleo, nt_xent, sinkhorn
 from unlabeled.nn.teacher import Centre
 
@@ -44,12 +45,21 @@ def normalised(x: Tensor) -> Tensor:
     return (norm(mine(x)) * mine(rows(3))).tanh().sum(1).mean()
 
 
+def convolved(x: Tensor) -> Tensor:
+    """Through a CNN with both of timm's batch normalisations, alone and with an activation."""
+    torch.manual_seed(2)
+    cnn = nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), BatchNormAct2d(3))
+    synchronise_(cnn)
+    return cnn(mine(x).view(-1, 1, 2, 3)).square().flatten(1).sum(1).tanh().mean()
+
+
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "gather": pairwise_energy,
     "info_nce": contrast,
     "nt_xent": lambda x: nt_xent(mine(x), mine(rows(1)) + mine(x).square(), 0.2),
     "koleo": lambda x: koleo(mine(x)),
     "batch_norm": normalised,
+    "batch_norm_2d": convolved,
 }
 
 

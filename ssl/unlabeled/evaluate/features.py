@@ -172,7 +172,7 @@ def encoder_features(encoder: Encoder, pool: Pool) -> Encode:
     Raises:
         UserError: the class token is asked for and there is none.
     """
-    if pool == "cls" and encoder.vit.cls_token is None:
+    if pool == "cls" and not encoder.has_class_token:
         raise UserError(f"{encoder.model} has no class token. Evaluate the mean of its patches: pool=mean.")
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.nn.encoder import build_encoder
+from unlabeled.nn.families import build_encoder
 
 Tensors = dict[str, Tensor]
 Key = Literal["student", "teacher"]

@@ -20,6 +20,7 @@ from torch import nn
 from unlabeled.data.views import View
 from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.nn.families import is_cnn
 from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.init import distilled_vit_
 from unlabeled.nn.losses import cross_view, sharpen
@@ -41,8 +42,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     global_1: View = Field(GLOBAL_1, description="the first large crop: always blurred")
     global_2: View = Field(GLOBAL_2, description="the second large crop: rarely blurred, sometimes solarised")
     local: View | None = Field(LOCAL, description="small crops, for the student only; null = none")
-    encoder: EncoderConfig = Field(SMALL, description="the vision transformer that is kept")
-    head: HeadConfig = Field(HeadConfig(freeze_gain=False), description="from the class token to prototypes")
+    encoder: EncoderConfig = Field(SMALL, description="the vision transformer or CNN that is kept")
+    head: HeadConfig = Field(HeadConfig(freeze_gain=False), description="from the encoder's feature to prototypes")
+    head_norm: bool | None = Field(
+        None, description="batch normalisation inside the head (official use_bn_in_head); null = for a CNN"
+    )
     student_temperature: float = Field(0.1, gt=0, description="of the student's distribution")
     teacher_temperature: float = Field(0.07, gt=0, description="of the teacher's distribution; more is unstable")
     teacher_temperature_start: float = Field(0.04, gt=0, description="where its warm-up begins: sharper")
@@ -96,12 +100,19 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         """The views its forward expects, in order."""
         return (self.global_1, self.global_2, *(() if self.local is None else (self.local,)))
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether the head has batch normalisation."""
+        return is_cnn(self.encoder.model) if self.head_norm is None else self.head_norm
+
     def build(self) -> DINO:
         """A randomly initialised model, its teacher equal to it. The teacher drops no paths."""
         calm = self.encoder.model_copy(update={"drop_path": 0.0})
         encoder, teacher = (config.build(self.global_1.shape) for config in (self.encoder, calm))
-        distilled_vit_(encoder.vit)
-        return DINO(encoder, self.head.build(encoder.width), teacher, self.head.build(encoder.width), self)
+        if not is_cnn(encoder.model):  # a CNN begins as timm has it
+            distilled_vit_(encoder.vit)
+        head, teacher_head = (self.head.build(encoder.width, norm=self.normalizes) for _ in range(2))
+        return DINO(encoder, head, teacher, teacher_head, self)
 
 
 class DINO(Method):
@@ -134,12 +145,12 @@ class DINO(Method):
         # all crops of one size go through together, the large ones first
         large = torch.cat([view.flat()[0] for view in batch.views[:2]])
         small = [view.flat()[0] for view in batch.views[2:]]
-        features = [self.encoder(crops).prefix[:, 0] for crops in (large, *small)]
+        features = [self.encoder.feature(crops) for crops in (large, *small)]
         student = self.head(torch.cat(features))
 
         # the teacher sees the large ones only
         with torch.no_grad():
-            teacher = self.teacher_head(self.teacher(large).prefix[:, 0])
+            teacher = self.teacher_head(self.teacher.feature(large))
         temperature = self.teacher_temperature.at(progress.epoch, progress.total_steps / progress.epochs)
         targets = sharpen(teacher, self.centre.value, temperature)
         self.centre.note(teacher, progress.step)
@@ -158,6 +169,10 @@ class DINO(Method):
     def held(self, progress: Progress) -> Iterable[nn.Parameter]:
         """The last layer, at first (official `cancel_gradients_last_layer`)."""
         return self.head.prototypes() if progress.epoch < self.config.frozen_epochs else ()
+
+    def compares_pictures(self) -> bool:
+        """By batch normalisation alone, in a CNN or in the head."""
+        return self.encoder.has_batch_norm or self.config.normalizes
 
     def exports(self) -> dict[str, Encoder]:
         return {"teacher": self.teacher, "encoder": self.encoder}

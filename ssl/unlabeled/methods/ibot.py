@@ -108,6 +108,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
+        self.encoder.must_hide_patches("iBOT")
         for view in self.views:
             view.check(self.encoder.patch_size)
         if self.global_1.shape != self.global_2.shape:

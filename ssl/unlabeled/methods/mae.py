@@ -48,6 +48,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @field_validator("encoder")
     @classmethod
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
+        encoder.must_hide_patches("MAE")
         if "view" in info.data:
             info.data["view"].check(encoder.patch_size)
         if encoder.positions == "relative":

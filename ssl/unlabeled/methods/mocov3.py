@@ -3,7 +3,8 @@
 Two views of a picture must find each other among the pictures of the batch: queries from a trained encoder, keys from
 its moving average. Where paper and code differ this follows the code: the teacher that makes the keys of a step has
 already followed the student's weights of that step (the pseudocode updates it at the end), queries are contrasted with
-all keys of all processes, and the two terms are summed. Small has 12 heads, not timm's 6.
+all keys of all processes, and the two terms are summed. Small has 12 heads, not timm's 6. A CNN begins as timm has it,
+with a projector of two layers and no norm after its predictor (official `MoCo_ResNet`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from unlabeled.data.views import View
 from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.collectives import gather, rank, world
 from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.nn.families import is_cnn
 from unlabeled.nn.heads import mlp
 from unlabeled.nn.init import mocov3_
 from unlabeled.nn.losses import info_nce
@@ -41,8 +43,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     name: Literal["mocov3"] = "mocov3"
     first: View = Field(FIRST, description="the first view: always blurred")
     second: View = Field(SECOND, description="the second view: rarely blurred, sometimes solarised")
-    encoder: EncoderConfig = Field(SMALL, description="the vision transformer that is kept")
-    freeze_patches: bool = Field(True, description="keep the patch projection at its random start (section 4.2)")
+    encoder: EncoderConfig = Field(SMALL, description="the vision transformer or CNN that is kept")
+    freeze_patches: bool = Field(True, description="keep a ViT's patch projection at its random start (section 4.2)")
     hidden: int = Field(4096, ge=1, description="width inside projector and predictor")
     dim: int = Field(256, ge=2, description="width of queries and keys")
     temperature: float = Field(0.2, gt=0, description="of the similarities")
@@ -81,6 +83,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     def _branch(self) -> Branch:
         encoder = self.encoder.build(self.first.shape)
+        if is_cnn(encoder.model):
+            return Branch(encoder, mlp((encoder.width, self.hidden, self.dim)))
         mocov3_(encoder.vit, self.freeze_patches)
         return Branch(encoder, mlp((encoder.width, self.hidden, self.hidden, self.dim)))
 
@@ -105,7 +109,7 @@ class MoCoV3(Method):
     def __init__(self, student: Branch, teacher: Branch, config: Config) -> None:
         super().__init__()
         self.encoder, self.projector = student.encoder, student.projector
-        self.predictor = mlp((config.dim, config.hidden, config.dim))
+        self.predictor = mlp((config.dim, config.hidden, config.dim), last_norm=not is_cnn(self.encoder.model))
         self.teacher = teacher
         self.temperature = config.temperature
         self.momentum = config.rules["momentum"].value if config.momentum is None else config.momentum
@@ -122,7 +126,8 @@ class MoCoV3(Method):
 
     def _project(self, encoder: Encoder, projector: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Projections of both views [B, dim]; each is a batch of its own for batch normalisation."""
-        first, second = encoder(images).prefix[:, 0].chunk(2)
+        batches = images.chunk(2) if encoder.has_batch_norm else (images,)
+        first, second = torch.cat([encoder.feature(batch) for batch in batches]).chunk(2)
         return projector(first), projector(second)
 
     def _contrast(self, queries: Tensor, keys: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""SimCLR (Chen et al., ICML 2020) on vision transformers.
+"""SimCLR (Chen et al., ICML 2020) on vision transformers and CNNs.
 
 Two augmentations of a picture attract each other and repel all other pictures of the global batch; no teacher, no
 predictor. The official code is for ResNets in TensorFlow; the loss and the projector follow the paper (equation 1 and
-section 4.2), the encoder's initialisation and its frozen patch projection follow MoCo v3, whose paper trains SimCLR on
-ViTs the same way (Chen, Xie, He 2021, table 3).
+section 4.2), a ViT's initialisation and its frozen patch projection follow MoCo v3, whose paper trains SimCLR on ViTs
+the same way (Chen, Xie, He 2021, table 3). Both views go through a CNN in one batch, as in the official code.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from unlabeled.data.views import View
 from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.collectives import world
 from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.nn.families import is_cnn
 from unlabeled.nn.heads import mlp
 from unlabeled.nn.init import mocov3_
 from unlabeled.nn.losses import nt_xent
@@ -41,9 +42,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     name: Literal["simclr"] = "simclr"
     view: View = Field(PAIR, description="both views: two crops of the same settings")
     encoder: EncoderConfig = Field(
-        EncoderConfig(model="vit_small_patch16_224"), description="the vision transformer that is kept"
+        EncoderConfig(model="vit_small_patch16_224"), description="the vision transformer or CNN that is kept"
     )
-    freeze_patches: bool = Field(True, description="keep the patch projection at its random start, as MoCo v3 does")
+    freeze_patches: bool = Field(True, description="keep a ViT's patch projection at its random start, as MoCo v3 does")
     hidden: int = Field(2048, ge=1, description="width inside the projector")
     dim: int = Field(128, ge=2, description="width of what is contrasted")
     temperature: float = Field(0.1, gt=0, description="of the similarities")
@@ -70,7 +71,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def build(self) -> SimCLR:
         """A randomly initialised model."""
         encoder = self.encoder.build(self.view.shape)
-        mocov3_(encoder.vit, self.freeze_patches)
+        if not is_cnn(encoder.model):  # a CNN begins as timm has it
+            mocov3_(encoder.vit, self.freeze_patches)
         return SimCLR(encoder, mlp((encoder.width, self.hidden, self.dim)), self.temperature)
 
 
@@ -79,7 +81,7 @@ class SimCLR(Method):
 
     Args:
         encoder: kept and exported.
-        projector: from the class token to what is contrasted.
+        projector: from the encoder's feature to what is contrasted.
         temperature: of the similarities.
     """
 
@@ -89,7 +91,7 @@ class SimCLR(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images, _ = batch.views[0].flat()
-        a, b = self.projector(self.encoder(images).prefix[:, 0]).chunk(2)
+        a, b = self.projector(self.encoder.feature(images)).chunk(2)
         loss = nt_xent(a, b, self.temperature)
 
         # what a network gets that cannot tell pictures apart

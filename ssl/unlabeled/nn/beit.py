@@ -85,6 +85,11 @@ def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, T
     return fitted
 
 
+def is_relative(weights: dict[str, Tensor]) -> bool:
+    """Whether these are the weights of a timm `Beit` with tables of relative positions."""
+    return any(TABLE in name for name in weights)
+
+
 def resize_table(table: Tensor, old: Grid, new: Grid) -> Tensor:
     """Carry a table [(2 rows - 1)(2 columns - 1) + 3, heads] from one grid of patches to another.
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor, nn
 
+from unlabeled.nn.families import build_encoder, is_cnn, patch_size_of
 from unlabeled.nn.patches import PatchMask, gather, patchify
 from unlabeled.nn.positions import Grid, Interpolation, resample, sincos_2d, with_prefix
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
 
 
 class Tokens(NamedTuple):
@@ -35,10 +33,19 @@ class Tokens(NamedTuple):
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
-    """A timm vision transformer, by name, with what a recipe may change about it."""
+    """A timm vision transformer or CNN, by name, with what a recipe may change about it.
 
-    model: str = Field("vit_base_patch16_224", description="a timm vision transformer (vit_*, beit_*), by name")
-    patch_size: int = Field(16, ge=1, description="side of a patch, pixels")
+    A CNN has `channels` and `drop_path`; what else there is belongs to transformers and must be left out.
+    """
+
+    model: str = Field(
+        "vit_base_patch16_224", description="a timm vision transformer (vit_*, beit_*) or CNN (resnet50), by name"
+    )
+    patch_size: int = Field(
+        default_factory=lambda fields: patch_size_of(fields.get("model", "")),
+        ge=1,
+        description="side of a patch, pixels: 16 unless set; a CNN's is its total stride",
+    )
     width: int | None = Field(None, ge=4, description="token width; null = the timm model's")
     depth: int | None = Field(None, ge=1, description="number of blocks; null = the timm model's")
     heads: int | None = Field(None, ge=1, description="attention heads; null = the timm model's")
@@ -68,12 +75,29 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         import timm
 
         if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models("vit_*"), n=1, cutoff=0.4)
+            near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.4)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"timm has no model '{name}'.{hint}")
-        if not name.startswith(("vit_", "deit", "beit")):
-            raise ValueError(f"expected a timm vision transformer (vit_*, beit_*), found '{name}'")
+        patch_size_of(name)
         return name
+
+    @field_validator("patch_size")
+    @classmethod
+    def _stride(cls, patch: int, info: Any) -> int:
+        model = info.data.get("model", "")
+        if is_cnn(model) and patch != patch_size_of(model):
+            raise ValueError(
+                f"the patches of the CNN '{model}' are its stride, {patch_size_of(model)}: leave it out, found {patch}"
+            )
+        return patch
+
+    @field_validator("width", "depth", "heads", "positions", "interpolation", "init_values", "registers")
+    @classmethod
+    def _of_transformers(cls, value: Any, info: Any) -> Any:
+        model = info.data.get("model", "")
+        if is_cnn(model) and value != cls.model_fields[info.field_name].default:
+            raise ValueError(f"the CNN '{model}' has no {info.field_name}: leave it out, found {value}")
+        return value
 
     @field_validator("heads")
     @classmethod
@@ -92,8 +116,16 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"'{model}' has no {positions} positions: expected {instead}")
         return positions
 
+    def must_hide_patches(self, method: str) -> None:
+        """Raise ValueError when `method` hides patches and this is a CNN."""
+        if is_cnn(self.model):
+            raise ValueError(
+                f"{method} hides patches, which the CNN '{self.model}' cannot. "
+                "Use a vit_* model, or a method that sees whole pictures such as mocov3."
+            )
+
     def timm_arguments(self, image_size: Grid) -> dict[str, Any]:
-        """The keyword arguments of `timm.create_model`, defaults left out."""
+        """The keyword arguments of `build_encoder`, defaults left out."""
         named = {
             "embed_dim": self.width,
             "depth": self.depth,
@@ -105,7 +137,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         }
         return {
             "img_size": list(image_size),
-            "patch_size": self.patch_size,
+            **({} if is_cnn(self.model) else {"patch_size": self.patch_size}),
             "in_chans": self.channels,
             **{key: value for key, value in named.items() if value is not None},
         }
@@ -114,12 +146,12 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         """A randomly initialised encoder for pictures of `image_size` (height, width) pixels.
 
         Raises:
-            ValueError: the patch size does not divide the image size, or the model is not a plain ViT.
+            ValueError: the patch size does not divide the image size, or the model is not one that can be wrapped.
         """
         if any(side % self.patch_size for side in image_size):
             raise ValueError(f"patch_size {self.patch_size} does not divide an image of {image_size} pixels")
         encoder = build_encoder(self.model, self.timm_arguments(image_size), self.interpolation, self.drop_path)
-        if self.positions.startswith("sincos"):
+        if self.positions.startswith("sincos") and not is_cnn(self.model):
             encoder.fix_positions(rows_first=self.positions == "sincos_rows")
         return encoder
 
@@ -133,12 +165,15 @@ class Encoder(nn.Module):
     Args:
         vit: the timm model, built with `num_classes=0`.
         model: its timm name.
-        arguments: what `timm.create_model` needs, beside the name, to build it again.
+        arguments: what `build_encoder` needs, beside the name, to build it again.
         interpolation: how positions reach other image sizes, see `resample`.
     """
 
+    vit: Any  # a timm model: its attributes are timm's
+    has_batch_norm = False
+
     def __init__(
-        self, vit: VisionTransformer, model: str, arguments: dict[str, Any], interpolation: Interpolation = "size"
+        self, vit: nn.Module, model: str, arguments: dict[str, Any], interpolation: Interpolation = "size"
     ) -> None:
         super().__init__()
         self.require(vit, model)
@@ -146,17 +181,32 @@ class Encoder(nn.Module):
         self.model = model
         self.arguments = dict(arguments)
         self.interpolation: Interpolation = interpolation
-        self.width: int = vit.embed_dim
-        self.patch_size: int = vit.patch_embed.patch_size[0]
-        self.channels: int = vit.in_chans
-        self.native_grid: Grid = vit.patch_embed.grid_size
-        self.num_prefix: int = vit.num_prefix_tokens
+        self.width: int = self.vit.num_features
+        self.channels: int = self.vit.in_chans
+        self.patch_size, self.native_grid, self.num_prefix = self.measure()
 
     @staticmethod
     def require(vit: nn.Module, model: str) -> None:
         """Raise ValueError when this wrapper would encode the timm model wrongly."""
         if not _is_plain(vit):
             raise ValueError(f"expected a plain timm VisionTransformer with positions, found '{model}'")
+
+    def measure(self) -> tuple[int, Grid, int]:
+        """Side of a patch in pixels, grid of patches that it was made for, number of prefix tokens."""
+        patches = self.vit.patch_embed
+        return patches.patch_size[0], patches.grid_size, self.vit.num_prefix_tokens
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first prefix token is a class token."""
+        return self.vit.cls_token is not None
+
+    def feature(self, images: Tensor) -> Tensor:
+        """What stands for a whole image [B, C, H, W] in contrastive and distillation methods: [B, D].
+
+        The class token if there is one, else the mean of the patches, which of a CNN is its global average pooling.
+        """
+        return self(images).pool("cls" if self.has_class_token else "mean")
 
     @property
     def depth(self) -> int:
@@ -239,26 +289,6 @@ def fill_in(tokens: Tensor, mask: PatchMask, fill: Tensor | None) -> Tensor:
     """Tokens [B, N, D] with the hidden ones replaced by `fill`, broadcast."""
     assert fill is not None, "replace= needs the token to fill in"
     return torch.where(mask.hidden.unsqueeze(-1), fill.to(tokens.dtype), tokens)
-
-
-def build_encoder(
-    model: str, arguments: dict[str, Any], interpolation: Interpolation = "size", drop_path: float = 0.0
-) -> Encoder:
-    """A timm model, by name and arguments, in the wrapper that fits it.
-
-    Raises:
-        ValueError: no wrapper does.
-    """
-    import timm
-
-    from unlabeled.nn.beit import BeitEncoder
-
-    if model.startswith("beit"):
-        # timm's default pools before the norm
-        vit = timm.create_model(model, num_classes=0, global_pool="token", drop_path_rate=drop_path, **arguments)
-        return BeitEncoder(vit, model, arguments, interpolation)
-    vit = timm.create_model(model, num_classes=0, drop_path_rate=drop_path, **arguments)
-    return Encoder(vit, model, arguments, interpolation)
 
 
 def _is_plain(vit: nn.Module) -> bool:

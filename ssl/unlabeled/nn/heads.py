@@ -11,50 +11,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from unlabeled.nn.collectives import gather_with_gradient, world
+from unlabeled.nn.batchnorm import BatchNorm
 from unlabeled.nn.init import truncated_normal_
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of x [B, D] over the global batch, on any device and backend.
-
-    torch's SyncBatchNorm does the same on CUDA only. Every process has the same number of rows.
-
-    Args:
-        width: D.
-        affine: learn a weight and a bias (MoCo v3's last layers do not).
-
-    Raises:
-        ValueError: in training, the global batch has fewer than two rows.
-    """
-
-    def __init__(self, width: int, affine: bool = True) -> None:
-        super().__init__(width, affine=affine)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        if len(x) * world() < 2:
-            raise ValueError("batch normalisation needs a batch of at least 2, found 1: raise train.batch_size")
-        return super().forward(x) if world() == 1 else self._over_processes(x)
-
-    def _over_processes(self, x: Tensor) -> Tensor:
-        rows = x.float()
-        variances, means = torch.var_mean(rows, dim=0, correction=0)
-        everyone = gather_with_gradient(torch.stack([means, variances]).unsqueeze(0))
-        mean = everyone[:, 0].mean(0)
-        variance = (everyone[:, 1] + (everyone[:, 0] - mean).square()).mean(0)
-        self._track(mean.detach(), variance.detach(), len(x) * world())
-        normal = (rows - mean) * (variance + self.eps).rsqrt()
-        return (normal if self.weight is None else normal * self.weight + self.bias).to(x.dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, rows: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.momentum is not None and self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
-        self.num_batches_tracked.add_(1)
 
 
 def mlp(widths: Sequence[int], last_affine: bool = False, last_norm: bool = True) -> nn.Sequential:
@@ -104,10 +62,17 @@ class HeadConfig(BaseModel, frozen=True, extra="forbid"):
     layers: int = Field(3, ge=1, description="linear layers of the MLP")
     freeze_gain: bool = Field(True, description="keep the prototypes' gains at 1: steadier, official norm_last_layer")
 
-    def build(self, width: int, patch_prototypes: int | None = None) -> DistillHead:
-        """A randomly initialised head for tokens of `width`; patches have a last layer of their own if asked."""
+    def build(self, width: int, patch_prototypes: int | None = None, norm: bool = False) -> DistillHead:
+        """A randomly initialised head for tokens of `width`, see `DistillHead`."""
         return DistillHead(
-            width, self.prototypes, self.hidden, self.bottleneck, self.layers, self.freeze_gain, patch_prototypes
+            width,
+            self.prototypes,
+            self.hidden,
+            self.bottleneck,
+            self.layers,
+            self.freeze_gain,
+            patch_prototypes,
+            norm,
         )
 
 

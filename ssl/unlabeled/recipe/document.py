@@ -110,6 +110,8 @@ class Document:
 
     def explain(self, schema: type[BaseModel], error: ErrorDetails) -> Iterator[Fault]:
         """One error of pydantic in plain words."""
+        if error["type"] == "default_factory_not_called":  # a default that follows from a field with a fault of its own
+            return
         spot = follow(schema, error["loc"], self.data)
         if spot is None:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,11 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from unlabeled.data.views import View
+from unlabeled.errors import UserError
 from unlabeled.method import Batch, Method, Output, Progress
+from unlabeled.nn.batchnorm import synchronise_
+from unlabeled.nn.conv import ConvEncoder, stages
+from unlabeled.nn.families import timm_cnn
 
 if TYPE_CHECKING:
     from unlabeled.nn.encoder import Encoder
@@ -26,7 +30,7 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid"):
     front), `full` trains everything at one rate, `differential_lr` gives the backbone its own rates."""
 
     mode: Mode = Field("full", description="which parts learn, and how fast")
-    pool: Literal["cls", "mean"] = Field("cls", description="class token, or mean of the patches")
+    pool: Literal["cls", "mean"] = Field("cls", description="class token, or mean of the patches (CNN)")
     view: View = Field(View(size=224, scale=(0.08, 1.0)), description="the crop trained on; its size is evaluated too")
     crop_pct: float = Field(0.875, gt=0, le=1, description="centre share of the resized picture used in evaluation")
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block")
@@ -37,7 +41,7 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid"):
         1.0, gt=0, le=1, description="backbone's rate as a share of the head's (differential_lr)"
     )
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="factor on the rate per layer below the head (differential_lr)"
+        1.0, gt=0, le=1, description="factor on the rate per layer, or stage of a CNN, below the head (differential_lr)"
     )
     head_std: float = Field(0.02, gt=0, description="standard deviation of the head's initial weights")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the labels to use, stratified and seeded")
@@ -50,7 +54,7 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Classifier(Method):
-    """A timm ViT with a head: its backbone from an encoder, its head new.
+    """A timm model with a head: its backbone from an encoder, its head new.
 
     Args:
         encoder: the backbone's weights and architecture.
@@ -66,14 +70,20 @@ class Classifier(Method):
         self.num_classes = num_classes
         self.arguments = timm_arguments(encoder, config)
         self.architecture = encoder.model
-        self.depth = encoder.depth
         self.model = _timm_model(encoder, self.arguments, config.drop_path, num_classes)
-        nn.init.trunc_normal_(self.model.head.weight, std=config.head_std)
-        nn.init.zeros_(self.model.head.bias)
+        self.layers = layer_ids(self.model, encoder)
+        nn.init.trunc_normal_(self.head.weight, std=config.head_std)
+        nn.init.zeros_(self.head.bias)
         self.probe_norm = nn.BatchNorm1d(encoder.width, affine=False, eps=1e-6) if config.mode == "linear" else None
         if config.frozen:
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name.startswith("head."))
+                parameter.requires_grad_(name.startswith(head_prefix(self.model)))
+        self.mixes = encoder.has_batch_norm and not config.frozen
+
+    @property
+    def head(self) -> nn.Linear:
+        """The classifier of the timm model, whatever its name there."""
+        return cast("nn.Linear", self.model.get_classifier())
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images, _ = batch.views[0].flat()
@@ -90,7 +100,7 @@ class Classifier(Method):
         if self.probe_norm is None:
             return self.model(images)
         pooled = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
-        return self.model.head(self.probe_norm(pooled))
+        return self.head(self.probe_norm(pooled))
 
     def train(self, mode: bool = True) -> Classifier:
         """A frozen backbone stays in evaluation mode."""
@@ -98,6 +108,10 @@ class Classifier(Method):
         if self.config.frozen:
             self.model.eval()
         return self
+
+    def compares_pictures(self) -> bool:
+        """By batch normalisation in a CNN that learns."""
+        return self.mixes
 
     def exports(self) -> dict[str, Encoder]:
         return {}
@@ -108,9 +122,10 @@ class Classifier(Method):
 
     def lr_scale(self, name: str) -> float:
         """The backbone's share of the rate times layer decay, for `differential_lr`."""
-        if self.config.mode != "differential_lr" or name.startswith(("model.head.", "model.fc_norm.")):
+        name = name.removeprefix("model.")
+        if self.config.mode != "differential_lr" or name.startswith((head_prefix(self.model), "fc_norm.")):
             return 1.0
-        above = self.depth + 1 - layer_id(name.removeprefix("model."), self.depth)
+        above = max(self.layers.values()) - self.layers[name]
         return self.config.backbone_lr * self.config.layer_decay**above
 
     @torch.no_grad()
@@ -120,11 +135,23 @@ class Classifier(Method):
             return self.model
         assert self.probe_norm.running_mean is not None and self.probe_norm.running_var is not None
         scale = (self.probe_norm.running_var + self.probe_norm.eps).rsqrt()
-        head = self.model.head
         twin = copy.deepcopy(self.model)
-        twin.head.weight.copy_(head.weight * scale)
-        twin.head.bias.copy_(head.bias - head.weight @ (self.probe_norm.running_mean * scale))
+        folded, head = twin.get_classifier(), self.head
+        folded.weight.copy_(head.weight * scale)
+        folded.bias.copy_(head.bias - head.weight @ (self.probe_norm.running_mean * scale))
         return twin
+
+
+def head_prefix(model: Any) -> str:
+    """How the names of a timm classifier's head begin."""
+    return f"{model.pretrained_cfg['classifier']}."
+
+
+def layer_ids(model: Any, encoder: Encoder) -> dict[str, int]:
+    """How deep every parameter of a timm classifier lies: blocks of a ViT (see `layer_id`), stages of a CNN."""
+    if isinstance(encoder, ConvEncoder):
+        return stages(model)
+    return {name: layer_id(name, encoder.depth) for name, _ in model.named_parameters()}
 
 
 def layer_id(name: str, depth: int) -> int:
@@ -141,8 +168,16 @@ def timm_arguments(encoder: Encoder, config: ClassifyConfig) -> dict[str, Any]:
     """What timm needs to build the classifier, beside its name and `num_classes`.
 
     With mean pooling a trained backbone gets a fresh norm after pooling and loses its own (MAE's fine-tuning); a frozen
-    one keeps its own before pooling. Relative positions get a table in every block (SimMIM's fine-tuning).
+    one keeps its own before pooling. Relative positions get a table in every block (SimMIM's fine-tuning). A CNN stays
+    as it is.
+
+    Raises:
+        UserError: the class token is asked for and there is none.
     """
+    if config.pool == "cls" and not encoder.has_class_token:
+        raise UserError(f"task.pool is cls, but '{encoder.model}' has no class token. Set task.pool=mean.")
+    if isinstance(encoder, ConvEncoder):
+        return {**encoder.arguments, "img_size": list(config.view.shape)}
     relative = encoder.vit.pos_embed is None
     changed: dict[str, Any] = {"global_pool": "token" if config.pool == "cls" else "avg"}
     if config.pool == "mean":
@@ -193,11 +228,16 @@ def _timm_model(encoder: Encoder, arguments: dict[str, Any], drop_path: float, n
 
     from unlabeled.export import adapt
 
-    model = timm.create_model(encoder.model, num_classes=num_classes, drop_path_rate=drop_path, **arguments)
+    cnn = isinstance(encoder, ConvEncoder)
+    if cnn:
+        model = timm_cnn(encoder.model, arguments, drop_path, num_classes)
+        synchronise_(model)
+    else:
+        model = timm.create_model(encoder.model, num_classes=num_classes, drop_path_rate=drop_path, **arguments)
     weights = adapt(encoder.vit.state_dict(), encoder.native_grid, model)
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    new, dropped = {"head.weight", "head.bias"}, set()
-    if not isinstance(model.fc_norm, nn.Identity):
+    new, dropped = {f"{head_prefix(model)}{name}" for name in ("weight", "bias")}, set()
+    if not cnn and not isinstance(model.fc_norm, nn.Identity):
         new, dropped = new | {"fc_norm.weight", "fc_norm.bias"}, {"norm.weight", "norm.bias"}
     assert set(missing) == new and set(unexpected) == dropped, (missing, unexpected)
     return model

@@ -1,0 +1,132 @@
+"""Batch normalisation over the global batch, on any device and backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.nn.collectives import gather, sum_over_processes, world
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of x [B, D] or [B, D, H, W] over the pictures (and pixels) of all processes.
+
+    torch's SyncBatchNorm does the same on CUDA only. Every process has the same number of rows.
+
+    Args:
+        width: D.
+        affine: learn a weight and a bias (MoCo v3's last layers do not).
+
+    Raises:
+        ValueError: in training, the global batch has fewer than two values per feature.
+    """
+
+    def __init__(self, width: int, affine: bool = True) -> None:
+        super().__init__(width, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        if x.numel() // x.shape[1] * world() < 2:
+            raise ValueError("batch normalisation needs a batch of at least 2, found 1: raise train.batch_size")
+        return super().forward(x) if world() == 1 else self._over_processes(x)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert input.ndim in (2, 4), f"expected [B, D] or [B, D, H, W], found {tuple(input.shape)}"
+
+    def _over_processes(self, x: Tensor) -> Tensor:
+        mean, variance = _global_moments(x)
+        self._track(mean, variance, x.numel() // x.shape[1] * world())
+        normalised: Tensor = _Normalize.apply(x, self.weight, self.bias, mean, (variance + self.eps).rsqrt())
+        return normalised
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, rows: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None and self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+class BatchNorm2d(BatchNorm):
+    """The place of a `BatchNorm2d` in a network, under the same names, and of the activation that timm puts into some.
+
+    Args:
+        norm: what it replaces; parameters and buffers are taken over.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        assert norm.track_running_stats and norm.momentum is not None, "a norm without a running mean"
+        super().__init__(norm.num_features, norm.affine)
+        self.eps, self.momentum, self.training = norm.eps, norm.momentum, norm.training
+        self._parameters, self._buffers = norm._parameters, norm._buffers
+        # timm's BatchNormAct2d
+        self.drop: nn.Module = getattr(norm, "drop", nn.Identity())
+        self.act: nn.Module = getattr(norm, "act", nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def synchronise_(network: nn.Module) -> None:
+    """Let every `BatchNorm2d` inside a network see the global batch. Its state dict stays as it was."""
+    for part in list(network.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(part, name, BatchNorm2d(child))
+
+
+@torch.no_grad()
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [D] of x over all axes but the second and all processes, float32."""
+    moments = torch.var_mean(x.float(), dim=_axes(x), correction=0)
+    variances, means = gather(torch.stack(moments).unsqueeze(0)).unbind(1)
+    mean = means.mean(0)
+    return mean, (variances + (means - mean).square()).mean(0)
+
+
+class _Normalize(torch.autograd.Function):
+    """(x - mean) inverse_std weight + bias, where x is part of what mean and inverse_std were taken of.
+
+    Ioffe & Szegedy 2015, section 3; keeps nothing but x for the way back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, inverse_std: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        normal = _normal(x, mean, inverse_std)
+        if weight is not None and bias is not None:
+            normal = normal * _column(weight, x) + _column(bias, x)
+        return normal.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        gradient, normal = gradients[0].float(), _normal(x, mean, inverse_std)
+        axes, rows = _axes(x), x.numel() // x.shape[1] * world()
+        of_bias, of_weight = gradient.sum(axes), (gradient * normal).sum(axes)
+
+        # what of the gradient the mean and the variance of all processes take back
+        by_mean, by_variance = sum_over_processes(torch.stack([of_bias, of_weight])) / rows
+        rest = gradient - _column(by_mean, x) - normal * _column(by_variance, x)
+        scale = inverse_std if weight is None else inverse_std * weight
+        of_x = (rest * _column(scale, x)).to(x.dtype)
+        return (of_x, None, None, None, None) if weight is None else (of_x, of_weight, of_bias, None, None)
+
+
+def _axes(x: Tensor) -> list[int]:
+    return [axis for axis in range(x.ndim) if axis != 1]
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    """Values [D] so that they broadcast over x [B, D, ...]."""
+    return values.view(-1, *[1] * (x.ndim - 2))
+
+
+def _normal(x: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
+    return (x.float() - _column(mean, x)) * _column(inverse_std, x)

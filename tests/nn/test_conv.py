@@ -1,0 +1,123 @@
+"""CNNs as encoders: timm's own feature maps, whatever else timm does left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from unlabeled.nn.batchnorm import BatchNorm2d, synchronise_
+from unlabeled.nn.conv import ConvEncoder, stages
+from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.nn.families import build_encoder, stride_of
+from unlabeled.nn.patches import PatchMask
+
+# stem, stages and norms of resnet50 and of efficientnet_b0, in miniature
+RESNET, EFFICIENTNET = "test_resnet", "test_efficientnet"
+MODELS = [RESNET, EFFICIENTNET]
+
+
+def make(model: str, size: tuple[int, int] = (64, 64)) -> tuple[Encoder, Any]:
+    """An encoder and the timm model it wraps, untouched, with the same weights; nothing at zero or one."""
+    torch.manual_seed(0)
+    alone = timm.create_model(model, num_classes=0)
+    for name, tensor in alone.state_dict().items():
+        if name.endswith("running_var"):
+            nn.init.uniform_(tensor, 0.5, 2.0)
+        elif tensor.is_floating_point():
+            nn.init.normal_(tensor, std=0.2)
+    encoder = EncoderConfig(model=model).build(size)
+    encoder.vit.load_state_dict(alone.state_dict())
+    return encoder, alone
+
+
+def pictures(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+def test_tokens_are_timms_feature_map_and_their_mean_timms_feature(model: str, training: bool) -> None:
+    encoder, alone = make(model)
+    images = pictures(3, 3, 64, 96)
+    encoder.train(training)
+    tokens = encoder(images)
+    expected = alone.train(training).forward_features(images)
+    assert tokens.prefix.shape == (3, 0, encoder.width) and tokens.grid == (2, 3)
+    for row in range(2):
+        for column in range(3):
+            torch.testing.assert_close(tokens.patches[:, 3 * row + column], expected[:, :, row, column])
+    torch.testing.assert_close(encoder.feature(images), alone(images))
+    assert encoder.state_dict().keys() == {f"vit.{name}" for name in alone.state_dict()}
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(encoder.vit.state_dict()[name], tensor, msg=name)
+
+
+@pytest.mark.parametrize(("model", "width"), [("resnet50", 2048), ("efficientnet_b0", 1280)])
+def test_a_recipe_names_no_more_than_the_model(model: str, width: int) -> None:
+    config = EncoderConfig(model=model, channels=4, drop_path=0.1)
+    assert config.patch_size == 32
+    with torch.device("meta"):
+        encoder = config.build((224, 160))
+    assert isinstance(encoder, ConvEncoder) and encoder.has_batch_norm and not encoder.has_class_token
+    assert (encoder.width, encoder.patch_size, encoder.channels, encoder.num_prefix) == (width, 32, 4, 0)
+    assert encoder.native_grid == (7, 5) and encoder.image_size == (224, 160)
+    # what was resolved reads as what was meant
+    assert EncoderConfig(**config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"width": 64}, "the CNN 'resnet50' has no width: leave it out, found 64"),
+        ({"positions": "learned"}, "has no positions: leave it out, found learned"),
+        ({"registers": 4}, "has no registers"),
+        ({"patch_size": 16}, "the patches of the CNN 'resnet50' are its stride, 32: leave it out, found 16"),
+        ({"model": "resnet5"}, "timm has no model 'resnet5'. Did you mean 'resnet"),
+        ({"model": "swin_tiny_patch4_window7_224"}, "expected a timm vision transformer .* found 'swin_tiny"),
+        ({"model": "convnext_tiny"}, "a CNN that ends in the mean"),  # a norm after the mean
+        ({"model": "mobilenetv3_small_100"}, "a CNN that ends in the mean"),  # a layer after the mean
+    ],
+)
+def test_impossible_cnns_are_refused(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        EncoderConfig(**{"model": "resnet50", **fields})
+
+
+def test_what_a_cnn_cannot_do_is_refused() -> None:
+    mask = PatchMask(torch.zeros(2, 4, dtype=torch.bool), None, None)
+    encoder, _ = make(RESNET)
+    for how in ({"drop": mask}, {"replace": mask}):
+        with pytest.raises(ValueError, match="the CNN 'test_resnet' cannot drop or replace patches"):
+            encoder(pictures(2, 3, 64, 64), **how)
+    with pytest.raises(ValueError, match="patch_size 32 does not divide an image"):
+        EncoderConfig(model=RESNET).build((48, 64))
+    with pytest.raises(ValueError, match="Set drop_path=0"):
+        build_encoder("densenet121", {"img_size": [64, 64], "in_chans": 3}, drop_path=0.1)
+
+
+def test_a_probe_changes_nothing_that_is_drawn() -> None:
+    stride_of.cache_clear()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert stride_of("resnet18") == 32
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_stages_are_timms() -> None:
+    encoder, _ = make(RESNET)
+    found = stages(encoder.vit)
+    assert found.keys() == dict(encoder.vit.named_parameters()).keys() and encoder.depth == 4
+    assert found["conv1.0.weight"] == 0 and found["layer1.0.conv1.weight"] == 1 and found["layer4.0.bn2.bias"] == 4
+
+
+def test_every_batch_normalisation_is_replaced() -> None:
+    encoder, _ = make(EFFICIENTNET)
+    left = [part for part in encoder.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert not left and any(isinstance(part, BatchNorm2d) for part in encoder.modules())
+    norm = nn.Sequential(nn.BatchNorm2d(3, eps=0.1, momentum=0.3))
+    synchronise_(norm)
+    assert isinstance(norm[0], BatchNorm2d) and (norm[0].eps, norm[0].momentum) == (0.1, 0.3)
