@@ -81,8 +81,8 @@ def synchronise_(network: nn.Module) -> None:
 
 @torch.no_grad()
 def _global_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [D] of x over all axes but the second and all processes, float32."""
-    moments = torch.var_mean(x.float(), dim=_axes(x), correction=0)
+    """Mean and biased variance [D] of x over all axes but the second and all processes."""
+    moments = torch.var_mean(_wide(x), dim=_axes(x), correction=0)
     variances, means = gather(torch.stack(moments).unsqueeze(0)).unbind(1)
     mean = means.mean(0)
     return mean, (variances + (means - mean).square()).mean(0)
@@ -107,7 +107,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_std = ctx.saved_tensors
-        gradient, normal = gradients[0].float(), _normal(x, mean, inverse_std)
+        gradient, normal = _wide(gradients[0]), _normal(x, mean, inverse_std)
         axes, rows = _axes(x), x.numel() // x.shape[1] * world()
         of_bias, of_weight = gradient.sum(axes), (gradient * normal).sum(axes)
 
@@ -128,5 +128,10 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 2))
 
 
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _normal(x: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
-    return (x.float() - _column(mean, x)) * _column(inverse_std, x)
+    return (_wide(x) - _column(mean, x)) * _column(inverse_std, x)
