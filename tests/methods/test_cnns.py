@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-from support import on_processes
+from support import ROOT, TINY_FINETUNE, checkpoint_bytes, launch, metrics, on_processes
 from torch import Tensor
 
 from unlabeled.data.masks import BlockMask, RandomMask
@@ -152,3 +154,42 @@ def test_two_processes_are_one(two: list[dict[str, Any]], name: str) -> None:
                 atol=1e-5 * scale + 1e-9,
                 msg=lambda text, key=key: f"{key}: {text}",
             )
+
+
+# ---------------------------------------------------------------- whole runs
+
+RECIPE = str(ROOT / "recipes" / "demo" / "mocov3_resnet_shapes.yaml")
+TINY = ["data.train_size=42", "data.val_size=20", "train.batch_size=8", "train.epochs=2", "optim.warmup_epochs=0.5"]
+QUIET = ["run.workers=0", "run.log_every=1", "run.checkpoint_every=3"]
+LAST = 10
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run."""
+    output = tmp_path_factory.mktemp("cnn") / "whole"
+    assert launch("pretrain", [RECIPE, f"run.output={output}", *TINY, *QUIET]) == [0]
+    return output
+
+
+def test_resumes_exactly(whole: Path, tmp_path: Path) -> None:
+    arguments = [RECIPE, f"run.output={tmp_path}", *TINY, *QUIET]
+    assert launch("pretrain", arguments, kill={"step": 5}) == [-9]
+    assert launch("pretrain", arguments) == [0]
+    assert checkpoint_bytes(tmp_path, LAST) == checkpoint_bytes(whole, LAST)
+
+
+def test_two_processes_learn_what_one_does(whole: Path, tmp_path: Path) -> None:
+    arguments = [RECIPE, f"run.output={tmp_path}", *TINY, *QUIET]
+    assert launch("pretrain", arguments, world=2) == [0, 0]
+    one, two = ([line["loss"] for line in metrics(output) if "loss" in line] for output in (whole, tmp_path))
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_finetunes_from_its_export(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_FINETUNE.replace("mixup: 0.5, cutmix: 0.5", "pool: mean"))
+    how = ["task.mode=differential_lr", "task.layer_decay=0.5", "task.view.size=32", "data.size=32"]
+    arguments = [str(tmp_path / "tiny.yaml"), f"encoder={whole / 'export'}", f"run.output={tmp_path / 'run'}", *how]
+    assert launch("finetune", arguments) == [0]
+    alone = timm.create_model(f"local-dir:{tmp_path / 'run' / 'export'}", pretrained=True)
+    assert alone(torch.zeros(2, 3, 32, 32)).shape == (2, 10)

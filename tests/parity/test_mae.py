@@ -23,7 +23,7 @@ from unlabeled.nn.patches import PatchMask, gather, patchify
 from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.train.optim import param_groups
 from unlabeled.train.schedules import Cosine, Ramp
-from unlabeled.transfer.classify import Classifier, ClassifyConfig, layer_id
+from unlabeled.transfer.classify import Classifier, ClassifyConfig
 
 FORWARD, BACKWARD = 1e-5, 2e-5
 START = Progress(0, 1, 0.0, 1.0)
@@ -213,7 +213,7 @@ def test_layer_decay_of_vit_b(folder: Path) -> None:
         mine = {name.removeprefix("model."): rules[id(p)] for name, p in model.named_parameters()}
         assert mine.keys() == official["params"].keys()
         for name, expected in official["params"].items():
-            assert layer_id(name, model.depth) == expected["layer_id"], name
+            assert model.layers[name] == expected["layer_id"], name
             assert mine[name]["lr_scale"] == pytest.approx(expected["lr_scale"], rel=1e-12), name
             assert mine[name]["weight_decay"] == expected["weight_decay"], name
 
