@@ -20,6 +20,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.features import evaluating
 from unlabeled.job import Job
 from unlabeled.method import Batch, Method, Output, Progress
+from unlabeled.nn.measures import effective_rank
 from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
 from unlabeled.train.clip import clip_gradients
@@ -148,7 +149,7 @@ class Engine:
     def _micro(self, batch: Batch, progress: Progress, parts: int) -> Output:
         output = self.model(batch, progress)
         self.accelerator.backward(output.loss / parts)
-        return Output(output.loss.detach(), output.metrics)
+        return output._replace(loss=output.loss.detach())
 
     def _agree(self, norm: Tensor, pending: list[RawBatch], error: Exception | None) -> Verdict:
         """One exchange per step, and the only time the host waits for the device."""
@@ -222,6 +223,8 @@ class Engine:
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         values = self.averages.read(self.accelerator) or {"loss": math.nan}
         values |= {"epoch": epoch, "lr": rate, "grad_norm": norm.item(), "skipped": self.skipped, **speed}
+        if (features := self._outputs[-1].features) is not None:
+            values["effective_rank"] = effective_rank(features)
         self._write(values)
         self.diagnosis.read(self.step, values)
         self.display.show(self.step, epoch, values, self.meter.seconds_per_step)

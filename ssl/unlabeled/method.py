@@ -68,10 +68,17 @@ class Batch(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a forward returns: the loss to minimise and detached scalars to log."""
+    """What a forward returns.
+
+    Attributes:
+        loss: to minimise.
+        metrics: detached scalars to log.
+        features: [B, D] detached, a vector per picture as it will be used; their effective rank is logged. None = none.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    features: Tensor | None = None
 
 
 class Symptom(NamedTuple):

@@ -8,7 +8,6 @@ defaults are those of the released ViT-S/16, which are not those of the code's R
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import ClassVar, Literal
 
@@ -24,10 +23,11 @@ from unlabeled.nn.families import is_cnn
 from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.init import distilled_vit_
 from unlabeled.nn.losses import cross_view, sharpen
-from unlabeled.nn.measures import feature_std
+from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.schedules import Temperature, cosine
-from unlabeled.nn.teacher import Centre, ema_, follow_, teaching
+from unlabeled.nn.teacher import Centre, ema_, follow_
 from unlabeled.rescale import Rule, Setting, rescale, same_share, same_window
+from unlabeled.symptoms import one_prototype, same_features, uniform_teacher
 
 GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0)
 GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
@@ -158,7 +158,9 @@ class DINO(Method):
         # every pair of different views
         targets, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (targets, student))
         loss = cross_view(student, targets, self.config.student_temperature)
-        return Output(loss, {**teaching(loss, targets), "feature_std": feature_std(features[0])})
+        views = features[0].detach().chunk(2)
+        measures = {**teaching(loss, targets), "feature_std": feature_std(features[0]), **contrast(*views)}
+        return Output(loss, measures, views[0])
 
     def after_step(self, progress: Progress) -> None:
         momentum = cosine(self.config.momentum, 1.0, progress.step / progress.total_steps)
@@ -178,18 +180,5 @@ class DINO(Method):
         return {"teacher": self.teacher, "encoder": self.encoder}
 
     def symptoms(self) -> list[Symptom]:
-        prototypes = self.config.head.prototypes
-        return [
-            Symptom(
-                "teacher_entropy",
-                f"the teacher says the same of all pictures, its entropy is ln {prototypes}: a collapse",
-                "Lower method.teacher_temperature to 0.04, or optim.base_lr to a third.",
-                at_least=0.995 * math.log(prototypes),
-            ),
-            Symptom(
-                "feature_std",
-                "all pictures get nearly the same features: a collapse",
-                "Lower optim.base_lr to a third, or set optim.clip=0.3 and optim.clip_by=tensor.",
-                at_most=0.1,
-            ),
-        ]
+        c, calm = self.config, same_features("set optim.clip=0.3 and optim.clip_by=tensor")
+        return [uniform_teacher(c.head.prototypes, c.teacher_temperature), one_prototype(c.centre_momentum), calm]

@@ -26,11 +26,12 @@ from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.init import distilled_vit_
 from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sinkhorn
-from unlabeled.nn.measures import feature_std
+from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.patches import PatchMask, hidden_rows
 from unlabeled.nn.schedules import Temperature, cosine
-from unlabeled.nn.teacher import Centre, ema_, follow_, teaching
+from unlabeled.nn.teacher import Centre, ema_, follow_
 from unlabeled.rescale import Rule, Setting, rescale, same_share, same_window
+from unlabeled.symptoms import one_prototype, same_features, uniform_teacher
 
 GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0, mask=BlockMask())
 GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
@@ -196,8 +197,9 @@ class IBOT(Method):
         if self.config.koleo:
             loss = loss + self.config.koleo * sum(koleo(view) for view in tokens.prefix[:, 0].chunk(2))
 
-        measures = {"class_loss": across.detach(), "patch_loss": within.detach(), **teaching(across, targets)}
-        return Output(loss, {**measures, "feature_std": feature_std(tokens.prefix[:, 0])})
+        views = tokens.prefix[:, 0].detach().chunk(2)
+        parts = {"class_loss": across.detach(), "patch_loss": within.detach(), **teaching(across, targets)}
+        return Output(loss, {**parts, "feature_std": feature_std(torch.cat(views)), **contrast(*views)}, views[0])
 
     @torch.no_grad()
     def _teach(self, large: Tensor, index: Tensor, weight: Tensor, progress: Progress) -> Taught:
@@ -272,21 +274,9 @@ class IBOT(Method):
         return {"teacher": self.teacher, "encoder": self.encoder}
 
     def symptoms(self) -> list[Symptom]:
-        prototypes = self.config.head.prototypes
-        return [
-            Symptom(
-                "teacher_entropy",
-                f"the teacher says the same of all pictures, its entropy is ln {prototypes}: a collapse",
-                "Lower method.teacher_temperature to 0.04, or optim.base_lr to a third.",
-                at_least=0.995 * math.log(prototypes),
-            ),
-            Symptom(
-                "feature_std",
-                "all pictures get nearly the same features: a collapse",
-                "Lower optim.base_lr to a third, or set optim.clip=0.3 and optim.clip_by=tensor.",
-                at_most=0.1,
-            ),
-        ]
+        c, calm = self.config, same_features("set optim.clip=0.3 and optim.clip_by=tensor")
+        uniform = uniform_teacher(c.head.prototypes, c.teacher_temperature)
+        return [uniform, calm, *([one_prototype(c.centre_momentum)] if c.targets == "centre" else [])]
 
 
 def _length(batch: Batch, most: int) -> int:

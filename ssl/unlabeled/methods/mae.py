@@ -19,7 +19,9 @@ from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.decoders import Decoder, DecoderConfig, SelfDecoderConfig
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.nn.init import xavier_, xavier_patches_
+from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
+from unlabeled.symptoms import nothing_explained
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -88,7 +90,8 @@ class MAE(Method):
         assert mask is not None
 
         # encode what is visible, predict what the decoder chooses among the hidden
-        prediction = self.decoder(self.encoder(images, drop=mask), mask).float()
+        tokens = self.encoder(images, drop=mask)
+        prediction = self.decoder(tokens, mask).float()
 
         # mean squared error over the hidden patches of the whole batch
         patches = patchify(images, self.encoder.patch_size)
@@ -96,14 +99,16 @@ class MAE(Method):
         if self.normalize_targets:
             target = normalize_patches(target)
         loss = (prediction - target).square().mean()
-        return Output(loss, {"explained": 1 - loss.detach() / target.var()})
+        # predicting the mean explains nothing; normalised patches have a variance of (P - 1) / P over P values
+        features = tokens.pool("mean").detach()
+        measures = {"explained": 1 - loss.detach() / target.var(), "feature_std": feature_std(features)}
+        return Output(loss, measures, features)
 
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
 
     def symptoms(self) -> list[Symptom]:
-        meaning = "predictions are no better than the mean of the targets: nothing is learnt"
-        return [Symptom("explained", meaning, "Lower optim.base_lr to a third, or set optim.clip=1.0.", at_most=0.02)]
+        return [nothing_explained(clip=1.0)]
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Tensor:

@@ -29,6 +29,7 @@ from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.schedules import cosine
 from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.rescale import Rule, Setting, same_window
+from unlabeled.symptoms import chance, same_features
 
 FIRST = View(
     scale=(0.08, 1.0), interpolation="bilinear", jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0
@@ -117,26 +118,26 @@ class MoCoV3(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images = torch.cat([view.flat()[0] for view in batch.views])
-        query_1, query_2 = (self.predictor(z) for z in self._project(self.encoder, self.projector, images))
+        features = self._features(self.encoder, images)
+        # each view is a batch of its own for batch normalisation
+        query_1, query_2 = (self.predictor(self.projector(view)) for view in features.chunk(2))
         with torch.no_grad():
-            key_1, key_2 = self._project(self.teacher.encoder, self.teacher.projector, images)
+            taught = self._features(self.teacher.encoder, images)
+            key_1, key_2 = (self.teacher.projector(view) for view in taught.chunk(2))
 
         loss = self._contrast(query_1, key_2) + self._contrast(query_2, key_1)
-        return Output(loss, self._measures(loss, query_1, key_2))
+        # what a network gets that cannot tell pictures apart
+        blind = 2 * 2 * self.temperature * math.log(len(query_1) * world())
+        measures = {"of_chance": loss.detach() / blind, "feature_std": feature_std(features)}
+        return Output(loss, {**measures, **contrast(query_1, key_2)}, features[: len(query_1)].detach())
 
-    def _project(self, encoder: Encoder, projector: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Projections of both views [B, dim]; each is a batch of its own for batch normalisation."""
+    def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """Features of both views [2B, D]; a CNN gets each view as a batch of its own, too."""
         batches = images.chunk(2) if encoder.has_batch_norm else (images,)
-        first, second = torch.cat([encoder.feature(batch) for batch in batches]).chunk(2)
-        return projector(first), projector(second)
+        return torch.cat([encoder.feature(batch) for batch in batches])
 
     def _contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
         return info_nce(queries, gather(keys), len(queries) * rank(), self.temperature)
-
-    def _measures(self, loss: Tensor, queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
-        # what a network gets that cannot tell pictures apart
-        chance = 2 * 2 * self.temperature * math.log(len(queries) * world())
-        return {"of_chance": loss.detach() / chance, "feature_std": feature_std(keys), **contrast(queries, keys)}
 
     def after_step(self, progress: Progress) -> None:
         """The teacher follows, with the next step's momentum: officially it does so before that step's keys."""
@@ -154,17 +155,4 @@ class MoCoV3(Method):
         return True
 
     def symptoms(self) -> list[Symptom]:
-        return [
-            Symptom(
-                "of_chance",
-                "queries find their keys no better than chance: nothing is learnt",
-                "Lower optim.base_lr to a third, or warm up longer (optim.warmup_epochs).",
-                at_least=0.98,
-            ),
-            Symptom(
-                "feature_std",
-                "all pictures get nearly the same features: a collapse",
-                "Lower optim.base_lr to a third, and keep method.momentum at 0.99 or above.",
-                at_most=0.1,
-            ),
-        ]
+        return [chance(), same_features("keep method.momentum at 0.99 or above")]

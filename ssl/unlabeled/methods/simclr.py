@@ -24,6 +24,7 @@ from unlabeled.nn.heads import mlp
 from unlabeled.nn.init import mocov3_
 from unlabeled.nn.losses import nt_xent
 from unlabeled.nn.measures import contrast, feature_std
+from unlabeled.symptoms import chance, same_features
 
 PAIR = View(
     count=2,
@@ -91,13 +92,14 @@ class SimCLR(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images, _ = batch.views[0].flat()
-        a, b = self.projector(self.encoder.feature(images)).chunk(2)
+        features = self.encoder.feature(images)
+        a, b = self.projector(features).chunk(2)
         loss = nt_xent(a, b, self.temperature)
 
         # what a network gets that cannot tell pictures apart
-        chance = math.log(2 * len(a) * world() - 1)
-        measures = {"of_chance": loss.detach() / chance, "feature_std": feature_std(a), **contrast(a, b)}
-        return Output(loss, measures)
+        blind = math.log(2 * len(a) * world() - 1)
+        measures = {"of_chance": loss.detach() / blind, "feature_std": feature_std(features), **contrast(a, b)}
+        return Output(loss, measures, features[: len(a)].detach())
 
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
@@ -106,6 +108,4 @@ class SimCLR(Method):
         return True
 
     def symptoms(self) -> list[Symptom]:
-        meaning = "views find each other no better than chance: nothing is learnt"
-        advice = "Lower optim.base_lr to a third, or warm up longer (optim.warmup_epochs)."
-        return [Symptom("of_chance", meaning, advice, at_least=0.98)]
+        return [chance(), same_features("set optim.clip=1.0")]

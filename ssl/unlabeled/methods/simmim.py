@@ -21,7 +21,9 @@ from unlabeled.data.views import View
 from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.decoders import LinearDecoder
 from unlabeled.nn.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, patchify, triptych
+from unlabeled.symptoms import nothing_explained
 
 VIEW = View(size=224, scale=(0.67, 1.0), interpolation="bilinear", mask=RandomMask(ratio=0.6, unit=32))
 ENCODER = EncoderConfig(model="beit_base_patch16_224", positions="relative", drop_path=0.1)
@@ -84,14 +86,17 @@ class SimMIM(Method):
         assert mask is not None
 
         # encode everything with hidden patches replaced, predict the pixels behind them
-        prediction = self.decoder(self.encode(images, mask), mask).float()
+        tokens = self.encode(images, mask)
+        prediction = self.decoder(tokens, mask).float()
 
         # absolute error per hidden pixel and channel, over the whole batch
         target = gather(patchify(images, self.encoder.patch_size), self.decoder.predicts(mask)).float()
         error = (prediction - target).abs().sum()
         pixels = target.numel() / self.encoder.channels
         loss = error / (pixels + 1e-5) / self.encoder.channels
-        return Output(loss, {"explained": 1 - loss.detach() / (target - target.mean()).abs().mean()})
+        explained = 1 - loss.detach() / (target - target.mean()).abs().mean()
+        features = tokens.pool("mean").detach()
+        return Output(loss, {"explained": explained, "feature_std": feature_std(features)}, features)
 
     def encode(self, images: Tensor, mask: PatchMask) -> Tokens:
         """Tokens of images [B, C, H, W] whose hidden patches are not seen."""
@@ -105,8 +110,7 @@ class SimMIM(Method):
         return super().decays(name, parameter) and not name.endswith(("cls_token", "reg_token", "pos_embed"))
 
     def symptoms(self) -> list[Symptom]:
-        meaning = "predictions are no better than the mean of the targets: nothing is learnt"
-        return [Symptom("explained", meaning, "Lower optim.base_lr to a third, or set optim.clip=5.0.", at_most=0.02)]
+        return [nothing_explained(clip=5.0)]
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Tensor:

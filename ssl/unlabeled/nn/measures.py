@@ -1,10 +1,17 @@
-"""What tells learning from collapse: detached scalars, cheap enough for every step."""
+"""What tells learning from collapse: detached scalars, cheap enough for every step, but for `effective_rank`."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from unlabeled.nn.collectives import gather, world
+
+# rows that an effective rank is taken of: it cannot exceed them
+ROWS = 256
 
 
 @torch.no_grad()
@@ -36,3 +43,37 @@ def contrast(queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
         "alignment": 2 - 2 * pairs,
         "uniformity": spread.log(),
     }
+
+
+@torch.no_grad()
+def teaching(loss: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """How a distillation goes, from its cross-entropy and the teacher's probabilities [..., K]; all in nats.
+
+    Returns `teacher_entropy`, the mean entropy of a target: ln K when it says nothing; `mean_entropy`, the entropy of
+    the mean target: 0 when one prototype takes everything; `kl`, what the student still lacks; `prototypes`, how many
+    different ones are targets' first choice, as a share of as many as there could be.
+    """
+    rows = targets.flatten(0, -2)
+    entropy = torch.special.entr(rows).sum(1).mean()
+    chosen = rows.new_zeros(rows.shape[1]).scatter(0, rows.argmax(1), 1.0).sum()
+    return {
+        "teacher_entropy": entropy,
+        "mean_entropy": torch.special.entr(rows.mean(0)).sum(),
+        "kl": loss.detach() - entropy,
+        "prototypes": chosen / min(rows.shape),
+    }
+
+
+@torch.no_grad()
+def effective_rank(features: Tensor) -> float:
+    """How many dimensions features [B, D] of all processes use: exp of the entropy of their singular values.
+
+    Roy & Vetterli 2007; not centred, as in RankMe (Garrido et al. 2023): 1 when all rows are alike, min(B, D) when all
+    directions are used alike. Of at most `ROWS` rows; waits for the device. NaN when a feature is not finite.
+    """
+    rows = gather(features[: max(1, ROWS // world())]).cpu().double()
+    gram = rows @ rows.T
+    if not gram.isfinite().all():
+        return math.nan
+    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    return torch.special.entr(values / values.sum()).sum().exp().item()

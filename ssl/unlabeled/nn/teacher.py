@@ -77,16 +77,3 @@ class Centre(nn.Module):
         mean = torch.where(count > 0, total / count.clamp_min(1), self.value)
         self.value.lerp_(mean, 1 - self.momentum)
         self._noted = []
-
-
-@torch.no_grad()
-def teaching(loss: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How a distillation goes, from its cross-entropy and the teacher's probabilities [..., K]; all in nats.
-
-    Returns `teacher_entropy`, the mean entropy of a target: ln K when it says nothing; `kl`, what the student still
-    lacks; `prototypes`, how many different ones are targets' first choice, as a share of as many as there could be.
-    """
-    rows = targets.flatten(0, -2)
-    entropy = torch.special.entr(rows).sum(1).mean()
-    chosen = rows.new_zeros(rows.shape[1]).scatter(0, rows.argmax(1), 1.0).sum()
-    return {"teacher_entropy": entropy, "kl": loss.detach() - entropy, "prototypes": chosen / min(rows.shape)}
