@@ -38,11 +38,12 @@ class Pretrain:
         from unlabeled.data.sampler import steps_per_epoch, total_steps
         from unlabeled.export import load_method
         from unlabeled.job import Job
-        from unlabeled.rescale import Setting, rescale
+        from unlabeled.rescale import Setting, check_epochs, rescale
         from unlabeled.train.pictures import PictureWriter
 
         source, train = recipe.data.open("train"), recipe.train
         steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
+        check_epochs(recipe.method, train.epochs)
         config, self.rescaled = rescale(recipe.method, Setting(train.batch_size, train.epochs, steps))
 
         def build() -> Method:

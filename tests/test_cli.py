@@ -69,10 +69,50 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], override:
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_accumulation_is_refused_where_it_changes_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = str(ROOT / "recipes" / "demo" / "mocov3_shapes.yaml")
-    said = refuse(capsys, "pretrain", [recipe, f"run.output={tmp_path / 'run'}", "run.accumulate=2"])
-    assert "run.accumulate=2 would change its loss" in said
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("simclr", ["method.view.count=1"], "SimCLR needs two whole crops, found count 1"),
+        ("dino", ["method.global_2=null"], "method.global_2: expected a mapping, found null"),
+        ("mocov3", ["method.local={size: 16}"], "method.local: unknown field"),
+        ("mocov3", ["method.second.size=16"], "views of one size, found (32, 32) and (16, 16)"),
+        ("mae", ["method.view.mask={name: block}"], "found mask block. Use random, fixed_block or inverse"),
+        ("ibot", ["method.global_1.mask=null"], "one masked crop, found count 1 and mask None"),
+        ("ibot", ["method.class_weight=0", "method.patch_weight=0"], "class_weight or patch_weight above 0, found 0"),
+        ("ibot", ["method.head.prototypes=1"], "at least 2, found 1"),
+        ("ibot", ["method.targets=sinkhorn", "train.batch_size=1"], "found train.batch_size=1. Raise it"),
+        ("mocov3", ["train.batch_size=1"], "found train.batch_size=1. Raise it"),
+        ("mocov3", ["run.accumulate=2"], "run.accumulate=2 would change its loss"),
+        ("dino", ["method.teacher_temperature=0"], "greater than 0, found 0"),
+        ("dino", ["method.momentum=1.5"], "from 0 to 1 or null, found 1.5"),
+        ("dino", ["optim.warmup_epochs=10"], "warmup_epochs 10.0 is longer than the run of 9.0 epochs"),
+        ("dino", ["method.teacher_temperature_epochs=30"], "found 30 epochs, but the run has 9. Lower it"),
+        ("dino", ["method.encoder={model: beit_base_patch16_224, positions: relative}"], "Use a vit_*"),
+        ("simclr", ["method.encoder.model=vit_little_patch16_reg4_gap_256"], "cannot be built: expected a plain timm"),
+    ],
+)
+def test_what_a_method_cannot_do(
+    name: str, overrides: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(ROOT / "recipes" / "demo" / f"{name}_shapes.yaml")
+    said = refuse(capsys, "pretrain", [recipe, f"run.output={tmp_path / 'run'}", *overrides])
+    assert expected in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_checkpoint_and_the_export_of_another_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mae.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "simmim.yaml").write_text(
+        TINY_PRETRAIN.replace("name: mae", "name: simmim").replace(
+            "  decoder: {name: self, width: 16, depth: 1, heads: 2}\n", ""
+        )
+    )
+    output = [f"run.output={tmp_path / 'run'}"]
+    assert launch("pretrain", [str(tmp_path / "mae.yaml"), *output]) == [0]
+    simmim = str(tmp_path / "simmim.yaml")
+    assert "method.name" in refuse(capsys, "pretrain", [simmim, *output])
+    fresh = [simmim, f"run.output={tmp_path / 'other'}", f"init={tmp_path / 'run' / 'export'}"]
+    assert "left by another method or network" in refuse(capsys, "pretrain", fresh)
 
 
 def test_an_empty_folder_and_a_missing_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

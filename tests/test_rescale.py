@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 from pydantic import BaseModel
 
-from unlabeled.rescale import Rescaled, Rule, Setting, rescale, same_share, same_window
+from unlabeled.rescale import Rescaled, Rule, Setting, check_epochs, rescale, same_share, same_window
 
 
 class Config(BaseModel, frozen=True):
@@ -52,3 +52,9 @@ def test_notes_say_why() -> None:
     assert note == Rescaled(
         "method.momentum", 0.996, 0.996**0.5, "averages over as many pictures, at most a twentieth of the run"
     )
+
+
+def test_a_warm_up_beyond_the_end_is_refused() -> None:
+    check_epochs(Config(warmup=10), epochs=10)
+    with pytest.raises(ValueError, match="warmup: found 11 epochs, but the run has 10"):
+        check_epochs(Config(warmup=11), epochs=10)

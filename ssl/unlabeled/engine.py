@@ -63,7 +63,6 @@ class Engine:
         # all processes start from the same weights, then draw differently
         torch.manual_seed(recipe.seed)
         self.method = job.build()
-        refuse_accumulation(self.method, recipe.run.accumulate)
         torch.manual_seed(recipe.seed + 1 + accelerator.process_index)
         if recipe.run.compile:
             for part in self.method.children():
@@ -291,12 +290,3 @@ class Engine:
 
     def _raw_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer
-
-
-def refuse_accumulation(method: Method, micro_batches: int) -> None:
-    """Raise UserError when micro-batches would change the loss."""
-    if micro_batches > 1 and method.compares_pictures():
-        raise UserError(
-            f"this method compares the pictures of a step, so run.accumulate={micro_batches} would change "
-            "its loss. Set run.accumulate=1 and use more processes, or lower train.batch_size."
-        )

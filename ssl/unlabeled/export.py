@@ -126,7 +126,13 @@ def load_method(method: Method, folder: str | Path) -> None:
         raise UserError(f"{folder} has no heads.safetensors, so pretraining cannot be continued from it")
     prefix = _prefix_of(method, next(iter(method.exports().values())))
     weights = {f"{prefix}{name}": tensor for name, tensor in _read(folder / "model.safetensors").items()}
-    load_model(method, {**weights, **_read(heads)})
+    try:
+        load_model(method, {**weights, **_read(heads)})
+    except UserError as error:
+        raise UserError(
+            f"init={folder} was left by another method or network than this recipe's: {error}. Name an export of this "
+            "one, or set init=null."
+        ) from error
 
 
 def load_encoder(path: str | Path, image_size: int | Grid | None = None, channels: int | None = None) -> Encoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlabeled.data.masks import RandomMask
+from unlabeled.data.masks import Place, RandomMask
 from unlabeled.data.sampler import per_process, steps_per_epoch, total_steps
 from unlabeled.data.views import View
+from unlabeled.errors import UserError
 from unlabeled.method import Batch, Method, Progress, ViewBatch
 from unlabeled.nn.patches import PatchMask
 from unlabeled.train.optim import param_groups
 
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
 HALF_PRECISION_SHARE = 0.6
+# masks that are drawn to learn how many patches they hide
+DRAWS = 64
 Line = tuple[str, str]
 
 
@@ -34,11 +38,12 @@ def plan(
     """Lines (topic, text). `what` are the stage's own.
 
     Raises:
-        UserError: batch, data and processes do not fit together.
+        UserError: batch, data, processes and method do not fit together.
     """
     micro = per_process(recipe.train.batch_size, processes, recipe.run.accumulate)
     per_epoch = steps_per_epoch(n, recipe.train.batch_size)
     method = _without_memory(build)
+    check_company(method, recipe.train.batch_size, recipe.run.accumulate)
     yield from what
     yield from (("view", describe_view(view, patch)) for view in views)
     yield from ((name, _size(part)) for name, part in method.named_children())
@@ -49,6 +54,22 @@ def plan(
     yield "memory", _memory(*memory(method, views, patch, micro, recipe))
     yield "device", _device(recipe, device)
     yield "output", f"{recipe.output}, a checkpoint every {recipe.run.checkpoint_every:,} steps"
+
+
+def check_company(method: Method, batch_size: int, micro_batches: int) -> None:
+    """Raise UserError when a method that compares the pictures of a step would not see them together."""
+    if not method.compares_pictures():
+        return
+    if batch_size < 2:
+        raise UserError(
+            f"this method compares the pictures of a step (batch normalisation, negatives, Sinkhorn or KoLeo), found "
+            f"train.batch_size={batch_size}. Raise it: at least 2 run, hundreds learn."
+        )
+    if micro_batches > 1:
+        raise UserError(
+            f"this method compares the pictures of a step, so run.accumulate={micro_batches} would change its loss. "
+            "Set run.accumulate=1 and use more processes, or lower train.batch_size."
+        )
 
 
 def _size(part: nn.Module) -> str:
@@ -162,7 +183,10 @@ def format_plan(title: str, lines: Iterator[Line]) -> str:
 def _without_memory(build: Callable[[], Method]) -> Method:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading weights into tensors without memory does nothing, as intended
-        method: nn.Module = build()
+        try:
+            method: nn.Module = build()
+        except ValueError as error:  # timm has networks that only its own code can run
+            raise UserError(f"this network cannot be built: {error}") from error
     return method  # type: ignore[return-value]
 
 
@@ -171,17 +195,19 @@ def _empty_batch(views: tuple[View, ...], patch: int, micro: int, recipe: Any) -
     made = []
     for view in views:
         pixels = torch.empty(view.count, micro, channels, *view.shape, device="meta")
-        made.append(ViewBatch(pixels, _empty_mask(view, patch, micro)))
+        made.append(ViewBatch(pixels, *_empty_mask(view, patch, micro)))
     numbers = torch.empty(micro, dtype=torch.int64, device="meta")
     return Batch(made, numbers, numbers)
 
 
-def _empty_mask(view: View, patch: int, micro: int) -> PatchMask | None:
+def _empty_mask(view: View, patch: int, micro: int) -> tuple[PatchMask | None, int | None]:
+    """A mask without memory, and how many patches it is to be expected to hide."""
     if view.mask is None:
-        return None
+        return None, None
     import numpy as np
 
     grid = (view.shape[0] // patch, view.shape[1] // patch)
-    mask = view.mask.draw(np.random.default_rng(0), grid, patch)
-    lead = (view.count, micro)
-    return mask.map(lambda tensor: tensor.to("meta").expand(*lead, -1))
+    rng, lead = np.random.default_rng(0), (view.count, micro)
+    masks = [view.mask.draw(rng, grid, patch, Place(row=row, batch=DRAWS)) for row in range(DRAWS)]
+    share = sum(int(mask.hidden.sum()) for mask in masks) / DRAWS
+    return masks[0].map(lambda tensor: tensor.to("meta").expand(*lead, -1)), math.ceil(share * view.count * micro)

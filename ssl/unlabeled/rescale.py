@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from unlabeled.errors import UserError
+
 # an average over more of the run than this would still hold its random start
 LONGEST_WINDOW = 0.05
 
@@ -53,6 +55,17 @@ REASONS: dict[Any, str] = {
     same_window: "averages over as many pictures, at most a twentieth of the run",
     same_share: "the same share of the run",
 }
+
+
+def check_epochs(config: Any, epochs: float) -> None:
+    """Raise UserError when a field that counts epochs, by its rule, goes beyond the end of the run."""
+    for name, rule in getattr(config, "rules", {}).items():
+        value = getattr(config, name)
+        if rule.carry is same_share and value is not None and value > epochs:
+            raise UserError(
+                f"method.{name}: found {value:g} epochs, but the run has {epochs:g}. Lower it, or set it to null for "
+                f"the paper's share of the run."
+            )
 
 
 def rescale(config: Any, yours: Setting) -> tuple[Any, list[Rescaled]]:

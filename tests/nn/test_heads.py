@@ -62,3 +62,14 @@ def test_batch_norm_is_torchs() -> None:
 def test_a_batch_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least 2, found 1: raise train.batch_size"):
         BatchNorm(4)(torch.randn(1, 4))
+
+
+def test_compiling_a_head_reaches_patches_too() -> None:
+    torch.manual_seed(0)
+    head, x = DistillHead(6, 10, hidden=8, bottleneck=4, patch_prototypes=5), torch.randn(3, 6)
+    expected, compiled = (head(x), head.patches(x)), []
+    head.compile(backend=lambda graph, _inputs: compiled.append(graph) or graph.forward)
+    torch.testing.assert_close(head.patches(x), expected[1])
+    assert len(compiled) == 2
+    torch.testing.assert_close(head(x), expected[0])
+    assert len(compiled) == 3

@@ -93,6 +93,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
             view.check(encoder.patch_size)
         if {"global_1", "global_2"} <= info.data.keys() and views[0].shape != views[1].shape:
             raise ValueError(f"expected global views of one size, found {views[0].shape} and {views[1].shape}")
+        if encoder.positions == "relative":
+            raise ValueError(f"DINO needs positions for crops of any size, '{encoder.model}' has none. Use a vit_*.")
         return encoder
 
     @property

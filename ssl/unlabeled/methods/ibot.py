@@ -115,6 +115,12 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         if self.global_1.shape != self.global_2.shape:
             found = f"{self.global_1.shape} and {self.global_2.shape}"
             raise ValueError(f"expected global views of one size, found {found}")
+        if self.encoder.positions == "relative":
+            raise ValueError(
+                f"iBOT needs positions for crops of any size, '{self.encoder.model}' has none. Use a vit_*."
+            )
+        if not self.class_weight + self.patch_weight:
+            raise ValueError("expected class_weight or patch_weight above 0, found 0 for both")
         if self.patch_prototypes is not None and self.patch_head is not None:
             raise ValueError("expected patch_prototypes or patch_head, found both. Set patch_head.prototypes instead.")
         return self

@@ -71,6 +71,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         for view in (info.data[name] for name in ("first", "second") if name in info.data):
             view.check(encoder.patch_size)
+        if {"first", "second"} <= info.data.keys() and info.data["first"].shape != info.data["second"].shape:
+            found = f"{info.data['first'].shape} and {info.data['second'].shape}"
+            raise ValueError(f"expected views of one size, found {found}")
         return encoder
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,11 @@ class DistillHead(nn.Module):
     def patches(self, x: Tensor) -> Tensor:
         """Logits [..., patch_prototypes or K] of patches x [..., width]."""
         return self.patch_logits(self.embed(x))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what its ways in share: its parts. Compiling the module reaches `forward` alone."""
+        for part in self.children():
+            part.compile(*args, **kwargs)
 
     def prototypes(self) -> list[nn.Parameter]:
         """The parameters of its last layers."""
