@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import stage_named
 
 from unlabeled import methods
+from unlabeled.cli import main
 from unlabeled.recipe import dump, load, parse
 from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 
@@ -34,10 +36,34 @@ def test_a_method_is_found_by_its_file_name(name: str) -> None:
     assert config.views and config.encoder.patch_size
 
 
-def test_the_papers_rates() -> None:
-    from unlabeled.train.schedules import peak_lr
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("pretrain/mae_vitb16_in1k", 2.4e-3),
+        ("pretrain/mae_vitl16_in1k", 2.4e-3),
+        ("pretrain/simmim_vitb_in1k", 4e-4),
+        ("pretrain/mocov3_vits16_in1k", 2.4e-3),
+        ("pretrain/mocov3_vitb16_in1k", 2.4e-3),
+        ("pretrain/dino_vits16_in1k", 2e-3),
+        ("pretrain/dino_vitb16_in1k", 3e-3),
+        ("pretrain/ibot_vits16_in1k", 2e-3),
+        ("pretrain/ibot_vitb16_in1k", 3e-3),
+        ("pretrain/dinov2_vitl16_in1k", 4e-3 * 2**0.5),
+        ("finetune/mae_vitb16_in1k", 2e-3),
+    ],
+)
+def test_the_papers_rates(name: str, peak: float) -> None:
+    path = next(recipe for recipe in RECIPES if str(recipe).endswith(f"{name}.yaml"))
+    recipe = load(schema_of(path), path)
+    assert recipe.optim.peak(recipe.train.batch_size) == pytest.approx(peak)
 
-    for file, expected in (("pretrain/mae_vitb16_in1k", 2.4e-3), ("finetune/mae_vitb16_in1k", 2e-3)):
-        path = next(recipe for recipe in RECIPES if str(recipe).endswith(f"{file}.yaml"))
-        recipe = load(schema_of(path), path)
-        assert peak_lr(recipe.optim.base_lr, recipe.train.batch_size) == pytest.approx(expected)
+
+@pytest.mark.parametrize("file", [file for file in RECIPES if "finetune" not in str(file)], ids=lambda file: file.stem)
+def test_every_pretraining_recipe_has_a_plan(file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = "data={name: shapes, train_size: 5000, size: 32}"
+    run = [f"run.output={tmp_path / 'run'}", "run.device=cpu", "evaluate=null", "train.precision=no"]
+    assert main(stage_named("pretrain"), [str(file), data, *run, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    for topic in ("steps", "lr", "memory", "encoder"):
+        assert f"\n  {topic} " in said
+    assert not (tmp_path / "run").exists()
