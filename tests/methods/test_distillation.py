@@ -128,6 +128,20 @@ def test_patch_centre_is_the_mean_of_all_patches_logits() -> None:
     torch.testing.assert_close(model.patch_centre.value, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_patches_begin_when_told() -> None:
+    """Until then nothing is hidden, and the patches' temperature waits."""
+    late, whole = (build(IBOT.model_copy(update={"patch_start_epoch": start})) for start in (2.0, 0.0))
+    data = batch(IBOT)
+    nothing = [
+        view if view.mask is None else view._replace(mask=view.mask.map(torch.zeros_like)) for view in data.views
+    ]
+    before = late(data, START)
+    assert before.metrics["patch_loss"] == 0
+    assert torch.equal(before.loss, whole(Batch(nothing, data.labels, data.index), START).loss)
+    begun = Progress(20, 100, 2.0, 10.0)
+    assert late(data, begun).metrics["patch_loss"] == whole(data, START).metrics["patch_loss"] > 0
+
+
 # ---------------------------------------------------------------- rules of optimisation
 
 

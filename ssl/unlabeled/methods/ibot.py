@@ -79,6 +79,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     frozen_epochs: float | None = Field(
         None, ge=0, description="epochs in which the last layers are left alone; null = 1 of 800, rescaled"
     )
+    patch_start_epoch: float = Field(
+        0.0, ge=0, description="epoch from which patches are hidden, and their temperature warms up"
+    )
     class_weight: float = Field(1.0, ge=0, description="weight of the class tokens' loss")
     patch_weight: float = Field(1.0, ge=0, description="weight of the patches' loss")
     koleo: float = Field(0.0, ge=0, description="weight of KoLeo, which spreads class tokens; DINOv2: 0.1")
@@ -185,6 +188,8 @@ class IBOT(Method):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         large = torch.cat([view.flat()[0] for view in batch.views[:2]])
         hidden = torch.cat([view.flat()[1].hidden for view in batch.views[:2]])  # type: ignore[union-attr]
+        if progress.epoch < self.config.patch_start_epoch:
+            hidden = torch.zeros_like(hidden)
         index, weight = hidden_rows(hidden, _length(batch, hidden.numel()))
         taught = self._teach(large, index, weight, progress)
 
@@ -219,8 +224,9 @@ class IBOT(Method):
         embedded = head.embed(patches if everything else patches[index])
         hidden = head.patch_logits(embedded[index] if everything else embedded)
 
-        pace = progress.epoch, progress.total_steps / progress.epochs
-        temperature, patch_temperature = self.temperature.at(*pace), self.patch_temperature.at(*pace)
+        epoch, steps_per_epoch = progress.epoch, progress.total_steps / progress.epochs
+        temperature = self.temperature.at(epoch, steps_per_epoch)
+        patch_temperature = self.patch_temperature.at(epoch - self.config.patch_start_epoch, steps_per_epoch)
         if self.config.targets == "sinkhorn":
             return Taught(sinkhorn(classes, temperature), sinkhorn(hidden, patch_temperature, valid=weight > 0))
         self.centre.note(classes, progress.step)

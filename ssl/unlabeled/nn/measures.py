@@ -31,8 +31,9 @@ def contrast(queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
     Returns `positive` and `negative`, mean cosines of pairs and strangers; `alignment`, the mean squared distance of
     pairs, and `uniformity`, the log of the mean of exp(-2 squared distance) of strangers (Wang & Isola 2020).
     """
-    similarity = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T
-    pairs = similarity.diagonal().mean()
+    queries, keys = F.normalize(queries.float(), dim=1), F.normalize(keys.float(), dim=1)
+    # autocast rounds the product, which strangers stand and pairs, whose cosines come near 1, do not
+    similarity, pairs = queries @ keys.T, (queries * keys).sum(1).mean()
     strangers = len(similarity) * (len(similarity) - 1)
     others = ~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     # squared distance of unit vectors: 2 - 2 cosine
