@@ -21,13 +21,24 @@ THREADS = 2
 PRODUCTS = ((2048, 2048, 2048), (1576, 512, 2048), (1576, 2048, 512), (1576, 512, 512), (400, 384, 1536))
 
 
-def options(description: str, rounds: int, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """`--json`, `--rounds N` and `--threads N`."""
+def options(
+    description: str, rounds: int, arguments: Sequence[str] | None = None, methods: Sequence[str] = ()
+) -> argparse.Namespace:
+    """`--json`, `--rounds N`, `--threads N`, and `--methods a,b` where there are methods to choose from."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each contender (default {rounds})")
     parser.add_argument("--threads", type=int, default=THREADS, help=f"threads (default {THREADS})")
-    return parser.parse_args(arguments)
+    if methods:
+        everything = ",".join(methods)
+        parser.add_argument("--methods", default=everything, help=f"which, by name (default {everything})")
+    chosen = parser.parse_args(arguments)
+    if methods:
+        chosen.methods = chosen.methods.split(",")
+        unknown = sorted(set(chosen.methods) - set(methods))
+        if unknown:
+            parser.error(f"no method {', '.join(unknown)}: choose from {everything}")
+    return chosen
 
 
 def seconds(work: Callable[[], object]) -> float:

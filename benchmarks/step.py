@@ -1,50 +1,36 @@
-"""One MAE step (forward, backward, AdamW) of ViT-S/16 at 224 pixels, batch 8, float32: ours and lightly's.
+"""One training step (forward, backward, AdamW, teacher) of every method with a ViT-S/16, float32: ours and lightly's.
 
-    python benchmarks/step.py [--json] [--rounds N]
+    python benchmarks/step.py [--methods mae,dino] [--json] [--rounds N] [--threads N]
 
 Needs `pip install lightly>=1.6`. Each contender lives in a process of its own, as a user of it would run it; the
-processes take turns. "ours" has the settings that our engine makes on a CPU; "lightly + our allocator" gets them too.
+processes of a method take turns. "ours" has the settings that our engine makes on a CPU; "lightly + our allocator" gets
+them too. Sizes, and what lightly lacks, are in `contenders/`.
 
 The share of the peak is (matrix products of the network as published) / time / (the fastest float32 `F.linear` that
-the same process does in the same turn). The products are counted once for all contenders, whatever each leaves out:
-patch embedding of all 196 patches, encoder over 50 tokens, decoder over 197, prediction of all 196 patches,
-attention's two products included, times 3 for forward and backward. Nothing else is counted.
+the same process does in the same turn). The products are counted once for all contenders of a method, whatever each
+leaves out or does twice: each file in `contenders/` says which; attention's two products are among them. Times 3 where
+something is trained (forward and backward), times 1 where not. Nothing else is counted.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from common import finish, forget_peak_memory, machine, matmul_peak, options, peak_memory_mb, seconds, table
-from torch import Tensor, nn
+from contenders import METHODS, comparison
+from contenders.parts import DEPTH, PROGRESS, Comparison, Peer, Step, lightly_step, our_step
 
-from unlabeled.data.masks import RandomMask
-from unlabeled.data.views import View
-from unlabeled.method import Batch, Progress, ViewBatch
-from unlabeled.methods.mae import MAE, Config
-from unlabeled.nn.decoders import CrossDecoderConfig, SelfDecoderConfig
-from unlabeled.nn.encoder import EncoderConfig
-from unlabeled.nn.patches import PatchMask
+from unlabeled.method import Method
 from unlabeled.train.cpu import keep_freed_memory
-from unlabeled.train.optim import AdamW, param_groups
 
-BATCH, SIDE, PATCH, RATIO = 8, 224, 16, 0.75
-WIDTH, DEPTH = 384, 12
-DECODER_WIDTH, DECODER_DEPTH, DECODER_HEADS = 512, 8, 16
-MODEL = "vit_small_patch16_224"
-PATCHES, PIXELS = (SIDE // PATCH) ** 2, PATCH * PATCH * 3
-VISIBLE = int(PATCHES * (1 - RATIO))
-LR, BETAS, DECAY = 1e-4, (0.9, 0.95), 0.05
-START = Progress(0, 1, 0.0, 1.0)
-
-Step = Callable[[], Tensor]
+OURS, LIGHTLY, LIGHTLY_KEPT = "ours", "lightly", "lightly + our allocator"
+HEAD = ("medians", "s/step", "fastest", "images/s", "GFLOP/s peak", "share of peak", "peak MB")
 
 
 class Turn(NamedTuple):
@@ -55,159 +41,75 @@ class Turn(NamedTuple):
     peak_mb: float
 
 
-# ---------------------------------------------------------------- the contenders
+Turns = dict[str, list[Turn]]
 
 
-def make_batch(seed: int = 0) -> Batch:
-    """Noise pictures and random masks."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
-    order = torch.rand(BATCH, PATCHES, generator=generator).argsort(dim=1)
-    keep, drop = order[:, :VISIBLE], order[:, VISIBLE:]
-    hidden = torch.zeros(BATCH, PATCHES, dtype=torch.bool).scatter(1, drop, True)
-    mask = PatchMask(hidden[None], keep[None], drop[None])
-    return Batch([ViewBatch(images[None], mask)], torch.full((BATCH,), -1), torch.arange(BATCH))
+def contenders(method: Comparison) -> tuple[str, ...]:
+    """Who takes part."""
+    return (OURS, LIGHTLY, LIGHTLY_KEPT, *method.variants)
 
 
-def make_ours(cross: bool = False) -> MAE:
-    """Our MAE, with the decoder of the paper or the cross decoder at a quarter of the hidden patches."""
-    size = {"width": DECODER_WIDTH, "depth": DECODER_DEPTH, "heads": DECODER_HEADS}
-    decoder = CrossDecoderConfig(**size, share=0.25) if cross else SelfDecoderConfig(**size)
-    view = View(size=SIDE, mask=RandomMask(ratio=RATIO))
-    return Config(view=view, encoder=EncoderConfig(model=MODEL), decoder=decoder).build().train()
-
-
-class LightlyMAE(nn.Module):
-    """The same network from lightly's parts, put together as lightly documents."""
-
-    def __init__(self) -> None:
-        import timm
-        from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
-
-        super().__init__()
-        self.backbone = MaskedVisionTransformerTIMM(vit=timm.create_model(MODEL, num_classes=0))
-        self.backbone.mask_token.requires_grad_(False)  # MAE drops patches instead
-        self.embed = nn.Linear(WIDTH, DECODER_WIDTH)
-        self.decoder = MaskedVisionTransformerDecoderTIMM(
-            num_patches=PATCHES, embed_dim=DECODER_WIDTH, depth=DECODER_DEPTH, num_heads=DECODER_HEADS
-        )
-        self.head = nn.Linear(DECODER_WIDTH, PIXELS)
-
-    def forward(self, images: Tensor, keep: Tensor, drop: Tensor) -> Tensor:
-        """The loss; `keep` and `drop` count the class token as token 0."""
-        from lightly.models import utils
-
-        encoded = self.embed(self.backbone.encode(images, idx_keep=keep))
-        tokens = utils.repeat_token(self.decoder.mask_token, (len(images), self.decoder.sequence_length))
-        tokens = utils.set_at_index(tokens, keep, encoded.type_as(tokens))
-        prediction = self.head(utils.get_at_index(self.decoder(tokens), drop))
-        target = utils.get_at_index(utils.patchify(images, PATCH), drop - 1)
-        return F.mse_loss(prediction, utils.normalize_mean_var(target, dim=-1))
-
-
-def ours_loss(model: MAE, batch: Batch) -> Step:
-    """A forward of ours."""
-    return lambda: model(batch, START).loss
-
-
-def lightly_loss(model: LightlyMAE, batch: Batch) -> Step:
-    """A forward of lightly's, on the same pictures and masks."""
-    images, mask = batch.views[0].flat()
-    assert mask is not None
-    kept, drop = mask.indices()
-    keep = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
-    return lambda: model(images, keep, drop + 1)
-
-
-def make_step(loss: Step, optimizer: torch.optim.Optimizer) -> Step:
-    """Forward, backward, update."""
-
-    def step() -> Tensor:
-        value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return value.detach()
-
-    return step
-
-
-def make_contender(name: str) -> Step:
-    """A training step by name."""
+def make_step(method: Comparison, name: str, depth: int = DEPTH, pictures: int | None = None) -> Step:
+    """A contender's training step."""
     torch.manual_seed(0)
-    batch = make_batch()
-    if name.startswith("lightly"):
-        model = LightlyMAE().train()
-        trained = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": DECAY},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return make_step(lightly_loss(model, batch), torch.optim.AdamW(groups, lr=LR, betas=BETAS))
-    ours = make_ours(cross="cross" in name)
-    optimizer = AdamW(betas=BETAS).build(param_groups(ours, DECAY))
-    for group in optimizer.param_groups:
-        group["lr"] = LR
-    return make_step(ours_loss(ours, batch), optimizer)
-
-
-OURS, CROSS = "ours", "ours, cross decoder"
-LIGHTLY, LIGHTLY_KEPT = "lightly", "lightly + our allocator"
-CONTENDERS = (OURS, LIGHTLY, LIGHTLY_KEPT, CROSS)
+    batch = method.make_batch(pictures or method.batch, 0)
+    if name.startswith(LIGHTLY):
+        return lightly_step(method.lightly(depth), batch)
+    ours = method.ours if name == OURS else method.variants[name]
+    return our_step(ours.build(depth), batch)
 
 
 # ---------------------------------------------------------------- identical mathematics
 
 
-def lightly_name(name: str) -> str:
-    """lightly's name of our parameter."""
-    renames = {"encoder.vit.": "backbone.vit.", "decoder.embed.": "embed.", "decoder.head.": "head."}
-    for mine, theirs in renames.items():
-        if name.startswith(mine):
-            return theirs + name.removeprefix(mine)
-    return name.replace("decoder.positions", "decoder.pos_embed")
+def disagreement(method: Comparison, depth: int = 2) -> tuple[float, float]:
+    """Largest relative difference between ours and lightly's at the same weights: of the loss, of any gradient.
 
+    Two blocks are enough to tell, in float64: batch normalisation of a few rows magnifies rounding.
+    """
+    torch.manual_seed(0)
+    pictures = min(4, method.batch)
+    batch, ours, theirs = method.make_batch(pictures, 1), method.ours.build(depth), method.lightly(depth)
+    give_weights(theirs, ours)
+    batch = batch._replace(views=[view._replace(pixels=view.pixels.double()) for view in batch.views])
+    ours.double()
+    theirs.double()
 
-def disagreement() -> tuple[float, float]:
-    """Largest relative difference between ours and lightly's at the same weights: of the loss, of any gradient."""
-    batch, ours, theirs = make_batch(seed=1), make_ours(), LightlyMAE().train()
-    weights = {lightly_name(name): tensor for name, tensor in ours.state_dict().items()}
-    result = theirs.load_state_dict(weights, strict=False)
-    assert not result.unexpected_keys and result.missing_keys == ["backbone.mask_token"], result
-    a, b = ours_loss(ours, batch)(), lightly_loss(theirs, batch)()
+    # both drop the same paths
+    torch.manual_seed(2)
+    a = ours(batch, PROGRESS).loss
+    torch.manual_seed(2)
+    b = theirs(batch)
     a.backward()
     b.backward()
+    mine = {theirs.name_of(name): p.grad for name, p in ours.named_parameters() if p.grad is not None}
     gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
-    mine = {lightly_name(name): p.grad for name, p in ours.named_parameters() if p.grad is not None}
-    assert mine.keys() == gradients.keys()
-    # against the largest gradient of the tensor: single elements may be zero
-    worst = max(((g - mine[name]).abs().max() / g.abs().max()).item() for name, g in gradients.items())
+    assert gradients.keys() - mine.keys() == set(theirs.more) and mine.keys() <= gradients.keys()
+    # against the tensor's largest; a bias in front of batch normalisation has no gradient but rounding
+    rounding = 1e-5 * max(g.abs().max().item() for g in mine.values())
+    worst = max(
+        ((gradients[name] - g.view_as(gradients[name])).abs().max() / g.abs().max().clamp_min(rounding)).item()
+        for name, g in mine.items()
+    )
     return abs(a.item() / b.item() - 1), worst
+
+
+def give_weights(theirs: Peer, ours: Method) -> None:
+    """Give lightly's network the weights of ours. Centres have no counterpart: both begin at zero."""
+    own = theirs.state_dict()
+    weights = {theirs.name_of(name): tensor for name, tensor in ours.state_dict().items()}
+    theirs.load_state_dict({name: t.view_as(own[name]) for name, t in weights.items() if name in own}, strict=False)
 
 
 # ---------------------------------------------------------------- measuring
 
 
-def network_gflop() -> float:
-    """GFLOP of a step's matrix products, as this file's head says."""
-
-    def blocks(tokens: int, width: int, depth: int) -> int:
-        return depth * (2 * 12 * width * width * tokens + 4 * tokens * tokens * width)
-
-    embedding = 2 * PATCHES * PIXELS * WIDTH
-    encoder = blocks(VISIBLE + 1, WIDTH, DEPTH)
-    bridge = 2 * (VISIBLE + 1) * WIDTH * DECODER_WIDTH
-    decoder = blocks(PATCHES + 1, DECODER_WIDTH, DECODER_DEPTH)
-    prediction = 2 * PATCHES * DECODER_WIDTH * PIXELS
-    return 3 * BATCH * (embedding + encoder + bridge + decoder + prediction) / 1e9
-
-
-def serve(name: str, threads: int, pipe: Connection) -> None:
+def serve(method: str, name: str, threads: int, pipe: Connection) -> None:
     """A contender's process: a turn for each request, until there is none."""
     torch.set_num_threads(threads)
     if name != LIGHTLY:
         keep_freed_memory()
-    step = make_contender(name)
+    step = make_step(comparison(method), name)
     forget_peak_memory()
     for _ in range(2):
         step()
@@ -218,19 +120,19 @@ def serve(name: str, threads: int, pipe: Connection) -> None:
         pipe.send(Turn(seconds(step), max(peak, matmul_peak()), memory))
 
 
-def measure(names: tuple[str, ...], rounds: int, threads: int) -> dict[str, list[Turn]]:
+def measure(method: str, names: Sequence[str], rounds: int, threads: int) -> Turns:
     """Turns of each contender, one after the other in every round."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for name in names:
         pipes[name], far = context.Pipe()
-        process = context.Process(target=serve, args=(name, threads, far), daemon=True)
+        process = context.Process(target=serve, args=(method, name, threads, far), daemon=True)
         process.start()
         processes.append(process)
         pipes[name].recv()  # ready: nobody warms up during another's turn
-    turns: dict[str, list[Turn]] = {name: [] for name in names}
+    turns: Turns = {name: [] for name in names}
     for done in range(rounds):
-        print(f"round {done + 1} of {rounds}", end="\r", file=sys.stderr, flush=True)
+        print(f"{method}: round {done + 1} of {rounds}", end="\r", file=sys.stderr, flush=True)
         for name in names if done % 2 == 0 else reversed(names):
             pipes[name].send(True)
             turns[name].append(pipes[name].recv())
@@ -240,76 +142,70 @@ def measure(names: tuple[str, ...], rounds: int, threads: int) -> dict[str, list
     return turns
 
 
-def main() -> None:
-    """Compare, print a table, and one object with `--json`."""
-    chosen = options("One MAE step: ours and lightly's.", rounds=9)
-    torch.set_num_threads(chosen.threads)
-    loss, gradient = disagreement()
-    print(f"{machine()}; {network_gflop():.0f} GFLOP per step")
-    print(f"at the same weights ours and lightly differ by {loss:.1e} (loss), {gradient:.1e} (gradients), relative")
-
-    turns = measure(CONTENDERS, chosen.rounds, chosen.threads)
-    result = summary(turns)
-    print(report(turns, result))
-    finish(chosen, result)
-
-
 def middle(turns: list[Turn]) -> float:
     """Median seconds per step."""
     return median(turn.seconds for turn in turns)
 
 
-def share(turns: list[Turn]) -> float:
-    """Median share of the peak that the same turn measured."""
-    return median(network_gflop() / turn.seconds / turn.peak_gflops for turn in turns)
-
-
-def summary(turns: dict[str, list[Turn]]) -> dict[str, Any]:
-    """The figures by name. Ratios above 1 mean that ours is faster."""
-    ours = middle(turns[OURS])
+def figures(method: Comparison, turns: list[Turn], gflop: float | None) -> dict[str, float | None]:
+    """What one contender reached; its share of the peak is the median over turns."""
+    work = None if gflop is None else method.batch * gflop
+    shares = None if work is None else [work / turn.seconds / turn.peak_gflops for turn in turns]
     return {
-        "mae": {
-            "images_per_s": round(BATCH / ours, 2),
-            "vs_lightly": round(middle(turns[LIGHTLY]) / ours, 3),
-            "vs_lightly_same_allocator": round(middle(turns[LIGHTLY_KEPT]) / ours, 3),
-            "share_of_peak": round(share(turns[OURS]), 3),
-            "peak_mb": round(turns[OURS][0].peak_mb),
-        },
-        "lightly": {
-            "images_per_s": round(BATCH / middle(turns[LIGHTLY]), 2),
-            "share_of_peak": round(share(turns[LIGHTLY]), 3),
-            "peak_mb": round(turns[LIGHTLY][0].peak_mb),
-        },
-        "mae_cross": {"vs_mae": round(ours / middle(turns[CROSS]), 2)},
+        "images_per_s": round(method.batch / middle(turns), 2),
+        "share_of_peak": None if shares is None else round(median(shares), 3),
+        "peak_mb": round(turns[0].peak_mb),
     }
 
 
-def report(turns: dict[str, list[Turn]], result: dict[str, Any]) -> str:
-    """The table."""
-    head = ("medians", "s/step", "fastest", "images/s", "GFLOP/s peak", "share of peak", "peak MB")
+def summary(name: str, method: Comparison, turns: Turns) -> dict[str, Any]:
+    """The figures by name. Ratios above 1 mean that ours, or the variant of ours, is faster."""
+    ours = middle(turns[OURS])
+    result: dict[str, Any] = {
+        name: {
+            **figures(method, turns[OURS], method.ours.gflop),
+            "vs_lightly": round(middle(turns[LIGHTLY]) / ours, 3),
+            "vs_lightly_same_allocator": round(middle(turns[LIGHTLY_KEPT]) / ours, 3),
+            "lightly": figures(method, turns[LIGHTLY], method.ours.gflop),
+        }
+    }
+    for variant, (_, gflop) in method.variants.items():
+        versus = {f"vs_{name}": round(ours / middle(turns[variant]), 2), "vs_lightly": None}
+        result[variant] = {**figures(method, turns[variant], gflop), **versus}
+    return result
+
+
+def report(name: str, method: Comparison, turns: Turns) -> str:
+    """The table of one method."""
     rows = []
-    for name, own in turns.items():
-        time = middle(own)
-        shown = "-" if name == CROSS else f"{share(own):.3f}"  # its network is another, its products are fewer
-        peak, memory = median(turn.peak_gflops for turn in own), own[0].peak_mb
-        fastest = min(turn.seconds for turn in own)
-        rows.append(
-            (
-                name,
-                f"{time:.3f}",
-                f"{fastest:.3f}",
-                f"{BATCH / time:.2f}",
-                f"{peak:.0f}",
-                shown,
-                f"{memory:.0f}",
-            )
-        )
-    mae, cross = result["mae"], result["mae_cross"]
-    return (
-        f"{table(head, rows)}\nours is {mae['vs_lightly']:.3f} x lightly's speed "
-        f"({mae['vs_lightly_same_allocator']:.3f} x with our allocator's settings for both); "
-        f"the cross decoder is {cross['vs_mae']:.2f} x as fast as ours"
-    )
+    for contender, own in turns.items():
+        gflop = method.variants[contender].gflop if contender in method.variants else method.ours.gflop
+        found = figures(method, own, gflop)
+        share = "-" if found["share_of_peak"] is None else f"{found['share_of_peak']:.3f}"
+        fastest, peak = min(turn.seconds for turn in own), median(turn.peak_gflops for turn in own)
+        times = f"{middle(own):.3f}", f"{fastest:.3f}", f"{found['images_per_s']:.2f}"
+        rows.append((contender, *times, f"{peak:.0f}", share, f"{found['peak_mb']:.0f}"))
+    ratio, kept = (middle(turns[other]) / middle(turns[OURS]) for other in (LIGHTLY, LIGHTLY_KEPT))
+    verdict = f"{name}: ours is {ratio:.3f} x lightly's speed ({kept:.3f} x with our allocator's settings for both)"
+    return "\n".join((table(HEAD, rows), verdict, *([f"note: {method.note}"] if method.note else [])))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, print tables, and one object with `--json`."""
+    chosen = options("A training step of each method: ours and lightly's.", 9, arguments, methods=METHODS)
+    torch.set_num_threads(chosen.threads)
+    print(machine())
+    result: dict[str, Any] = {}
+    for name in chosen.methods:
+        method = comparison(name)
+        assert method.ours.gflop is not None
+        print(f"\n{name}, batch {method.batch}, {method.batch * method.ours.gflop:.0f} GFLOP per step", flush=True)
+        loss, gradient = disagreement(method)
+        print(f"at the same weights ours and lightly differ by {loss:.1e} (loss), {gradient:.1e} (gradients), relative")
+        turns = measure(name, contenders(method), chosen.rounds, chosen.threads)
+        print(report(name, method, turns))
+        result |= summary(name, method, turns)
+    finish(chosen, result)
 
 
 if __name__ == "__main__":

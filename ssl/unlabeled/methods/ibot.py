@@ -231,7 +231,8 @@ class IBOT(Method):
             return Taught(sinkhorn(classes, temperature), sinkhorn(hidden, patch_temperature, valid=weight > 0))
         self.centre.note(classes, progress.step)
         if everything:
-            self.patch_centre.note(head.patch_logits(embedded.float().mean(0, keepdim=True)), progress.step)
+            mean = embedded.float().mean(0, keepdim=True).to(embedded.dtype)
+            self.patch_centre.note(head.patch_logits(mean), progress.step)
         else:
             self.patch_centre.note(hidden, progress.step, valid=weight > 0)
         return Taught(

@@ -1,0 +1,15 @@
+"""What `step.py` compares: one file per method with a `COMPARISON`, by file name."""
+
+from __future__ import annotations
+
+import importlib
+
+from contenders.parts import Comparison
+
+# the order of the table
+METHODS = ("mae", "simmim", "mocov3", "simclr", "dino", "ibot")
+
+
+def comparison(name: str) -> Comparison:
+    """One method, ours and lightly's."""
+    return importlib.import_module(f"contenders.{name}").COMPARISON

@@ -1,0 +1,125 @@
+"""iBOT, 2 x 224 and 8 x 96 pixels, 8192 prototypes in a shared head: ours against lightly's parts.
+
+Counted: patch embedding and encoder of 10 crops for the student and of 2 for the teacher; the head where its outputs
+enter a loss, on class tokens and hidden patches; not the teacher's MLP on visible patches, which iBOT's centre needs.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from contenders.dino import (
+    BOTTLENECK,
+    DROP_PATH,
+    HIDDEN,
+    LOCALS,
+    TEACHER_TEMPERATURE,
+    backbone_and_head,
+    backbones,
+    follow,
+    student,
+)
+from contenders.parts import (
+    LOCAL_SIDE,
+    PATCH,
+    PATCHES,
+    SIDE,
+    WIDTH,
+    Comparison,
+    Ours,
+    Peer,
+    as_batch,
+    crops,
+    frozen_copy,
+    linear,
+)
+from unlabeled.method import Batch, Method, ViewBatch
+from unlabeled.methods.ibot import LOCAL, Config
+from unlabeled.nn.patches import PatchMask
+
+PROTOTYPES = 8192
+# what iBOT's ratios give on average: half of the crops hide nothing, the others 30 %
+MASKED_SHARE, HIDDEN_PATCHES = 0.5, 59
+
+
+def make_batch(pictures: int, seed: int) -> Batch:
+    """Two large crops and eight small ones of noise; half of the large ones hide patches."""
+    generator = torch.Generator().manual_seed(seed)
+    large = [masked_crops(generator, pictures, first) for first in (0, 1)]
+    return as_batch(pictures, *large, ViewBatch(crops(generator, LOCALS, pictures, LOCAL_SIDE), None))
+
+
+def masked_crops(generator: torch.Generator, pictures: int, first: int) -> ViewBatch:
+    """One large crop of each picture, with random patches hidden in every second from `first` on."""
+    order = torch.rand(pictures, PATCHES, generator=generator).argsort(dim=1)
+    masked = torch.arange(pictures) % 2 == first
+    hidden = (order < HIDDEN_PATCHES) & masked.unsqueeze(1)
+    mask = PatchMask(hidden[None], None, None)
+    return ViewBatch(crops(generator, 1, pictures), mask, hidden=int(hidden.sum()))
+
+
+def ours(depth: int) -> Method:
+    """Our iBOT."""
+    return Config(local=LOCAL.model_copy(update={"count": LOCALS}), encoder=student(depth)).build()
+
+
+class LightlyIBOT(Peer):
+    """As in lightly's documentation, without its layer scale, with drop path that grows with depth."""
+
+    renames: ClassVar = {
+        "encoder.vit.": "backbone.vit.",
+        "mask_token": "backbone.mask_token",
+        "head.mlp.": "head.layers.",
+        "teacher.vit.": "teacher_backbone.vit.",
+        "teacher_head.mlp.": "teacher_head.layers.",
+    }
+
+    def __init__(self, depth: int) -> None:
+        from lightly.loss import DINOLoss, IBOTPatchLoss
+
+        super().__init__()
+        self.backbone, self.head = backbone_and_head(depth, PROTOTYPES, DROP_PATH)
+        self.teacher_backbone, self.teacher_head = backbone_and_head(depth, PROTOTYPES, 0.0)
+        frozen_copy(self.teacher_backbone, self.backbone)
+        frozen_copy(self.teacher_head, self.head)
+        self.class_loss = DINOLoss(output_dim=PROTOTYPES, teacher_temp=TEACHER_TEMPERATURE)
+        self.patch_loss = IBOTPatchLoss(output_dim=PROTOTYPES, teacher_temp=TEACHER_TEMPERATURE)
+
+    def forward(self, batch: Batch) -> Tensor:
+        large = torch.cat([view.flat()[0] for view in batch.views[:2]])
+        small = batch.views[2].flat()[0]
+        hidden = torch.cat([view.flat()[1].hidden for view in batch.views[:2]])  # type: ignore[union-attr]
+        mask = torch.cat([hidden.new_zeros(len(hidden), 1), hidden], dim=1)
+
+        with torch.no_grad():
+            tokens = self.teacher_backbone.encode(large)
+            taught, taught_patches = self.teacher_head(tokens[:, 0]), self.teacher_head(tokens[mask])
+
+        tokens = self.backbone.encode(large, mask=mask)
+        learnt, learnt_patches = self.head(tokens[:, 0]), self.head(tokens[mask])
+        learnt = torch.cat([learnt, self.head(self.backbone.encode(small)[:, 0])])
+        grid = hidden.unflatten(1, (SIDE // PATCH, SIDE // PATCH))
+        across = self.class_loss(taught.chunk(2), learnt.chunk(2 + LOCALS))
+        return across + self.patch_loss(taught_patches, learnt_patches, grid)
+
+    def after_step(self) -> None:
+        follow(self)
+
+
+def gflop() -> float:
+    """Of a step, per picture."""
+    patches = 2 * MASKED_SHARE * HIDDEN_PATCHES
+    tokens = 3 * (2 + LOCALS + patches) + 2 + patches
+    return backbones() + linear(tokens, WIDTH, HIDDEN, HIDDEN, BOTTLENECK, PROTOTYPES)
+
+
+COMPARISON = Comparison(
+    batch=2,
+    make_batch=make_batch,
+    ours=Ours(ours, gflop()),
+    lightly=LightlyIBOT,
+    note="positions as for DINO; lightly centres hidden patches only, ours all of them (iBOT's code), which costs more",
+)
