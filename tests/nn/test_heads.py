@@ -73,3 +73,29 @@ def test_compiling_a_head_reaches_patches_too() -> None:
     assert len(compiled) == 2
     torch.testing.assert_close(head(x), expected[0])
     assert len(compiled) == 3
+
+
+@pytest.mark.parametrize("patch_prototypes", [None, 50])
+def test_both_is_the_head_on_each(patch_prototypes: int | None) -> None:
+    head = DistillHead(16, 1000, hidden=32, bottleneck=8, patch_prototypes=patch_prototypes)
+    classes, patches = torch.randn(3, 16), torch.randn(7, 16)
+    for found, expected in zip(head.both(classes, patches), (head(classes), head.patches(patches)), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_each_view_is_a_batch_of_its_own_for_norms() -> None:
+    once, twice = mlp((8, 16, 4)), mlp((8, 16, 4))
+    twice.load_state_dict(once.state_dict())
+    first, second = torch.randn(5, 8), 3 + torch.randn(5, 8)
+    expected = torch.cat([twice(first), twice(second)])
+    torch.testing.assert_close(once(torch.cat([first, second]), views=2), expected)
+    torch.testing.assert_close(once.state_dict(), twice.state_dict())
+
+
+def test_prototypes_are_directions_times_gains() -> None:
+    layer, x = Prototypes(4, 3, freeze_gain=False), torch.randn(2, 4)
+    with torch.no_grad():
+        layer.weight_g.copy_(torch.tensor([[1.0], [2.0], [0.5]]))
+    for k in range(3):
+        direction = layer.weight_v[k] / layer.weight_v[k].norm()
+        torch.testing.assert_close(layer(x)[:, k], layer.weight_g[k] * (x @ direction))

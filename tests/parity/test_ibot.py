@@ -213,31 +213,31 @@ def test_tokens(golden: Golden) -> None:
 def test_logits(golden: Golden) -> None:
     """Class tokens of all crops; of patches, the hidden ones, in order."""
     model, hidden = build(golden), hidden_of(golden)
-    classes: dict[str, Tensor] = {}
-    patches: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
-    def watch(name: str, method: str, seen: dict[str, Tensor]) -> None:
+    def watch(name: str, method: str) -> None:
         original = getattr(getattr(model, name), method)
 
-        def watched(x: Tensor) -> Tensor:
-            logits = original(x)
-            seen.setdefault(name, logits)  # the teacher's head answers for the centre afterwards
+        def watched(*x: Tensor) -> Any:
+            logits = original(*x)
+            seen.setdefault(f"{name}.{method}", logits)  # the teacher's head answers for the centre afterwards
             return logits
 
         setattr(getattr(model, name), method, watched)
 
-    for name in ("head", "teacher_head"):
-        watch(name, "forward", classes)
-        watch(name, "patch_logits", patches)
+    watch("head", "both")
+    watch("teacher_head", "forward")
+    watch("teacher_head", "patch_logits")
     model(batch_of(golden), START)
     count = int(hidden.sum())
-    student, local = classes["head"].split([len(hidden), len(classes["head"]) - len(hidden)])
+    classes, student_patches = seen["head.both"]
+    student, local = classes.split([len(hidden), len(classes) - len(hidden)])
     assert_close(student, golden["out/student_cls_logits"], FORWARD, "the student's class logits")
     assert_close(local, golden["out/student_local_cls_logits"], FORWARD, "the student's local class logits")
-    assert_close(classes["teacher_head"], golden["out/teacher_cls_logits"], FORWARD, "the teacher's class logits")
-    for name, official in (("head", "student"), ("teacher_head", "teacher")):
+    assert_close(seen["teacher_head.forward"], golden["out/teacher_cls_logits"], FORWARD, "the teacher's class logits")
+    for logits, official in ((student_patches, "student"), (seen["teacher_head.patch_logits"], "teacher")):
         expected = golden[f"out/{official}_patch_logits"][hidden]
-        assert_close(patches[name][:count], expected, FORWARD, f"the {official}'s patch logits")
+        assert_close(logits[:count], expected, FORWARD, f"the {official}'s patch logits")
 
 
 @pytest.mark.parametrize("counted", [True, False])

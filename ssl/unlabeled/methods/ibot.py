@@ -196,9 +196,11 @@ class IBOT(Method):
         # the student sees large crops with patches hidden, small ones whole
         tokens = self.encoder(large, replace=PatchMask(hidden, None, None), fill=self.mask_token)
         small = [self.encoder(view.flat()[0]).prefix[:, 0] for view in batch.views[2:]]
-        classes = self.head(torch.cat([tokens.prefix[:, 0], *small]))
-        head = self.head if self.patch_head is None else self.patch_head
-        patches = head.patches(tokens.patches.flatten(0, 1)[index])
+        classes, patches = torch.cat([tokens.prefix[:, 0], *small]), tokens.patches.flatten(0, 1)[index]
+        if self.patch_head is None:
+            classes, patches = self.head.both(classes, patches)
+        else:
+            classes, patches = self.head(classes), self.patch_head.patches(patches)
 
         # class tokens across views, patches within theirs
         targets, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (taught.classes, classes))

@@ -122,11 +122,9 @@ class MoCoV3(Method):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images = torch.cat([view.flat()[0] for view in batch.views])
         features = self._features(self.encoder, images)
-        # each view is a batch of its own for batch normalisation
-        query_1, query_2 = (self.predictor(self.projector(view)) for view in features.chunk(2))
+        query_1, query_2 = self.predictor(self.projector(features, views=2), views=2).chunk(2)
         with torch.no_grad():
-            taught = self._features(self.teacher.encoder, images)
-            key_1, key_2 = (self.teacher.projector(view) for view in taught.chunk(2))
+            key_1, key_2 = self.teacher.projector(self._features(self.teacher.encoder, images), views=2).chunk(2)
 
         loss = self._contrast(query_1, key_2) + self._contrast(query_2, key_1)
         # what a network gets that cannot tell pictures apart

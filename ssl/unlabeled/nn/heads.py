@@ -16,7 +16,18 @@ from unlabeled.nn.batchnorm import BatchNorm
 from unlabeled.nn.init import truncated_normal_
 
 
-def mlp(widths: Sequence[int], last_affine: bool = False, last_norm: bool = True) -> nn.Sequential:
+class Mlp(nn.Sequential):
+    """Layers in a row, of which batch normalisation takes each view for a batch of its own."""
+
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+        """Of x [views * B, D], view-major. Linear layers see all views at once: their weights are read once."""
+        for layer in self:
+            apart = views > 1 and isinstance(layer, BatchNorm)
+            x = torch.cat([layer(view) for view in x.chunk(views)]) if apart else layer(x)
+        return x
+
+
+def mlp(widths: Sequence[int], last_affine: bool = False, last_norm: bool = True) -> Mlp:
     """Linear without bias, BatchNorm, ReLU, and so on: MoCo v3's projector and predictor, numbered as there.
 
     Args:
@@ -28,7 +39,7 @@ def mlp(widths: Sequence[int], last_affine: bool = False, last_norm: bool = True
     for source, target in pairwise(widths[:-1]):
         layers += [nn.Linear(source, target, bias=False), BatchNorm(target), nn.ReLU(inplace=True)]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
-    return nn.Sequential(*layers, *([BatchNorm(widths[-1], last_affine)] if last_norm else []))
+    return Mlp(*layers, *([BatchNorm(widths[-1], last_affine)] if last_norm else []))
 
 
 class Prototypes(nn.Module):
@@ -51,7 +62,8 @@ class Prototypes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [..., K] of x [..., D]."""
-        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+        # torch's own kernel, one pass forward and one backward over K D numbers
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class HeadConfig(BaseModel, frozen=True, extra="forbid"):
@@ -128,6 +140,16 @@ class DistillHead(nn.Module):
         """Compile what its ways in share: its parts. Compiling the module reaches `forward` alone."""
         for part in self.children():
             part.compile(*args, **kwargs)
+
+    def both(self, classes: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """`head(classes)` and `head.patches(patches)`, both [M, width], in one pass where they share layers."""
+        sizes = len(classes), len(patches)
+        embedded = self.embed(torch.cat([classes, patches]))
+        if self.patch_layer is None:
+            classes, patches = self.last_layer(embedded).split(sizes)
+            return classes, patches
+        classes, patches = embedded.split(sizes)
+        return self.last_layer(classes), self.patch_layer(patches)
 
     def prototypes(self) -> list[nn.Parameter]:
         """The parameters of its last layers."""
