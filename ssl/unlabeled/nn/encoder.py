@@ -38,9 +38,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     A CNN has `channels` and `drop_path`; what else there is belongs to transformers and must be left out.
     """
 
-    model: str = Field(
-        "vit_base_patch16_224", description="a timm vision transformer (vit_*, beit_*) or CNN (resnet50), by name"
-    )
+    model: str = Field("vit_base_patch16_224", description="a timm model: vit_*, beit_* or a CNN such as resnet50")
     patch_size: int = Field(
         default_factory=lambda fields: patch_size_of(fields.get("model", "")),
         ge=1,
@@ -119,14 +117,13 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     def must_hide_patches(self, method: str) -> None:
         """Raise ValueError when `method` hides patches and this is a CNN."""
         if is_cnn(self.model):
-            raise ValueError(
-                f"{method} hides patches, which the CNN '{self.model}' cannot. "
-                "Use a vit_* model, or a method that sees whole pictures such as mocov3."
-            )
+            advice = "Use a vit_* model, or a method that sees whole pictures such as mocov3."
+            raise ValueError(f"{method} hides patches, which the CNN '{self.model}' cannot. {advice}")
 
     def timm_arguments(self, image_size: Grid) -> dict[str, Any]:
         """The keyword arguments of `build_encoder`, defaults left out."""
         named = {
+            "patch_size": None if is_cnn(self.model) else self.patch_size,
             "embed_dim": self.width,
             "depth": self.depth,
             "num_heads": self.heads,
@@ -137,7 +134,6 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         }
         return {
             "img_size": list(image_size),
-            **({} if is_cnn(self.model) else {"patch_size": self.patch_size}),
             "in_chans": self.channels,
             **{key: value for key, value in named.items() if value is not None},
         }
