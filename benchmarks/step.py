@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         loss, gradient = disagreement(method)
         print(f"at the same weights ours and lightly differ by {loss:.1e} (loss), {gradient:.1e} (gradients), relative")
         turns = measure(name, contenders(method), chosen.rounds, chosen.threads)
-        print(report(name, method, turns))
+        print(report(name, method, turns), flush=True)
         result |= summary(name, method, turns)
     finish(chosen, result)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -44,3 +46,21 @@ def test_products_of_a_small_network_counted_by_hand() -> None:
     products = [(3, 2, 6), (3, 2, 2), (3, 2, 8), (3, 8, 2), (3, 2, 3), (3, 3, 2)]
     assert parts.blocks(3, 2, 1) * 1e9 == pytest.approx(sum(2 * a * b * c for a, b, c in products))
     assert parts.linear(3, 2, 6, 5) * 1e9 == pytest.approx(2 * 3 * (2 * 6 + 6 * 5))
+
+
+def test_a_line_of_json_for_every_method(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """lightly takes twice as long as all others."""
+
+    def measured(method: str, names: tuple[str, ...], rounds: int, threads: int) -> dict[str, list[Any]]:
+        return {name: [step.Turn(4.0 if "lightly" in name else 2.0, 100.0, 500.0)] * rounds for name in names}
+
+    monkeypatch.setattr(step, "measure", measured)
+    monkeypatch.setattr(step, "disagreement", lambda method: (0.0, 0.0))
+    step.main(["--json", "--rounds", "2", "--threads", "1"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for name in contenders.METHODS:
+        method = contenders.comparison(name)
+        assert result[name]["vs_lightly"] == 2 and result[name]["images_per_s"] == method.batch / 2
+        assert result[name]["share_of_peak"] == pytest.approx(method.batch * method.ours.gflop / 200, abs=1e-3)
+        assert result[name]["peak_mb"] == 500
+    assert result["mae_cross"]["vs_mae"] == 1

@@ -1,12 +1,15 @@
 """iBOT, 2 x 224 and 8 x 96 pixels, 8192 prototypes in a shared head: ours against lightly's parts.
 
+lightly centres hidden patches only, as DINOv2 does; so does ours here. "ibot_published" centres all of them, as iBOT's
+code does: its teacher puts the visible patches through the MLP too.
+
 Counted: patch embedding and encoder of 10 crops for the student and of 2 for the teacher; the head where its outputs
-enter a loss, on class tokens and hidden patches; not the teacher's MLP on visible patches, which iBOT's centre needs.
+enter a loss, on class tokens and hidden patches; for "ibot_published" that MLP besides.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -61,9 +64,10 @@ def masked_crops(generator: torch.Generator, pictures: int, first: int) -> ViewB
     return ViewBatch(crops(generator, 1, pictures), mask, hidden=int(hidden.sum()))
 
 
-def ours(depth: int) -> Method:
+def ours(depth: int, patch_centre: Literal["all", "hidden"] = "hidden") -> Method:
     """Our iBOT."""
-    return Config(local=LOCAL.model_copy(update={"count": LOCALS}), encoder=student(depth)).build()
+    local = LOCAL.model_copy(update={"count": LOCALS})
+    return Config(local=local, encoder=student(depth), patch_centre=patch_centre).build()
 
 
 class LightlyIBOT(Peer):
@@ -109,11 +113,13 @@ class LightlyIBOT(Peer):
         follow(self)
 
 
-def gflop() -> float:
+def gflop(centred_all: bool = False) -> float:
     """Of a step, per picture."""
+    visible = 2 * PATCHES - 2 * MASKED_SHARE * HIDDEN_PATCHES if centred_all else 0
+    centring = linear(visible, WIDTH, HIDDEN, HIDDEN, BOTTLENECK)
     patches = 2 * MASKED_SHARE * HIDDEN_PATCHES
     tokens = 3 * (2 + LOCALS + patches) + 2 + patches
-    return backbones() + linear(tokens, WIDTH, HIDDEN, HIDDEN, BOTTLENECK, PROTOTYPES)
+    return backbones() + centring + linear(tokens, WIDTH, HIDDEN, HIDDEN, BOTTLENECK, PROTOTYPES)
 
 
 COMPARISON = Comparison(
@@ -121,5 +127,6 @@ COMPARISON = Comparison(
     make_batch=make_batch,
     ours=Ours(ours, gflop()),
     lightly=LightlyIBOT,
-    note="positions as for DINO; lightly centres hidden patches only, ours all of them (iBOT's code), which costs more",
+    note="positions as for DINO; both centre hidden patches only, as lightly does; ibot_published centres all",
+    variants={"ibot_published": Ours(lambda depth: ours(depth, "all"), gflop(centred_all=True))},
 )

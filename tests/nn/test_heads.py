@@ -90,12 +90,3 @@ def test_each_view_is_a_batch_of_its_own_for_norms() -> None:
     expected = torch.cat([twice(first), twice(second)])
     torch.testing.assert_close(once(torch.cat([first, second]), views=2), expected)
     torch.testing.assert_close(once.state_dict(), twice.state_dict())
-
-
-def test_prototypes_are_directions_times_gains() -> None:
-    layer, x = Prototypes(4, 3, freeze_gain=False), torch.randn(2, 4)
-    with torch.no_grad():
-        layer.weight_g.copy_(torch.tensor([[1.0], [2.0], [0.5]]))
-    for k in range(3):
-        direction = layer.weight_v[k] / layer.weight_v[k].norm()
-        torch.testing.assert_close(layer(x)[:, k], layer.weight_g[k] * (x @ direction))
