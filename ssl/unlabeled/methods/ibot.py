@@ -37,8 +37,7 @@ GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gr
 GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
 LOCAL = GLOBAL_1.model_copy(update={"count": 10, "size": 96, "scale": (0.05, 0.25), "blur": 0.5, "mask": None})
 SMALL = EncoderConfig(model="vit_small_patch16_224", positions="learned", interpolation="scale", drop_path=0.1)
-# the list of hidden patches is padded to a multiple of this
-ROWS = 64
+PADDED_TO = 64  # hidden patches, in multiples
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -298,4 +297,4 @@ def _length(batch: Batch, most: int) -> int:
     """Rows for all hidden patches: as the host counted them, else for every patch."""
     counts = [view.hidden for view in batch.views[:2]]
     known = sum(most if count is None else count for count in counts)
-    return min(most, max(1, math.ceil(known / ROWS)) * ROWS)
+    return min(most, max(1, math.ceil(known / PADDED_TO)) * PADDED_TO)
