@@ -68,6 +68,11 @@ def check_epochs(config: Any, epochs: float) -> None:
             )
 
 
+def as_in_paper(config: Any) -> Any:
+    """A method's Config with what a recipe leaves open as in the paper."""
+    return rescale(config, config.paper)[0]
+
+
 def rescale(config: Any, yours: Setting) -> tuple[Any, list[Rescaled]]:
     """A method's Config with every null field of its `rules` filled in, and what that changed.
 

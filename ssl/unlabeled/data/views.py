@@ -103,6 +103,11 @@ class View(BaseModel, frozen=True, extra="forbid"):
         """Whether it has a photometric half."""
         return self.jitter is not None or max(self.grayscale, self.blur, self.solarize) > 0
 
+    def must_have_size_of(self, other: View, what: str) -> None:
+        """Raise ValueError when `other`, whose crops go through together with these, has another size."""
+        if self.shape != other.shape:
+            raise ValueError(f"expected {what} of one size, found {self.shape} and {other.shape}")
+
     def check(self, patch: int) -> None:
         """Raise ValueError when crop, patch size and mask do not fit together."""
         height, width = self.shape

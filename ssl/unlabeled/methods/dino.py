@@ -26,7 +26,7 @@ from unlabeled.nn.losses import cross_view, sharpen
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.schedules import Temperature, cosine
 from unlabeled.nn.teacher import Centre, ema_, follow_
-from unlabeled.rescale import Rule, Setting, rescale, same_share, same_window
+from unlabeled.rescale import Rule, Setting, as_in_paper, same_share, same_window
 from unlabeled.symptoms import one_prototype, same_features, uniform_teacher
 
 GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0)
@@ -91,10 +91,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         views = [view for name in ("global_1", "global_2", "local") if (view := info.data.get(name)) is not None]
         for view in views:
             view.check(encoder.patch_size)
-        if {"global_1", "global_2"} <= info.data.keys() and views[0].shape != views[1].shape:
-            raise ValueError(f"expected global views of one size, found {views[0].shape} and {views[1].shape}")
-        if encoder.positions == "relative":
-            raise ValueError(f"DINO needs positions for crops of any size, '{encoder.model}' has none. Use a vit_*.")
+        if {"global_1", "global_2"} <= info.data.keys():
+            views[0].must_have_size_of(views[1], "global views")
+        encoder.must_take_any_size("DINO")
         return encoder
 
     @property
@@ -133,8 +132,7 @@ class DINO(Method):
         self.encoder, self.head = encoder, head
         self.teacher, self.teacher_head = teacher, teacher_head
         self.centre = Centre(config.head.prototypes, config.centre_momentum)
-        # what the recipe leaves open is as in the paper
-        self.config = rescale(config, config.paper)[0]
+        self.config = as_in_paper(config)
         self.teacher_temperature = Temperature(
             self.config.teacher_temperature_start,
             self.config.teacher_temperature,

@@ -30,7 +30,7 @@ from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.patches import PatchMask, hidden_rows
 from unlabeled.nn.schedules import Temperature, cosine
 from unlabeled.nn.teacher import Centre, ema_, follow_
-from unlabeled.rescale import Rule, Setting, rescale, same_share, same_window
+from unlabeled.rescale import Rule, Setting, as_in_paper, same_share, same_window
 from unlabeled.symptoms import one_prototype, same_features, uniform_teacher
 
 GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0, mask=BlockMask())
@@ -114,13 +114,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         self.encoder.must_hide_patches("iBOT")
         for view in self.views:
             view.check(self.encoder.patch_size)
-        if self.global_1.shape != self.global_2.shape:
-            found = f"{self.global_1.shape} and {self.global_2.shape}"
-            raise ValueError(f"expected global views of one size, found {found}")
-        if self.encoder.positions == "relative":
-            raise ValueError(
-                f"iBOT needs positions for crops of any size, '{self.encoder.model}' has none. Use a vit_*."
-            )
+        self.global_1.must_have_size_of(self.global_2, "global views")
+        self.encoder.must_take_any_size("iBOT")
         if not self.class_weight + self.patch_weight:
             raise ValueError("expected class_weight or patch_weight above 0, found 0 for both")
         if self.patch_prototypes is not None and self.patch_head is not None:
@@ -176,8 +171,7 @@ class IBOT(Method):
         own = config.patch_prototypes if config.patch_head is None else config.patch_head.prototypes
         self.centre = Centre(config.head.prototypes, config.centre_momentum)
         self.patch_centre = Centre(own or config.head.prototypes, config.centre_momentum)
-        # what the recipe leaves open is as in the paper
-        self.config = c = rescale(config, config.paper)[0]
+        self.config = c = as_in_paper(config)
         warmup = c.teacher_temperature_epochs, c.teacher_temperature_per_step
         self.temperature = Temperature(c.teacher_temperature_start, c.teacher_temperature, *warmup)
         self.patch_temperature = Temperature(c.patch_temperature_start, c.patch_temperature, *warmup)

@@ -28,7 +28,7 @@ from unlabeled.nn.losses import info_nce
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.schedules import cosine
 from unlabeled.nn.teacher import ema_, follow_
-from unlabeled.rescale import Rule, Setting, same_window
+from unlabeled.rescale import Rule, Setting, as_in_paper, same_window
 from unlabeled.symptoms import chance, same_features
 
 FIRST = View(
@@ -71,9 +71,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         for view in (info.data[name] for name in ("first", "second") if name in info.data):
             view.check(encoder.patch_size)
-        if {"first", "second"} <= info.data.keys() and info.data["first"].shape != info.data["second"].shape:
-            found = f"{info.data['first'].shape} and {info.data['second'].shape}"
-            raise ValueError(f"expected views of one size, found {found}")
+        if {"first", "second"} <= info.data.keys():
+            info.data["first"].must_have_size_of(info.data["second"], "views")
         return encoder
 
     @property
@@ -116,7 +115,7 @@ class MoCoV3(Method):
         self.predictor = mlp((config.dim, config.hidden, config.dim), last_norm=not is_cnn(self.encoder.model))
         self.teacher = teacher
         self.temperature = config.temperature
-        self.momentum = config.rules["momentum"].value if config.momentum is None else config.momentum
+        self.momentum = as_in_paper(config).momentum
         follow_(teacher, self)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:

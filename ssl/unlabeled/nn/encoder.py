@@ -120,6 +120,11 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             advice = "Use a vit_* model, or a method that sees whole pictures such as mocov3."
             raise ValueError(f"{method} hides patches, which the CNN '{self.model}' cannot. {advice}")
 
+    def must_take_any_size(self, method: str) -> None:
+        """Raise ValueError when `method` needs crops of several sizes and the positions are made for one."""
+        if self.positions == "relative":
+            raise ValueError(f"{method} needs positions for crops of any size, '{self.model}' has none. Use a vit_*.")
+
     def timm_arguments(self, image_size: Grid) -> dict[str, Any]:
         """The keyword arguments of `build_encoder`, defaults left out."""
         named = {
