@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,25 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
+class Parts(NamedTuple):
+    """Full sequences before they are put together.
+
+    Attributes:
+        gaps: one for all pictures [1, N, D].
+        seen: what replaces some of it in each picture [B, K, D].
+        places: where, [B, K].
+    """
+
+    gaps: Tensor
+    seen: Tensor
+    places: Tensor
+
+    def whole(self, each: Callable[[Tensor], Tensor] = lambda part: part) -> Tensor:
+        """`each` of all tokens [B, N, ...], which must treat a token for itself: gaps are asked once for the batch."""
+        gaps, seen = each(self.gaps), each(self.seen)
+        return gaps.expand(len(seen), -1, -1).scatter(1, self.places.unsqueeze(-1).expand_as(seen), seen)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention; parameters are named as in timm."""
 
@@ -97,9 +117,9 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        """Of x [B, N, D], at all tokens or at `index` [B, M] alone."""
-        query, key, value = self.qkv(x).chunk(3, dim=-1)
+    def forward(self, qkv: Tensor, index: Tensor | None = None) -> Tensor:
+        """From queries, keys and values [B, N, 3 D], at all tokens or at `index` [B, M] alone."""
+        query, key, value = qkv.chunk(3, dim=-1)
         query = query if index is None else gather(query, index)
         return self.proj(attention(query, key, value, self.heads))
 
@@ -116,11 +136,19 @@ class SelfBlock(nn.Module):
         self.norm2 = layer_norm(width)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        """Of x [B, N, D], at all tokens or at `index` [B, M] alone; all are attended to in either case."""
-        mixed = self.attn(self.norm1(x), index)
+    def forward(self, x: Tensor, index: Tensor | None = None, parts: Parts | None = None) -> Tensor:
+        """Of x [B, N, D], at all tokens or at `index` [B, M] alone; all are attended to in either case.
+
+        `parts` are what x was put together from, if it was: the same result for fewer products.
+        """
+        qkv = self.project(x) if parts is None else parts.whole(self.project)
+        mixed = self.attn(qkv, index)
         x = (x if index is None else gather(x, index)) + mixed
         return x + self.mlp(self.norm2(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values [B, N, 3 D] of x [B, N, D], each token for itself."""
+        return self.attn.qkv(self.norm1(x))
 
 
 class SelfDecoder(Decoder):
@@ -147,25 +175,31 @@ class SelfDecoder(Decoder):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
-        keep, _ = mask.indices()
         index = self.predicts(mask) if index is None else index
-
-        # un-shuffle the visible tokens among mask tokens, the prefix stays in front
-        x = self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1))
-        prefix, visible = x[:, : self.num_prefix], x[:, self.num_prefix :]
-        gaps = self.mask_token.to(x.dtype).expand(len(x), mask.hidden.shape[-1], -1)
-        patches = gaps.scatter(1, keep.unsqueeze(-1).expand_as(visible), visible)
 
         # positions go to all tokens, prefix included
         table = resample(self.positions[:, self.num_prefix :], self.grid, tokens.grid)
-        x = torch.cat([prefix + self.positions[:, : self.num_prefix], patches + table], dim=1)
+        table = torch.cat([self.positions[:, : self.num_prefix], table], dim=1)
+        places = self._places(mask)
+        seen = self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1))
+        seen = seen + gather(table.expand(len(seen), -1, -1), places)
+
+        # un-shuffle the visible tokens among mask tokens, which are alike in all pictures
+        parts = Parts(self.mask_token + table, seen, places)
+        x = parts.whole()
 
         # nobody reads the last block's output at visible patches, so it is not computed there
         *blocks, last = self.blocks
         for block in blocks:
-            x = block(x)
-        x = last(x, index + self.num_prefix)
+            x = block(x, parts=parts if block is self.blocks[0] else None)
+        x = last(x, index + self.num_prefix, parts if last is self.blocks[0] else None)
         return self.head(self.norm(x))
+
+    def _places(self, mask: PatchMask) -> Tensor:
+        """Where prefix and visible tokens [B, P + K] stand in the full sequence."""
+        keep, _ = mask.indices()
+        prefix = torch.arange(self.num_prefix, device=keep.device).expand(len(keep), -1)
+        return torch.cat([prefix, keep + self.num_prefix], dim=1)
 
 
 class CrossBlock(nn.Module):
