@@ -11,9 +11,12 @@ import torch
 from support import ROOT
 
 from unlabeled.methods import names
+from unlabeled.recipe import load
+from unlabeled.schema import pretrain_recipe
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import contenders
+import methods
 import step
 
 every_method = pytest.mark.parametrize("name", contenders.METHODS)
@@ -64,3 +67,35 @@ def test_a_line_of_json_for_every_method(monkeypatch: pytest.MonkeyPatch, capsys
         assert result[name]["share_of_peak"] == pytest.approx(method.batch * method.ours.gflop / 200, abs=1e-3)
         assert result[name]["peak_mb"] == 500
     assert result["mae_cross"]["vs_mae"] == 1
+
+
+def test_methods_in_equal_time_have_their_warmup_share_and_a_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """100 images/s for 5 minutes are 30,000 of 50,000 pictures."""
+    commands: dict[str, dict[str, str]] = {}
+
+    def python(*arguments: str) -> float:
+        if arguments[0] == "pretrain.py":
+            settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+            commands[settings["name"]] = settings
+        return 4.5
+
+    def probe(run: methods.Run, data: str, baselines: bool) -> list[dict[str, Any]]:
+        score = {"mean": 50.0, "std": None}
+        row = {"scores": dict.fromkeys(methods.SCORES, score), "effective_rank": 7.0, "dimensions": 128}
+        return [{**row, "name": run.export}, *([{**row, "name": "raw pixels"}] if baselines else [])]
+
+    log = [{"step": 117.0, "images_per_s": 100.0, "loss": 1.0}]
+    monkeypatch.setattr(methods, "python", python)
+    monkeypatch.setattr(methods, "readings", lambda name: log)
+    monkeypatch.setattr(methods, "probe", probe)
+    methods.main(["cifar10.tar", "--minutes", "5", "--methods", "mae,dino", "--json"])
+
+    run = commands["mae_5min"]
+    assert float(run["train.epochs"]) == pytest.approx(30_000 / 50_000)
+    recipe = load(pretrain_recipe(), str(methods.recipe_of("mae")), [])
+    assert float(run["optim.warmup_epochs"]) == pytest.approx(0.6 * recipe.optim.warmup_epochs / recipe.train.epochs)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[-3:]] == ["mae", "dino", "raw pixels"]
+    assert json.loads(last)["dino"]["cpu_minutes"] == 4.5

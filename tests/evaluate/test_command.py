@@ -58,6 +58,7 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert rows["raw pixels 8x8"]["dimensions"] == 192
     for row in rows.values():
         assert (row["train_size"], row["test_size"]) == (40, 10)
+        assert 1 <= row["effective_rank"] <= min(row["dimensions"], row["test_size"])
         assert [(name, len(s["values"])) for name, s in row["scores"].items()] == [
             ("knn", 1),
             ("linear", 1),

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unlabeled.nn.measures import contrast, effective_rank, feature_std, teaching
+from unlabeled.nn.measures import contrast, effective_rank, feature_std, spectral_rank, teaching
 
 
 def test_effective_rank_is_the_entropy_of_singular_values() -> None:
@@ -60,3 +60,11 @@ def test_teaching_tells_both_collapses_from_a_teacher_that_teaches() -> None:
         assert found["mean_entropy"].item() == pytest.approx(mean_entropy, abs=1e-5)
         assert found["prototypes"].item() == pytest.approx(prototypes)
         assert found["kl"].item() == pytest.approx(3 - entropy, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(400, 24), (24, 400)])
+def test_spectral_rank_takes_every_row_whichever_side_is_longer(shape: tuple[int, int]) -> None:
+    features = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * torch.arange(1, shape[1] + 1)
+    shares = torch.linalg.svdvals(features.double())
+    shares = shares / shares.sum()
+    assert spectral_rank(features) == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares.tolist())), rel=1e-6)

@@ -19,6 +19,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Encode, encoder_features, pixels
 from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, probe, scored
 from unlabeled.nn.encoder import Encoder
+from unlabeled.nn.measures import spectral_rank
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,13 +39,17 @@ class Subject(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A subject's scores in percent by name, one per seed, and how many pictures they rest on."""
+    """A subject's scores in percent by name, one per seed, and how many pictures they rest on.
+
+    The effective rank is of the test features (RankMe, Garrido et al. 2023), at most as many as there are dimensions.
+    """
 
     name: str
     shape: tuple[int, int]
     dimensions: int
     train_size: int
     test_size: int
+    effective_rank: float
     scores: dict[str, list[float]]
 
 
@@ -163,7 +168,7 @@ def _evaluate(subject: Subject, config: Evaluation, device: torch.device, args: 
         for seed in range(1 if fraction == 1 else args.seeds):
             for name, score in probe(train, test, splits.num_classes, config, fraction, seed).items():
                 scores.setdefault(name, []).append(score)
-    return Row(subject.name, subject.shape, train.x.shape[1], len(train.y), len(test.y), scores)
+    return Row(subject.name, subject.shape, train.x.shape[1], len(train.y), len(test.y), spectral_rank(test.x), scores)
 
 
 def _table(rows: Sequence[Row], config: Evaluation) -> Table:
@@ -175,8 +180,10 @@ def _table(rows: Sequence[Row], config: Evaluation) -> Table:
     for name, fraction in columns:
         heading = f"{'kNN' if name == 'knn' else name}\n{100 * fraction:g} %"
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("effective\nrank", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.name, *(_cell(row.scores[scored(*column)]) for column in columns))
+        rank = f"{row.effective_rank:.0f} of {row.dimensions}"
+        table.add_row(row.name, *(_cell(row.scores[scored(*column)]) for column in columns), rank)
     return table
 
 

@@ -72,8 +72,15 @@ def effective_rank(features: Tensor) -> float:
     Roy & Vetterli 2007; not centred, as in RankMe (Garrido et al. 2023): 1 when all rows are alike, min(B, D) when all
     directions are used alike. Of at most `ROWS` rows; waits for the device. NaN when a feature is not finite.
     """
-    rows = gather(features[: max(1, ROWS // world())]).cpu().double()
-    gram = rows @ rows.T
+    return spectral_rank(gather(features[: max(1, ROWS // world())]).cpu())
+
+
+@torch.no_grad()
+def spectral_rank(features: Tensor) -> float:
+    """`effective_rank` of these features [M, D] and no others, all of them."""
+    rows = features.double()
+    # both products have the same eigenvalues but for zeros
+    gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
     if not gram.isfinite().all():
         return math.nan
     values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()

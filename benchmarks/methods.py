@@ -1,0 +1,138 @@
+"""What every method learns from CIFAR-10 in the same CPU time, beside raw pixels and an untrained encoder.
+
+    python benchmarks/methods.py cifar10.tar [--minutes 10] [--methods mae,dino] [--processes N] [--json]
+
+Each method runs `recipes/pretrain/NAME_cifar10.yaml` in one process with one thread that also loads the pictures, so
+its CPU time is about its wall time; as many run side by side as there are cores. How many epochs fit is found by a run
+of a few steps first; learning-rate warm-up keeps its share of the run. Probes, pooled as the recipe says, count for
+nobody. The untrained encoder is the first method's. Runs land in `runs/METHOD_Nmin`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from common import finish, machine, table
+
+from unlabeled.methods import names
+from unlabeled.recipe import load
+from unlabeled.schema import pretrain_recipe
+
+ROOT = Path(__file__).parents[1]
+PICTURES, TRIAL_STEPS = 50_000, 20
+QUIET = ("run.threads=1", "run.workers=0", "evaluate=null", "run.log_every=10", "--fresh", "--force")
+PROBES = ("--train", "train", "--val", "test", "--fractions", "1", "0.01", "--crop-pct", "1.0", "--workers", "0")
+SCORES = {"knn": "kNN", "linear": "linear", "knn_1%": "kNN, 1 %", "linear_1%": "linear, 1 %"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method's run: what it cost, and what its log said first and last."""
+
+    method: str
+    export: str
+    cpu_minutes: float
+    epochs: float
+    images: int
+    first: dict[str, float]
+    last: dict[str, float]
+
+
+def python(*arguments: str) -> float:
+    """CPU minutes of a program run by one thread, which must succeed."""
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"python {' '.join(arguments)} ended with {process.returncode}")
+    return (used.ru_utime + used.ru_stime) / 60
+
+
+def recipe_of(method: str) -> Path:
+    """The recipe that is measured."""
+    return ROOT / "recipes" / "pretrain" / f"{method}_cifar10.yaml"
+
+
+def pretrain(method: str, data: str, name: str, epochs: float) -> float:
+    """CPU minutes of a run over so many epochs."""
+    recipe = load(pretrain_recipe(), str(recipe_of(method)), [])
+    warmup = epochs * recipe.optim.warmup_epochs / recipe.train.epochs
+    lengths = (f"train.epochs={epochs:.4f}", f"optim.warmup_epochs={warmup:.4f}")
+    return python("pretrain.py", str(recipe_of(method)), f"data.path={data}", f"name={name}", *lengths, *QUIET)
+
+
+def readings(name: str) -> list[dict[str, float]]:
+    """A run's log."""
+    return [json.loads(line) for line in (ROOT / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def measure(method: str, data: str, minutes: float) -> Run:
+    """A run that takes about so many CPU minutes."""
+    batch = load(pretrain_recipe(), str(recipe_of(method)), []).train.batch_size
+    trial = f"{method}_trial"
+    pretrain(method, data, trial, TRIAL_STEPS * batch / PICTURES)
+    speed = median(reading["images_per_s"] for reading in readings(trial) if "images_per_s" in reading)
+
+    name, epochs = f"{method}_{minutes:g}min", speed * 60 * minutes / PICTURES
+    spent = pretrain(method, data, name, epochs)
+    log = readings(name)
+    images = int(log[-1]["step"]) * batch
+    return Run(method, f"runs/{name}/export", spent, images / PICTURES, images, log[0], log[-1])
+
+
+def probe(run: Run, data: str, baselines: bool) -> list[dict[str, Any]]:
+    """Rows of `python -m unlabeled evaluate`."""
+    pool = load(pretrain_recipe(), str(recipe_of(run.method)), []).evaluate.pool
+    file = ROOT / Path(run.export).parent / "evaluation.json"
+    options = (*PROBES, "--pool", pool, "--json", str(file), *(["--baselines"] if baselines else []))
+    python("-m", "unlabeled", "evaluate", run.export, "--data", data, *options)
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    return rows
+
+
+def shown(row: dict[str, Any], run: Run | None) -> list[str]:
+    """A row of the table."""
+    scores = [row["scores"][score] for score in SCORES]
+    cells = [f"{s['mean']:.1f}" + (f" ± {s['std']:.1f}" if s["std"] is not None else "") for s in scores]
+    rank = f"{row['effective_rank']:.0f} of {row['dimensions']}"
+    cost = [f"{run.images:,}", f"{run.cpu_minutes:.1f}"] if run else ["-", "-"]
+    return [run.method if run else row["name"], *cells, rank, *cost]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pretrain all, then probe all, then print."""
+    parser = argparse.ArgumentParser(description="What every method learns in the same CPU time.")
+    parser.add_argument("data", help="a tar with train/CLASS/* and test/CLASS/*, as recipes/pretrain/*_cifar10 read it")
+    parser.add_argument("--minutes", type=float, default=10, help="CPU minutes of each (default 10)")
+    parser.add_argument("--methods", default=",".join(names()), help="which, by name (default all)")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="side by side (default: one per core)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    chosen = parser.parse_args(arguments)
+    data, methods = str(Path(chosen.data).resolve()), chosen.methods.split(",")
+    if unknown := sorted(set(methods) - set(names())):
+        parser.error(f"no method {', '.join(unknown)}: choose from {','.join(names())}")
+
+    print(machine())
+    with ThreadPoolExecutor(chosen.processes) as side_by_side:
+        runs = list(side_by_side.map(lambda method: measure(method, data, chosen.minutes), methods))
+        probes = list(side_by_side.map(lambda run: probe(run, data, baselines=run is runs[0]), runs))
+    rows = [shown(found[0], run) for run, found in zip(runs, probes, strict=True)]
+    rows += [shown(row, None) for row in probes[0][1:]]
+    print(table(("", *SCORES.values(), "effective rank", "images seen", "CPU minutes"), rows))
+    finish(chosen, {run.method: {**asdict(run), **found[0]} for run, found in zip(runs, probes, strict=True)})
+
+
+if __name__ == "__main__":
+    main()
