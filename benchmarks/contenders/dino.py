@@ -115,7 +115,7 @@ def gflop() -> float:
 
 
 COMPARISON = Comparison(
-    batch=2,
+    batch=8,
     make_batch=make_batch,
     ours=Ours(ours, gflop()),
     lightly=LightlyDINO,

@@ -123,7 +123,7 @@ def gflop(centred_all: bool = False) -> float:
 
 
 COMPARISON = Comparison(
-    batch=2,
+    batch=8,
     make_batch=make_batch,
     ours=Ours(ours, gflop()),
     lightly=LightlyIBOT,

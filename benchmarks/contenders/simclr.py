@@ -70,7 +70,7 @@ def gflop() -> float:
 
 
 COMPARISON = Comparison(
-    batch=4,
+    batch=8,
     make_batch=make_batch,
     ours=Ours(ours, gflop()),
     lightly=LightlySimCLR,
