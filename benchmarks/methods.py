@@ -2,10 +2,10 @@
 
     python benchmarks/methods.py cifar10.tar [--minutes 10] [--methods mae,dino] [--processes N] [--json]
 
-Each method runs `recipes/pretrain/NAME_cifar10.yaml` in one process with one thread that also loads the pictures, so
+Each recipe `recipes/pretrain/NAME_cifar10.yaml` runs in one process with one thread that also loads the pictures, so
 its CPU time is about its wall time; as many run side by side as there are cores. How many epochs fit is found by a run
 of a few steps first; learning-rate warm-up keeps its share of the run. Probes, pooled as the recipe says, count for
-nobody. The untrained encoder is the first method's. Runs land in `runs/METHOD_Nmin`.
+nobody. The untrained encoder is the first method's. Runs land in `runs/NAME_Nmin`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from typing import Any
 
 from common import finish, machine, table
 
-from unlabeled.methods import names
 from unlabeled.recipe import load
 from unlabeled.schema import pretrain_recipe
 
 ROOT = Path(__file__).parents[1]
+RECIPES, ENDING = ROOT / "recipes" / "pretrain", "_cifar10.yaml"
+NAMES = sorted(file.name.removesuffix(ENDING) for file in RECIPES.glob(f"*{ENDING}"))
 PICTURES, TRIAL_STEPS = 50_000, 20
 QUIET = ("run.threads=1", "run.workers=0", "evaluate=null", "run.log_every=10", "--fresh", "--force")
 PROBES = ("--train", "train", "--val", "test", "--fractions", "1", "0.01", "--crop-pct", "1.0", "--workers", "0")
@@ -60,7 +61,7 @@ def python(*arguments: str) -> float:
 
 def recipe_of(method: str) -> Path:
     """The recipe that is measured."""
-    return ROOT / "recipes" / "pretrain" / f"{method}_cifar10.yaml"
+    return RECIPES / f"{method}{ENDING}"
 
 
 def pretrain(method: str, data: str, name: str, epochs: float) -> float:
@@ -114,15 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What every method learns in the same CPU time.")
     parser.add_argument("data", help="a tar with train/CLASS/* and test/CLASS/*, as recipes/pretrain/*_cifar10 read it")
     parser.add_argument("--minutes", type=float, default=10, help="CPU minutes of each (default 10)")
-    parser.add_argument("--methods", default=",".join(names()), help="which, by name (default all)")
+    parser.add_argument("--methods", default=",".join(NAMES), help="which, by name (default all)")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="side by side (default: one per core)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     chosen = parser.parse_args(arguments)
     data, methods = str(Path(chosen.data).resolve()), chosen.methods.split(",")
-    if unknown := sorted(set(methods) - set(names())):
-        parser.error(f"no method {', '.join(unknown)}: choose from {','.join(names())}")
+    if unknown := sorted(set(methods) - set(NAMES)):
+        parser.error(f"no method {', '.join(unknown)}: choose from {','.join(NAMES)}")
 
     print(machine())
     with ThreadPoolExecutor(chosen.processes) as side_by_side:
