@@ -34,11 +34,17 @@ def options(
         parser.add_argument("--methods", default=everything, help=f"which, by name (default {everything})")
     chosen = parser.parse_args(arguments)
     if methods:
-        chosen.methods = chosen.methods.split(",")
-        unknown = sorted(set(chosen.methods) - set(methods))
-        if unknown:
-            parser.error(f"no method {', '.join(unknown)}: choose from {everything}")
+        chosen.methods = picked(parser, chosen.methods, methods)
     return chosen
+
+
+def picked(parser: argparse.ArgumentParser, text: str, methods: Sequence[str]) -> list[str]:
+    """The methods of a comma-separated list, which must exist."""
+    names = text.split(",")
+    unknown = sorted(set(names) - set(methods))
+    if unknown:
+        parser.error(f"no method {', '.join(unknown)}: choose from {','.join(methods)}")
+    return names
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -112,6 +118,7 @@ __all__ = [
     "median",
     "options",
     "peak_memory_mb",
+    "picked",
     "seconds",
     "table",
 ]

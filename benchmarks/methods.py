@@ -18,11 +18,12 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import finish, machine, table
+from common import finish, machine, picked, table
 
 from unlabeled.recipe import load
 from unlabeled.schema import pretrain_recipe
@@ -43,7 +44,6 @@ class Run:
     method: str
     export: str
     cpu_minutes: float
-    epochs: float
     images: int
     first: dict[str, float]
     last: dict[str, float]
@@ -59,17 +59,23 @@ def python(*arguments: str) -> float:
     return (used.ru_utime + used.ru_stime) / 60
 
 
-def recipe_of(method: str) -> Path:
+def file_of(method: str) -> str:
+    """Where the recipe that is measured lies."""
+    return str(RECIPES / f"{method}{ENDING}")
+
+
+@cache
+def recipe_of(method: str) -> Any:
     """The recipe that is measured."""
-    return RECIPES / f"{method}{ENDING}"
+    return load(pretrain_recipe(), file_of(method), [])
 
 
 def pretrain(method: str, data: str, name: str, epochs: float) -> float:
     """CPU minutes of a run over so many epochs."""
-    recipe = load(pretrain_recipe(), str(recipe_of(method)), [])
+    recipe = recipe_of(method)
     warmup = epochs * recipe.optim.warmup_epochs / recipe.train.epochs
     lengths = (f"train.epochs={epochs:.4f}", f"optim.warmup_epochs={warmup:.4f}")
-    return python("pretrain.py", str(recipe_of(method)), f"data.path={data}", f"name={name}", *lengths, *QUIET)
+    return python("pretrain.py", file_of(method), f"data.path={data}", f"name={name}", *lengths, *QUIET)
 
 
 def readings(name: str) -> list[dict[str, float]]:
@@ -79,7 +85,7 @@ def readings(name: str) -> list[dict[str, float]]:
 
 def measure(method: str, data: str, minutes: float) -> Run:
     """A run that takes about so many CPU minutes."""
-    batch = load(pretrain_recipe(), str(recipe_of(method)), []).train.batch_size
+    batch = recipe_of(method).train.batch_size
     trial = f"{method}_trial"
     pretrain(method, data, trial, TRIAL_STEPS * batch / PICTURES)
     speed = median(reading["images_per_s"] for reading in readings(trial) if "images_per_s" in reading)
@@ -88,12 +94,12 @@ def measure(method: str, data: str, minutes: float) -> Run:
     spent = pretrain(method, data, name, epochs)
     log = readings(name)
     images = int(log[-1]["step"]) * batch
-    return Run(method, f"runs/{name}/export", spent, images / PICTURES, images, log[0], log[-1])
+    return Run(method, f"runs/{name}/export", spent, images, log[0], log[-1])
 
 
 def probe(run: Run, data: str, baselines: bool) -> list[dict[str, Any]]:
     """Rows of `python -m unlabeled evaluate`."""
-    pool = load(pretrain_recipe(), str(recipe_of(run.method)), []).evaluate.pool
+    pool = recipe_of(run.method).evaluate.pool
     file = ROOT / Path(run.export).parent / "evaluation.json"
     options = (*PROBES, "--pool", pool, "--json", str(file), *(["--baselines"] if baselines else []))
     python("-m", "unlabeled", "evaluate", run.export, "--data", data, *options)
@@ -121,9 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     chosen = parser.parse_args(arguments)
-    data, methods = str(Path(chosen.data).resolve()), chosen.methods.split(",")
-    if unknown := sorted(set(methods) - set(NAMES)):
-        parser.error(f"no method {', '.join(unknown)}: choose from {','.join(NAMES)}")
+    data, methods = str(Path(chosen.data).resolve()), picked(parser, chosen.methods, NAMES)
 
     print(machine())
     with ThreadPoolExecutor(chosen.processes) as side_by_side:

@@ -94,7 +94,7 @@ def test_methods_in_equal_time_have_their_warmup_share_and_a_row(
 
     run = commands["mae_5min"]
     assert float(run["train.epochs"]) == pytest.approx(30_000 / 50_000)
-    recipe = load(pretrain_recipe(), str(methods.recipe_of("mae")), [])
+    recipe = load(pretrain_recipe(), methods.file_of("mae"), [])
     assert float(run["optim.warmup_epochs"]) == pytest.approx(0.6 * recipe.optim.warmup_epochs / recipe.train.epochs)
     *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[-3:]] == ["mae", "dino", "raw pixels"]

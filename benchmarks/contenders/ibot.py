@@ -123,7 +123,6 @@ def gflop(centred_all: bool = False) -> float:
 
 
 COMPARISON = Comparison(
-    batch=8,
     make_batch=make_batch,
     ours=Ours(ours, gflop()),
     lightly=LightlyIBOT,

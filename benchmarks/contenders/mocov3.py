@@ -105,7 +105,6 @@ def gflop() -> float:
 
 
 COMPARISON = Comparison(
-    batch=8,
     make_batch=make_batch,
     ours=Ours(ours, gflop()),
     lightly=LightlyMoCoV3,

@@ -69,20 +69,20 @@ class Comparison(NamedTuple):
     """One method: ours, variants of ours, and lightly's.
 
     Attributes:
-        batch: pictures per step.
         make_batch: (pictures, seed) to a batch.
         ours: the published network.
         lightly: builds the same with so many encoder blocks.
         note: where lightly's differs.
         variants: of ours, by name.
+        batch: pictures per step; enough that updating the weights weighs little, as in training.
     """
 
-    batch: int
     make_batch: Callable[[int, int], Batch]
     ours: Ours
     lightly: Callable[[int], Peer]
     note: str = ""
     variants: Mapping[str, Ours] = {}
+    batch: int = 8
 
 
 # ---------------------------------------------------------------- batches

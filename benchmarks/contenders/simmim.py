@@ -95,7 +95,6 @@ def gflop() -> float:
 
 
 COMPARISON = Comparison(
-    batch=8,
     make_batch=make_batch,
     ours=Ours(ours, gflop()),
     lightly=LightlySimMIM,
