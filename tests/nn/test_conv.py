@@ -93,10 +93,16 @@ def test_what_a_cnn_cannot_do_is_refused() -> None:
     for how in ({"drop": mask}, {"replace": mask}):
         with pytest.raises(ValueError, match="the CNN 'test_resnet' cannot drop or replace patches"):
             encoder(pictures(2, 3, 64, 64), **how)
-    with pytest.raises(ValueError, match="patch_size 32 does not divide an image"):
-        EncoderConfig(model=RESNET).build((48, 64))
     with pytest.raises(ValueError, match="Set drop_path=0"):
         build_encoder("densenet121", {"img_size": [64, 64], "in_chans": 3}, drop_path=0.1)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (48, 64), (33, 100)])
+def test_a_cnn_takes_any_size(size: tuple[int, int]) -> None:
+    encoder = EncoderConfig(model=RESNET).build(size).eval()
+    tokens = encoder(pictures(2, 3, *size))
+    assert tokens.grid == encoder.native_grid and encoder.image_size == size
+    assert torch.allclose(encoder.feature(pictures(2, 3, *size)), encoder.vit(pictures(2, 3, *size)), atol=1e-6)
 
 
 def test_a_probe_changes_nothing_that_is_drawn() -> None:

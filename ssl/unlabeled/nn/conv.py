@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class ConvEncoder(Encoder):
 
     def measure(self) -> tuple[int, Grid, int]:
         stride, (height, width) = stride_of(self.model), self.arguments["img_size"]
-        return stride, (height // stride, width // stride), 0
+        return stride, (math.ceil(height / stride), math.ceil(width / stride)), 0
 
     @property
     def has_class_token(self) -> bool:

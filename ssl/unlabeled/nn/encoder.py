@@ -114,6 +114,11 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"'{model}' has no {positions} positions: expected {instead}")
         return positions
 
+    @property
+    def crop_unit(self) -> int:
+        """What the sides of a crop must be multiples of, pixels. A CNN takes any size."""
+        return 1 if is_cnn(self.model) else self.patch_size
+
     def must_hide_patches(self, method: str) -> None:
         """Raise ValueError when `method` hides patches and this is a CNN."""
         if is_cnn(self.model):
@@ -149,7 +154,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         Raises:
             ValueError: the patch size does not divide the image size, or the model is not one that can be wrapped.
         """
-        if any(side % self.patch_size for side in image_size):
+        if any(side % self.crop_unit for side in image_size):
             raise ValueError(f"patch_size {self.patch_size} does not divide an image of {image_size} pixels")
         encoder = build_encoder(self.model, self.timm_arguments(image_size), self.interpolation, self.drop_path)
         if self.positions.startswith("sincos") and not is_cnn(self.model):
