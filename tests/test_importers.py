@@ -23,6 +23,7 @@ from unlabeled.__main__ import main
 from unlabeled.errors import UserError
 from unlabeled.importers import FAMILIES, import_official, read
 from unlabeled.importers.reading import checked, known_model
+from unlabeled.methods import mocov3 as mocov3_method
 
 Tensors = dict[str, Tensor]
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -253,13 +254,58 @@ def test_swiglu_of_the_giant(tmp_path: Path) -> None:
     )
 
 
+def resnet(seed: int = 0) -> nn.Module:
+    """timm's names are torchvision's, as the official code takes them."""
+    return random(timm.create_model("resnet18", num_classes=0), seed)
+
+
+def test_mocov3_of_a_resnet_resumes(tmp_path: Path) -> None:
+    config = mocov3_method.Config(encoder={"model": "resnet18"}, hidden=8, dim=4)  # type: ignore[arg-type]
+    whole = config.build().state_dict()
+    places = {"encoder.vit.": "base_encoder.", "teacher.encoder.vit.": "momentum_encoder.", "predictor.": "predictor."}
+    places |= {"projector.": "base_encoder.fc.", "teacher.projector.": "momentum_encoder.fc."}
+    weights = {
+        f"module.{theirs}{name.removeprefix(ours)}": tensor
+        for name, tensor in whole.items()
+        for ours, theirs in places.items()
+        if name.startswith(ours)
+    }
+    torch.save({"state_dict": weights}, tmp_path / "official.pth")
+    imported = read("mocov3", tmp_path / "official.pth")
+    assert imported.architecture == "resnet18"
+    found = {**under("encoder.vit.", imported.encoder), **imported.heads}
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+    teacher = read("mocov3", tmp_path / "official.pth", key="teacher")
+    assert teacher.encoder.keys() == imported.encoder.keys() and not teacher.heads
+
+
+def test_dino_of_a_resnet(tmp_path: Path) -> None:
+    model, images = resnet(), torch.randn(2, 3, 64, 64)
+    torch.save(model.state_dict(), tmp_path / "backbone.pth")
+    import_official("dino", tmp_path / "backbone.pth", tmp_path / "out")
+    torch.testing.assert_close(features_of(tmp_path / "out", images), model.forward_features(images))  # type: ignore[operator]
+
+
+def test_resnets_that_are_none_are_refused(tmp_path: Path) -> None:
+    weights = resnet().state_dict()
+    torch.save(weights, tmp_path / "whole.pth")
+    torch.save({n: t for n, t in weights.items() if not n.startswith("layer4.1.")}, tmp_path / "short.pth")
+    torch.save({n: t for n, t in weights.items() if n != "bn1.weight"}, tmp_path / "bare.pth")
+    with pytest.raises(UserError, match=r"stages of \(2, 2, 2, 1\) blocks is none of resnet18, "):
+        read("dino", tmp_path / "short.pth")
+    with pytest.raises(UserError, match=r"missing \['bn1.weight'\]"):
+        read("dino", tmp_path / "bare.pth")
+    with pytest.raises(UserError, match=r"no attention heads\. Leave out --heads"):
+        read("dino", tmp_path / "whole.pth", heads=3)
+
+
 def test_official_numbers_of_heads() -> None:
     """No weight shows them. MoCo v3's small differs from timm's."""
     expected = {"mae": {768: 12, 1024: 16, 1280: 16}, "mocov3": {384: 12, 768: 12}, "dino": {192: 3, 384: 6, 768: 12}}
     for name, numbers in expected.items():
         for width, number in numbers.items():
             assert known_model(FAMILIES[name].FAMILY, width, None)[1] == number
-    with pytest.raises(UserError, match=r"no official model of a MoCo v3 ViT is 48 wide .* Pass --heads"):
+    with pytest.raises(UserError, match=r"no official model of a MoCo v3 is 48 wide .* Pass --heads"):
         known_model(FAMILIES["mocov3"].FAMILY, 48, None)
     with pytest.raises(UserError, match="5 heads do not divide a width of 48"):
         known_model(FAMILIES["dino"].FAMILY, 48, 5)

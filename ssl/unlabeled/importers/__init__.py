@@ -19,9 +19,8 @@ FAMILIES = {module.FAMILY.name: module for module in (mae, simmim, mocov3, dino,
 def import_official(name: str, file: Path, out: Path, heads: int | None = None, key: Key | None = None) -> None:
     """Turn an official checkpoint into an export folder; what resumes pretraining, if any, into `heads.safetensors`."""
     family, imported = FAMILIES[name].FAMILY, read(name, file, heads, key)
-    width = imported.encoder["cls_token"].shape[-1]
     prepared = IMAGENET._replace(interpolation=family.interpolation)
-    config = timm_config(imported.architecture, imported.arguments, width, prepared)
+    config = timm_config(imported.architecture, imported.arguments, imported.width, prepared)
     card = (
         f"# {family.title}\n\nImported from the official checkpoint `{file.name}` ({family.repository}). "
         "License: see there.\n"

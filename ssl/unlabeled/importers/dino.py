@@ -1,11 +1,15 @@
-"""DINO (facebookresearch/dino): backbone files, and full checkpoints, of which the teacher is taken by default."""
+"""DINO (facebookresearch/dino), ViTs and ResNet-50: backbone files, and full checkpoints.
+
+Of the two networks of a full checkpoint the teacher is taken by default.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from unlabeled.errors import UserError
-from unlabeled.importers.reading import Family, Imported, Key, Rule, Tensors, checked, sort, unwrap, vit_arguments
+from unlabeled.importers.reading import Family, Imported, Key, Rule, Tensors, checked, sort, unwrap
+from unlabeled.importers.resnet import any_arguments
 
 FAMILY = Family(
     "dino",
@@ -27,7 +31,7 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     else:
         encoder, _ = network(FAMILY, checkpoint, key)
         rest = _resumed(checkpoint) if key == "teacher" and "student" in checkpoint else {}
-    return checked(FAMILY, *vit_arguments(FAMILY, encoder, heads), encoder, rest)
+    return checked(FAMILY, *any_arguments(FAMILY, encoder, heads), encoder, rest)
 
 
 def _resumed(checkpoint: dict[str, Any]) -> Tensors:

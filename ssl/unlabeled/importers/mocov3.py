@@ -1,4 +1,4 @@
-"""MoCo v3's ViTs (facebookresearch/moco-v3): the base encoder, or with `--key teacher` the momentum encoder.
+"""MoCo v3 (facebookresearch/moco-v3), ViTs and ResNets: the base encoder, or with `--key teacher` the momentum encoder.
 
 Small has 12 heads, unlike timm's. Positions are stored and taken as they are: their order is not MAE's.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlabeled.importers.reading import Family, Imported, Key, Rule, checked, sort, unwrap, vit_arguments
+from unlabeled.importers.reading import Family, Imported, Key, Rule, checked, sort, unwrap
+from unlabeled.importers.resnet import any_arguments
 
 FAMILY = Family(
     "mocov3",
-    "a MoCo v3 ViT",
+    "a MoCo v3",
     "facebookresearch/moco-v3",
     {384: ("vit_small_patch16_224", 12), 768: ("vit_base_patch16_224", 12)},
     keys=("student", "teacher"),
@@ -21,13 +22,16 @@ FAMILY = Family(
 
 STUDENT = (
     Rule("base_encoder.head.", "heads", "projector."),
+    Rule("base_encoder.fc.", "heads", "projector."),
     Rule("base_encoder.", "encoder"),
     Rule("predictor.", "heads", "predictor."),
     Rule("momentum_encoder.head.", "heads", "teacher.projector."),
+    Rule("momentum_encoder.fc.", "heads", "teacher.projector."),
     Rule("momentum_encoder.", "heads", "teacher.encoder.vit."),
 )
 TEACHER = (
     Rule("momentum_encoder.head.", "dropped"),
+    Rule("momentum_encoder.fc.", "dropped"),
     Rule("momentum_encoder.", "encoder"),
     Rule("base_encoder.", "dropped"),
     Rule("predictor.", "dropped"),
@@ -38,4 +42,4 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     """An official MoCo v3 under our names; heads only beside the base encoder, which resumes."""
     weights = unwrap(checkpoint.get("state_dict", checkpoint))
     encoder, rest = sort(FAMILY, weights, STUDENT if key == "student" else TEACHER)
-    return checked(FAMILY, *vit_arguments(FAMILY, encoder, heads), encoder, rest)
+    return checked(FAMILY, *any_arguments(FAMILY, encoder, heads), encoder, rest)

@@ -59,12 +59,14 @@ class Imported(NamedTuple):
     Attributes:
         architecture: a timm model.
         arguments: what `timm.create_model` needs beside it.
+        width: of its features.
         encoder: weights of the timm model.
         heads: everything else of the method's state, to resume pretraining; empty for backbone files.
     """
 
     architecture: str
     arguments: dict[str, Any]
+    width: int
     encoder: Tensors
     heads: Tensors
 
@@ -165,14 +167,15 @@ def checked(family: Family, architecture: str, arguments: dict[str, Any], encode
         UserError: they do not.
     """
     with torch.device("meta"):
-        expected = build_encoder(architecture, arguments).vit.state_dict()
+        model = build_encoder(architecture, arguments)
+    expected = model.vit.state_dict()
     missing, unexpected = expected.keys() - encoder.keys(), encoder.keys() - expected.keys()
     if missing or unexpected:
         raise UserError(f"not {family.title}: missing {_some(missing)}, unexpected {_some(unexpected)}")
     wrong = {name: list(t.shape) for name, t in encoder.items() if t.shape != expected[name].shape}
     if wrong:
         raise UserError(f"not {family.title}: shapes {wrong} do not fit {architecture} with {arguments}")
-    return Imported(architecture, arguments, encoder, heads)
+    return Imported(architecture, arguments, model.width, encoder, heads)
 
 
 def _some(names: Any) -> str:
