@@ -1,11 +1,11 @@
-"""What every method learns from CIFAR-10 in the same CPU time, beside raw pixels and an untrained encoder.
+"""What every method learns from CIFAR-10 in the same CPU time, beside raw pixels and untrained encoders.
 
     python benchmarks/methods.py cifar10.tar [--minutes 10] [--methods mae,dino] [--processes N] [--json]
 
 Each recipe `recipes/pretrain/NAME_cifar10.yaml` runs in one process with one thread that also loads the pictures, so
 its CPU time is about its wall time; as many run side by side as there are cores. How many epochs fit is found by a run
 of a few steps first; learning-rate warm-up keeps its share of the run. Probes, pooled as the recipe says, count for
-nobody. The untrained encoder is the first method's. Runs land in `runs/NAME_Nmin`.
+nobody. Each encoder is also probed untrained. Runs land in `runs/NAME_Nmin`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from common import finish, machine, picked, table
@@ -31,7 +30,7 @@ from unlabeled.schema import pretrain_recipe
 ROOT = Path(__file__).parents[1]
 RECIPES, ENDING = ROOT / "recipes" / "pretrain", "_cifar10.yaml"
 NAMES = sorted(file.name.removesuffix(ENDING) for file in RECIPES.glob(f"*{ENDING}"))
-PICTURES, TRIAL_STEPS = 50_000, 20
+PICTURES, TRIAL_STEPS = 50_000, 40
 QUIET = ("run.threads=1", "run.workers=0", "evaluate=null", "run.log_every=10", "--fresh", "--force")
 PROBES = ("--train", "train", "--val", "test", "--fractions", "1", "0.01", "--crop-pct", "1.0", "--workers", "0")
 SCORES = {"knn": "kNN", "linear": "linear", "knn_1%": "kNN, 1 %", "linear_1%": "linear, 1 %"}
@@ -88,7 +87,8 @@ def measure(method: str, data: str, minutes: float) -> Run:
     batch = recipe_of(method).train.batch_size
     trial = f"{method}_trial"
     pretrain(method, data, trial, TRIAL_STEPS * batch / PICTURES)
-    speed = median(reading["images_per_s"] for reading in readings(trial) if "images_per_s" in reading)
+    # neighbours can only make it slower
+    speed = max(reading["images_per_s"] for reading in readings(trial) if "images_per_s" in reading)
 
     name, epochs = f"{method}_{minutes:g}min", speed * 60 * minutes / PICTURES
     spent = pretrain(method, data, name, epochs)
@@ -97,23 +97,30 @@ def measure(method: str, data: str, minutes: float) -> Run:
     return Run(method, f"runs/{name}/export", spent, images, log[0], log[-1])
 
 
-def probe(run: Run, data: str, baselines: bool) -> list[dict[str, Any]]:
-    """Rows of `python -m unlabeled evaluate`."""
-    pool = recipe_of(run.method).evaluate.pool
+def untrained_too(methods: Sequence[str]) -> dict[str, bool]:
+    """Whether a method is the first of them with its encoder and its way to pool."""
+    kinds = {
+        method: (recipe.method.encoder, recipe.evaluate.pool) for method in methods for recipe in [recipe_of(method)]
+    }
+    return {method: kind not in list(kinds.values())[:place] for place, (method, kind) in enumerate(kinds.items())}
+
+
+def probe(run: Run, data: str, untrained: bool, raw: bool) -> dict[str, dict[str, Any]]:
+    """What `python -m unlabeled evaluate` finds, by the name of the row: the method, and what else is asked for."""
     file = ROOT / Path(run.export).parent / "evaluation.json"
-    options = (*PROBES, "--pool", pool, "--json", str(file), *(["--baselines"] if baselines else []))
-    python("-m", "unlabeled", "evaluate", run.export, "--data", data, *options)
-    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
-    return rows
+    exports = (run.export, *([f"scratch:{run.export}"] if untrained and not raw else []))
+    options = (*PROBES, "--pool", recipe_of(run.method).evaluate.pool, "--json", str(file))
+    python("-m", "unlabeled", "evaluate", *exports, "--data", data, *options, *(["--baselines"] if raw else []))
+    names = (run.method, *(["raw pixels"] if raw else []), f"untrained, as {run.method}")
+    return dict(zip(names, json.loads(file.read_text())["rows"], strict=False))
 
 
-def shown(row: dict[str, Any], run: Run | None) -> list[str]:
+def shown(name: str, row: dict[str, Any], run: Run | None) -> list[str]:
     """A row of the table."""
     scores = [row["scores"][score] for score in SCORES]
     cells = [f"{s['mean']:.1f}" + (f" ± {s['std']:.1f}" if s["std"] is not None else "") for s in scores]
     rank = f"{row['effective_rank']:.0f} of {row['dimensions']}"
-    cost = [f"{run.images:,}", f"{run.cpu_minutes:.1f}"] if run else ["-", "-"]
-    return [run.method if run else row["name"], *cells, rank, *cost]
+    return [name, *cells, rank, *([f"{run.images:,}", f"{run.cpu_minutes:.1f}"] if run else ["-", "-"])]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,11 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(machine())
     with ThreadPoolExecutor(chosen.processes) as side_by_side:
         runs = list(side_by_side.map(lambda method: measure(method, data, chosen.minutes), methods))
-        probes = list(side_by_side.map(lambda run: probe(run, data, baselines=run is runs[0]), runs))
-    rows = [shown(found[0], run) for run, found in zip(runs, probes, strict=True)]
-    rows += [shown(row, None) for row in probes[0][1:]]
+        also = untrained_too(methods)
+        found = side_by_side.map(lambda run: probe(run, data, also[run.method], raw=run is runs[0]), runs)
+        probes = {name: row for rows in found for name, row in rows.items()}
+    by_name = {run.method: run for run in runs}
+    ordered = sorted(probes, key=lambda name: name not in by_name)  # what was not trained comes last
+    rows = [shown(name, probes[name], by_name.get(name)) for name in ordered]
     print(table(("", *SCORES.values(), "effective rank", "images seen", "CPU minutes"), rows))
-    finish(chosen, {run.method: {**asdict(run), **found[0]} for run, found in zip(runs, probes, strict=True)})
+    finish(chosen, {name: {**(asdict(by_name[name]) if name in by_name else {}), **probes[name]} for name in ordered})
 
 
 if __name__ == "__main__":

@@ -81,10 +81,13 @@ def test_methods_in_equal_time_have_their_warmup_share_and_a_row(
             commands[settings["name"]] = settings
         return 4.5
 
-    def probe(run: methods.Run, data: str, baselines: bool) -> list[dict[str, Any]]:
-        score = {"mean": 50.0, "std": None}
-        row = {"scores": dict.fromkeys(methods.SCORES, score), "effective_rank": 7.0, "dimensions": 128}
-        return [{**row, "name": run.export}, *([{**row, "name": "raw pixels"}] if baselines else [])]
+    def probe(run: methods.Run, data: str, untrained: bool, raw: bool) -> dict[str, dict[str, Any]]:
+        row = {
+            "scores": {score: {"mean": 50.0, "std": None} for score in methods.SCORES},
+            "effective_rank": 7.0,
+            "dimensions": 8,
+        }
+        return dict.fromkeys([run.method, *(["raw pixels"] if raw else []), *(["new"] if untrained else [])], row)
 
     log = [{"step": 117.0, "images_per_s": 100.0, "loss": 1.0}]
     monkeypatch.setattr(methods, "python", python)
@@ -97,5 +100,5 @@ def test_methods_in_equal_time_have_their_warmup_share_and_a_row(
     recipe = load(pretrain_recipe(), methods.file_of("mae"), [])
     assert float(run["optim.warmup_epochs"]) == pytest.approx(0.6 * recipe.optim.warmup_epochs / recipe.train.epochs)
     *lines, last = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[-3:]] == ["mae", "dino", "raw pixels"]
+    assert [line.split("  ")[0] for line in lines[-4:]] == ["mae", "dino", "raw pixels", "new"]
     assert json.loads(last)["dino"]["cpu_minutes"] == 4.5

@@ -167,8 +167,8 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
 
 
 def preprocessing_of(path: str | Path) -> Preprocessing | None:
-    """The normalisation that an export folder was trained with; None for anything else."""
-    file = Path(path) / "config.json"
+    """The normalisation that an export folder (also as `scratch:FOLDER`) was trained with; None for anything else."""
+    file = Path(str(path).removeprefix("scratch:")) / "config.json"
     if not file.is_file():
         return None
     config = json.loads(file.read_text())["pretrained_cfg"]
