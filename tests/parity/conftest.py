@@ -21,6 +21,21 @@ def golden_folder(config: pytest.Config, method: str) -> Path:
     return root / method if (root / method).is_dir() else root
 
 
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest) -> Path:
+    """The numbers of the method that a module is named for."""
+    return golden_folder(request.config, request.module.__name__.rpartition("test_")[2])
+
+
+def each(config: pytest.Config, method: str, file: str, key: str | None = None) -> list[Any]:
+    """What a file's settings hold, or hold under `key`, to have a test each."""
+    path = golden_folder(config, method) / f"{file}.safetensors"
+    if not path.is_file():
+        return ["absent"]
+    settings = Golden(path).config
+    return sorted(settings if key is None else settings[key])
+
+
 class Golden:
     """One safetensors file. A tensor that it lacks is reported as absent."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity.conftest import Golden, assert_close, golden_folder, read_json
+from parity.conftest import Golden, assert_close, each, read_json
 from parity.distill import (
     BACKWARD,
     FORWARD,
@@ -39,13 +39,7 @@ START = Progress(0, 10, 0.0, 10.0)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per head of whatever set is given."""
     if "head" in metafunc.fixturenames:
-        file = golden_folder(metafunc.config, "dino") / "head.safetensors"
-        metafunc.parametrize("head", sorted(Golden(file).config) if file.is_file() else ["absent"])
-
-
-@pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Path:
-    return golden_folder(request.config, "dino")
+        metafunc.parametrize("head", each(metafunc.config, "dino", "head"))
 
 
 def test_head(folder: Path, head: str) -> None:

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity.conftest import Golden, assert_close, golden_folder
+from parity.conftest import Golden, assert_close
 from parity.distill import BACKWARD, FORWARD, build_head
 from torch import Tensor
 
 from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sinkhorn
 from unlabeled.nn.teacher import Centre
-
-
-@pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Path:
-    return golden_folder(request.config, "dinov2")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity.conftest import Golden, assert_close, golden_folder, read_json
+from parity.conftest import Golden, assert_close, each, read_json
 from parity.distill import (
     BACKWARD,
     FORWARD,
@@ -37,18 +37,10 @@ START = Progress(0, 10, 0.0, 10.0)
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per head and per loss of whatever set is given."""
-    folder = golden_folder(metafunc.config, "ibot")
     if "head" in metafunc.fixturenames:
-        file = folder / "head.safetensors"
-        metafunc.parametrize("head", sorted(Golden(file).config["variants"]) if file.is_file() else ["absent"])
+        metafunc.parametrize("head", each(metafunc.config, "ibot", "head", "variants"))
     if "setting" in metafunc.fixturenames:
-        file = folder / "loss.safetensors"
-        metafunc.parametrize("setting", sorted(Golden(file).config) if file.is_file() else ["absent"])
-
-
-@pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Path:
-    return golden_folder(request.config, "ibot")
+        metafunc.parametrize("setting", each(metafunc.config, "ibot", "loss"))
 
 
 def variant(golden: Golden, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity.conftest import Golden, assert_close, golden_folder, read_json
+from parity.conftest import Golden, assert_close, each, read_json
 from torch import Tensor
 
 from unlabeled.data.masks import RandomMask
@@ -32,16 +32,9 @@ START = Progress(0, 1, 0.0, 1.0)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per mask ratio and target mode of whatever set is given."""
     if "ratio" in metafunc.fixturenames:
-        file = golden_folder(metafunc.config, "mae") / "model.safetensors"
-        ratios = sorted(Golden(file).config["mask_ratios"]) if file.is_file() else ["absent"]
-        metafunc.parametrize("ratio", ratios)
+        metafunc.parametrize("ratio", each(metafunc.config, "mae", "model", "mask_ratios"))
     if "targets" in metafunc.fixturenames:
         metafunc.parametrize("targets", ["npl0", "npl1"])
-
-
-@pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Path:
-    return golden_folder(request.config, "mae")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity.conftest import Golden, golden_folder
+from parity.conftest import Golden, each, golden_folder
 from torch import Tensor
 
 from unlabeled.data.masks import BlockMask, Mask, RandomMask, StratifiedBlockMask
@@ -21,9 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per setting of whatever set is given."""
     for method in ("ibot", "dinov2"):
         if f"{method}_setting" in metafunc.fixturenames:
-            file = golden_folder(metafunc.config, method) / "masks.safetensors"
-            settings = sorted(Golden(file).config["settings"]) if file.is_file() else ["absent"]
-            metafunc.parametrize(f"{method}_setting", settings)
+            metafunc.parametrize(f"{method}_setting", each(metafunc.config, method, "masks", "settings"))
 
 
 def golden_of(request: pytest.FixtureRequest, method: str) -> Golden:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity.conftest import Golden, assert_close, golden_folder, read_json
+from parity.conftest import Golden, assert_close, each, read_json
 from torch import Tensor
 
 from unlabeled.data.views import View
@@ -37,11 +37,6 @@ def ours(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Path:
-    return golden_folder(request.config, "mocov3")
-
-
-@pytest.fixture(scope="module")
 def golden(folder: Path) -> Golden:
     return Golden(folder / "model.safetensors")
 
@@ -49,8 +44,7 @@ def golden(folder: Path) -> Golden:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per temperature of whatever set is given."""
     if "temperature" in metafunc.fixturenames:
-        file = golden_folder(metafunc.config, "mocov3") / "model.safetensors"
-        metafunc.parametrize("temperature", Golden(file).config["T"] if file.is_file() else ["absent"])
+        metafunc.parametrize("temperature", each(metafunc.config, "mocov3", "model", "T"))
 
 
 def build(golden: Golden, temperature: float = 0.2) -> MoCoV3:

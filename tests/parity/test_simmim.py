@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity.conftest import Golden, assert_close, golden_folder, read_json
+from parity.conftest import Golden, assert_close, read_json
 from torch import Tensor
 
 from unlabeled.data.masks import RandomMask
@@ -23,11 +23,6 @@ from unlabeled.train.optim import param_groups
 
 FORWARD, BACKWARD = 1e-5, 2e-5
 START = Progress(0, 1, 0.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Path:
-    return golden_folder(request.config, "simmim")
 
 
 @pytest.fixture(scope="module")
