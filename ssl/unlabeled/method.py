@@ -142,5 +142,5 @@ class Method(nn.Module, ABC):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Tensor | None:
-        """What a person would want to see of this batch: [rows, columns, 3, H, W] normalised, or None."""
+        """What a person would want to see of this batch: [B, rows, C, H, W] normalised; None = the crops themselves."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,19 +27,45 @@ class PictureWriter:
         self.folder, self.mean, self.std = folder, mean, std
 
     def __call__(self, step: int, method: Method, batch: Batch) -> None:
-        """Draw the first pictures of a batch; nothing if the method has nothing to show."""
-        drawn = method.pictures(_first(batch, COLUMNS))
-        if drawn is None:
-            return
+        """Draw the first pictures of a batch: what the method shows of them, else the crops that it sees."""
         import torchvision
 
+        batch = _first(batch, COLUMNS)
+        shown = method.pictures(batch)
+        drawn = crops(batch) if shown is None else shown
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = Normalize(self.mean, self.std, drawn.device).undo(drawn).cpu()
         torchvision.io.write_png(sheet(rows), str(self.folder / f"step-{step:08d}.png"))
 
 
+def crops(batch: Batch) -> Tensor:
+    """All crops of each picture [B, crops, C, H, W], small ones amid the mean colour, hidden patches in it."""
+    height, width = (max(view.pixels.shape[axis] for view in batch.views) for axis in (-2, -1))
+    seen = [_amid(_visible(view), height, width) for view in batch.views]
+    return torch.cat(seen).transpose(0, 1)
+
+
+def _visible(view: ViewBatch) -> Tensor:
+    """Pixels [count, B, C, H, W] with hidden patches at 0, which is the mean colour."""
+    if view.mask is None:
+        return view.pixels
+    height, width = view.pixels.shape[-2:]
+    patch = math.isqrt(height * width // view.mask.hidden.shape[-1])
+    hidden = view.mask.hidden.unflatten(-1, (height // patch, width // patch))
+    hidden = hidden.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
+    return view.pixels.masked_fill(hidden.unsqueeze(2), 0)
+
+
+def _amid(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Pixels [..., h, w] in the middle of zeros: [..., height, width]."""
+    above, left = (height - pixels.shape[-2]) // 2, (width - pixels.shape[-1]) // 2
+    below, right = height - pixels.shape[-2] - above, width - pixels.shape[-1] - left
+    return torch.nn.functional.pad(pixels, (left, right, above, below))
+
+
 def sheet(images: Tensor) -> Tensor:
-    """uint8 images [columns, rows, 3, H, W] side by side, enlarged to be seen: [3, height, width]."""
+    """uint8 images [columns, rows, C, H, W] side by side, enlarged to be seen: [3 or 1, height, width]."""
+    images = images[:, :, :3] if images.shape[2] >= 3 else images[:, :, :1]  # a PNG shows no other channels
     factor = max(1, SIDE // images.shape[-1])
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     framed = torch.nn.functional.pad(images, (GAP, GAP, GAP, GAP), value=255)
