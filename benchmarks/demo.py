@@ -6,7 +6,6 @@ make demo
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,21 +17,20 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path("runs")
-EXPORT = RUNS / "mae_shapes" / "export"
-# so small a model is fastest with one thread per process, and processes share the work exactly
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(min(2, os.cpu_count() or 1)))
+PRETRAINED = RUNS / "simclr_resnet_shapes"
+EXPORT = PRETRAINED / "export"
 
 
 def main() -> None:
     """Three stages, one table."""
     times: dict[str, float] = {}
-    run(times, "pretrain", *TORCHRUN, "pretrain.py", "recipes/demo/mae_shapes.yaml", "--fresh", "--force")
-    scores = RUNS / "mae_shapes" / "evaluation.json"
+    run(times, "pretrain", "pretrain.py", "recipes/demo/simclr_resnet_shapes.yaml", "--fresh", "--force")
+    scores = PRETRAINED / "evaluation.json"
     arguments = ["--data", "shapes", "--pool", "mean", "--crop-pct", "1.0", "--baselines", "--workers", "2"]
     run(times, "evaluate", "-m", "unlabeled", "evaluate", str(EXPORT), *arguments, "--json", str(scores))
     for name, encoder in (("scratch", f"scratch:{EXPORT}"), ("pretrained", str(EXPORT))):
         recipe = ["recipes/demo/finetune_shapes.yaml", f"name=shapes_{name}", f"encoder={encoder}"]
-        run(times, f"fine-tune {name}", *TORCHRUN, "finetune.py", *recipe, "--fresh", "--force")
+        run(times, f"fine-tune {name}", "finetune.py", *recipe, "--fresh", "--force")
     show(json.loads(scores.read_text()), times)
 
 
@@ -56,7 +54,7 @@ def show(evaluated: dict[str, Any], times: dict[str, float]) -> None:
         table.add_row(row["name"], knn, linear, accuracy)
     console.print(table)
     console.print("took  " + "  ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items()))
-    console.print(f"originals, masked inputs, reconstructions: {newest_picture()}")
+    console.print(f"two views of each picture, as they went in: {newest_picture()}")
 
 
 def accuracy_of(name: str) -> float:
@@ -66,7 +64,7 @@ def accuracy_of(name: str) -> float:
 
 def newest_picture() -> Path:
     """The last PNG of the pretraining run."""
-    return max((RUNS / "mae_shapes" / "pictures").glob("*.png"))
+    return max((PRETRAINED / "pictures").glob("*.png"))
 
 
 if __name__ == "__main__":
