@@ -98,7 +98,7 @@ class Pretrain:
     def _evaluators(self, recipe: Any, accelerator: Accelerator) -> Any:
         if recipe.evaluate is None:
             return None
-        if recipe.data.name == "files" and recipe.data.val is None:
+        if not recipe.data.has_val:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
         from unlabeled.evaluate.protocol import Evaluator, Splits
         from unlabeled.nn.families import is_cnn

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from unlabeled.data.masks import Place
 from unlabeled.data.photometric import Photometric, recolour
 from unlabeled.data.sampler import Position
-from unlabeled.data.sources import Source
+from unlabeled.data.source import Source
 from unlabeled.data.views import Crops, View
 from unlabeled.errors import BadSample, UserError
 from unlabeled.method import Batch, ViewBatch

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from torch import Tensor
 
-from unlabeled.data.sources import Source
+from unlabeled.data.source import Source
 
 
 class Part:

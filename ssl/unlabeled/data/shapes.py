@@ -6,15 +6,14 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
-Split = Literal["train", "val"]
-Positive = Annotated[float, Field(gt=0)]
+from unlabeled.data.source import SourceConfig, Split
 
 # A number in what the pictures look like: part of the fingerprint, raised whenever drawing changes.
 VERSION = 2
@@ -109,7 +108,7 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 # ---- the data set
 
 
-class Shapes(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Shapes(SourceConfig):
     """The recipe's `data:` for pictures drawn on the fly: one textured shape over a cluttered background.
 
     The class is the outline alone: position, size, rotation, colours and textures are random, so that raw
@@ -122,12 +121,10 @@ class Shapes(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     size: int = Field(default=32, ge=8, le=512, description="side of the square pictures, pixels")
     seed: int = Field(default=0, ge=0, lt=2**63, description="which pictures are drawn")
     max_bad_fraction: float = Field(default=0.0, ge=0, le=1, description="share of bad pictures a run survives")
-    mean: tuple[float, float, float] = Field(
-        default=(0.485, 0.456, 0.406), description="subtracted from RGB in [0, 1]; ImageNet's by default"
-    )
-    std: tuple[Positive, Positive, Positive] = Field(
-        default=(0.229, 0.224, 0.225), description="divides RGB after the mean; ImageNet's by default"
-    )
+
+    @property
+    def has_val(self) -> bool:
+        return True
 
     def open(self, split: Split) -> ShapesSource:
         """The pictures of one split."""

@@ -7,60 +7,48 @@ import glob
 import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Annotated, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from unlabeled.data.index import EXTENSIONS, Index, readable, scan_folder
+from unlabeled.data.source import EncodedConfig, Split, numbered_as
 from unlabeled.data.tar import Shard, scan_tars
 from unlabeled.errors import BadSample, UserError
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # the machine's trouble, not the picture's: skipping would make the pictures seen a matter of luck
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _ENDINGS = " ".join(ending.decode() for ending in EXTENSIONS)
 
 
-class Source(Protocol):
-    """Numbered pictures. The same number is the same picture for as long as the fingerprint is the same.
-
-    Attributes:
-        labels: [n] int64, -1 where unknown.
-        classes: the names that labels number; () when unlabelled.
-    """
-
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W]. A bad picture raises BadSample and nothing else."""
-        ...
-
-    def key(self, i: int) -> str:
-        """What people call the picture: a path, or an archive and a member in it."""
-        ...
-
-    def fingerprint(self) -> str:
-        """A short hex string, the same for the same pictures with the same labels wherever they lie."""
-        ...
-
-
 class Pictures:
     """A `Source` over files in a folder or members of tars. Pickles without open files.
+
+    Args:
+        place: reads their bytes.
+        index: which there are.
+        max_pixels: what `decode` takes.
+        classes, labels: names and numbers [n]; None = the first folder of each name.
 
     Attributes:
         ignored: files below the split that are hidden or no pictures.
     """
 
-    def __init__(self, place: Folder | Tars, index: Index, max_pixels: int) -> None:
-        classes, self.labels = index.classes()
-        self.classes, self.ignored = tuple(map(readable, classes)), index.ignored
+    def __init__(
+        self,
+        place: Folder | Tars,
+        index: Index,
+        max_pixels: int,
+        classes: tuple[str, ...] = (),
+        labels: NDArray[np.int64] | None = None,
+    ) -> None:
+        if labels is None:
+            folders, labels = index.classes()
+            classes = tuple(map(readable, folders))
+        self.classes, self.labels, self.ignored = classes, labels, index.ignored
         self._place, self._index, self._max_pixels = place, index, max_pixels
 
     def __len__(self) -> int:
@@ -105,7 +93,7 @@ class Folder:
 
     def path(self, index: Index, i: int) -> bytes:
         """Where picture i lies."""
-        return b"%b/%b" % (self.root, index.name(i))
+        return os.path.join(self.root, index.name(i))
 
     def read(self, index: Index, i: int) -> bytes:
         """The bytes of picture i, and no more than one beyond its indexed size."""
@@ -158,7 +146,7 @@ def _descriptor(pid: int, shard: Shard) -> _Descriptor:
     return _Descriptor(shard.path)
 
 
-class Files(BaseModel, frozen=True, extra="forbid"):
+class Files(EncodedConfig):
     """Pictures in a folder, in an uncompressed tar or in several.
 
     Labels are the first folder below the split, if every picture of the split lies in one; else the pictures
@@ -169,26 +157,6 @@ class Files(BaseModel, frozen=True, extra="forbid"):
     path: str = Field(min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar'")
     train: str = Field("", description="subfolder or prefix of the pictures to train on; '' = all")
     val: str | None = Field(None, description="subfolder or prefix of labelled pictures to evaluate on; null = none")
-    max_pixels: int = Field(
-        89_478_485,
-        gt=0,
-        le=178_956_970,
-        description="larger pictures are skipped before they are decoded; the default is 256 MiB of RGB and "
-        "where Pillow starts to warn, the upper bound is where it refuses",
-    )
-    max_bad_fraction: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="share of the pictures that may be bad before a run stops",
-    )
-    mean: tuple[Finite, Finite, Finite] = Field(
-        (0.485, 0.456, 0.406), description="subtracted per channel from pixels in 0..1 (ImageNet's)"
-    )
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="divides each channel after that (ImageNet's)"
-    )
 
     @field_validator("train", "val")
     @classmethod
@@ -210,7 +178,11 @@ class Files(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
-    def open(self, split: Literal["train", "val"]) -> Pictures:
+    @property
+    def has_val(self) -> bool:
+        return self.val is not None
+
+    def open(self, split: Split) -> Pictures:
         """The pictures of a split, indexed once. Labels of `val` are numbered as in `train`, where that is labelled.
 
         Raises:
@@ -227,7 +199,7 @@ class Files(BaseModel, frozen=True, extra="forbid"):
     def _val(self) -> Pictures:
         if self.val is None:
             raise UserError("data.val is null; expected the folder of labelled pictures, such as data.val=val")
-        return _renumbered(self._pictures(self.val, *self._scans[1]), self._train.classes, self.val)
+        return numbered_as(self._pictures(self.val, *self._scans[1]), self._train.classes, f"data.val={self.val!r}")
 
     @cached_property
     def _scans(self) -> list[tuple[Folder | Tars, Index]]:
@@ -271,19 +243,3 @@ def _prefixes(path: str, most: int = 10) -> str:
     folders = sorted({folder for folder, slash, _ in names if slash})
     shown = [repr(readable(folder)) for folder in folders[:most]]
     return ", ".join([*shown, "..."] if len(folders) > most else shown)
-
-
-def _renumbered(val: Pictures, classes: tuple[str, ...], prefix: str) -> Pictures:
-    if not val.classes:
-        raise UserError(f"data.val={prefix!r} has no labels; expected every picture in a folder of its class")
-    if not classes:
-        return val
-    rank = {name: i for i, name in enumerate(classes)}
-    if extra := [name for name in val.classes if name not in rank]:
-        raise UserError(
-            f"data.val={prefix!r} has classes that data.train lacks: {', '.join(map(repr, extra[:10]))}; "
-            f"train has {len(classes)}, such as {classes[0]!r}"
-        )
-    ids = np.array([rank[name] for name in val.classes], dtype=np.int64)
-    val.labels, val.classes = ids[val.labels], classes
-    return val

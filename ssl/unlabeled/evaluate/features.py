@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from unlabeled.data.loader import Normalize, make_loader
-from unlabeled.data.sources import Source
+from unlabeled.data.source import Source
 from unlabeled.data.views import Interpolation, center_crop
 from unlabeled.errors import BadSample, UserError
 from unlabeled.nn.encoder import Encoder

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from unlabeled.data.loader import Normalize
-from unlabeled.data.sources import Source
+from unlabeled.data.source import Source
 from unlabeled.data.subset import stratified
 from unlabeled.data.views import Interpolation
 from unlabeled.errors import UserError

@@ -31,7 +31,7 @@ class Scorer:
     """
 
     def __init__(self, recipe: Any, accelerator: Accelerator, classes: Sequence[str]) -> None:
-        if recipe.data.name == "files" and recipe.data.val is None:
+        if not recipe.data.has_val:
             raise UserError("fine-tuning reports accuracy on data.val, which is null. Set it to the labelled split.")
         self.recipe, self.accelerator, self.classes = recipe, accelerator, tuple(classes)
         self.source = recipe.data.open("val")

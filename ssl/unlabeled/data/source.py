@@ -1,0 +1,150 @@
+"""What every source of pictures is, and what every `data:` section of a recipe has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from unlabeled.errors import UserError
+
+Split = Literal["train", "val"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
+SAMPLED = 64
+
+
+class Source(Protocol):
+    """Numbered pictures. The same number is the same picture for as long as the fingerprint is the same.
+
+    Attributes:
+        labels: [n] int64, -1 where unknown.
+        classes: the names that labels number; () when unlabelled.
+    """
+
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> Tensor:
+        """uint8 [3, H, W]. A bad picture raises BadSample and nothing else."""
+        ...
+
+    def key(self, i: int) -> str:
+        """What people call the picture: a path, or an archive and a member in it."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short hex string, the same for the same pictures with the same labels wherever they lie."""
+        ...
+
+
+class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
+    """The fields that all kinds of sources share."""
+
+    name: str
+    max_bad_fraction: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the pictures that may be bad before a run stops",
+    )
+    mean: tuple[Finite, Finite, Finite] = Field(
+        (0.485, 0.456, 0.406), description="subtracted per channel from pixels in 0..1 (ImageNet's)"
+    )
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="divides each channel after that (ImageNet's)"
+    )
+
+    @abstractmethod
+    def open(self, split: Split) -> Source:
+        """The pictures of a split. Labels of `val` are numbered as in `train`, where that is labelled.
+
+        Raises:
+            UserError: they cannot be had.
+        """
+
+    @property
+    @abstractmethod
+    def has_val(self) -> bool:
+        """Whether there are pictures to evaluate on."""
+
+
+class EncodedConfig(SourceConfig):
+    """Of sources whose pictures are decoded here."""
+
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        gt=0,
+        le=2 * MAX_PIXELS,
+        description="larger pictures are skipped before they are decoded; the default is 256 MiB of RGB and "
+        "where Pillow starts to warn, the upper bound is where it refuses",
+    )
+
+
+S = TypeVar("S", bound=Source)
+
+
+def numbered_as(val: S, classes: tuple[str, ...], what: str) -> S:
+    """The source to evaluate on, its labels renumbered as those of the pictures to train on.
+
+    Args:
+        val: labelled pictures; changed in place.
+        classes: of the pictures to train on; () = they are unlabelled, and nothing changes.
+        what: the field of the recipe that names `val`.
+
+    Raises:
+        UserError: `val` has no labels, or classes that `classes` lacks.
+    """
+    if not val.classes:
+        raise UserError(f"{what} has no labels; expected every picture to have a class")
+    if not classes:
+        return val
+    rank = {name: i for i, name in enumerate(classes)}
+    if extra := [name for name in val.classes if name not in rank]:
+        raise UserError(
+            f"{what} has classes that data.train lacks: {', '.join(map(repr, extra[:10]))}; "
+            f"train has {len(classes)}, such as {classes[0]!r}"
+        )
+    ids = np.array([rank[name] for name in val.classes], dtype=np.int64)
+    val.labels, val.classes = np.where(val.labels < 0, -1, ids[val.labels]), classes
+    return val
+
+
+def classes_of(values: Iterable[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Class names, sorted (numbers by value), and labels [n] of any values; None and '' are unknown."""
+    ids: dict[str, int] = {}
+    found = np.fromiter((-1 if v in (None, "") else ids.setdefault(str(v), len(ids)) for v in values), np.int64)
+    names = sorted(ids, key=_by_value(ids))
+    rank = np.zeros(len(ids) + 1, np.int64)
+    rank[-1] = -1  # the place of -1
+    for place, name in enumerate(names):
+        rank[ids[name]] = place
+    return tuple(names), rank[found]
+
+
+def _by_value(names: Iterable[str]) -> Any:
+    numbers = all(name.removeprefix("-").isdecimal() for name in names)
+    return int if numbers else str
+
+
+def sample_numbers(n: int) -> NDArray[np.int64]:
+    """Up to SAMPLED numbers below n, evenly spaced: enough to tell two data sets apart without reading all."""
+    return np.unique(np.linspace(0, n - 1, min(n, SAMPLED)).astype(np.int64))
+
+
+def digest(parts: Sequence[bytes]) -> str:
+    """16 hex digits over parts of known length each."""
+    hashed = blake2b(digest_size=8)
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "little") + part)
+    return hashed.hexdigest()
