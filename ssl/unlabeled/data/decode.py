@@ -55,7 +55,9 @@ def decode(data: bytes, max_pixels: int, key: str = "") -> Tensor:
     if not data:
         raise BadSample(key, "the file is empty")
     try:
-        return _jpeg(data, max_pixels) if data.startswith(b"\xff\xd8\xff") else _pillow(data, max_pixels)
+        return _jpeg(data, max_pixels) if data.startswith(b"\xff\xd8\xff") else _pillow(data, max_pixels, key)
+    except BadSample:
+        raise
     except UnidentifiedImageError:
         raise BadSample(key, f"not a picture in one of {', '.join(FORMATS)}") from None
     except Exception as error:
@@ -71,14 +73,12 @@ def _jpeg(data: bytes, max_pixels: int) -> Tensor:
     return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
 
 
-def _pillow(data: bytes, max_pixels: int) -> Tensor:
+def _pillow(data: bytes, max_pixels: int, key: str) -> Tensor:
     with warnings.catch_warnings():
         # Pillow warns of what is refused or handled here, once per worker
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image.size, max_pixels)
-            image.load()
-            return torch.from_numpy(_rgb(_upright(image))).permute(2, 0, 1)
+            return from_pillow(image, max_pixels, key)
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
@@ -103,6 +103,20 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     raise ValueError("a JPEG without a frame header, or cut off before it")
 
 
+def from_pillow(image: Image.Image, max_pixels: int, key: str = "") -> Tensor:
+    """A picture that somebody else opened: uint8 [3, H, W], by the same rules.
+
+    Raises:
+        BadSample: for whatever is wrong with it.
+    """
+    try:
+        _check_pixels(image.size, max_pixels)
+        image.load()
+        return torch.from_numpy(_rgb(_upright(image))).permute(2, 0, 1)
+    except Exception as error:
+        raise BadSample(key, _reason(error)) from error
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -113,17 +127,18 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     """[H, W, 3] by the rules at the top of this file."""
     if image.mode.startswith("I;16"):
-        return _grey(_from_16_bit(np.asarray(image)))
+        return _grey(from_16_bit(np.asarray(image)))
     if image.mode == "I":
         values = np.asarray(image)
         fits = values.min() >= 0 and values.max() <= 0xFFFF
-        return _grey(_from_16_bit(values) if fits else _stretched(values))
+        return _grey(from_16_bit(values) if fits else _stretched(values))
     if image.mode == "F":
         return _grey(_stretched(np.asarray(image)))
     return np.array(image.convert("RGB"))
 
 
-def _from_16_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def from_16_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """0..65535 to 0..255, scaled and rounded."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 

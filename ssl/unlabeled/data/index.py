@@ -164,7 +164,7 @@ def _walk(root: bytes, below: bytes, entered: set[tuple[int, int]], builder: Ind
             builder.ignored += 1
         elif entry.endswith(b"/"):
             _walk(root, name, entered, builder)
-        elif is_picture(entry) and (size := _file_size(root + b"/" + name)) is not None:
+        elif is_picture(entry) and (size := file_size(root + b"/" + name)) is not None:
             builder.add(name, size)
         else:
             builder.ignored += 1
@@ -179,7 +179,7 @@ def _listing(folder: bytes) -> list[bytes]:
         raise UserError(f"the folder {os.fsdecode(folder)!r} cannot be read: {error.strerror}") from error
 
 
-def _file_size(path: bytes) -> int | None:
+def file_size(path: bytes) -> int | None:
     """Bytes in a file; 0 for a link to nothing, None for pipes, sockets and devices."""
     try:
         status = os.stat(path)

@@ -27,7 +27,9 @@ def describe(schema: type[BaseModel]) -> str:
 def _fields(
     model: type[BaseModel], prefix: str, instance: object, indent: int, hidden: str | None = None
 ) -> Iterator[str]:
-    for name, field in model.model_fields.items():
+    # where one of several is chosen, what it cannot do without comes first
+    late = {name: hidden is not None and not field.is_required() for name, field in model.model_fields.items()}
+    for name, field in sorted(model.model_fields.items(), key=lambda item: late[item[0]]):
         default = getattr(instance, name) if isinstance(instance, model) else _default(field)
         if name != hidden:
             yield from _field(prefix + name, field, default, indent)

@@ -1,0 +1,135 @@
+"""Hugging Face data sets: a repository, a folder written by `save_to_disk`, or a folder of Parquet or pictures."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, numbered_as, sample_numbers
+from unlabeled.errors import BadSample, UserError
+
+SAVED = ("dataset_dict.json", "state.json")
+
+
+class HuggingFace(EncodedConfig):
+    """A data set of the Hugging Face library, read from its memory-mapped tables as pictures are needed."""
+
+    name: Literal["huggingface"] = "huggingface"
+    path: str = Field(min_length=1, description="a repository such as uoft-cs/cifar10, or a folder")
+    config: str | None = Field(None, description="the data set's configuration; null = its only one")
+    revision: str | None = Field(None, description="branch, tag or commit of the repository; null = the newest")
+    train: str = Field("train", description="the split to train on")
+    val: str | None = Field(None, description="the labelled split to evaluate on; null = none")
+    image: str = Field("image", description="column of the pictures")
+    label: str | None = Field(None, description="column of the labels; null = unlabelled")
+
+    @property
+    def has_val(self) -> bool:
+        return self.val is not None
+
+    def open(self, split: Split) -> HuggingFaceSource:
+        return self._train if split == "train" else self._val
+
+    @cached_property
+    def _train(self) -> HuggingFaceSource:
+        return self._source(self.train)
+
+    @cached_property
+    def _val(self) -> HuggingFaceSource:
+        if self.val is None:
+            raise UserError("data.val is null; expected the split to evaluate on, such as data.val=test")
+        return numbered_as(self._source(self.val), self._train.classes, f"data.val={self.val!r}")
+
+    def _source(self, split: str) -> HuggingFaceSource:
+        table = _loaded(os.path.expanduser(self.path), self.config, self.revision, split)
+        missing = [name for name in (self.image, self.label) if name is not None and name not in table.column_names]
+        if missing:
+            raise UserError(
+                f"{self.path!r} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "
+                "Set data.image and data.label."
+            )
+        return HuggingFaceSource(table, f"{self.path}/{split}", self.image, self.label, self.max_pixels)
+
+
+class HuggingFaceSource:
+    """A `Source` over one split. Pickles as a reference to its memory-mapped files.
+
+    Args:
+        table: a `datasets.Dataset`.
+        name: what to call it.
+        image, label: columns.
+        max_pixels: what `decode` takes.
+    """
+
+    def __init__(self, table: Any, name: str, image: str, label: str | None, max_pixels: int) -> None:
+        from datasets import ClassLabel, Image
+
+        self.classes: tuple[str, ...]
+        self.labels: NDArray[np.int64]
+        self._name, self._column, self._max_pixels = name, image, max_pixels
+        # bytes and paths as they lie in the table: pictures are decoded here, under our rules and caps
+        self._table = table.select_columns([image]).cast_column(image, Image(decode=False))
+        values = [None] * len(table) if label is None else table[label]
+        feature = None if label is None else table.features[label]
+        if isinstance(feature, ClassLabel):
+            self.classes = tuple(feature.names)
+            self.labels = np.array([-1 if value is None else value for value in values], np.int64)
+        else:
+            self.classes, self.labels = classes_of(values)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def key(self, i: int) -> str:
+        """The data set, the split and the row."""
+        return f"{self._name}[{i}]"
+
+    def image(self, i: int) -> Tensor:
+        """uint8 [3, H, W], see `unlabeled.data.decode`."""
+        from unlabeled.data.decode import decode
+
+        return decode(self.read(i), self._max_pixels, self.key(i))
+
+    def read(self, i: int) -> bytes:
+        """The picture's bytes, from the table or from the file that it names."""
+        cell = self._table[int(i)][self._column] or {}
+        if cell.get("bytes") is not None:
+            return bytes(cell["bytes"])
+        if not cell.get("path"):
+            raise BadSample(self.key(i), "the table holds no picture here")
+        try:
+            with open(cell["path"], "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise BadSample(self.key(i), f"cannot be read: {error.strerror}") from error
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the number of rows, labels and some of the pictures."""
+        some = [self._table[int(i)][self._column] or {} for i in sample_numbers(len(self))]
+        parts = [bytes(cell.get("bytes") or os.path.basename(cell.get("path") or "").encode()) for cell in some]
+        return digest([f"{len(self)} {self.classes}".encode(), self.labels.astype("<i8").tobytes(), *parts])
+
+
+def _loaded(path: str, config: str | None, revision: str | None, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("Hugging Face data sets need the library: pip install 'unlabeled[data]'") from error
+    try:
+        if any(os.path.isfile(os.path.join(path, name)) for name in SAVED):
+            saved = datasets.load_from_disk(path)
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        return datasets.load_dataset(path, config, revision=revision, split=split)
+    except KeyError as error:
+        raise UserError(f"{path!r} has no split {split!r}; it has {sorted(saved)}") from error
+    except Exception as error:  # the library raises whatever its loaders, the network and the hub raise
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"the data set {path!r}, split {split!r}, cannot be had: {first or type(error).__name__}"
+        ) from error

@@ -1,0 +1,116 @@
+"""Several sources as one, each with its share of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from unlabeled.data.arrays import Arrays
+from unlabeled.data.huggingface import HuggingFace
+from unlabeled.data.shapes import Shapes
+from unlabeled.data.source import Positive, Source, SourceConfig, Split, digest, numbered_as
+from unlabeled.data.sources import Files
+from unlabeled.data.table import Table
+from unlabeled.data.tv import TorchVision
+from unlabeled.errors import UserError
+
+Single = Annotated[Files | Table | HuggingFace | TorchVision | Arrays | Shapes, Field(discriminator="name")]
+SHARED = frozenset(SourceConfig.model_fields) - {"name"}
+
+
+class MixtureSource:
+    """A `Source` of several. An epoch passes over every picture at least once; what weighs more repeats.
+
+    Pictures of a source take turns, so a repeated one is cropped anew: randomness goes by the place in the mixture.
+
+    Args:
+        sources: the parts.
+        weights: their shares, in proportion; None = their sizes, so that every picture comes once.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
+        self.sources, sizes = tuple(sources), np.array([len(source) for source in sources])
+        share = sizes if weights is None else np.array(weights)
+        counts = sizes if weights is None else np.rint(share * (sizes / share).max()).astype(np.int64)
+        self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(np.maximum(counts, sizes))])
+        self.classes: tuple[str, ...] = tuple(sorted({name for source in sources for name in source.classes}))
+        self.labels: NDArray[np.int64] = np.concatenate(
+            [self._labels(part, source) for part, source in enumerate(self.sources)]
+        )
+
+    def _labels(self, part: int, source: Source) -> NDArray[np.int64]:
+        """Those of the epoch's pictures of one source, numbered as here."""
+        ids = np.array([self.classes.index(name) for name in source.classes] + [-1])  # -1 stays the last
+        return ids[source.labels[np.arange(self.starts[part + 1] - self.starts[part]) % len(source)]]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def place(self, i: int) -> tuple[Source, int]:
+        """The source of picture i, and its number there."""
+        part = int(np.searchsorted(self.starts, i, side="right")) - 1
+        source = self.sources[part]
+        return source, int(i - self.starts[part]) % len(source)
+
+    def key(self, i: int) -> str:
+        """The picture's key in its source."""
+        source, number = self.place(i)
+        return source.key(number)
+
+    def image(self, i: int) -> Tensor:
+        """uint8 [3, H, W]."""
+        source, number = self.place(i)
+        return source.image(number)
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the parts and their shares."""
+        return digest([self.starts.astype("<i8").tobytes(), *(s.fingerprint().encode() for s in self.sources)])
+
+
+class Mixture(SourceConfig):
+    """Several sources, with weights. Evaluation is on those that have a `val`."""
+
+    name: Literal["mixture"] = "mixture"
+    sources: tuple[Single, ...] = Field(min_length=1, description="`data:` sections; what all share is set here")
+    weights: tuple[Positive, ...] | None = Field(
+        None, description="how often each is drawn from, in proportion; null = every picture once"
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _nothing_shared(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        for number, source in enumerate(sources):
+            if shared := sorted(source.model_fields_set & SHARED):
+                raise ValueError(f"source {number} sets {', '.join(shared)}, which belongs to the mixture: move it up")
+        return sources
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Mixture:
+        if self.weights is not None and len(self.weights) != len(self.sources):
+            raise ValueError(f"expected a weight per source, found {len(self.weights)} for {len(self.sources)}")
+        return self
+
+    @property
+    def has_val(self) -> bool:
+        return any(source.has_val for source in self.sources)
+
+    def open(self, split: Split) -> MixtureSource:
+        return self._train if split == "train" else self._val
+
+    @cached_property
+    def _train(self) -> MixtureSource:
+        sources: list[Source] = [source.open("train") for source in self.sources]
+        return MixtureSource(sources, self.weights)
+
+    @cached_property
+    def _val(self) -> MixtureSource:
+        if not self.has_val:
+            raise UserError("no source of the mixture has a val; expected one with labelled pictures")
+        sources: list[Source] = [source.open("val") for source in self.sources if source.has_val]
+        return numbered_as(MixtureSource(sources), self._train.classes, "the mixture's val")

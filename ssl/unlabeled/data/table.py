@@ -1,0 +1,124 @@
+"""Pictures that a table lists: a CSV, TSV or Parquet file of paths, with labels and splits if it has them."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from unlabeled.data.index import IndexBuilder, file_size
+from unlabeled.data.source import EncodedConfig, Split, classes_of, numbered_as
+from unlabeled.data.sources import Folder, Pictures
+from unlabeled.errors import UserError
+
+Row = tuple[str, ...]
+PARQUET = (".parquet", ".pq")
+
+
+class Table(EncodedConfig):
+    """A row per picture, in the table's order. Any value may be a label; empty ones are unknown."""
+
+    name: Literal["table"] = "table"
+    path: str = Field(min_length=1, description="a .csv, .tsv or .parquet with a row per picture")
+    root: str | None = Field(None, description="folder that the paths are relative to; null = the table's own")
+    image: str = Field("path", description="column of the pictures' paths")
+    label: str | None = Field(None, description="column of the labels; null = unlabelled")
+    split: str | None = Field(None, description="column that tells splits apart; null = all rows are trained on")
+    train: str = Field("train", description="value of `split` in the rows to train on")
+    val: str | None = Field(None, description="value of `split` in the labelled rows to evaluate on; null = none")
+
+    @property
+    def has_val(self) -> bool:
+        return self.val is not None
+
+    def open(self, split: Split) -> Pictures:
+        return self._train if split == "train" else self._val
+
+    @cached_property
+    def _train(self) -> Pictures:
+        return self._pictures(None if self.split is None else self.train)
+
+    @cached_property
+    def _val(self) -> Pictures:
+        if self.val is None or self.split is None:
+            raise UserError("data.split or data.val is null; expected the column and the value of rows to evaluate on")
+        return numbered_as(self._pictures(self.val), self._train.classes, f"data.val={self.val!r}")
+
+    def _pictures(self, wanted: str | None) -> Pictures:
+        """The rows whose `split` is `wanted`; None = all."""
+        root = os.fsencode(os.path.expanduser(self.root or os.path.dirname(self.path) or "."))
+        builder, labels = IndexBuilder(), []
+        for path, *rest in self._rows:
+            if wanted is None or rest[-1] == wanted:
+                name = os.fsencode(path)
+                builder.add(name, file_size(os.path.join(root, name)) or 0)
+                labels.append(rest[0] if self.label else "")
+        if not labels:
+            values = sorted({row[-1] for row in self._rows})[:10]
+            raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {values or 'no rows'}")
+        return Pictures(Folder(root), builder.build(), self.max_pixels, *classes_of(labels))
+
+    @cached_property
+    def _rows(self) -> list[Row]:
+        """(path, label if asked for, split if asked for) of every row."""
+        columns = [self.image, *(name for name in (self.label, self.split) if name is not None)]
+        return list(_read(os.path.expanduser(self.path), columns))
+
+
+def _read(path: str, columns: list[str]) -> Iterator[Row]:
+    """Those columns of a table, as text.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or a row has no path.
+    """
+    try:
+        read = _parquet if path.lower().endswith(PARQUET) else _csv
+        for number, row in enumerate(read(path, columns), 1):
+            if not row[0]:
+                raise UserError(f"{path!r}: row {number} has nothing under {columns[0]!r}; expected a path")
+            yield row
+    except OSError as error:
+        raise UserError(f"data.path={path!r} cannot be read: {error.strerror or error}") from error
+
+
+def _csv(path: str, columns: list[str]) -> Iterator[Row]:
+    delimiter = "\t" if Path(path).suffix.lower() == ".tsv" else ","
+    # a byte order mark, which spreadsheets write, is no part of the first name
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        places = _places(path, next(reader, []), columns)
+        for row in reader:
+            if row:
+                if len(row) <= max(places):
+                    raise UserError(f"{path!r}: line {reader.line_num} has {len(row)} values, expected more. Mend it.")
+                yield tuple(row[place] for place in places)
+
+
+def _parquet(path: str, columns: list[str]) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("Parquet needs pyarrow: pip install 'unlabeled[data]', or give a CSV") from error
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        _places(path, file.schema_arrow.names, columns)
+        for batch in file.iter_batches(columns=columns):
+            values = (["" if v is None else str(v) for v in batch.column(name).to_pylist()] for name in columns)
+            yield from zip(*values, strict=True)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"data.path={path!r} is no Parquet file: {error}") from error
+
+
+def _places(path: str, found: list[str], columns: list[str]) -> list[int]:
+    if missing := [name for name in columns if name not in found]:
+        raise UserError(
+            f"{path!r} has no column {', '.join(map(repr, missing))}; it has {found}. "
+            "Set data.image, data.label and data.split to its columns."
+        )
+    return [found.index(name) for name in columns]

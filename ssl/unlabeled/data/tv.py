@@ -1,0 +1,126 @@
+"""The data sets of torchvision, by the name of their class."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, numbered_as, sample_numbers
+from unlabeled.errors import BadSample, UserError
+
+# where torchvision's classes keep their labels
+LABELS = ("targets", "labels", "_labels", "_targets", "y")
+Arguments = dict[str, bool | int | float | str]
+
+
+class TorchVision(EncodedConfig):
+    """A class of `torchvision.datasets` that has pictures by number. Nothing is downloaded unless `train` says so."""
+
+    name: Literal["torchvision"] = "torchvision"
+    dataset: str = Field(description="the class, such as CIFAR10, STL10 or Flowers102")
+    root: str = Field(min_length=1, description="folder that it keeps its files in")
+    train: Arguments = Field(
+        {}, description="its arguments for the pictures to train on, such as {train: true, download: true}"
+    )
+    val: Arguments | None = Field(None, description="its arguments for those to evaluate on; null = none")
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        import difflib
+
+        known = _names()
+        if name not in known:
+            spelt = {one.lower(): one for one in known}
+            near = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.4)
+            hint = f" Did you mean '{spelt[near[0]]}'?" if near else ""
+            raise ValueError(f"torchvision has no data set '{name}'.{hint}")
+        return name
+
+    @property
+    def has_val(self) -> bool:
+        return self.val is not None
+
+    def open(self, split: Split) -> TorchVisionSource:
+        return self._train if split == "train" else self._val
+
+    @cached_property
+    def _train(self) -> TorchVisionSource:
+        return TorchVisionSource(self._dataset(self.train), f"{self.dataset}/train", self.max_pixels)
+
+    @cached_property
+    def _val(self) -> TorchVisionSource:
+        if self.val is None:
+            raise UserError(
+                "data.val is null; expected arguments of the pictures to evaluate on, such as {train: false}"
+            )
+        source = TorchVisionSource(self._dataset(self.val), f"{self.dataset}/val", self.max_pixels)
+        return numbered_as(source, self._train.classes, "data.val")
+
+    def _dataset(self, arguments: Arguments) -> Any:
+        import torchvision
+
+        try:
+            return getattr(torchvision.datasets, self.dataset)(self.root, **arguments)
+        except Exception as error:  # each class raises its own
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"torchvision's {self.dataset} in {self.root!r} with {arguments} cannot be had: {first}"
+            ) from error
+
+
+class TorchVisionSource:
+    """A `Source` over one of torchvision's data sets, whose pictures it opens itself.
+
+    Args:
+        dataset: gives (picture, ...) by number.
+        name: what to call it.
+        max_pixels: larger pictures are bad samples.
+    """
+
+    def __init__(self, dataset: Any, name: str, max_pixels: int) -> None:
+        self.classes: tuple[str, ...] = ()
+        self.labels: NDArray[np.int64] = np.full(len(dataset), -1, np.int64)
+        self._dataset, self._name, self._max_pixels = dataset, name, max_pixels
+        found = next((getattr(dataset, name) for name in LABELS if hasattr(dataset, name)), None)
+        if found is None or len(found) != len(dataset):
+            return
+        self.classes, self.labels = classes_of(np.asarray(found).tolist())
+        names = getattr(dataset, "classes", ())
+        if self.classes and all(name.isdecimal() and int(name) < len(names) for name in self.classes):
+            self.labels, self.classes = np.asarray(found, np.int64), tuple(map(str, names))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def key(self, i: int) -> str:
+        """The data set, the split and the number."""
+        return f"{self._name}[{i}]"
+
+    def image(self, i: int) -> Tensor:
+        """uint8 [3, H, W], by the rules of `unlabeled.data.decode`."""
+        from unlabeled.data.decode import from_pillow
+
+        try:
+            picture = self._dataset[i][0]
+        except Exception as error:  # whatever its files do to it
+            raise BadSample(self.key(i), f"cannot be read: {error}") from error
+        return from_pillow(picture, self._max_pixels, self.key(i))
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the number of pictures, labels and some of the pictures."""
+        some = [self.image(int(i)).numpy().tobytes() for i in sample_numbers(len(self))]
+        return digest([f"{len(self)} {self.classes}".encode(), self.labels.astype("<i8").tobytes(), *some])
+
+
+def _names() -> list[str]:
+    import torchvision
+
+    found = inspect.getmembers(torchvision.datasets, inspect.isclass)
+    return [name for name, kind in found if "root" in inspect.signature(kind).parameters]
