@@ -3,9 +3,9 @@
     python benchmarks/methods.py cifar10.tar [--minutes 10] [--methods mae,dino] [--processes N] [--json]
 
 Each recipe `recipes/pretrain/NAME_cifar10.yaml` runs in one process with one thread that also loads the pictures, so
-its CPU time is about its wall time; as many run side by side as there are cores. How many epochs fit is found by a run
-of a few steps first; learning-rate warm-up keeps its share of the run. Probes, pooled as the recipe says, count for
-nobody. Each encoder is also probed untrained. Runs land in `runs/NAME_Nmin`.
+its CPU time is about its wall time; as many run side by side as there are cores. How many epochs fit is found by two
+short runs first; learning-rate warm-up keeps its share of the run. Probes, pooled as the recipe says, count for nobody.
+Each encoder is also probed untrained. Runs land in `runs/NAME_Nmin`; one that is there with its cost is not run again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unlabeled.schema import pretrain_recipe
 ROOT = Path(__file__).parents[1]
 RECIPES, ENDING = ROOT / "recipes" / "pretrain", "_cifar10.yaml"
 NAMES = sorted(file.name.removesuffix(ENDING) for file in RECIPES.glob(f"*{ENDING}"))
-PICTURES, TRIAL_STEPS = 50_000, 40
+PICTURES, TRIAL_STEPS = 50_000, (10, 60)
 QUIET = ("run.threads=1", "run.workers=0", "evaluate=null", "run.log_every=10", "--fresh", "--force")
 PROBES = ("--train", "train", "--val", "test", "--fractions", "1", "0.01", "--crop-pct", "1.0", "--workers", "0")
 SCORES = {"knn": "kNN", "linear": "linear", "knn_1%": "kNN, 1 %", "linear_1%": "linear, 1 %"}
@@ -82,19 +82,24 @@ def readings(name: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (ROOT / "runs" / name / "metrics.jsonl").read_text().splitlines()]
 
 
-def measure(method: str, data: str, minutes: float) -> Run:
-    """A run that takes about so many CPU minutes."""
-    batch = recipe_of(method).train.batch_size
-    trial = f"{method}_trial"
-    pretrain(method, data, trial, TRIAL_STEPS * batch / PICTURES)
-    # neighbours can only make it slower
-    speed = max(reading["images_per_s"] for reading in readings(trial) if "images_per_s" in reading)
+def epochs_in(method: str, data: str, minutes: float) -> float:
+    """How many epochs take so many CPU minutes, starting and ending included."""
+    share = recipe_of(method).train.batch_size / PICTURES
+    few, more = (pretrain(method, data, f"{method}_trial", steps * share) for steps in TRIAL_STEPS)
+    step = (more - few) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
+    return share * (minutes - few + TRIAL_STEPS[0] * step) / step
 
-    name, epochs = f"{method}_{minutes:g}min", speed * 60 * minutes / PICTURES
-    spent = pretrain(method, data, name, epochs)
+
+def measure(method: str, data: str, minutes: float) -> Run:
+    """A run that takes about so many CPU minutes, or took."""
+    name = f"{method}_{minutes:g}min"
+    cost = ROOT / "runs" / name / "cpu_minutes.json"
+    if not cost.exists():
+        spent = pretrain(method, data, name, epochs_in(method, data, minutes))
+        cost.write_text(json.dumps(spent))
     log = readings(name)
-    images = int(log[-1]["step"]) * batch
-    return Run(method, f"runs/{name}/export", spent, images, log[0], log[-1])
+    images = int(log[-1]["step"]) * recipe_of(method).train.batch_size
+    return Run(method, f"runs/{name}/export", json.loads(cost.read_text()), images, log[0], log[-1])
 
 
 def untrained_too(methods: Sequence[str]) -> dict[str, bool]:
