@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations
 from typing import Any
 
@@ -16,6 +17,8 @@ from torchvision.transforms import functional as V1
 from torchvision.transforms.v2 import functional as V2
 
 from unlabeled.data.loader import Normalize, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.percrop import recolour_and_normalize
+from unlabeled.data.photometric import DRAWS as UNIFORMS
 from unlabeled.data.photometric import (
     Photometric,
     blur,
@@ -135,8 +138,7 @@ def test_blur_leaves_alone_what_is_flat_or_not_blurred(kernel: int | None) -> No
 
 
 def drawn(view: View, n: int = DRAWS) -> Photometric:
-    rng = np.random.default_rng(0)
-    return Photometric.stack([draw(view, rng) for _ in range(n)])
+    return draw(view, np.random.default_rng(0).random((n, UNIFORMS)))
 
 
 def test_draws_have_the_ranges_and_frequencies_asked_for() -> None:
@@ -172,18 +174,27 @@ def test_strong_jitter_never_asks_for_a_negative_factor() -> None:
     assert -0.5 <= colours.jitter[:, 3].min() < -0.49 and 0.49 < colours.jitter[:, 3].max() <= 0.5
 
 
-def test_a_draw_consumes_the_same_whatever_the_view() -> None:
-    after = []
-    for view in (EVERYTHING, View(blur=1.0), View(solarize=0.1)):
-        rng = np.random.default_rng(7)
-        draw(view, rng)
-        after.append(rng.random())
-    assert len(set(after)) == 1
+@pytest.mark.parametrize("view", [EVERYTHING, View(blur=1.0), View(solarize=0.1)])
+def test_the_next_crop_is_the_same_whatever_the_colours(view: View) -> None:
+    picture, plain = pictures(1, 40, 50)[0], View(size=16, interpolation="bilinear")
+    view = view.model_copy(update={"size": 16, "count": 2, "interpolation": "bilinear"})
+    rngs = [np.random.default_rng(7) for _ in range(2)]
+    both = view.sample(picture, rngs[0], 8).pixels
+    for crop in both:
+        assert torch.equal(plain.sample(picture, rngs[1], 8).pixels[0], crop)
+        rngs[1].random(UNIFORMS)
 
 
-def test_the_chain_is_jitter_grey_blur_solarise() -> None:
+def one_by_one(pixels: Tensor, colours: Photometric) -> Tensor:
+    """`recolour`, as it is done on a CPU."""
+    levels = (pixels * 255).round().to(torch.uint8)
+    return recolour_and_normalize(levels, colours, torch.full((3, 1, 1), 1 / 255), torch.zeros(3, 1, 1))
+
+
+@pytest.mark.parametrize("how", [recolour, one_by_one])
+def test_the_chain_is_jitter_grey_blur_solarise(how: Callable[[Tensor, Photometric], Tensor]) -> None:
     pixels, colours = pictures(200, 16, 16) / 255, drawn(EVERYTHING, 200)
-    found: Tensor = recolour(pixels, colours)
+    found = how(pixels, colours)
     for i, (picture, mine) in enumerate(zip(pixels, found, strict=True)):
         one: Any = colours.map(lambda tensor, i=i: tensor[i])  # type: ignore[misc]
         picture = torchvision_jitter(picture, one.jitter.tolist(), tuple(one.order.tolist()), V1)
@@ -193,6 +204,15 @@ def test_the_chain_is_jitter_grey_blur_solarise() -> None:
         clear = (picture - 0.5).abs() > 1e-5
         picture = V1.solarize(picture, 0.5) if one.solarize else picture
         torch.testing.assert_close(mine[clear], picture[clear], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (96, 96), (131, 160), (300, 40)])
+@pytest.mark.parametrize("kernel", [None, 23])
+def test_one_by_one_is_all_at_once(size: tuple[int, int], kernel: int | None) -> None:
+    strong = {"jitter": (0.8, 0.8, 0.8, 0.5), "jitter_p": 0.9, "blur_radius": (0.1, 8.0), "blur_kernel": kernel}
+    colours = drawn(EVERYTHING.model_copy(update=strong), 24)
+    pixels = pictures(24, *size) / 255
+    torch.testing.assert_close(one_by_one(pixels, colours), recolour(pixels, colours), rtol=0, atol=5e-6)
 
 
 class Pictures:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unlabeled.data.masks import Place
+from unlabeled.data.percrop import recolour_and_normalize
 from unlabeled.data.photometric import Photometric, recolour
 from unlabeled.data.sampler import Position
 from unlabeled.data.source import Source
@@ -134,12 +135,20 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
 
     views = []
     for pixels, mask, colours in raw.crops:
-        moved = move(pixels)
-        if colours is not None:
-            moved = recolour(moved.float() / 255, colours.map(move)) * 255
+        finished = (
+            normalize(move(pixels)) if colours is None else _recoloured(move(pixels), colours.map(move), normalize)
+        )
         hidden = None if mask is None else int(mask.hidden.sum())  # still on the host: nothing is waited for
-        views.append(ViewBatch(normalize(moved), None if mask is None else mask.map(move), hidden))
+        views.append(ViewBatch(finished, None if mask is None else mask.map(move), hidden))
     return Batch(views, raw.labels.to(device, non_blocking=True), raw.index.to(device, non_blocking=True))
+
+
+def _recoloured(pixels: Tensor, drawn: Photometric, normalize: Normalize) -> Tensor:
+    """Views [count, B, 3, H, W] recoloured in the way that suits the device, and normalised."""
+    if pixels.device.type != "cpu":
+        return normalize(recolour(pixels.float() / 255, drawn) * 255)
+    crops, drawn = pixels.flatten(0, 1), drawn.map(lambda tensor: tensor.flatten(0, 1))
+    return recolour_and_normalize(crops, drawn, normalize.scale, normalize.shift).view_as(pixels)
 
 
 def _deaf_to_signals(_worker: int) -> None:

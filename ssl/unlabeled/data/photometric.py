@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 UNCHANGED = np.array([1, 1, 1, 0])
+NONE = (0.0, 0.0, 0.0, 0.0)
+LUMA = (0.2989, 0.587, 0.114)
 DRAWS = 13
 BOX_PASSES = 3
 
@@ -62,18 +64,18 @@ def _stack(column: Sequence[Any]) -> Any:
     return torch.stack(list(column)) if isinstance(column[0], Tensor) else column[0]
 
 
-def draw(view: View, rng: np.random.Generator) -> Photometric:
-    """The colours of one crop. Consumes the same number of draws whatever the view."""
-    uniform = rng.random(DRAWS)
-    jittered, grey, blurred, radius, solarized = uniform[8:]
-    factors = _factors(view.jitter, uniform[:4]) if view.jitter and jittered < view.jitter_p else UNCHANGED
-    sigma = view.blur_radius[0] + radius * (view.blur_radius[1] - view.blur_radius[0]) if blurred < view.blur else 0.0
+def draw(view: View, uniform: np.ndarray) -> Photometric:
+    """The colours of crops from draws in [0, 1): [count, DRAWS], the same number whatever the view."""
+    jittered, grey, blurred, radius, solarized = uniform[:, 8:].T
+    low, high = view.blur_radius
+    factors = np.where((jittered < view.jitter_p)[:, None], _factors(view.jitter or NONE, uniform[:, :4]), UNCHANGED)
+    sigma = np.where(blurred < view.blur, low + radius * (high - low), 0)
     return Photometric(
-        torch.tensor(factors, dtype=torch.float32) if view.jitter else None,
-        torch.from_numpy(np.argsort(uniform[4:8], kind="stable")) if view.jitter else None,
-        torch.tensor(bool(grey < view.grayscale)) if view.grayscale else None,
-        torch.tensor(sigma, dtype=torch.float32) if view.blur else None,
-        torch.tensor(bool(solarized < view.solarize)) if view.solarize else None,
+        torch.from_numpy(factors.astype(np.float32)) if view.jitter else None,
+        torch.from_numpy(np.argsort(uniform[:, 4:8], axis=1, kind="stable")) if view.jitter else None,
+        torch.from_numpy(grey < view.grayscale) if view.grayscale else None,
+        torch.from_numpy(sigma.astype(np.float32)) if view.blur else None,
+        torch.from_numpy(solarized < view.solarize) if view.solarize else None,
         view.blur_kernel,
     )
 
@@ -87,7 +89,7 @@ def _factors(strength: tuple[float, float, float, float], uniform: np.ndarray) -
 
 
 def recolour(pixels: Tensor, drawn: Photometric) -> Tensor:
-    """Apply what was drawn.
+    """Apply what was drawn, to the whole batch at once; `percrop.recolour_` does the same where there are caches.
 
     Args:
         pixels: [..., 3, H, W] float32 in [0, 1].
@@ -110,8 +112,8 @@ def _per_crop(values: Tensor) -> Tensor:
 
 def luminance(pixels: Tensor) -> Tensor:
     """[..., 3, H, W] to [..., 1, H, W], by ITU-R 601."""
-    red, green, blue = pixels.unbind(-3)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(-3)
+    red, green, blue = (weight * channel for weight, channel in zip(LUMA, pixels.unbind(-3), strict=True))
+    return (red + green + blue).unsqueeze(-3)
 
 
 def solarize(pixels: Tensor) -> Tensor:
@@ -180,16 +182,21 @@ def blur(pixels: Tensor, sigma: Tensor, kernel: int | None = None) -> Tensor:
         kernel: taps, odd: torchvision's `gaussian_blur`, edges mirrored. None: Pillow's `GaussianBlur(radius=sigma)`.
     """
     height, width = pixels.shape[-2:]
-    rows, columns = (_blur_matrix(side, sigma, kernel) for side in (height, width))
+    rows, columns = (blur_matrix(side, sigma, kernel) for side in (height, width))
     return torch.einsum("...hi,...ciw->...chw", rows, torch.einsum("...wj,...chj->...chw", columns, pixels))
 
 
-def _blur_matrix(side: int, sigma: Tensor, kernel: int | None) -> Tensor:
-    """[..., side, side], rows that sum to 1."""
+def blur_matrix(side: int, sigma: Tensor, kernel: int | None) -> Tensor:
+    """The matrices [..., side, side] of a blur: rows that sum to 1, zero beyond `blur_reach` of the diagonal."""
     if kernel is not None:
         return _mirrored_gaussian(side, sigma[..., None, None], kernel)
     box = _repeated_box(side, box_radius(sigma)[..., None, None])
     return torch.linalg.matrix_power(box, BOX_PASSES)
+
+
+def blur_reach(sigma: Tensor, kernel: int | None) -> int:
+    """How many pixels away a blur looks."""
+    return BOX_PASSES * int(box_radius(sigma).max().ceil()) if kernel is None else kernel // 2
 
 
 def box_radius(sigma: Tensor) -> Tensor:

@@ -144,13 +144,13 @@ class View(BaseModel, frozen=True, extra="forbid"):
         for crop in range(self.count):
             pixels.append(self.apply(image, self.draw(rng, *image.shape[-2:])))
             if self.recolours:
-                colours.append(photometric.draw(self, rng))
+                colours.append(rng.random(photometric.DRAWS))
             if self.mask is not None:
                 masks.append(self.mask.draw(rng, grid, patch, place.after(crop)))
         return Crops(
             torch.stack(pixels),
             PatchMask.stack(masks) if masks else None,
-            Photometric.stack(colours) if colours else None,
+            photometric.draw(self, np.stack(colours)) if colours else None,
         )
 
 
