@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import ROOT
 
 from unlabeled.methods import names
@@ -19,6 +23,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import contenders
 import methods
 import step
+import views
 
 every_method = pytest.mark.parametrize("name", contenders.METHODS)
 
@@ -110,3 +115,19 @@ def test_methods_in_equal_time_have_their_warmup_share_and_a_row(
     commands.clear()
     methods.main(["cifar10.tar", "--minutes", "5", "--methods", "mae,dino"])
     assert not commands, "runs that are there are not run again"
+
+
+@pytest.mark.parametrize("name", sorted(views.VIEWS))
+def test_all_contenders_make_the_same_views(name: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(120, 160, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    files = [buffer.getvalue()] * 3
+    batch = views.ours(views.VIEWS[name])(files)
+    expected = [tuple(crop.shape) for view in batch.views for crop in view.pixels]
+    crops = [views.pillow(view) for view in views.VIEWS[name] for _ in range(view.count)]
+    others = [views.by_pillow(lambda picture: [crop(picture) for crop in crops])]
+    if importlib.util.find_spec("lightly"):
+        others.append(views.by_pillow(views.lightlys(name)))
+    for other in others:
+        assert [tuple(crop.shape) for crop in other(files)] == expected
+        assert all(crop.dtype == torch.float32 for crop in other(files))

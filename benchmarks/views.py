@@ -1,0 +1,192 @@
+"""From JPEG files to finished views, normalised float32 batches, on one core: ours, torchvision's on Pillow, lightly's.
+
+    python benchmarks/views.py pictures.tar [--pictures 96] [--rounds N] [--json]
+
+The same views for all: MAE's single crop, MoCo v3's two, DINO's two large and eight small ones. Each contender takes
+the same files from memory, in turn; lightly's views are put together from its own transforms at the same settings. The
+decode limit is what torchvision's decoder alone reaches in the same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import random
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms as T
+from common import finish, machine, seconds, table
+from PIL import Image, ImageFilter, ImageOps
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from unlabeled.data.loader import Normalize, Sample, collate, to_device
+from unlabeled.data.sources import Files, Pictures
+from unlabeled.data.views import View
+from unlabeled.methods import dino, mae, mocov3
+from unlabeled.train.cpu import settle
+
+BATCH, PATCH, LOCALS = 8, 16, 8
+CPU = torch.device("cpu")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LOCAL = dino.LOCAL.model_copy(update={"count": LOCALS})
+VIEWS: dict[str, tuple[View, ...]] = {
+    "mae": mae.Config().views,
+    "mocov3": mocov3.Config().views,
+    "dino": (dino.GLOBAL_1, dino.GLOBAL_2, LOCAL),
+}
+
+RIVALS = {"pil": "Pillow", "lightly": "lightly"}
+
+Encoded = Sequence[bytes]
+Work = Callable[[Encoded], Any]
+
+
+# ---------------------------------------------------------------- contenders
+
+
+def ours(views: Sequence[View]) -> Work:
+    """As the loader and the engine do it."""
+    from unlabeled.data.decode import decode
+
+    normalize, rng = Normalize(MEAN, STD, CPU), np.random.default_rng(0)
+
+    def work(files: Encoded) -> Any:
+        pictures = [decode(data, 10**9) for data in files]
+        samples = [Sample([view.sample(picture, rng, PATCH) for view in views], 0, 0, []) for picture in pictures]
+        return to_device(collate(samples), CPU, normalize)
+
+    return work
+
+
+class Blur:
+    """DINO's and MoCo v3's blur: Pillow's, of a random radius."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        if random.random() >= self.probability:
+            return picture
+        return picture.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+
+class Solarize:
+    """Pillow's, at 128."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        return ImageOps.solarize(picture) if random.random() < self.probability else picture
+
+
+def pillow(view: View) -> Any:
+    """A view as the official repositories write it."""
+    modes = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
+    crop = T.RandomResizedCrop(view.shape, view.scale, view.ratio, modes[view.interpolation])
+    steps: list[Any] = [crop, T.RandomHorizontalFlip(view.flip)]
+    if view.jitter:
+        steps += [T.RandomApply([T.ColorJitter(*view.jitter)], p=view.jitter_p), T.RandomGrayscale(view.grayscale)]
+    steps += [Blur(view.blur)] if view.blur else []
+    steps += [Solarize(view.solarize)] if view.solarize else []
+    return T.Compose([*steps, T.ToTensor(), T.Normalize(MEAN, STD)])
+
+
+def lightlys(name: str) -> Any:
+    """lightly's views at the same settings."""
+    from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform, DINOTransform, MAETransform
+
+    if name == "mae":
+        return MAETransform(224, min_scale=VIEWS["mae"][0].scale[0])
+    if name == "mocov3":
+        low = VIEWS["mocov3"][0].scale[0]
+        return BYOLTransform(BYOLView1Transform(min_scale=low), BYOLView2Transform(min_scale=low))
+    colours = {"cj_strength": 1.0, "cj_bright": 0.4, "cj_contrast": 0.4, "cj_sat": 0.2, "cj_hue": 0.1}
+    return DINOTransform(
+        global_crop_scale=dino.GLOBAL_1.scale, local_crop_scale=LOCAL.scale, n_local_views=LOCALS, **colours
+    )
+
+
+def by_pillow(crops: Callable[[Image.Image], list[torch.Tensor]]) -> Work:
+    """Decode with Pillow, make crops, stack each of them over the batch."""
+
+    def work(files: Encoded) -> Any:
+        made = [crops(Image.open(io.BytesIO(data)).convert("RGB")) for data in files]
+        return [torch.stack(column) for column in zip(*made, strict=True)]
+
+    return work
+
+
+def contenders(name: str) -> dict[str, Work]:
+    """Who takes part in one set of views."""
+    each = [pillow(view) for view in VIEWS[name] for _ in range(view.count)]
+    return {
+        "ours": ours(VIEWS[name]),
+        "Pillow": by_pillow(lambda picture: [make(picture) for make in each]),
+        "lightly": by_pillow(lightlys(name)),
+    }
+
+
+def decoded(files: Encoded) -> Any:
+    """What no loader that decodes whole pictures can beat."""
+    return [decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB) for data in files]
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def read(path: str, count: int) -> list[bytes]:
+    """The bytes of the first pictures of a tar or a folder."""
+    source: Pictures = Files(path=path).open("train")
+    return [source.read(i) for i in range(min(count, len(source)))]
+
+
+def rates(works: dict[str, Work], files: Sequence[bytes], rounds: int) -> dict[str, float]:
+    """Pictures per second of each, medians over rounds in which they take turns batch by batch."""
+    batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        spent = dict.fromkeys(works, 0.0)
+        for batch in batches:
+            for name, work in works.items():
+                spent[name] += seconds(lambda work=work, batch=batch: work(batch))  # type: ignore[misc]
+        for name, value in spent.items():
+            times[name].append(value)
+    return {name: len(files) / median(values) for name, values in times.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table, and one object with `--json`."""
+    parser = argparse.ArgumentParser(description="Views per second on one core: ours, Pillow's, lightly's.")
+    parser.add_argument("data", help="a tar or a folder of JPEGs of ordinary size")
+    parser.add_argument("--pictures", type=int, default=96, help="how many of them (default 96)")
+    parser.add_argument("--rounds", type=int, default=5, help="passes over them (default 5)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    chosen = parser.parse_args(arguments)
+    settle(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    random.seed(0)
+    torch.manual_seed(0)
+    files, rows = read(chosen.data, chosen.pictures), []
+    result: dict[str, Any] = {}
+    for name in VIEWS:
+        found = rates({**contenders(name), "decoding": decoded}, files, chosen.rounds)
+        ratios = {f"vs_{other}": round(found["ours"] / found[who], 2) for other, who in RIVALS.items()}
+        result[name] = {"images_per_s": round(found["ours"], 1), **ratios}
+        result["decode_limit"] = round(found["decoding"], 1)
+        share = f"{found['ours'] / found['decoding']:.2f}"
+        cells = [f"{found[who]:.0f}" for who in ("ours", "Pillow", "lightly", "decoding")]
+        rows.append((name, *cells, *(f"{ratio:.2f}" for ratio in ratios.values()), share))
+    print(machine())
+    print(table(("images/s", "ours", "Pillow", "lightly", "decoding", "x Pillow", "x lightly", "of decoding"), rows))
+    finish(chosen, result)
+
+
+if __name__ == "__main__":
+    main()
