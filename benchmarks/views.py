@@ -25,7 +25,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from unlabeled.data.loader import Normalize, Sample, collate, to_device
-from unlabeled.data.sources import Files, Pictures
+from unlabeled.data.sources import Files
 from unlabeled.data.views import View
 from unlabeled.methods import dino, mae, mocov3
 from unlabeled.train.cpu import settle
@@ -142,7 +142,7 @@ def decoded(files: Encoded) -> Any:
 
 def read(path: str, count: int) -> list[bytes]:
     """The bytes of the first pictures of a tar or a folder."""
-    source: Pictures = Files(path=path).open("train")
+    source = Files(path=path).source("train")
     return [source.read(i) for i in range(min(count, len(source)))]
 
 

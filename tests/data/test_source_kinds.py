@@ -309,7 +309,7 @@ def test_mixtures_that_cannot_be_used(tmp_path: Path) -> None:
     own = Files(path=str(tmp_path / "few"), mean=(0, 0, 0))
     with pytest.raises(ValidationError, match="source 1 sets mean, which belongs to the mixture"):
         Mixture(sources=(few, own))
-    with pytest.raises(UserError, match="no source of the mixture has a val"):
+    with pytest.raises(UserError, match="expected a source of the mixture that has one"):
         Mixture(sources=(Files(path=str(tmp_path / "few")),)).open("val")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.data.decode import from_16_bit
-from unlabeled.data.source import SourceConfig, Split, classes_of, digest, numbered_as, sample_numbers
+from unlabeled.data.source import SourceConfig, Split, classes_of, digest, sample_numbers
 from unlabeled.errors import UserError
 
 Layout = Literal["NHWC", "NCHW"]
@@ -25,6 +25,8 @@ class Arrays(SourceConfig):
     Grey pictures, [N, H, W] or of one channel, are repeated to RGB; uint16 is scaled by 1/257.
     """
 
+    what_val_is: ClassVar[str] = "the .npy of the pictures to evaluate on"
+
     name: Literal["arrays"] = "arrays"
     train: str = Field(min_length=1, description="the .npy of the pictures to train on")
     train_labels: str | None = Field(None, description="the .npy of their labels [N]; null = unlabelled")
@@ -32,23 +34,11 @@ class Arrays(SourceConfig):
     val_labels: str | None = Field(None, description="the .npy of their labels")
     layout: Layout = Field("NHWC", description="order of the axes")
 
-    @property
-    def has_val(self) -> bool:
-        return self.val is not None
-
-    def open(self, split: Split) -> ArraySource:
-        return self._train if split == "train" else self._val
-
-    @cached_property
-    def _train(self) -> ArraySource:
-        return ArraySource(self.train, self.train_labels, self.layout)
-
-    @cached_property
-    def _val(self) -> ArraySource:
-        if self.val is None:
-            raise UserError("data.val is null; expected the .npy of the pictures to evaluate on")
-        val = ArraySource(self.val, self.val_labels, self.layout)
-        return numbered_as(val, self._train.classes, f"data.val={self.val!r}")
+    def source(self, split: Split) -> ArraySource:
+        """The files of one split."""
+        pictures, labels = (self.train, self.train_labels) if split == "train" else (self.val, self.val_labels)
+        assert pictures is not None, "asked for only where there is one"
+        return ArraySource(pictures, labels, self.layout)
 
 
 class ArraySource:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, numbered_as, sample_numbers
+from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError
 
 SAVED = ("dataset_dict.json", "state.json")
@@ -19,6 +18,8 @@ SAVED = ("dataset_dict.json", "state.json")
 
 class HuggingFace(EncodedConfig):
     """A data set of the Hugging Face library, read from its memory-mapped tables as pictures are needed."""
+
+    what_val_is: ClassVar[str] = "the labelled split, such as data.val=test"
 
     name: Literal["huggingface"] = "huggingface"
     path: str = Field(min_length=1, description="a repository such as uoft-cs/cifar10, or a folder")
@@ -29,32 +30,18 @@ class HuggingFace(EncodedConfig):
     image: str = Field("image", description="column of the pictures")
     label: str | None = Field(None, description="column of the labels; null = unlabelled")
 
-    @property
-    def has_val(self) -> bool:
-        return self.val is not None
-
-    def open(self, split: Split) -> HuggingFaceSource:
-        return self._train if split == "train" else self._val
-
-    @cached_property
-    def _train(self) -> HuggingFaceSource:
-        return self._source(self.train)
-
-    @cached_property
-    def _val(self) -> HuggingFaceSource:
-        if self.val is None:
-            raise UserError("data.val is null; expected the split to evaluate on, such as data.val=test")
-        return numbered_as(self._source(self.val), self._train.classes, f"data.val={self.val!r}")
-
-    def _source(self, split: str) -> HuggingFaceSource:
-        table = _loaded(os.path.expanduser(self.path), self.config, self.revision, split)
+    def source(self, split: Split) -> HuggingFaceSource:
+        """The rows of one split."""
+        name = self.train if split == "train" else self.val
+        assert name is not None, "asked for only where there is one"
+        table = _loaded(os.path.expanduser(self.path), self.config, self.revision, name)
         missing = [name for name in (self.image, self.label) if name is not None and name not in table.column_names]
         if missing:
             raise UserError(
                 f"{self.path!r} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "
                 "Set data.image and data.label."
             )
-        return HuggingFaceSource(table, f"{self.path}/{split}", self.image, self.label, self.max_pixels)
+        return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.max_pixels)
 
 
 class HuggingFaceSource:

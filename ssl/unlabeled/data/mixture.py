@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +13,10 @@ from torch import Tensor
 from unlabeled.data.arrays import Arrays
 from unlabeled.data.huggingface import HuggingFace
 from unlabeled.data.shapes import Shapes
-from unlabeled.data.source import Positive, Source, SourceConfig, Split, digest, numbered_as
+from unlabeled.data.source import Positive, Source, SourceConfig, Split, digest
 from unlabeled.data.sources import Files
 from unlabeled.data.table import Table
 from unlabeled.data.tv import TorchVision
-from unlabeled.errors import UserError
 
 Single = Annotated[Files | Table | HuggingFace | TorchVision | Arrays | Shapes, Field(discriminator="name")]
 SHARED = frozenset(SourceConfig.model_fields) - {"name"}
@@ -76,6 +74,8 @@ class MixtureSource:
 class Mixture(SourceConfig):
     """Several sources, with weights. Evaluation is on those that have a `val`."""
 
+    what_val_is: ClassVar[str] = "a source of the mixture that has one"
+
     name: Literal["mixture"] = "mixture"
     sources: tuple[Single, ...] = Field(min_length=1, description="`data:` sections; what all share is set here")
     weights: tuple[Positive, ...] | None = Field(
@@ -100,17 +100,7 @@ class Mixture(SourceConfig):
     def has_val(self) -> bool:
         return any(source.has_val for source in self.sources)
 
-    def open(self, split: Split) -> MixtureSource:
-        return self._train if split == "train" else self._val
-
-    @cached_property
-    def _train(self) -> MixtureSource:
-        sources: list[Source] = [source.open("train") for source in self.sources]
-        return MixtureSource(sources, self.weights)
-
-    @cached_property
-    def _val(self) -> MixtureSource:
-        if not self.has_val:
-            raise UserError("no source of the mixture has a val; expected one with labelled pictures")
-        sources: list[Source] = [source.open("val") for source in self.sources if source.has_val]
-        return numbered_as(MixtureSource(sources), self._train.classes, "the mixture's val")
+    def source(self, split: Split) -> MixtureSource:
+        """All parts that have the split; weights are for training."""
+        parts = [source.open(split) for source in self.sources if split == "train" or source.has_val]
+        return MixtureSource(parts, self.weights if split == "train" else None)

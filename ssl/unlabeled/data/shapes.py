@@ -126,7 +126,7 @@ class Shapes(SourceConfig):
     def has_val(self) -> bool:
         return True
 
-    def open(self, split: Split) -> ShapesSource:
+    def source(self, split: Split) -> ShapesSource:
         """The pictures of one split."""
         count = self.train_size if split == "train" else self.val_size
         return ShapesSource(split, count, self.size, self.seed)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,8 @@ class Source(Protocol):
 class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     """The fields that all kinds of sources share."""
 
+    what_val_is: ClassVar[str] = "labelled pictures to evaluate on"
+
     name: str
     max_bad_fraction: float = Field(
         0.01,
@@ -66,17 +69,33 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     )
 
     @abstractmethod
+    def source(self, split: Split) -> Source:
+        """The pictures of a split, their labels numbered on their own. `val` is asked for only where there is one."""
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are pictures to evaluate on."""
+        return getattr(self, "val", None) is not None
+
     def open(self, split: Split) -> Source:
-        """The pictures of a split. Labels of `val` are numbered as in `train`, where that is labelled.
+        """The pictures of a split, found once. Labels of `val` are numbered as in `train`, where that is labelled.
 
         Raises:
             UserError: they cannot be had.
         """
+        return self._train if split == "train" else self._val
 
-    @property
-    @abstractmethod
-    def has_val(self) -> bool:
-        """Whether there are pictures to evaluate on."""
+    @cached_property
+    def _train(self) -> Source:
+        return self.source("train")
+
+    @cached_property
+    def _val(self) -> Source:
+        if not self.has_val:
+            raise UserError(f"data.val is null; expected {self.what_val_is}")
+        val = getattr(self, "val", None)
+        what = "data.val" if val is None else f"data.val={val!r}"
+        return numbered_as(self.source("val"), self._train.classes, what)
 
 
 class EncodedConfig(SourceConfig):
@@ -91,10 +110,7 @@ class EncodedConfig(SourceConfig):
     )
 
 
-S = TypeVar("S", bound=Source)
-
-
-def numbered_as(val: S, classes: tuple[str, ...], what: str) -> S:
+def numbered_as(val: Source, classes: tuple[str, ...], what: str) -> Source:
     """The source to evaluate on, its labels renumbered as those of the pictures to train on.
 
     Args:

@@ -7,7 +7,7 @@ import glob
 import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from unlabeled.data.index import EXTENSIONS, Index, readable, scan_folder
-from unlabeled.data.source import EncodedConfig, Split, numbered_as
+from unlabeled.data.source import EncodedConfig, Split
 from unlabeled.data.tar import Shard, scan_tars
 from unlabeled.errors import BadSample, UserError
 
@@ -153,6 +153,8 @@ class Files(EncodedConfig):
     are unlabelled. Hidden files and files with other endings than those of pictures are passed over.
     """
 
+    what_val_is: ClassVar[str] = "the folder of labelled pictures, such as data.val=val"
+
     name: Literal["files"] = "files"
     path: str = Field(min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar'")
     train: str = Field("", description="subfolder or prefix of the pictures to train on; '' = all")
@@ -178,35 +180,19 @@ class Files(EncodedConfig):
             )
         return self
 
-    @property
-    def has_val(self) -> bool:
-        return self.val is not None
-
-    def open(self, split: Split) -> Pictures:
-        """The pictures of a split, indexed once. Labels of `val` are numbered as in `train`, where that is labelled.
-
-        Raises:
-            UserError: nothing at `path`, no pictures in the split, `val` without labels or with a class that
-                `train` lacks, or an archive that cannot be used (see `scan_tars`).
-        """
-        return self._train if split == "train" else self._val
-
-    @cached_property
-    def _train(self) -> Pictures:
-        return self._pictures(self.train, *self._scans[0])
-
-    @cached_property
-    def _val(self) -> Pictures:
-        if self.val is None:
-            raise UserError("data.val is null; expected the folder of labelled pictures, such as data.val=val")
-        return numbered_as(self._pictures(self.val, *self._scans[1]), self._train.classes, f"data.val={self.val!r}")
-
     @cached_property
     def _scans(self) -> list[tuple[Folder | Tars, Index]]:
         # both splits at once: the headers of a large tar take minutes to read
         return _scan(os.path.expanduser(self.path), [self.train] if self.val is None else [self.train, self.val])
 
-    def _pictures(self, prefix: str, place: Folder | Tars, index: Index) -> Pictures:
+    def source(self, split: Split) -> Pictures:
+        """The pictures of one split.
+
+        Raises:
+            UserError: nothing at `path`, no pictures in the split, or an archive that cannot be used (see `scan_tars`).
+        """
+        prefix = self.train if split == "train" else self.val or ""
+        place, index = self._scans[0 if split == "train" else 1]
         if not len(index):
             raise UserError(_nothing_found(os.path.expanduser(self.path), prefix, index.ignored))
         return Pictures(place, index, self.max_pixels)

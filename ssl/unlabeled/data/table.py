@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unlabeled.data.index import IndexBuilder, file_size
-from unlabeled.data.source import EncodedConfig, Split, classes_of, numbered_as
+from unlabeled.data.source import EncodedConfig, Split, classes_of
 from unlabeled.data.sources import Folder, Pictures
 from unlabeled.errors import UserError
 
@@ -23,6 +23,8 @@ PARQUET = (".parquet", ".pq")
 class Table(EncodedConfig):
     """A row per picture, in the table's order. Any value may be a label; empty ones are unknown."""
 
+    what_val_is: ClassVar[str] = "the value of `split` in labelled rows, such as data.split=split data.val=test"
+
     name: Literal["table"] = "table"
     path: str = Field(min_length=1, description="a .csv, .tsv or .parquet with a row per picture")
     root: str | None = Field(None, description="folder that the paths are relative to; null = the table's own")
@@ -32,25 +34,15 @@ class Table(EncodedConfig):
     train: str = Field("train", description="value of `split` in the rows to train on")
     val: str | None = Field(None, description="value of `split` in the labelled rows to evaluate on; null = none")
 
-    @property
-    def has_val(self) -> bool:
-        return self.val is not None
+    @model_validator(mode="after")
+    def _val_has_a_column(self) -> Table:
+        if self.val is not None and self.split is None:
+            raise ValueError(f"val={self.val!r} is a value of the column `split`, which is null: expected its name")
+        return self
 
-    def open(self, split: Split) -> Pictures:
-        return self._train if split == "train" else self._val
-
-    @cached_property
-    def _train(self) -> Pictures:
-        return self._pictures(None if self.split is None else self.train)
-
-    @cached_property
-    def _val(self) -> Pictures:
-        if self.val is None or self.split is None:
-            raise UserError("data.split or data.val is null; expected the column and the value of rows to evaluate on")
-        return numbered_as(self._pictures(self.val), self._train.classes, f"data.val={self.val!r}")
-
-    def _pictures(self, wanted: str | None) -> Pictures:
-        """The rows whose `split` is `wanted`; None = all."""
+    def source(self, split: Split) -> Pictures:
+        """Its rows of one split."""
+        wanted = None if self.split is None else self.train if split == "train" else self.val
         root = os.fsencode(os.path.expanduser(self.root or os.path.dirname(self.path) or "."))
         builder, labels = IndexBuilder(), []
         for path, *rest in self._rows:

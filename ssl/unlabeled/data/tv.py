@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, numbered_as, sample_numbers
+from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError
 
 # where torchvision's classes keep their labels
@@ -21,6 +20,8 @@ Arguments = dict[str, bool | int | float | str]
 
 class TorchVision(EncodedConfig):
     """A class of `torchvision.datasets` that has pictures by number. Nothing is downloaded unless `train` says so."""
+
+    what_val_is: ClassVar[str] = "the arguments of what to evaluate on, such as {train: false}"
 
     name: Literal["torchvision"] = "torchvision"
     dataset: str = Field(description="the class, such as CIFAR10, STL10 or Flowers102")
@@ -43,36 +44,18 @@ class TorchVision(EncodedConfig):
             raise ValueError(f"torchvision has no data set '{name}'.{hint}")
         return name
 
-    @property
-    def has_val(self) -> bool:
-        return self.val is not None
-
-    def open(self, split: Split) -> TorchVisionSource:
-        return self._train if split == "train" else self._val
-
-    @cached_property
-    def _train(self) -> TorchVisionSource:
-        return TorchVisionSource(self._dataset(self.train), f"{self.dataset}/train", self.max_pixels)
-
-    @cached_property
-    def _val(self) -> TorchVisionSource:
-        if self.val is None:
-            raise UserError(
-                "data.val is null; expected arguments of the pictures to evaluate on, such as {train: false}"
-            )
-        source = TorchVisionSource(self._dataset(self.val), f"{self.dataset}/val", self.max_pixels)
-        return numbered_as(source, self._train.classes, "data.val")
-
-    def _dataset(self, arguments: Arguments) -> Any:
+    def source(self, split: Split) -> TorchVisionSource:
+        """The data set with the arguments of one split."""
         import torchvision
 
+        arguments = self.train if split == "train" else self.val
+        assert arguments is not None, "asked for only where there are some"
         try:
-            return getattr(torchvision.datasets, self.dataset)(self.root, **arguments)
+            dataset = getattr(torchvision.datasets, self.dataset)(self.root, **arguments)
         except Exception as error:  # each class raises its own
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"torchvision's {self.dataset} in {self.root!r} with {arguments} cannot be had: {first}"
-            ) from error
+            raise UserError(f"{self.dataset} in {self.root!r} with {arguments} cannot be had: {first}") from error
+        return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.max_pixels)
 
 
 class TorchVisionSource:
