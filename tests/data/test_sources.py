@@ -223,7 +223,7 @@ def test_members_lie_where_tarfile_finds_them(tmp_path: Path, format: int) -> No
     if format != tarfile.USTAR_FORMAT:
         long += ["x" * 300 + ".jpg", "d/" * 200 + "ü.jpg"]
     path = pack(tmp_path / "x.tar", {f: picture(i) for i, f in enumerate(["z.jpg", *long, "a.jpg"])}, format)
-    _, [index] = scan_tars([str(path)], [""])
+    _, [(index, _)] = scan_tars([str(path)], [""])
     with tarfile.open(path) as tar:
         expected = sorted((os.fsencode(m.name), m.offset_data, m.size) for m in tar)
     assert [(index.name(i), index.starts[i], index.sizes[i]) for i in range(len(index))] == expected
@@ -239,7 +239,7 @@ def test_sizes_too_large_for_octal_are_understood(tmp_path: Path) -> None:
             file.write(info.tobuf(tarfile.GNU_FORMAT))
             file.seek(-(-size // 512) * 512, os.SEEK_CUR)
         file.write(bytes(1024))
-    _, [index] = scan_tars([str(path)], [""])
+    _, [(index, _)] = scan_tars([str(path)], [""])
     assert index.sizes.tolist() == [9 << 30, 5] and index.starts.tolist() == [512, (9 << 30) + 1024]
 
 
@@ -247,7 +247,7 @@ def test_real_archives_are_read_as_tarfile_reads_them() -> None:
     path = SHARED / "weizmann_horses_seg.tar"
     if not path.exists():
         pytest.skip(f"{path} is not here")
-    _, [index] = scan_tars([str(path)], [""])
+    _, [(index, _)] = scan_tars([str(path)], [""])
     with tarfile.open(path) as tar:
         expected = sorted((os.fsencode(m.name), m.offset_data, m.size) for m in tar if m.isreg())
     assert [(index.name(i), index.starts[i], index.sizes[i]) for i in range(len(index))] == expected
@@ -436,3 +436,46 @@ def test_a_million_pictures_stay_under_200_megabytes() -> None:
     assert len(index) == 1_000_000 and len(classes) == 1000
     assert index.name(999_999) == b"n00000999/a_photograph_of_something_00999999.jpg"
     assert index.nbytes + labels.nbytes < 200e6
+
+
+# ---------------------------------------------------------------- files beside pictures, as WebDataset has them
+
+SHARD = {
+    "000/a.jpg": picture(0),
+    "000/a.cls": b"7\n",
+    "000/a.json": b'{"caption": "x", "kind": "dog"}',
+    "000/b.left.jpg": picture(1),
+    "000/b.cls": b"10",
+    "000/b.json": b'{"kind": "cat"}',
+    "000/c.png": picture(2),
+}
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [("cls", ("7", "10"), [0, 1, -1, 0]), ("json:kind", ("cat", "dog"), [1, 0, -1, 1]), ("folders", ("000",), [0] * 4)],
+)
+def test_labels_lie_beside_pictures(labels: str, classes: tuple[str, ...], numbers: list[int], tmp_path: Path) -> None:
+    pack(tmp_path / "s-0.tar", SHARD)
+    pack(tmp_path / "s-1.tar", {"000/a.jpg": picture(3), "000/a.cls": b"7", "000/a.json": b'{"kind": "dog"}'})
+    source = open_train(tmp_path / "s-*.tar", labels=labels)
+    assert source.classes == classes and source.labels.tolist() == numbers
+    assert [Path(source.key(i)).name for i in range(4)] == ["a.jpg", "b.left.jpg", "c.png", "a.jpg"]
+    assert source.image(3).shape[-1] == 8 + 3
+
+
+def test_labels_beside_pictures_that_cannot_be_read(tmp_path: Path) -> None:
+    pack(tmp_path / "x.tar", {**SHARD, "000/a.json": b"[1]"})
+    with pytest.raises(UserError, match=r"x\.tar': '000/a\.json' holds no kind"):
+        open_train(tmp_path / "x.tar", labels="json:kind")
+    pack(tmp_path / "y.tar", {**SHARD, "000/a.cls": b"\xff"})
+    with pytest.raises(UserError, match=r"'000/a\.cls' holds no text"):
+        open_train(tmp_path / "y.tar", labels="cls")
+    pack(tmp_path / "z.tar", {**SHARD, "000/a.cls": bytes(2_000_000)})
+    with pytest.raises(UserError, match="has 2,000,000 bytes; expected a label"):
+        open_train(tmp_path / "z.tar", labels="cls")
+    fill(tmp_path / "folder", ["a.jpg"])
+    with pytest.raises(UserError, match="is for tars"):
+        open_train(tmp_path / "folder", labels="cls")
+    with pytest.raises(ValidationError, match="labels"):
+        Files(path="x.tar", labels="json:")

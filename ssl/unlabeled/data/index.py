@@ -119,17 +119,18 @@ class IndexBuilder:
         self._ends.append(len(self._names))
         self._sizes.append(size)
 
-    def add_member(self, name: bytes, shard: int, start: int, size: int) -> None:
-        """Any file of a tar, by its full name: passed over outside the prefix, counted if no picture."""
+    def add_member(self, name: bytes, shard: int, start: int, size: int) -> bool:
+        """A file of a tar, by its full name; whether it is a picture below the prefix. Others below it are counted."""
         if not name.startswith(self.prefix):
-            return
+            return False
         name = name[len(self.prefix) :]
         if not is_picture(name):
             self.ignored += 1
-            return
+            return False
         self.add(name, size)
         self._shards.append(shard)
         self._starts.append(start)
+        return True
 
     def build(self) -> Index:
         """The index; the builder is not used again."""

@@ -15,10 +15,11 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from unlabeled.data.index import EXTENSIONS, Index, readable, scan_folder
-from unlabeled.data.source import EncodedConfig, Split
-from unlabeled.data.tar import Shard, scan_tars
+from unlabeled.data.source import EncodedConfig, Split, classes_of
+from unlabeled.data.tar import Beside, Scan, Shard, scan_tars
 from unlabeled.errors import BadSample, UserError
 
+FOLDERS = "folders"
 # the machine's trouble, not the picture's: skipping would make the pictures seen a matter of luck
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _ENDINGS = " ".join(ending.decode() for ending in EXTENSIONS)
@@ -149,8 +150,9 @@ def _descriptor(pid: int, shard: Shard) -> _Descriptor:
 class Files(EncodedConfig):
     """Pictures in a folder, in an uncompressed tar or in several.
 
-    Labels are the first folder below the split, if every picture of the split lies in one; else the pictures
-    are unlabelled. Hidden files and files with other endings than those of pictures are passed over.
+    Labels are the first folder below the split, if every picture of the split lies in one, or what files beside the
+    pictures of a tar say; else the pictures are unlabelled. Hidden files and files with other endings than those of
+    pictures are passed over.
     """
 
     what_val_is: ClassVar[str] = "the folder of labelled pictures, such as data.val=val"
@@ -159,6 +161,11 @@ class Files(EncodedConfig):
     path: str = Field(min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar'")
     train: str = Field("", description="subfolder or prefix of the pictures to train on; '' = all")
     val: str | None = Field(None, description="subfolder or prefix of labelled pictures to evaluate on; null = none")
+    labels: str = Field(
+        FOLDERS,
+        pattern=r"^(folders|\w+|json:.+)$",
+        description="folders, or in tars the files beside pictures (WebDataset): cls, txt, json:KEY",
+    )
 
     @field_validator("train", "val")
     @classmethod
@@ -181,9 +188,10 @@ class Files(EncodedConfig):
         return self
 
     @cached_property
-    def _scans(self) -> list[tuple[Folder | Tars, Index]]:
+    def _scans(self) -> list[tuple[Folder | Tars, Scan]]:
         # both splits at once: the headers of a large tar take minutes to read
-        return _scan(os.path.expanduser(self.path), [self.train] if self.val is None else [self.train, self.val])
+        prefixes = [self.train] if self.val is None else [self.train, self.val]
+        return _scan(os.path.expanduser(self.path), prefixes, None if self.labels == FOLDERS else self.labels)
 
     def source(self, split: Split) -> Pictures:
         """The pictures of one split.
@@ -192,18 +200,24 @@ class Files(EncodedConfig):
             UserError: nothing at `path`, no pictures in the split, or an archive that cannot be used (see `scan_tars`).
         """
         prefix = self.train if split == "train" else self.val or ""
-        place, index = self._scans[0 if split == "train" else 1]
+        place, (index, labels) = self._scans[0 if split == "train" else 1]
         if not len(index):
             raise UserError(_nothing_found(os.path.expanduser(self.path), prefix, index.ignored))
-        return Pictures(place, index, self.max_pixels)
+        if self.labels == FOLDERS:
+            return Pictures(place, index, self.max_pixels)
+        return Pictures(place, index, self.max_pixels, *classes_of(labels))
 
 
-def _scan(path: str, prefixes: Sequence[str]) -> list[tuple[Folder | Tars, Index]]:
+def _scan(path: str, prefixes: Sequence[str], labels: str | None = None) -> list[tuple[Folder | Tars, Scan]]:
     if os.path.isdir(path):
+        if labels is not None:
+            raise UserError(
+                f"data.labels={labels!r} is for tars, and {path!r} is a folder; expected data.labels=folders"
+            )
         roots = [os.fsencode(os.path.join(path, prefix).rstrip("/") or "/") for prefix in prefixes]
-        return [(Folder(root), scan_folder(root)) for root in roots]
-    shards, indexes = scan_tars(_archives(path), prefixes)
-    return [(Tars(shards, os.fsencode(p)), index) for p, index in zip(prefixes, indexes, strict=True)]
+        return [(Folder(root), Scan(scan_folder(root), [])) for root in roots]
+    shards, scans = scan_tars(_archives(path), prefixes, None if labels is None else Beside.of(labels))
+    return [(Tars(shards, os.fsencode(p)), scan) for p, scan in zip(prefixes, scans, strict=True)]
 
 
 def _archives(path: str) -> list[str]:
@@ -224,7 +238,7 @@ def _nothing_found(path: str, prefix: str, ignored: int) -> str:
 
 def _prefixes(path: str, most: int = 10) -> str:
     """The first folders that exist at `path`, for people."""
-    [(_, index)] = _scan(path, [""])
+    [(_, (index, _))] = _scan(path, [""])
     names = (index.name(i).partition(b"/") for i in range(len(index)))
     folders = sorted({folder for folder, slash, _ in names if slash})
     shown = [repr(readable(folder)) for folder in folders[:most]]

@@ -6,6 +6,7 @@ for a million, and takes a damaged header in the middle for the end.
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from unlabeled.data.index import Index, IndexBuilder, readable
 from unlabeled.errors import UserError
 
 _BLOCK = 512
+LABEL_BYTES = 1 << 20
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _PLAIN_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -30,23 +32,95 @@ class Shard(NamedTuple):
     mtime_ns: int
 
 
-def scan_tars(paths: Sequence[str], prefixes: Sequence[str]) -> tuple[list[Shard], list[Index]]:
-    """One pass over the headers of `paths`; an index for each of `prefixes`, sorted by (shard, name).
+class Scan(NamedTuple):
+    """What lies below one prefix of some tars.
+
+    Attributes:
+        pictures: sorted by (shard, name).
+        labels: of each, what the file beside it says; None throughout unless asked for.
+    """
+
+    pictures: Index
+    labels: list[str | None]
+
+
+def scan_tars(
+    paths: Sequence[str], prefixes: Sequence[str], beside: Beside | None = None
+) -> tuple[list[Shard], list[Scan]]:
+    """One pass over the headers of `paths`; what there is below each of `prefixes`.
+
+    Args:
+        paths: of tars.
+        prefixes: "" for everything.
+        beside: reads labels from files beside the pictures; None = nothing is read but headers.
 
     Raises:
         UserError: compressed, truncated or corrupt archives, two members of one name, and members that are
             unsafe (absolute names, `..`, links, devices). Nothing is ever extracted.
     """
     builders = [IndexBuilder(os.fsencode(prefix)) for prefix in prefixes]
+    labels: list[list[str | None]] = [[] for _ in prefixes]
     shards = []
     for number, path in enumerate(paths):
         with _open_tar(path) as file:
             status = os.fstat(file.fileno())
             shards.append(Shard(path, status.st_size, status.st_mtime_ns))
-            for name, start, size in _unique(path, sorted(_members(file, path, status.st_size))):
-                for builder in builders:
-                    builder.add_member(name, number, start, size)
-    return shards, [builder.build() for builder in builders]
+            members = list(_unique(path, sorted(_members(file, path, status.st_size))))
+            found = {} if beside is None else beside.read(file, path, members)
+            for name, start, size in members:
+                for builder, own in zip(builders, labels, strict=True):
+                    if builder.add_member(name, number, start, size):
+                        own.append(found.get(stem(name)[0]))
+    return shards, [Scan(builder.build(), own) for builder, own in zip(builders, labels, strict=True)]
+
+
+class Beside(NamedTuple):
+    """Labels in files beside pictures, as WebDataset lays them out: `000001.jpg` and `000001.cls` or `000001.json`.
+
+    Attributes:
+        ending: of the file, such as `cls` or `json`.
+        key: in a JSON object; None = the whole file is the label.
+    """
+
+    ending: str
+    key: str | None
+
+    @classmethod
+    def of(cls, text: str) -> Beside:
+        """From `cls`, `txt` or `json:KEY`."""
+        ending, _, key = text.partition(":")
+        return cls(ending, key or None)
+
+    def read(self, file: BinaryIO, path: str, members: Sequence[tuple[bytes, int, int]]) -> dict[bytes, str]:
+        """The labels in one tar, by the stems of their files.
+
+        Raises:
+            UserError: a file holds no label.
+        """
+        labels = {}
+        for name, start, size in members:
+            root, ending = stem(name)
+            if ending == self.ending.encode():
+                if size > LABEL_BYTES:
+                    raise UserError(f"{path!r}: {readable(name)!r} has {size:,} bytes; expected a label")
+                file.seek(start)
+                labels[root] = self._label(file.read(size), path, name)
+        return labels
+
+    def _label(self, data: bytes, path: str, name: bytes) -> str:
+        try:
+            text = data.decode()
+            value = text.strip() if self.key is None else json.loads(text)[self.key]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path!r}: {readable(name)!r} holds no {self.key or 'text'} ({error!r})") from error
+        return str(value)
+
+
+def stem(name: bytes) -> tuple[bytes, bytes]:
+    """A member's name up to the first dot after the last slash, and what follows: WebDataset's rule."""
+    folder, slash, file = name.rpartition(b"/")
+    root, _, ending = file.partition(b".")
+    return folder + slash + root, ending
 
 
 def _open_tar(path: str) -> BinaryIO:
