@@ -86,7 +86,9 @@ class Mixture(SourceConfig):
     @classmethod
     def _nothing_shared(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         for number, source in enumerate(sources):
-            if shared := sorted(source.model_fields_set & SHARED):
+            fields = type(source).model_fields
+            # by value: a recipe that was written out names all of its fields
+            if shared := sorted(name for name in SHARED if getattr(source, name) != fields[name].default):
                 raise ValueError(f"source {number} sets {', '.join(shared)}, which belongs to the mixture: move it up")
         return sources
 
