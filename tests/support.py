@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import multiprocessing
 import os
@@ -9,9 +10,12 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -214,3 +218,51 @@ def _arm(kill: dict[str, Any]) -> None:
         return save(self, step, *arguments)
 
     checkpoint.Checkpoints.save = armed_save  # type: ignore[method-assign]
+
+
+class _Ranges(http.server.SimpleHTTPRequestHandler):
+    """Serves files whole or in ranges; a name in `fails` is refused so many times."""
+
+    fails: ClassVar[dict[str, int]] = {}
+
+    def do_GET(self) -> None:
+        file, asked = Path(self.translate_path(self.path)), self.headers.get("Range")
+        if self.fails.get(file.name, 0) > 0 and asked:
+            self.fails[file.name] -= 1
+            self.send_error(503)
+        elif not asked or not file.is_file():
+            super().do_GET()
+        else:
+            first, last = asked.removeprefix("bytes=").split("-")
+            with file.open("rb") as opened:
+                opened.seek(int(first))
+                data = opened.read(int(last) - int(first) + 1)
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{file.stat().st_size}")
+            self.end_headers()
+            self.wfile.write(data)
+
+    def do_HEAD(self) -> None:
+        file = Path(self.translate_path(self.path))
+        if not file.is_file():
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(file.stat().st_size))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path, fails: dict[str, int] | None = None) -> Iterator[str]:
+    """A folder over HTTP on the loopback: its address. `fails` says which file refuses how many more ranges."""
+    handler = type("Handler", (_Ranges,), {"fails": {} if fails is None else fails})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()

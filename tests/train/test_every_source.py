@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from support import ROOT, checkpoint_bytes, launch
+from support import ROOT, assert_close_weights, checkpoint_bytes, launch, served
 
 COUNT, SIDE, LAST = 12, 20, 6
 QUIET = {"device": "cpu", "workers": 1, "log_every": 1, "checkpoint_every": 2, "threads": 1}
@@ -85,6 +85,17 @@ def recipe_file(home: Path, data: Data) -> Path:
     recipe |= {"data": data, "train": {"epochs": 2, "batch_size": 4}, "evaluate": None, "run": QUIET}
     YAML().dump(recipe, home / "recipe.yaml")
     return home / "recipe.yaml"
+
+
+def test_a_run_from_a_remote_tar_is_the_local_one(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    file = str(recipe_file(tmp_path, tar(tmp_path)))
+    assert launch("pretrain", [file, f"run.output={tmp_path}/local"]) == [0]
+    with served(tmp_path) as address:
+        there = [file, f"data.path={address}/x.tar", f"run.output={tmp_path}/remote"]
+        assert launch("pretrain", there, kill={"step": 3}) == [-9]
+        assert launch("pretrain", there, world=2) == [0, 0]
+    assert_close_weights(tmp_path / "remote", tmp_path / "local", LAST)
 
 
 @pytest.mark.parametrize("make", [folder, tar, table, arrays, hugging_face, mixture])

@@ -15,8 +15,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from unlabeled.data.index import EXTENSIONS, Index, readable, scan_folder
+from unlabeled.data.remote import identity_seen_by, is_remote, matching, read_range
 from unlabeled.data.source import EncodedConfig, Split, classes_of
-from unlabeled.data.tar import Beside, Scan, Shard, scan_tars
+from unlabeled.data.tar import Beside, Scan, Shard, local_identity, scan_tars
 from unlabeled.errors import BadSample, UserError
 
 FOLDERS = "folders"
@@ -103,7 +104,7 @@ class Folder:
 
 
 class Tars:
-    """Reads members of tars where they lie, through descriptors that each process opens for itself."""
+    """Reads members of tars where they lie, here or elsewhere, through what each process opens for itself."""
 
     def __init__(self, shards: Sequence[Shard], prefix: bytes) -> None:
         self.shards, below = tuple(shards), b"/" + prefix if prefix else b""
@@ -116,9 +117,11 @@ class Tars:
     def read(self, index: Index, i: int) -> bytes | None:
         """The bytes of picture i, None where the archive is not the one that was indexed."""
         shard = self.shards[index.shards[i]]
+        if is_remote(shard.path):
+            same = identity_seen_by(os.getpid(), shard.path) == (shard.size, shard.tag)
+            return read_range(shard.path, int(index.starts[i]), int(index.sizes[i])) if same else None
         descriptor = _descriptor(os.getpid(), shard).number
-        status = os.fstat(descriptor)
-        if (status.st_size, status.st_mtime_ns) != (shard.size, shard.mtime_ns):
+        if local_identity(descriptor) != (shard.size, shard.tag):
             return None
         return _pread(descriptor, int(index.sizes[i]), int(index.starts[i]))
 
@@ -158,7 +161,9 @@ class Files(EncodedConfig):
     what_val_is: ClassVar[str] = "the folder of labelled pictures, such as data.val=val"
 
     name: Literal["files"] = "files"
-    path: str = Field(min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar'")
+    path: str = Field(
+        min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar' or s3://..."
+    )
     train: str = Field("", description="subfolder or prefix of the pictures to train on; '' = all")
     val: str | None = Field(None, description="subfolder or prefix of labelled pictures to evaluate on; null = none")
     labels: str = Field(
@@ -222,6 +227,8 @@ def _scan(path: str, prefixes: Sequence[str], labels: str | None = None) -> list
 
 def _archives(path: str) -> list[str]:
     """The archives that `path` names: itself, or what matches it as a glob, sorted."""
+    if is_remote(path):
+        return list(matching(path))
     if os.path.exists(path):
         return [path]
     if found := sorted(glob.glob(path)):

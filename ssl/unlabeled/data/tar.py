@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from unlabeled.data.index import Index, IndexBuilder, readable
+from unlabeled.data.remote import identity, is_remote, open_remote
 from unlabeled.errors import UserError
 
 _BLOCK = 512
@@ -29,7 +30,7 @@ class Shard(NamedTuple):
 
     path: str
     size: int
-    mtime_ns: int
+    tag: str  # when it was changed last, or what a remote file system has for it
 
 
 class Scan(NamedTuple):
@@ -63,9 +64,9 @@ def scan_tars(
     shards = []
     for number, path in enumerate(paths):
         with _open_tar(path) as file:
-            status = os.fstat(file.fileno())
-            shards.append(Shard(path, status.st_size, status.st_mtime_ns))
-            members = list(_unique(path, sorted(_members(file, path, status.st_size))))
+            shard = Shard(path, *(identity(path) if is_remote(path) else local_identity(file.fileno())))
+            shards.append(shard)
+            members = list(_unique(path, sorted(_members(file, path, shard.size))))
             found = {} if beside is None else beside.read(file, path, members)
             for name, start, size in members:
                 for builder, own in zip(builders, labels, strict=True):
@@ -123,10 +124,16 @@ def stem(name: bytes) -> tuple[bytes, bytes]:
     return folder + slash + root, ending
 
 
+def local_identity(descriptor: int) -> tuple[int, str]:
+    """Size and time of the last change of an open file."""
+    status = os.fstat(descriptor)
+    return status.st_size, str(status.st_mtime_ns)
+
+
 def _open_tar(path: str) -> BinaryIO:
     try:
         # a small buffer: of large members only the headers are read
-        file = open(path, "rb", buffering=1 << 14)  # noqa: SIM115 - the caller closes it
+        file = open_remote(path) if is_remote(path) else open(path, "rb", buffering=1 << 14)  # noqa: SIM115 - closed by the caller
     except OSError as error:
         raise UserError(f"the archive {path!r} cannot be read: {error.strerror}") from error
     magic = file.read(6)

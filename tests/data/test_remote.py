@@ -1,0 +1,77 @@
+"""Tars on another machine: the same pictures as from the disk, what fails once is asked for again."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import served
+
+from unlabeled.data import remote
+from unlabeled.data.sources import Files
+from unlabeled.errors import BadSample, UserError
+
+pytest.importorskip("aiohttp")
+
+
+def pack(file: Path, seed: int, count: int = 3) -> Path:
+    with tarfile.open(file, "w") as tar:
+        for number in range(count):
+            buffer = io.BytesIO()
+            pixels = np.random.default_rng((seed, number)).integers(256, size=(9, 7, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(buffer, "PNG")
+            info = tarfile.TarInfo(f"cat/{number}.png")
+            info.size = len(buffer.getvalue())
+            tar.addfile(info, io.BytesIO(buffer.getvalue()))
+    return file
+
+
+def test_a_remote_tar_is_the_local_one(tmp_path: Path) -> None:
+    local = Files(path=str(pack(tmp_path / "a.tar", 0))).open("train")
+    with served(tmp_path) as address:
+        there = Files(path=f"{address}/a.tar").open("train")
+        assert there.fingerprint() == local.fingerprint() and there.classes == ("cat",)
+        assert all(torch.equal(there.image(i), local.image(i)) for i in range(3))
+        assert there.key(1) == f"{address}/a.tar/cat/1.png"
+
+
+def test_what_fails_is_asked_for_again_and_then_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote.read_range, "__defaults__", ((0.01, 0.01, 0.01),))
+    local, fails = Files(path=str(pack(tmp_path / "a.tar", 0))).open("train"), {"a.tar": 0}
+    with served(tmp_path, fails) as address:
+        source = Files(path=f"{address}/a.tar").open("train")
+        fails["a.tar"] = 3
+        assert torch.equal(source.image(2), local.image(2)) and fails == {"a.tar": 0}
+        fails["a.tar"] = 4
+        with pytest.raises(UserError, match="cannot be read any more: 503"):
+            source.image(2)
+
+
+def test_a_remote_tar_that_changed_is_a_bad_sample(tmp_path: Path) -> None:
+    pack(tmp_path / "a.tar", 0)
+    with served(tmp_path) as address:
+        source = Files(path=f"{address}/a.tar").open("train")
+        pack(tmp_path / "a.tar", 1, count=4)
+        remote.identity_seen_by.cache_clear()
+        with pytest.raises(BadSample, match="has changed since it was indexed"):
+            source.image(0)
+
+
+def test_globs_of_other_file_systems(tmp_path: Path) -> None:
+    for number in range(2):
+        pack(tmp_path / f"s-{number}.tar", number)
+    source = Files(path=f"file://{tmp_path}/s-*.tar").open("train")
+    assert len(source) == 6 and source.key(3) == f"file://{tmp_path}/s-1.tar/cat/0.png"
+    assert source.fingerprint() == Files(path=f"{tmp_path}/s-*.tar").open("train").fingerprint()
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with served(tmp_path) as address, pytest.raises(UserError, match=r"absent\.tar' cannot be read"):
+        Files(path=f"{address}/absent.tar").open("train")
+    with pytest.raises(UserError, match="cannot be reached"):
+        Files(path="gopher://x/a.tar").open("train")
