@@ -7,6 +7,11 @@ class UserError(ValueError):
     """Says what was found, what was expected and how to mend it."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, in one line; its kind where it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 class BadSample(Exception):
     """One picture that cannot be used. It is skipped, counted and written to `bad_samples.jsonl`.
 

@@ -7,21 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, create_model, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from unlabeled.data.arrays import Arrays
-from unlabeled.data.huggingface import HuggingFace
-from unlabeled.data.mixture import Mixture
-from unlabeled.data.shapes import Shapes
-from unlabeled.data.sources import Files
-from unlabeled.data.table import Table
-from unlabeled.data.tv import TorchVision
+from unlabeled.data.mixture import Kinds, Mixture
 from unlabeled.evaluate.protocol import Evaluation
 from unlabeled.methods import config_union
 from unlabeled.train.optim import AdamW, OptimConfig
 from unlabeled.transfer.classify import ClassifyConfig
 
-DataConfig = Annotated[
-    Files | Table | HuggingFace | TorchVision | Arrays | Shapes | Mixture, Field(discriminator="name")
-]
+DataConfig = Annotated[Kinds | Mixture, Field(discriminator="name")]
 Tracker = Literal["tensorboard", "mlflow"]
 
 # fields that cannot change what is learnt: a run may be resumed with others

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, sample_numbers
-from unlabeled.errors import BadSample, UserError
+from unlabeled.errors import BadSample, UserError, first_line
 
 SAVED = ("dataset_dict.json", "state.json")
 
@@ -108,15 +108,17 @@ def _loaded(path: str, config: str | None, revision: str | None, split: str) -> 
         import datasets
     except ImportError as error:
         raise UserError("Hugging Face data sets need the library: pip install 'unlabeled[data]'") from error
+    saved = any(os.path.isfile(os.path.join(path, name)) for name in SAVED)
     try:
-        if any(os.path.isfile(os.path.join(path, name)) for name in SAVED):
-            saved = datasets.load_from_disk(path)
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        return datasets.load_dataset(path, config, revision=revision, split=split)
-    except KeyError as error:
-        raise UserError(f"{path!r} has no split {split!r}; it has {sorted(saved)}") from error
+        found = (
+            datasets.load_from_disk(path)
+            if saved
+            else datasets.load_dataset(path, config, revision=revision, split=split)
+        )
     except Exception as error:  # the library raises whatever its loaders, the network and the hub raise
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"the data set {path!r}, split {split!r}, cannot be had: {first or type(error).__name__}"
-        ) from error
+        raise UserError(f"the data set {path!r}, split {split!r}, cannot be had: {first_line(error)}") from error
+    if not isinstance(found, datasets.DatasetDict):
+        return found
+    if split not in found:
+        raise UserError(f"{path!r} has no split {split!r}; it has {sorted(found)}")
+    return found[split]

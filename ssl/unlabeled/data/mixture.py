@@ -18,7 +18,8 @@ from unlabeled.data.sources import Files
 from unlabeled.data.table import Table
 from unlabeled.data.tv import TorchVision
 
-Single = Annotated[Files | Table | HuggingFace | TorchVision | Arrays | Shapes, Field(discriminator="name")]
+Kinds = Files | Table | HuggingFace | TorchVision | Arrays | Shapes
+Single = Annotated[Kinds, Field(discriminator="name")]
 SHARED = frozenset(SourceConfig.model_fields) - {"name"}
 
 

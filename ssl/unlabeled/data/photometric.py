@@ -89,7 +89,7 @@ def _factors(strength: tuple[float, float, float, float], uniform: np.ndarray) -
 
 
 def recolour(pixels: Tensor, drawn: Photometric) -> Tensor:
-    """Apply what was drawn, to the whole batch at once; `percrop.recolour_` does the same where there are caches.
+    """Apply what was drawn, to the whole batch at once; `percrop` does the same on a CPU.
 
     Args:
         pixels: [..., 3, H, W] float32 in [0, 1].

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, BinaryIO, cast
 
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, first_line
 
 HEADERS = 1 << 16  # bytes fetched at a time while headers are read
 WAITS = (0.2, 1.0, 5.0)  # seconds before a range is asked for again
@@ -29,7 +29,7 @@ def open_remote(path: str) -> BinaryIO:
     try:
         return cast(BinaryIO, system.open(name, "rb", block_size=HEADERS, cache_type="readahead"))
     except Exception as error:  # every file system raises its own
-        raise UserError(f"{path!r} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{path!r} cannot be read: {first_line(error)}") from error
 
 
 def identity(path: str) -> tuple[int, str]:
@@ -42,7 +42,7 @@ def identity(path: str) -> tuple[int, str]:
     try:
         info = system.info(name)
     except Exception as error:
-        raise UserError(f"{path!r} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{path!r} cannot be read: {first_line(error)}") from error
     tag = next((info[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(key)), "")
     return int(info["size"]), str(tag)
 
@@ -64,7 +64,7 @@ def read_range(path: str, start: int, size: int, waits: tuple[float, ...] = WAIT
         return bytes(system.cat_file(name, start=start, end=start + size))
     except Exception as error:
         if not waits:
-            raise UserError(f"{path!r} cannot be read any more: {_first_line(error)}") from error
+            raise UserError(f"{path!r} cannot be read any more: {first_line(error)}") from error
     time.sleep(waits[0])
     return read_range(path, start, size, waits[1:])
 
@@ -81,7 +81,7 @@ def matching(path: str) -> Sequence[str]:
     try:
         return sorted(system.unstrip_protocol(found) for found in system.glob(name))
     except Exception as error:
-        raise UserError(f"{path!r} cannot be listed: {_first_line(error)}") from error
+        raise UserError(f"{path!r} cannot be listed: {first_line(error)}") from error
 
 
 def _system(path: str) -> tuple[Any, str]:
@@ -98,9 +98,5 @@ def _system_of(pid: int, path: str) -> tuple[Any, str]:
     try:
         system, name = fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{path!r} cannot be reached: {_first_line(error)}") from error
+        raise UserError(f"{path!r} cannot be reached: {first_line(error)}") from error
     return system, name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

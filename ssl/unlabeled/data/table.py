@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -44,22 +43,20 @@ class Table(EncodedConfig):
         """Its rows of one split."""
         wanted = None if self.split is None else self.train if split == "train" else self.val
         root = os.fsencode(os.path.expanduser(self.root or os.path.dirname(self.path) or "."))
-        builder, labels = IndexBuilder(), []
-        for path, *rest in self._rows:
+        columns = [self.image, *(name for name in (self.label, self.split) if name is not None)]
+        builder, labels, values = IndexBuilder(), [], set()
+        # rows are read for each split anew: millions of them would stay as Python objects otherwise
+        for path, *rest in _read(os.path.expanduser(self.path), columns):
             if wanted is None or rest[-1] == wanted:
                 name = os.fsencode(path)
                 builder.add(name, file_size(os.path.join(root, name)) or 0)
                 labels.append(rest[0] if self.label else "")
+            elif not labels:
+                values.add(rest[-1])
         if not labels:
-            values = sorted({row[-1] for row in self._rows})[:10]
-            raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {values or 'no rows'}")
+            found = sorted(values)[:10] or "no rows"
+            raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {found}")
         return Pictures(Folder(root), builder.build(), self.max_pixels, *classes_of(labels))
-
-    @cached_property
-    def _rows(self) -> list[Row]:
-        """(path, label if asked for, split if asked for) of every row."""
-        columns = [self.image, *(name for name in (self.label, self.split) if name is not None)]
-        return list(_read(os.path.expanduser(self.path), columns))
 
 
 def _read(path: str, columns: list[str]) -> Iterator[Row]:

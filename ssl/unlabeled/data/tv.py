@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, sample_numbers
-from unlabeled.errors import BadSample, UserError
+from unlabeled.errors import BadSample, UserError, first_line
 
 # where torchvision's classes keep their labels
 LABELS = ("targets", "labels", "_labels", "_targets", "y")
@@ -53,8 +53,8 @@ class TorchVision(EncodedConfig):
         try:
             dataset = getattr(torchvision.datasets, self.dataset)(self.root, **arguments)
         except Exception as error:  # each class raises its own
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{self.dataset} in {self.root!r} with {arguments} cannot be had: {first}") from error
+            problem = f"{self.dataset} in {self.root!r} with {arguments} cannot be had"
+            raise UserError(f"{problem}: {first_line(error)}") from error
         return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.max_pixels)
 
 
