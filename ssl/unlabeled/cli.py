@@ -102,12 +102,16 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
     recipe = load(stage.schema(), options.recipe, options.overrides)
     output = Path(recipe.output)
 
-    from unlabeled.train.distributed import make_accelerator
+    from unlabeled.train.distributed import make_accelerator, on_main
 
     accelerator = make_accelerator(
         recipe.run.device, recipe.train.precision, recipe.run.timeout, list(recipe.run.trackers), str(output)
     )
+    recipe.data.keep_index(output / "index", write=not options.dry_run)
     try:
+        on_main(
+            accelerator, lambda: recipe.data.open("train")
+        )  # one process looks for pictures, the others read its index
         job = stage.job(recipe, accelerator)
         _print_plan(stage, recipe, job, accelerator)
         if options.dry_run:

@@ -10,6 +10,7 @@ import stat
 from array import array
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,12 +55,19 @@ class Index:
         ignored: hidden files and folders, and files that are no pictures.
     """
 
+    COLUMNS: ClassVar[tuple[str, ...]] = ("names", "ends", "sizes", "shards", "starts")
+
     names: NDArray[np.uint8]
     ends: NDArray[np.int64]
     sizes: NDArray[np.int64]
     shards: NDArray[np.int32]
     starts: NDArray[np.int64]
     ignored: int
+
+    @classmethod
+    def empty(cls) -> Index:
+        """Of nothing."""
+        return IndexBuilder().build()
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -139,8 +147,8 @@ class IndexBuilder:
         return Index(np.frombuffer(self._names, np.uint8), ends, sizes, shards, starts, self.ignored)
 
 
-def scan_folder(root: bytes) -> Index:
-    """Every picture below `root`, sorted by relative path.
+def scan_folder(root: bytes) -> tuple[Index, Index]:
+    """Every picture below `root`, sorted by relative path, and every folder that was entered, when it was changed last.
 
     Symbolic links are followed, but each real folder is entered once, under the name that sorts first. A link
     to nothing is kept, so that it is counted as a bad sample rather than lost. No folder at all: no pictures.
@@ -148,27 +156,43 @@ def scan_folder(root: bytes) -> Index:
     Raises:
         UserError: a folder that may not be read.
     """
-    builder = IndexBuilder()
+    pictures, folders = IndexBuilder(), IndexBuilder()
     if os.path.isdir(root):
-        _walk(root, b"", set(), builder)
-    return builder.build()
+        _walk(root, b"", set(), pictures, folders)
+    return pictures.build(), folders.build()
 
 
-def _walk(root: bytes, below: bytes, entered: set[tuple[int, int]], builder: IndexBuilder) -> None:
+def _walk(
+    root: bytes, below: bytes, entered: set[tuple[int, int]], builder: IndexBuilder, folders: IndexBuilder
+) -> None:
     status = os.stat(root + b"/" + below)
     if (identity := (status.st_dev, status.st_ino)) in entered:
         return
     entered.add(identity)
+    folders.add(below, status.st_mtime_ns)  # before it is read: what comes in meanwhile must show
     for entry in _listing(root + b"/" + below):
         name = below + entry
         if entry.startswith(b"."):
             builder.ignored += 1
         elif entry.endswith(b"/"):
-            _walk(root, name, entered, builder)
+            _walk(root, name, entered, builder, folders)
         elif is_picture(entry) and (size := file_size(root + b"/" + name)) is not None:
             builder.add(name, size)
         else:
             builder.ignored += 1
+
+
+def changed_folder(root: bytes, folders: Index) -> str | None:
+    """The first of the folders of a scan that is not as it was then; None = all are."""
+    for i in range(len(folders)):
+        path = root + b"/" + folders.name(i)
+        try:
+            same = os.stat(path).st_mtime_ns == folders.sizes[i]
+        except OSError:
+            same = False
+        if not same:
+            return readable(path)
+    return None
 
 
 def _listing(folder: bytes) -> list[bytes]:

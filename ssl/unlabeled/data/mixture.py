@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -102,6 +103,11 @@ class Mixture(SourceConfig):
     @property
     def has_val(self) -> bool:
         return any(source.has_val for source in self.sources)
+
+    def keep_index(self, folder: Path, write: bool = True) -> None:
+        """Each part's in a folder of its own."""
+        for number, source in enumerate(self.sources):
+            source.keep_index(folder / str(number), write)
 
     def source(self, split: Split) -> MixtureSource:
         """All parts that have the split; weights are for training."""

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr
 from torch import Tensor
 
 from unlabeled.errors import UserError
@@ -67,6 +68,13 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="divides each channel after that (ImageNet's)"
     )
+
+    _index_folder: Path | None = PrivateAttr(None)
+    _index_written: bool = PrivateAttr(True)
+
+    def keep_index(self, folder: Path, write: bool = True) -> None:
+        """Look in a folder for what an earlier scan found, and `write` there what a new one finds."""
+        self._index_folder, self._index_written = folder, write
 
     @abstractmethod
     def source(self, split: Split) -> Source:

@@ -6,18 +6,17 @@ import errno
 import glob
 import os
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from unlabeled.data.index import EXTENSIONS, Index, readable, scan_folder
-from unlabeled.data.remote import identity_seen_by, is_remote, matching, read_range
+from unlabeled.data.index import EXTENSIONS, Index, changed_folder, readable, scan_folder
+from unlabeled.data.listing import Asked, Listing, Stamp, kept
+from unlabeled.data.remote import identities, identity_seen_by, is_remote, matching, read_range
 from unlabeled.data.source import EncodedConfig, Split, classes_of
-from unlabeled.data.tar import Beside, Scan, Shard, local_identity, scan_tars
+from unlabeled.data.tar import Beside, local_identity, scan_tars
 from unlabeled.errors import BadSample, UserError
 
 FOLDERS = "folders"
@@ -31,27 +30,17 @@ class Pictures:
 
     Args:
         place: reads their bytes.
-        index: which there are.
+        listing: which there are, with their labels.
         max_pixels: what `decode` takes.
-        classes, labels: names and numbers [n]; None = the first folder of each name.
 
     Attributes:
         ignored: files below the split that are hidden or no pictures.
     """
 
-    def __init__(
-        self,
-        place: Folder | Tars,
-        index: Index,
-        max_pixels: int,
-        classes: tuple[str, ...] = (),
-        labels: NDArray[np.int64] | None = None,
-    ) -> None:
-        if labels is None:
-            folders, labels = index.classes()
-            classes = tuple(map(readable, folders))
-        self.classes, self.labels, self.ignored = classes, labels, index.ignored
-        self._place, self._index, self._max_pixels = place, index, max_pixels
+    def __init__(self, place: Folder | Tars, listing: Listing, max_pixels: int) -> None:
+        self.classes, self.labels, self.ignored = listing.classes, listing.labels, listing.pictures.ignored
+        self._place, self._index, self._max_pixels = place, listing.pictures, max_pixels
+        self._fingerprint = listing.fingerprint
 
     def __len__(self) -> int:
         return len(self._index)
@@ -84,7 +73,7 @@ class Pictures:
 
     def fingerprint(self) -> str:
         """16 hex digits over names below the split, sizes and labels; a folder and a tar of it agree."""
-        return self._index.fingerprint(self.labels)
+        return self._fingerprint
 
 
 class Folder:
@@ -106,7 +95,7 @@ class Folder:
 class Tars:
     """Reads members of tars where they lie, here or elsewhere, through what each process opens for itself."""
 
-    def __init__(self, shards: Sequence[Shard], prefix: bytes) -> None:
+    def __init__(self, shards: Sequence[Stamp], prefix: bytes) -> None:
         self.shards, below = tuple(shards), b"/" + prefix if prefix else b""
         self.roots = [os.fsencode(shard.path) + below for shard in shards]
 
@@ -146,7 +135,7 @@ class _Descriptor:
 
 
 @lru_cache(maxsize=128)  # fewer than a process may open: data sets come in thousands of shards
-def _descriptor(pid: int, shard: Shard) -> _Descriptor:
+def _descriptor(pid: int, shard: Stamp) -> _Descriptor:
     return _Descriptor(shard.path)
 
 
@@ -193,10 +182,22 @@ class Files(EncodedConfig):
         return self
 
     @cached_property
-    def _scans(self) -> list[tuple[Folder | Tars, Scan]]:
+    def _listings(self) -> dict[Split, Listing]:
         # both splits at once: the headers of a large tar take minutes to read
-        prefixes = [self.train] if self.val is None else [self.train, self.val]
-        return _scan(os.path.expanduser(self.path), prefixes, None if self.labels == FOLDERS else self.labels)
+        path, prefixes = os.path.expanduser(self.path), self._prefixes
+        asked = {
+            split: Asked(f"{self.labels} of {prefix!r} in {path!r}", partial(_changed, path, prefix))
+            for split, prefix in prefixes.items()
+        }
+
+        def scan() -> dict[Split, Listing]:
+            return dict(zip(prefixes, _scan(path, list(prefixes.values()), self.labels), strict=True))
+
+        return kept(self._index_folder, asked, scan, self._index_written)
+
+    @property
+    def _prefixes(self) -> dict[Split, str]:
+        return {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
 
     def source(self, split: Split) -> Pictures:
         """The pictures of one split.
@@ -204,25 +205,46 @@ class Files(EncodedConfig):
         Raises:
             UserError: nothing at `path`, no pictures in the split, or an archive that cannot be used (see `scan_tars`).
         """
-        prefix = self.train if split == "train" else self.val or ""
-        place, (index, labels) = self._scans[0 if split == "train" else 1]
-        if not len(index):
-            raise UserError(_nothing_found(os.path.expanduser(self.path), prefix, index.ignored))
-        if self.labels == FOLDERS:
-            return Pictures(place, index, self.max_pixels)
-        return Pictures(place, index, self.max_pixels, *classes_of(labels))
+        path, prefix, listing = os.path.expanduser(self.path), self._prefixes[split], self._listings[split]
+        if not len(listing.pictures):
+            raise UserError(_nothing_found(path, prefix, listing.pictures.ignored))
+        place = Tars(listing.files, os.fsencode(prefix)) if listing.files else Folder(_root(path, prefix))
+        return Pictures(place, listing, self.max_pixels)
 
 
-def _scan(path: str, prefixes: Sequence[str], labels: str | None = None) -> list[tuple[Folder | Tars, Scan]]:
+def _scan(path: str, prefixes: Sequence[str], labels: str = FOLDERS) -> list[Listing]:
+    """What there is below each of the prefixes."""
     if os.path.isdir(path):
-        if labels is not None:
+        if labels != FOLDERS:
             raise UserError(
                 f"data.labels={labels!r} is for tars, and {path!r} is a folder; expected data.labels=folders"
             )
-        roots = [os.fsencode(os.path.join(path, prefix).rstrip("/") or "/") for prefix in prefixes]
-        return [(Folder(root), Scan(scan_folder(root), [])) for root in roots]
-    shards, scans = scan_tars(_archives(path), prefixes, None if labels is None else Beside.of(labels))
-    return [(Tars(shards, os.fsencode(p)), scan) for p, scan in zip(prefixes, scans, strict=True)]
+        scans = (scan_folder(_root(path, prefix)) for prefix in prefixes)
+        return [_listing(index, folders=folders) for index, folders in scans]
+    shards, found = scan_tars(_archives(path), prefixes, None if labels == FOLDERS else Beside.of(labels))
+    if labels == FOLDERS:
+        return [_listing(scan.pictures, tuple(shards)) for scan in found]
+    return [Listing.of(scan.pictures, *classes_of(scan.labels), tuple(shards)) for scan in found]
+
+
+def _listing(index: Index, files: tuple[Stamp, ...] = (), folders: Index | None = None) -> Listing:
+    """With the first folder of each name for a label."""
+    classes, labels = index.classes()
+    return Listing.of(index, tuple(map(readable, classes)), labels, files, folders)
+
+
+def _changed(path: str, prefix: str, listing: Listing) -> str | None:
+    """What is not as it was when it was listed: a folder, an archive, or which archives there are."""
+    if os.path.isdir(path):
+        return readable(_root(path, prefix)) if listing.files else changed_folder(_root(path, prefix), listing.folders)
+    if (archives := _archives(path)) != [file.path for file in listing.files]:
+        return path
+    now = identities(archives) if is_remote(path) else map(local_identity, archives)
+    return next((file.path for file, found in zip(listing.files, now, strict=True) if file[1:] != found), None)
+
+
+def _root(path: str, prefix: str) -> bytes:
+    return os.fsencode(os.path.join(path, prefix).rstrip("/") or "/")
 
 
 def _archives(path: str) -> list[str]:
@@ -245,7 +267,8 @@ def _nothing_found(path: str, prefix: str, ignored: int) -> str:
 
 def _prefixes(path: str, most: int = 10) -> str:
     """The first folders that exist at `path`, for people."""
-    [(_, (index, _))] = _scan(path, [""])
+    [listing] = _scan(path, [""])
+    index = listing.pictures
     names = (index.name(i).partition(b"/") for i in range(len(index)))
     folders = sorted({folder for folder, slash, _ in names if slash})
     shown = [repr(readable(folder)) for folder in folders[:most]]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from unlabeled.data.index import IndexBuilder, file_size
+from unlabeled.data.listing import Asked, Listing, Stamp, kept
 from unlabeled.data.source import EncodedConfig, Split, classes_of
 from unlabeled.data.sources import Folder, Pictures
+from unlabeled.data.tar import local_identity
 from unlabeled.errors import UserError
 
 Row = tuple[str, ...]
@@ -41,8 +45,22 @@ class Table(EncodedConfig):
 
     def source(self, split: Split) -> Pictures:
         """Its rows of one split."""
-        wanted = None if self.split is None else self.train if split == "train" else self.val
-        root = os.fsencode(os.path.expanduser(self.root or os.path.dirname(self.path) or "."))
+        path, root = os.path.expanduser(self.path), os.fsencode(self._root)
+        text = json.dumps([path, self._root, self.image, self.label, self.split, self._wanted(split)])
+        asked = {split: Asked(text, partial(_changed, path))}
+        listings = kept(self._index_folder, asked, lambda: {split: self._scan(split)}, self._index_written)
+        return Pictures(Folder(root), listings[split], self.max_pixels)
+
+    @property
+    def _root(self) -> str:
+        return os.path.expanduser(self.root or os.path.dirname(self.path) or ".")
+
+    def _wanted(self, split: Split) -> str | None:
+        return None if self.split is None else self.train if split == "train" else self.val
+
+    def _scan(self, split: Split) -> Listing:
+        wanted, root = self._wanted(split), os.fsencode(self._root)
+        stamp = _stamp(os.path.expanduser(self.path))
         columns = [self.image, *(name for name in (self.label, self.split) if name is not None)]
         builder, labels, values = IndexBuilder(), [], set()
         # rows are read for each split anew: millions of them would stay as Python objects otherwise
@@ -56,7 +74,18 @@ class Table(EncodedConfig):
         if not labels:
             found = sorted(values)[:10] or "no rows"
             raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {found}")
-        return Pictures(Folder(root), builder.build(), self.max_pixels, *classes_of(labels))
+        return Listing.of(builder.build(), *classes_of(labels), (stamp,))
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        return Stamp(path, *local_identity(path))
+    except OSError as error:
+        raise UserError(f"data.path={path!r} cannot be read: {error.strerror or error}") from error
+
+
+def _changed(path: str, listing: Listing) -> str | None:
+    return None if (_stamp(path),) == listing.files else path
 
 
 def _read(path: str, columns: list[str]) -> Iterator[Row]:

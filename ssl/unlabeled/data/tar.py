@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from unlabeled.data.index import Index, IndexBuilder, readable
+from unlabeled.data.listing import Stamp
 from unlabeled.data.remote import identity, is_remote, open_remote
 from unlabeled.errors import UserError
 
@@ -23,14 +24,6 @@ _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _PLAIN_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENSIONS = (_LONG_NAME, _LONG_LINK, tarfile.XGLTYPE, *_PAX)
-
-
-class Shard(NamedTuple):
-    """A tar as it was when it was indexed."""
-
-    path: str
-    size: int
-    tag: str  # when it was changed last, or what a remote file system has for it
 
 
 class Scan(NamedTuple):
@@ -47,7 +40,7 @@ class Scan(NamedTuple):
 
 def scan_tars(
     paths: Sequence[str], prefixes: Sequence[str], beside: Beside | None = None
-) -> tuple[list[Shard], list[Scan]]:
+) -> tuple[list[Stamp], list[Scan]]:
     """One pass over the headers of `paths`; what there is below each of `prefixes`.
 
     Args:
@@ -64,7 +57,7 @@ def scan_tars(
     shards = []
     for number, path in enumerate(paths):
         with _open_tar(path) as file:
-            shard = Shard(path, *(identity(path) if is_remote(path) else local_identity(file.fileno())))
+            shard = Stamp(path, *(identity(path) if is_remote(path) else local_identity(file.fileno())))
             shards.append(shard)
             members = list(_unique(path, sorted(_members(file, path, shard.size))))
             found = {} if beside is None else beside.read(file, path, members)
@@ -124,9 +117,9 @@ def stem(name: bytes) -> tuple[bytes, bytes]:
     return folder + slash + root, ending
 
 
-def local_identity(descriptor: int) -> tuple[int, str]:
-    """Size and time of the last change of an open file."""
-    status = os.fstat(descriptor)
+def local_identity(file: int | str) -> tuple[int, str]:
+    """Size and time of the last change of a file, open or by its path."""
+    status = os.stat(file)
     return status.st_size, str(status.st_mtime_ns)
 
 
