@@ -29,6 +29,7 @@ EXTENSIONS = (
     b".ppm",
     b".pgm",
     b".pbm",
+    b".npy",
 )
 
 
