@@ -68,7 +68,7 @@ class Finetune:
         task, source = recipe.task, job.dataset.source
         share = f" ({100 * task.fraction:g} % of the labels)" if task.fraction < 1 else ""
         return [
-            ("pictures", f"{len(source):,} from {recipe.data.name}{share}, {len(source.classes)} classes"),
+            ("pictures", f"{len(source):,} from {recipe.data.whence}{share}, {len(source.classes)} classes"),
             ("backbone", recipe.encoder),
             ("task", f"classify, mode {task.mode}, pool {task.pool}"),
         ]

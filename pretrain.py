@@ -75,7 +75,7 @@ class Pretrain:
             ("rescaled", f"{field}: paper {paper:g}, yours {yours:.6g}: {why}")
             for field, paper, yours, why in self.rescaled
         ]
-        return [("pictures", f"{len(source):,} from {recipe.data.name}{labels}"), ("method", model), *changed]
+        return [("pictures", f"{len(source):,} from {recipe.data.whence}{labels}"), ("method", model), *changed]
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Export the encoder, with heads and a model card."""

@@ -4,7 +4,8 @@
 
 The same views for all: MAE's single crop, MoCo v3's two, DINO's two large and eight small ones. Each contender takes
 the same files from memory, in turn; lightly's views are put together from its own transforms at the same settings. The
-decode limit is what torchvision's decoder alone reaches in the same rounds.
+decode limit is what torchvision's decoder alone reaches in the same rounds. `mae_cached` is MAE's crop from what
+`python -m unlabeled prepare` makes of the same files, against the others from the files themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import io
 import os
 import random
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,7 +27,11 @@ from common import finish, machine, seconds, table
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from unlabeled.data.decode import decode
 from unlabeled.data.loader import Normalize, Sample, collate, to_device
+from unlabeled.data.prepare import encode, shrink
+from unlabeled.data.prepared import Settings
+from unlabeled.data.source import MAX_PIXELS
 from unlabeled.data.sources import Files
 from unlabeled.data.views import View
 from unlabeled.methods import dino, mae, mocov3
@@ -40,6 +47,8 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "dino": (dino.GLOBAL_1, dino.GLOBAL_2, LOCAL),
 }
 
+CACHED = "_cached"
+NAMES = [*VIEWS, f"mae{CACHED}"]
 RIVALS = {"pil": "Pillow", "lightly": "lightly"}
 
 Encoded = Sequence[bytes]
@@ -51,12 +60,10 @@ Work = Callable[[Encoded], Any]
 
 def ours(views: Sequence[View]) -> Work:
     """As the loader and the engine do it."""
-    from unlabeled.data.decode import decode
-
     normalize, rng = Normalize(MEAN, STD, CPU), np.random.default_rng(0)
 
     def work(files: Encoded) -> Any:
-        pictures = [decode(data, 10**9) for data in files]
+        pictures = [decode(data, MAX_PIXELS) for data in files]
         samples = [Sample([view.sample(picture, rng, PATCH) for view in views], 0, 0, []) for picture in pictures]
         return to_device(collate(samples), CPU, normalize)
 
@@ -122,13 +129,23 @@ def by_pillow(crops: Callable[[Image.Image], list[torch.Tensor]]) -> Work:
     return work
 
 
-def contenders(name: str) -> dict[str, Work]:
+def cached(views: Sequence[View], files: Encoded, folder: Path) -> Work:
+    """Ours from small copies of the files on disk, as `prepare` makes them."""
+    work, settings = ours(views), Settings()
+    places = {data: folder / f"{i}.npy" for i, data in enumerate(files)}
+    for data, place in places.items():
+        place.write_bytes(encode(shrink(decode(data, MAX_PIXELS), settings.short_side), settings))
+    return lambda batch: work([places[data].read_bytes() for data in batch])
+
+
+def contenders(name: str, files: Encoded, folder: Path) -> dict[str, Work]:
     """Who takes part in one set of views."""
-    each = [pillow(view) for view in VIEWS[name] for _ in range(view.count)]
+    views = VIEWS[name.removesuffix(CACHED)]
+    each = [pillow(view) for view in views for _ in range(view.count)]
     return {
-        "ours": ours(VIEWS[name]),
+        "ours": cached(views, files, folder) if name.endswith(CACHED) else ours(views),
         "Pillow": by_pillow(lambda picture: [make(picture) for make in each]),
-        "lightly": by_pillow(lightlys(name)),
+        "lightly": by_pillow(lightlys(name.removesuffix(CACHED))),
     }
 
 
@@ -173,19 +190,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     random.seed(0)
     torch.manual_seed(0)
-    files, rows = read(chosen.data, chosen.pictures), []
-    result: dict[str, Any] = {}
-    for name in VIEWS:
-        found = rates({**contenders(name), "decoding": decoded}, files, chosen.rounds)
-        ratios = {f"vs_{other}": round(found["ours"] / found[who], 2) for other, who in RIVALS.items()}
-        result[name] = {"images_per_s": round(found["ours"], 1), **ratios}
-        result["decode_limit"] = round(found["decoding"], 1)
-        share = f"{found['ours'] / found['decoding']:.2f}"
-        cells = [f"{found[who]:.0f}" for who in ("ours", "Pillow", "lightly", "decoding")]
-        rows.append((name, *cells, *(f"{ratio:.2f}" for ratio in ratios.values()), share))
+    files = read(chosen.data, chosen.pictures)
+    with tempfile.TemporaryDirectory() as folder:
+        found = {
+            name: rates({**contenders(name, files, Path(folder)), "decoding": decoded}, files, chosen.rounds)
+            for name in NAMES
+        }
     print(machine())
-    print(table(("images/s", "ours", "Pillow", "lightly", "decoding", "x Pillow", "x lightly", "of decoding"), rows))
-    finish(chosen, result)
+    heads = ("images/s", "ours", "Pillow", "lightly", "decoding", "x Pillow", "x lightly", "of decoding")
+    print(table(heads, [row(name, rate) for name, rate in found.items()]))
+    finish(chosen, {**{name: summary(rate) for name, rate in found.items()}, "decode_limit": limit(found)})
+
+
+def summary(rate: dict[str, float]) -> dict[str, float]:
+    """One set of views as JSON."""
+    ratios = {f"vs_{other}": round(rate["ours"] / rate[who], 2) for other, who in RIVALS.items()}
+    return {"images_per_s": round(rate["ours"], 1), **ratios}
+
+
+def row(name: str, rate: dict[str, float]) -> tuple[str, ...]:
+    """One set of views in the table."""
+    share = [rate["ours"] / rate[who] for who in ("Pillow", "lightly", "decoding")]
+    cells = [f"{rate[who]:.0f}" for who in ("ours", "Pillow", "lightly", "decoding")]
+    return (name, *cells, *(f"{value:.2f}" for value in share))
+
+
+def limit(found: dict[str, dict[str, float]]) -> float:
+    """Pictures that are decoded per second, the median over the sets of views."""
+    return round(median(rate["decoding"] for rate in found.values()), 1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import fcntl
 import shutil
 import sys
 from collections.abc import Sequence
@@ -147,9 +146,10 @@ def _train(
     stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, output: Path, options: argparse.Namespace
 ) -> int:
     from unlabeled.engine import Engine
+    from unlabeled.lock import claim
     from unlabeled.train.distributed import on_main
 
-    lock = on_main(accelerator, lambda: _claim(output))
+    lock = on_main(accelerator, lambda: claim(output, "run.output"))
     on_main(accelerator, lambda: _make_room(output, options))
     engine = Engine(job, accelerator, output)
     resume(engine, job)
@@ -204,24 +204,6 @@ def _refuse_changes(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
         raise UserError(
             f"{engine.output} holds a run on other pictures or weights: {saved['facts']}, now {job.facts}. {advice}"
         )
-
-
-def _claim(output: Path) -> Any:
-    """Lock the output folder for as long as this process lives."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = open(output / ".lock", "w")  # noqa: SIM115 - held until the process ends
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror}. Choose another run.output.") from error
-    try:
-        # lockf, not flock: loader workers must not inherit it and hold it for seconds after a killed run
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise UserError(
-            f"another run is writing to {output}. Wait for it, stop it, or choose another run.output."
-        ) from error
-    return lock
 
 
 def _make_room(output: Path, options: argparse.Namespace) -> None:

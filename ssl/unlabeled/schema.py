@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, create_model, field_validator
@@ -10,6 +12,7 @@ from pydantic_core.core_schema import ValidationInfo
 from unlabeled.data.mixture import Kinds, Mixture
 from unlabeled.evaluate.protocol import Evaluation
 from unlabeled.methods import config_union
+from unlabeled.recipe import keys_of, load
 from unlabeled.train.optim import AdamW, OptimConfig
 from unlabeled.transfer.classify import ClassifyConfig
 
@@ -17,7 +20,7 @@ DataConfig = Annotated[Kinds | Mixture, Field(discriminator="name")]
 Tracker = Literal["tensorboard", "mlflow"]
 
 # fields that cannot change what is learnt: a run may be resumed with others
-FREE_FIELDS = ("run", "data.path", "data.root", "data.max_bad_fraction", "evaluate")
+FREE_FIELDS = ("run", "data.path", "data.root", "data.cache", "data.max_bad_fraction", "evaluate")
 
 
 class Train(BaseModel, frozen=True, extra="forbid"):
@@ -105,6 +108,12 @@ def pretrain_recipe() -> Any:
             Field(None, description="kNN and linear probes on labelled pictures while it trains; null = none"),
         ),
     )
+
+
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """A recipe of either program: what names an encoder or a task is for fine-tuning. Raises RecipeError."""
+    schema = FinetuneRecipe if keys_of(path) & {"encoder", "task"} else pretrain_recipe()
+    return load(schema, path, overrides)
 
 
 def is_free(path: str) -> bool:

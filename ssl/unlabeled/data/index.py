@@ -136,10 +136,14 @@ class IndexBuilder:
         if not is_picture(name):
             self.ignored += 1
             return False
+        self.add_stored(name, shard, start, size)
+        return True
+
+    def add_stored(self, name: bytes, shard: int, start: int, size: int) -> None:
+        """A picture in a tar, `name` relative to the split."""
         self.add(name, size)
         self._shards.append(shard)
         self._starts.append(start)
-        return True
 
     def build(self) -> Index:
         """The index; the builder is not used again."""

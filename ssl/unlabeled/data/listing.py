@@ -115,22 +115,22 @@ def _current(file: Path, question: Asked) -> Listing | None:
 
 def save(file: Path, listing: Listing, asked: str) -> None:
     """Write a listing, whole or not at all. A disk that takes none is no reason to stop: the next start scans."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as packed
 
     columns = _columns(listing)
     header = {
         "format": FORMAT,
         "asked": asked,
-        "classes": json.dumps(listing.classes),
-        "files": json.dumps(listing.files),
-        "ignored": str(listing.pictures.ignored),
+        "classes": listing.classes,
+        "files": listing.files,
+        "ignored": listing.pictures.ignored,
         "fingerprint": listing.fingerprint,
     }
-    header["hash"] = _hash(header, columns)
+    text = json.dumps(header)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(columns, temporary, metadata=header)
+        temporary.write_bytes(packed(columns, {"listing": text, "hash": _hash(text, columns)}))
         os.replace(temporary, file)
     except OSError as error:
         log.warning("the index cannot be kept in %s: %s", file, error.strerror)
@@ -140,15 +140,16 @@ def save(file: Path, listing: Listing, asked: str) -> None:
 def read(file: Path, asked: str) -> Listing | None:
     """A listing, mapped into memory; None where there is none, of something else, or damaged."""
     try:
-        header, columns = _mapped(file)
-        found = header.pop("hash")
-        if (header["format"], header["asked"], found) != (FORMAT, asked, _hash(header, columns)):
+        metadata, columns = _mapped(file)
+        header = json.loads(metadata["listing"])
+        if (header["format"], header["asked"]) != (FORMAT, asked):
             return None
-        pictures = _index(columns, "pictures", int(header["ignored"]))
-        files = tuple(Stamp(*stamp) for stamp in json.loads(header["files"]))
-        classes = tuple(json.loads(header["classes"]))
+        if metadata["hash"] != _hash(metadata["listing"], columns):
+            return None
+        pictures = _index(columns, "pictures", header["ignored"])
+        files = tuple(Stamp(*stamp) for stamp in header["files"])
         folders = _index(columns, "folders", 0)
-        return Listing(pictures, classes, columns["labels"], files, folders, header["fingerprint"])
+        return Listing(pictures, tuple(header["classes"]), columns["labels"], files, folders, header["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -166,8 +167,8 @@ def _index(columns: dict[str, NDArray[Any]], name: str, ignored: int) -> Index:
     return Index(**own, ignored=ignored)
 
 
-def _hash(header: dict[str, str], columns: dict[str, NDArray[Any]]) -> str:
-    digest = blake2b(json.dumps(sorted(header.items())).encode(), digest_size=16)
+def _hash(header: str, columns: dict[str, NDArray[Any]]) -> str:
+    digest = blake2b(header.encode(), digest_size=16)
     for name in sorted(columns):
         digest.update(f"{name} {columns[name].dtype} {len(columns[name])};".encode())
         digest.update(np.ascontiguousarray(columns[name]).data)

@@ -21,7 +21,7 @@ from unlabeled.data.tv import TorchVision
 
 Kinds = Files | Table | HuggingFace | TorchVision | Arrays | Shapes
 Single = Annotated[Kinds, Field(discriminator="name")]
-SHARED = frozenset(SourceConfig.model_fields) - {"name"}
+SHARED = frozenset(SourceConfig.model_fields) - {"name", "cache"}
 
 
 class MixtureSource:
@@ -99,6 +99,13 @@ class Mixture(SourceConfig):
         if self.weights is not None and len(self.weights) != len(self.sources):
             raise ValueError(f"expected a weight per source, found {len(self.weights)} for {len(self.sources)}")
         return self
+
+    @field_validator("cache")
+    @classmethod
+    def _no_cache(cls, cache: str | None) -> str | None:
+        if cache is not None:
+            raise ValueError(f"a mixture has no cache of its own, found {cache!r}: give one to each of its sources")
+        return cache
 
     @property
     def has_val(self) -> bool:

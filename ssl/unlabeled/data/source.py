@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,12 +49,27 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Encoded(Protocol):
+    """What a `Source` has as well whose pictures are files."""
+
+    def read(self, i: int) -> bytes:
+        """The bytes of picture i. Raises BadSample where they cannot be had."""
+        ...
+
+
 class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     """The fields that all kinds of sources share."""
 
     what_val_is: ClassVar[str] = "labelled pictures to evaluate on"
 
     name: str
+    cache: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of small copies to read instead, filled by `python -m unlabeled prepare RECIPE "
+        "data.cache=FOLDER`; null = none",
+    )
     max_bad_fraction: float = Field(
         0.01,
         ge=0,
@@ -85,6 +100,15 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """Whether there are pictures to evaluate on."""
         return getattr(self, "val", None) is not None
 
+    @property
+    def whence(self) -> str:
+        """Where pictures come from, for people."""
+        if self.cache is None:
+            return self.name
+        from unlabeled.data.prepared import summary
+
+        return f"{self.name}, small copies in {summary(Path(self.cache).expanduser())}"
+
     def open(self, split: Split) -> Source:
         """The pictures of a split, found once. Labels of `val` are numbered as in `train`, where that is labelled.
 
@@ -95,7 +119,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @cached_property
     def _train(self) -> Source:
-        return self.source("train")
+        return self._pictures("train")
 
     @cached_property
     def _val(self) -> Source:
@@ -103,7 +127,14 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
             raise UserError(f"data.val is null; expected {self.what_val_is}")
         val = getattr(self, "val", None)
         what = "data.val" if val is None else f"data.val={val!r}"
-        return numbered_as(self.source("val"), self._train.classes, what)
+        return numbered_as(self._pictures("val"), self._train.classes, what)
+
+    def _pictures(self, split: Split) -> Source:
+        if self.cache is None:
+            return self.source(split)
+        from unlabeled.data.prepared import open_prepared
+
+        return open_prepared(self, Path(self.cache).expanduser(), split)
 
 
 class EncodedConfig(SourceConfig):

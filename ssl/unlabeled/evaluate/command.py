@@ -7,10 +7,9 @@ import json
 import statistics
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ValidationError
 
 from unlabeled.card import versions
 from unlabeled.data.shapes import Shapes
@@ -20,11 +19,11 @@ from unlabeled.evaluate.features import Encode, encoder_features, pixels
 from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, probe, scored
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
+from unlabeled.options import checked
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-M = TypeVar("M", bound=BaseModel)
 # raw pixels are compared at most at this side: beyond it they are many and no better
 PIXELS_SIDE = 32
 
@@ -95,19 +94,7 @@ def _evaluation(args: argparse.Namespace) -> Evaluation:
     if args.seeds < 1 or args.workers < 0:
         raise UserError(f"--seeds {args.seeds} --workers {args.workers}: expected at least 1 seed and 0 workers")
     fractions = tuple(dict.fromkeys(args.fractions))
-    return _checked(Evaluation, pool=args.pool, crop_pct=args.crop_pct, fractions=fractions)
-
-
-def _checked(model: type[M], **fields: Any) -> M:
-    """A model made of options; what it complains about is told by their names."""
-    try:
-        return model(**fields)
-    except ValidationError as error:
-        complaints = []
-        for one in error.errors():
-            option = "-".join(map(str, one["loc"][:1])).replace("_", "-")
-            complaints.append(f"--{option}: {one['msg']}, found {one['input']}" if option else one["msg"])
-        raise UserError("; ".join(complaints)) from error
+    return checked(Evaluation, pool=args.pool, crop_pct=args.crop_pct, fractions=fractions)
 
 
 def _device(name: str) -> torch.device:
@@ -146,8 +133,8 @@ def _data(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
     prepared = preprocessing_of(path) or IMAGENET
     how = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
     if args.data == "shapes":
-        return _checked(Shapes, size=max(encoder.image_size), **how)
-    return _checked(Files, path=args.data, train=args.train, val=args.val, **how)
+        return checked(Shapes, size=max(encoder.image_size), **how)
+    return checked(Files, path=args.data, train=args.train, val=args.val, **how)
 
 
 def _untrained(encoder: Encoder) -> Encoder:

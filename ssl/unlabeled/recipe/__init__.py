@@ -29,6 +29,7 @@ __all__ = [
     "differences",
     "dump",
     "format_differences",
+    "keys_of",
     "load",
     "parse",
 ]
@@ -63,6 +64,11 @@ def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str 
         raise report(document.faults, where)
     assert recipe is not None
     return recipe
+
+
+def keys_of(path: str | Path) -> frozenset[str]:
+    """The fields at the top of a recipe file, none where it cannot be understood. Raises RecipeError without a file."""
+    return frozenset(Document(_read(Path(path))).data)
 
 
 def _read(path: Path) -> str:

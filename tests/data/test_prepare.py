@@ -1,0 +1,178 @@
+"""Prepared pictures are the source's, smaller; whatever interrupts the work, the same command goes on."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import TINY_PRETRAIN, checkpoint_bytes, launch
+
+from unlabeled.__main__ import main
+from unlabeled.data import prepare as module
+from unlabeled.data.decode import decode
+from unlabeled.data.prepare import Packed, prepare, shrink
+from unlabeled.data.prepared import Settings
+from unlabeled.data.source import MAX_PIXELS, Source
+from unlabeled.data.sources import Files
+from unlabeled.errors import BadSample, UserError
+
+COUNT = 11
+SIZES = [(40 + 7 * number, 90 - 5 * number) for number in range(COUNT)]
+SMALL = Settings(short_side=32, shard=3)
+BROKEN = {4: b"no picture", 7: b""}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Files:
+    """A folder of two classes; two files are broken."""
+    for number, size in enumerate(SIZES):
+        file = tmp_path / "pictures" / "ab"[number % 2] / f"{number:02d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(BROKEN.get(number, jpeg(number, *size)))
+    return Files(path=str(tmp_path / "pictures"), max_bad_fraction=0.5)
+
+
+def jpeg(number: int, width: int, height: int) -> bytes:
+    small = np.random.default_rng(number).integers(256, size=(4, 5, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((width, height)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def done(data: Files, folder: Path, settings: Settings = SMALL, workers: int = 1) -> Source:
+    """All of it, opened as a recipe does."""
+    folder.mkdir(exist_ok=True)
+    list(prepare(data, folder, settings, workers))
+    return data.model_copy(update={"cache": str(folder)}).open("train")
+
+
+def images(source: Source) -> list[torch.Tensor | str]:
+    return [image(source, i) for i in range(len(source))]
+
+
+def image(source: Source, i: int) -> torch.Tensor | str:
+    """A picture, or why there is none."""
+    try:
+        return source.image(i)
+    except BadSample as error:
+        return error.reason
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".tar", ".jsonl")}
+
+
+def test_what_is_prepared_is_the_source_made_smaller(pictures: Files, tmp_path: Path) -> None:
+    source, made = pictures.source("train"), done(pictures, tmp_path / "cache")
+    assert made.classes == source.classes == ("a", "b") and np.array_equal(made.labels, source.labels)
+    assert [made.key(i) for i in range(COUNT)] == [source.key(i) for i in range(COUNT)]
+    bad = 0
+    for small, whole in zip(images(made), images(source), strict=True):
+        if isinstance(whole, str):
+            assert small == whole
+            bad += 1
+        else:
+            assert isinstance(small, torch.Tensor) and torch.equal(small, shrink(whole, 32))
+            assert min(small.shape[1:]) == min(32, *whole.shape[1:])
+    assert bad == len(BROKEN)
+
+
+def test_shrinking_keeps_the_aspect_and_never_enlarges() -> None:
+    picture = torch.zeros(3, 100, 333, dtype=torch.uint8)
+    assert shrink(picture, 50).shape == (3, 50, 166) and shrink(picture, 100) is picture
+
+
+def test_jpegs_are_smaller_and_close(pictures: Files, tmp_path: Path) -> None:
+    raw = done(pictures, tmp_path / "raw")
+    lossy = done(pictures, tmp_path / "jpeg", SMALL.model_copy(update={"format": "jpeg"}))
+    for exact, close in zip(images(raw), images(lossy), strict=True):
+        if isinstance(exact, torch.Tensor) and isinstance(close, torch.Tensor):
+            assert exact.shape == close.shape and (exact.float() - close.float()).abs().mean() < 4
+    assert raw.fingerprint() != lossy.fingerprint() != pictures.source("train").fingerprint()
+
+
+def test_workers_do_not_change_it(pictures: Files, tmp_path: Path) -> None:
+    done(pictures, tmp_path / "one")
+    done(pictures, tmp_path / "two", workers=2)
+    assert tars(tmp_path / "one") == tars(tmp_path / "two")
+
+
+def test_what_was_interrupted_goes_on(pictures: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done(pictures, tmp_path / "whole")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    packing = prepare(pictures, cut, SMALL, 1)
+    assert [next(packing).pictures for _ in range(3)] == [0, 3, 6]
+    packing.close()
+    with pytest.raises(UserError, match=r"lacks train\.safetensors"):
+        pictures.model_copy(update={"cache": str(cut)}).open("train")
+    (cut / "train-00001.tar").write_bytes(b"cut short")
+    packed: list[int] = []
+    pack = module.Preparation.pack
+    monkeypatch.setattr(module.Preparation, "pack", lambda self, n: packed.append(n) or pack(self, n))
+    counts = [found.pictures for found in prepare(pictures, cut, SMALL, 1)]
+    assert packed == [1, 2, 3] and counts == [3, 6, 9, 11] and tars(cut) == tars(tmp_path / "whole")
+    assert list(prepare(pictures, cut, SMALL, 1)) == [Packed("train", COUNT, COUNT, [])]
+
+
+def test_what_was_written_is_read_back(pictures: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rot(_: int) -> None:
+        file = next((tmp_path / "cache").glob("*.writing"))
+        data = bytearray(file.read_bytes())
+        data[1500] ^= 1
+        file.write_bytes(data)
+
+    monkeypatch.setattr(module, "_to_disk", rot)
+    with pytest.raises(UserError, match="does not hold what was written to it"):
+        done(pictures, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.tar"))
+
+
+def test_other_pictures_other_settings_and_lost_tars_are_refused(pictures: Files, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    done(pictures, cache)
+    with pytest.raises(UserError, match="short_side was 32 and is 64"):
+        done(pictures, cache, SMALL.model_copy(update={"short_side": 64}))
+    elsewhere = pictures.model_copy(update={"path": "/elsewhere", "cache": str(cache)})
+    with pytest.raises(UserError, match=r"path was '.*pictures' and is '/elsewhere'"):
+        elsewhere.open("train")
+    (tmp_path / "pictures" / "a" / "new.jpg").write_bytes(jpeg(99, 50, 50))
+    with pytest.raises(UserError, match="the pictures themselves have changed"):
+        done(Files.model_validate(pictures.model_dump()), cache)
+    (cache / "train-00002.tar").unlink()
+    with pytest.raises(UserError, match=r"train-00002\.tar cannot be read"):
+        pictures.model_copy(update={"cache": str(cache)}).open("train")
+
+
+def test_a_jpeg_cache_decodes_to_what_was_stored(pictures: Files, tmp_path: Path) -> None:
+    made = done(pictures, tmp_path / "cache", SMALL.model_copy(update={"format": "jpeg", "quality": 100}))
+    whole = decode(jpeg(0, *SIZES[0]), MAX_PIXELS)
+    assert (made.image(0).float() - shrink(whole, 32).float()).abs().max() < 40
+
+
+def test_a_run_from_a_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures that are small already: the same bits as without it, resumed, the originals gone, the cache moved."""
+    data = tmp_path / "data"
+    for number in range(10):
+        (data / "x").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(256, size=(20, 24, 3), dtype=np.uint8)).save(
+            data / "x" / f"{number}.png"
+        )
+    shapes = "{name: shapes, train_size: 42, val_size: 20, size: 16}"
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN.replace(shapes, f"{{path: {data}, name: files}}"))
+    recipe, cache = str(tmp_path / "tiny.yaml"), tmp_path / "cache"
+    assert main(["prepare", recipe]) == 2 and "data.cache is null" in capsys.readouterr().err
+    assert main(["prepare", recipe, f"data.cache={cache}", "--shard", "4", "--workers", "2"]) == 0
+    assert f"train with it: data.cache={cache}" in capsys.readouterr().err
+    assert launch("pretrain", [recipe, f"run.output={tmp_path}/plain"]) == [0]
+    shutil.rmtree(data)
+    cached = [recipe, f"run.output={tmp_path}/cached", "run.checkpoint_every=1"]
+    assert launch("pretrain", [*cached, f"data.cache={cache}"], kill={"step": 2}) == [-9]
+    cache.rename(tmp_path / "moved")
+    assert launch("pretrain", [*cached, f"data.cache={tmp_path}/moved", "run.workers=2"]) == [0]
+    assert checkpoint_bytes(tmp_path / "cached", 3) == checkpoint_bytes(tmp_path / "plain", 3)
