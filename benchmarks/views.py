@@ -138,15 +138,15 @@ def cached(views: Sequence[View], files: Encoded, folder: Path) -> Work:
     return lambda batch: work([places[data].read_bytes() for data in batch])
 
 
-def contenders(name: str, files: Encoded, folder: Path) -> dict[str, Work]:
+def contenders(name: str, files: Encoded, folder: Path, lightly: bool = True) -> dict[str, Work]:
     """Who takes part in one set of views."""
-    views = VIEWS[name.removesuffix(CACHED)]
-    each = [pillow(view) for view in views for _ in range(view.count)]
-    return {
-        "ours": cached(views, files, folder) if name.endswith(CACHED) else ours(views),
+    kind = name.removesuffix(CACHED)
+    each = [pillow(view) for view in VIEWS[kind] for _ in range(view.count)]
+    found = {
+        "ours": ours(VIEWS[kind]) if name == kind else cached(VIEWS[kind], files, folder),
         "Pillow": by_pillow(lambda picture: [make(picture) for make in each]),
-        "lightly": by_pillow(lightlys(name.removesuffix(CACHED))),
     }
+    return {**found, "lightly": by_pillow(lightlys(kind))} if lightly else found
 
 
 def decoded(files: Encoded) -> Any:

@@ -22,6 +22,7 @@ from unlabeled.schema import pretrain_recipe
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import contenders
 import methods
+import scale
 import step
 import views
 
@@ -117,17 +118,28 @@ def test_methods_in_equal_time_have_their_warmup_share_and_a_row(
     assert not commands, "runs that are there are not run again"
 
 
-@pytest.mark.parametrize("name", sorted(views.VIEWS))
-def test_all_contenders_make_the_same_views(name: str) -> None:
+@pytest.mark.parametrize("name", views.NAMES)
+def test_all_contenders_make_the_same_views(name: str, tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(256, size=(120, 160, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(280, 300, 3), dtype=np.uint8)).save(buffer, "JPEG")
     files = [buffer.getvalue()] * 3
-    batch = views.ours(views.VIEWS[name])(files)
+    contenders = views.contenders(name, files, tmp_path, lightly=importlib.util.find_spec("lightly") is not None)
+    batch = contenders.pop("ours")(files)
     expected = [tuple(crop.shape) for view in batch.views for crop in view.pixels]
-    crops = [views.pillow(view) for view in views.VIEWS[name] for _ in range(view.count)]
-    others = [views.by_pillow(lambda picture: [crop(picture) for crop in crops])]
-    if importlib.util.find_spec("lightly"):
-        others.append(views.by_pillow(views.lightlys(name)))
-    for other in others:
+    for other in contenders.values():
         assert [tuple(crop.shape) for crop in other(files)] == expected
         assert all(crop.dtype == torch.float32 for crop in other(files))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")
+def test_workers_hold_nothing_per_picture(tmp_path: Path) -> None:
+    """100,000 names as Python strings would cost the four of them tens of megabytes as their reference counts change."""
+    n = 100_000
+    assert scale.entries(n, tmp_path)["bytes_per_entry"] < 64
+    grown = scale.workers(n, tmp_path)
+    assert grown["anonymous_mb"] < 4 and grown["rss_mb"] < 20
+
+
+def test_a_folder_opens_from_its_kept_index(tmp_path: Path) -> None:
+    assert set(scale.files(2500, tmp_path)) == {"make_s", "scan_s", "start_s"}
+    assert (tmp_path / "index" / "train.safetensors").exists()
