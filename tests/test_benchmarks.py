@@ -133,7 +133,7 @@ def test_all_contenders_make_the_same_views(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")
 def test_workers_hold_nothing_per_picture(tmp_path: Path) -> None:
-    """100,000 names as Python strings would cost the four of them tens of megabytes as their reference counts change."""
+    """100,000 names as Python strings would cost tens of megabytes, as each worker counts references to them."""
     n = 100_000
     assert scale.entries(n, tmp_path)["bytes_per_entry"] < 64
     grown = scale.workers(n, tmp_path)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from unlabeled.errors import UserError
+from unlabeled.errors import Interrupted, UserError
 from unlabeled.recipe import describe, differences, dump, format_differences, load
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
 
@@ -36,8 +36,8 @@ OWN = (
 # nothing is wrong with the program: the disk is full, a quota is used up, or it may only be read
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after a checkpoint,
-the same command goes on from there. Several processes, on GPUs or a CPU:
+EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped after a checkpoint by SIGTERM, SIGUSR1, Ctrl-C or for a
+lost loader worker, the same command goes on from there. Several processes, on GPUs or a CPU:
 accelerate launch --multi_gpu --num_processes N pretrain.py ..., or torchrun --nproc_per_node N pretrain.py ..."""
 
 
@@ -65,6 +65,9 @@ def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     options = _parse(stage, arguments)
     try:
         return _run(stage, options)
+    except Interrupted as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STOPPED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

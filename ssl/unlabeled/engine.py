@@ -113,6 +113,8 @@ class Engine:
             verdict = self._agree(norm, pending, error)
             self._update(verdict.broken)
             self.display.advance(self.step)
+            if verdict.failed:
+                self.save()  # the step is whole: what the loader lost must not cost more
             if verdict.bad or verdict.failed:
                 self._note_bad(pending, error)
             self._report(batch, norm, feed)

@@ -7,6 +7,10 @@ class UserError(ValueError):
     """Says what was found, what was expected and how to mend it."""
 
 
+class Interrupted(UserError):
+    """Neither recipe nor data are to blame, and nothing is lost: the same command goes on."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of somebody else's code says, in one line; its kind where it says nothing."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -50,7 +50,12 @@ class Run(BaseModel, frozen=True, extra="forbid"):
     keep_every: int | None = Field(None, ge=1, description="also keep checkpoints whose step this divides")
     trackers: tuple[Tracker, ...] = Field((), description="also log to tensorboard, mlflow, or both")
     max_skipped: int = Field(20, ge=1, description="steps in a row with a non-finite loss or gradient before stopping")
-    timeout: float = Field(600, gt=0, allow_inf_nan=False, description="seconds to wait for a worker or a process")
+    timeout: float = Field(
+        600,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds to wait for a worker, half of what a process waits for another",
+    )
 
 
 class _Recipe(BaseModel, frozen=True, extra="forbid"):

@@ -9,7 +9,7 @@ import torch
 
 from unlabeled.data.loader import RawBatch, ViewDataset, collate, make_loader
 from unlabeled.data.sampler import EpochSampler
-from unlabeled.errors import UserError
+from unlabeled.data.workers import Batches
 
 
 class Feed:
@@ -57,10 +57,10 @@ class Feed:
         started = time.perf_counter()
         try:
             if self._iterator is None:
-                self._iterator = iter(self._batches)
+                self._iterator = Batches(self._batches)
             fetched = [next(self._iterator) for _ in range(self.accumulate)]
         except Exception as error:  # workers raise whatever their code raises
-            return [], _plain(error)
+            return [], error
         self.left -= 1
         self.waited += time.perf_counter() - started
         return fetched, None
@@ -68,9 +68,3 @@ class Feed:
     def close(self) -> None:
         """End the workers now, rather than whenever the interpreter gets to it."""
         self._iterator = None
-
-
-def _plain(error: Exception) -> Exception:
-    """An error for users that a worker raised comes wrapped in its traceback: take it out."""
-    lines = [line for line in str(error).splitlines() if "UserError: " in line]
-    return UserError(lines[-1].split("UserError: ", 1)[1]) if lines else error

@@ -18,6 +18,7 @@ from unlabeled.data.photometric import Photometric, recolour
 from unlabeled.data.sampler import Position
 from unlabeled.data.source import Source
 from unlabeled.data.views import Crops, View
+from unlabeled.data.workers import end_where_batches_cannot_be_sent
 from unlabeled.errors import BadSample, UserError
 from unlabeled.method import Batch, ViewBatch
 from unlabeled.nn.patches import PatchMask
@@ -151,10 +152,11 @@ def _recoloured(pixels: Tensor, drawn: Photometric, normalize: Normalize) -> Ten
     return recolour_and_normalize(crops, drawn, normalize.scale, normalize.shift).view_as(pixels)
 
 
-def _deaf_to_signals(_worker: int) -> None:
+def _begin(_worker: int) -> None:
     # signals for the process group reach workers too, but only the main process may act on them
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
+    end_where_batches_cannot_be_sent()
 
 
 def make_loader(
@@ -175,7 +177,7 @@ def make_loader(
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
         timeout=timeout if workers else 0,
-        worker_init_fn=_deaf_to_signals,
+        worker_init_fn=_begin,
         # torch's workers watch their parent to end with it: that must be this process, not a fork server
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator().manual_seed(0),

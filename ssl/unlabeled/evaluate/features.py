@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from unlabeled.data.loader import Normalize, make_loader
 from unlabeled.data.source import Source
 from unlabeled.data.views import Interpolation, center_crop
+from unlabeled.data.workers import Batches
 from unlabeled.errors import BadSample, UserError
 from unlabeled.nn.encoder import Encoder
 from unlabeled.train.distributed import gather_objects, raise_together
@@ -133,7 +134,7 @@ def extract(
     bad: list[str] = []
     error = None
     try:
-        for pixels, batch_rows, batch_labels, batch_bad in loader:
+        for pixels, batch_rows, batch_labels, batch_bad in Batches(loader):
             if pixels is not None:
                 x.append(encode(normalize(pixels.to(device, non_blocking=True))).float().cpu())
             rows += batch_rows

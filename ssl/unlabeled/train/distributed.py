@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unlabeled.errors import UserError
+from unlabeled.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,7 +44,8 @@ def make_accelerator(device: str, precision: str, timeout: float, trackers: list
         log_with=trackers or None,
         project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/logs"),
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+            # another process may itself be waiting for a worker for so long
+            InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout)),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
@@ -71,13 +72,15 @@ def raise_together(error: BaseException | None) -> None:
     """Raise on every process what any of them caught, so that none waits for the others.
 
     Raises:
-        UserError: the first process's error, by rank.
+        UserError: the first process's error, by rank; Interrupted where it is one.
     """
-    for rank, caught in enumerate(gather_objects(None if error is None else str(error))):
+    mine = None if error is None else (str(error), isinstance(error, Interrupted))
+    for rank, caught in enumerate(gather_objects(mine)):
         if caught is not None:
-            if error is not None and str(error) == caught:
+            if error is not None and caught == mine:
                 raise error
-            raise UserError(f"process {rank}: {caught}")
+            text, interrupted = caught
+            raise (Interrupted if interrupted else UserError)(f"process {rank}: {text}")
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:

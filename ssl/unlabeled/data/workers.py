@@ -1,0 +1,108 @@
+"""Loader workers that are lost are noticed at once, and only where a batch is waited for.
+
+torch raises from a signal handler wherever the program happens to be: in the middle of an update, or of a collective in
+which other processes wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing.queues import Queue
+from types import FrameType
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from unlabeled.errors import Interrupted, UserError
+
+GOES_ON = "The same command goes on."
+NO_MEMORY = f"Out of memory? Lower run.workers. {GOES_ON}"
+NO_SHARED_MEMORY = (
+    "/dev/shm is full: make it larger (docker: --shm-size=8g or --ipc=host), lower run.workers, or set run.workers=0. "
+    + GOES_ON
+)
+REASONS = {-signal.SIGKILL: NO_MEMORY, -signal.SIGBUS: NO_SHARED_MEMORY, errno.ENOSPC: NO_SHARED_MEMORY}
+
+_waited_for: Batches | None = None
+
+
+class Batches(Iterator[Any]):
+    """The batches of a loader.
+
+    Args:
+        loader: with or without workers.
+
+    Raises:
+        Interrupted: a worker is gone, gives nothing for the loader's timeout, or has no shared memory left.
+        UserError: what a worker raised.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._timeout, self._iterator = loader.timeout, iter(loader)
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, _on_child)
+
+    def __next__(self) -> Any:
+        global _waited_for
+        self.check()
+        _waited_for = self
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            self.check()  # torch may have noticed first
+            raise self._plain(error) from error
+        finally:
+            _waited_for = None
+
+    @property
+    def _workers(self) -> Sequence[Any]:
+        return getattr(self._iterator, "_workers", ())
+
+    def check(self) -> None:
+        """Raise Interrupted if a worker is gone."""
+        for number, worker in enumerate(self._workers):
+            if code := worker.exitcode:
+                end = signal.Signals(-code).name if code < 0 else f"code {code}"
+                advice = REASONS.get(code, GOES_ON)
+                raise Interrupted(f"loader worker {number} (process {worker.pid}) was ended by {end}. {advice}")
+
+    def _plain(self, error: RuntimeError) -> Exception:
+        """What is wrong, without the traceback that a worker's error comes wrapped in."""
+        text = str(error)
+        if lines := [line for line in text.splitlines() if "UserError: " in line]:
+            return UserError(lines[-1].split("UserError: ", 1)[1])
+        if "timed out" in text:
+            self._end()
+            given = f"no loader worker gave a batch in run.timeout={self._timeout:g} seconds"
+            return Interrupted(f"{given}: does the storage answer? {GOES_ON}")
+        return error
+
+    def _end(self) -> None:
+        # they do not listen to SIGTERM, with which torch and Python would end them and wait for ever
+        global _waited_for
+        _waited_for = None
+        for worker in self._workers:
+            worker.kill()
+
+
+def _on_child(_number: int, _frame: FrameType | None) -> None:
+    if _waited_for is not None:
+        _waited_for.check()
+
+
+def end_where_batches_cannot_be_sent() -> None:
+    """In a worker: end where shared memory is full. The thread that sends would print a traceback and send nothing."""
+
+    say = Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+
+    def end(error: Exception, batch: Any) -> None:
+        if "shared memory" in str(error):
+            os._exit(errno.ENOSPC)
+        say(error, batch)
+        os._exit(1)
+
+    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]

@@ -1,0 +1,101 @@
+"""A worker that is killed, hangs or has no shared memory left ends the run with a reason and a checkpoint."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import TINY_PRETRAIN, checkpoint_bytes, launch
+
+LAST, WHEN = 15, 10
+AHEAD = 5  # batches that are made before they are asked for
+STOPPED = 75
+
+
+def in_a_worker_at(step: int, what: Callable[[], None]) -> None:
+    """Do something in the worker that makes the first sample of a step."""
+    from unlabeled.data.loader import ViewDataset
+
+    original = ViewDataset.__getitem__
+
+    def getitem(self: ViewDataset, position: Any) -> Any:
+        if torch.utils.data.get_worker_info() is not None and position.step == step and position.row == 0:
+            what()
+        return original(self, position)
+
+    ViewDataset.__getitem__ = getitem  # type: ignore[method-assign]
+
+
+def killed() -> None:
+    in_a_worker_at(WHEN, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def hanging() -> None:
+    in_a_worker_at(WHEN, lambda: time.sleep(600))
+
+
+def without_shared_memory() -> None:
+    """A /dev/shm of 64 kB for this process and its workers only."""
+    new_mounts = 0x20000
+    if ctypes.CDLL(None).unshare(new_mounts) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/dev/shm"], check=True)
+
+
+def may_mount() -> bool:
+    probe = "unshare -m sh -c 'mount --make-rprivate / && mount -t tmpfs tmpfs /dev/shm'"
+    return subprocess.run(probe, shell=True, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("hook", "more", "reason"),
+    [
+        (
+            killed,
+            [],
+            (
+                "loader worker 0 (process ",
+                "was ended by SIGKILL. Out of memory? Lower run.workers. The same command goes on",
+            ),
+        ),
+        (hanging, ["run.timeout=8"], ("no loader worker gave a batch in run.timeout=8 seconds",)),
+    ],
+)
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_lost_worker_costs_nothing(
+    hook: Callable[[], None],
+    more: list[str],
+    reason: tuple[str, ...],
+    world: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    recipe = [str(tmp_path / "tiny.yaml"), "run.workers=1", "run.checkpoint_every=100"]
+    cut = [*recipe, f"run.output={tmp_path}/cut"]
+    assert launch("pretrain", [*cut, *more], hook=hook, world=world) == [STOPPED] * world
+    said = capsys.readouterr().err
+    assert all(part in said for part in reason) and "Traceback" not in said
+    [saved] = (tmp_path / "cut" / "checkpoints").iterdir()
+    assert WHEN - AHEAD <= int(saved.name.removeprefix("step-")) <= WHEN
+    assert launch("pretrain", cut, world=world) == [0] * world
+    if world == 1:
+        assert launch("pretrain", [*recipe, f"run.output={tmp_path}/whole"]) == [0]
+        assert checkpoint_bytes(tmp_path / "cut", LAST) == checkpoint_bytes(tmp_path / "whole", LAST)
+
+
+@pytest.mark.skipif(not may_mount(), reason="may not mount a file system")
+def test_full_shared_memory_says_how_to_get_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    arguments = [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path}/run", "run.workers=2", "method.view.size=128"]
+    assert launch("pretrain", arguments, hook=without_shared_memory) == [STOPPED]
+    said = capsys.readouterr().err
+    assert "--shm-size" in said and "run.workers=0" in said and "Traceback" not in said
