@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from unlabeled.data.decode import from_16_bit
+from unlabeled.data.bands import from_16_bit
 from unlabeled.data.source import SourceConfig, Split, classes_of, digest, sample_numbers
 from unlabeled.errors import UserError
 

@@ -15,6 +15,8 @@ Rules by which everything becomes RGB:
 - Floats: stretched from the picture's own minimum and maximum; not finite is a bad sample.
 - Animations and multi-page files: the first frame.
 - EXIF orientation is applied; orientation that cannot be read is taken as upright.
+- `.npy` (of one array, never a pickle): [H, W], [H, W, 3 or 1] or [3 or 1, H, W], bands last where both fit; numbers
+  by the rules above.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from unlabeled.data import npy
+from unlabeled.data.bands import RGB, bands_last, to_8_bit, with_channels
 from unlabeled.errors import BadSample
 
 # never EPS and its like: reading those runs programs
@@ -55,6 +59,8 @@ def decode(data: bytes, max_pixels: int, key: str = "") -> Tensor:
     if not data:
         raise BadSample(key, "the file is empty")
     try:
+        if data.startswith(npy.MAGIC):
+            return _npy(data, max_pixels)
         return _jpeg(data, max_pixels) if data.startswith(b"\xff\xd8\xff") else _pillow(data, max_pixels, key)
     except BadSample:
         raise
@@ -71,6 +77,14 @@ def _jpeg(data: bytes, max_pixels: int) -> Tensor:
     # frombuffer wants memory that may be written to
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+
+
+def _npy(data: bytes, max_pixels: int) -> Tensor:
+    values = bands_last(npy.values_of(data), RGB)
+    _check_pixels((values.shape[1], values.shape[0]), max_pixels)
+    pixels = with_channels(to_8_bit(values), RGB)
+    # the bytes may not be written to, so they are copied once
+    return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)
 
 
 def _pillow(data: bytes, max_pixels: int, key: str) -> Tensor:
@@ -126,32 +140,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     """[H, W, 3] by the rules at the top of this file."""
-    if image.mode.startswith("I;16"):
-        return _grey(from_16_bit(np.asarray(image)))
-    if image.mode == "I":
-        values = np.asarray(image)
-        fits = values.min() >= 0 and values.max() <= 0xFFFF
-        return _grey(from_16_bit(values) if fits else _stretched(values))
-    if image.mode == "F":
-        return _grey(_stretched(np.asarray(image)))
+    if image.mode.startswith("I") or image.mode == "F":
+        return with_channels(to_8_bit(np.asarray(image))[:, :, None], RGB)
     return np.array(image.convert("RGB"))
-
-
-def from_16_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """0..65535 to 0..255, scaled and rounded."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _stretched(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
-        raise ValueError("pixels that are NaN or infinite")
-    low, high = wide.min(), wide.max()
-    return np.rint((wide - low) * (255 / ((high - low) or 1))).astype(np.uint8)
-
-
-def _grey(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(values[:, :, None], 3, axis=2)
 
 
 def _reason(error: Exception) -> str:

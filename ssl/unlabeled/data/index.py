@@ -28,6 +28,7 @@ EXTENSIONS = (
     b".ppm",
     b".pgm",
     b".pbm",
+    b".npy",
 )
 
 

@@ -1,0 +1,87 @@
+"""Numbers of any width and bands of any number to 8 bits and as many channels as are asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+Values = NDArray[Any]
+Range = tuple[float, float]
+GREY, RGB = 1, 3
+
+
+def to_8_bit(values: Values, value_range: Range | None = None) -> Pixels:
+    """Pixels of any kind of number as 0..255, rounded.
+
+    Args:
+        values: uint8 stay what they are.
+        value_range: what becomes 0 and 255, clipped beyond; None = integers in 0..65535 are scaled by 1/257, other
+            integers and floats stretched from their own minimum and maximum.
+
+    Raises:
+        ValueError: NaN or infinite values, or no numbers.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "uif":
+        raise ValueError(f"pixels of type {values.dtype}, expected integers or floats")
+    if value_range is not None:
+        return _stretched(values, *value_range)
+    if values.dtype.kind != "f" and _fit_16_bit(values):
+        return from_16_bit(values)
+    return _stretched(values, values.min(), values.max())
+
+
+def from_16_bit(values: Values) -> Pixels:
+    """0..65535 to 0..255, scaled and rounded."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _fit_16_bit(values: Values) -> bool:
+    unsigned = values.dtype.kind == "u" and values.dtype.itemsize <= 2
+    return unsigned or bool(values.min() >= 0 and values.max() <= 0xFFFF)
+
+
+def _stretched(values: Values, low: float, high: float) -> Pixels:
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise ValueError("pixels that are NaN or infinite")
+    low, high = float(low), float(high)
+    return np.rint(((wide - low) * (255 / ((high - low) or 1))).clip(0, 255)).astype(np.uint8)
+
+
+def bands_last(values: Values, channels: int) -> Values:
+    """A view [H, W, bands] of [H, W], [H, W, bands] or [bands, H, W]: what fits `channels`, bands last where both do.
+
+    Raises:
+        ValueError: neither fits.
+    """
+    if values.ndim == 2:
+        return values[:, :, None]
+    if values.ndim == 3:
+        for fits in ((channels,), (GREY, RGB) if channels in (GREY, RGB) else ()):
+            if values.shape[2] in fits:
+                return values
+            if values.shape[0] in fits:
+                return values.transpose(1, 2, 0)
+    raise ValueError(f"shape {list(values.shape)}, expected [H, W, {channels}] or [{channels}, H, W]")
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Pixels [H, W, bands] as [H, W, channels]: grey is repeated to RGB, RGB becomes grey by ITU-R 601 as Pillow's.
+
+    Raises:
+        ValueError: any other number of bands than `channels`.
+    """
+    bands = pixels.shape[2]
+    if bands == channels:
+        return pixels
+    if (bands, channels) == (GREY, RGB):
+        return np.repeat(pixels, RGB, axis=2)
+    if (bands, channels) == (RGB, GREY):
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
+    raise ValueError(f"{bands} band{'s' * (bands != 1)}, expected {channels}")
