@@ -89,12 +89,24 @@ class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
     evaluate: Scoring = Field(Scoring(), description="when to score")
 
 
+def _channels_match(method: Any, info: ValidationInfo) -> Any:
+    data = info.data.get("data")
+    if data is not None and method.encoder.channels != data.channels:
+        found, given = method.encoder.channels, data.channels
+        raise ValueError(
+            f"encoder.channels is {found}, the pictures have {given} (the values of data.mean and data.std). Set "
+            f"method.encoder.channels={given}, or give mean and std {found} values each"
+        )
+    return method
+
+
 def pretrain_recipe() -> Any:
     """The schema of recipes for pretrain.py, with every method there is."""
     return create_model(
         "PretrainRecipe",
         __base__=_Recipe,
         __doc__="A recipe for pretrain.py.",
+        __validators__={"channels_match": field_validator("method")(_channels_match)},
         method=(config_union(), Field(description="what is learnt and from what")),
         init=(
             str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from unlabeled.data.arrays import Arrays
 from unlabeled.data.huggingface import HuggingFace
-from unlabeled.data.shapes import Shapes
+from unlabeled.data.shapes import Shapes, must_be_drawn
 from unlabeled.data.source import Positive, Source, SourceConfig, Split, digest
 from unlabeled.data.sources import Files
 from unlabeled.data.table import Table
@@ -63,7 +64,7 @@ class MixtureSource:
         return source.key(number)
 
     def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W]."""
+        """uint8 [C, H, W]."""
         source, number = self.place(i)
         return source.image(number)
 
@@ -99,11 +100,23 @@ class Mixture(SourceConfig):
             raise ValueError(f"expected a weight per source, found {len(self.weights)} for {len(self.sources)}")
         return self
 
+    @model_validator(mode="after")
+    def _all_have_its_channels(self) -> Mixture:
+        if any(isinstance(source, Shapes) for source in self.sources):
+            must_be_drawn(self.channels)
+        return self
+
     @property
     def has_val(self) -> bool:
         return any(source.has_val for source in self.sources)
 
+    @cached_property
+    def _parts(self) -> list[SourceConfig]:
+        # what all share decides how each decodes
+        shared = {name: getattr(self, name) for name in SHARED}
+        return [source.model_copy(update=shared) for source in self.sources]
+
     def source(self, split: Split) -> MixtureSource:
         """All parts that have the split; weights are for training."""
-        parts = [source.open(split) for source in self.sources if split == "train" or source.has_val]
+        parts = [part.open(split) for part in self._parts if split == "train" or part.has_val]
         return MixtureSource(parts, self.weights if split == "train" else None)

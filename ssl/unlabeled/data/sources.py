@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from unlabeled.data.bands import Target
 from unlabeled.data.index import EXTENSIONS, Index, readable, scan_folder
 from unlabeled.data.remote import identity_seen_by, is_remote, matching, read_range
 from unlabeled.data.source import EncodedConfig, Split, classes_of
@@ -32,7 +33,7 @@ class Pictures:
     Args:
         place: reads their bytes.
         index: which there are.
-        max_pixels: what `decode` takes.
+        target: what `decode` makes of them.
         classes, labels: names and numbers [n]; None = the first folder of each name.
 
     Attributes:
@@ -43,7 +44,7 @@ class Pictures:
         self,
         place: Folder | Tars,
         index: Index,
-        max_pixels: int,
+        target: Target,
         classes: tuple[str, ...] = (),
         labels: NDArray[np.int64] | None = None,
     ) -> None:
@@ -51,7 +52,7 @@ class Pictures:
             folders, labels = index.classes()
             classes = tuple(map(readable, folders))
         self.classes, self.labels, self.ignored = classes, labels, index.ignored
-        self._place, self._index, self._max_pixels = place, index, max_pixels
+        self._place, self._index, self._target = place, index, target
 
     def __len__(self) -> int:
         return len(self._index)
@@ -61,10 +62,10 @@ class Pictures:
         return readable(self._place.path(self._index, i))
 
     def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W], see `unlabeled.data.decode`."""
+        """uint8 [C, H, W], see `unlabeled.data.decode`."""
         from unlabeled.data.decode import decode
 
-        return decode(self.read(i), self._max_pixels, self.key(i))
+        return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:
         """The file's bytes.
@@ -209,8 +210,8 @@ class Files(EncodedConfig):
         if not len(index):
             raise UserError(_nothing_found(os.path.expanduser(self.path), prefix, index.ignored))
         if self.labels == FOLDERS:
-            return Pictures(place, index, self.max_pixels)
-        return Pictures(place, index, self.max_pixels, *classes_of(labels))
+            return Pictures(place, index, self.target)
+        return Pictures(place, index, self.target, *classes_of(labels))
 
 
 def _scan(path: str, prefixes: Sequence[str], labels: str | None = None) -> list[tuple[Folder | Tars, Scan]]:

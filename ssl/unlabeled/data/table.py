@@ -56,7 +56,7 @@ class Table(EncodedConfig):
         if not labels:
             found = sorted(values)[:10] or "no rows"
             raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {found}")
-        return Pictures(Folder(root), builder.build(), self.max_pixels, *classes_of(labels))
+        return Pictures(Folder(root), builder.build(), self.target, *classes_of(labels))
 
 
 def _read(path: str, columns: list[str]) -> Iterator[Row]:

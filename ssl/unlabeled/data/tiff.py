@@ -1,0 +1,78 @@
+"""TIFFs that Pillow reads in part or not at all: several bands of 16 bits or floats, and more than four of any kind."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from unlabeled.data.bands import Target, Values
+from unlabeled.errors import UserError
+
+MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def installed() -> bool:
+    """Whether they can be read."""
+    return importlib.util.find_spec("tifffile") is not None
+
+
+def values_of(data: bytes, target: Target) -> Values:
+    """The bands of the first page, or pages of one band each: [H, W, bands], upright.
+
+    Raises:
+        UserError: tifffile is not installed.
+        ValueError: too many pixels, or bands in a number that cannot become the target's. So do other errors of a
+            damaged file.
+    """
+    try:
+        import tifffile
+    except ImportError as error:
+        raise UserError("TIFFs of many or wide bands need tifffile: pip install 'unlabeled[data]'") from error
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, the error says too
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = _chosen(file.pages, target)
+        for page in pages:
+            _check(page, len(data), target)
+        return upright(np.concatenate([_bands(page) for page in pages], axis=2), pages[0].tags.valueof(274, 1))
+
+
+def _chosen(pages: Any, target: Target) -> Sequence[Any]:
+    """The pages that hold the picture: the first, unless as many of one band are wanted."""
+    if pages[0].samplesperpixel > 1:
+        return pages[:1]
+    return pages[: target.pages(len(pages))]
+
+
+def _check(page: Any, size: int, target: Target) -> None:
+    """Raise ValueError before anything is decoded that is too large, cut off or of other bands."""
+    target.check_size(page.imagewidth, page.imagelength)
+    target.check_size(page.tilewidth, page.tilelength)
+    if page.imagedepth != 1:
+        raise ValueError(f"a volume of {page.imagedepth} planes, expected a picture")
+    if page.samplesperpixel > 1:
+        target.check_bands(page.samplesperpixel)
+    end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
+    if end > size:
+        raise ValueError(f"cut off: {size:,} bytes, expected {end:,}")
+
+
+def _bands(page: Any) -> Values:
+    """[H, W, bands] of one page."""
+    values: Values = page.asarray(maxworkers=1)
+    if page.samplesperpixel == 1:
+        return values.reshape(page.imagelength, page.imagewidth, 1)
+    return values.transpose(1, 2, 0) if page.axes.startswith("S") else values
+
+
+def upright(values: Values, orientation: int) -> Values:
+    """Values [H, W, bands] turned by EXIF's orientation (EXIF 2.32, tag 0x0112)."""
+    if orientation >= 5:
+        values = values.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values[::-1] if orientation in (3, 4, 7, 8) else values
