@@ -176,12 +176,19 @@ def _converted(image: Image.Image, target: Target) -> Pixels:
     """[H, W, channels] of an open picture, by the rules at the top of this file."""
     target.check_size(*image.size)
     if isinstance(image, TiffImageFile):
-        if not (target.photographs and target.value_range is None) and not _is_whole(image):
+        # of colours the high byte will do, and what Pillow drops is no colour
+        will_do = target.photographs and target.value_range is None and not _is_wide(image)
+        if not will_do and not _is_whole(image):
             raise _NotAllOfIt("Pillow has a part of its bands or bits only")
-        if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
+        if image.mode in ("1", "L") or _is_wide(image):
             return target.of(_stacked(image, target))
     image.load()
     return _colours(_upright(image), target)
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Whether it has one band of integers of more than 8 bits, or of floats."""
+    return image.mode.startswith(("I", "F"))
 
 
 def _is_whole(image: TiffImageFile) -> bool:
@@ -194,7 +201,7 @@ def _is_whole(image: TiffImageFile) -> bool:
 def _stacked(image: TiffImageFile, target: Target) -> Values:
     """The pages of one band each that make a picture: [H, W, bands]."""
     pages = []
-    for number in range(target.pages(image.n_frames)):
+    for number in range(target.pages(_page_count(image))):
         image.seek(number)
         target.check_size(*image.size)
         image.load()
@@ -206,6 +213,13 @@ def _stacked(image: TiffImageFile, target: Target) -> Values:
     return np.stack(pages, axis=2)
 
 
+def _page_count(image: TiffImageFile) -> int:
+    try:
+        return image.n_frames
+    except Exception:  # nor must a broken second page cost the first
+        return 1
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -214,7 +228,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _colours(image: Image.Image, target: Target) -> Pixels:
-    if image.mode.startswith(("I", "F")):
+    if _is_wide(image):
         return target.of(np.asarray(image)[:, :, None])
     if not target.photographs:
         values = np.array(image)
