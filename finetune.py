@@ -49,7 +49,7 @@ class Finetune:
             raise UserError("fine-tuning needs labels: put the pictures of data.train into one folder per class")
         part = Part(source, stratified(source.labels, task.fraction, task.fraction_seed))
         encoder = load_encoder(recipe.encoder, task.view.shape, recipe.data.channels)
-        task.view.check(encoder.patch_size, encoder.channels)
+        task.view.check(encoder.patch_size)
         self.scorer = scorer = Scorer(recipe, accelerator, source.classes)
 
         def accuracy(method: Any) -> Iterator[tuple[str, float]]:

@@ -88,6 +88,13 @@ class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
     task: ClassifyConfig = Field(ClassifyConfig(), description="what to learn, and which parts of the backbone learn")
     evaluate: Scoring = Field(Scoring(), description="when to score")
 
+    @field_validator("task")
+    @classmethod
+    def _view_suits_the_pictures(cls, task: ClassifyConfig, info: ValidationInfo) -> ClassifyConfig:
+        if "data" in info.data:
+            task.view.must_suit(info.data["data"].channels)
+        return task
+
 
 def _channels_match(method: Any, info: ValidationInfo) -> Any:
     data = info.data.get("data")

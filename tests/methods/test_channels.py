@@ -15,13 +15,14 @@ from support import ROOT
 from unlabeled.data.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.sampler import EpochSampler
 from unlabeled.data.views import View
+from unlabeled.errors import UserError
 from unlabeled.export import Preprocessing, export_encoder, load_encoder, split_heads
 from unlabeled.method import Progress
 from unlabeled.methods import config_of, names
 from unlabeled.plan import plan
 from unlabeled.recipe import load
 from unlabeled.recipe.faults import RecipeError
-from unlabeled.schema import pretrain_recipe
+from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 from unlabeled.train.pictures import PictureWriter
 
 CPU = torch.device("cpu")
@@ -78,6 +79,8 @@ def test_it_learns_draws_and_exports(name: str, channels: int, tmp_path: Path) -
         again = load_encoder(tmp_path / "export").eval()(images)
     assert alone.pretrained_cfg["input_size"] == (channels, height, width)
     torch.testing.assert_close(again.patches, tokens.patches, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=f"the encoder sees {channels} channels, pictures have 3"):
+        load_encoder(tmp_path / "export", channels=3)
 
 
 def test_channels_of_method_and_pictures_must_agree() -> None:
@@ -87,6 +90,14 @@ def test_channels_of_method_and_pictures_must_agree() -> None:
     said = str(caught.value)
     assert "method: encoder.channels is 4, the pictures have 3" in said and "method.encoder.channels=3" in said
     assert "train.batch_size: expected an integer of at least 1" in said
+
+
+def test_a_view_to_fine_tune_on_must_suit_the_channels() -> None:
+    file = ROOT / "recipes" / "finetune" / "full_cifar10.yaml"
+    others = ["data.mean=[0.5]", "data.std=[0.5]", "task.view.jitter=[0.4, 0.4, 0.2, 0.1]"]
+    with pytest.raises(RecipeError, match=r"task: jitter of saturation 0.2 and hue 0.1 is for 3 channels, found 1"):
+        load(FinetuneRecipe, file, others)
+    assert load(FinetuneRecipe, file, [*others[:2], "task.view.jitter=[0.4, 0.4, 0, 0]"]).data.channels == 1
 
 
 def test_mean_and_std_must_agree() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +103,18 @@ def _stretched(values: Values, low: float, high: float) -> Pixels:
         raise ValueError("pixels that are NaN or infinite")
     low, high = float(low), float(high)
     return np.rint(((wide - low) * (255 / ((high - low) or 1))).clip(0, 255)).astype(np.uint8)
+
+
+def stacked(pages: Sequence[Values]) -> Values:
+    """Pages [H, W] as [H, W, bands].
+
+    Raises:
+        ValueError: they differ in size or in kind of number, or have bands of their own.
+    """
+    kinds = {f"{page.dtype} {list(page.shape)}" for page in pages}
+    if len(kinds) > 1 or pages[0].ndim != 2:
+        raise ValueError(f"pages of {', '.join(sorted(kinds))}, expected one band each and all alike")
+    return np.stack(pages, axis=2)
 
 
 def bands_last(values: Values, channels: int) -> Values:

@@ -15,14 +15,15 @@ Rules by which everything becomes RGB:
   and maximum.
 - Floats: stretched from the picture's own minimum and maximum; not finite is a bad sample.
 - Animations and multi-page files: the first frame, unless a TIFF has three pages of one band each.
+- TIFFs of one or three bands that Pillow does not read: grey or RGB.
 - EXIF orientation is applied; orientation that cannot be read is taken as upright.
 
 One channel: the same, then Pillow's grey of it (ITU-R 601); grey stays what it is.
 
 Any other number of channels: exactly so many bands as they are stored, else a bad sample. Nothing is converted: alpha
 is a band, so is each ink of CMYK (0 = none, as Pillow reads it: also where a JPEG of Adobe's stores it inverted), and a
-palette is one. In a TIFF they are the bands of the first page, or the first bands of as many pages as there are
-channels, all of one size.
+palette is one. In a TIFF they are the bands of the first page, or the pages, if each has one band and they are of one
+size, in their order. Of 16-bit bands in a PNG Pillow has the high bytes.
 
 Where a `value_range` is given, its ends become 0 and 255 in all pictures of more than 8 bits, instead of the rules
 above; a PNG of 16-bit colours, of which Pillow has the high byte only, is a bad sample then.
@@ -43,7 +44,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from unlabeled.data import npy, tiff
-from unlabeled.data.bands import GREY, RGB, Pixels, Range, Target, Values, bands_last, with_channels
+from unlabeled.data.bands import GREY, RGB, Pixels, Range, Target, Values, bands_last, stacked, with_channels
 from unlabeled.errors import BadSample, UserError
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -181,7 +182,7 @@ def _converted(image: Image.Image, target: Target) -> Pixels:
         if not will_do and not _is_whole(image):
             raise _NotAllOfIt("Pillow has a part of its bands or bits only")
         if image.mode in ("1", "L") or _is_wide(image):
-            return target.of(_stacked(image, target))
+            return target.of(_bands(image, target))
     image.load()
     return _colours(_upright(image), target)
 
@@ -198,7 +199,7 @@ def _is_whole(image: TiffImageFile) -> bool:
     return samples == len(image.getbands()) and (samples == 1 or max(bits) <= 8)
 
 
-def _stacked(image: TiffImageFile, target: Target) -> Values:
+def _bands(image: TiffImageFile, target: Target) -> Values:
     """The pages of one band each that make a picture: [H, W, bands]."""
     pages = []
     for number in range(target.pages(_page_count(image))):
@@ -207,10 +208,7 @@ def _stacked(image: TiffImageFile, target: Target) -> Values:
         image.load()
         page = _upright(image)
         pages.append(np.array(page.convert("L") if page.mode == "1" else page))
-    kinds = {f"{page.dtype} {list(page.shape)}" for page in pages}
-    if len(kinds) > 1 or pages[0].ndim != 2:
-        raise ValueError(f"pages of {', '.join(sorted(kinds))}, expected one band each and all alike")
-    return np.stack(pages, axis=2)
+    return stacked(pages)
 
 
 def _page_count(image: TiffImageFile) -> int:

@@ -8,9 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from unlabeled.data.bands import Target, Values
+from unlabeled.data.bands import Target, Values, stacked
 from unlabeled.errors import UserError
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -38,7 +36,9 @@ def values_of(data: bytes, target: Target) -> Values:
         pages = _chosen(file.pages, target)
         for page in pages:
             _check(page, len(data), target)
-        return upright(np.concatenate([_bands(page) for page in pages], axis=2), pages[0].tags.valueof(274, 1))
+        first, *more = [_values(page) for page in pages]
+        values = first if first.ndim == 3 else stacked([first, *more])
+        return upright(values, pages[0].tags.valueof(274, 1))
 
 
 def _chosen(pages: Any, target: Target) -> Sequence[Any]:
@@ -61,11 +61,11 @@ def _check(page: Any, size: int, target: Target) -> None:
         raise ValueError(f"cut off: {size:,} bytes, expected {end:,}")
 
 
-def _bands(page: Any) -> Values:
-    """[H, W, bands] of one page."""
+def _values(page: Any) -> Values:
+    """[H, W] of a page of one band, [H, W, bands] of others."""
     values: Values = page.asarray(maxworkers=1)
     if page.samplesperpixel == 1:
-        return values.reshape(page.imagelength, page.imagewidth, 1)
+        return values.reshape(page.imagelength, page.imagewidth)
     return values.transpose(1, 2, 0) if page.axes.startswith("S") else values
 
 

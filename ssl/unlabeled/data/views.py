@@ -117,11 +117,12 @@ class View(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"blur_kernel {self.blur_kernel} is too wide for a crop of {height}x{width} pixels")
         if self.mask is not None:
             self.mask.check(self.shape, patch)
-        if channels != 3:
-            self._must_have_no_hues(channels)
+        self.must_suit(channels)
 
-    def _must_have_no_hues(self, channels: int) -> None:
-        """Raise ValueError for colours that only RGB has."""
+    def must_suit(self, channels: int) -> None:
+        """Raise ValueError when it changes colours that only RGB has, and these are others."""
+        if channels == 3:
+            return
         brightness, contrast, *hues = self.jitter or photometric.NONE
         if any(hues):
             raise ValueError(
