@@ -98,11 +98,15 @@ def _fit_16_bit(values: Values) -> bool:
 
 
 def _stretched(values: Values, low: float, high: float) -> Pixels:
-    wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError("pixels that are NaN or infinite")
     low, high = float(low), float(high)
-    return np.rint(((wide - low) * (255 / ((high - low) or 1))).clip(0, 255)).astype(np.uint8)
+    wide = values.astype(np.float64)
+    # in place: new memory for each step takes several times as long
+    wide -= low
+    wide *= 255 / ((high - low) or 1)
+    np.rint(wide, out=wide)
+    return wide.clip(0, 255, out=wide).astype(np.uint8)
 
 
 def stacked(pages: Sequence[Values]) -> Values:

@@ -13,6 +13,10 @@ from unlabeled.errors import UserError
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+# what these log of a file, once per picture, their errors say too
+for _name in ("tifffile", "PIL.TiffImagePlugin"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
 
 def installed() -> bool:
     """Whether they can be read."""
@@ -31,7 +35,6 @@ def values_of(data: bytes, target: Target) -> Values:
         import tifffile
     except ImportError as error:
         raise UserError("TIFFs of many or wide bands need tifffile: pip install 'unlabeled[data]'") from error
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, the error says too
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         pages = _chosen(file.pages, target)
         for page in pages:
