@@ -196,7 +196,10 @@ FOUR = tiff(bands(4, np.uint16).transpose(1, 2, 0), planarconfig="contig")
         (pages([*bands(3), bands(1, height=6)[0]]), r"uint8 \[5, 7\], uint8 \[6, 7\], expected one band each and all"),
         (pages([*bands(3), bands(1, np.uint16)[0]]), r"uint16 \[5, 7\], uint8 \[5, 7\], expected one band each"),
         (tiff(bands(4, np.uint16, 101, 1000), planarconfig="separate"), "1000x101 pixels are more than the 100,000"),
-        (tiff(bands(4, np.uint16, 101, 1000), planarconfig="separate", tile=(16, 16)), "1000x101 pixels are more than"),
+        (
+            tiff(bands(4, np.uint16, 101, 1000).transpose(1, 2, 0), planarconfig="contig", tile=(16, 16)),
+            "1000x101 pixels are more than",
+        ),
         (pages([*bands(3, np.float64), bands(1, np.float64, height=6)[0]]), r"float64 \[5, 7\], float64 \[6, 7\]"),
         (pages([*bands(3), bands(1, height=101, width=1000)[0]]), "1000x101 pixels are more than the 100,000"),
         (tiff(bands(4).astype(np.complex64), planarconfig="separate"), "pixels of type complex64"),
