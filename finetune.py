@@ -48,7 +48,7 @@ class Finetune:
         if not source.classes:
             raise UserError("fine-tuning needs labels: put the pictures of data.train into one folder per class")
         part = Part(source, stratified(source.labels, task.fraction, task.fraction_seed))
-        encoder = load_encoder(recipe.encoder, image_size=task.view.shape)
+        encoder = load_encoder(recipe.encoder, task.view.shape, recipe.data.channels)
         task.view.check(encoder.patch_size)
         self.scorer = scorer = Scorer(recipe, accelerator, source.classes)
 

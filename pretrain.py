@@ -85,7 +85,7 @@ class Pretrain:
 
         encoder, heads = split_heads(engine.whole_method())
         crop_pct = recipe.evaluate.crop_pct if recipe.evaluate else 0.875
-        prepared = Preprocessing(recipe.data.mean, recipe.data.std, crop_pct)
+        prepared = Preprocessing.of(recipe.data, crop_pct)
         card = pretrain_card(recipe, engine)
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
         return [

@@ -23,6 +23,7 @@ from common import finish, machine, seconds, table
 from torch.utils.data import Dataset
 
 from unlabeled.data import listing
+from unlabeled.data.bands import Target
 from unlabeled.data.index import Index
 from unlabeled.data.listing import Listing
 from unlabeled.data.loader import make_loader
@@ -70,7 +71,7 @@ def opened(file: Path) -> Pictures:
     """The pictures of a kept index, which nobody looks at."""
     found = listing.read(file, KEPT)
     assert found is not None, "it was written a moment ago"
-    return Pictures(_Nowhere(b"/nowhere"), found, 1)
+    return Pictures(_Nowhere(b"/nowhere"), found, Target(1))
 
 
 class _Nowhere(Folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import stage_named
 
@@ -58,9 +59,17 @@ def test_the_papers_rates(name: str, peak: float) -> None:
     assert recipe.optim.peak(recipe.train.batch_size) == pytest.approx(peak)
 
 
+def stand_in(channels: int, folder: Path) -> str:
+    """5000 pictures of as many channels."""
+    if channels == 3:
+        return "data={name: shapes, train_size: 5000, size: 32}"
+    np.save(folder / "x.npy", np.zeros((5000, 4, 4, channels), np.uint8))
+    return f"data={{name: arrays, train: {folder}/x.npy, mean: {[0.5] * channels}, std: {[0.5] * channels}}}"
+
+
 @pytest.mark.parametrize("file", [file for file in RECIPES if "finetune" not in str(file)], ids=lambda file: file.stem)
 def test_every_pretraining_recipe_has_a_plan(file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    data = "data={name: shapes, train_size: 5000, size: 32}"
+    data = stand_in(load(pretrain_recipe(), file).data.channels, tmp_path)
     run = [f"run.output={tmp_path / 'run'}", "run.device=cpu", "evaluate=null", "train.precision=no"]
     assert main(stage_named("pretrain"), [str(file), data, *run, "--dry-run"]) == 0
     said = capsys.readouterr().err

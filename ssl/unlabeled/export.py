@@ -31,12 +31,18 @@ Tensors = dict[str, Tensor]
 
 
 class Preprocessing(NamedTuple):
-    """How pictures were prepared: normalisation per channel, and the evaluation crop."""
+    """How pictures were prepared: normalisation per channel, the evaluation crop, and what became of 16-bit values."""
 
     mean: Sequence[float]
     std: Sequence[float]
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
+    value_range: Sequence[float] | None = None
+
+    @classmethod
+    def of(cls, data: Any, crop_pct: float, interpolation: str = "bicubic") -> Preprocessing:
+        """That of a recipe's `data:` section; parts of a mixture have ranges of their own."""
+        return cls(data.mean, data.std, crop_pct, interpolation, getattr(data, "value_range", None))
 
 
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -72,12 +78,15 @@ def timm_config(
             "std": list(prepared.std),
             "num_classes": num_classes,
             "pool_size": [side // stride_of(architecture) for side in size] if cnn else None,
-            "first_conv": own.first_conv,
+            # older timm takes all weights for RGB's, and would begin this layer anew
+            "first_conv": own.first_conv if arguments["in_chans"] == 3 else None,
             "classifier": own.classifier,
         },
     }
     if classes:
         config["label_names"] = list(classes)
+    if prepared.value_range is not None:
+        config["value_range"] = list(prepared.value_range)
     return config
 
 
@@ -171,8 +180,10 @@ def preprocessing_of(path: str | Path) -> Preprocessing | None:
     file = Path(str(path).removeprefix("scratch:")) / "config.json"
     if not file.is_file():
         return None
-    config = json.loads(file.read_text())["pretrained_cfg"]
-    return Preprocessing(config["mean"], config["std"], config["crop_pct"], config["interpolation"])
+    config = json.loads(file.read_text())
+    trained = config["pretrained_cfg"]
+    mean, std = trained["mean"], trained["std"]
+    return Preprocessing(mean, std, trained["crop_pct"], trained["interpolation"], config.get("value_range"))
 
 
 def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
@@ -185,13 +196,19 @@ def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
         weights: of the timm model.
         old: (rows, columns) of their positions.
         model: the timm model they are for.
+
+    Raises:
+        UserError: other channels than RGB's are to be fitted.
     """
     from timm.models._manipulate import adapt_input_conv
 
     weights = dict(weights)
     first = f"{model.pretrained_cfg['first_conv']}.weight"
     channels = model.get_parameter(first).shape[1]
-    if weights[first].shape[1] != channels:
+    found = weights[first].shape[1]
+    if found != channels:
+        if found != 3:
+            raise UserError(f"the encoder sees {found} channels, pictures have {channels}. Only RGB's can be fitted.")
         weights[first] = adapt_input_conv(channels, weights[first])
     if is_relative(weights):
         return fit_tables(weights, old, model)

@@ -96,6 +96,24 @@ class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
     task: ClassifyConfig = Field(ClassifyConfig(), description="what to learn, and which parts of the backbone learn")
     evaluate: Scoring = Field(Scoring(), description="when to score")
 
+    @field_validator("task")
+    @classmethod
+    def _view_suits_the_pictures(cls, task: ClassifyConfig, info: ValidationInfo) -> ClassifyConfig:
+        if "data" in info.data:
+            task.view.must_suit(info.data["data"].channels)
+        return task
+
+
+def _channels_match(method: Any, info: ValidationInfo) -> Any:
+    data = info.data.get("data")
+    if data is not None and method.encoder.channels != data.channels:
+        found, given = method.encoder.channels, data.channels
+        raise ValueError(
+            f"encoder.channels is {found}, the pictures have {given} (the values of data.mean and data.std). Set "
+            f"method.encoder.channels={given}, or give mean and std {found} values each"
+        )
+    return method
+
 
 def pretrain_recipe() -> Any:
     """The schema of recipes for pretrain.py, with every method there is."""
@@ -103,6 +121,7 @@ def pretrain_recipe() -> Any:
         "PretrainRecipe",
         __base__=_Recipe,
         __doc__="A recipe for pretrain.py.",
+        __validators__={"channels_match": field_validator("method")(_channels_match)},
         method=(config_union(), Field(description="what is learnt and from what")),
         init=(
             str | None,

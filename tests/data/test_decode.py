@@ -6,11 +6,11 @@ import contextlib
 import io
 import struct
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from encoded import UPRIGHT, encode
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -20,12 +20,6 @@ from unlabeled.errors import BadSample
 CAP = 89_478_485
 RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((40, 30), Image.Resampling.BICUBIC)
-
-
-def encode(image: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def tensor(image: Image.Image) -> Tensor:
@@ -111,19 +105,6 @@ def test_wide_numbers_are_stretched_from_minimum_to_maximum(dtype: type) -> None
 def test_floats_that_are_not_finite_are_bad() -> None:
     with pytest.raises(BadSample, match="NaN or infinite"):
         decode(encode(Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)), "TIFF"), CAP)
-
-
-# how a stored picture [H, W, 3] has to be turned to stand upright (EXIF 2.32, tag 0x0112)
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: a[::-1].transpose(1, 0, 2),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: a[:, ::-1].transpose(1, 0, 2),
-}
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 import pytest
+from encoded import npy
 
 from unlabeled.data.decode import decode
 from unlabeled.errors import BadSample
 
 CAP = 10_000
 RNG = np.random.default_rng(0)
-
-
-def npy(array: np.ndarray, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, **options)
-    return buffer.getvalue()
 
 
 def image(*shape: int, dtype: Any = np.uint8) -> np.ndarray:

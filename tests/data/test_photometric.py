@@ -188,7 +188,8 @@ def test_the_next_crop_is_the_same_whatever_the_colours(view: View) -> None:
 def one_by_one(pixels: Tensor, colours: Photometric) -> Tensor:
     """`recolour`, as it is done on a CPU."""
     levels = (pixels * 255).round().to(torch.uint8)
-    return recolour_and_normalize(levels, colours, torch.full((3, 1, 1), 1 / 255), torch.zeros(3, 1, 1))
+    channels = pixels.shape[1]
+    return recolour_and_normalize(levels, colours, torch.full((channels, 1, 1), 1 / 255), torch.zeros(channels, 1, 1))
 
 
 @pytest.mark.parametrize("how", [recolour, one_by_one])
@@ -213,6 +214,29 @@ def test_one_by_one_is_all_at_once(size: tuple[int, int], kernel: int | None) ->
     colours = drawn(EVERYTHING.model_copy(update=strong), 24)
     pixels = pictures(24, *size) / 255
     torch.testing.assert_close(one_by_one(pixels, colours), recolour(pixels, colours), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_any_number_of_channels_by_hand(channels: int) -> None:
+    view = EVERYTHING.model_copy(update={"jitter": (0.4, 0.4, 0, 0), "grayscale": 0.0})
+    colours = drawn(view, 64)
+    assert colours.jitter is not None and colours.order is not None
+    assert colours.blur is not None and colours.solarize is not None
+    noise = torch.randint(0, 256, (64, channels, 16, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = noise / 255
+    found = recolour(pixels, colours)
+    for i, picture in enumerate(pixels):
+        for operation in colours.order[i].tolist():
+            factor = colours.jitter[i, operation]
+            if operation == 0:
+                picture = (picture * factor).clamp(0, 1)
+            if operation == 1:
+                picture = (picture.mean() + factor * (picture - picture.mean())).clamp(0, 1)
+        picture = blur(picture, colours.blur[i])
+        clear = (picture - 0.5).abs() > 1e-5
+        picture = torch.where(picture >= 0.5, 1 - picture, picture) if colours.solarize[i] else picture
+        torch.testing.assert_close(found[i][clear], picture[clear], rtol=0, atol=5e-6)
+    torch.testing.assert_close(one_by_one(pixels, colours), found, rtol=0, atol=5e-6)
 
 
 class Pictures:

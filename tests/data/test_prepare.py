@@ -149,6 +149,22 @@ def test_other_pictures_other_settings_and_lost_tars_are_refused(pictures: Files
         pictures.model_copy(update={"cache": str(cache)}).open("train")
 
 
+def test_bands_of_16_bits_are_stored_as_they_are_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    for number in range(3):
+        tile = np.random.default_rng(number).integers(10_000, size=(30, 20, 5), dtype=np.uint16)
+        np.save(tmp_path / "x" / f"{number}.npy", tile)
+    data = Files(path=str(tmp_path / "x"), mean=(0.5,) * 5, std=(0.2,) * 5, value_range=(0, 10_000))
+    made = done(data, tmp_path / "cache", SMALL.model_copy(update={"short_side": 16}))
+    for small, whole in zip(images(made), images(data.source("train")), strict=True):
+        assert isinstance(small, torch.Tensor) and isinstance(whole, torch.Tensor)
+        assert small.shape == (5, 24, 16) and torch.equal(small, shrink(whole, 16))
+    with pytest.raises(UserError, match="value_range was"):
+        data.model_copy(update={"cache": str(tmp_path / "cache"), "value_range": None}).open("train")
+    with pytest.raises(UserError, match="a JPEG has 1 or 3 channels, the pictures have 5"):
+        done(data, tmp_path / "jpeg", Settings(format="jpeg"))
+
+
 def test_a_jpeg_cache_decodes_to_what_was_stored(pictures: Files, tmp_path: Path) -> None:
     made = done(pictures, tmp_path / "cache", SMALL.model_copy(update={"format": "jpeg", "quality": 100}))
     whole = decode(jpeg(0, *SIZES[0]), MAX_PIXELS)

@@ -149,13 +149,13 @@ def test_arrays_of_every_layout(tmp_path: Path) -> None:
 
 
 def test_arrays_that_cannot_be_used(tmp_path: Path) -> None:
-    np.save(tmp_path / "float.npy", np.zeros((2, 4, 4, 3)))
+    np.save(tmp_path / "long.npy", np.zeros((2, 4, 4, 3), np.int64))
     np.save(tmp_path / "five.npy", np.zeros((2, 4, 4, 5), np.uint8))
     np.save(tmp_path / "objects.npy", np.array([object()]), allow_pickle=True)
     np.save(tmp_path / "x.npy", np.zeros((2, 4, 4, 3), np.uint8))
     problems = {
-        "float.npy": "holds float64",
-        "five.npy": "has 5 channels in the layout NHWC",
+        "long.npy": "holds int64",
+        "five.npy": "in the layout NHWC has 5 bands, expected 3",
         "objects.npy": "is no plain .npy file",
         "absent.npy": "cannot be read",
     }

@@ -76,11 +76,45 @@ def mixture(home: Path) -> Data:
     return {"name": "mixture", "sources": parts, "weights": [3, 1]}
 
 
+def bands(number: int, count: int) -> np.ndarray:
+    """uint16 [count, H, W] of reflectances: 0..10000 and some beyond."""
+    return np.random.default_rng(number).integers(11_000, size=(count, SIDE, SIDE + number), dtype=np.uint16)
+
+
+def with_bands(home: Path, count: int, **how: Any) -> Data:
+    tifffile = pytest.importorskip("tifffile")
+    (home / "tiles").mkdir()
+    for number in range(COUNT):
+        with tifffile.TiffWriter(home / "tiles" / f"{number:02d}.tif") as file:
+            for page in [bands(number, count)] if "planarconfig" in how else bands(number, count):
+                file.write(page, photometric="minisblack", metadata=None, **how)
+    normal = {"mean": [0.5] * count, "std": [0.25] * count}
+    return {"name": "files", "path": str(home / "tiles"), "value_range": [0, 10_000], **normal}
+
+
+def four_bands(home: Path) -> Data:
+    return with_bands(home, 4, planarconfig="separate", compression="zlib")
+
+
+def five_pages(home: Path) -> Data:
+    return with_bands(home, 5)
+
+
+def mixture_of_four(home: Path) -> Data:
+    shared = ("mean", "std")
+    tiles = four_bands(home)
+    np.save(home / "x.npy", np.stack([bands(number, 4)[:, :, :SIDE] for number in range(3)]))
+    arrays = {"name": "arrays", "train": str(home / "x.npy"), "layout": "NCHW", "value_range": [0, 10_000]}
+    parts = [{name: value for name, value in tiles.items() if name not in shared}, arrays]
+    return {"name": "mixture", "sources": parts, **{name: tiles[name] for name in shared}}
+
+
 def recipe_file(home: Path, data: Data) -> Path:
     """The demo's MAE on other pictures, as small as can be: two epochs of three steps."""
     recipe = YAML(typ="safe").load(ROOT / "recipes" / "demo" / "mae_shapes.yaml")
     recipe["method"]["view"] = {"size": 16, "mask": {"name": "random", "ratio": 0.5}}
-    recipe["method"]["encoder"] |= {"width": 32, "depth": 1, "heads": 2}
+    channels = len(data.get("mean", "RGB"))
+    recipe["method"]["encoder"] |= {"width": 32, "depth": 1, "heads": 2, "channels": channels}
     recipe["method"]["decoder"] |= {"width": 16, "depth": 1, "heads": 2}
     recipe |= {"data": data, "train": {"epochs": 2, "batch_size": 4}, "evaluate": None, "run": QUIET}
     YAML().dump(recipe, home / "recipe.yaml")
@@ -98,7 +132,10 @@ def test_a_run_from_a_remote_tar_is_the_local_one(tmp_path: Path) -> None:
     assert_close_weights(tmp_path / "remote", tmp_path / "local", LAST)
 
 
-@pytest.mark.parametrize("make", [folder, tar, table, arrays, hugging_face, mixture])
+KINDS = [folder, tar, table, arrays, hugging_face, mixture, four_bands, five_pages, mixture_of_four]
+
+
+@pytest.mark.parametrize("make", KINDS)
 def test_a_run_from_it_resumes_exactly(make: Callable[[Path], Data], tmp_path: Path) -> None:
     file = str(recipe_file(tmp_path, make(tmp_path)))
     assert launch("pretrain", [file, f"run.output={tmp_path}/whole"]) == [0]

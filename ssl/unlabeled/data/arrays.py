@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -12,17 +13,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from unlabeled.data.bands import from_16_bit
-from unlabeled.data.source import SourceConfig, Split, classes_of, digest, sample_numbers
-from unlabeled.errors import UserError
+from unlabeled.data.bands import Target
+from unlabeled.data.source import VALUE_RANGE, SourceConfig, Split, ValueRange, classes_of, digest, sample_numbers
+from unlabeled.errors import BadSample, UserError
 
 Layout = Literal["NHWC", "NCHW"]
 
 
 class Arrays(SourceConfig):
-    """`.npy` files of uint8 or uint16 pictures, all of one size, with labels in files of their own.
+    """`.npy` files of uint8, uint16 or float pictures, all of one size, with labels in files of their own.
 
-    Grey pictures, [N, H, W] or of one channel, are repeated to RGB; uint16 is scaled by 1/257.
+    Grey pictures, [N, H, W] or of one channel, are repeated to RGB where that is asked for.
     """
 
     what_val_is: ClassVar[str] = "the .npy of the pictures to evaluate on"
@@ -33,12 +34,13 @@ class Arrays(SourceConfig):
     val: str | None = Field(None, description="the .npy of the pictures to evaluate on; null = none")
     val_labels: str | None = Field(None, description="the .npy of their labels")
     layout: Layout = Field("NHWC", description="order of the axes")
+    value_range: ValueRange | None = VALUE_RANGE
 
     def source(self, split: Split) -> ArraySource:
         """The files of one split."""
         pictures, labels = (self.train, self.train_labels) if split == "train" else (self.val, self.val_labels)
         assert pictures is not None, "asked for only where there is one"
-        return ArraySource(pictures, labels, self.layout)
+        return ArraySource(pictures, labels, self.layout, Target(sys.maxsize, self.channels, self.value_range))
 
 
 class ArraySource:
@@ -48,18 +50,23 @@ class ArraySource:
         path: of the pictures.
         labels: path of the labels, or None.
         layout: order of the axes.
+        target: what becomes of each.
     """
 
-    def __init__(self, path: str, labels: str | None, layout: Layout) -> None:
-        self.path, self.layout = os.path.expanduser(path), layout
+    def __init__(self, path: str, labels: str | None, layout: Layout, target: Target) -> None:
+        self.path, self.layout, self._target = os.path.expanduser(path), layout, target
         shape, dtype = self._pictures.shape, self._pictures.dtype
-        if len(shape) not in (3, 4) or dtype not in (np.uint8, np.uint16) or not all(shape):
+        if len(shape) not in (3, 4) or not _is_number(dtype) or not all(shape):
             raise UserError(
-                f"{path!r} holds {dtype} {list(shape)}; expected uint8 or uint16 [N, H, W] or {list(layout)}, not empty"
+                f"{path!r} holds {dtype} {list(shape)}; expected uint8, uint16 or floats, [N, H, W] or {list(layout)}, "
+                "not empty"
             )
-        channels = 1 if len(shape) == 3 else shape[layout.index("C")]
-        if channels not in (1, 3):
-            raise UserError(f"{path!r} has {channels} channels in the layout {layout}; expected 1 or 3")
+        try:
+            target.check_bands(1 if len(shape) == 3 else shape[layout.index("C")])
+        except ValueError as error:
+            raise UserError(
+                f"{path!r} in the layout {layout} has {error}: as many as data.mean and data.std have values"
+            ) from error
         named = [] if labels is None else _loaded(os.path.expanduser(labels)).tolist()
         if labels is not None and len(named) != len(self):
             raise UserError(f"{labels!r} has {len(named)} labels for {len(self)} pictures in {path!r}")
@@ -80,20 +87,27 @@ class ArraySource:
         return f"{self.path}[{i}]"
 
     def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W]."""
-        pixels = np.asarray(self._pictures[i])
-        pixels = from_16_bit(pixels) if pixels.dtype == np.uint16 else pixels
-        if pixels.ndim == 2:
-            pixels = pixels[None]
-        elif self.layout == "NHWC":
-            pixels = pixels.transpose(2, 0, 1)
-        return torch.from_numpy(np.array(np.broadcast_to(pixels, (3, *pixels.shape[1:]))))
+        """uint8 [C, H, W]."""
+        values = np.asarray(self._pictures[i])
+        if values.ndim == 2:
+            values = values[:, :, None]
+        elif self.layout == "NCHW":
+            values = values.transpose(1, 2, 0)
+        try:
+            pixels = self._target.of(values)
+        except ValueError as error:
+            raise BadSample(self.key(i), str(error)) from error
+        return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
     def fingerprint(self) -> str:
         """16 hex digits over shape, labels and some of the pictures."""
         some = [self._pictures[i].tobytes() for i in sample_numbers(len(self))]
         head = f"{self._pictures.dtype} {self._pictures.shape} {self.layout} {self.classes}".encode()
         return digest([head, self.labels.astype("<i8").tobytes(), *some])
+
+
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    return dtype in (np.uint8, np.uint16) or dtype.kind == "f"
 
 
 def _loaded(path: str) -> NDArray[Any]:

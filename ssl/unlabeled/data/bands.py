@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,56 @@ Pixels = NDArray[np.uint8]
 Values = NDArray[Any]
 Range = tuple[float, float]
 GREY, RGB = 1, 3
+
+
+class Target(NamedTuple):
+    """What pictures are to become.
+
+    Attributes:
+        max_pixels: width times height above which they are refused.
+        channels: 1 to 16.
+        value_range: what becomes 0 and 255, see `to_8_bit`.
+    """
+
+    max_pixels: int
+    channels: int = RGB
+    value_range: Range | None = None
+
+    @property
+    def photographs(self) -> bool:
+        """Whether colours are converted to it; else bands are taken as they are stored, in exactly this number."""
+        return self.channels in (GREY, RGB)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise ValueError for too many pixels."""
+        if width * height > self.max_pixels:
+            raise ValueError(f"{width}x{height} pixels are more than the {self.max_pixels:,} allowed")
+
+    def check_bands(self, found: int) -> None:
+        """Raise ValueError for a number of bands that `with_channels` does not take."""
+        if found != self.channels and not (self.photographs and found in (GREY, RGB)):
+            raise ValueError(f"{found} band{'s' * (found != 1)}, expected {self.channels}")
+
+    def pages(self, found: int) -> int:
+        """How many pages of one band each make a picture, of those found.
+
+        Raises:
+            ValueError: there are more or fewer.
+        """
+        if found == self.channels:
+            return found
+        if self.photographs or found == 1:  # an animation, or what `check_bands` has a word on
+            return 1
+        raise ValueError(f"{found} pages of one band, expected {self.channels}")
+
+    def of(self, values: Values) -> Pixels:
+        """Values [H, W, bands] of any kind as uint8 [H, W, channels].
+
+        Raises:
+            ValueError: see `to_8_bit` and `check_bands`.
+        """
+        self.check_bands(values.shape[2])
+        return with_channels(to_8_bit(values, self.value_range), self.channels)
 
 
 def to_8_bit(values: Values, value_range: Range | None = None) -> Pixels:
@@ -47,11 +98,27 @@ def _fit_16_bit(values: Values) -> bool:
 
 
 def _stretched(values: Values, low: float, high: float) -> Pixels:
-    wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError("pixels that are NaN or infinite")
     low, high = float(low), float(high)
-    return np.rint(((wide - low) * (255 / ((high - low) or 1))).clip(0, 255)).astype(np.uint8)
+    wide = values.astype(np.float64)
+    # in place: new memory for each step takes several times as long
+    wide -= low
+    wide *= 255 / ((high - low) or 1)
+    np.rint(wide, out=wide)
+    return wide.clip(0, 255, out=wide).astype(np.uint8)
+
+
+def stacked(pages: Sequence[Values]) -> Values:
+    """Pages [H, W] as [H, W, bands].
+
+    Raises:
+        ValueError: they differ in size or in kind of number, or have bands of their own.
+    """
+    kinds = {f"{page.dtype} {list(page.shape)}" for page in pages}
+    if len(kinds) > 1 or pages[0].ndim != 2:
+        raise ValueError(f"pages of {', '.join(sorted(kinds))}, expected one band each and all alike")
+    return np.stack(pages, axis=2)
 
 
 def bands_last(values: Values, channels: int) -> Values:
@@ -72,16 +139,11 @@ def bands_last(values: Values, channels: int) -> Values:
 
 
 def with_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Pixels [H, W, bands] as [H, W, channels]: grey is repeated to RGB, RGB becomes grey by ITU-R 601 as Pillow's.
-
-    Raises:
-        ValueError: any other number of bands than `channels`.
-    """
+    """Pixels [H, W, bands], as many as `channels` or grey to RGB (repeated) or RGB to grey (Pillow's, ITU-R 601)."""
     bands = pixels.shape[2]
-    if bands == channels:
-        return pixels
     if (bands, channels) == (GREY, RGB):
         return np.repeat(pixels, RGB, axis=2)
     if (bands, channels) == (RGB, GREY):
         return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
-    raise ValueError(f"{bands} band{'s' * (bands != 1)}, expected {channels}")
+    assert bands == channels, "checked before"
+    return pixels

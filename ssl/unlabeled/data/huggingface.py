@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from unlabeled.data.bands import Target
 from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
 
@@ -41,7 +42,7 @@ class HuggingFace(EncodedConfig):
                 f"{self.path!r} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "
                 "Set data.image and data.label."
             )
-        return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.max_pixels)
+        return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.target)
 
 
 class HuggingFaceSource:
@@ -51,15 +52,15 @@ class HuggingFaceSource:
         table: a `datasets.Dataset`.
         name: what to call it.
         image, label: columns.
-        max_pixels: what `decode` takes.
+        target: what `decode` makes of them.
     """
 
-    def __init__(self, table: Any, name: str, image: str, label: str | None, max_pixels: int) -> None:
+    def __init__(self, table: Any, name: str, image: str, label: str | None, target: Target) -> None:
         from datasets import ClassLabel, Image
 
         self.classes: tuple[str, ...]
         self.labels: NDArray[np.int64]
-        self._name, self._column, self._max_pixels = name, image, max_pixels
+        self._name, self._column, self._target = name, image, target
         # bytes and paths as they lie in the table: pictures are decoded here, under our rules and caps
         self._table = table.select_columns([image]).cast_column(image, Image(decode=False))
         values = [None] * len(table) if label is None else table[label]
@@ -78,10 +79,10 @@ class HuggingFaceSource:
         return f"{self._name}[{i}]"
 
     def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W], see `unlabeled.data.decode`."""
+        """uint8 [C, H, W], see `unlabeled.data.decode`."""
         from unlabeled.data.decode import decode
 
-        return decode(self.read(i), self._max_pixels, self.key(i))
+        return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:
         """The picture's bytes, from the table or from the file that it names."""

@@ -145,7 +145,7 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
 
 
 def _recoloured(pixels: Tensor, drawn: Photometric, normalize: Normalize) -> Tensor:
-    """Views [count, B, 3, H, W] recoloured in the way that suits the device, and normalised."""
+    """Views [count, B, C, H, W] recoloured in the way that suits the device, and normalised."""
     if pixels.device.type != "cpu":
         return normalize(recolour(pixels.float() / 255, drawn) * 255)
     crops, drawn = pixels.flatten(0, 1), drawn.map(lambda tensor: tensor.flatten(0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from unlabeled.data.arrays import Arrays
 from unlabeled.data.huggingface import HuggingFace
-from unlabeled.data.shapes import Shapes
+from unlabeled.data.shapes import Shapes, must_be_drawn
 from unlabeled.data.source import Positive, Source, SourceConfig, Split, digest
 from unlabeled.data.sources import Files
 from unlabeled.data.table import Table
@@ -64,7 +65,7 @@ class MixtureSource:
         return source.key(number)
 
     def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W]."""
+        """uint8 [C, H, W]."""
         source, number = self.place(i)
         return source.image(number)
 
@@ -107,16 +108,28 @@ class Mixture(SourceConfig):
             raise ValueError(f"a mixture has no cache of its own, found {cache!r}: give one to each of its sources")
         return cache
 
+    @model_validator(mode="after")
+    def _all_have_its_channels(self) -> Mixture:
+        if any(isinstance(source, Shapes) for source in self.sources):
+            must_be_drawn(self.channels)
+        return self
+
     @property
     def has_val(self) -> bool:
         return any(source.has_val for source in self.sources)
 
     def keep_index(self, folder: Path, write: bool = True) -> None:
         """Each part's in a folder of its own."""
-        for number, source in enumerate(self.sources):
+        for number, source in enumerate(self.parts):
             source.keep_index(folder / str(number), write)
+
+    @cached_property
+    def parts(self) -> list[SourceConfig]:
+        """The sources with what all share, which decides how each decodes."""
+        shared = {name: getattr(self, name) for name in SHARED}
+        return [source.model_copy(update=shared) for source in self.sources]
 
     def source(self, split: Split) -> MixtureSource:
         """All parts that have the split; weights are for training."""
-        parts = [source.open(split) for source in self.sources if split == "train" or source.has_val]
+        parts = [part.open(split) for part in self.parts if split == "train" or part.has_val]
         return MixtureSource(parts, self.weights if split == "train" else None)

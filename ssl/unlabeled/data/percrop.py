@@ -32,12 +32,12 @@ def recolour_and_normalize(pixels: Tensor, drawn: Photometric, scale: Tensor, sh
     """Apply what was drawn, as `photometric.recolour` does, and normalise.
 
     Args:
-        pixels: [N, 3, H, W] uint8, on the host.
+        pixels: [N, C, H, W] uint8, on the host. Where they are not RGB, no saturation, hue or grey may be drawn.
         drawn: with leading axis N.
-        scale, shift: [3, 1, 1]: values in 0..255 become values * scale + shift.
+        scale, shift: [C, 1, 1]: values in 0..255 become values * scale + shift.
 
     Returns:
-        [N, 3, H, W] float32.
+        [N, C, H, W] float32.
     """
     result, by = torch.empty(pixels.shape), 255 * scale
     blurs = Blurs(drawn, pixels.shape[-2], pixels.shape[-1])
@@ -55,13 +55,15 @@ def recolour_and_normalize(pixels: Tensor, drawn: Photometric, scale: Tensor, sh
 
 
 def luminance(crop: Tensor) -> Tensor:
-    """[3, H, W] to [H, W], by ITU-R 601."""
+    """[C, H, W] to [H, W]: by ITU-R 601, the mean of channels that are not three."""
+    if len(crop) != 3:
+        return crop.mean(0)
     red, green, blue = crop
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def jitter_(crop: Tensor, factors: list[float], order: list[int]) -> None:
-    """torchvision's ColorJitter on a crop [3, H, W]; what would change nothing is left out."""
+    """torchvision's ColorJitter on a crop [C, H, W]; what would change nothing is left out."""
     for what in order:
         factor = factors[what]
         if factor == UNCHANGED[what]:

@@ -92,7 +92,7 @@ def recolour(pixels: Tensor, drawn: Photometric) -> Tensor:
     """Apply what was drawn, to the whole batch at once; `percrop` does the same on a CPU.
 
     Args:
-        pixels: [..., 3, H, W] float32 in [0, 1].
+        pixels: [..., C, H, W] float32 in [0, 1]. Where they are not RGB, no saturation, hue or grey may be drawn.
         drawn: with the same leading axes.
     """
     if drawn.jitter is not None and drawn.order is not None:
@@ -111,7 +111,9 @@ def _per_crop(values: Tensor) -> Tensor:
 
 
 def luminance(pixels: Tensor) -> Tensor:
-    """[..., 3, H, W] to [..., 1, H, W], by ITU-R 601."""
+    """[..., C, H, W] to [..., 1, H, W]: by ITU-R 601, the mean of channels that are not three."""
+    if pixels.shape[-3] != 3:
+        return pixels.mean(-3, keepdim=True)
     red, green, blue = (weight * channel for weight, channel in zip(LUMA, pixels.unbind(-3), strict=True))
     return (red + green + blue).unsqueeze(-3)
 
@@ -125,7 +127,7 @@ def jitter(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """torchvision's ColorJitter with its random order, a different one for every crop of the batch.
 
     Args:
-        pixels: [..., 3, H, W] in [0, 1].
+        pixels: [..., C, H, W] in [0, 1].
         factors: [..., 4], see `Photometric.jitter`.
         order: [..., 4], see `Photometric.order`.
     """
@@ -136,7 +138,8 @@ def jitter(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     before, after = torch.where(turns < hue_at, ordered, 1.0), torch.where(turns > hue_at, ordered, 1.0)
     for turn in (0, 1, 2):
         pixels = blend(pixels, order[..., turn], before[..., turn])
-    pixels = turn_hue(pixels, factors[..., HUE])
+    if pixels.shape[-3] == 3:  # nothing else has hues
+        pixels = turn_hue(pixels, factors[..., HUE])
     for turn in (1, 2, 3):
         pixels = blend(pixels, order[..., turn], after[..., turn])
     return pixels
@@ -146,7 +149,7 @@ def blend(pixels: Tensor, what: Tensor, factor: Tensor) -> Tensor:
     """Brightness, contrast or saturation: away from (or towards) black, the mean luminance, or the luminance.
 
     Args:
-        pixels: [..., 3, H, W] in [0, 1].
+        pixels: [..., C, H, W] in [0, 1].
         what: [...], BRIGHTNESS, CONTRAST or SATURATION.
         factor: [...], 1 = unchanged.
     """

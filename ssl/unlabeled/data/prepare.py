@@ -60,10 +60,12 @@ class Preparation:
         split: its name.
         folder: where to.
         settings: how they are stored.
+        channels: of each.
     """
 
-    def __init__(self, source: Source, split: Split, folder: Path, settings: Settings) -> None:
+    def __init__(self, source: Source, split: Split, folder: Path, settings: Settings, channels: int) -> None:
         self.source, self.split, self.folder, self.settings = source, split, folder, settings
+        self.channels = channels
         self.tars = -(-len(source) // settings.shard)
 
     def pictures(self, number: int) -> range:
@@ -142,7 +144,7 @@ class Preparation:
                 if zlib.crc32(data) != checksum:
                     raise UserError(f"{file} does not hold what was written to it at byte {start}: is the disk sound?")
                 if i not in unusable:
-                    decode(data, MAX_PIXELS, self.source.key(i))
+                    decode(data, MAX_PIXELS, self.source.key(i), self.channels)
 
     def _tar(self, number: int) -> Path:
         return self.folder / f"{self.split}-{number:05d}.tar"
@@ -212,7 +214,7 @@ def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) 
     fingerprints = {split: source.fingerprint() for split, source in sources.items()}
     _claim(folder, Record(settings=settings, data=which(data), fingerprints=fingerprints))
     for split, source in sources.items():
-        preparation = Preparation(source, split, folder, settings)
+        preparation = Preparation(source, split, folder, settings, data.channels)
         if preparation.finished():
             yield Packed(split, len(source), len(source), [])
             continue

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _with_cache(data: SourceConfig) -> Iterator[tuple[SourceConfig, Path]]:
     """The sources to prepare, and where to."""
-    parts: Sequence[SourceConfig] = getattr(data, "sources", (data,))
+    parts: Sequence[SourceConfig] = getattr(data, "parts", (data,))
     found = [(part, Path(part.cache).expanduser()) for part in parts if part.cache is not None]
     if not found:
         field = "data.cache" if len(parts) == 1 else "data.sources.0.cache"

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from unlabeled.data import listing
+from unlabeled.data.bands import Target
 from unlabeled.data.index import Index
 from unlabeled.data.listing import Listing
 from unlabeled.data.source import MAX_PIXELS, SourceConfig, Split, digest
@@ -88,7 +89,7 @@ def index_file(folder: Path, split: Split) -> Path:
 def which(data: SourceConfig) -> dict[str, Any]:
     """What a recipe's `data:` section says of which pictures there are and what their values mean."""
     said = data.model_dump(mode="json", exclude=set(FREE))
-    return {**said, "channels": len(data.mean)}
+    return {**said, "channels": data.channels}
 
 
 def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
@@ -107,7 +108,7 @@ def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
         raise UserError(
             f"data.cache={str(folder)!r} was prepared from other pictures: {others}. {again} to another folder."
         )
-    return Pictures(PreparedTars(_located(folder, found), b""), found, MAX_PIXELS)
+    return Pictures(PreparedTars(_located(folder, found), b""), found, Target(MAX_PIXELS, data.channels))
 
 
 def different(prepared: dict[str, Any], asked: dict[str, Any]) -> str:

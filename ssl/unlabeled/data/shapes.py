@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from unlabeled.data.source import SourceConfig, Split
@@ -122,6 +122,11 @@ class Shapes(SourceConfig):
     seed: int = Field(default=0, ge=0, lt=2**63, description="which pictures are drawn")
     max_bad_fraction: float = Field(default=0.0, ge=0, le=1, description="share of bad pictures a run survives")
 
+    @model_validator(mode="after")
+    def _drawn_in_colour(self) -> Shapes:
+        must_be_drawn(self.channels)
+        return self
+
     @property
     def has_val(self) -> bool:
         return True
@@ -130,6 +135,12 @@ class Shapes(SourceConfig):
         """The pictures of one split."""
         count = self.train_size if split == "train" else self.val_size
         return ShapesSource(split, count, self.size, self.seed)
+
+
+def must_be_drawn(channels: int) -> None:
+    """Raise ValueError for channels that shapes do not have."""
+    if channels != 3:
+        raise ValueError(f"shapes are drawn in 3 channels, found a mean of {channels} values; give mean and std 3 each")
 
 
 class ShapesSource:

@@ -11,16 +11,32 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkabl
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, model_validator
 from torch import Tensor
 
+from unlabeled.data.bands import Target
 from unlabeled.errors import UserError
 
 Split = Literal["train", "val"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MAX_CHANNELS = 16
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
 SAMPLED = 64
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] >= bounds[1]:
+        raise ValueError(f"expected [low, high], found {list(bounds)}")
+    return bounds
+
+
+ValueRange = Annotated[tuple[Finite, Finite], AfterValidator(_ascending)]
+VALUE_RANGE: Any = Field(
+    None,
+    description="values of 16-bit and float pictures that become 0 and 255, clipped beyond; null = 16-bit: 0 to 65535, "
+    "float: the picture's own minimum and maximum",
+)
 
 
 class Source(Protocol):
@@ -37,7 +53,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W]. A bad picture raises BadSample and nothing else."""
+        """uint8 [C, H, W], C the channels of its config. A bad picture raises BadSample and nothing else."""
         ...
 
     def key(self, i: int) -> str:
@@ -77,12 +93,33 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         allow_inf_nan=False,
         description="share of the pictures that may be bad before a run stops",
     )
-    mean: tuple[Finite, Finite, Finite] = Field(
-        (0.485, 0.456, 0.406), description="subtracted per channel from pixels in 0..1 (ImageNet's)"
+    mean: tuple[Finite, ...] = Field(
+        (0.485, 0.456, 0.406),
+        min_length=1,
+        max_length=MAX_CHANNELS,
+        description="per channel, subtracted from pixels in 0..1 (ImageNet's); as many as the pictures have channels. "
+        "`python -m unlabeled doctor RECIPE` measures it",
     )
-    std: tuple[Positive, Positive, Positive] = Field(
-        (0.229, 0.224, 0.225), description="divides each channel after that (ImageNet's)"
+    std: tuple[Positive, ...] = Field(
+        (0.229, 0.224, 0.225),
+        min_length=1,
+        max_length=MAX_CHANNELS,
+        description="per channel, divides after that (ImageNet's)",
     )
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> SourceConfig:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} values and std {len(self.std)}; expected one of each per channel of the "
+                "pictures"
+            )
+        return self
+
+    @property
+    def channels(self) -> int:
+        """How many channels pictures are decoded to."""
+        return len(self.mean)
 
     _index_folder: Path | None = PrivateAttr(None)
     _index_written: bool = PrivateAttr(True)
@@ -147,6 +184,12 @@ class EncodedConfig(SourceConfig):
         description="larger pictures are skipped before they are decoded; the default is 256 MiB of RGB and "
         "where Pillow starts to warn, the upper bound is where it refuses",
     )
+    value_range: ValueRange | None = VALUE_RANGE
+
+    @property
+    def target(self) -> Target:
+        """What pictures are decoded to."""
+        return Target(self.max_pixels, self.channels, self.value_range)
 
 
 def numbered_as(val: Source, classes: tuple[str, ...], what: str) -> Source:

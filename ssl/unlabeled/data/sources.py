@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from unlabeled.data.bands import Target
 from unlabeled.data.index import EXTENSIONS, Index, changed_folder, readable, scan_folder
 from unlabeled.data.listing import Asked, Listing, Stamp, kept
 from unlabeled.data.remote import identities, identity_seen_by, is_remote, matching, read_range
@@ -31,15 +32,15 @@ class Pictures:
     Args:
         place: reads their bytes.
         listing: which there are, with their labels.
-        max_pixels: what `decode` takes.
+        target: what `decode` makes of them.
 
     Attributes:
         ignored: files below the split that are hidden or no pictures.
     """
 
-    def __init__(self, place: Folder | Tars, listing: Listing, max_pixels: int) -> None:
+    def __init__(self, place: Folder | Tars, listing: Listing, target: Target) -> None:
         self.classes, self.labels, self.ignored = listing.classes, listing.labels, listing.pictures.ignored
-        self._place, self._index, self._max_pixels = place, listing.pictures, max_pixels
+        self._place, self._index, self._target = place, listing.pictures, target
         self._fingerprint = listing.fingerprint
 
     def __len__(self) -> int:
@@ -50,10 +51,10 @@ class Pictures:
         return readable(self._place.path(self._index, i))
 
     def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W], see `unlabeled.data.decode`."""
+        """uint8 [C, H, W], see `unlabeled.data.decode`."""
         from unlabeled.data.decode import decode
 
-        return decode(self.read(i), self._max_pixels, self.key(i))
+        return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:
         """The file's bytes.
@@ -209,7 +210,7 @@ class Files(EncodedConfig):
         if not len(listing.pictures):
             raise UserError(_nothing_found(path, prefix, listing.pictures.ignored))
         place = Tars(listing.files, os.fsencode(prefix)) if listing.files else Folder(_root(path, prefix))
-        return Pictures(place, listing, self.max_pixels)
+        return Pictures(place, listing, self.target)
 
 
 def _scan(path: str, prefixes: Sequence[str], labels: str = FOLDERS) -> list[Listing]:

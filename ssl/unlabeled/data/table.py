@@ -49,7 +49,7 @@ class Table(EncodedConfig):
         text = json.dumps([path, self._root, self.image, self.label, self.split, self._wanted(split)])
         asked = {split: Asked(text, partial(_changed, path))}
         listings = kept(self._index_folder, asked, lambda: {split: self._scan(split)}, self._index_written)
-        return Pictures(Folder(root), listings[split], self.max_pixels)
+        return Pictures(Folder(root), listings[split], self.target)
 
     @property
     def _root(self) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from unlabeled.data.bands import Target
 from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
 
@@ -55,7 +56,7 @@ class TorchVision(EncodedConfig):
         except Exception as error:  # each class raises its own
             problem = f"{self.dataset} in {self.root!r} with {arguments} cannot be had"
             raise UserError(f"{problem}: {first_line(error)}") from error
-        return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.max_pixels)
+        return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.target)
 
 
 class TorchVisionSource:
@@ -64,13 +65,13 @@ class TorchVisionSource:
     Args:
         dataset: gives (picture, ...) by number.
         name: what to call it.
-        max_pixels: larger pictures are bad samples.
+        target: what `from_pillow` makes of them.
     """
 
-    def __init__(self, dataset: Any, name: str, max_pixels: int) -> None:
+    def __init__(self, dataset: Any, name: str, target: Target) -> None:
         self.classes: tuple[str, ...] = ()
         self.labels: NDArray[np.int64] = np.full(len(dataset), -1, np.int64)
-        self._dataset, self._name, self._max_pixels = dataset, name, max_pixels
+        self._dataset, self._name, self._target = dataset, name, target
         found = next((getattr(dataset, name) for name in LABELS if hasattr(dataset, name)), None)
         if found is None or len(found) != len(dataset):
             return
@@ -87,19 +88,25 @@ class TorchVisionSource:
         return f"{self._name}[{i}]"
 
     def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W], by the rules of `unlabeled.data.decode`."""
+        """uint8 [C, H, W], by the rules of `unlabeled.data.decode`."""
         from unlabeled.data.decode import from_pillow
 
         try:
             picture = self._dataset[i][0]
         except Exception as error:  # whatever its files do to it
             raise BadSample(self.key(i), f"cannot be read: {error}") from error
-        return from_pillow(picture, self._max_pixels, self.key(i))
+        return from_pillow(picture, key=self.key(i), **self._target._asdict())
 
     def fingerprint(self) -> str:
         """16 hex digits over the number of pictures, labels and some of the pictures."""
-        some = [self.image(int(i)).numpy().tobytes() for i in sample_numbers(len(self))]
+        some = [self._pixels(int(i)) for i in sample_numbers(len(self))]
         return digest([f"{len(self)} {self.classes}".encode(), self.labels.astype("<i8").tobytes(), *some])
+
+    def _pixels(self, i: int) -> bytes:
+        try:
+            return self.image(i).numpy().tobytes()
+        except BadSample:  # named where it is used
+            return b""
 
 
 def _names() -> list[str]:

@@ -108,8 +108,8 @@ class View(BaseModel, frozen=True, extra="forbid"):
         if self.shape != other.shape:
             raise ValueError(f"expected {what} of one size, found {self.shape} and {other.shape}")
 
-    def check(self, patch: int) -> None:
-        """Raise ValueError when crop, patch size and mask do not fit together."""
+    def check(self, patch: int, channels: int = 3) -> None:
+        """Raise ValueError when crop, patch size, mask, colours and channels do not fit together."""
         height, width = self.shape
         if height % patch or width % patch:
             raise ValueError(f"patch_size {patch} does not divide a crop of {height}x{width} pixels")
@@ -117,6 +117,22 @@ class View(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"blur_kernel {self.blur_kernel} is too wide for a crop of {height}x{width} pixels")
         if self.mask is not None:
             self.mask.check(self.shape, patch)
+        self.must_suit(channels)
+
+    def must_suit(self, channels: int) -> None:
+        """Raise ValueError when it changes colours that only RGB has, and these are others."""
+        if channels == 3:
+            return
+        brightness, contrast, *hues = self.jitter or photometric.NONE
+        if any(hues):
+            raise ValueError(
+                f"jitter of saturation {hues[0]:g} and hue {hues[1]:g} is for 3 channels, found {channels}. "
+                f"Set jitter: [{brightness:g}, {contrast:g}, 0, 0] in every view"
+            )
+        if self.grayscale:
+            raise ValueError(
+                f"grayscale {self.grayscale:g} is for 3 channels, found {channels}. Set grayscale: 0 in every view"
+            )
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> Crop:
         """Box and flip for a picture of height x width. Consumes a fixed number of draws."""

@@ -127,14 +127,14 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> Iterator[Subjec
 
 
 def _data(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
-    """The pictures, normalised as the export was trained."""
+    """The pictures, scaled and normalised as the export was trained."""
     from unlabeled.export import IMAGENET, preprocessing_of
 
     prepared = preprocessing_of(path) or IMAGENET
-    how = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
+    how: dict[str, Any] = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
     if args.data == "shapes":
         return checked(Shapes, size=max(encoder.image_size), **how)
-    return checked(Files, path=args.data, train=args.train, val=args.val, **how)
+    return checked(Files, path=args.data, train=args.train, val=args.val, value_range=prepared.value_range, **how)
 
 
 def _untrained(encoder: Encoder) -> Encoder:

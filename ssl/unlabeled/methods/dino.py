@@ -90,7 +90,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         views = [view for name in ("global_1", "global_2", "local") if (view := info.data.get(name)) is not None]
         for view in views:
-            view.check(encoder.crop_unit)
+            view.check(encoder.crop_unit, encoder.channels)
         if {"global_1", "global_2"} <= info.data.keys():
             views[0].must_have_size_of(views[1], "global views")
         encoder.must_take_any_size("DINO")

@@ -113,7 +113,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _fits(self) -> Config:
         self.encoder.must_hide_patches("iBOT")
         for view in self.views:
-            view.check(self.encoder.patch_size)
+            view.check(self.encoder.patch_size, self.encoder.channels)
         self.global_1.must_have_size_of(self.global_2, "global views")
         self.encoder.must_take_any_size("iBOT")
         if not self.class_weight + self.patch_weight:

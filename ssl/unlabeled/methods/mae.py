@@ -52,7 +52,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         encoder.must_hide_patches("MAE")
         if "view" in info.data:
-            info.data["view"].check(encoder.patch_size)
+            info.data["view"].check(encoder.patch_size, encoder.channels)
         if encoder.positions == "relative":
             raise ValueError(f"MAE drops patches, which '{encoder.model}' cannot. Use a vit_* model, or method simmim.")
         return encoder

@@ -70,7 +70,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         for view in (info.data[name] for name in ("first", "second") if name in info.data):
-            view.check(encoder.crop_unit)
+            view.check(encoder.crop_unit, encoder.channels)
         if {"first", "second"} <= info.data.keys():
             info.data["first"].must_have_size_of(info.data["second"], "views")
         return encoder

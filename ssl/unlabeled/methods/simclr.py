@@ -61,7 +61,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         if "view" in info.data:
-            info.data["view"].check(encoder.crop_unit)
+            info.data["view"].check(encoder.crop_unit, encoder.channels)
         return encoder
 
     @property

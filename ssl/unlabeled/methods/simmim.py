@@ -53,7 +53,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         encoder.must_hide_patches("SimMIM")
         if "view" in info.data:
-            info.data["view"].check(encoder.patch_size)
+            info.data["view"].check(encoder.patch_size, encoder.channels)
         return encoder
 
     @property

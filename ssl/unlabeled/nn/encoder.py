@@ -47,7 +47,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     width: int | None = Field(None, ge=4, description="token width; null = the timm model's")
     depth: int | None = Field(None, ge=1, description="number of blocks; null = the timm model's")
     heads: int | None = Field(None, ge=1, description="attention heads; null = the timm model's")
-    channels: int = Field(3, ge=1, le=16, description="input channels")
+    channels: int = Field(3, ge=1, le=16, description="input channels, as many as data.mean has values")
     positions: Literal["sincos", "sincos_rows", "learned", "relative"] = Field(
         "sincos",
         validate_default=True,

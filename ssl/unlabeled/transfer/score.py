@@ -97,7 +97,7 @@ def write_result(file: Path, recipe: Any, engine: Any, result: dict[str, Any]) -
 def export_classifier(folder: Path, method: Classifier, recipe: Any, engine: Any, result: dict[str, Any]) -> None:
     """The classifier as a timm folder with its classes' names."""
     classes = engine.job.dataset.source.classes
-    prepared = Preprocessing(recipe.data.mean, recipe.data.std, recipe.task.crop_pct, recipe.task.view.interpolation)
+    prepared = Preprocessing.of(recipe.data, recipe.task.crop_pct, recipe.task.view.interpolation)
     config = timm_config(
         method.architecture, method.arguments, method.model.num_features, prepared, len(classes), classes
     )
@@ -105,7 +105,7 @@ def export_classifier(folder: Path, method: Classifier, recipe: Any, engine: Any
 
 
 def check_preprocessing(recipe: Any) -> None:
-    """Raise UserError when the backbone was pretrained on pixels normalised otherwise."""
+    """Raise UserError when the backbone was pretrained on pixels scaled or normalised otherwise."""
     prepared = preprocessing_of(recipe.encoder.removeprefix("scratch:"))
     if prepared is None:
         return
@@ -114,4 +114,10 @@ def check_preprocessing(recipe: Any) -> None:
         raise UserError(
             f"the encoder was pretrained with mean {theirs[0]} and std {theirs[1]}, the recipe says {ours[0]} and "
             f"{ours[1]}. Set data.mean and data.std to the encoder's."
+        )
+    scaled = Preprocessing.of(recipe.data, 1.0).value_range
+    if prepared.value_range != (None if scaled is None else list(scaled)):
+        raise UserError(
+            f"the encoder was pretrained with a value_range of {prepared.value_range}, the recipe says {scaled}. Set "
+            "data.value_range to the encoder's."
         )

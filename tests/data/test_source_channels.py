@@ -1,0 +1,115 @@
+"""Every kind of source gives as many channels as its mean has values, or says what it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from encoded import encode
+from PIL import Image
+from pydantic import ValidationError
+
+from unlabeled.data.arrays import Arrays
+from unlabeled.data.loader import ViewDataset
+from unlabeled.data.mixture import Mixture
+from unlabeled.data.sampler import Position
+from unlabeled.data.shapes import Shapes
+from unlabeled.data.sources import Files
+from unlabeled.data.table import Table
+from unlabeled.data.tv import TorchVision
+from unlabeled.data.views import View
+from unlabeled.errors import BadSample, UserError
+
+RGBA = np.random.default_rng(0).integers(0, 256, (3, 6, 8, 4), dtype=np.uint8)
+
+
+def normal(channels: int) -> dict[str, Any]:
+    return {"mean": (0.5,) * channels, "std": (0.25,) * channels}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three RGBA pictures, a table of them, and the same as an array."""
+    for number, pixels in enumerate(RGBA):
+        (tmp_path / f"{number}.png").write_bytes(encode(Image.fromarray(pixels), "PNG"))
+    (tmp_path / "t.csv").write_text("path\n0.png\n1.png\n2.png\n")
+    (tmp_path / "array").mkdir()
+    np.save(tmp_path / "array" / "x.npy", RGBA)
+    return tmp_path
+
+
+def hugging_face(folder: Path, **how: Any) -> Any:
+    datasets = pytest.importorskip("datasets")
+    from unlabeled.data.huggingface import HuggingFace
+
+    cells = [{"bytes": (folder / f"{number}.png").read_bytes(), "path": None} for number in range(3)]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": cells}, features=features).save_to_disk(folder / "saved")
+    return HuggingFace(path=str(folder / "saved"), **how)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder, **how: Files(path=str(folder), **how),
+        lambda folder, **how: Table(path=str(folder / "t.csv"), **how),
+        hugging_face,
+        lambda folder, **how: Mixture(sources=(Files(path=str(folder)),), **how),
+    ],
+    ids=["files", "table", "huggingface", "mixture"],
+)
+def test_encoded_pictures(make: Any, folder: Path) -> None:
+    (folder / "array" / "x.npy").unlink()
+    four, grey = make(folder, **normal(4)).open("train"), make(folder, **normal(1)).open("train")
+    for i in range(3):
+        assert four.image(i).permute(1, 2, 0).tolist() == RGBA[i].tolist()
+        assert grey.image(i)[0].tolist() == np.asarray(Image.fromarray(RGBA[i]).convert("RGB").convert("L")).tolist()
+    with pytest.raises(BadSample, match="4 bands, expected 5"):
+        make(folder, **normal(5)).open("train").image(0)
+
+
+def test_arrays(folder: Path) -> None:
+    file = str(folder / "array" / "x.npy")
+    assert Arrays(train=file, **normal(4)).open("train").image(1).permute(1, 2, 0).tolist() == RGBA[1].tolist()
+    with pytest.raises(UserError, match=r"has 4 bands, expected 3: as many as data\.mean and data\.std have values"):
+        Arrays(train=file).open("train")
+    tall = np.array([[[[0.0, 2.0], [4.0, -1.0]]], [[[1.0, 1.0], [1.0, np.nan]]]], np.float32)
+    np.save(file, tall)
+    source = Arrays(train=file, layout="NCHW", value_range=(0, 4), **normal(1)).open("train")
+    assert source.image(0).tolist() == [[[0, 128], [255, 0]]]
+    assert Arrays(train=file, layout="NCHW", **normal(1)).open("train").image(0).tolist() == [[[51, 153], [255, 0]]]
+    with pytest.raises(BadSample, match=r"x.npy\[1\]: pixels that are NaN or infinite"):
+        source.image(1)
+    np.save(file, RGBA[..., :3])
+    grey = Arrays(train=file, **normal(1)).open("train").image(2)
+    assert grey[0].tolist() == np.asarray(Image.fromarray(RGBA[2, ..., :3]).convert("L")).tolist()
+
+
+def test_torchvision(folder: Path) -> None:
+    for number, pixels in enumerate(RGBA):
+        (folder / "in" / "a").mkdir(parents=True, exist_ok=True)
+        (folder / "in" / "a" / f"{number}.png").write_bytes(encode(Image.fromarray(pixels[..., :3]), "PNG"))
+
+    def opened(channels: int) -> Any:
+        return TorchVision(dataset="ImageFolder", root=str(folder / "in"), **normal(channels)).open("train")
+
+    assert opened(1).image(0)[0].tolist() == np.asarray(Image.fromarray(RGBA[0, ..., :3]).convert("L")).tolist()
+    source = opened(4)
+    assert source.fingerprint() != opened(3).fingerprint()
+    with pytest.raises(UserError, match=r"3 pictures in a row cannot be used, the last: .*3 bands, expected 4"):
+        ViewDataset(source, [View(size=8)], 8, 0)[Position(0, 0)]
+
+
+def test_shapes_have_three() -> None:
+    with pytest.raises(ValidationError, match="shapes are drawn in 3 channels, found a mean of 4 values"):
+        Shapes(**normal(4))
+    with pytest.raises(ValidationError, match="shapes are drawn in 3 channels, found a mean of 4 values"):
+        Mixture(sources=(Shapes(),), **normal(4))
+
+
+def test_a_range_of_values_belongs_to_a_part_of_a_mixture(folder: Path) -> None:
+    np.save(folder / "array" / "x.npy", np.full((1, 2, 2, 4), 2000, np.uint16))
+    part = Arrays(train=str(folder / "array" / "x.npy"), value_range=(0, 10_000))
+    assert Mixture(sources=(part,), **normal(4)).open("train").image(0).unique().tolist() == [51]
