@@ -131,10 +131,10 @@ class Blurs:
         # the channels of a row side by side, so that one product blurs them all
         padded = self.padded[:, : len(crop)]
         padded[self.inside] = crop.transpose(0, 1)
-        halfway = torch.empty(self.down.rows, *padded.shape[1:])
-        self.down.product(k, padded.flatten(1), halfway.flatten(1))
-        blurred = torch.empty(self.down.rows, len(crop), self.across.rows)
-        self.across.product(k, halfway.flatten(0, 1).T, blurred.flatten(0, 1).T)
+        halfway = torch.bmm(self.down.blocks(k), self.down.windows(padded.flatten(1))).view(-1, padded.shape[-1])
+        blurred = torch.empty(len(halfway), self.across.count, self.across.block)
+        torch.bmm(self.across.blocks(k), self.across.windows(halfway.T), out=blurred.permute(1, 2, 0))
+        blurred = blurred.view(-1, len(crop), self.across.rows)
         return blurred[: crop.shape[1], :, : crop.shape[2]].transpose(0, 1)
 
 
@@ -159,9 +159,12 @@ class Bands:
         self.different = different.movedim(-1, 1).contiguous()
         alike = [1] * ((side - small) // block)
         self.which = torch.tensor(sorted([*range(self.different.shape[1]), *alike]))
-        self.rows = len(self.which) * block
+        self.count, self.rows = len(self.which), len(self.which) * block
 
-    def product(self, k: int, values: Tensor, out: Tensor) -> None:
-        """Matrix k times values [reach + rows + reach, M], those beyond the edges zeros: into `out` [rows, M]."""
-        windows = values.unfold(0, self.seen, self.block).mT
-        torch.bmm(self.different[k, self.which], windows, out=out.unflatten(0, (len(self.which), self.block)))
+    def blocks(self, k: int) -> Tensor:
+        """Those of matrix k: [blocks, rows, seen], zeros where they stand out over it."""
+        return self.different[k].index_select(0, self.which)
+
+    def windows(self, values: Tensor) -> Tensor:
+        """What each block sees of values [reach + rows + reach, M]: [blocks, seen, M]."""
+        return values.unfold(0, self.seen, self.block).mT
