@@ -1,14 +1,17 @@
 """The colour half on a CPU: crop after crop, in place, while it lies in the cache.
 
 Equal to the batched one to rounding. A crop does only what was drawn for it, so one that is not blurred costs no blur.
-Comparisons, `where` and remainders cost several times what minima, products and floors do, and are written with these.
+Values are levels, 0..255: nothing here depends on their unit but the bounds. Comparisons, `where` and remainders cost
+several times what minima, products and absolute values do, and are written with these.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.data.photometric import (
@@ -22,10 +25,8 @@ from unlabeled.data.photometric import (
     blur_reach,
 )
 
-BLOCK = 32  # rows of a blur at a time
-WHOLE = 128  # sides up to here are blurred by one product
-TINY = 1e-12
-HUGE = 1e30
+WHITE = 255
+BLOCK = 16  # rows of a blur at a time
 
 
 def recolour_and_normalize(pixels: Tensor, drawn: Photometric, scale: Tensor, shift: Tensor) -> Tensor:
@@ -39,18 +40,20 @@ def recolour_and_normalize(pixels: Tensor, drawn: Photometric, scale: Tensor, sh
     Returns:
         [N, C, H, W] float32.
     """
-    result, by = torch.empty(pixels.shape), 255 * scale
-    blurs = Blurs(drawn, pixels.shape[-2], pixels.shape[-1])
-    for i, crop in enumerate(result):
-        crop.copy_(pixels[i]).mul_(1 / 255)
-        if drawn.jitter is not None and drawn.order is not None:
-            jitter_(crop, drawn.jitter[i].tolist(), drawn.order[i].tolist())
-        if drawn.grayscale is not None and drawn.grayscale[i]:
-            crop.copy_(luminance(crop))
-        blurs.apply_(crop, i)
-        if drawn.solarize is not None and drawn.solarize[i]:
-            crop.sub_(0.5).abs_().neg_().add_(0.5)  # 1 - x from 0.5 on
-        crop.mul_(by).add_(shift)
+    result = torch.empty(pixels.shape)
+    blurs = Blurs(drawn, pixels.shape[1:])
+    drawn_for: list[Sequence[Any]] = [
+        [None] * len(pixels) if values is None else values.tolist()
+        for values in (drawn.jitter, drawn.order, drawn.grayscale, drawn.solarize)
+    ]
+    for i, (factors, order, grey, solarized) in enumerate(zip(*drawn_for, strict=True)):
+        crop = result[i].copy_(pixels[i])
+        if factors is not None:
+            jitter_(crop, factors, order)
+        coloured = blurs.apply(luminance(crop).unsqueeze(0) if grey else crop, i)
+        if solarized:
+            coloured.sub_(WHITE / 2).abs_().neg_().add_(WHITE / 2)  # 255 - x from 127.5 on
+        torch.mul(coloured, scale, out=crop).add_(shift)
     return result
 
 
@@ -62,6 +65,12 @@ def luminance(crop: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
+def mean_luminance(crop: Tensor) -> Tensor:
+    """[3, H, W] to a scalar."""
+    means = crop.mean((1, 2)).tolist()
+    return torch.tensor(sum(weight * mean for weight, mean in zip(LUMA, means, strict=True)))
+
+
 def jitter_(crop: Tensor, factors: list[float], order: list[int]) -> None:
     """torchvision's ColorJitter on a crop [C, H, W]; what would change nothing is left out."""
     for what in order:
@@ -70,11 +79,13 @@ def jitter_(crop: Tensor, factors: list[float], order: list[int]) -> None:
             continue
         if what == HUE:
             turn_hue_(crop, factor)
-        elif what == BRIGHTNESS:
-            crop.mul_(factor).clamp_(0, 1)
+            continue
+        if what == BRIGHTNESS:
+            crop.mul_(factor)
         else:
-            towards = luminance(crop if what != CONTRAST else crop.mean((1, 2), keepdim=True))
-            crop.mul_(factor).add_(towards, alpha=1 - factor).clamp_(0, 1)
+            crop.lerp_(mean_luminance(crop) if what == CONTRAST else luminance(crop), 1 - factor)
+        if factor > 1:  # else it is a mean of what is within the bounds
+            crop.clamp_(0, WHITE)
 
 
 def turn_hue_(crop: Tensor, turn: float) -> None:
@@ -84,31 +95,15 @@ def turn_hue_(crop: Tensor, turn: float) -> None:
     torch.minimum(low, blue, out=low)
     torch.maximum(high, blue, out=high)
     chroma = high - low
+    dark = low - chroma
 
-    # the hue in sixths of a circle from red, turned: by which channel is the largest
-    scale, at_red = chroma.clamp_min(TINY).reciprocal_(), 6 * turn
-    hue = (red - green).mul_(scale).add_(at_red + 4)
-    hue.lerp_((blue - red).mul_(scale).add_(at_red + 2), _where_equal(high, green))
-    hue.lerp_((green - blue).mul_(scale).add_(at_red), _where_equal(high, red))
-    hue.sub_((hue / 6).floor_(), alpha=6)
+    # the hue, in sixths of a circle times chroma: how far from red, negative on blue's side
+    hue = torch.copysign((green + blue).sub_(red).sub_(dark), green - blue)
 
-    # each channel is a trapezoid of the hue
-    torch.addcmul(low, chroma, (hue - 3).abs_().sub_(1).clamp_(0, 1), out=red)
-    torch.addcmul(high, chroma, (hue - 2).abs_().sub_(1).clamp_(0, 1), value=-1, out=green)
-    torch.addcmul(high, chroma, (hue - 4).abs_().sub_(1).clamp_(0, 1), value=-1, out=blue)
-
-
-def _where_equal(high: Tensor, channel: Tensor) -> Tensor:
-    """1 where a channel is the highest, 0 elsewhere."""
-    return (channel - high).mul_(HUGE).add_(1).clamp_min_(0)
-
-
-class Band(NamedTuple):
-    """A block of blurs' matrices: some rows, the columns that they see, what is between them [K, rows, columns]."""
-
-    rows: slice
-    columns: slice
-    matrices: Tensor
+    # each channel is a trapezoid of the turned hue, around its own: a wave of period 6, cut off at low and high
+    for channel, own in zip(crop, (0, 2, 4), strict=True):
+        wave = torch.add(hue, chroma, alpha=(6 * turn - own + 3) % 6 - 3).abs_()
+        torch.clamp(wave.sub_(chroma, alpha=3).abs_().add_(dark), low, high, out=channel)
 
 
 class Blurs:
@@ -116,41 +111,62 @@ class Blurs:
 
     Args:
         drawn: for all of them.
-        height, width: of a crop.
+        shape: of a crop, (C, H, W).
     """
 
-    def __init__(self, drawn: Photometric, height: int, width: int) -> None:
-        chosen = [] if drawn.blur is None else drawn.blur.nonzero().flatten().tolist()
+    def __init__(self, drawn: Photometric, shape: Sequence[int]) -> None:
+        channels, height, width = shape
+        chosen: list[int] = [] if drawn.blur is None else drawn.blur.nonzero().flatten().tolist()
         self.places = {i: k for k, i in enumerate(chosen)}
-        if drawn.blur is not None and chosen:
-            self.down = bands(height, drawn.blur[chosen], drawn.blur_kernel)
-            self.across = self.down if height == width else bands(width, drawn.blur[chosen], drawn.blur_kernel)
-
-    def apply_(self, crop: Tensor, i: int) -> None:
-        """Blur crop i [C, H, W], first down, then across, if it is to be blurred."""
-        if (k := self.places.get(i)) is None:
+        if drawn.blur is None or not chosen:
             return
-        halfway = torch.empty_like(crop)
-        for rows, columns, matrices in self.down:
-            halfway[:, rows] = matrices[k] @ crop[:, columns]
-        flat, result = halfway.flatten(0, 1), crop.flatten(0, 1)
-        for rows, columns, matrices in self.across:
-            result[:, rows] = flat[:, columns] @ matrices[k].T
+        self.down = Bands(height, drawn.blur[chosen], drawn.blur_kernel)
+        self.across = self.down if height == width else Bands(width, drawn.blur[chosen], drawn.blur_kernel)
+        reach = self.down.reach
+        self.padded = torch.zeros(self.down.rows + 2 * reach, channels, self.across.rows + 2 * reach)
+        self.inside = slice(reach, reach + height), slice(None), slice(reach, reach + width)
+
+    def apply(self, crop: Tensor, i: int) -> Tensor:
+        """Crop i [C, H, W] blurred first down, then across, if it is to be blurred."""
+        if (k := self.places.get(i)) is None:
+            return crop
+        # the channels of a row side by side, so that one product blurs them all
+        padded = self.padded[:, : len(crop)]
+        padded[self.inside] = crop.transpose(0, 1)
+        halfway = torch.bmm(self.down.blocks(k), self.down.windows(padded.flatten(1))).view(-1, padded.shape[-1])
+        blurred = torch.empty(len(halfway), self.across.count, self.across.block)
+        torch.bmm(self.across.blocks(k), self.across.windows(halfway.T), out=blurred.permute(1, 2, 0))
+        blurred = blurred.view(-1, len(crop), self.across.rows)
+        return blurred[: crop.shape[1], :, : crop.shape[2]].transpose(0, 1)
 
 
-def bands(side: int, sigma: Tensor, kernel: int | None) -> list[Band]:
-    """The matrices of blurs of standard deviations `sigma` [K], which are bands, in blocks that cover the side."""
-    reach = blur_reach(sigma, kernel)
-    block = max(BLOCK, reach)
-    # all rows but those next to an edge are alike, so a smaller matrix has all that there is to know
-    small = 2 * (block + reach)
-    if side <= max(small, WHOLE):
-        return [Band(slice(side), slice(side), blur_matrix(side, sigma, kernel))]
-    matrix = blur_matrix(small, sigma, kernel)
-    inner = matrix[:, reach : reach + block, : block + 2 * reach]
-    found = [Band(slice(block), slice(block + reach), matrix[:, :block, : block + reach])]
-    for start in range(block, side - block, block):
-        start = min(start, side - block - reach)
-        found.append(Band(slice(start, start + block), slice(start - reach, start + block + reach), inner))
-    last = matrix[:, -block:, -block - reach :]
-    return [*found, Band(slice(side - block, side), slice(side - block - reach, side), last)]
+class Bands:
+    """Matrices of blurs, which are zero but for a band, in blocks of rows.
+
+    Args:
+        side: rows and columns of a matrix.
+        sigma: [K], standard deviations.
+        kernel: see `photometric.blur`.
+    """
+
+    def __init__(self, side: int, sigma: Tensor, kernel: int | None) -> None:
+        self.reach = reach = blur_reach(sigma, kernel)
+        self.block = block = max(BLOCK, reach)
+        self.seen = block + 2 * reach
+        # all blocks but those next to an edge are alike, so a smaller matrix has all that there is to know
+        small = min(side, 3 * block + side % block)
+        beyond = -small % block
+        matrix = F.pad(blur_matrix(small, sigma, kernel), (reach, beyond + reach, 0, beyond))
+        different = matrix.unfold(1, block, block).unfold(2, self.seen, block).diagonal(dim1=1, dim2=2)
+        self.different = different.movedim(-1, 1).contiguous()
+        alike = [1] * ((side - small) // block)
+        self.which = torch.tensor(sorted([*range(self.different.shape[1]), *alike]))
+        self.count, self.rows = len(self.which), len(self.which) * block
+
+    def blocks(self, k: int) -> Tensor:
+        """Those of matrix k: [blocks, rows, seen], zeros where they stand out over it."""
+        return self.different[k].index_select(0, self.which)
+
+    def windows(self, values: Tensor) -> Tensor:
+        """What each block sees of values [reach + rows + reach, M]: [blocks, seen, M]."""
+        return values.unfold(0, self.seen, self.block).mT
