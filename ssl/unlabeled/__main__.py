@@ -1,4 +1,4 @@
-"""python -m unlabeled evaluate | import: what is done with an encoder beside training it."""
+"""python -m unlabeled doctor | evaluate | import: what is done before and after training."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    from unlabeled.doctor import command as doctor
     from unlabeled.evaluate import command
     from unlabeled.importers import FAMILIES
 
     parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
     commands = parser.add_subparsers(required=True)
+    look = commands.add_parser("doctor", help="look at pictures, machine and recipe before a run")
+    doctor.add_arguments(look)
+    look.set_defaults(run=doctor.run)
     evaluate = commands.add_parser("evaluate", help="kNN and linear probes of exported encoders")
     command.add_arguments(evaluate)
     evaluate.set_defaults(run=command.run)

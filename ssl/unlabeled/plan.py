@@ -42,7 +42,7 @@ def plan(
     """
     micro = per_process(recipe.train.batch_size, processes, recipe.run.accumulate)
     per_epoch = steps_per_epoch(n, recipe.train.batch_size)
-    method = _without_memory(build)
+    method = without_memory(build)
     check_company(method, recipe.train.batch_size, recipe.run.accumulate)
     yield from what
     yield from (("view", describe_view(view, patch)) for view in views)
@@ -180,7 +180,8 @@ def format_plan(title: str, lines: Iterator[Line]) -> str:
     return "\n".join([title, *(f"  {topic:<10} {text}" for topic, text in lines)])
 
 
-def _without_memory(build: Callable[[], Method]) -> Method:
+def without_memory(build: Callable[[], Method]) -> Method:
+    """A method whose tensors have shapes and no memory. Raises UserError when it cannot be built."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading weights into tensors without memory does nothing, as intended
         try:

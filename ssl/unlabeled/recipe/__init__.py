@@ -28,6 +28,7 @@ __all__ = [
     "describe",
     "differences",
     "dump",
+    "fields",
     "format_differences",
     "load",
     "parse",
@@ -63,6 +64,14 @@ def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str 
         raise report(document.faults, where)
     assert recipe is not None
     return recipe
+
+
+def fields(path: str | Path, overrides: Sequence[str] = ()) -> set[str]:
+    """The names at the top of a recipe file, to tell by them what kind of recipe it is; none where it is no YAML."""
+    document = Document(_read(Path(path)))
+    for override in overrides:
+        document.override(override)
+    return {name for name in document.data if isinstance(name, str)}
 
 
 def _read(path: Path) -> str:
