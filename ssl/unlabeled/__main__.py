@@ -34,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--key", choices=["student", "teacher"], help="which network of a full checkpoint; default: the one evaluated"
     )
     importer.set_defaults(run=_import)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no positional after an option: `doctor RECIPE --json a.b=value`
+    if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     try:
         return options.run(options)
     except UserError as error:

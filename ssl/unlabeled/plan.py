@@ -170,6 +170,11 @@ def millions(parameters: Any) -> str:
     return f"{sum(p.numel() for p in parameters) / 1e6:.1f} M"
 
 
+def number(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def gigabytes(count: float) -> str:
     """Bytes in GB, or MB when few."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN
 
+from unlabeled.__main__ import main
 from unlabeled.doctor import command
 from unlabeled.doctor.speed import Speed
-from unlabeled.errors import UserError
 from unlabeled.export import Preprocessing, export_encoder
 from unlabeled.nn.encoder import EncoderConfig
 
@@ -30,15 +30,9 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Speed:
     return FAST_LOADER
 
 
-def doctor(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]))
-
-
 def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     """The exit code and what `--json` says, all of standard output."""
-    code = doctor(*arguments, "--json")
+    code = main(["doctor", "--json", *map(str, arguments)])
     return {"code": code, **json.loads(capsys.readouterr().out)}
 
 
@@ -272,6 +266,8 @@ def test_measures_for_real_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(recipe.parent)
     found = report(capsys, recipe, f"run.workers={workers}", "run.accumulate=2", "--seconds", 0.01)
+    documented = {"recipe", "stage", "verdict", "findings", "refused", "out_of_memory", "splits", "copies", "speed"}
+    assert found.keys() - {"code"} == documented | {"versions"}
     speed = found["speed"]
     assert all(rate > 0 for rate in speed["images_per_s"].values())
     assert speed["batch"] == {"measured": 4, "run": 4} and speed["memory"]["peak"] > 10**7
@@ -304,10 +300,11 @@ def test_finetuning(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (TINY_PRETRAIN.replace("epochs: 3", "epochs: -3").replace("lr: 0.03", "lr: x"), "optim.base_lr(.|\n)*epochs"),
     ],
 )
-def test_no_recipe(text: str, message: str, recipe: Path) -> None:
+def test_no_recipe(text: str, message: str, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe.write_text(text)
-    with pytest.raises(UserError, match=message):
-        doctor(recipe)
+    assert main(["doctor", str(recipe)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and re.search(message, said.err)
 
 
 @pytest.mark.usefixtures("speed")
@@ -317,9 +314,10 @@ def test_the_report_fits_the_terminal_and_ends_with_the_verdict(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     add_leak(recipe.parent / "pictures" / "train")
-    assert doctor(recipe, "data.mean=[0.5,0.5,0.5]") == 0
+    # overrides may stand behind options
+    assert main(["doctor", str(recipe), "--pictures", "100", "data.mean=[0.5,0.5,0.5]"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].strip() == "ready, but 1 thing to look at"
-    assert any(line.startswith("  1. high") for line in lines)
+    verdict = lines.index("verdict: ready, but 1 thing to look at")
+    assert lines[verdict + 1].startswith("  1. high") and lines[-1].lstrip().startswith("-> remove them")
     # a path is never broken
     assert [line for line in lines if len(line) > width and "/" not in line] == []

@@ -17,7 +17,7 @@ from torch import Tensor
 SIDE, FREQUENCIES = 32, 8
 # signs that may differ; with at most three, one of four parts of a hash is equal
 DISTANCE, PARTS = 3, 4
-ALIKE = 0.99
+ALIKE = 0.97
 _WAVES = np.cos(math.pi * np.arange(FREQUENCIES)[:, None] * (np.arange(SIDE) + 0.5) / SIDE)
 _ONES = np.array([i.bit_count() for i in range(1 << 16)], np.uint8)
 

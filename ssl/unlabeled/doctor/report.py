@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlabeled.doctor.facts import Facts
 from unlabeled.doctor.verdict import Finding, sentence
-from unlabeled.plan import Line, gigabytes
+from unlabeled.plan import Line, gigabytes, number
 from unlabeled.train.tracking import duration
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _pictures(recipe: Any, split: Facts) -> Iterator[Line]:
     looked = "all of them looked at" if everything else f"{split['looked_at']:,} of them looked at"
     yield "pictures", f"{split['pictures']:,} from {recipe.data.name}, {looked}"
     yield "unreadable", _counted(split["unreadable"]["count"])
+    yield from (("", f"{bad['key']}: {bad['reason']}") for bad in split["unreadable"]["examples"])
     if "mean" in split:
         yield "short side", _range(split["short_side"], " px")
         yield "aspect", _range(split["aspect"])
@@ -63,11 +64,14 @@ def _pictures(recipe: Any, split: Facts) -> Iterator[Line]:
         )
         yield "mean", f"{_values(split['mean'])}  recipe {_values(recipe.data.mean)}"
         yield "std", f"{_values(split['std'])}  recipe {_values(recipe.data.std)}"
-        odd = [
-            f"{one['count']:,} {name.replace('_', ' ')}" for name, one in split["suspicious"].items() if one["count"]
-        ]
-        yield "suspicious", ", ".join(odd) or "none"
+        yield from _suspicious(split["suspicious"])
     yield "classes", _classes(split["classes"])
+
+
+def _suspicious(suspicious: Facts) -> Iterator[Line]:
+    odd = {name.replace("_", " "): one for name, one in suspicious.items() if one["count"]}
+    yield "suspicious", ", ".join(f"{one['count']:,} {name}" for name, one in odd.items()) or "none"
+    yield from (("", f"{name}: {key}") for name, one in odd.items() for key in one["examples"])
 
 
 def _classes(classes: Facts | None) -> str:
@@ -76,14 +80,18 @@ def _classes(classes: Facts | None) -> str:
     small, large = classes["smallest"]["pictures"], classes["largest"]["pictures"]
     each = f"{small:,} pictures each" if small == large else f"{small:,} to {large:,} pictures"
     unlabelled = f", {classes['unlabelled']:,} pictures without" if classes["unlabelled"] else ""
-    number = "1 class" if classes["classes"] == 1 else f"{classes['classes']:,} classes"
-    return f"{number} of {each}, evenness {_percent(classes['entropy'])}{unlabelled}"
+    kinds = "1 class" if classes["classes"] == 1 else f"{classes['classes']:,} classes"
+    return f"{kinds} of {each}, evenness {_percent(classes['entropy'])}{unlabelled}"
 
 
 def _copies(copies: Facts | None) -> Iterator[Line]:
     if copies:
         exact, near = copies["exact"], copies["near"]
-        yield "copies", f"exact {_counted(exact['count'])}, look the same {_counted(near['count'])}"
+        yield "copies", f"exact {_grouped(exact)}, look the same {_grouped(near)}"
+
+
+def _grouped(found: Facts) -> str:
+    return f"{found['count']:,} (of {number(found['groups'], 'picture')})" if found["count"] else "none"
 
 
 def _overlap(facts: Facts) -> str:
@@ -94,16 +102,16 @@ def _overlap(facts: Facts) -> str:
 
 def _speed(speed: Facts) -> Iterator[Line]:
     rates, batch, time, memory = speed["images_per_s"], speed["batch"], speed["time"], speed["memory"]
-    threads = f", {_number(speed['threads'], 'thread')}" if speed["device"] == "cpu" else ""
-    yield "device", f"{speed['device']}{threads}, {_number(speed['cores'], 'core')}"
-    makers = _number(speed["workers"], "worker") if speed["workers"] else "the process that trains"
+    threads = f", {number(speed['threads'], 'thread')}" if speed["device"] == "cpu" else ""
+    yield "device", f"{speed['device']}{threads}, {number(speed['cores'], 'core')}"
+    makers = number(speed["workers"], "worker") if speed["workers"] else "the process that trains"
     yield "loader", f"{rates['loader']:,.0f} images/s by {makers}"
     part = "" if batch["measured"] == batch["run"] else f" ({batch['measured']} of {batch['run']} at a time)"
     yield "model", f"{rates['model']:,.0f} images/s{part}"
     yield "together", f"{rates['together']:,.0f} images/s, bound by the {speed['bound_by']}; {_waiting(speed)}"
     held = f"{gigabytes(memory['peak'])} held at most{part} of {gigabytes(memory['available'])}"
     yield "memory", f"{held}; weights, optimizer and activations are {gigabytes(memory['expected'])}"
-    yield "time", f"{duration(time['training_s'])} for {_number(time['steps'], 'step')}{_evaluation(time)}"
+    yield "time", f"{duration(time['training_s'])} for {number(time['steps'], 'step')}{_evaluation(time)}"
 
 
 def _waiting(speed: Facts) -> str:
@@ -116,16 +124,15 @@ def _waiting(speed: Facts) -> str:
 def _evaluation(time: Facts) -> str:
     if not time["evaluations"]:
         return ", without evaluation"
-    return f", and about {duration(time['evaluation_s'])} for {_number(time['evaluations'], 'evaluation')}"
+    return f", and about {duration(time['evaluation_s'])} for {number(time['evaluations'], 'evaluation')}"
 
 
 def _verdict(console: Console, found: Sequence[Finding]) -> None:
-    console.print("\nverdict", style="bold")
-    for number, finding in enumerate(found, 1):
-        head = f"  {number}. {finding.severity}".ljust(TOPIC + 2)
+    console.print(f"\nverdict: {sentence(list(found))}", style="bold", markup=False)
+    for i, finding in enumerate(found, 1):
+        head = f"  {i}. {finding.severity}".ljust(TOPIC + 2)
         _hanging(console, head, finding.text, STYLES[finding.severity])
-        _hanging(console, " " * (TOPIC + 2), f"-> {finding.advice}")
-    console.print(f"  {sentence(list(found))}", style="bold", markup=False)
+        _hanging(console, " " * (TOPIC + 2) + "-> ", finding.advice)
 
 
 def _range(quantiles: Facts, unit: str = "") -> str:
@@ -145,7 +152,3 @@ def _percent(share: float) -> str:
 
 def _counted(count: int) -> str:
     return f"{count:,}" if count else "none"
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from unlabeled.data.mixture import Mixture
 from unlabeled.doctor.facts import Facts
-from unlabeled.plan import gigabytes
+from unlabeled.plan import gigabytes, number
 
 Severity = Literal["stop", "high", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "high", "warning", "note")
@@ -59,12 +59,8 @@ def sentence(found: list[Finding]) -> str:
     stops = sum(finding.severity == "stop" for finding in found)
     warnings = sum(finding.severity in ("high", "warning") for finding in found)
     if stops:
-        return f"not ready: {_things(stops)} to mend first"
-    return f"ready, but {_things(warnings)} to look at" if warnings else "ready"
-
-
-def _things(count: int) -> str:
-    return f"{count} thing" if count == 1 else f"{count} things"
+        return f"not ready: {number(stops, 'thing')} to mend first"
+    return f"ready, but {number(warnings, 'thing')} to look at" if warnings else "ready"
 
 
 def _start(facts: Facts) -> Iterator[Finding]:
@@ -80,7 +76,7 @@ def _unreadable(recipe: Any, name: str, split: Facts) -> Iterator[Finding]:
     if not bad:
         return
     first = split["unreadable"]["examples"][0]
-    text = f"{bad:,} of {looked:,} pictures of {name} cannot be read, such as {first['key']}: {first['reason']}"
+    text = f"{bad:,} of {number(looked, 'picture')} of {name} cannot be read, such as {first['key']}: {first['reason']}"
     advice = "mend or remove them; a run skips them and writes them to bad_samples.jsonl"
     if name == "train" and bad > allowed * looked:
         text += f". More than data.max_bad_fraction={allowed:g} allows: the run would stop"
@@ -91,29 +87,29 @@ def _unreadable(recipe: Any, name: str, split: Facts) -> Iterator[Finding]:
 
 def _suspicious(name: str, split: Facts) -> Iterator[Finding]:
     what = {
-        "constant": ("show one colour and nothing else", "remove them if they are failures of a camera or a download"),
-        "elongated": ("are more than five times as long as wide", "cut them up: crops stretch them or see a part"),
-        "tiny": ("are tiny", "remove them if they are thumbnails: crops enlarge them until nothing is left"),
-        "wrong_ending": ("are of another kind than their names say", "rename them; they are read all the same"),
+        "constant": ("of one colour and nothing else", "remove them if they are failures of a camera or a download"),
+        "elongated": ("more than five times as long as wide", "cut them up: crops stretch them or see a part"),
+        "tiny": ("tiny", "remove them if they are thumbnails: crops enlarge them until nothing is left"),
+        "wrong_ending": ("of another kind than their names say", "rename them; they are read all the same"),
     }
     for kind, (text, advice) in what.items():
         found = split.get("suspicious", {}).get(kind, {"count": 0})
         if found["count"]:
             severity: Severity = "note" if kind == "wrong_ending" else "warning"
             count = _share(found["count"], split)
-            yield Finding(kind, severity, f"{count} of {name} {text}, such as {found['examples'][0]}", advice)
+            yield Finding(kind, severity, f"{count} of {name}: {text}, such as {found['examples'][0]}", advice)
 
 
 def _copies(name: str, split: Facts, copies: Facts) -> Iterator[Finding]:
-    for kind, text in (("exact", "are exact copies of others"), ("near", "look the same as others")):
+    for kind, text in (("exact", "the same as others to the pixel"), ("near", "look the same as others")):
         found = copies.get(name, {}).get(kind, {"count": 0})
         if found["count"]:
             severity: Severity = "warning" if found["count"] >= MANY_COPIES * split["looked_at"] else "note"
             count, pair = _share(found["count"], split), " and ".join(found["examples"][0][:2])
             advice = "remove copies: such a picture counts more than others"
-            yield Finding(f"{kind}_duplicates", severity, f"{count} of {name} {text}, such as {pair}", advice)
+            yield Finding(f"{kind}_duplicates", severity, f"{count} of {name}: {text}, such as {pair}", advice)
     if conflicts := copies.get(name, {}).get("conflicting_labels"):
-        text = f"{conflicts:,} exact copies in {name} have another label than their original"
+        text = f"{number(conflicts, 'picture')} of {name} with another label than the same picture elsewhere in it"
         yield Finding("conflicting_labels", "warning", text, "one of the two labels is wrong: look at them")
 
 
@@ -122,12 +118,16 @@ def _overlap(copies: Facts) -> Iterator[Finding]:
         found = copies.get("overlap", {}).get(kind, {"count": 0})
         if found["count"]:
             train, val = found["examples"][0]
-            text = f"{found['count']:,} pictures of val are in train too ({how}), such as {val}, which is {train}"
-            yield Finding(f"leak_{kind}", "high", text, "remove them from one split: scores on val are too good")
+            text = f"{number(found['count'], 'picture')} of val also in train ({how}), such as {val}, which is {train}"
+            yield Finding(f"leak_{kind}", "high", text, "remove them from one split: scores on val come out too high")
 
 
 def _channels(recipe: Any, split: Facts) -> Iterator[Finding]:
     if "mean" not in split:
+        return
+    if split["channels"] != len(recipe.data.mean):
+        text = f"pictures have {number(split['channels'], 'channel')}, data.mean and data.std {len(recipe.data.mean)}"
+        yield Finding("channels", "stop", text, "give data.mean and data.std a number per channel")
         return
     pairs = list(zip(split["std"], recipe.data.std, strict=True))
     off = any(abs(ours - theirs) > MEAN_OFF for ours, theirs in zip(split["mean"], recipe.data.mean, strict=True))
@@ -171,10 +171,10 @@ def _speed(recipe: Any, speed: Facts | None, split: Facts) -> Iterator[Finding]:
         return
     rates, waiting = speed["images_per_s"], speed["waiting"]
     if (speed["bound_by"] == "loader" or not speed["workers"]) and waiting >= WAITING:
-        text = (
-            f"pictures come at {rates['loader']:,.0f}/s and the model takes {rates['model']:,.0f}/s: "
-            f"it would wait {100 * waiting:.0f} % of the time"
-        )
+        how = f"pictures come at {rates['loader']:,.0f}/s and the model takes {rates['model']:,.0f}/s"
+        if not speed["workers"]:
+            how = "with run.workers=0 pictures are made between steps"
+        text = f"{how}: the model would wait {100 * waiting:.0f} % of the time"
         yield Finding("loader_bound", "warning", text, _faster_loader(recipe, speed, split))
     elif speed["workers"] > speed["cores"]:
         text = f"run.workers={speed['workers']}, but this machine has {speed['cores']} cores"
@@ -207,7 +207,7 @@ def _faster_loader(recipe: Any, speed: Facts, split: Facts) -> str:
 
 
 def _share(count: int, split: Facts) -> str:
-    return f"{count:,} of {split['looked_at']:,} pictures"
+    return f"{count:,} of {number(split['looked_at'], 'picture')}"
 
 
 def _pasted(values: list[float]) -> str:
