@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from unlabeled.cli import main
-from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,33 +34,17 @@ class Finetune:
 
     def job(self, recipe: Any, accelerator: Accelerator) -> Job:
         """Load the backbone, choose the labels, set up the task."""
-        from unlabeled.data.loader import ViewDataset
-        from unlabeled.data.part import Part
-        from unlabeled.data.subset import stratified
-        from unlabeled.export import load_encoder
         from unlabeled.job import Job
-        from unlabeled.transfer.classify import Classifier
-        from unlabeled.transfer.score import Scorer, check_preprocessing
+        from unlabeled.training import finetuning
+        from unlabeled.transfer.score import Scorer
 
-        check_preprocessing(recipe)
-        task, source = recipe.task, recipe.data.open("train")
-        if not source.classes:
-            raise UserError("fine-tuning needs labels: put the pictures of data.train into one folder per class")
-        part = Part(source, stratified(source.labels, task.fraction, task.fraction_seed))
-        encoder = load_encoder(recipe.encoder, task.view.shape, recipe.data.channels)
-        task.view.check(encoder.patch_size)
-        self.scorer = scorer = Scorer(recipe, accelerator, source.classes)
+        build, dataset, _ = finetuning(recipe)
+        self.scorer = scorer = Scorer(recipe, accelerator, dataset.source.classes)
 
         def accuracy(method: Any) -> Iterator[tuple[str, float]]:
             yield "accuracy", scorer(method)["accuracy"]
 
-        return Job(
-            recipe,
-            lambda: Classifier(encoder, task, len(source.classes)),
-            ViewDataset(part, [task.view], encoder.patch_size, recipe.seed),
-            accuracy,
-            {"pictures": part.fingerprint()},
-        )
+        return Job(recipe, build, dataset, accuracy, {"pictures": dataset.source.fingerprint()})
 
     def what(self, recipe: Any, job: Job) -> list[Line]:
         """Its own lines of the plan."""

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from unlabeled.engine import Engine
     from unlabeled.job import Job
-    from unlabeled.method import Method
     from unlabeled.plan import Line
     from unlabeled.rescale import Rescaled
 
@@ -34,30 +33,17 @@ class Pretrain:
 
     def job(self, recipe: Any, accelerator: Accelerator) -> Job:
         """Open the pictures and set up method, views and evaluators."""
-        from unlabeled.data.loader import ViewDataset
-        from unlabeled.data.sampler import steps_per_epoch, total_steps
-        from unlabeled.export import load_method
         from unlabeled.job import Job
-        from unlabeled.rescale import Setting, check_epochs, rescale
         from unlabeled.train.pictures import PictureWriter
+        from unlabeled.training import pretraining
 
-        source, train = recipe.data.open("train"), recipe.train
-        steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
-        check_epochs(recipe.method, train.epochs)
-        config, self.rescaled = rescale(recipe.method, Setting(train.batch_size, train.epochs, steps))
-
-        def build() -> Method:
-            method = config.build()
-            if recipe.init:
-                load_method(method, recipe.init)
-            return method
-
+        build, dataset, self.rescaled = pretraining(recipe)
         return Job(
             recipe,
             build,
-            ViewDataset(source, config.views, config.encoder.patch_size, recipe.seed),
+            dataset,
             self._evaluators(recipe, accelerator),
-            {"pictures": source.fingerprint()},
+            {"pictures": dataset.source.fingerprint()},
             PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
         )
 

@@ -1,4 +1,4 @@
-"""python -m unlabeled prepare | evaluate | import: what is done beside training."""
+"""python -m unlabeled doctor | prepare | evaluate | import: what is done before and after training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     from unlabeled.data import prepare_command
+    from unlabeled.doctor import command as doctor
     from unlabeled.evaluate import command
     from unlabeled.importers import FAMILIES
 
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare = commands.add_parser("prepare", help="small copies of a recipe's pictures, read several times as fast")
     prepare_command.add_arguments(prepare)
     prepare.set_defaults(run=prepare_command.run)
+    look = commands.add_parser("doctor", help="look at pictures, machine and recipe before a run")
+    doctor.add_arguments(look)
+    look.set_defaults(run=doctor.run)
     evaluate = commands.add_parser("evaluate", help="kNN and linear probes of exported encoders")
     command.add_arguments(evaluate)
     evaluate.set_defaults(run=command.run)
@@ -34,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--key", choices=["student", "teacher"], help="which network of a full checkpoint; default: the one evaluated"
     )
     importer.set_defaults(run=_import)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no positional after an option: `doctor RECIPE --json a.b=value`
+    if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     try:
         return options.run(options)
     except UserError as error:

@@ -131,6 +131,11 @@ class Engine:
         """Where the run stands."""
         return Progress(self.step, self.total_steps, self.step / self.steps_per_epoch, self.job.recipe.train.epochs)
 
+    def rehearse(self, pending: list[RawBatch]) -> None:
+        """One whole step on micro-batches in hand; nothing is logged or saved."""
+        _, norm = self._forward_backward(pending)
+        self._update(self._agree(norm, pending, None).broken)
+
     def _forward_backward(self, pending: list[RawBatch]) -> tuple[Batch, Tensor]:
         """Gradients of one global batch, clipped; returns the last micro-batch and the gradient norm."""
         progress, optim = self.progress(), self.job.recipe.optim

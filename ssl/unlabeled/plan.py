@@ -42,7 +42,7 @@ def plan(
     """
     micro = per_process(recipe.train.batch_size, processes, recipe.run.accumulate)
     per_epoch = steps_per_epoch(n, recipe.train.batch_size)
-    method = _without_memory(build)
+    method = without_memory(build)
     check_company(method, recipe.train.batch_size, recipe.run.accumulate)
     yield from what
     yield from (("view", describe_view(view, patch)) for view in views)
@@ -170,6 +170,11 @@ def millions(parameters: Any) -> str:
     return f"{sum(p.numel() for p in parameters) / 1e6:.1f} M"
 
 
+def number(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def gigabytes(count: float) -> str:
     """Bytes in GB, or MB when few."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
@@ -180,7 +185,8 @@ def format_plan(title: str, lines: Iterator[Line]) -> str:
     return "\n".join([title, *(f"  {topic:<10} {text}" for topic, text in lines)])
 
 
-def _without_memory(build: Callable[[], Method]) -> Method:
+def without_memory(build: Callable[[], Method]) -> Method:
+    """A method whose tensors have shapes and no memory. Raises UserError when it cannot be built."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading weights into tensors without memory does nothing, as intended
         try:

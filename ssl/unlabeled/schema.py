@@ -10,9 +10,10 @@ from pydantic import BaseModel, Field, create_model, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.data.mixture import Kinds, Mixture
+from unlabeled.errors import UserError
 from unlabeled.evaluate.protocol import Evaluation
 from unlabeled.methods import config_union
-from unlabeled.recipe import keys_of, load
+from unlabeled.recipe import fields, load
 from unlabeled.train.optim import AdamW, OptimConfig
 from unlabeled.transfer.classify import ClassifyConfig
 
@@ -135,9 +136,20 @@ def pretrain_recipe() -> Any:
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Any:
-    """A recipe of either program: what names an encoder or a task is for fine-tuning. Raises RecipeError."""
-    schema = FinetuneRecipe if keys_of(path) & {"encoder", "task"} else pretrain_recipe()
-    return load(schema, path, overrides)
+    """A recipe of either program, told apart by its fields.
+
+    Raises:
+        UserError: it is neither, or something in it is wrong.
+    """
+    names = fields(path, overrides)
+    if "method" in names or not names:  # without any, loading says what is wrong
+        return load(pretrain_recipe(), path, overrides)
+    if names & {"encoder", "task"}:
+        return load(FinetuneRecipe, path, overrides)
+    raise UserError(
+        f"{path} is no recipe: expected `method` (for pretrain.py) or `encoder` (for finetune.py), "
+        f"found {', '.join(sorted(names))}"
+    )
 
 
 def is_free(path: str) -> bool:

@@ -66,9 +66,10 @@ def luminance(crop: Tensor) -> Tensor:
 
 
 def mean_luminance(crop: Tensor) -> Tensor:
-    """[3, H, W] to a scalar."""
+    """[C, H, W] to a scalar."""
     means = crop.mean((1, 2)).tolist()
-    return torch.tensor(sum(weight * mean for weight, mean in zip(LUMA, means, strict=True)))
+    weights = LUMA if len(means) == 3 else [1 / len(means)] * len(means)
+    return torch.tensor(sum(weight * mean for weight, mean in zip(weights, means, strict=True)))
 
 
 def jitter_(crop: Tensor, factors: list[float], order: list[int]) -> None:

@@ -28,8 +28,8 @@ __all__ = [
     "describe",
     "differences",
     "dump",
+    "fields",
     "format_differences",
-    "keys_of",
     "load",
     "parse",
 ]
@@ -66,9 +66,12 @@ def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str 
     return recipe
 
 
-def keys_of(path: str | Path) -> frozenset[str]:
-    """The fields at the top of a recipe file, none where it cannot be understood. Raises RecipeError without a file."""
-    return frozenset(Document(_read(Path(path))).data)
+def fields(path: str | Path, overrides: Sequence[str] = ()) -> set[str]:
+    """The names at the top of a recipe file, to tell by them what kind of recipe it is; none where it is no YAML."""
+    document = Document(_read(Path(path)))
+    for override in overrides:
+        document.override(override)
+    return {name for name in document.data if isinstance(name, str)}
 
 
 def _read(path: Path) -> str:

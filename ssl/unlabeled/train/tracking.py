@@ -61,7 +61,7 @@ class Meter:
     """Speed since the last reading: images per second and the share of time spent waiting for data."""
 
     def __init__(self) -> None:
-        self.seconds_per_step = 0.0
+        self.seconds_per_step, self.images, self.steps = 0.0, 0, 0
 
     def reset(self, feed: Waits) -> None:
         """Begin a new interval."""

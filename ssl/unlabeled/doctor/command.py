@@ -1,0 +1,150 @@
+"""`python -m unlabeled doctor`: options, the order of things, output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from unlabeled.card import versions
+from unlabeled.data.source import Source
+from unlabeled.doctor.facts import Facts, copy_facts, speed_facts, split_facts
+from unlabeled.doctor.pictures import Survey, survey
+from unlabeled.doctor.report import show
+from unlabeled.doctor.speed import Encode, expect, measure
+from unlabeled.doctor.verdict import findings, sentence
+from unlabeled.errors import UserError
+from unlabeled.schema import FinetuneRecipe, load_any
+from unlabeled.train.distributed import make_accelerator
+from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
+from unlabeled.training import Training, finetuning, pretraining
+
+T = TypeVar("T")
+
+
+class Stage(NamedTuple):
+    """What differs between recipes of pretrain.py and of finetune.py."""
+
+    name: str
+    training: Callable[[Any], Training]
+    views: Callable[[Any], Any]
+    evaluates: Callable[[Any], bool]
+    encoder: Callable[[Any, Any], Encode]
+
+
+def _pretrained(recipe: Any, method: Any) -> Encode:
+    from unlabeled.evaluate.features import encoder_features
+
+    return encoder_features(next(iter(method.exports().values())), recipe.evaluate.pool)
+
+
+PRETRAIN = Stage("pretrain", pretraining, lambda r: r.method.views, lambda r: r.evaluate is not None, _pretrained)
+FINETUNE = Stage("finetune", finetuning, lambda r: (r.task.view,), lambda _: True, lambda _, m: m.logits)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `doctor`."""
+    parser.add_argument("recipe", help="a YAML file for pretrain.py or finetune.py")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
+    parser.add_argument("--pictures", type=int, default=2000, metavar="N", help="to look at per split (default 2000)")
+    parser.add_argument("--full", action="store_true", help="look at all pictures")
+    parser.add_argument("--seconds", type=float, default=5, help="for each measurement of speed (default 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, measure, print. Returns the exit code: 2 where a run would fail or be spoiled.
+
+    Raises:
+        UserError: an option, the recipe or the training pictures cannot be used at all.
+    """
+    if args.pictures < 1 or not 0 < args.seconds < 3600:
+        raise UserError(f"--pictures {args.pictures} --seconds {args.seconds}: expected at least 1, and up to an hour")
+    recipe = load_any(args.recipe, args.overrides)
+    stage = FINETUNE if isinstance(recipe, FinetuneRecipe) else PRETRAIN
+    recipe.data.keep_index(Path(recipe.output) / "index", write=False)
+    facts = examine(stage, recipe, None if args.full else args.pictures, args.seconds)
+    found = findings(recipe, facts)
+    if args.json:
+        judged = {"verdict": sentence(found), "findings": [finding._asdict() for finding in found]}
+        print(json.dumps({"recipe": recipe.name, **facts, **judged, "versions": versions()}, indent=2))
+    else:
+        show(Console(highlight=False), recipe, facts, found)
+    return EXIT_BAD_INPUT if any(finding.severity == "stop" for finding in found) else EXIT_DONE
+
+
+def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> Facts:
+    """All there is to know of a recipe, its pictures and this machine.
+
+    Args:
+        stage: which program the recipe is for.
+        recipe: as resolved.
+        most: pictures to look at per split; None = all.
+        seconds: for each measurement of speed.
+    """
+    refused: list[str] = []
+
+    def attempt(action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except UserError as error:
+            refused.append(str(error))
+            return None
+
+    training_pictures = recipe.data.open("train")
+    val = attempt(lambda: recipe.data.open("val")) if recipe.data.has_val or stage.evaluates(recipe) else None
+    training = attempt(lambda: stage.training(recipe))
+    train = training_pictures if training is None else training.dataset.source
+    splits = {name: source for name, source in (("train", train), ("val", val)) if source is not None}
+    surveys = _surveys(recipe, splits, most)
+    crop = max((view.shape for view in stage.views(recipe)), key=lambda shape: shape[0] * shape[1])
+    patch = 1 if training is None else training.dataset.patch
+    facts: Facts = {
+        "stage": stage.name,
+        "refused": refused,
+        "out_of_memory": False,
+        "splits": {name: split_facts(found, crop, patch) for name, found in surveys.items()},
+        "copies": copy_facts(surveys["train"], surveys.get("val")),
+        "speed": None,
+    }
+    if training is not None and not refused:
+        evaluated = _evaluated(stage, recipe, train, val)
+        try:
+            facts["speed"] = attempt(partial(_speed, stage, recipe, training, seconds, evaluated))
+        except torch.OutOfMemoryError:
+            facts["out_of_memory"] = True
+    return facts
+
+
+def _surveys(recipe: Any, splits: dict[str, Source], most: int | None) -> dict[str, Survey]:
+    console, run = Console(stderr=True), recipe.run
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        found = {}
+        for name, source in splits.items():
+            task = bar.add_task(f"pictures of {name}", total=min(len(source), most or len(source)))
+            found[name] = survey(source, most, recipe.seed, run.workers, run.timeout, partial(bar.advance, task))
+    return found
+
+
+def _evaluated(stage: Stage, recipe: Any, train: Source, val: Source | None) -> int:
+    """Pictures that one evaluation passes over."""
+    if val is None or not stage.evaluates(recipe):
+        return 0
+    return len(val) + (len(train) if stage is PRETRAIN else 0)
+
+
+def _speed(stage: Stage, recipe: Any, training: Training, seconds: float, evaluated: int) -> Facts:
+    expected = expect(recipe, training)
+    accelerator = make_accelerator(recipe.run.device, recipe.train.precision, recipe.run.timeout, [], recipe.output)
+    encoder = (lambda method: stage.encoder(recipe, method)) if evaluated else None
+    console = Console(stderr=True)
+    with console.status("speed of loader and model"):
+        speed = measure(recipe, training, accelerator, seconds, encoder)
+    return speed_facts(recipe, expected, speed, accelerator.device, evaluated)

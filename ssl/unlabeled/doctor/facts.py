@@ -1,0 +1,195 @@
+"""What a survey found, as numbers and names: what `--json` prints, and what findings and report are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unlabeled.doctor.duplicates import Pairs, find_copies, groups
+from unlabeled.doctor.pictures import Survey
+from unlabeled.doctor.speed import Expected, Speed, memory_of
+from unlabeled.options import cores
+
+EXAMPLES = 5
+QUANTILES = {"min": 0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1}
+FLAT = 2 / 255
+ELONGATED = 5
+TINY = 16
+
+Facts = dict[str, Any]
+
+
+def split_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
+    """All but duplicates of one split.
+
+    Args:
+        found: its pictures.
+        crop: (height, width) of the largest view, pixels.
+        patch: side of a patch, pixels.
+    """
+    facts: Facts = {
+        "pictures": len(found.source),
+        "looked_at": found.looked,
+        "unreadable": {"count": len(found.bad), "examples": [bad._asdict() for bad in found.bad[:EXAMPLES]]},
+        "classes": class_facts(found.source.labels, found.source.classes),
+    }
+    return facts | _picture_facts(found, crop, patch) if len(found) else facts
+
+
+def _picture_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
+    sides = np.stack([found.height, found.width])
+    short, long = sides.min(axis=0), sides.max(axis=0)
+    # by how much the whole picture is larger than the crop, in the direction where it is least so
+    room = (sides / np.array(crop)[:, None]).min(axis=0)
+    mean, std = found.statistics()
+    return {
+        "short_side": _quantiles(short),
+        "aspect": _quantiles(long / short),
+        "smaller_than_crop": float(np.mean(room < 1)),
+        "larger_than_twice_crop": float(np.mean(room > 2)),
+        "channels": len(mean),
+        "mean": [round(float(value), 4) for value in mean],
+        "std": [round(float(value), 4) for value in std],
+        "suspicious": {
+            "constant": _named(found, found.contrast < FLAT),
+            "elongated": _named(found, long > ELONGATED * short),
+            "tiny": _named(found, short < max(patch, min(TINY, *crop))),
+            "wrong_ending": _named(found, found.wrong != ""),
+        },
+    }
+
+
+def _quantiles(values: NDArray[Any]) -> Facts:
+    found = np.quantile(values, list(QUANTILES.values()), method="nearest")
+    return {name: round(float(value), 3) for name, value in zip(QUANTILES, found, strict=True)}
+
+
+def _named(found: Survey, which: NDArray[np.bool_]) -> Facts:
+    rows = np.flatnonzero(which)
+    return {"count": len(rows), "examples": [found.key(row) for row in rows[:EXAMPLES]]}
+
+
+def class_facts(labels: NDArray[np.int64], classes: Sequence[str]) -> Facts | None:
+    """How evenly all pictures of a split fall into classes; None where there are none."""
+    if not classes:
+        return None
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    share = counts[counts > 0] / max(1, counts.sum())
+    entropy = -(share * np.log(share)).sum()
+    fewest, most = int(counts.argmin()), int(counts.argmax())
+    return {
+        "classes": len(classes),
+        "smallest": {"name": classes[fewest], "pictures": int(counts[fewest])},
+        "largest": {"name": classes[most], "pictures": int(counts[most])},
+        "ratio": round(float(counts[most] / counts[fewest]), 3) if counts[fewest] else None,
+        "entropy": round(float(entropy / math.log(len(classes))), 4) if len(classes) > 1 else 1.0,
+        "empty": int((counts == 0).sum()),
+        "unlabelled": int((labels < 0).sum()),
+    }
+
+
+def copy_facts(train: Survey, val: Survey | None) -> Facts:
+    """Duplicates within each split, and pictures of `val` that are in `train` too."""
+    surveys = {name: found for name, found in (("train", train), ("val", val)) if found is not None and len(found)}
+    if not surveys:
+        return {}
+    parts = list(surveys.values())
+    spectra, digests = (np.concatenate([getattr(p, name) for p in parts]) for name in ("spectrum", "digest"))
+    copies = find_copies(digests, spectra, np.concatenate([part.contrast < FLAT for part in parts]))
+    keys = _Keys(parts)
+    split = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    facts: Facts = {}
+    for i, (name, found) in enumerate(surveys.items()):
+        inside = {kind: _within(pairs, split == i) for kind, pairs in copies._asdict().items()}
+        facts[name] = {kind: _group_facts(pairs, len(split), keys) for kind, pairs in inside.items()}
+        facts[name]["conflicting_labels"] = _conflicts(found, inside["exact"] - int((split < i).sum()))
+    if len(parts) == 2:
+        facts["overlap"] = {kind: _leak_facts(_across(p, split), keys) for kind, p in copies._asdict().items()}
+    return facts
+
+
+class _Keys:
+    """Names of the pictures of several surveys, numbered through."""
+
+    def __init__(self, surveys: Sequence[Survey]) -> None:
+        self.surveys, self.starts = surveys, np.cumsum([0, *map(len, surveys)])
+
+    def __call__(self, numbers: Iterable[int]) -> list[str]:
+        found = []
+        for number in numbers:
+            part = int(np.searchsorted(self.starts, number, side="right")) - 1
+            found.append(self.surveys[part].key(int(number - self.starts[part])))
+        return found
+
+
+def _within(pairs: Pairs, members: NDArray[np.bool_]) -> Pairs:
+    return pairs[members[pairs].all(axis=1)]
+
+
+def _across(pairs: Pairs, split: NDArray[np.int64]) -> Pairs:
+    return pairs[split[pairs[:, 0]] != split[pairs[:, 1]]]
+
+
+def _group_facts(pairs: Pairs, n: int, keys: _Keys) -> Facts:
+    """`count` pictures are copies of another one, which is not counted."""
+    label = groups(pairs, n)
+    copies = np.flatnonzero(label != np.arange(n))
+    leaders = np.unique(label[copies])
+    shown = [np.flatnonzero(label == leader)[:EXAMPLES] for leader in leaders[:EXAMPLES]]
+    return {"count": len(copies), "groups": len(leaders), "examples": [keys(group) for group in shown]}
+
+
+def _leak_facts(pairs: Pairs, keys: _Keys) -> Facts:
+    """`count` pictures of `val` are in `train`; examples are (train, val)."""
+    _, first = np.unique(pairs[:, 1], return_index=True)
+    return {"count": len(first), "examples": [keys(pair) for pair in pairs[first[:EXAMPLES]]]}
+
+
+def _conflicts(found: Survey, pairs: Pairs) -> int:
+    """How many exact copies have another label than the picture that they are copies of."""
+    labels = found.source.labels[found.number[pairs]].reshape(-1, 2)
+    return int(((labels[:, 0] != labels[:, 1]) & (labels >= 0).all(axis=1)).sum())
+
+
+def speed_facts(recipe: Any, expected: Expected, speed: Speed, device: torch.device, evaluated: int) -> Facts:
+    """Speed, memory and time. `evaluated` pictures make one evaluation."""
+    steps, workers, images = expected.steps, recipe.run.workers, speed._asdict()
+    training = steps * recipe.train.batch_size / speed.real
+    evaluations, evaluation = _evaluations(recipe, steps), 0.0
+    if speed.encode is not None:
+        waits = [evaluated / speed.loader, evaluated / speed.encode]
+        evaluation = evaluations * (max(waits) if workers else sum(waits))
+    return {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "cores": cores(),
+        "workers": workers,
+        "images_per_s": {
+            name: None if images[name] is None else round(images[name], 2)
+            for name in ("loader", "model", "together", "encode")
+        },
+        "bound_by": "loader" if speed.loader < speed.model else "model",
+        "waiting": round(max(0.0, 1 - speed.real / speed.model), 4),
+        "batch": {"measured": speed.batch, "run": expected.micro_batch},
+        "memory": {
+            "expected": round(expected.bytes),
+            "peak": speed.peak,
+            "available": memory_of(device),
+        },
+        "time": {
+            "steps": steps,
+            "training_s": round(training, 1),
+            "evaluations": 0 if speed.encode is None else evaluations,
+            "evaluation_s": round(evaluation, 1),
+        },
+    }
+
+
+def _evaluations(recipe: Any, steps: int) -> int:
+    every = recipe.evaluate and recipe.evaluate.every
+    return math.ceil(steps / every) if every else 1

@@ -1,0 +1,207 @@
+"""One pass over pictures of a source: sizes, channels and their statistics, what is bad, what is odd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from unlabeled.data.loader import make_loader
+from unlabeled.data.mixture import MixtureSource
+from unlabeled.data.part import Part
+from unlabeled.data.source import Source
+from unlabeled.data.sources import Pictures
+from unlabeled.doctor.duplicates import spectrum
+from unlabeled.errors import BadSample
+
+SAMPLE_STREAM = 0xD0C7
+BATCH = 16
+LEVELS = np.arange(256)
+# how files begin, and the endings of their names
+CONTENTS = (
+    (b"\xff\xd8\xff", "JPEG", (".jpg", ".jpeg")),
+    (b"\x89PNG", "PNG", (".png",)),
+    (b"GIF8", "GIF", (".gif",)),
+    (b"BM", "BMP", (".bmp",)),
+    (b"II", "TIFF", (".tif", ".tiff")),
+    (b"MM", "TIFF", (".tif", ".tiff")),
+    (b"RIFF", "WebP", (".webp",)),
+    (b"P", "PNM", (".pbm", ".pgm", ".ppm")),
+)
+ENDINGS = tuple(ending for _, _, endings in CONTENTS for ending in endings)
+
+
+class Look(NamedTuple):
+    """What a picture showed. `wrong` says what the file is when its name says something else, '' when it does not."""
+
+    number: int
+    height: int
+    width: int
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+    digest: int
+    spectrum: NDArray[np.float16]
+    wrong: str
+
+
+class Bad(NamedTuple):
+    """A picture that cannot be used."""
+
+    key: str
+    reason: str
+
+
+class Survey(NamedTuple):
+    """What was found in one split, in columns, one row per good picture.
+
+    Attributes:
+        source: the pictures.
+        looked: how many were opened, bad ones too.
+        number: [n] int64, of the picture in the source.
+        height, width: [n] int64, pixels.
+        mean, square: [n, C] float64, of the picture's values and of their squares, on the [0, 1] scale.
+        digest: [n] uint64, equal where all pixels are.
+        spectrum: [n, 63] float16, see `unlabeled.doctor.duplicates`.
+        wrong: [n], what the file is, where its name says something else.
+        bad: pictures that cannot be used.
+    """
+
+    source: Source
+    looked: int
+    number: NDArray[np.int64]
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+    digest: NDArray[np.uint64]
+    spectrum: NDArray[np.float16]
+    wrong: NDArray[np.str_]
+    bad: list[Bad]
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every picture was opened."""
+        return self.looked == len(self.source)
+
+    @property
+    def contrast(self) -> NDArray[np.float64]:
+        """[n]: the standard deviation of each picture in the channel where it is largest."""
+        return np.sqrt(np.maximum(self.square - self.mean**2, 0)).max(axis=1)
+
+    def statistics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation [C] over pixels, every picture with the same weight."""
+        mean = self.mean.mean(axis=0)
+        return mean, np.sqrt(np.maximum(self.square.mean(axis=0) - mean**2, 0))
+
+    def key(self, row: int) -> str:
+        """What people call the picture of a row."""
+        return self.source.key(int(self.number[row]))
+
+
+def survey(
+    source: Source, most: int | None, seed: int, workers: int, timeout: float, seen: Callable[[int], None]
+) -> Survey:
+    """Open pictures of a source.
+
+    Args:
+        source: which.
+        most: how many, evenly over the source; None = all.
+        seed: which ones.
+        workers: processes that open them.
+        timeout: seconds to wait for one.
+        seen: told how many more were opened.
+    """
+    chosen = unrepeated(source, evenly(len(source), most or len(source), seed))
+    batches = [chosen[i : i + BATCH].tolist() for i in range(0, len(chosen), BATCH)]
+    loader = make_loader(
+        _Looks(source), batches, workers=workers, device=torch.device("cpu"), timeout=timeout, collate=_columns
+    )
+    columns: list[list[NDArray[Any]]] = []
+    bad: list[Bad] = []
+    for found, unusable in loader:
+        columns.append(found)
+        bad.extend(unusable)
+        seen(len(found[0]) + len(unusable))
+    good = [found for found in columns if len(found[0])]
+    joined: list[Any] = [np.concatenate(column) for column in zip(*(good or columns[:1]), strict=True)]
+    return Survey(*[source, len(chosen), *joined, bad])
+
+
+def evenly(n: int, most: int, seed: int) -> NDArray[np.int64]:
+    """`most` numbers below n, or all: one drawn from each of as many equal stretches."""
+    most = min(n, most)
+    edges = np.arange(most + 1) * n // most
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SAMPLE_STREAM)))).random(most)
+    return edges[:-1] + (random * np.diff(edges)).astype(np.int64)
+
+
+def unrepeated(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those that are not the same picture again: an epoch of a mixture repeats what weighs more."""
+    if not isinstance(source, MixtureSource):
+        return numbers
+    places = [source.place(int(number)) for number in numbers]
+    _, first = np.unique([(id(part), number) for part, number in places], axis=0, return_index=True)
+    return numbers[np.sort(first)]
+
+
+class _Looks(Dataset[Any]):
+    """A Look at a picture of a source, or a Bad."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, number: int) -> Look | Bad:
+        try:
+            return look(self.source, number)
+        except BadSample as error:
+            return Bad(error.key, error.reason)
+
+
+def look(source: Source, number: int) -> Look:
+    """What one picture shows. Raises BadSample."""
+    image = source.image(number)
+    counts = np.stack([np.bincount(channel.flatten().numpy(), minlength=256) for channel in image])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    # pixels, not bytes of the file: the same pixels in another file are the same picture
+    digest = blake2b(repr(tuple(image.shape)).encode(), digest_size=8)
+    digest.update(image.contiguous().numpy().data)
+    height, width = image.shape[-2:]
+    return Look(
+        number,
+        height,
+        width,
+        shares @ (LEVELS / 255),
+        shares @ (LEVELS / 255) ** 2,
+        int.from_bytes(digest.digest(), "little"),
+        spectrum(image),
+        wrong_ending(source, number),
+    )
+
+
+def wrong_ending(source: Source, number: int) -> str:
+    """What the file is, when its name ends like that of another kind of picture."""
+    if isinstance(source, Part):
+        return wrong_ending(source.source, int(source.indices[number]))
+    if isinstance(source, MixtureSource):
+        return wrong_ending(*source.place(number))
+    if not isinstance(source, Pictures):
+        return ""
+    name, data = source.key(number).lower(), source.read(number)
+    kind, endings = next(((kind, ends) for start, kind, ends in CONTENTS if data.startswith(start)), ("", ENDINGS))
+    return kind if name.endswith(ENDINGS) and not name.endswith(endings) else ""
+
+
+def _columns(looks: Sequence[Look | Bad]) -> tuple[list[NDArray[Any]], list[Bad]]:
+    good = [one for one in looks if isinstance(one, Look)]
+    dtypes = (np.int64, np.int64, np.int64, np.float64, np.float64, np.uint64, np.float16, np.str_)
+    rows: Iterator[Any] = zip(*good, strict=True) if good else iter([()] * len(dtypes))
+    columns = [np.array(column, dtype) for column, dtype in zip(rows, dtypes, strict=True)]
+    return columns, [one for one in looks if isinstance(one, Bad)]

@@ -1,0 +1,240 @@
+"""How fast pictures come and how fast the network learns on this machine, in one process, as a run would do it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlabeled.data.feed import Feed
+from unlabeled.data.loader import RawBatch, to_device
+from unlabeled.data.sampler import per_process, steps_per_epoch, total_steps
+from unlabeled.job import Job
+from unlabeled.plan import check_company, memory, without_memory
+from unlabeled.train.distributed import raise_together
+from unlabeled.training import Training
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from unlabeled.engine import Engine
+
+# pictures in a batch of the loader, so that slow ones are not waited for; pictures in a CPU's first step
+DRAWN, FIRST = 32, 8
+WARM_UP = 2
+FOREVER = 1 << 40
+
+# inference on images [B, C, H, W], for evaluation
+Encode = Callable[[Tensor], Tensor]
+
+
+class Expected(NamedTuple):
+    """What arithmetic tells.
+
+    Attributes:
+        steps: optimizer steps of the run.
+        micro_batch: pictures in a forward of one process.
+        bytes: weights, optimizer and activations of one process.
+    """
+
+    steps: int
+    micro_batch: int
+    bytes: float
+
+
+class Speed(NamedTuple):
+    """Pictures per second.
+
+    Attributes:
+        loader: made by the workers, with nothing else going on.
+        model: by whole optimizer steps on pictures in memory.
+        together: by both at once. Where they share cores, it is less than either.
+        encode: forward only, as evaluation does; None = there is no evaluation.
+        batch: pictures in a measured forward.
+        peak: most bytes held, of the GPU, or of this process on a CPU.
+    """
+
+    loader: float
+    model: float
+    together: float
+    encode: float | None
+    batch: int
+    peak: int
+
+    @property
+    def real(self) -> float:
+        """Of a run: the slowest. What was made ahead flatters a short measurement of both."""
+        return min(self.loader, self.model, self.together)
+
+
+def expect(recipe: Any, training: Training) -> Expected:
+    """What can be told without running anything, for one process.
+
+    Raises:
+        UserError: batch, data and method do not fit together.
+    """
+    train, dataset = recipe.train, training.dataset
+    micro = per_process(train.batch_size, 1, recipe.run.accumulate)
+    steps = total_steps(train.epochs, steps_per_epoch(len(dataset.source), train.batch_size))
+    method = without_memory(training.build)
+    check_company(method, train.batch_size, recipe.run.accumulate)
+    return Expected(steps, micro, sum(memory(method, dataset.views, dataset.patch, micro, recipe)))
+
+
+def measure(
+    recipe: Any, training: Training, accelerator: Accelerator, seconds: float, encoder: Callable[[Any], Encode] | None
+) -> Speed:
+    """Measure everything, each for about so many seconds. Leaves no files.
+
+    Args:
+        recipe: as resolved.
+        training: what would run.
+        accelerator: where.
+        seconds: for each measurement; a single step may take longer.
+        encoder: what evaluation does with the method; None = it does nothing.
+    """
+    from unlabeled.engine import Engine
+
+    device = accelerator.device
+    if device.type == "cpu":  # compiling takes minutes there
+        recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"compile": False})})
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(Job(recipe, training.build, training.dataset, None, {}), accelerator, Path(folder))
+    engine.model.train()
+    raw, loader = _loader(recipe, training, device, seconds)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    pending = _steps_that_fit(engine, raw, seconds)
+    model = _rate(lambda: _step(engine, pending), seconds)
+    together = _together(engine, pending, recipe, training, seconds)
+    batch, peak = len(pending[0].labels), _peak(device)
+    encode = None if encoder is None else _encode(engine, pending[0], encoder, seconds / 2)
+    return Speed(loader, model, together, encode, batch, peak)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _feed(recipe: Any, training: Training, device: torch.device) -> Feed:
+    """The run's pictures in batches that are quickly made."""
+    size = min(DRAWN, recipe.train.batch_size)
+    changed = {
+        "train": recipe.train.model_copy(update={"batch_size": size}),
+        "run": recipe.run.model_copy(update={"accumulate": 1}),
+    }
+    return Feed(training.dataset, recipe.model_copy(update=changed), 0, FOREVER, 0, 1, device)
+
+
+def _draw(feed: Feed) -> RawBatch:
+    fetched, error = feed.next()
+    raise_together(error)
+    return fetched[0]
+
+
+def _loader(recipe: Any, training: Training, device: torch.device, seconds: float) -> tuple[RawBatch, float]:
+    """A batch, and pictures per second."""
+    with closing(_feed(recipe, training, device)) as feed:
+        for _ in range(max(1, recipe.run.workers)):  # until all workers work
+            raw = _draw(feed)
+        return raw, _rate(lambda: len(_draw(feed).labels), seconds)
+
+
+def _steps_that_fit(engine: Engine, raw: RawBatch, seconds: float) -> list[RawBatch]:
+    """Micro-batches of the run's size; on a CPU fewer pictures, where steps would take long. Warms up."""
+    run, train = engine.job.recipe.run, engine.job.recipe.train
+    full = per_process(train.batch_size, 1, run.accumulate)
+    size = min(full, FIRST) if engine.device.type == "cpu" else full
+    while True:
+        pending = [_repeated(raw, size, engine.device)] * run.accumulate
+        for _ in range(WARM_UP):
+            started = time.perf_counter()
+            _step(engine, pending)
+        if size == full or 8 * (time.perf_counter() - started) > seconds:
+            return pending
+        size = min(2 * size, full)
+
+
+def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
+    """So many pictures, the same ones again and again."""
+    rows = torch.arange(size) % len(raw.labels)
+
+    def take(tensor: Tensor) -> Tensor:
+        return tensor[rows].pin_memory() if device.type == "cuda" else tensor[rows]
+
+    crops = [
+        crop._replace(
+            pixels=take(crop.pixels),
+            mask=None if crop.mask is None else crop.mask.map(take),
+            colours=None if crop.colours is None else crop.colours.map(take),
+        )
+        for crop in raw.crops
+    ]
+    return RawBatch(crops, take(raw.labels), take(raw.index), [])
+
+
+def _step(engine: Engine, pending: list[RawBatch]) -> int:
+    """One optimizer step, always the first of the run; how many pictures it took."""
+    engine.step = 0
+    engine.rehearse(pending)
+    return sum(len(raw.labels) for raw in pending)
+
+
+def _together(engine: Engine, pending: list[RawBatch], recipe: Any, training: Training, seconds: float) -> float:
+    """Steps that wait for as many pictures as they take."""
+    with closing(_feed(recipe, training, engine.device)) as feed:
+        drawn = len(_draw(feed).labels)
+
+        def work() -> int:
+            nonlocal drawn
+            taken = _step(engine, pending)
+            while drawn < taken:
+                drawn += len(_draw(feed).labels)
+            drawn -= taken
+            return taken
+
+        return _rate(work, seconds)
+
+
+def _encode(engine: Engine, raw: RawBatch, encoder: Callable[[Any], Encode], seconds: float) -> float:
+    from unlabeled.evaluate.features import evaluating
+
+    images, _ = to_device(raw, engine.device, engine.normalize).views[0].flat()
+    encode = encoder(engine.method)
+
+    def work() -> int:
+        encode(images).sum().item()
+        return len(images)
+
+    with torch.no_grad(), evaluating(engine.method):
+        work()
+        return _rate(work, seconds)
+
+
+def _rate(work: Callable[[], int], seconds: float) -> float:
+    """Pictures per second of work that returns how many it did, repeated for so long; at least once."""
+    started, done = time.perf_counter(), 0
+    while True:
+        done += work()
+        elapsed = time.perf_counter() - started
+        if elapsed >= seconds:
+            return done / elapsed
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

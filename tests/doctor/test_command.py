@@ -1,0 +1,323 @@
+"""What is wrong with a folder is found and named, and nothing else; what is well stays silent."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import TINY_FINETUNE, TINY_PRETRAIN
+
+from unlabeled.__main__ import main
+from unlabeled.doctor import command
+from unlabeled.doctor.speed import Speed
+from unlabeled.export import Preprocessing, export_encoder
+from unlabeled.nn.encoder import EncoderConfig
+
+SHAPES = "{name: shapes, train_size: 42, val_size: 20, size: 16}"
+FAST_LOADER = Speed(loader=1000, model=100, together=95, encode=300, batch=8, peak=10**9)
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> Speed:
+    """Measured: the same on every machine."""
+    monkeypatch.setattr(command, "measure", lambda *_: FAST_LOADER)
+    return FAST_LOADER
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """The exit code and what `--json` says, all of standard output."""
+    code = main(["doctor", "--json", *map(str, arguments)])
+    return {"code": code, **json.loads(capsys.readouterr().out)}
+
+
+def codes(found: dict[str, Any]) -> list[str]:
+    return [finding["code"] for finding in found["findings"]]
+
+
+def picture(number: int, width: int = 32, height: int = 32) -> Image.Image:
+    """Smooth, and unlike any other number's."""
+    random = np.random.default_rng(number)
+    noise = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return noise.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def healthy(root: Path) -> Path:
+    """Two classes of eight pictures, and of two in val."""
+    for split, count, first in (("train", 8, 0), ("val", 2, 100)):
+        for label in ("a", "b"):
+            (root / split / label).mkdir(parents=True)
+            for i in range(count):
+                picture(first + i + 20 * (label == "b")).save(root / split / label / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """To pretrain on a folder `pictures` beside it."""
+    text = TINY_PRETRAIN.replace(SHAPES, f"{{name: files, path: {tmp_path / 'pictures'}, train: train, val: val}}")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text.replace("size: 16, mask", "size: 32, mask") + "evaluate: {pool: mean}\n")
+    healthy(tmp_path / "pictures")
+    return file
+
+
+@pytest.mark.usefixtures("speed")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_healthy_folder_stays_silent(recipe: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(capsys, recipe, f"run.workers={workers}", "data.mean=[0.5,0.5,0.5]")
+    assert (found["code"], found["verdict"], found["findings"]) == (0, "ready", [])
+    assert found["splits"]["train"]["looked_at"] == 16 and found["splits"]["val"]["looked_at"] == 4
+
+
+@pytest.mark.usefixtures("speed")
+def test_shapes_stay_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    found = report(capsys, tmp_path / "tiny.yaml", "data.train_size=300", "data.size=32", "--full")
+    assert (found["code"], found["verdict"], found["findings"]) == (0, "ready", [])
+
+
+def add_constant(train: Path) -> None:
+    Image.new("RGB", (32, 32), (10, 200, 30)).save(train / "a" / "wrong.png")
+
+
+def add_almost_constant(train: Path) -> None:
+    pixels = np.random.default_rng(0).integers(100, 103, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(train / "a" / "wrong.png")
+
+
+def add_tiny(train: Path) -> None:
+    picture(50, 12, 12).save(train / "a" / "wrong.png")
+
+
+def add_elongated(train: Path) -> None:
+    picture(51, 200, 32).save(train / "a" / "wrong.png")
+
+
+def add_wrong_ending(train: Path) -> None:
+    picture(52).save(train / "a" / "wrong.png", "JPEG")
+
+
+def add_copy(train: Path) -> None:
+    Image.open(train / "b" / "3.png").save(train / "b" / "wrong.bmp")
+
+
+def add_copy_of_another_class(train: Path) -> None:
+    Image.open(train / "b" / "3.png").save(train / "a" / "wrong.bmp")
+
+
+def add_near_copy(train: Path) -> None:
+    Image.open(train / "b" / "3.png").resize((48, 48)).save(train / "b" / "wrong.jpg", quality=90)
+
+
+def add_leak(train: Path) -> None:
+    Image.open(train / "b" / "3.png").save(train.parent / "val" / "b" / "wrong.tif")
+
+
+def add_near_leak(train: Path) -> None:
+    Image.open(train / "b" / "3.png").resize((48, 48)).save(train.parent / "val" / "b" / "wrong.jpg", quality=90)
+
+
+def add_truncated(train: Path) -> None:
+    picture(53).save(train / "a" / "wrong.jpg")
+    (train / "a" / "wrong.jpg").write_bytes((train / "a" / "wrong.jpg").read_bytes()[:500])
+
+
+def add_many_of_a_class(train: Path) -> None:
+    for i in range(75):
+        picture(200 + i).save(train / "a" / f"wrong{i}.png")
+
+
+def remove_labels(train: Path) -> None:
+    for i in range(8):
+        (train / "b" / f"{i}.png").unlink()
+    (train / "b").rmdir()
+
+
+@pytest.mark.usefixtures("speed")
+@pytest.mark.parametrize(
+    ("harm", "expected", "severity"),
+    [
+        (add_constant, ["constant"], "warning"),
+        (add_almost_constant, ["constant"], "warning"),
+        (add_tiny, ["tiny"], "warning"),
+        (add_elongated, ["elongated"], "warning"),
+        (add_wrong_ending, ["wrong_ending"], "note"),
+        (add_copy, ["exact_duplicates"], "warning"),
+        (add_copy_of_another_class, ["exact_duplicates", "conflicting_labels"], "warning"),
+        (add_near_copy, ["near_duplicates"], "warning"),
+        (add_leak, ["leak_exact"], "high"),
+        (add_near_leak, ["leak_near"], "high"),
+        (add_truncated, ["unreadable"], "warning"),
+        (add_many_of_a_class, ["uneven_classes"], "note"),
+    ],
+)
+def test_each_fault_is_found_named_and_nothing_else(
+    harm: Any, expected: list[str], severity: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm(recipe.parent / "pictures" / "train")
+    found = report(capsys, recipe, "data.max_bad_fraction=0.5", "data.mean=[0.5,0.5,0.5]")
+    assert (codes(found), found["code"]) == (expected, 0)
+    finding = found["findings"][0]
+    assert finding["severity"] == severity
+    assert found["verdict"].startswith("ready") and (severity == "note") == (found["verdict"] == "ready")
+    assert finding["advice"]
+    if "leak" in expected[0] or "duplicates" in expected[0]:
+        assert "/b/3.png" in finding["text"]
+    assert ("class" if harm is add_many_of_a_class else "/wrong.") in finding["text"]
+
+
+@pytest.mark.usefixtures("speed")
+def test_all_faults_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for harm in (add_truncated, add_near_leak, add_many_of_a_class):
+        harm(recipe.parent / "pictures" / "train")
+    found = report(capsys, recipe, "data.max_bad_fraction=0.001", "data.mean=[0.5,0.5,0.5]")
+    # the worst first
+    assert codes(found) == ["unreadable", "leak_near", "uneven_classes"]
+    assert (found["code"], found["verdict"]) == (2, "not ready: 1 thing to mend first")
+    assert found["copies"]["overlap"]["near"] == {
+        "count": 1,
+        "examples": [[str(recipe.parent / "pictures" / part) for part in ("train/b/3.png", "val/b/wrong.jpg")]],
+    }
+
+
+@pytest.mark.usefixtures("speed")
+def test_normalisation_far_off_can_be_pasted(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(capsys, recipe, "data.mean=[0.5,0.5,0.1]")
+    assert codes(found) == ["normalisation"]
+    words = found["findings"][0]["advice"].removeprefix("set ").split()
+    again = report(capsys, recipe, *words)
+    assert again["findings"] == [] and words[0] == "data.mean=" + str(found["splits"]["train"]["mean"]).replace(" ", "")
+    assert codes(report(capsys, recipe, "data.std=[0.5,0.2,0.2]", "data.mean=[0.5,0.5,0.5]")) == ["normalisation"]
+
+
+@pytest.mark.usefixtures("speed")
+@pytest.mark.parametrize(
+    ("override", "expected", "said"),
+    [
+        ("train.batch_size=17", "refused", "a batch of 17 is larger than the data: found 16 pictures"),
+        ("run.accumulate=3", "refused", "does not divide"),
+        ("init=nowhere", "refused", "nowhere is not an export"),
+        ("data.val=null", "refused", "data.val is null"),
+    ],
+)
+def test_what_would_not_start(
+    override: str, expected: str, said: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = report(capsys, recipe, override, "data.mean=[0.5,0.5,0.5]")
+    assert (found["code"], codes(found)) == (2, [expected])
+    # the pictures are looked at all the same
+    assert said in found["findings"][0]["text"] and found["splits"]["train"]["looked_at"] == 16
+    assert found["verdict"].startswith("not ready")
+
+
+@pytest.mark.usefixtures("speed")
+def test_enlarged_pictures(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(capsys, recipe, "method.view.size=36", "data.mean=[0.5,0.5,0.5]")
+    assert codes(found) == ["enlarged"] and "100 %" in found["findings"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("measured", "overrides", "advice"),
+    [
+        ((50, 100, 45), ["run.workers=1"], "run.workers=2"),
+        ((50, 100, 45), ["run.workers=2"], "more cores"),
+        ((50, 100, 45), ["run.workers=2", "method.view.size=8"], "prepare RECIPE data.cache=FOLDER"),
+        ((300, 100, 75), ["run.workers=0"], "run.workers=1"),
+    ],
+)
+def test_who_waits_and_what_to_do(
+    measured: tuple[float, ...],
+    overrides: list[str],
+    advice: str,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(command, "measure", lambda *_: Speed(*measured, None, 8, 10**8))  # type: ignore[arg-type]
+    monkeypatch.setattr("unlabeled.doctor.facts.cores", lambda: 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    found = report(capsys, recipe, *overrides, "data.mean=[0.5,0.5,0.5]", "train.epochs=100")
+    assert codes(found) == ["loader_bound"] and advice in found["findings"][0]["advice"]
+    assert found["speed"]["waiting"] == 1 - measured[2] / 100
+    # 200 steps of 8 pictures
+    assert found["speed"]["time"]["training_s"] == pytest.approx(1600 / measured[2], abs=0.1)
+
+
+def test_a_step_that_does_not_fit(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_much(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(command, "measure", too_much)
+    found = report(capsys, recipe, "data.mean=[0.5,0.5,0.5]")
+    assert (found["code"], codes(found)) == (2, ["out_of_memory"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_measures_for_real_and_leaves_nothing(
+    recipe: Path, workers: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe.parent)
+    found = report(capsys, recipe, f"run.workers={workers}", "run.accumulate=2", "--seconds", 0.01)
+    documented = {"recipe", "stage", "verdict", "findings", "refused", "out_of_memory", "splits", "copies", "speed"}
+    assert found.keys() - {"code"} == documented | {"versions"}
+    speed = found["speed"]
+    assert all(rate > 0 for rate in speed["images_per_s"].values())
+    assert speed["batch"] == {"measured": 4, "run": 4} and speed["memory"]["peak"] > 10**7
+    # three epochs of two steps, and one evaluation at the end
+    assert (speed["time"]["steps"], speed["time"]["evaluations"]) == (6, 1)
+    assert sorted(path.name for path in recipe.parent.iterdir()) == ["pictures", "recipe.yaml"]
+
+
+@pytest.mark.usefixtures("speed")
+def test_finetuning(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=1, heads=2).build((32, 32))
+    export_encoder(tmp_path / "export", encoder, Preprocessing((0.1,) * 3, (0.1,) * 3), "card", {})
+    pictures = f"{{name: files, path: {tmp_path / 'pictures'}, train: train, val: val}}"
+    text = TINY_FINETUNE.replace("UNSET", str(tmp_path / "export")).replace(SHAPES, pictures)
+    (tmp_path / "finetune.yaml").write_text(text.replace("view: {size: 16}", "view: {size: 32}"))
+    add_many_of_a_class(tmp_path / "pictures" / "train")
+    same = ["data.mean=[0.1,0.1,0.1]", "data.std=[0.1,0.1,0.1]"]
+    found = report(capsys, tmp_path / "finetune.yaml", *same)
+    # normalisation is the encoder's, and classes matter
+    assert [(f["code"], f["severity"]) for f in found["findings"]] == [("uneven_classes", "warning")]
+    assert (found["stage"], found["code"]) == ("finetune", 0)
+    assert "mean" in report(capsys, tmp_path / "finetune.yaml")["findings"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\ndata: {name: shapes}\n", "expected `method`.* or `encoder`.*, found data, name"),
+        ("a: [", "recipe.yaml:"),
+        (TINY_PRETRAIN.replace("epochs: 3", "epochs: -3").replace("lr: 0.03", "lr: x"), "optim.base_lr(.|\n)*epochs"),
+    ],
+)
+def test_no_recipe(text: str, message: str, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text(text)
+    assert main(["doctor", str(recipe)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and re.search(message, said.err)
+
+
+@pytest.mark.usefixtures("speed")
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_report_fits_the_terminal_and_ends_with_the_verdict(
+    width: int, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    add_leak(recipe.parent / "pictures" / "train")
+    # overrides may stand behind options
+    assert main(["doctor", str(recipe), "--pictures", "100", "data.mean=[0.5,0.5,0.5]"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    verdict = lines.index("verdict: ready, but 1 thing to look at")
+    assert lines[verdict + 1].startswith("  1. high") and lines[-1].lstrip().startswith("-> remove them")
+    # a path is never broken
+    assert [line for line in lines if len(line) > width and "/" not in line] == []
