@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from unlabeled.data.mixture import Kinds, Mixture
 from unlabeled.errors import UserError
 from unlabeled.evaluate.protocol import Evaluation
 from unlabeled.methods import config_union
+from unlabeled.options import cores
 from unlabeled.recipe import fields, load
 from unlabeled.train.optim import AdamW, OptimConfig
 from unlabeled.transfer.classify import ClassifyConfig
@@ -21,7 +23,7 @@ DataConfig = Annotated[Kinds | Mixture, Field(discriminator="name")]
 Tracker = Literal["tensorboard", "mlflow"]
 
 # fields that cannot change what is learnt: a run may be resumed with others
-FREE_FIELDS = ("run", "data.path", "data.root", "data.cache", "data.max_bad_fraction", "evaluate")
+FREE_FIELDS = ("run", "data.path", "data.val_path", "data.root", "data.cache", "data.max_bad_fraction", "evaluate")
 
 
 class Train(BaseModel, frozen=True, extra="forbid"):
@@ -34,6 +36,11 @@ class Train(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision; no = float32")
 
 
+def spare_cores() -> int:
+    """Cores of this machine for each process's workers: all but the one that feeds the device, 1 to 8."""
+    return min(8, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
 class Run(BaseModel, frozen=True, extra="forbid"):
     """The machine and the output: nothing here changes the result, rounding aside."""
 
@@ -42,7 +49,12 @@ class Run(BaseModel, frozen=True, extra="forbid"):
     threads: int | None = Field(
         None, ge=1, description="CPU threads per process; null = torch's choice. Small models are fastest with 1"
     )
-    workers: int = Field(2, ge=0, description="processes that make samples; 0 = the main process does")
+    workers: int = Field(
+        default_factory=spare_cores,
+        ge=0,
+        description="processes that make samples; 0 = the main process does. Unless set, the cores that are left to a "
+        "process, at most 8",
+    )
     accumulate: int = Field(1, ge=1, description="micro-batches per step and process, to save memory")
     compile: bool = Field(False, description="compile encoder and decoder (slow start, faster steps)")
     log_every: int = Field(50, ge=1, description="steps between logged lines")

@@ -92,6 +92,17 @@ def test_a_tar(home: Path, expected: list[Tensor]) -> None:
     assert equal(tensors(samples(Files(path=str(home / "x.tar")))), expected)
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_uneven_shards(world: int, home: Path, tmp_path: Path, expected: list[Tensor]) -> None:
+    """Tars of 1, 9 and 3 pictures: every process has as many steps, and all of them see the batches of one."""
+    members = sorted((home / "x").rglob("*.png"))
+    for number, part in enumerate((members[:1], members[1:10], members[10:])):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as packed:
+            for file in part:
+                packed.add(file, str(file.relative_to(home / "x")))
+    assert equal(tensors(samples(Files(path=str(tmp_path / "*.tar")), world=world)), expected)
+
+
 def cache(home: Path, tmp_path: Path, short_side: int) -> Files:
     list(prepare(folder(home), tmp_path, Settings(short_side=short_side, shard=5), 1))
     return folder(home).model_copy(update={"cache": str(tmp_path)})

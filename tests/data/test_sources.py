@@ -151,6 +151,15 @@ def test_val_keeps_its_own_classes_where_train_has_none(tmp_path: Path) -> None:
     assert val.classes == ("bee", "cat") and val.labels.tolist() == [0, 1]
 
 
+def test_val_may_lie_elsewhere(tmp_path: Path) -> None:
+    fill(tmp_path / "a", ["cat/0.png", "dog/0.png"])
+    fill(tmp_path / "b", ["x/dog/1.png", "y/cat/2.png"])
+    data = Files(path=str(tmp_path / "a"), val_path=str(tmp_path / "b"), val="x")
+    assert data.has_val and [data.open("val").key(0), *data.open("val").labels] == [str(tmp_path / "b/x/dog/1.png"), 1]
+    everything = Files(path=str(tmp_path / "a"), val_path=str(tmp_path / "a"))
+    assert everything.has_val and len(everything.open("val")) == 2
+
+
 def test_a_class_that_train_lacks_is_named(tmp_path: Path) -> None:
     fill(tmp_path, ["t/ant/1.jpg", "v/ant/1.jpg", "v/wolf/2.jpg", "loose/1.jpg"])
     with pytest.raises(UserError, match="'wolf'"):

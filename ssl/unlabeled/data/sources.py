@@ -156,6 +156,9 @@ class Files(EncodedConfig):
     )
     train: str = Field("", description="subfolder or prefix of the pictures to train on; '' = all")
     val: str | None = Field(None, description="subfolder or prefix of labelled pictures to evaluate on; null = none")
+    val_path: str | None = Field(
+        None, min_length=1, description="where the pictures to evaluate on are, if not in `path`; null = there"
+    )
     labels: str = Field(
         FOLDERS,
         pattern=r"^(folders|\w+|json:.+)$",
@@ -175,30 +178,40 @@ class Files(EncodedConfig):
     @model_validator(mode="after")
     def _val_outside_train(self) -> Files:
         within = f"{self.train}/" if self.train else ""
-        if self.val is not None and self.val != self.train and self.val.startswith(within):
+        if self.val is not None and self.val_path is None and self.val != self.train and self.val.startswith(within):
             raise ValueError(
                 f"val={self.val!r} lies inside train={self.train!r}, so pictures to evaluate on would be "
                 f"trained on; expected folders side by side, such as train=train val=val"
             )
         return self
 
-    @cached_property
-    def _listings(self) -> dict[Split, Listing]:
-        # both splits at once: the headers of a large tar take minutes to read
-        path, prefixes = os.path.expanduser(self.path), self._prefixes
-        asked = {
-            split: Asked(f"{self.labels} of {prefix!r} in {path!r}", partial(_changed, path, prefix))
-            for split, prefix in prefixes.items()
-        }
-
-        def scan() -> dict[Split, Listing]:
-            return dict(zip(prefixes, _scan(path, list(prefixes.values()), self.labels), strict=True))
-
-        return kept(self._index_folder, asked, scan, self._index_written)
+    @property
+    def has_val(self) -> bool:
+        return self.val is not None or self.val_path is not None
 
     @property
-    def _prefixes(self) -> dict[Split, str]:
-        return {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
+    def _places(self) -> dict[Split, tuple[str, str]]:
+        """Path and prefix of each split."""
+        places: dict[Split, tuple[str, str]] = {"train": (os.path.expanduser(self.path), self.train)}
+        if self.has_val:
+            places["val"] = os.path.expanduser(self.val_path or self.path), self.val or ""
+        return places
+
+    @cached_property
+    def _listings(self) -> dict[Split, Listing]:
+        asked = {
+            split: Asked(f"{self.labels} of {prefix!r} in {path!r}", partial(_changed, path, prefix))
+            for split, (path, prefix) in self._places.items()
+        }
+        return kept(self._index_folder, asked, self._scan, self._index_written)
+
+    def _scan(self) -> dict[Split, Listing]:
+        # splits of one path at once: the headers of a large tar take minutes to read
+        found: dict[Split, Listing] = {}
+        for path in dict.fromkeys(path for path, _ in self._places.values()):
+            prefixes = {split: prefix for split, (where, prefix) in self._places.items() if where == path}
+            found |= zip(prefixes, _scan(path, list(prefixes.values()), self.labels), strict=True)
+        return found
 
     def source(self, split: Split) -> Pictures:
         """The pictures of one split.
@@ -206,7 +219,7 @@ class Files(EncodedConfig):
         Raises:
             UserError: nothing at `path`, no pictures in the split, or an archive that cannot be used (see `scan_tars`).
         """
-        path, prefix, listing = os.path.expanduser(self.path), self._prefixes[split], self._listings[split]
+        (path, prefix), listing = self._places[split], self._listings[split]
         if not len(listing.pictures):
             raise UserError(_nothing_found(path, prefix, listing.pictures.ignored))
         place = Tars(listing.files, os.fsencode(prefix)) if listing.files else Folder(_root(path, prefix))
