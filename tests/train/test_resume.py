@@ -15,8 +15,8 @@ import pytest
 import torch
 from support import CONTEXT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
 
-from unlabeled.cli import _claim
 from unlabeled.errors import UserError
+from unlabeled.lock import claim
 from unlabeled.train.signals import EXIT_STOPPED
 
 LAST = 15  # 3 epochs of 5 steps
@@ -121,7 +121,7 @@ def is_running(number: str) -> bool:
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with _claim(tmp_path):
+    with claim(tmp_path, "run.output"):
         other = launch_claim(tmp_path)
     assert other == 3
     assert launch_claim(tmp_path) == 0
@@ -137,7 +137,7 @@ def launch_claim(output: Path) -> int:
 
 def _claim_or_3(output: Path) -> None:
     try:
-        _claim(output)
+        claim(output, "run.output")
     except UserError:
         sys.exit(3)
 

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from unlabeled.errors import Interrupted, UserError
 
+DYING = 0.5  # seconds between the end of a worker's connection and its own
 GOES_ON = "The same command goes on."
 NO_MEMORY = f"Out of memory? Lower run.workers. {GOES_ON}"
 NO_SHARED_MEMORY = (
@@ -52,8 +54,8 @@ class Batches(Iterator[Any]):
         _waited_for = self
         try:
             return next(self._iterator)
-        except RuntimeError as error:
-            self.check()  # torch may have noticed first
+        except (RuntimeError, OSError, EOFError) as error:
+            self.check(DYING)  # torch, or the connection, may have noticed first
             raise self._plain(error) from error
         finally:
             _waited_for = None
@@ -62,15 +64,17 @@ class Batches(Iterator[Any]):
     def _workers(self) -> Sequence[Any]:
         return getattr(self._iterator, "_workers", ())
 
-    def check(self) -> None:
-        """Raise Interrupted if a worker is gone."""
+    def check(self, patience: float = 0) -> None:
+        """Raise Interrupted if a worker is gone, or goes within so many seconds."""
+        if patience and self._workers:
+            wait([worker.sentinel for worker in self._workers], patience)
         for number, worker in enumerate(self._workers):
             if code := worker.exitcode:
                 end = signal.Signals(-code).name if code < 0 else f"code {code}"
                 advice = REASONS.get(code, GOES_ON)
                 raise Interrupted(f"loader worker {number} (process {worker.pid}) was ended by {end}. {advice}")
 
-    def _plain(self, error: RuntimeError) -> Exception:
+    def _plain(self, error: Exception) -> Exception:
         """What is wrong, without the traceback that a worker's error comes wrapped in."""
         text = str(error)
         if lines := [line for line in text.splitlines() if "UserError: " in line]:
