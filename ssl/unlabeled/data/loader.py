@@ -120,7 +120,7 @@ class Normalize:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels [..., C, H, W] in [0, 255], uint8 or float, to normalised float32."""
-        return torch.addcmul(self.shift, pixels.float(), self.scale)
+        return torch.mul(pixels, self.scale).add_(self.shift)  # on a CPU twice as fast as `addcmul`, which broadcasts
 
     def undo(self, pixels: Tensor) -> Tensor:
         """Normalised float [..., C, H, W] to uint8, saturated."""
