@@ -234,11 +234,12 @@ def test_one_by_one_is_all_at_once_for_every_order_and_choice() -> None:
 
 
 def test_what_is_not_drawn_changes_nothing_one_by_one() -> None:
-    pixels, colours = pictures(24), drawn(EVERYTHING.model_copy(update={"jitter_p": 0.0}), 24)
-    colours = colours._replace(grayscale=None, blur=None, solarize=None)
-    normalize = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), CPU)
+    """Not even the last digit, whatever else was done to the crop."""
+    pixels, factors = pictures(24), torch.tensor([0.7, 1.0, 1.0, 0.0]).expand(24, 4)
+    no, normalize = torch.zeros(24), Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), CPU)
+    colours = Photometric(factors, torch.tensor(ORDERS), no.bool(), no, no.bool())
     found = recolour_and_normalize(pixels, colours, normalize.scale, normalize.shift)
-    assert torch.equal(found, normalize(pixels))
+    assert torch.equal(found, normalize(pixels.float() * factors[0, 0].item()))
 
 
 @pytest.mark.parametrize("side", [1, 7, 15, 16, 17, 33, 47, 48, 49, 63, 64, 65, 79, 97])
