@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torchvision.transforms import functional as V1
 from torchvision.transforms.v2 import functional as V2
 
 from unlabeled.data.loader import Normalize, ViewDataset, collate, make_loader, to_device
-from unlabeled.data.percrop import recolour_and_normalize
+from unlabeled.data.percrop import Blurs, recolour_and_normalize, turn_hue_
 from unlabeled.data.photometric import DRAWS as UNIFORMS
 from unlabeled.data.photometric import (
     Photometric,
@@ -79,8 +79,11 @@ def test_a_jitter_of_nothing_changes_nothing() -> None:
 def test_hue_is_torchvisions_for_every_kind_of_colour(turn: float) -> None:
     levels = torch.tensor([0.0, 0.2, 0.5, 1.0])
     colours = torch.cartesian_prod(levels, levels, levels).T.reshape(3, 8, 8)
-    found = turn_hue(colours, torch.tensor(turn))
-    torch.testing.assert_close(found, V1.adjust_hue(colours, turn), rtol=0, atol=1e-5)
+    expected = V1.adjust_hue(colours, turn)
+    torch.testing.assert_close(turn_hue(colours, torch.tensor(turn)), expected, rtol=0, atol=1e-5)
+    levels = colours * 255
+    turn_hue_(levels, turn)
+    torch.testing.assert_close(levels / 255, expected, rtol=0, atol=1e-5)
 
 
 def test_grey_is_torchvisions() -> None:
@@ -237,6 +240,43 @@ def test_any_number_of_channels_by_hand(channels: int) -> None:
         picture = torch.where(picture >= 0.5, 1 - picture, picture) if colours.solarize[i] else picture
         torch.testing.assert_close(found[i][clear], picture[clear], rtol=0, atol=5e-6)
     torch.testing.assert_close(one_by_one(pixels, colours), found, rtol=0, atol=5e-6)
+
+
+def test_one_by_one_is_all_at_once_for_every_order_and_choice() -> None:
+    """Every order of jitter with every choice of blur, grey, solarise and a hue that is turned or not."""
+    cases = list(product(ORDERS, (0.0, 1.9), (False, True), (False, True), (0.0, -0.1, 0.4)))
+    factors = 0.4 + 1.2 * uniform(len(cases), 4)
+    orders, sigmas, grey, solarized, turns = (list(column) for column in zip(*cases, strict=True))
+    factors[:, 3] = torch.tensor(turns)
+    colours = Photometric(
+        factors, torch.tensor(orders), torch.tensor(grey), torch.tensor(sigmas), torch.tensor(solarized)
+    )
+    pixels = pictures(len(cases)) / 255
+    found, expected = one_by_one(pixels, colours), recolour(pixels, colours)
+    # solarising sends what lies at one half to either side, to the same value: 1 - x is x there
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+def test_what_is_not_drawn_changes_nothing_one_by_one() -> None:
+    """Not even the last digit, whatever else was done to the crop."""
+    pixels, factors = pictures(24), torch.tensor([0.7, 1.0, 1.0, 0.0]).expand(24, 4)
+    no, normalize = torch.zeros(24), Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), CPU)
+    colours = Photometric(factors, torch.tensor(ORDERS), no.bool(), no, no.bool())
+    found = recolour_and_normalize(pixels, colours, normalize.scale, normalize.shift)
+    assert torch.equal(found, normalize(pixels.float() * factors[0, 0].item()))
+
+
+@pytest.mark.parametrize("side", [1, 7, 15, 16, 17, 33, 47, 48, 49, 63, 64, 65, 79, 97])
+@pytest.mark.parametrize(("kernel", "widest"), [(None, 2.0), (None, 6.5), (None, 9.0), (1 + 2 * 16, 4.0)])
+def test_blurs_in_blocks_are_blurs_of_any_side(side: int, kernel: int | None, widest: float) -> None:
+    if kernel is not None and kernel // 2 >= side:
+        pytest.skip("such a kernel is refused")
+    sigmas, crops = torch.tensor([0.0, widest, 0.4]), uniform(3, 3, side, 40)
+    blurs = Blurs(Photometric(None, None, None, sigmas, None, kernel), (3, side, 40))
+    expected = blur(crops, sigmas, kernel)
+    for i, (crop, blurred) in enumerate(zip(crops, expected, strict=True)):
+        torch.testing.assert_close(blurs.apply(crop, i), blurred, rtol=0, atol=2e-6)
+        torch.testing.assert_close(blurs.apply(crop[:1], i), blurred[:1], rtol=0, atol=2e-6)
 
 
 class Pictures:
