@@ -16,6 +16,7 @@ from support import TINY_FINETUNE, TINY_PRETRAIN
 from unlabeled.__main__ import main
 from unlabeled.doctor import command
 from unlabeled.doctor.speed import Speed
+from unlabeled.engine import Engine
 from unlabeled.export import Preprocessing, export_encoder
 from unlabeled.nn.encoder import EncoderConfig
 
@@ -73,6 +74,16 @@ def test_a_healthy_folder_stays_silent(recipe: Path, workers: int, capsys: pytes
     found = report(capsys, recipe, f"run.workers={workers}", "data.mean=[0.5,0.5,0.5]")
     assert (found["code"], found["verdict"], found["findings"]) == (0, "ready", [])
     assert found["splits"]["train"]["looked_at"] == 16 and found["splits"]["val"]["looked_at"] == 4
+
+
+@pytest.mark.usefixtures("speed")
+@pytest.mark.parametrize(("options", "train", "val"), [(["--pictures", 7], 7, 4), (["--pictures", 7, "--full"], 16, 4)])
+def test_how_many_are_looked_at(
+    options: list[object], train: int, val: int, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = report(capsys, recipe, *options)["splits"]
+    assert (splits["train"]["looked_at"], splits["val"]["looked_at"]) == (train, val)
+    assert splits["train"]["classes"]["largest"]["pictures"] == 8
 
 
 @pytest.mark.usefixtures("speed")
@@ -193,7 +204,8 @@ def test_normalisation_far_off_can_be_pasted(recipe: Path, capsys: pytest.Captur
     words = found["findings"][0]["advice"].removeprefix("set ").split()
     again = report(capsys, recipe, *words)
     assert again["findings"] == [] and words[0] == "data.mean=" + str(found["splits"]["train"]["mean"]).replace(" ", "")
-    assert codes(report(capsys, recipe, "data.std=[0.5,0.2,0.2]", "data.mean=[0.5,0.5,0.5]")) == ["normalisation"]
+    for std in ("[0.5,0.2,0.2]", "[0.2,0.2,0.1]"):
+        assert codes(report(capsys, recipe, f"data.std={std}", "data.mean=[0.5,0.5,0.5]")) == ["normalisation"]
 
 
 @pytest.mark.usefixtures("speed")
@@ -265,11 +277,19 @@ def test_measures_for_real_and_leaves_nothing(
     recipe: Path, workers: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(recipe.parent)
+    rehearse, steps = Engine.rehearse, set()
+
+    def noted(engine: Engine, pending: Any) -> None:
+        steps.add(tuple(len(raw.labels) for raw in pending))
+        rehearse(engine, pending)
+
+    monkeypatch.setattr(Engine, "rehearse", noted)
     found = report(capsys, recipe, f"run.workers={workers}", "run.accumulate=2", "--seconds", 0.01)
     documented = {"recipe", "stage", "verdict", "findings", "refused", "out_of_memory", "splits", "copies", "speed"}
     assert found.keys() - {"code"} == documented | {"versions"}
     speed = found["speed"]
     assert all(rate > 0 for rate in speed["images_per_s"].values())
+    assert steps == {(4, 4)}
     assert speed["batch"] == {"measured": 4, "run": 4} and speed["memory"]["peak"] > 10**7
     # three epochs of two steps, and one evaluation at the end
     assert (speed["time"]["steps"], speed["time"]["evaluations"]) == (6, 1)
@@ -315,9 +335,11 @@ def test_the_report_fits_the_terminal_and_ends_with_the_verdict(
     monkeypatch.setenv("COLUMNS", str(width))
     add_leak(recipe.parent / "pictures" / "train")
     # overrides may stand behind options
-    assert main(["doctor", str(recipe), "--pictures", "100", "data.mean=[0.5,0.5,0.5]"]) == 0
+    assert main(["doctor", str(recipe), "--pictures", "100", "name=renamed"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "renamed (pretrain)"
     verdict = lines.index("verdict: ready, but 1 thing to look at")
     assert lines[verdict + 1].startswith("  1. high") and lines[-1].lstrip().startswith("-> remove them")
     # a path is never broken
     assert [line for line in lines if len(line) > width and "/" not in line] == []
+    assert any(str(recipe.parent / "pictures" / "val" / "b" / "wrong.tif") in line for line in lines)
