@@ -144,12 +144,6 @@ def add_many_of_a_class(train: Path) -> None:
         picture(200 + i).save(train / "a" / f"wrong{i}.png")
 
 
-def remove_labels(train: Path) -> None:
-    for i in range(8):
-        (train / "b" / f"{i}.png").unlink()
-    (train / "b").rmdir()
-
-
 @pytest.mark.usefixtures("speed")
 @pytest.mark.parametrize(
     ("harm", "expected", "severity"),
@@ -226,6 +220,16 @@ def test_what_would_not_start(
     # the pictures are looked at all the same
     assert said in found["findings"][0]["text"] and found["splits"]["train"]["looked_at"] == 16
     assert found["verdict"].startswith("not ready")
+
+
+@pytest.mark.usefixtures("speed")
+@pytest.mark.parametrize(("override", "expected"), [("seed=0", ["refused"]), ("evaluate=null", [])])
+def test_evaluation_without_labels(
+    override: str, expected: list[str], recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(60).save(recipe.parent / "pictures" / "train" / "in_no_class.png")
+    found = report(capsys, recipe, override, "data.mean=[0.5,0.5,0.5]")
+    assert codes(found) == expected and all("no picture of train has one" in f["text"] for f in found["findings"])
 
 
 @pytest.mark.usefixtures("speed")
