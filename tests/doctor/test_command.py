@@ -16,6 +16,7 @@ from support import TINY_FINETUNE, TINY_PRETRAIN
 from unlabeled.__main__ import main
 from unlabeled.doctor import command
 from unlabeled.doctor.speed import Speed
+from unlabeled.engine import Engine
 from unlabeled.export import Preprocessing, export_encoder
 from unlabeled.nn.encoder import EncoderConfig
 
@@ -76,6 +77,16 @@ def test_a_healthy_folder_stays_silent(recipe: Path, workers: int, capsys: pytes
 
 
 @pytest.mark.usefixtures("speed")
+@pytest.mark.parametrize(("options", "train", "val"), [(["--pictures", 7], 7, 4), (["--pictures", 7, "--full"], 16, 4)])
+def test_how_many_are_looked_at(
+    options: list[object], train: int, val: int, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = report(capsys, recipe, *options)["splits"]
+    assert (splits["train"]["looked_at"], splits["val"]["looked_at"]) == (train, val)
+    assert splits["train"]["classes"]["largest"]["pictures"] == 8
+
+
+@pytest.mark.usefixtures("speed")
 def test_shapes_stay_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
     found = report(capsys, tmp_path / "tiny.yaml", "data.train_size=300", "data.size=32", "--full")
@@ -133,12 +144,6 @@ def add_many_of_a_class(train: Path) -> None:
         picture(200 + i).save(train / "a" / f"wrong{i}.png")
 
 
-def remove_labels(train: Path) -> None:
-    for i in range(8):
-        (train / "b" / f"{i}.png").unlink()
-    (train / "b").rmdir()
-
-
 @pytest.mark.usefixtures("speed")
 @pytest.mark.parametrize(
     ("harm", "expected", "severity"),
@@ -193,7 +198,8 @@ def test_normalisation_far_off_can_be_pasted(recipe: Path, capsys: pytest.Captur
     words = found["findings"][0]["advice"].removeprefix("set ").split()
     again = report(capsys, recipe, *words)
     assert again["findings"] == [] and words[0] == "data.mean=" + str(found["splits"]["train"]["mean"]).replace(" ", "")
-    assert codes(report(capsys, recipe, "data.std=[0.5,0.2,0.2]", "data.mean=[0.5,0.5,0.5]")) == ["normalisation"]
+    for std in ("[0.5,0.2,0.2]", "[0.2,0.2,0.1]"):
+        assert codes(report(capsys, recipe, f"data.std={std}", "data.mean=[0.5,0.5,0.5]")) == ["normalisation"]
 
 
 @pytest.mark.usefixtures("speed")
@@ -214,6 +220,16 @@ def test_what_would_not_start(
     # the pictures are looked at all the same
     assert said in found["findings"][0]["text"] and found["splits"]["train"]["looked_at"] == 16
     assert found["verdict"].startswith("not ready")
+
+
+@pytest.mark.usefixtures("speed")
+@pytest.mark.parametrize(("override", "expected"), [("seed=0", ["refused"]), ("evaluate=null", [])])
+def test_evaluation_without_labels(
+    override: str, expected: list[str], recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(60).save(recipe.parent / "pictures" / "train" / "in_no_class.png")
+    found = report(capsys, recipe, override, "data.mean=[0.5,0.5,0.5]")
+    assert codes(found) == expected and all("no picture of train has one" in f["text"] for f in found["findings"])
 
 
 @pytest.mark.usefixtures("speed")
@@ -265,11 +281,19 @@ def test_measures_for_real_and_leaves_nothing(
     recipe: Path, workers: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(recipe.parent)
+    rehearse, steps = Engine.rehearse, set()
+
+    def noted(engine: Engine, pending: Any) -> None:
+        steps.add(tuple(len(raw.labels) for raw in pending))
+        rehearse(engine, pending)
+
+    monkeypatch.setattr(Engine, "rehearse", noted)
     found = report(capsys, recipe, f"run.workers={workers}", "run.accumulate=2", "--seconds", 0.01)
     documented = {"recipe", "stage", "verdict", "findings", "refused", "out_of_memory", "splits", "copies", "speed"}
     assert found.keys() - {"code"} == documented | {"versions"}
     speed = found["speed"]
     assert all(rate > 0 for rate in speed["images_per_s"].values())
+    assert steps == {(4, 4)}
     assert speed["batch"] == {"measured": 4, "run": 4} and speed["memory"]["peak"] > 10**7
     # three epochs of two steps, and one evaluation at the end
     assert (speed["time"]["steps"], speed["time"]["evaluations"]) == (6, 1)
@@ -315,9 +339,11 @@ def test_the_report_fits_the_terminal_and_ends_with_the_verdict(
     monkeypatch.setenv("COLUMNS", str(width))
     add_leak(recipe.parent / "pictures" / "train")
     # overrides may stand behind options
-    assert main(["doctor", str(recipe), "--pictures", "100", "data.mean=[0.5,0.5,0.5]"]) == 0
+    assert main(["doctor", str(recipe), "--pictures", "100", "name=renamed"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "renamed (pretrain)"
     verdict = lines.index("verdict: ready, but 1 thing to look at")
     assert lines[verdict + 1].startswith("  1. high") and lines[-1].lstrip().startswith("-> remove them")
     # a path is never broken
     assert [line for line in lines if len(line) > width and "/" not in line] == []
+    assert any(str(recipe.parent / "pictures" / "val" / "b" / "wrong.tif") in line for line in lines)

@@ -24,11 +24,13 @@ def naive_pairs(hashes: np.ndarray, distance: int) -> list[list[int]]:
 def test_multi_index_search_equals_the_double_loop(distance: int) -> None:
     random = np.random.default_rng(distance)
     values = random.integers(0, 2**64, 300, dtype=np.uint64)
-    # neighbours with 0 to 5 bits turned, wherever they lie, and a crowd that shares a part
+    # neighbours with 0 to 5 bits turned, wherever they lie
     for i in range(100):
         turned = random.choice(64, i % 6, replace=False)
         values[i + 100] = values[i] ^ np.uint64(sum(1 << int(bit) for bit in turned))
-    values[250:] &= np.uint64(0xFFFFFFFFFFFF0007)
+    # a crowd that shares one part, among them neighbours that share no other
+    values[200:240] = values[200:240] & np.uint64(0xFFFFFFFFFFFF0000) | np.uint64(7)
+    values[240:280] = values[200:240] ^ np.uint64(1 << 20 | 1 << 40 | 1 << 60)
     values = random.permutation(values)
     expected = naive_pairs(values, distance)
     assert len(expected) >= 16
@@ -97,7 +99,11 @@ def test_hashes_alone_do_not_decide() -> None:
 
 
 def test_flat_pictures_are_copies_only_to_the_pixel() -> None:
-    spectra = np.stack([spectrum(torch.full((3, 20, 20), value, dtype=torch.uint8)) for value in (7, 7, 90)])
+    # a trace of light from one side, as in many pictures of nothing
+    faint = [torch.full((3, 32, 32), value, dtype=torch.uint8) for value in (7, 7, 90)]
+    for one in faint:
+        one[:, :, 16:] += 1
+    spectra = np.stack([spectrum(one) for one in faint])
     found = find_copies(np.array([4, 4, 5], np.uint64), spectra, np.ones(3, bool))
     assert found.exact.tolist() == [[0, 1]] and len(found.near) == 0
 

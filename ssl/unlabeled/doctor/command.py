@@ -21,6 +21,7 @@ from unlabeled.doctor.report import show
 from unlabeled.doctor.speed import Encode, expect, measure
 from unlabeled.doctor.verdict import findings, sentence
 from unlabeled.errors import UserError
+from unlabeled.evaluate.protocol import Splits
 from unlabeled.schema import FinetuneRecipe, load_any
 from unlabeled.train.distributed import make_accelerator
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
@@ -100,6 +101,8 @@ def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> Fact
 
     training_pictures = recipe.data.open("train")
     val = attempt(lambda: recipe.data.open("val")) if recipe.data.has_val or stage.evaluates(recipe) else None
+    if val is not None and stage is PRETRAIN and recipe.evaluate is not None:
+        attempt(Splits(recipe.evaluate, recipe.data, torch.device("cpu")).check)
     training = attempt(lambda: stage.training(recipe))
     train = training_pictures if training is None else training.dataset.source
     splits = {name: source for name, source in (("train", train), ("val", val)) if source is not None}
