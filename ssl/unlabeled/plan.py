@@ -152,7 +152,8 @@ def describe_view(view: View, patch: int) -> str:
 def _colours(view: View) -> str:
     jitter = "" if view.jitter is None else f", jitter {'/'.join(f'{x:g}' for x in view.jitter)} p {view.jitter_p:g}"
     rest = {"grey": view.grayscale, "blur": view.blur, "solarise": view.solarize}
-    return jitter + "".join(f", {name} {p:g}" for name, p in rest.items() if p)
+    fused = ", fused" if view.fused and view.recolours else ""
+    return jitter + "".join(f", {name} {p:g}" for name, p in rest.items() if p) + fused
 
 
 def _hidden(view: View, patch: int) -> str:

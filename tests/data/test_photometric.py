@@ -332,13 +332,15 @@ def test_a_batch_on_the_device_is_coloured_then_normalised() -> None:
     assert torch.equal(batch.views[1].pixels[0, 5], normalize(samples[5].crops[1].pixels[0]))
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kernel", [None, 9])
-def test_colouring_never_waits_for_the_device(kernel: int | None) -> None:
-    view = EVERYTHING.model_copy(update={"blur_kernel": kernel})
+def test_colouring_never_waits_for_the_device(kernel: int | None, fused: bool) -> None:
+    view = EVERYTHING.model_copy(update={"blur_kernel": kernel, "fused": fused})
     colours = drawn(view, 4)
     with FakeTensorMode(allow_non_fake_inputs=True):
         pixels = torch.empty(4, 3, 16, 16, device="cuda")
-        found = recolour(pixels, colours.map(lambda tensor: torch.empty_like(tensor, device="cuda")))
+        blurred = torch.empty(2, dtype=torch.int64, device="cuda")  # as the loader knows from the host
+        found = recolour(pixels, colours.map(lambda tensor: torch.empty_like(tensor, device="cuda")), blurred)
     assert found.device.type == "cuda" and found.shape == (4, 3, 16, 16)
 
 

@@ -137,18 +137,28 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
 
     views = []
     for pixels, mask, colours in raw.crops:
-        finished = (
-            normalize(move(pixels)) if colours is None else _recoloured(move(pixels), colours.map(move), normalize)
-        )
+        finished = normalize(move(pixels)) if colours is None else _recoloured(move(pixels), colours, normalize)
         hidden = None if mask is None else int(mask.hidden.sum())  # still on the host: nothing is waited for
         views.append(ViewBatch(finished, None if mask is None else mask.map(move), hidden))
     return Batch(views, raw.labels.to(device, non_blocking=True), raw.index.to(device, non_blocking=True))
 
 
 def _recoloured(pixels: Tensor, drawn: Photometric, normalize: Normalize) -> Tensor:
-    """Views [count, B, C, H, W] recoloured in the way that suits the device, and normalised."""
+    """Views [count, B, C, H, W] recoloured in the way that suits the device, and normalised.
+
+    Args:
+        pixels: on the device.
+        drawn: with leading axes [B, count], on the host, which thereby knows how many are blurred.
+        normalize: on the device.
+    """
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(pixels.device, non_blocking=True)
+
+    drawn = drawn.map(lambda tensor: tensor.transpose(0, 1))
     if pixels.device.type != "cpu":
-        return normalize(recolour(pixels.float() / 255, drawn) * 255)
+        blurred = None if drawn.blur is None else move(drawn.blur.flatten().nonzero().flatten())
+        return normalize(recolour(pixels.float() / 255, drawn.map(move), blurred) * 255)
     crops, drawn = pixels.flatten(0, 1), drawn.map(lambda tensor: tensor.flatten(0, 1))
     return recolour_and_normalize(crops, drawn, normalize.scale, normalize.shift).view_as(pixels)
 

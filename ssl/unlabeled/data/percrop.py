@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.data.fused import compose
 from unlabeled.data.photometric import (
     BRIGHTNESS,
     CONTRAST,
@@ -41,20 +42,46 @@ def recolour_and_normalize(pixels: Tensor, drawn: Photometric, scale: Tensor, sh
         [N, C, H, W] float32.
     """
     result = torch.empty(pixels.shape)
-    blurs = Blurs(drawn, pixels.shape[1:])
-    drawn_for: list[Sequence[Any]] = [
-        [None] * len(pixels) if values is None else values.tolist()
-        for values in (drawn.jitter, drawn.order, drawn.grayscale, drawn.solarize)
-    ]
-    for i, (factors, order, grey, solarized) in enumerate(zip(*drawn_for, strict=True)):
+    tint, blurs = (Fused if drawn.fused else Exact)(drawn, pixels), Blurs(drawn, pixels.shape[1:])
+    for i, solarized in enumerate(_listed(drawn.solarize, len(pixels))):
         crop = result[i].copy_(pixels[i])
-        if factors is not None:
-            jitter_(crop, factors, order)
-        coloured = blurs.apply(luminance(crop).unsqueeze(0) if grey else crop, i)
+        coloured = blurs.apply(tint.apply(crop, i), i)
         if solarized:
             coloured.sub_(WHITE / 2).abs_().neg_().add_(WHITE / 2)  # 255 - x from 127.5 on
         torch.mul(coloured, scale, out=crop).add_(shift)
     return result
+
+
+def _listed(values: Tensor | None, count: int) -> Sequence[Any]:
+    return [None] * count if values is None else values.tolist()
+
+
+class Exact:
+    """Jitter and grey as torchvision has them, on crops that may be changed."""
+
+    def __init__(self, drawn: Photometric, pixels: Tensor) -> None:
+        columns = (_listed(values, len(pixels)) for values in (drawn.jitter, drawn.order, drawn.grayscale))
+        self.drawn = list(zip(*columns, strict=True))
+
+    def apply(self, crop: Tensor, i: int) -> Tensor:
+        """Crop i [C, H, W] in its colours; [1, H, W] where it is grey."""
+        factors, order, grey = self.drawn[i]
+        if factors is not None:
+            jitter_(crop, factors, order)
+        return luminance(crop).unsqueeze(0) if grey else crop
+
+
+class Fused:
+    """Jitter and grey as one affine map."""
+
+    def __init__(self, drawn: Photometric, pixels: Tensor) -> None:
+        means = pixels.sum((-2, -1), dtype=torch.int64) / (WHITE * pixels[0, 0].numel())
+        self.matrix, offset = compose(means, drawn)
+        self.offset = WHITE * offset.unsqueeze(-1)
+
+    def apply(self, crop: Tensor, i: int) -> Tensor:
+        """Crop i [C, H, W] in its colours."""
+        return torch.addmm(self.offset[i], self.matrix[i], crop.flatten(1)).clamp_(0, WHITE).view_as(crop)
 
 
 def luminance(crop: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Photometric(NamedTuple):
         blur: [...] float32, standard deviation in pixels, 0 = not blurred.
         solarize: [...] bool.
         blur_kernel: taps of the blur; None = Pillow's blur.
+        fused: whether jitter and grey are one affine map, see `fused`.
     """
 
     jitter: Tensor | None
@@ -48,6 +49,7 @@ class Photometric(NamedTuple):
     blur: Tensor | None
     solarize: Tensor | None
     blur_kernel: int | None = None
+    fused: bool = False
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Photometric:
         """The same with `function` applied to each tensor."""
@@ -77,6 +79,7 @@ def draw(view: View, uniform: np.ndarray) -> Photometric:
         torch.from_numpy(sigma.astype(np.float32)) if view.blur else None,
         torch.from_numpy(solarized < view.solarize) if view.solarize else None,
         view.blur_kernel,
+        view.fused,
     )
 
 
@@ -88,22 +91,42 @@ def _factors(strength: tuple[float, float, float, float], uniform: np.ndarray) -
     return low + uniform * (high - low)
 
 
-def recolour(pixels: Tensor, drawn: Photometric) -> Tensor:
+def recolour(pixels: Tensor, drawn: Photometric, blurred: Tensor | None = None) -> Tensor:
     """Apply what was drawn, to the whole batch at once; `percrop` does the same on a CPU.
 
     Args:
         pixels: [..., C, H, W] float32 in [0, 1]. Where they are not RGB, no saturation, hue or grey may be drawn.
         drawn: with the same leading axes.
+        blurred: [K] int64, the crops to blur, counted over all leading axes; None = those with a blur, which asks the
+            device.
     """
+    pixels = tint(pixels, drawn)
+    if drawn.blur is not None:
+        pixels = _blur_some(pixels, drawn.blur, drawn.blur_kernel, blurred)
+    if drawn.solarize is not None:
+        pixels = torch.where(_per_crop(drawn.solarize), solarize(pixels), pixels)
+    return pixels
+
+
+def tint(pixels: Tensor, drawn: Photometric) -> Tensor:
+    """Jitter and grey, exact or fused."""
+    if drawn.fused:
+        from unlabeled.data.fused import tint_fused
+
+        return tint_fused(pixels, drawn)
     if drawn.jitter is not None and drawn.order is not None:
         pixels = jitter(pixels, drawn.jitter, drawn.order)
     if drawn.grayscale is not None:
         pixels = torch.where(_per_crop(drawn.grayscale), luminance(pixels), pixels)
-    if drawn.blur is not None:
-        pixels = torch.where(_per_crop(drawn.blur > 0), blur(pixels, drawn.blur, drawn.blur_kernel), pixels)
-    if drawn.solarize is not None:
-        pixels = torch.where(_per_crop(drawn.solarize), solarize(pixels), pixels)
     return pixels
+
+
+def _blur_some(pixels: Tensor, sigma: Tensor, kernel: int | None, which: Tensor | None) -> Tensor:
+    flat, sigma = pixels.flatten(0, -4), sigma.flatten()
+    which = sigma.nonzero().flatten() if which is None else which
+    if not len(which):
+        return pixels
+    return flat.index_copy(0, which, blur(flat[which], sigma[which], kernel)).view_as(pixels)
 
 
 def _per_crop(values: Tensor) -> Tensor:

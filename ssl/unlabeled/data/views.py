@@ -75,6 +75,10 @@ class View(BaseModel, frozen=True, extra="forbid"):
         None, ge=3, description="taps of the blur, odd, as torchvision's; null = Pillow's blur"
     )
     solarize: Probability = Field(0.0, description="probability of inverting all values of 128 and more")
+    fused: bool = Field(
+        False,
+        description="jitter and grey as one affine map: faster, hues turned a little otherwise than torchvision's",
+    )
     mask: Mask | None = Field(None, description="patches to hide; null = none")
 
     @field_validator("scale", "ratio", "blur_radius")
