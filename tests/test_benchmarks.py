@@ -20,6 +20,7 @@ from unlabeled.recipe import load
 from unlabeled.schema import pretrain_recipe
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import colours
 import contenders
 import methods
 import scale
@@ -143,3 +144,14 @@ def test_workers_hold_nothing_per_picture(tmp_path: Path) -> None:
 def test_a_folder_opens_from_its_kept_index(tmp_path: Path) -> None:
     assert set(scale.files(2500, tmp_path)) == {"make_s", "scan_s", "start_s"}
     assert (tmp_path / "index" / "train.safetensors").exists()
+
+
+def test_fused_colours_differ_by_hues_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(90, 150, size=(300, 280, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    colours.main([str(tmp_path), "--rounds", "1", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["differences"]
+    assert {name for name, levels in found.items() if levels["max"] < 0.01} == {
+        f"{what} {factor:g}" for what, factors in colours.STRONGEST.items() for factor in factors if what != "hue"
+    }
