@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from unlabeled.data.masks import Place
 from unlabeled.data.percrop import recolour_and_normalize
@@ -101,7 +101,7 @@ def _stack_crops(crops: Sequence[Crops]) -> Crops:
     masks = [crop.mask for crop in crops if crop.mask is not None]
     colours = [crop.colours for crop in crops if crop.colours is not None]
     return Crops(
-        torch.stack([crop.pixels for crop in crops]),
+        default_collate([crop.pixels for crop in crops]),  # in a worker straight into memory that is shared
         PatchMask.stack(masks) if masks else None,
         Photometric.stack(colours) if colours else None,
     )
