@@ -33,7 +33,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     """How pictures are stored."""
 
     short_side: int = Field(256, ge=16, description="pixels; larger pictures are made smaller, none larger")
-    format: Literal["raw", "jpeg"] = Field("raw", description="raw = .npy, read fastest; jpeg = a tenth of the space")
+    format: Literal["raw", "jpeg"] = Field("raw", description="raw = .npy, read fastest; jpeg = an eighth of the space")
     quality: int = Field(92, ge=1, le=100, description="of a JPEG")
     shard: int = Field(1024, ge=1, description="pictures per tar")
 
