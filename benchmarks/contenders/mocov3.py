@@ -108,5 +108,6 @@ COMPARISON = Comparison(
     make_batch=make_batch,
     ours=Ours(ours, gflop()),
     lightly=LightlyMoCoV3,
+    batch=16,  # the heads have as many weights as the encoder: updating them weighs more the fewer the pictures
     note="lightly's heads end in norms that learn a weight and a bias; its InfoNCE is written out here",
 )
