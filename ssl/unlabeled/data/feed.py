@@ -48,7 +48,7 @@ class Feed:
         self._batches = make_loader(
             dataset, sampler, workers=run.workers, device=device, timeout=run.timeout, collate=collate
         )
-        self._iterator: Any = None
+        self._iterator: Batches | None = None
 
     def next(self) -> tuple[list[RawBatch], Exception | None]:
         """The next step's micro-batches, none after the last; or what went wrong, for all processes to agree on."""
@@ -67,4 +67,5 @@ class Feed:
 
     def close(self) -> None:
         """End the workers now, rather than whenever the interpreter gets to it."""
-        self._iterator = None
+        if self._iterator is not None:
+            self._iterator.close()

@@ -33,7 +33,7 @@ _waited_for: Batches | None = None
 
 
 class Batches(Iterator[Any]):
-    """The batches of a loader.
+    """The batches of a loader, whose workers end with it.
 
     Args:
         loader: with or without workers.
@@ -44,7 +44,8 @@ class Batches(Iterator[Any]):
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self._timeout, self._iterator = loader.timeout, iter(loader)
+        self._timeout = loader.timeout
+        self._iterator: Iterator[Any] = iter(loader)
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, _on_child)
 
@@ -80,17 +81,25 @@ class Batches(Iterator[Any]):
         if lines := [line for line in text.splitlines() if "UserError: " in line]:
             return UserError(lines[-1].split("UserError: ", 1)[1])
         if "timed out" in text:
-            self._end()
             given = f"no loader worker gave a batch in run.timeout={self._timeout:g} seconds"
             return Interrupted(f"{given}: does the storage answer? {GOES_ON}")
+        if "shared memory" in text:
+            return Interrupted(f"a loader worker cannot send a batch. {NO_SHARED_MEMORY}")
         return error
 
-    def _end(self) -> None:
-        # they do not listen to SIGTERM, with which torch and Python would end them and wait for ever
-        global _waited_for
-        _waited_for = None
-        for worker in self._workers:
+    def close(self) -> None:
+        """End all workers, now."""
+        workers = list(self._workers)
+        self._iterator = iter(())  # torch ends the workers of what nobody refers to any more
+        for worker in workers:
+            # that a traceback refers to, or that hang: they do not listen to SIGTERM, after which Python waits for ever
             worker.kill()
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _on_child(_number: int, _frame: FrameType | None) -> None:

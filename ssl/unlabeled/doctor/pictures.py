@@ -16,6 +16,7 @@ from unlabeled.data.mixture import MixtureSource
 from unlabeled.data.part import Part
 from unlabeled.data.source import Source
 from unlabeled.data.sources import Pictures
+from unlabeled.data.workers import Batches
 from unlabeled.doctor.duplicates import spectrum
 from unlabeled.errors import BadSample
 
@@ -126,10 +127,11 @@ def survey(
     )
     columns: list[list[NDArray[Any]]] = []
     bad: list[Bad] = []
-    for found, unusable in loader:
-        columns.append(found)
-        bad.extend(unusable)
-        seen(len(found[0]) + len(unusable))
+    with Batches(loader) as made:
+        for found, unusable in made:
+            columns.append(found)
+            bad.extend(unusable)
+            seen(len(found[0]) + len(unusable))
     good = [found for found in columns if len(found[0])]
     joined: list[Any] = [np.concatenate(column) for column in zip(*(good or columns[:1]), strict=True)]
     return Survey(*[source, len(chosen), *joined, bad])

@@ -134,12 +134,13 @@ def extract(
     bad: list[str] = []
     error = None
     try:
-        for pixels, batch_rows, batch_labels, batch_bad in Batches(loader):
-            if pixels is not None:
-                x.append(encode(normalize(pixels.to(device, non_blocking=True))).float().cpu())
-            rows += batch_rows
-            labels += batch_labels
-            bad += batch_bad
+        with Batches(loader) as made:
+            for pixels, batch_rows, batch_labels, batch_bad in made:
+                if pixels is not None:
+                    x.append(encode(normalize(pixels.to(device, non_blocking=True))).float().cpu())
+                rows += batch_rows
+                labels += batch_labels
+                bad += batch_bad
     except Exception as caught:  # whatever it is, the other processes are waiting to hear of it
         error = caught
     raise_together(error)
