@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from unlabeled.errors import Interrupted, UserError
 
-DYING = 0.5  # seconds between the end of a worker's connection and its own
+DYING = 10.0  # seconds between the end of a worker's connection and its own
 GOES_ON = "The same command goes on."
 NO_MEMORY = f"Out of memory? Lower run.workers. {GOES_ON}"
 NO_SHARED_MEMORY = (
@@ -56,7 +56,8 @@ class Batches(Iterator[Any]):
         try:
             return next(self._iterator)
         except (RuntimeError, OSError, EOFError) as error:
-            self.check(DYING)  # torch, or the connection, may have noticed first
+            # torch, or the connection, may have noticed first
+            self.check(0 if isinstance(error, RuntimeError) else DYING)
             raise self._plain(error) from error
         finally:
             _waited_for = None
@@ -67,9 +68,11 @@ class Batches(Iterator[Any]):
 
     def check(self, patience: float = 0) -> None:
         """Raise Interrupted if a worker is gone, or goes within so many seconds."""
-        if patience and self._workers:
-            wait([worker.sentinel for worker in self._workers], patience)
+        patient = bool(patience and self._workers)
+        dying = wait([worker.sentinel for worker in self._workers], patience) if patient else ()
         for number, worker in enumerate(self._workers):
+            if worker.sentinel in dying:
+                worker.join()
             if code := worker.exitcode:
                 end = signal.Signals(-code).name if code < 0 else f"code {code}"
                 advice = REASONS.get(code, GOES_ON)
