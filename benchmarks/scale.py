@@ -33,7 +33,7 @@ from unlabeled.data.sources import Files, Folder, Pictures
 WORKERS, BATCH, MOST = 4, 1000, 1_000_000
 PER_CLASS = 1000
 KEPT = "made up"
-MEMORY = ("Rss", "Pss", "Anonymous")
+MEMORY = ("Rss", "Anonymous")
 
 
 def made_up(n: int) -> Listing:
@@ -113,7 +113,7 @@ def workers(n: int, folder: Path) -> dict[str, float]:
 
 
 def memory(pids: Sequence[int]) -> dict[str, float]:
-    """MB of processes together: resident, their share of what is shared, and what is nobody else's."""
+    """MB of processes together: resident, and of that what is not mapped from files."""
     total = dict.fromkeys(MEMORY, 0.0)
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
