@@ -57,6 +57,7 @@ class Engine:
         self.total_steps = total_steps(recipe.train.epochs, self.steps_per_epoch)
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.evaluated: dict[str, float] = {}
+        self._ahead: tuple[RawBatch, Batch] | None = None
 
         if self.device.type == "cpu":
             settle(recipe.run.threads)
@@ -110,6 +111,7 @@ class Engine:
         while self.step < self.total_steps:
             batch, norm = self._forward_backward(pending)
             pending, error = feed.next()
+            self._copy_ahead(pending)
             verdict = self._agree(norm, pending, error)
             self._update(verdict.broken)
             self.display.advance(self.step)
@@ -142,7 +144,7 @@ class Engine:
         set_rates(self.optimizer, optim, self.peak, progress)
         self._outputs = []
         for i, raw in enumerate(pending):
-            batch = to_device(raw, self.device, self.normalize)
+            batch = self._on_device(raw)
             is_last = i + 1 == len(pending)
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 self._outputs.append(self._micro(batch, progress, len(pending)))
@@ -151,6 +153,15 @@ class Engine:
         for parameter in self.method.held(progress):
             parameter.grad = None
         return batch, state.full(norm)
+
+    def _copy_ahead(self, pending: list[RawBatch]) -> None:
+        """Queue the next batch's copy and colours behind this step, before the host waits for it."""
+        self._ahead = (pending[0], self._on_device(pending[0])) if pending else None
+
+    def _on_device(self, raw: RawBatch) -> Batch:
+        if self._ahead is not None and self._ahead[0] is raw:
+            return self._ahead[1]
+        return to_device(raw, self.device, self.normalize)
 
     def _micro(self, batch: Batch, progress: Progress, parts: int) -> Output:
         output = self.model(batch, progress)
