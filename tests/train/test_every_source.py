@@ -126,10 +126,13 @@ def test_a_run_from_a_remote_tar_is_the_local_one(tmp_path: Path) -> None:
     file = str(recipe_file(tmp_path, tar(tmp_path)))
     assert launch("pretrain", [file, f"run.output={tmp_path}/local"]) == [0]
     with served(tmp_path) as address:
-        there = [file, f"data.path={address}/x.tar", f"run.output={tmp_path}/remote"]
-        assert launch("pretrain", there, kill={"step": 3}) == [-9]
-        assert launch("pretrain", there, world=2) == [0, 0]
-    assert_close_weights(tmp_path / "remote", tmp_path / "local", LAST)
+        there = [file, f"data.path={address}/x.tar"]
+        for output, world in (("remote", 1), ("shared", 2)):
+            arguments = [*there, f"run.output={tmp_path}/{output}"]
+            assert launch("pretrain", arguments, kill={"step": 3}) == [-9]
+            assert launch("pretrain", arguments, world=world) == [0] * world
+    assert checkpoint_bytes(tmp_path / "remote", LAST) == checkpoint_bytes(tmp_path / "local", LAST)
+    assert_close_weights(tmp_path / "shared", tmp_path / "local", LAST)
 
 
 KINDS = [folder, tar, table, arrays, hugging_face, mixture, four_bands, five_pages, mixture_of_four]
