@@ -362,3 +362,13 @@ def test_impossible_colours_are_refused(fields: dict[str, Any], text: str) -> No
 def test_a_kernel_wider_than_the_crop_is_refused() -> None:
     with pytest.raises(ValueError, match="blur_kernel 33 is too wide for a crop of 16x16 pixels"):
         View(size=16, blur=1.0, blur_kernel=33).check(16)
+
+
+def test_only_the_crops_that_are_named_are_blurred() -> None:
+    colours = Photometric(None, None, None, torch.tensor([[0.0, 1.5, 0.0], [2.0, 0.0, 0.7]]), None)
+    pixels = uniform(2, 3, 3, 12, 10)
+    assert colours.blur is not None
+    found = recolour(pixels, colours, colours.blur.flatten().nonzero().flatten())
+    for place, sigma in np.ndenumerate(colours.blur.numpy()):
+        expected = blur(pixels[place], torch.tensor(sigma)) if sigma else pixels[place]
+        torch.testing.assert_close(found[place], expected, rtol=0, atol=1e-6)
