@@ -8,15 +8,13 @@ are in levels of 255 before normalising, over all pixels and channels; times are
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from common import finish, machine, seconds, table
+from common import finish, machine, on_one_core, seconds, table
 from torch import Tensor
 
 from unlabeled.data.loader import Normalize
@@ -25,7 +23,6 @@ from unlabeled.data.photometric import Photometric, draw, recolour
 from unlabeled.data.sources import Files
 from unlabeled.data.views import View
 from unlabeled.methods import dino, mocov3
-from unlabeled.train.cpu import settle
 
 SIDE = 224
 ONE = {"brightness": 0, "contrast": 1, "saturation": 2, "hue": 3}
@@ -92,15 +89,7 @@ def speed(pixels: Tensor, view: View, rounds: int) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print two tables, and one object with `--json`."""
-    parser = argparse.ArgumentParser(description="Fused colours against exact ones.")
-    parser.add_argument("data", help="a tar or a folder of pictures")
-    parser.add_argument("--pictures", type=int, default=64, help="how many of them (default 64)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default 5)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    chosen = parser.parse_args(arguments)
-    settle(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    chosen = on_one_core("Fused colours against exact ones.", 64, arguments)
     pixels = crops(chosen.data, chosen.pictures)
     found = {name: differences(pixels, colours) for name, colours in cases(len(pixels))}
     spent = {name: speed(pixels, view, chosen.rounds) for name, view in VIEWS.items()}

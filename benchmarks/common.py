@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import time
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from unlabeled.train.cpu import settle
 
 THREADS = 2
 
@@ -45,6 +48,20 @@ def picked(parser: argparse.ArgumentParser, text: str, methods: Sequence[str]) -
     if unknown:
         parser.error(f"no method {', '.join(unknown)}: choose from {','.join(methods)}")
     return names
+
+
+def on_one_core(description: str, pictures: int, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """`DATA`, `--pictures N`, `--rounds N` and `--json`; from here on the program keeps to one core and one thread."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("data", help="a tar or a folder of pictures of ordinary size")
+    parser.add_argument("--pictures", type=int, default=pictures, help=f"how many of them (default {pictures})")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default 5)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    chosen = parser.parse_args(arguments)
+    settle(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    return chosen
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -116,6 +133,7 @@ __all__ = [
     "machine",
     "matmul_peak",
     "median",
+    "on_one_core",
     "options",
     "peak_memory_mb",
     "picked",

@@ -10,9 +10,7 @@ decode limit is what torchvision's decoder alone reaches in the same rounds. `ma
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.transforms as T
-from common import finish, machine, seconds, table
+from common import finish, machine, on_one_core, seconds, table
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -35,7 +33,6 @@ from unlabeled.data.source import MAX_PIXELS
 from unlabeled.data.sources import Files
 from unlabeled.data.views import View
 from unlabeled.methods import dino, mae, mocov3
-from unlabeled.train.cpu import settle
 
 BATCH, PATCH, LOCALS = 8, 16, 8
 CPU = torch.device("cpu")
@@ -179,15 +176,7 @@ def rates(works: dict[str, Work], files: Sequence[bytes], rounds: int) -> dict[s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, and one object with `--json`."""
-    parser = argparse.ArgumentParser(description="Views per second on one core: ours, Pillow's, lightly's.")
-    parser.add_argument("data", help="a tar or a folder of JPEGs of ordinary size")
-    parser.add_argument("--pictures", type=int, default=96, help="how many of them (default 96)")
-    parser.add_argument("--rounds", type=int, default=5, help="passes over them (default 5)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    chosen = parser.parse_args(arguments)
-    settle(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    chosen = on_one_core("Views per second on one core: ours, Pillow's, lightly's.", 96, arguments)
     random.seed(0)
     torch.manual_seed(0)
     files = read(chosen.data, chosen.pictures)

@@ -111,9 +111,8 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
     )
     recipe.data.keep_index(output / "index", write=not options.dry_run)
     try:
-        on_main(
-            accelerator, lambda: recipe.data.open("train")
-        )  # one process looks for pictures, the others read its index
+        # one process looks for pictures, the others read its index
+        on_main(accelerator, lambda: recipe.data.open("train"))
         job = stage.job(recipe, accelerator)
         _print_plan(stage, recipe, job, accelerator)
         if options.dry_run:

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from unlabeled.data.photometric import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, Photometric
+from unlabeled.data.photometric import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, Photometric, luma
 
 
 def tint_fused(pixels: Tensor, drawn: Photometric) -> Tensor:
@@ -42,20 +42,19 @@ def compose(means: Tensor, drawn: Photometric) -> tuple[Tensor, Tensor]:
         matrix [..., C, C], offset [..., C].
     """
     channels = means.shape[-1]
-    luma = _luma(channels, means.device)
-    matrix = torch.eye(channels, device=means.device).expand(*means.shape[:-1], channels, channels)
+    weights = torch.tensor(luma(channels), device=means.device)
+    same = torch.eye(channels, device=means.device)
+    matrix = same.expand(*means.shape[:-1], channels, channels)
     offset = torch.zeros_like(means)
     if drawn.jitter is not None and drawn.order is not None:
-        maps = _maps(drawn.jitter, luma)
+        maps = _maps(drawn.jitter, weights)
         for what in drawn.order.unbind(-1):
-            mean = (_apply(matrix, means) + offset) @ luma
+            mean = (_apply(matrix, means) + offset) @ weights
             chosen = maps.gather(-3, what[..., None, None, None].expand(*what.shape, 1, channels, channels)).squeeze(-3)
             lifted = torch.where(what == CONTRAST, (1 - drawn.jitter[..., CONTRAST]) * mean, 0.0)
             matrix, offset = chosen @ matrix, _apply(chosen, offset) + lifted.unsqueeze(-1)
     if drawn.grayscale is not None:
-        grey = torch.where(
-            drawn.grayscale[..., None, None], luma.expand(channels, channels), torch.eye(channels, device=means.device)
-        )
+        grey = torch.where(drawn.grayscale[..., None, None], weights.expand_as(same), same)
         matrix, offset = grey @ matrix, _apply(grey, offset)
     return matrix, offset
 
@@ -64,16 +63,12 @@ def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-def _luma(channels: int, device: torch.device) -> Tensor:
-    return torch.tensor(LUMA if channels == len(LUMA) else [1 / channels] * channels, device=device)
-
-
-def _maps(factors: Tensor, luma: Tensor) -> Tensor:
+def _maps(factors: Tensor, weights: Tensor) -> Tensor:
     """Linear maps of brightness, contrast, saturation and hue, [..., 4, C, C], but for contrast's offset."""
-    channels = len(luma)
-    same = torch.eye(channels, device=luma.device)
+    channels = len(weights)
+    same = torch.eye(channels, device=weights.device)
     brightness, contrast, saturation, turn = factors[..., None, None].unbind(-3)
-    grey = luma.expand(channels, channels)
+    grey = weights.expand(channels, channels)
     hue = _hue(turn) if channels == len(LUMA) else same.expand_as(brightness * same)
     found = {
         BRIGHTNESS: brightness * same,

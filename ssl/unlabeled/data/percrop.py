@@ -24,6 +24,7 @@ from unlabeled.data.photometric import (
     Photometric,
     blur_matrix,
     blur_reach,
+    luma,
 )
 
 WHITE = 255
@@ -95,8 +96,7 @@ def luminance(crop: Tensor) -> Tensor:
 def mean_luminance(crop: Tensor) -> Tensor:
     """[C, H, W] to a scalar."""
     means = crop.mean((1, 2)).tolist()
-    weights = LUMA if len(means) == 3 else [1 / len(means)] * len(means)
-    return torch.tensor(sum(weight * mean for weight, mean in zip(weights, means, strict=True)))
+    return torch.tensor(sum(weight * mean for weight, mean in zip(luma(len(means)), means, strict=True)))
 
 
 def jitter_(crop: Tensor, factors: list[float], order: list[int]) -> None:

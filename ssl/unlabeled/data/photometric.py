@@ -133,6 +133,11 @@ def _per_crop(values: Tensor) -> Tensor:
     return values[..., None, None, None]
 
 
+def luma(channels: int) -> Sequence[float]:
+    """Weights of the luminance: ITU-R 601, the same for each of channels that are not three."""
+    return LUMA if channels == len(LUMA) else [1 / channels] * channels
+
+
 def luminance(pixels: Tensor) -> Tensor:
     """[..., C, H, W] to [..., 1, H, W]: by ITU-R 601, the mean of channels that are not three."""
     if pixels.shape[-3] != 3:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import glob
 import os
-from collections.abc import Sequence
-from functools import cached_property, lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property, lru_cache, partial
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -199,8 +199,9 @@ class Files(EncodedConfig):
 
     @cached_property
     def _listings(self) -> dict[Split, Listing]:
+        stamps = cache(_stamps)  # archives that hold both splits are asked about once
         asked = {
-            split: Asked(f"{self.labels} of {prefix!r} in {path!r}", partial(_changed, path, prefix))
+            split: Asked(f"{self.labels} of {prefix!r} in {path!r}", partial(_changed, stamps, path, prefix))
             for split, (path, prefix) in self._places.items()
         }
         return kept(self._index_folder, asked, self._scan, self._index_written)
@@ -247,14 +248,21 @@ def _listing(index: Index, files: tuple[Stamp, ...] = (), folders: Index | None 
     return Listing.of(index, tuple(map(readable, classes)), labels, files, folders)
 
 
-def _changed(path: str, prefix: str, listing: Listing) -> str | None:
+def _changed(stamps: Callable[[str], Sequence[Stamp]], path: str, prefix: str, listing: Listing) -> str | None:
     """What is not as it was when it was listed: a folder, an archive, or which archives there are."""
     if os.path.isdir(path):
         return readable(_root(path, prefix)) if listing.files else changed_folder(_root(path, prefix), listing.folders)
-    if (archives := _archives(path)) != [file.path for file in listing.files]:
+    now = stamps(path)
+    if len(now) != len(listing.files):
         return path
-    now = identities(archives) if is_remote(path) else map(local_identity, archives)
-    return next((file.path for file, found in zip(listing.files, now, strict=True) if file[1:] != found), None)
+    return next((new.path for old, new in zip(listing.files, now, strict=True) if old != new), None)
+
+
+def _stamps(path: str) -> Sequence[Stamp]:
+    """The archives that `path` names, as they are now."""
+    archives = _archives(path)
+    found = identities(archives) if is_remote(path) else map(local_identity, archives)
+    return [Stamp(archive, *identity) for archive, identity in zip(archives, found, strict=True)]
 
 
 def _root(path: str, prefix: str) -> bytes:
