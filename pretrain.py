@@ -37,7 +37,7 @@ class Pretrain:
         from unlabeled.train.pictures import PictureWriter
         from unlabeled.training import pretraining
 
-        build, dataset, self.rescaled = pretraining(recipe)
+        build, dataset, self.rescaled, _ = pretraining(recipe)
         return Job(
             recipe,
             build,

@@ -51,7 +51,7 @@ TINY_FINETUNE = """
 name: tiny
 encoder: UNSET
 data: {name: shapes, train_size: 42, val_size: 20, size: 16}
-task: {mode: full, view: {size: 16}, crop_pct: 1.0, drop_path: 0.3, mixup: 0.5, cutmix: 0.5}
+task: {mode: full, view: {size: 16}, crop_pct: 1.0, drop_path: 0.3, mixing: {mixup: 0.5, cutmix: 0.5}}
 optim: {name: adamw, base_lr: 0.03, warmup_epochs: 1}
 train: {epochs: 3, batch_size: 8}
 run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100}

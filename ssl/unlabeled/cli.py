@@ -117,7 +117,7 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
         _print_plan(stage, recipe, job, accelerator)
         if options.dry_run:
             return EXIT_DONE
-        return _train(stage, recipe, job, accelerator, output, options)
+        return train(stage, recipe, job, accelerator, output, options)
     finally:
         import torch.distributed as dist
 
@@ -144,9 +144,10 @@ def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator) -
         print(text, file=sys.stderr, flush=True)
 
 
-def _train(
+def train(
     stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, output: Path, options: argparse.Namespace
 ) -> int:
+    """Run a job from where an earlier run left it; returns the exit code. Of the options `fresh` and `force` are read."""
     from unlabeled.engine import Engine
     from unlabeled.lock import claim
     from unlabeled.train.distributed import on_main

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +23,7 @@ from unlabeled.job import Job
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.nn.measures import effective_rank
 from unlabeled.train import state
-from unlabeled.train.checkpoint import Checkpoint, Checkpoints
+from unlabeled.train.checkpoint import Checkpoint, Checkpoints, load
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.cpu import settle
 from unlabeled.train.diagnosis import Diagnosis
@@ -30,6 +31,7 @@ from unlabeled.train.distributed import gather_objects, on_main, raise_together,
 from unlabeled.train.optim import param_groups, set_rates
 from unlabeled.train.signals import StopRequest
 from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers
+from unlabeled.train.watch import Watch
 
 
 class Verdict(NamedTuple):
@@ -56,6 +58,7 @@ class Engine:
         self.steps_per_epoch = steps_per_epoch(len(job.dataset.source), recipe.train.batch_size)
         self.total_steps = total_steps(recipe.train.epochs, self.steps_per_epoch)
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.watch = job.watch
         self.evaluated: dict[str, float] = {}
         self._ahead: tuple[RawBatch, Batch] | None = None
 
@@ -108,7 +111,7 @@ class Engine:
         pending, error = feed.next()
         self._note_bad(pending, error)
         self.meter.reset(feed)
-        while self.step < self.total_steps:
+        while not self.done:
             batch, norm = self._forward_backward(pending)
             pending, error = feed.next()
             self._copy_ahead(pending)
@@ -120,12 +123,19 @@ class Engine:
             if verdict.bad or verdict.failed:
                 self._note_bad(pending, error)
             self._report(batch, norm, feed)
-            last = self.step == self.total_steps
-            if self._due(self.job.recipe.run.checkpoint_every) or last or verdict.stop:
+            if self._due(self.job.recipe.run.checkpoint_every) or self.done or verdict.stop or self._is_best():
                 self.save()
-            if verdict.stop and not last:
+            if verdict.stop and not self.done:
                 return False
         return True
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do: all steps are taken, or the watched score has stood still too long."""
+        return self.step >= self.total_steps or (self.watch is not None and self.watch.over)
+
+    def _is_best(self) -> bool:
+        return self.checkpoints.best == self.step
 
     # ---------------------------------------------------------------- one step
 
@@ -141,7 +151,7 @@ class Engine:
     def _forward_backward(self, pending: list[RawBatch]) -> tuple[Batch, Tensor]:
         """Gradients of one global batch, clipped; returns the last micro-batch and the gradient norm."""
         progress, optim = self.progress(), self.job.recipe.optim
-        set_rates(self.optimizer, optim, self.peak, progress)
+        set_rates(self.optimizer, optim, self.peak, progress, self.watch.rate if self.watch else 1.0)
         self._outputs = []
         for i, raw in enumerate(pending):
             batch = self._on_device(raw)
@@ -149,7 +159,9 @@ class Engine:
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 self._outputs.append(self._micro(batch, progress, len(pending)))
         self.accelerator.unscale_gradients(self.optimizer)
-        norm = clip_gradients(self.method, optim.clip, optim.clip_by)
+        for parameter in self.method.asleep(progress):
+            parameter.grad = None
+        norm = clip_gradients(self.method, optim.clip, optim.clip_by, optim.clip_value)
         for parameter in self.method.held(progress):
             parameter.grad = None
         return batch, state.full(norm)
@@ -232,7 +244,9 @@ class Engine:
         last = self.step == self.total_steps
         if self._due(self.job.recipe.run.log_every) or last:
             self._log(norm, feed)
-        if self._due(self.job.recipe.evaluate and self.job.recipe.evaluate.every) or last:
+        if self.watch is not None and (self._due(self.watch.config.every) or last):
+            self._look(self.watch)
+        if self._due(self.job.recipe.evaluate and self.job.recipe.evaluate.every) or self.done:
             self._evaluate(batch)
 
     def _log(self, norm: Tensor, feed: Feed) -> None:
@@ -252,13 +266,10 @@ class Engine:
         self.trackers.log(self.step, values)
 
     def _evaluate(self, batch: Batch) -> None:
-        """Evaluators and pictures; they leave random state, mode and speed as they found them."""
+        """Evaluators and pictures."""
         if self.job.evaluate is None and self.job.picture is None:
             return
-        before = time.perf_counter()
-        devices = [self.device] if self.device.type == "cuda" else []
-        method = self.whole_method()
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(method):
+        with self._aside() as method:
             if self.job.evaluate is not None:
                 self.evaluated = dict(self.job.evaluate(method))
             if self.job.picture is not None and self.accelerator.is_main_process:
@@ -266,7 +277,34 @@ class Engine:
         if self.evaluated:
             self._write(self.evaluated)
             self.display.say(f"step {self.step}  " + "  ".join(f"{k} {v:.2f}" for k, v in self.evaluated.items()))
+
+    def _look(self, watch: Watch) -> None:
+        """The watched score decides which checkpoint stays, where the rate falls and when the run ends."""
+        with self._aside() as method:
+            score = watch.measure(method)[watch.config.metric]
+        consequence = watch.read(self.step, score)
+        self.checkpoints.best = watch.best_step if watch.config.keep == "best" else None
+        self._write({f"watched_{watch.config.metric}": score})
+        if consequence:
+            self.display.say(f"step {self.step}  {consequence}")
+
+    @contextmanager
+    def _aside(self) -> Iterator[Method]:
+        """Within, the whole method in evaluation; random state, mode and speed are left as they were found."""
+        before = time.perf_counter()
+        devices = [self.device] if self.device.type == "cuda" else []
+        method = self.whole_method()
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(method):
+            yield method
         self.meter.pause(time.perf_counter() - before)
+
+    def use_best(self) -> bool:
+        """Take the weights whose watched score was best; returns whether they are others than the last."""
+        best = self.checkpoints.best
+        if best in (None, self.step):
+            return False
+        state.load_model(self.method, load(self.checkpoints.path(cast("int", best))).tensors["model"])
+        return True
 
     def whole_method(self) -> Method:
         """The method with whole weights: itself, or a copy where they are sharded (all processes must ask)."""
@@ -288,6 +326,7 @@ class Engine:
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "evaluated": self.evaluated,
+            "watch": None if self.watch is None else self.watch.state(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "processes": self.accelerator.num_processes,
             "facts": self.job.facts,
@@ -305,6 +344,9 @@ class Engine:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.step, self.evaluated = saved["step"], saved["evaluated"]
         self.skipped, self.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
+        if self.watch is not None and saved.get("watch") is not None:
+            self.watch.restore(saved["watch"])
+            self.checkpoints.best = self.watch.best_step if self.watch.config.keep == "best" else None
 
     def _raw_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer

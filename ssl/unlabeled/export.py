@@ -45,6 +45,9 @@ class Preprocessing(NamedTuple):
         return cls(data.mean, data.std, crop_pct, interpolation, getattr(data, "value_range", None))
 
 
+# what timm is told of a classifier and an encoder has no use for
+OF_THE_HEAD = ("global_pool", "fc_norm", "use_fc_norm")
+
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -60,7 +63,7 @@ def timm_config(
     import timm
 
     cnn, own = is_cnn(architecture), timm.get_pretrained_cfg(architecture)
-    pool = "avg" if cnn else arguments.get("global_pool", "token")
+    pool = arguments.get("global_pool", "avg" if cnn else "token")
     size = arguments["img_size"]
     config: dict[str, Any] = {
         "architecture": architecture,
@@ -145,7 +148,8 @@ def load_method(method: Method, folder: str | Path) -> None:
 
 
 def load_encoder(path: str | Path, image_size: int | Grid | None = None, channels: int | None = None) -> Encoder:
-    """An encoder from an export folder, an official MAE `.pth`, `timm:NAME` or `scratch:FOLDER` (random weights).
+    """An encoder from an export folder, an official `METHOD:FILE.pth` (MAE's also without its name), `timm:NAME` or
+    `scratch:FOLDER` (random weights).
 
     Args:
         path: where from.
@@ -159,20 +163,52 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     if where.startswith("timm:"):
         return _from_timm(where.removeprefix("timm:"), image_size, channels)
     scratch = where.startswith("scratch:")
-    if where.endswith((".pth", ".pt")):
-        from unlabeled.importers import read
-
-        imported = read("mae", Path(where))
-        return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
+    if where.endswith((".pth", ".pt", ".pth.tar")):
+        return _from_official(where, image_size, channels)
     folder = _existing(where.removeprefix("scratch:"))
     config = json.loads((folder / "config.json").read_text())
-    arguments = {k: v for k, v in config["model_args"].items() if k not in ("global_pool", "fc_norm", "use_fc_norm")}
-    # timm's CNNs are not told a size, but were trained at one
-    arguments.setdefault("img_size", config["pretrained_cfg"]["input_size"][1:])
+    arguments = {k: v for k, v in _arguments(config).items() if k not in OF_THE_HEAD}
     weights = None if scratch else _read(folder / "model.safetensors")
     if weights and config["num_classes"]:
-        raise UserError(f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from.")
+        raise UserError(
+            f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from, or give it another "
+            "head with task.mode=retrain."
+        )
     return _build(config["architecture"], arguments, weights, image_size, channels)
+
+
+def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]:
+    """A classifier's architecture as an encoder with random weights, timm's arguments, and its weights, head included.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = _existing(path)
+    config = json.loads((folder / "config.json").read_text())
+    if not config["num_classes"]:
+        raise UserError(
+            f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.mode."
+        )
+    arguments = _arguments(config)
+    bare = {k: v for k, v in arguments.items() if k not in OF_THE_HEAD}
+    if "use_rel_pos_bias" in bare:  # a table in every block, where encoders have one that all share
+        bare |= {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
+    return build_encoder(config["architecture"], bare), arguments, _read(folder / "model.safetensors")
+
+
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+    # timm's CNNs are not told a size, but were trained at one
+    return {"img_size": config["pretrained_cfg"]["input_size"][1:], **config["model_args"]}
+
+
+def _from_official(where: str, image_size: int | Grid | None, channels: int | None) -> Encoder:
+    from unlabeled.importers import FAMILIES, read
+
+    family, _, file = where.rpartition(":")
+    if family and family not in FAMILIES:
+        raise UserError(f"{where}: no official weights of '{family}'. Expected one of {', '.join(FAMILIES)}.")
+    imported = read(family or "mae", Path(file))
+    return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
 
 
 def preprocessing_of(path: str | Path) -> Preprocessing | None:

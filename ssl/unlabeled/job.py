@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from unlabeled.data.loader import ViewDataset
 from unlabeled.method import Batch, Method
+from unlabeled.train.watch import Watch
 
 Evaluate = Callable[[Method], Iterator[tuple[str, float]]]
 
@@ -21,6 +22,7 @@ class Job(NamedTuple):
         evaluate: yields (name, value) of a whole method; None = nothing.
         facts: what a checkpoint must agree on beside the recipe (the data's fingerprint).
         picture: called with (step, method, batch) where results are shown.
+        watch: reads one of the evaluated values: the best weights, plateaus, early stopping; None = nobody does.
     """
 
     recipe: Any
@@ -29,3 +31,4 @@ class Job(NamedTuple):
     evaluate: Evaluate | None
     facts: dict[str, Any]
     picture: Callable[[int, Method, Batch], None] | None = None
+    watch: Watch | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.nn.encoder import Encoder
+from unlabeled.nn.mixing import Mix
 from unlabeled.nn.patches import PatchMask
 
 
@@ -60,11 +61,13 @@ class Batch(NamedTuple):
         views: in the order that the method's Config lists them.
         labels: [B] int64, -1 where unknown.
         index: [B] int64, the samples' numbers in their source.
+        mix: how pictures are to be mixed with their neighbours; None = they are not.
     """
 
     views: list[ViewBatch]
     labels: Tensor
     index: Tensor  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of it
+    mix: Mix | None = None
 
 
 class Output(NamedTuple):
@@ -126,6 +129,10 @@ class Method(nn.Module, ABC):
 
     def held(self, progress: Progress) -> Iterable[nn.Parameter]:
         """Parameters that this step leaves alone: no update and no weight decay (DINO's last layer at first)."""
+        return ()
+
+    def asleep(self, progress: Progress) -> Iterable[nn.Parameter]:
+        """Parameters that do not take part in this step: as `held`, and clipping does not count their gradients."""
         return ()
 
     def clip_groups(self) -> list[list[nn.Parameter]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model, field_validator
+from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.data.mixture import Kinds, Mixture
@@ -17,6 +17,7 @@ from unlabeled.methods import config_union
 from unlabeled.options import cores
 from unlabeled.recipe import fields, load
 from unlabeled.train.optim import AdamW, OptimConfig
+from unlabeled.train.watch import Watching
 from unlabeled.transfer.classify import ClassifyConfig
 
 DataConfig = Annotated[Kinds | Mixture, Field(discriminator="name")]
@@ -87,6 +88,12 @@ class _Recipe(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"warmup_epochs {optim.warmup_epochs} is longer than the run of {train.epochs} epochs")
         return optim
 
+    @model_validator(mode="after")
+    def _plateau_is_watched(self) -> _Recipe:
+        if self.optim.schedule.name == "plateau" and getattr(self, "watch", None) is None:
+            raise ValueError("optim.schedule plateau needs a score to watch: set watch: {every: STEPS} (finetune.py)")
+        return self
+
     @property
     def output(self) -> str:
         """The output folder."""
@@ -103,10 +110,18 @@ class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
     """A recipe for finetune.py."""
 
     encoder: str = Field(
-        description="the backbone: an export folder, an official .pth of MAE, or timm:NAME; 'scratch:FOLDER' for its "
-        "architecture with random weights"
+        description="the backbone: an export folder, METHOD:FILE.pth of an official release (mae:, simmim:, mocov3:, dino:, "
+        "ibot:, dinov2:), or timm:NAME; 'scratch:FOLDER' for an export's architecture with random weights"
+    )
+    adapt: tuple[Literal["size", "channels"], ...] = Field(
+        (),
+        description="what of the encoder may be fitted to the pictures: size (its positions are resampled), channels (the "
+        "first layer is summed or repeated)",
     )
     task: ClassifyConfig = Field(ClassifyConfig(), description="what to learn, and which parts of the backbone learn")
+    watch: Watching | None = Field(
+        None, description="a score that decides which weights are kept, when rates fall, when to stop; null = none does"
+    )
     evaluate: Scoring = Field(Scoring(), description="when to score")
 
     @field_validator("task")

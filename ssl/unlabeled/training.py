@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from unlabeled.data.labelled import Labelled, labelled
 from unlabeled.data.loader import ViewDataset
-from unlabeled.data.part import Part
-from unlabeled.data.sampler import steps_per_epoch, total_steps
-from unlabeled.data.subset import stratified
-from unlabeled.errors import UserError
+from unlabeled.data.sampler import Order, steps_per_epoch, total_steps
 from unlabeled.method import Method
 from unlabeled.rescale import Rescaled, Setting, check_epochs, rescale
 
@@ -21,11 +21,13 @@ class Training(NamedTuple):
         build: makes the method, randomly initialised or with the weights to start from.
         dataset: training samples.
         rescaled: what the length of the run changed in the method's settings.
+        pictures: with labels, of fine-tuning: those that are learnt from, watched and scored.
     """
 
     build: Callable[[], Method]
     dataset: ViewDataset
     rescaled: list[Rescaled]
+    pictures: Labelled | None = None
 
 
 def pretraining(recipe: Any) -> Training:
@@ -56,16 +58,21 @@ def finetuning(recipe: Any) -> Training:
     Raises:
         UserError: they cannot be had, or do not fit together.
     """
-    from unlabeled.export import load_encoder
     from unlabeled.transfer.classify import Classifier
     from unlabeled.transfer.score import check_preprocessing
+    from unlabeled.transfer.start import load_start
 
     check_preprocessing(recipe)
-    task, source = recipe.task, recipe.data.open("train")
-    if not source.classes:
-        raise UserError("fine-tuning needs labels: put the pictures of data.train into one folder per class")
-    part = Part(source, stratified(source.labels, task.fraction, task.fraction_seed))
-    encoder = load_encoder(recipe.encoder, task.view.shape, recipe.data.channels)
+    task, pictures = recipe.task, labelled(recipe)
+    encoder, trained = load_start(recipe)
     task.view.check(encoder.patch_size)
-    dataset = ViewDataset(part, [task.view], encoder.patch_size, recipe.seed)
-    return Training(lambda: Classifier(encoder, task, len(source.classes)), dataset, [])
+    counts = np.bincount(pictures.train.labels, minlength=len(pictures.train.classes)).tolist()
+    dataset = ViewDataset(
+        pictures.train,
+        [task.view],
+        encoder.patch_size,
+        recipe.seed,
+        mixing=task.mixing,
+        order=Order(pictures.train.labels, task.balance, task.balance_from),
+    )
+    return Training(lambda: Classifier(encoder, task, counts, trained), dataset, [], pictures)

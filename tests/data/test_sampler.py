@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import chain
 
+import numpy as np
 import pytest
 
-from unlabeled.data.sampler import EpochSampler, Position, epoch_order
+from unlabeled.data.sampler import EpochSampler, Order, Position, epoch_order
 from unlabeled.errors import UserError
 
 N, BATCH, STEPS, SEED = 100, 36, 7, 3
@@ -96,3 +97,46 @@ def test_uneven_data_gives_equal_steps() -> None:
 def test_impossible_batches_are_refused(n: int, batch: int, world: int, accumulate: int, text: str) -> None:
     with pytest.raises(UserError, match=text):
         EpochSampler(n, batch, 1, world=world, accumulate=accumulate)
+
+
+# 60, 25, 10, 4 and 1 samples of five classes, in no order
+UNEVEN = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [60, 25, 10, 4, 1]))
+
+
+def test_a_balanced_epoch_draws_classes_evenly_and_samples_of_a_class_too() -> None:
+    for epoch in range(3):
+        order = Order(UNEVEN, "balanced")(7, epoch)
+        assert np.bincount(UNEVEN[order]).tolist() == [20] * 5
+        times = np.bincount(order, minlength=100)
+        for c in range(5):
+            of_class = times[c == UNEVEN]
+            assert of_class.max() - of_class.min() <= 1 and of_class.sum() == 20
+    assert Order(UNEVEN, "balanced")(7, 0).tolist() != Order(UNEVEN, "balanced")(7, 1).tolist()
+    # spread over the epoch, not class after class
+    assert all(np.bincount(UNEVEN[chunk], minlength=5).max() < 15 for chunk in np.split(order, 4))
+
+
+def test_a_square_root_epoch() -> None:
+    order = Order(UNEVEN, "sqrt")(7, 0)
+    roots = np.sqrt([60, 25, 10, 4, 1])
+    assert np.abs(np.bincount(UNEVEN[order]) - 100 * roots / roots.sum()).max() < 1
+    assert len(order) == 100
+
+
+def test_balance_begins_at_its_epoch() -> None:
+    order = Order(UNEVEN, "balanced", since=2)
+    assert all(np.array_equal(order(7, epoch), epoch_order(100, 7, epoch)) for epoch in (0, 1))
+    assert np.bincount(UNEVEN[order(7, 2)]).tolist() == [20] * 5
+
+
+def test_ranks_share_a_balanced_epoch_and_it_resumes_anywhere() -> None:
+    order = Order(UNEVEN, "balanced")
+
+    def batches(**how: int) -> list[list[Position]]:
+        return list(EpochSampler(100, 20, 10, seed=3, order=order, **how))
+
+    whole = batches()
+    assert [p.index for batch in whole[5:] for p in batch] == order(3, 1).tolist()
+    halves = batches(rank=0, world=2), batches(rank=1, world=2)
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+    assert batches(start=7) == whole[7:]

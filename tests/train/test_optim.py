@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import pytest
@@ -12,7 +13,7 @@ from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.nn.encoder import Encoder
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.optim import AdamW, param_groups, set_rates
-from unlabeled.train.schedules import Ramp, Steps, TimmCosine, peak_lr
+from unlabeled.train.schedules import Cosine, Plateau, Ramp, Steps, TimmCosine, peak_lr
 
 
 class Two(Method):
@@ -89,3 +90,38 @@ def test_peaks_of_the_papers() -> None:
     assert peak_lr(1e-4, 2048, "linear", 512) == pytest.approx(4e-4)
     assert peak_lr(4e-3, 2048, "sqrt", 1024) == pytest.approx(5.657e-3, rel=1e-4)
     assert peak_lr(4e-3, 2048, "none") == 4e-3
+
+
+def test_values_are_cut_before_the_norm() -> None:
+    method = Two()
+    gradients = [p.grad.clamp(-2.0, 2.0) for p in method.parameters() if p.grad is not None]
+    clip_gradients(method, 1.5, "global", value=2.0)
+    torch.testing.assert_close([p.grad for p in method.parameters()], clipped([gradients], 1.5))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_layer_scales_hold_for_everything_or_for_the_peak_alone(whole: bool) -> None:
+    config = AdamW(base_lr=1.0, min_lr=0.1, warmup_epochs=2.0, warmup_lr=0.2, scale_minimum=whole)
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr_scale": 0.5, "decays": True}], lr=0.0)
+    rates = []
+    for epoch in (0.0, 1.0, 2.0, 10.0):
+        set_rates(optimizer, config, 1.0, Progress(0, 1, epoch, 10.0))
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1, 0.3, 0.5, 0.05] if whole else [0.2, 0.35, 0.5, 0.1])
+
+
+def test_a_plateau_is_level_after_its_warm_up_and_lowered_by_what_is_watched() -> None:
+    config = AdamW(base_lr=1.0, min_lr=0.2, warmup_epochs=2.0, schedule=Plateau())
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0, "decays": True}], lr=0.0)
+    rates = []
+    for epoch, watched in ((1.0, 1.0), (2.0, 1.0), (9.0, 1.0), (9.0, 0.5), (9.5, 0.1)):
+        set_rates(optimizer, config, 1.0, Progress(0, 1, epoch, 10.0), watched)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.2])
+
+
+def test_a_cosine_per_epoch_stands_still_within_one() -> None:
+    ramp, steps = Ramp(0.0, 1.0, 0.0, 0.0), 7
+    rates = [Cosine(per_epoch=True).at(Progress(step, 70, step / steps, 10.0), ramp) for step in range(70)]
+    expected = [(1 + math.cos(math.pi * (step // steps) / 10)) / 2 for step in range(70)]
+    assert rates == pytest.approx(expected)

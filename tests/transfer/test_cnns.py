@@ -50,7 +50,9 @@ def make(model: str, channels: int = 3) -> Encoder:
 
 def classifier(model: str, mode: str = "full", **settings: Any) -> Classifier:
     return Classifier(
-        make(model), ClassifyConfig(**{"mode": mode, "pool": "mean", "view": View(size=SIDE), **settings}), CLASSES
+        make(model),
+        ClassifyConfig(**{"mode": mode, "pool": "mean", "view": View(size=SIDE), **settings}),
+        [4] * CLASSES,
     )
 
 
@@ -89,7 +91,7 @@ def test_timm_alone_gives_our_logits(model: str, mode: str, tmp_path: Path) -> N
         method.eval()
         assert (method.probe_norm is not None) == (mode == "linear")
         config = timm_config(method.architecture, method.arguments, method.model.num_features, IMAGENET, CLASSES)
-        write_export(tmp_path / "export", dict(method.folded().state_dict()), config, "# card\n")
+        write_export(tmp_path / "export", method.exported(), config, "# card\n")
         ours = method.logits(pictures())
     assert ours.shape == (3, CLASSES) and ours.abs().max() > 1e-3
     alone = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()

@@ -43,6 +43,7 @@ class Feed:
             rank=rank,
             world=world,
             accumulate=run.accumulate,
+            order=dataset.order,
         )
         self.accumulate, self.left, self.waited = run.accumulate, total_steps - start, 0.0
         self._batches = make_loader(

@@ -13,18 +13,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from unlabeled.data.masks import Place
+from unlabeled.data.mixing import Mixing, stack
 from unlabeled.data.percrop import recolour_and_normalize
 from unlabeled.data.photometric import Photometric, recolour
-from unlabeled.data.sampler import Position
+from unlabeled.data.sampler import Order, Position
 from unlabeled.data.source import Source
 from unlabeled.data.views import Crops, View
 from unlabeled.data.workers import end_where_batches_cannot_be_sent
 from unlabeled.errors import BadSample, UserError
 from unlabeled.method import Batch, ViewBatch
+from unlabeled.nn.mixing import Mix
 from unlabeled.nn.patches import PatchMask
 
 SAMPLE_STREAM = 0x5A37
 BAD_IN_A_ROW = 64
+UNMIXED = Mixing()
 
 
 class Sample(NamedTuple):
@@ -34,6 +37,7 @@ class Sample(NamedTuple):
     label: int
     index: int  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
     bad: list[tuple[str, str]]
+    mix: Any = None
 
 
 class RawBatch(NamedTuple):
@@ -43,6 +47,7 @@ class RawBatch(NamedTuple):
     labels: Tensor
     index: Tensor  # type: ignore[assignment]
     bad: list[tuple[str, str]]
+    mix: Mix | None = None
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -58,15 +63,27 @@ class ViewDataset(Dataset[Sample]):
         views: what to cut from each.
         patch: side of a patch, pixels (for masks).
         seed: of the recipe.
+        mixing: how pictures of the first view are mixed with their neighbours.
+        order: which samples make up an epoch; None = each once.
     """
 
-    def __init__(self, source: Source, views: Sequence[View], patch: int, seed: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        views: Sequence[View],
+        patch: int,
+        seed: int,
+        mixing: Mixing = UNMIXED,
+        order: Order | None = None,
+    ) -> None:
         self.source, self.views, self.patch, self.seed = source, tuple(views), patch, seed
+        self.mixing, self.order = mixing, order
         self.masked_crops = sum(view.count for view in views if view.mask is not None)
 
     def __getitem__(self, position: Position) -> Sample:
         image, used, bad = self._good_image(position.index)
-        return Sample(self._crops(image, position), int(self.source.labels[used]), used, bad)
+        mix = self.mixing.draw(position, self.views[0].shape, self.seed) if self.mixing.on else None
+        return Sample(self._crops(image, position), int(self.source.labels[used]), used, bad, mix)
 
     def _crops(self, image: Tensor, position: Position) -> list[Crops]:
         rng = sample_rng(self.seed, position.epoch, position.index)
@@ -94,7 +111,8 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
     crops = [_stack_crops(column) for column in zip(*(sample.crops for sample in samples), strict=True)]
     labels = torch.tensor([sample.label for sample in samples])
     index = torch.tensor([sample.index for sample in samples])
-    return RawBatch(crops, labels, index, [bad for sample in samples for bad in sample.bad])
+    bad = [bad for sample in samples for bad in sample.bad]
+    return RawBatch(crops, labels, index, bad, stack([sample.mix for sample in samples]))
 
 
 def _stack_crops(crops: Sequence[Crops]) -> Crops:
@@ -140,7 +158,9 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
         finished = normalize(move(pixels)) if colours is None else _recoloured(move(pixels), colours, normalize)
         hidden = None if mask is None else int(mask.hidden.sum())  # still on the host: nothing is waited for
         views.append(ViewBatch(finished, None if mask is None else mask.map(move), hidden))
-    return Batch(views, raw.labels.to(device, non_blocking=True), raw.index.to(device, non_blocking=True))
+    labels, index = (tensor.to(device, non_blocking=True) for tensor in (raw.labels, raw.index))
+    mix = None if raw.mix is None else Mix(*(tensor.to(device, non_blocking=True) for tensor in raw.mix))
+    return Batch(views, labels, index, mix)
 
 
 def _recoloured(pixels: Tensor, drawn: Photometric, normalize: Normalize) -> Tensor:

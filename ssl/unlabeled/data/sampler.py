@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -11,6 +12,7 @@ from torch.utils.data import Sampler
 from unlabeled.errors import UserError
 
 ORDER_STREAM = 0x0DE2
+BALANCE_STREAM = 0xBA1A
 
 
 class Position(NamedTuple):
@@ -37,6 +39,39 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(rng.random(n), kind="stable")
 
 
+class Order(NamedTuple):
+    """The order of epochs in which classes may be drawn more evenly than they occur.
+
+    Attributes:
+        labels: [n] int64 of the samples, -1 where unknown.
+        balance: `none` takes every sample once; a class of n_c samples fills a share of the epoch proportional to the
+            root of n_c (`sqrt`), or the same as any other (`balanced`; Kang et al. 2020, section 4.1).
+        since: epoch from which it is so; before it, every sample comes once (deferred re-balancing, Cao et al. 2019).
+    """
+
+    labels: np.ndarray
+    balance: Literal["none", "sqrt", "balanced"] = "none"
+    since: float = 0.0
+
+    def __call__(self, seed: int, epoch: int) -> np.ndarray:
+        """Which samples make up an epoch, n of them, from (seed, epoch) alone."""
+        if self.balance == "none" or epoch < self.since:
+            return epoch_order(len(self.labels), seed, epoch)
+        classes, counts = np.unique(self.labels, return_counts=True)
+        slots = _slots(counts ** (0.5 if self.balance == "sqrt" else 0.0), len(self.labels))
+        shuffled = epoch_order(len(self.labels), seed, epoch)
+        # a class goes round its samples until its slots are full
+        rows = [np.resize(shuffled[self.labels[shuffled] == c], n) for c, n in zip(classes, slots, strict=True)]
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, BALANCE_STREAM, epoch))))
+        return rng.permutation(np.concatenate(rows))
+
+
+def _slots(weights: np.ndarray, n: int) -> np.ndarray:
+    """n slots shared out by weights [C], whole ones, each at most one off: cumulative shares are rounded."""
+    ends = np.rint(np.cumsum(weights) / weights.sum() * n).astype(np.int64)
+    return np.diff(ends, prepend=0)
+
+
 class EpochSampler(Sampler[list[Position]]):
     """Micro-batches of one rank, from any step on.
 
@@ -51,6 +86,7 @@ class EpochSampler(Sampler[list[Position]]):
         start: the step to begin with.
         rank, world: this process and how many there are.
         accumulate: micro-batches per step and rank.
+        order: which samples make up an epoch, of (seed, epoch); None = each once.
 
     Raises:
         UserError: the batch is larger than the data, or does not divide among ranks and micro-batches.
@@ -67,7 +103,9 @@ class EpochSampler(Sampler[list[Position]]):
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
+        order: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
+        self.order = order or partial(epoch_order, n)
         self.n, self.batch_size, self.total_steps = n, batch_size, total_steps
         self.seed, self.start, self.rank, self.world, self.accumulate = seed, start, rank, world, accumulate
         self.steps_per_epoch = steps_per_epoch(n, batch_size)
@@ -81,7 +119,7 @@ class EpochSampler(Sampler[list[Position]]):
         for step in range(self.start, self.total_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != order_of:
-                order_of, order = epoch, epoch_order(self.n, self.seed, epoch)
+                order_of, order = epoch, self.order(self.seed, epoch)
             indices = order[batch * self.batch_size :]
             for micro in range(self.accumulate):
                 first = (self.rank * self.accumulate + micro) * self.micro_batch

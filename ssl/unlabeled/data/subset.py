@@ -1,4 +1,4 @@
-"""A share of the labelled samples, the same for everybody who asks with the same seed."""
+"""Some of the labelled samples, the same for everybody who asks with the same seed."""
 
 from __future__ import annotations
 
@@ -9,27 +9,73 @@ from unlabeled.errors import UserError
 SUBSET_STREAM = 0x5B5E
 
 
-def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The same share of every class, at least one sample of each; smaller shares are inside larger ones.
+def stratified(labels: np.ndarray, fraction: float, seed: int, at_least: int = 0) -> np.ndarray:
+    """The same share of every class; smaller shares are inside larger ones.
 
     Args:
         labels: [n] int64; samples with label -1 are never chosen.
         fraction: share of each class, in (0, 1], rounded to whole samples.
         seed: which samples; not negative.
+        at_least: samples of every class, however small its share.
 
     Returns:
         Sorted indices into `labels`, int64. They depend on nothing but the arguments.
 
     Raises:
-        UserError: the fraction is not in (0, 1].
+        UserError: the fraction is not in (0, 1], or leaves a class empty.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"expected a label fraction in (0, 1], found {fraction}. Write 1 % as 0.01.")
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SUBSET_STREAM))))
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = np.where(classes < 0, 0, np.maximum(at_least, np.rint(fraction * counts)))
+    empty = (shares == 0) & (classes >= 0)
+    if empty.any():
+        fewest = counts[empty].min()
+        raise UserError(
+            f"a label fraction of {fraction:g} leaves {empty.sum()} of {(classes >= 0).sum()} classes without a picture: "
+            f"class number {classes[empty][counts[empty].argmin()]} has {fewest}. Use more than {0.5 / fewest:.2g}, or as "
+            "many pictures of every class (task.shots)."
+        )
+    return _first_of_each(labels, shares.astype(np.int64), seed)
 
+
+def few_shot(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """As many samples of every class: sorted indices into labels [n]. Fewer shots are inside more.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    if (short := (counts < shots) & (classes >= 0)).any():
+        raise UserError(
+            f"{shots} shots were asked for, but class number {classes[short][0]} has {counts[short][0]} labelled pictures "
+            f"({short.sum()} classes have too few). Ask for at most {counts[classes >= 0].min()}."
+        )
+    return _first_of_each(labels, np.where(classes < 0, 0, shots), seed)
+
+
+def exponential(labels: np.ndarray, factor: float, seed: int) -> np.ndarray:
+    """A long tail: of C classes the i-th keeps n factor^(-i / (C - 1)) samples, n the most that any has (Cao et al. 2019).
+
+    Args:
+        labels: [n] int64, of classes 0 to C - 1.
+        factor: how many times rarer the last class is than the first, at least 1.
+        seed: which samples.
+
+    Returns:
+        Sorted indices into `labels`. A class that has fewer samples keeps them all; none is left empty.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    place = np.arange(len(classes)) / max(1, len(classes) - 1)
+    wanted = np.maximum(1, np.floor(counts.max() * factor**-place)).astype(np.int64)
+    return _first_of_each(labels, np.minimum(counts, wanted), seed)
+
+
+def _first_of_each(labels: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
+    """Sorted indices of `shares` samples of each of the ascending classes of labels, -1 among them if it occurs."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SUBSET_STREAM))))
     # classes one after the other, each shuffled; the first few of each class are its share
     order = np.lexsort((rng.random(len(labels)), labels))
-    classes, first, count = np.unique(labels[order], return_index=True, return_counts=True)
-    share = np.where(classes < 0, 0, np.maximum(1, np.rint(fraction * count)))
+    _, first, count = np.unique(labels[order], return_index=True, return_counts=True)
     place = np.arange(len(labels)) - np.repeat(first, count)
-    return np.sort(order[place < np.repeat(share, count)])
+    return np.sort(order[place < np.repeat(shares, count)])

@@ -135,7 +135,7 @@ def _hold_out(labels: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.nd
         return
     draws = np.clip(HELD_OUT_ENOUGH / (HELD_OUT * len(labels)), 1, HELD_OUT_DRAWS)
     for draw in range(int(draws)):
-        held = stratified(several, HELD_OUT, seed * HELD_OUT_DRAWS + draw)
+        held = stratified(several, HELD_OUT, seed * HELD_OUT_DRAWS + draw, at_least=1)
         yield held, np.setdiff1d(everything, held)
 
 

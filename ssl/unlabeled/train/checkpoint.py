@@ -53,6 +53,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep_last: int, keep_every: int | None, say: Callable[[str], None]) -> None:
         self.folder, self.keep_last, self.keep_every, self.say = folder, keep_last, keep_every, say
+        self.best: int | None = None  # the step whose checkpoint is kept whatever its age
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, good or not, ascending. By name, so that a wrong clock changes nothing."""
@@ -121,7 +122,7 @@ class Checkpoints:
     def _prune(self) -> None:
         old = self.steps()[: -self.keep_last]
         for step in old:
-            if not (self.keep_every and step % self.keep_every == 0):
+            if step != self.best and not (self.keep_every and step % self.keep_every == 0):
                 shutil.rmtree(self.path(step))
 
 

@@ -1,4 +1,5 @@
-"""Gradient clipping by norm: of everything, of each tensor, or of each part of a method. Never waits for the device."""
+"""Gradient clipping: by norm of everything, of each tensor or of each part of a method; by value. Never waits for the
+device."""
 
 from __future__ import annotations
 
@@ -12,16 +13,19 @@ from unlabeled.method import Method
 ClipBy = Literal["global", "tensor", "part"]
 
 
-def clip_gradients(method: Method, limit: float | None, by: ClipBy) -> Tensor:
-    """Clip in place; returns the norm of all gradients as they were, a scalar on their device.
+def clip_gradients(method: Method, limit: float | None, by: ClipBy, value: float | None = None) -> Tensor:
+    """Clip in place; returns the norm of all gradients as they were, cut by value where asked, a scalar on their device.
 
     Args:
         method: whose gradients.
         limit: largest norm; None = only measure.
         by: `global` (MAE, SimMIM), `tensor` (DINO's `utils.clip_gradients`, iBOT) or `part` (DINOv2: the backbone and
             each head, see `Method.clip_groups`).
+        value: largest value of a gradient, cut first; None = none is.
     """
     parameters = [p for p in method.parameters() if p.grad is not None]
+    if value is not None:
+        torch.nn.utils.clip_grad_value_(parameters, value)
     if limit is None or by == "global":
         return _clip(parameters, limit)
     if by == "part":

@@ -35,9 +35,17 @@ class _Schedule(BaseModel, frozen=True, extra="forbid"):
     weight_decay_end: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="weight decay at the end, by a cosine; null = constant"
     )
+    scale_minimum: bool = Field(
+        True,
+        description="whether layers' factors on the rate also hold for min_lr and warmup_lr (MAE, iBOT), or for the peak "
+        "alone (SimMIM)",
+    )
     clip: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest gradient norm; null = no clipping")
     clip_by: ClipBy = Field(
         "global", description="norm of all gradients (global), of each tensor, or of each part of the method"
+    )
+    clip_value: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="largest value of a gradient, cut before the norm; null = none"
     )
 
     def peak(self, batch_size: int) -> float:
@@ -141,7 +149,7 @@ def param_groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def set_rates(optimizer: Optimizer, config: Any, peak: float, progress: Progress) -> None:
+def set_rates(optimizer: Optimizer, config: Any, peak: float, progress: Progress, watched: float = 1.0) -> None:
     """Write the scheduled learning rate, times each group's scale, and weight decay into the param groups.
 
     Args:
@@ -149,14 +157,22 @@ def set_rates(optimizer: Optimizer, config: Any, peak: float, progress: Progress
         config: the recipe's `optim`.
         peak: learning rate after warm-up.
         progress: where the run stands.
+        watched: factor of a watched score that stands still, see `Plateau`.
     """
-    ramp = Ramp(config.warmup_lr, peak, config.min_lr, config.warmup_epochs)
-    lr, decay = config.schedule.at(progress, ramp), config.weight_decay
+    decay = config.weight_decay
     if config.weight_decay_end is not None:
         decay = cosine(decay, config.weight_decay_end, progress.step / progress.total_steps)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = _rate(config, peak, progress, watched, group["lr_scale"])
         group["weight_decay"] = decay if group["decays"] else 0.0
+
+
+def _rate(config: Any, peak: float, progress: Progress, watched: float, scale: float) -> float:
+    """The learning rate of a group. Its scale is on everything, or on the peak alone."""
+    whole, top = (scale, 1.0) if config.scale_minimum else (1.0, scale)
+    ramp = Ramp(config.warmup_lr, peak * top, config.min_lr, config.warmup_epochs)
+    lr = config.schedule.at(progress, ramp)
+    return whole * (lr if watched == 1 else max(lr * watched, ramp.minimum))
 
 
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:

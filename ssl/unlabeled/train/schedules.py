@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from typing import Annotated, Literal, NamedTuple
 
@@ -42,10 +43,16 @@ class Cosine(BaseModel, frozen=True, extra="forbid"):
     """Linear warm-up, then half a cosine, both of the fractional epoch (MAE's `util/lr_sched.py`; MoCo v3)."""
 
     name: Literal["cosine"] = "cosine"
+    per_epoch: bool = Field(
+        False, description="changes at the beginning of an epoch only (probes of MoCo v3, DINO, iBOT)"
+    )
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
         """The learning rate of a step."""
         epoch, epochs, warmup = progress.epoch, progress.epochs, ramp.warmup
+        if self.per_epoch:
+            # the fractional epoch of a step is a quotient, rounded: a whole one may lie just below
+            epoch = math.floor(epoch + 1e-6)
         if epoch < warmup:
             return ramp.start + (ramp.peak - ramp.start) * epoch / warmup
         if epochs <= warmup:
@@ -98,4 +105,19 @@ class Steps(BaseModel, frozen=True, extra="forbid"):
         return ramp.peak * self.factor**passed
 
 
-Schedule = Annotated[Cosine | Table | TimmCosine | Steps, Field(discriminator="name")]
+class Plateau(BaseModel, frozen=True, extra="forbid"):
+    """Linear warm-up, then level; lowered by a factor whenever the watched score (`evaluate.watch`) has not improved for
+    `patience` evaluations, down to the minimum."""
+
+    name: Literal["plateau"] = "plateau"
+    factor: float = Field(0.1, gt=0, lt=1, description="on the learning rate where the score stands still")
+    patience: int = Field(5, ge=1, description="evaluations without an improvement before that")
+
+    def at(self, progress: Progress, ramp: Ramp) -> float:
+        """The learning rate of a step, where it has not been lowered."""
+        if progress.epoch < ramp.warmup:
+            return ramp.start + (ramp.peak - ramp.start) * progress.epoch / ramp.warmup
+        return ramp.peak
+
+
+Schedule = Annotated[Cosine | Table | TimmCosine | Steps | Plateau, Field(discriminator="name")]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from unlabeled.card import classifier_card, versions
 from unlabeled.data.loader import Normalize
+from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import evaluating, extract
 from unlabeled.export import Preprocessing, preprocessing_of, timm_config, write_export
@@ -27,14 +28,13 @@ class Scorer:
     Args:
         recipe: of the fine-tuning.
         accelerator: device and processes.
-        classes: names of the training classes, in the order of the head.
+        source: labelled pictures, whose classes are numbered as the head's.
+        train_labels: [n] of the pictures that were learnt from.
     """
 
-    def __init__(self, recipe: Any, accelerator: Accelerator, classes: Sequence[str]) -> None:
-        if not recipe.data.has_val:
-            raise UserError("fine-tuning reports accuracy on data.val, which is null. Set it to the labelled split.")
-        self.recipe, self.accelerator, self.classes = recipe, accelerator, tuple(classes)
-        self.source = recipe.data.open("val")
+    def __init__(self, recipe: Any, accelerator: Accelerator, source: Source, train_labels: np.ndarray) -> None:
+        self.recipe, self.accelerator, self.source, self.train_labels = recipe, accelerator, source, train_labels
+        self.classes = source.classes
         self.latest: dict[str, Any] | None = None
 
     def __call__(self, method: Classifier) -> dict[str, Any]:
@@ -42,11 +42,11 @@ class Scorer:
         recipe, device = self.recipe, self.accelerator.device
         with torch.no_grad(), evaluating(method):
             scored = extract(
-                method.logits,
+                method.predict,
                 self.source,
                 shape=recipe.task.view.shape,
                 crop_pct=recipe.task.crop_pct,
-                interpolation=recipe.task.view.interpolation,
+                interpolation=recipe.task.evaluated_with,
                 normalize=Normalize(recipe.data.mean, recipe.data.std, device),
                 device=device,
                 workers=recipe.run.workers,
@@ -97,11 +97,11 @@ def write_result(file: Path, recipe: Any, engine: Any, result: dict[str, Any]) -
 def export_classifier(folder: Path, method: Classifier, recipe: Any, engine: Any, result: dict[str, Any]) -> None:
     """The classifier as a timm folder with its classes' names."""
     classes = engine.job.dataset.source.classes
-    prepared = Preprocessing.of(recipe.data, recipe.task.crop_pct, recipe.task.view.interpolation)
+    prepared = Preprocessing.of(recipe.data, recipe.task.crop_pct, recipe.task.evaluated_with)
     config = timm_config(
         method.architecture, method.arguments, method.model.num_features, prepared, len(classes), classes
     )
-    write_export(folder, dict(method.folded().state_dict()), config, classifier_card(recipe, engine, result))
+    write_export(folder, method.exported(), config, classifier_card(recipe, engine, result))
 
 
 def check_preprocessing(recipe: Any) -> None:

@@ -1,0 +1,120 @@
+"""`python -m unlabeled ladder EXPORT DATA`: one encoder up the ladder of ways to use it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from unlabeled.card import versions
+from unlabeled.errors import UserError
+from unlabeled.ladder import report
+from unlabeled.ladder.rungs import NEEDS_ATTENTION, PROBES, RUNGS, Climb, Step, probed, tuned
+
+VERSION = "1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ladder`."""
+    parser.add_argument("export", help="an export folder (runs/NAME/export)")
+    parser.add_argument("data", help="a folder or tar of labelled pictures, or 'shapes'")
+    parser.add_argument("--out", type=Path, help="where runs, table and plot go; default runs/ladder_NAME")
+    parser.add_argument("--train", default="train", metavar="PREFIX", help="subfolder to learn from")
+    parser.add_argument("--val", default="val", metavar="PREFIX", help="subfolder to test on")
+    parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS), help="which to climb; default all")
+    parser.add_argument("--fractions", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels")
+    parser.add_argument("--seeds", type=int, default=3, help="of each share: labels, head, order, crops")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a rung that is trained")
+    parser.add_argument("--batch-size", type=int, default=64, help="of them, at most a quarter of the labels")
+    parser.add_argument("--pool", choices=("cls", "mean"), default="cls", help="of all rungs but the attentive probe")
+    parser.add_argument("--crop-pct", type=float, default=0.875, help="share of the side kept in evaluation")
+    parser.add_argument("--min-scale", type=float, default=0.4, help="least share of the area that a training crop has")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="RUNG.a.b=value", help="fields of a rung's recipe to change"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load pictures")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Climb, and write ladder.json, ladder.md and ladder.png. Returns the exit code.
+
+    Raises:
+        UserError: an option, the export or the data cannot be used.
+    """
+    climb = _climb(options)
+    _check(options, climb)
+    options.out.mkdir(parents=True, exist_ok=True)
+    steps: list[Step] = []
+    for step in _steps(climb):
+        steps.append(step)
+        print(f"{report.NAMES[step.rung]}, {100 * step.fraction:g} %: {step.mean:.1f} ± {step.std:.1f}", flush=True)
+        _write(options, climb, steps)
+    print("\n" + (options.out / "ladder.md").read_text())
+    return 0
+
+
+def _climb(options: argparse.Namespace) -> Climb:
+    from unlabeled.evaluate.command import data_of, device_of
+    from unlabeled.export import load_encoder
+
+    encoder = load_encoder(options.export)
+    options.out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
+    if encoder.depth and not hasattr(encoder.vit, "blocks"):
+        options.rungs = [rung for rung in options.rungs if rung not in NEEDS_ATTENTION]
+    options.fractions = sorted(set(options.fractions))
+    return Climb(
+        options.export,
+        data_of(options, options.export, encoder),
+        encoder.image_size,
+        options,
+        device_of(options.device),
+    )
+
+
+def _check(options: argparse.Namespace, climb: Climb) -> None:
+    """Every recipe is made before the first one runs."""
+    from unlabeled.ladder.rungs import recipe_of
+
+    unknown = [change for change in options.set if change.partition(".")[0] not in RUNGS]
+    if unknown:
+        raise UserError(f"--set {unknown[0]}: expected RUNG.a.b=value with a rung of {', '.join(RUNGS)}")
+    if options.seeds < 1 or options.steps < 1:
+        raise UserError(f"--seeds {options.seeds} --steps {options.steps}: expected at least 1 of each")
+    for rung in options.rungs:
+        for fraction in options.fractions if rung not in PROBES else ():
+            recipe_of(climb, rung, fraction, 0)
+
+
+def _steps(climb: Climb) -> Any:
+    rungs = climb.options.rungs
+    yield from probed(climb, [rung for rung in PROBES if rung in rungs])
+    for rung in RUNGS:
+        if rung in rungs and rung not in PROBES:
+            yield from tuned(climb, rung)
+
+
+def _write(options: argparse.Namespace, climb: Climb, steps: list[Step]) -> None:
+    """What is known so far, so that a climb that is cut off leaves it."""
+    done = [f for f in options.fractions if len(report.at(steps, f)) == len({step.rung for step in steps})]
+    content = {
+        "protocol": {"name": "ladder", "version": VERSION},
+        "export": climb.export,
+        "data": climb.data.model_dump(mode="json"),
+        "fingerprints": {split: climb.data.open(split).fingerprint() for split in ("train", "val")},
+        "options": {k: v for k, v in vars(options).items() if k not in ("run", "out", "export", "data")},
+        "steps": [{**step._asdict(), "mean": step.mean, "std": step.std} for step in steps],
+        "pays": {f"{fraction:g}": report.pays(report.at(steps, fraction)).rung for fraction in done},
+        "versions": versions(),
+    }
+    (options.out / "ladder.json").write_text(json.dumps(content, indent=2) + "\n")
+    if done:
+        title = f"{climb.export}, {options.seeds} seeds"
+        sentences = "\n".join(f"- {report.verdict(steps, fraction)}" for fraction in done)
+        (options.out / "ladder.md").write_text(
+            f"# {title}\n\nTop-1 accuracy in percent, mean ± deviation over seeds, CPU time of one seed; the cheapest rung that "
+            f"none beats by more than twice the error of the difference in bold.\n\n{report.markdown(steps, done)}\n\n"
+            f"{sentences}\n"
+        )
+        report.plot([step for step in steps if step.fraction in done], done, title, options.out / "ladder.png")

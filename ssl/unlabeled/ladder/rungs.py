@@ -1,0 +1,180 @@
+"""The rungs: two probes of frozen features and three ways of fine-tuning, each a complete recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from unlabeled.errors import Interrupted, UserError
+from unlabeled.evaluate.protocol import Evaluation, Splits, probe, scored
+
+PROBES = ("knn", "linear")
+TUNED: dict[str, dict[str, Any]] = {
+    "attentive": {"task": {"mode": "attentive"}, "optim": {"base_lr": 1e-3, "weight_decay": 0.01}},
+    "lora": {"task": {"mode": "lora"}, "optim": {"base_lr": 2e-3, "weight_decay": 0.01}},
+    "layer_decay": {
+        "task": {"mode": "differential_lr", "layer_decay": 0.75, "drop_path": 0.1},
+        "optim": {"base_lr": 1e-3, "weight_decay": 0.05},
+    },
+}
+RUNGS = (*PROBES, *TUNED)
+NEEDS_ATTENTION = ("attentive", "lora")
+
+
+class Step(NamedTuple):
+    """A rung on a share of the labels: top-1 in percent for each seed, and what one of them costs.
+
+    Attributes:
+        rung: its name.
+        fraction: share of the labels.
+        accuracies: one per seed.
+        seconds: CPU time of one seed, the pass over the pictures included.
+    """
+
+    rung: str
+    fraction: float
+    accuracies: list[float]
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds."""
+        return statistics.mean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Of the seeds; 0 of a single one."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+class Climb(NamedTuple):
+    """What a ladder is climbed with.
+
+    Attributes:
+        export: the encoder's folder.
+        data: a recipe's `data:` section.
+        shape: (height, width) of what the encoder sees, pixels.
+        options: of the command line.
+        device: where everything runs.
+    """
+
+    export: str
+    data: Any
+    shape: tuple[int, int]
+    options: argparse.Namespace
+    device: torch.device
+
+
+def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
+    """Rungs that are read out of frozen features: one pass over the pictures, then every share and seed."""
+    from unlabeled.evaluate.features import encoder_features
+    from unlabeled.export import load_encoder
+
+    options, started = climb.options, time.process_time()
+    config = Evaluation(pool=options.pool, crop_pct=options.crop_pct)
+    splits = Splits(config, climb.data, climb.device, options.workers)
+    encoder = load_encoder(climb.export).to(climb.device)
+    train, test = splits.features(encoder_features(encoder, options.pool), climb.shape)
+    looking = time.process_time() - started
+    for rung in rungs:
+        only = config.model_copy(update={name: None for name in PROBES if name != rung})
+        for fraction in options.fractions:
+            started, seeds = time.process_time(), seeds_of(fraction, options.seeds)
+            scores = [probe(train, test, splits.num_classes, only, fraction, seed) for seed in seeds]
+            own = (time.process_time() - started) / len(scores)
+            yield Step(rung, fraction, [score[scored(rung, fraction)] for score in scores], looking + own)
+
+
+def tuned(climb: Climb, rung: str) -> Iterator[Step]:
+    """A rung that is trained, on every share. What an earlier climb has finished is not trained again."""
+    for fraction in climb.options.fractions:
+        results = [_train(recipe_of(climb, rung, fraction, seed)) for seed in range(climb.options.seeds)]
+        seconds = statistics.mean(result["cost"]["cpu_seconds"] for result in results)
+        yield Step(rung, fraction, [result["accuracy"] for result in results], seconds)
+
+
+def seeds_of(fraction: float, count: int) -> range:
+    """Probes of all labels are the same whatever the seed."""
+    return range(1 if fraction == 1 else count)
+
+
+def recipe_of(climb: Climb, rung: str, fraction: float, seed: int) -> Any:
+    """The recipe of a rung that is trained, as finetune.py reads it; `--set` has the last word.
+
+    Raises:
+        UserError: something in it is wrong.
+    """
+    from unlabeled.recipe import parse
+    from unlabeled.schema import FinetuneRecipe
+
+    options, own, name = climb.options, TUNED[rung], f"{rung}_{100 * fraction:g}pct_seed{seed}"
+    batch, epochs = _length(climb, fraction, seed)
+    task = {
+        "pool": "attention" if rung == "attentive" else options.pool,
+        "view": {"size": list(climb.shape), "scale": [options.min_scale, 1.0]},
+        "crop_pct": options.crop_pct,
+        "fraction": fraction,
+        "fraction_seed": seed,
+    }
+    content = {
+        "name": name,
+        "seed": seed,
+        "encoder": climb.export,
+        "data": climb.data.model_dump(mode="json"),
+        "task": {**task, **own["task"]},
+        "optim": {"lr_rule": "none", "betas": [0.9, 0.999], "clip": 1.0, "warmup_epochs": epochs / 10, **own["optim"]},
+        "train": {"epochs": epochs, "batch_size": batch},
+        "run": {"output": str(options.out / name), "workers": options.workers, "checkpoint_every": 500},
+    }
+    content["optim"]["name"] = "adamw"
+    changes = [change.removeprefix(f"{rung}.") for change in options.set if change.startswith(f"{rung}.")]
+    return parse(FinetuneRecipe, json.dumps(content), changes, where=f"rung {rung}")
+
+
+def _length(climb: Climb, fraction: float, seed: int) -> tuple[int, float]:
+    """Batch size and epochs of `--steps` steps on a share of the labels, which must fill a batch."""
+    from unlabeled.data.subset import stratified
+
+    labels = len(stratified(climb.data.open("train").labels, fraction, seed))
+    batch = min(climb.options.batch_size, max(2, labels // 4))
+    return batch, climb.options.steps / (labels // batch)
+
+
+def _train(recipe: Any) -> dict[str, Any]:
+    """The result of a fine-tuning, which goes on from where an earlier one was left."""
+    from unlabeled.cli import train
+    from unlabeled.train.distributed import make_accelerator
+    from unlabeled.train.signals import EXIT_DONE
+    from unlabeled.transfer.stage import Finetune
+
+    output = Path(recipe.output)
+    if (output / "result.json").exists():
+        return _kept(output, recipe)
+    stage, run = Finetune(), recipe.run
+    accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout, [], recipe.output)
+    job = stage.job(recipe, accelerator)
+    if train(stage, recipe, job, accelerator, output, argparse.Namespace(fresh=False, force=False)) != EXIT_DONE:
+        raise Interrupted(f"stopped in {output}. The same command goes on from there.")
+    result: dict[str, Any] = json.loads((output / "result.json").read_text())
+    return result
+
+
+def _kept(output: Path, recipe: Any) -> dict[str, Any]:
+    from unlabeled.recipe import differences, format_differences, load
+    from unlabeled.schema import is_free
+
+    before = load(type(recipe), output / "recipe.yaml")
+    changed = [d for d in differences(before, recipe) if not is_free(d.path)]
+    if changed:
+        raise UserError(
+            f"{output} holds a rung of another recipe:\n{format_differences(changed)}\nChoose another --out, or remove it."
+        )
+    result: dict[str, Any] = json.loads((output / "result.json").read_text())
+    return result

@@ -1,0 +1,90 @@
+"""Watching a score: which weights were best, when to lower the rate, when to stop. Plain counters, saved with the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from unlabeled.method import Method
+from unlabeled.train.schedules import Plateau
+
+NOTED = ("best", "best_step", "since_best", "since_cut", "rate")
+
+
+class Watching(BaseModel, frozen=True, extra="forbid"):
+    """A recipe's `watch:` section."""
+
+    every: int = Field(ge=1, description="steps between looks at the score; the end of the run is looked at too")
+    metric: Literal["accuracy", "balanced_accuracy", "loss"] = Field(
+        "accuracy", description="what is watched; of the loss less is better"
+    )
+    hold_out: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the labels that is kept from training and watched; 0 = data.val is, which flatters its result",
+    )
+    keep: Literal["best", "last"] = Field("best", description="the weights that are scored and exported")
+    patience: int | None = Field(
+        None, ge=1, description="looks without an improvement until the run ends; null = never"
+    )
+    min_delta: float = Field(0.0, ge=0, allow_inf_nan=False, description="what counts as an improvement")
+
+
+class Watch:
+    """Reads a score now and then. What it says is a pure function of the scores read so far.
+
+    Attributes:
+        best, best_step: the best score and its step; None before the first.
+        rate: factor on the learning rate so far.
+
+    Args:
+        config: what to watch, how often, for how long.
+        measure: scores of a method by name. All processes call it and get the same.
+        plateau: the schedule that is to be lowered; None = none.
+    """
+
+    def __init__(
+        self, config: Watching, measure: Callable[[Method], dict[str, Any]], plateau: Plateau | None = None
+    ) -> None:
+        self.config, self.measure, self.plateau = config, measure, plateau
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.since_best, self.since_cut, self.rate = 0, 0, 1.0
+
+    @property
+    def over(self) -> bool:
+        """Whether patience has run out."""
+        return self.config.patience is not None and self.since_best >= self.config.patience
+
+    def read(self, step: int, score: float) -> str:
+        """Take note of a score; returns what follows from it for a person, if anything."""
+        if self._improves(score):
+            self.best, self.best_step, self.since_best, self.since_cut = score, step, 0, 0
+            return ""
+        self.since_best, self.since_cut = self.since_best + 1, self.since_cut + 1
+        since = f"{self.config.metric} has not improved since step {self.best_step}"
+        if self.over:
+            return f"{since}: the run ends here"
+        if self.plateau is not None and self.since_cut >= self.plateau.patience:
+            self.rate, self.since_cut = self.rate * self.plateau.factor, 0
+            return f"{since}: rates x {self.rate:g} from here"
+        return ""
+
+    def _improves(self, score: float) -> bool:
+        if self.best is None:
+            return True
+        gain = self.best - score if self.config.metric == "loss" else score - self.best
+        return not math.isnan(score) and gain > self.config.min_delta
+
+    def state(self) -> dict[str, Any]:
+        """What has been noted, for a checkpoint."""
+        return {name: getattr(self, name) for name in NOTED}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint noted."""
+        for name in NOTED:
+            setattr(self, name, state[name])

@@ -1,0 +1,83 @@
+"""LoRA: linear layers that stay as they are and learn a product of two thin matrices beside them (Hu et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from unlabeled.errors import UserError
+
+Target = Literal["qkv", "proj", "fc1", "fc2"]
+ADDED = ("lora_down", "lora_up")
+
+
+class Lora(BaseModel, frozen=True, extra="forbid"):
+    """Which layers of a transformer's blocks are adapted, and how."""
+
+    rank: int = Field(8, ge=1, description="columns of the thin matrices")
+    alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="their product is scaled by alpha / rank")
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = Field(
+        ("qkv", "proj", "fc1", "fc2"), description="of attention (qkv, proj) and MLP (fc1, fc2)"
+    )
+
+
+class LowRankLinear(nn.Linear):
+    """x W^T + b + scale x (up down)^T: W and b do not learn, down [rank, in] and up [out, rank] do (equation 3).
+
+    `up` begins at 0, so that nothing changes before the first step. The names of W and b stay `weight` and `bias`.
+
+    Args:
+        linear: the layer that it takes the place of; its parameters are shared, not copied.
+        config: rank and scale.
+    """
+
+    def __init__(self, linear: nn.Linear, config: Lora) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale = config.alpha / config.rank
+        self.lora_down = nn.Parameter(torch.empty(config.rank, self.in_features, device=linear.weight.device))
+        self.lora_up = nn.Parameter(torch.zeros(self.out_features, config.rank, device=linear.weight.device))
+        nn.init.kaiming_uniform_(self.lora_down, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
+
+    def merged_weight(self) -> Tensor:
+        """W + scale up down [out, in]: one plain layer with the same output."""
+        return self.weight + self.scale * self.lora_up @ self.lora_down
+
+
+def adapt_(model: Any, config: Lora) -> None:
+    """Give the blocks of a timm transformer their low-rank layers; everything else of it stops learning.
+
+    Raises:
+        UserError: it has no blocks with attention.
+    """
+    model.requires_grad_(False)
+    if not hasattr(model, "blocks"):
+        raise UserError(
+            "task.mode lora adapts attention and MLP of a transformer's blocks, and this CNN has none. Use "
+            "task.mode=differential_lr."
+        )
+    for block in model.blocks:
+        if hasattr(block.attn, "qkv_bias_separate"):
+            block.attn.qkv_bias_separate = True  # or BEiT reads the weight and passes the layer by
+        for owner in (block.attn, block.mlp):
+            for name in config.targets:
+                if isinstance(getattr(owner, name, None), nn.Linear):
+                    setattr(owner, name, LowRankLinear(getattr(owner, name), config))
+
+
+@torch.no_grad()
+def merged(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the timm model that this one has become: the products added, no name left of them."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(ADDED)}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LowRankLinear):
+            state[f"{name}.weight"] = layer.merged_weight()
+    return state

@@ -1,0 +1,102 @@
+"""Fine-tuning as the programs run it: recipe + export -> task -> the same engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from unlabeled.data.labelled import Labelled
+    from unlabeled.engine import Engine
+    from unlabeled.job import Job
+    from unlabeled.plan import Line
+    from unlabeled.train.watch import Watch
+    from unlabeled.transfer.classify import Classifier
+    from unlabeled.transfer.score import Scorer
+
+
+class Finetune:
+    """The transfer stage."""
+
+    name = "finetune"
+    summary = "Fine-tune a pretrained encoder on labelled pictures."
+    scorer: Scorer
+
+    def schema(self) -> Any:
+        """The type of its recipes."""
+        from unlabeled.schema import FinetuneRecipe
+
+        return FinetuneRecipe
+
+    def job(self, recipe: Any, accelerator: Accelerator) -> Job:
+        """Load the backbone, choose the labels, set up the task."""
+        from unlabeled.data.sampler import per_process
+        from unlabeled.job import Job
+        from unlabeled.training import finetuning
+        from unlabeled.transfer.score import Scorer
+
+        world, train = accelerator.num_processes, recipe.train
+        recipe.task.mixing.check(per_process(train.batch_size, world, recipe.run.accumulate))
+        build, dataset, _, pictures = finetuning(recipe)
+        assert pictures is not None
+        self.scorer = scorer = Scorer(recipe, accelerator, pictures.test, dataset.source.labels)
+
+        def accuracy(method: Any) -> Iterator[tuple[str, float]]:
+            yield "accuracy", scorer(method)["accuracy"]
+
+        facts = {"pictures": dataset.source.fingerprint()}
+        watch = self._watch(recipe, accelerator, pictures)
+        return Job(recipe, build, dataset, accuracy, facts, watch=watch)
+
+    def _watch(self, recipe: Any, accelerator: Accelerator, pictures: Labelled) -> Watch | None:
+        from unlabeled.train.schedules import Plateau
+        from unlabeled.train.watch import Watch
+        from unlabeled.transfer.score import Scorer
+
+        if recipe.watch is None or pictures.watched is None:
+            return None
+        schedule = recipe.optim.schedule
+        measure = Scorer(recipe, accelerator, pictures.watched, pictures.train.labels)
+        return Watch(recipe.watch, measure, schedule if isinstance(schedule, Plateau) else None)
+
+    def what(self, recipe: Any, job: Job) -> list[Line]:
+        """Its own lines of the plan."""
+        task, source = recipe.task, job.dataset.source
+        chosen = {
+            "long tail": task.long_tail and f"{task.long_tail:g} : 1",
+            "share": task.fraction < 1 and f"{100 * task.fraction:g} % of the labels",
+            "shots": task.shots and f"{task.shots} a class",
+            "drawn": task.balance != "none" and f"{task.balance} from epoch {task.balance_from:g}",
+        }
+        some = "".join(f", {name} {text}" for name, text in chosen.items() if text)
+        watch = recipe.watch
+        return [
+            ("pictures", f"{len(source):,} from {recipe.data.whence}, {len(source.classes)} classes{some}"),
+            ("backbone", recipe.encoder),
+            ("task", f"classify, mode {task.mode}, pool {task.pool}"),
+            *([("watch", f"{watch.metric} every {watch.every} steps, keep the {watch.keep}")] if watch else []),
+        ]
+
+    def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
+        """Write result.json and a timm classifier."""
+        from unlabeled.train.distributed import on_main
+        from unlabeled.transfer.score import export_classifier, write_result
+
+        other = engine.use_best()
+        method = cast("Classifier", engine.whole_method())
+        # the last step was scored; a run that had already ended when it was started again was not
+        result = self.scorer(method) if other or self.scorer.latest is None else self.scorer.latest
+
+        def write() -> None:
+            write_result(output / "result.json", recipe, engine, result)
+            export_classifier(output / "export", method, recipe, engine, result)
+
+        on_main(engine.accelerator, write)
+        return [
+            f"done: accuracy {result['accuracy']:.2f} % on {result['pictures']:,} pictures",
+            f"  result     {output}/result.json",
+            f"  classifier {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
+        ]

@@ -1,0 +1,46 @@
+"""Watching a score: the counters, what a run does on them, and that a killed run comes to the same end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from unlabeled.train.schedules import Plateau
+from unlabeled.train.watch import Watch, Watching
+
+
+def watch(metric: Any = "accuracy", plateau: int | None = None, **settings: Any) -> Watch:
+    schedule = None if plateau is None else Plateau(factor=0.5, patience=plateau)
+    return Watch(Watching(every=1, metric=metric, **settings), lambda _: {}, schedule)
+
+
+def test_best_patience_and_plateau() -> None:
+    watching = watch(patience=4, plateau=2)
+    history = []
+    for step, score in enumerate([50.0, 60.0, 60.0, 59.0, 58.0, 61.0, 60.0, 60.0, 60.0, 60.0], start=1):
+        watching.read(step, score)
+        history.append((watching.best_step, watching.rate, watching.over))
+    assert [best for best, _, _ in history] == [1, 2, 2, 2, 2, 6, 6, 6, 6, 6]
+    assert [rate for _, rate, _ in history] == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+    assert [over for _, _, over in history] == [False] * 9 + [True]
+
+
+def test_less_is_better_of_a_loss_and_nan_never_is() -> None:
+    watching = watch("loss", min_delta=0.1)
+    for step, score in enumerate([1.0, 0.95, 0.8, float("nan"), 0.9], start=1):
+        watching.read(step, score)
+    assert (watching.best, watching.best_step, watching.since_best) == (0.8, 3, 2)
+
+
+def test_it_goes_on_from_what_was_noted() -> None:
+    scores = [1.0, 2.0, 1.0, 1.0, 1.0, 3.0, 1.0]
+    through, first = watch(patience=9, plateau=2), watch(patience=9, plateau=2)
+    for step, score in enumerate(scores):
+        through.read(step, score)
+    for step, score in enumerate(scores[:4]):
+        first.read(step, score)
+    second = watch(patience=9, plateau=2)
+    second.restore(json.loads(json.dumps(first.state())))
+    for step, score in enumerate(scores[4:], start=4):
+        second.read(step, score)
+    assert second.state() == through.state()
