@@ -145,15 +145,21 @@ def describe_view(view: View, patch: int) -> str:
     height, width = view.shape
     low, high = view.scale
     crops = "1 crop" if view.count == 1 else f"{view.count} crops"
-    text = f"{crops} of {height}x{width}, area {low:g} to {high:g}, {view.interpolation}, flip {view.flip:g}"
-    return text + _colours(view) + _hidden(view, patch)
+    once = " (single-shot)" if view.single_shot else ""
+    text = f"{crops} of {height}x{width}, area {low:g} to {high:g}{once}, {view.interpolation}, flip {view.flip:g}"
+    return text + _colours(view) + _erased(view) + _hidden(view, patch)
 
 
 def _colours(view: View) -> str:
+    augment = "" if view.rand_augment is None else f", RandAugment {view.rand_augment}"
     jitter = "" if view.jitter is None else f", jitter {'/'.join(f'{x:g}' for x in view.jitter)} p {view.jitter_p:g}"
     rest = {"grey": view.grayscale, "blur": view.blur, "solarise": view.solarize}
     fused = ", fused" if view.fused and view.recolours else ""
-    return jitter + "".join(f", {name} {p:g}" for name, p in rest.items() if p) + fused
+    return augment + jitter + "".join(f", {name} {p:g}" for name, p in rest.items() if p) + fused
+
+
+def _erased(view: View) -> str:
+    return f", erase {view.erase:g}" if view.erase else ""
 
 
 def _hidden(view: View, patch: int) -> str:

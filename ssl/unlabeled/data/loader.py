@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from unlabeled.data.augment import Erased, erase_
 from unlabeled.data.masks import Place
 from unlabeled.data.mixing import Mixing, stack
 from unlabeled.data.percrop import recolour_and_normalize
@@ -118,10 +119,12 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
 def _stack_crops(crops: Sequence[Crops]) -> Crops:
     masks = [crop.mask for crop in crops if crop.mask is not None]
     colours = [crop.colours for crop in crops if crop.colours is not None]
+    erased = [crop.erased for crop in crops if crop.erased is not None]
     return Crops(
         default_collate([crop.pixels for crop in crops]),  # in a worker straight into memory that is shared
         PatchMask.stack(masks) if masks else None,
         Photometric.stack(colours) if colours else None,
+        Erased.stack(erased) if erased else None,
     )
 
 
@@ -154,8 +157,10 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
         return tensor.to(device, non_blocking=True).transpose(0, 1)
 
     views = []
-    for pixels, mask, colours in raw.crops:
+    for pixels, mask, colours, erased in raw.crops:
         finished = normalize(move(pixels)) if colours is None else _recoloured(move(pixels), colours, normalize)
+        if erased is not None:
+            erase_(finished, erased)
         hidden = None if mask is None else int(mask.hidden.sum())  # still on the host: nothing is waited for
         views.append(ViewBatch(finished, None if mask is None else mask.map(move), hidden))
     labels, index = (tensor.to(device, non_blocking=True) for tensor in (raw.labels, raw.index))

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 
-from unlabeled.data import photometric
+from unlabeled.data import augment, photometric
+from unlabeled.data.augment import Erased
 from unlabeled.data.masks import Mask, Place
 from unlabeled.data.masks.place import ALONE
 from unlabeled.data.photometric import Photometric
@@ -41,17 +42,19 @@ class Crop(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """One sample's crops of one view: pixels [count, C, H, W] uint8; mask and colours with leading axis [count]."""
+    """One sample's crops of one view: pixels [count, C, H, W] uint8; all else with leading axis [count]."""
 
     pixels: Tensor
     mask: PatchMask | None
     colours: Photometric | None = None
+    erased: Erased | None = None
 
 
 class View(BaseModel, frozen=True, extra="forbid"):
     """Random resized crops of one size (torchvision's RandomResizedCrop), flipped at random.
 
-    Colours are changed when asked to, in this order: jitter, grey, blur, solarise. So is a mask drawn.
+    When asked to, RandAugment comes next, then colours change in this order: jitter, grey, blur, solarise. Last, a box
+    of the normalised crop is erased. So is a mask drawn.
     """
 
     count: int = Field(1, ge=1, description="crops per picture")
@@ -60,8 +63,14 @@ class View(BaseModel, frozen=True, extra="forbid"):
     )
     scale: tuple[Positive, Positive] = Field((0.2, 1.0), description="share of the picture's area, from and to")
     ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="aspect ratio, from and to")
+    single_shot: bool = Field(
+        False, description="take the first box, cut to the picture, instead of drawing until one fits (MAE's probe)"
+    )
     interpolation: Interpolation = Field("bicubic", description="how the crop is resized, antialiased")
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
+    rand_augment: str | None = Field(
+        None, description="RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1; null = none"
+    )
     jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] | None = Field(
         None, description="strength of the jitter of [brightness, contrast, saturation, hue]; null = none"
     )
@@ -79,6 +88,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
         False,
         description="jitter and grey as one affine map: faster, hues turned a little otherwise than torchvision's",
     )
+    erase: Probability = Field(0.0, description="probability of noise in a box of the normalised crop (random erasing)")
     mask: Mask | None = Field(None, description="patches to hide; null = none")
 
     @field_validator("scale", "ratio", "blur_radius")
@@ -96,6 +106,22 @@ class View(BaseModel, frozen=True, extra="forbid"):
         if taps is not None and taps % 2 == 0:
             raise ValueError(f"expected an odd number of taps, found {taps}. Use {taps + 1}.")
         return taps
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _timm_knows_it(cls, spec: str | None) -> str | None:
+        if spec is not None:
+            augment.must_be_rand_augment(spec)
+        return spec
+
+    @model_validator(mode="after")
+    def _colours_once(self) -> View:
+        if self.rand_augment is not None and self.jitter is not None:
+            raise ValueError(
+                f"rand_augment {self.rand_augment!r} and jitter {list(self.jitter)} both change colours: expected one "
+                "of them, as in DeiT. Set jitter: null or rand_augment: null"
+            )
+        return self
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,9 +150,14 @@ class View(BaseModel, frozen=True, extra="forbid"):
         self.must_suit(channels)
 
     def must_suit(self, channels: int) -> None:
-        """Raise ValueError when it changes colours that only RGB has, and these are others."""
+        """Raise ValueError when it does what only RGB can have done to it, and these are other channels."""
         if channels == 3:
             return
+        if self.rand_augment is not None:
+            raise ValueError(
+                f"rand_augment {self.rand_augment!r} is for 3 channels, found {channels}. "
+                "Set rand_augment: null in every view"
+            )
         brightness, contrast, *hues = self.jitter or photometric.NONE
         if any(hues):
             raise ValueError(
@@ -141,7 +172,8 @@ class View(BaseModel, frozen=True, extra="forbid"):
     def draw(self, rng: np.random.Generator, height: int, width: int) -> Crop:
         """Box and flip for a picture of height x width. Consumes a fixed number of draws."""
         uniform = rng.random(4 * CROP_ATTEMPTS + 1)
-        box = _random_box(uniform[:-1].reshape(CROP_ATTEMPTS, 4), height, width, self.scale, self.ratio)
+        choose = _first_box if self.single_shot else _random_box
+        box = choose(uniform[:-1].reshape(CROP_ATTEMPTS, 4), height, width, self.scale, self.ratio)
         return Crop(box, bool(uniform[-1] < self.flip))
 
     def apply(self, image: Tensor, crop: Crop) -> Tensor:
@@ -160,18 +192,25 @@ class View(BaseModel, frozen=True, extra="forbid"):
             place: of the first crop in its global batch, for masks that go by it.
         """
         grid = (self.shape[0] // patch, self.shape[1] // patch)
-        pixels, colours, masks = [], [], []
+        pixels, colours, erased, masks = [], [], [], []
         for crop in range(self.count):
-            pixels.append(self.apply(image, self.draw(rng, *image.shape[-2:])))
+            pixels.append(self._cut(image, rng))
             if self.recolours:
                 colours.append(rng.random(photometric.DRAWS))
+            if self.erase:
+                erased.append(augment.draw_erased(self.erase, self.shape, rng))
             if self.mask is not None:
                 masks.append(self.mask.draw(rng, grid, patch, place.after(crop)))
         return Crops(
             torch.stack(pixels),
             PatchMask.stack(masks) if masks else None,
             photometric.draw(self, np.stack(colours)) if colours else None,
+            Erased.stack(erased) if erased else None,
         )
+
+    def _cut(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        crop = self.apply(image, self.draw(rng, *image.shape[-2:]))
+        return crop if self.rand_augment is None else augment.rand_augment(crop, self.rand_augment, rng)
 
 
 def resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) -> Tensor:
@@ -204,13 +243,34 @@ def _random_box(
     uniform: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
     """The first of ten random boxes that fits, else the central box of the nearest aspect (torchvision's rule)."""
-    log_ratio = np.log(ratio)
     for area, aspect, top, left in uniform:
-        target = height * width * (scale[0] + area * (scale[1] - scale[0]))
-        exact = math.exp(log_ratio[0] + aspect * (log_ratio[1] - log_ratio[0]))
-        w, h = round(math.sqrt(target * exact)), round(math.sqrt(target / exact))
+        h, w = _random_size(area, aspect, height * width, scale, ratio)
         if 0 < w <= width and 0 < h <= height:
-            return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)
+            return _placed(top, left, h, w, height, width)
     w = min(width, max(1, round(height * ratio[1])))
     h = min(height, max(1, round(width / ratio[0])))
     return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def _first_box(
+    uniform: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """The first random box, its sides cut to the picture's (MAE, `util/crop.py`)."""
+    area, aspect, top, left = uniform[0]
+    h, w = _random_size(area, aspect, height * width, scale, ratio)
+    return _placed(top, left, min(max(1, h), height), min(max(1, w), width), height, width)
+
+
+def _random_size(
+    area: float, aspect: float, pixels: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int]:
+    """(height, width) from two draws in [0, 1) and the picture's number of pixels."""
+    low, high = np.log(ratio)
+    target = pixels * (scale[0] + area * (scale[1] - scale[0]))
+    exact = math.exp(low + aspect * (high - low))
+    return round(math.sqrt(target / exact)), round(math.sqrt(target * exact))
+
+
+def _placed(top: float, left: float, h: int, w: int, height: int, width: int) -> Box:
+    """A box of h x w somewhere in a picture of height x width, by two draws in [0, 1)."""
+    return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)

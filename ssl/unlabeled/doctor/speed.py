@@ -179,6 +179,7 @@ def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
             pixels=take(crop.pixels),
             mask=None if crop.mask is None else crop.mask.map(take),
             colours=None if crop.colours is None else crop.colours.map(take),
+            erased=None if crop.erased is None else crop.erased.map(take),
         )
         for crop in raw.crops
     ]
