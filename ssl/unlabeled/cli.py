@@ -147,7 +147,7 @@ def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator) -
 def train(
     stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, output: Path, options: argparse.Namespace
 ) -> int:
-    """Run a job from where an earlier run left it; returns the exit code. Of the options `fresh` and `force` are read."""
+    """Run a job from where an earlier run left it; returns the exit code. `options.fresh` and `.force` are read."""
     from unlabeled.engine import Engine
     from unlabeled.lock import claim
     from unlabeled.train.distributed import on_main

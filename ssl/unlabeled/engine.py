@@ -301,9 +301,9 @@ class Engine:
     def use_best(self) -> bool:
         """Take the weights whose watched score was best; returns whether they are others than the last."""
         best = self.checkpoints.best
-        if best in (None, self.step):
+        if best is None or best == self.step:
             return False
-        state.load_model(self.method, load(self.checkpoints.path(cast("int", best))).tensors["model"])
+        state.load_model(self.method, load(self.checkpoints.path(best)).tensors["model"])
         return True
 
     def whole_method(self) -> Method:

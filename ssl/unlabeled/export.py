@@ -171,8 +171,8 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     weights = None if scratch else _read(folder / "model.safetensors")
     if weights and config["num_classes"]:
         raise UserError(
-            f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from, or give it another "
-            "head with task.mode=retrain."
+            f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from, or give it "
+            "another head with task.mode=retrain."
         )
     return _build(config["architecture"], arguments, weights, image_size, channels)
 

@@ -110,13 +110,13 @@ class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
     """A recipe for finetune.py."""
 
     encoder: str = Field(
-        description="the backbone: an export folder, METHOD:FILE.pth of an official release (mae:, simmim:, mocov3:, dino:, "
-        "ibot:, dinov2:), or timm:NAME; 'scratch:FOLDER' for an export's architecture with random weights"
+        description="the backbone: an export folder, METHOD:FILE.pth of an official release (mae:, simmim:, mocov3:, "
+        "dino:, ibot:, dinov2:), or timm:NAME; 'scratch:FOLDER' for an export's architecture with random weights"
     )
     adapt: tuple[Literal["size", "channels"], ...] = Field(
         (),
-        description="what of the encoder may be fitted to the pictures: size (its positions are resampled), channels (the "
-        "first layer is summed or repeated)",
+        description="what of the encoder may be fitted to the pictures: size (its positions are resampled), channels "
+        "(the first layer is summed or repeated)",
     )
     task: ClassifyConfig = Field(ClassifyConfig(), description="what to learn, and which parts of the backbone learn")
     watch: Watching | None = Field(

@@ -20,6 +20,7 @@ from unlabeled.errors import UserError
 from unlabeled.nn.mixing import Mix, mix_images, mix_targets
 
 CLASSES, SIDE, STEPS = 4, 12, 30
+GENERATOR = np.random.Generator
 
 
 def pair(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -41,34 +42,37 @@ def timms(images: Tensor, labels: Tensor, share: float, centre: tuple[int, int] 
         return own(images.clone(), labels)
 
 
+class Spy:
+    """A generator that notes what it draws."""
+
+    def __init__(self) -> None:
+        self.share, self.centre = 1.0, []
+
+    def watching(self, bits: Any) -> Spy:
+        self.rng = GENERATOR(bits)
+        return self
+
+    def random(self) -> float:
+        return self.rng.random()
+
+    def beta(self, a: float, b: float) -> float:
+        self.share = self.rng.beta(a, b)
+        return self.share
+
+    def integers(self, high: int) -> int:
+        self.centre.append(int(self.rng.integers(high)))
+        return self.centre[-1]
+
+
 @pytest.mark.parametrize("how", [{"mixup": 0.8}, {"cutmix": 1.0}])
 def test_timms_mix_on_the_same_draws(how: dict[str, Any]) -> None:
     images, labels = pair()
     for step in range(STEPS):
-        draws: dict[str, Any] = {}
-        rng = np.random.Generator
-
-        class Spy:
-            """Notes what is drawn."""
-
-            def __init__(self, bits: Any) -> None:
-                self.rng = rng(bits)
-
-            def random(self) -> float:
-                return self.rng.random()
-
-            def beta(self, a: float, b: float) -> float:
-                draws["share"] = self.rng.beta(a, b)
-                return draws["share"]
-
-            def integers(self, high: int) -> int:
-                draws.setdefault("centre", []).append(int(self.rng.integers(high)))
-                return draws["centre"][-1]
-
-        with mock.patch("numpy.random.Generator", Spy):
+        spy = Spy()
+        with mock.patch("numpy.random.Generator", spy.watching):
             share, box = Mixing(**how).draw(Position(0, 0, step, 0, 8), (SIDE, SIDE), 0)
         mix = Mix(torch.tensor([share] * 2), torch.tensor([box] * 2))
-        expected, targets = timms(images, labels, draws["share"], tuple(draws["centre"]) if "centre" in draws else None)
+        expected, targets = timms(images, labels, spy.share, tuple(spy.centre) if spy.centre else None)
         torch.testing.assert_close(mix_images(images, mix), expected, rtol=1e-5, atol=1e-6)
         one_hot = torch.nn.functional.one_hot(labels, CLASSES).float()
         torch.testing.assert_close(mix_targets(one_hot, mix), targets, rtol=1e-5, atol=1e-6)

@@ -105,19 +105,19 @@ UNEVEN = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [60, 25, 1
 
 def test_a_balanced_epoch_draws_classes_evenly_and_samples_of_a_class_too() -> None:
     for epoch in range(3):
-        order = Order(UNEVEN, "balanced")(7, epoch)
+        order = Order(UNEVEN, "balanced").of(7, epoch)
         assert np.bincount(UNEVEN[order]).tolist() == [20] * 5
         times = np.bincount(order, minlength=100)
         for c in range(5):
             of_class = times[c == UNEVEN]
             assert of_class.max() - of_class.min() <= 1 and of_class.sum() == 20
-    assert Order(UNEVEN, "balanced")(7, 0).tolist() != Order(UNEVEN, "balanced")(7, 1).tolist()
+    assert Order(UNEVEN, "balanced").of(7, 0).tolist() != Order(UNEVEN, "balanced").of(7, 1).tolist()
     # spread over the epoch, not class after class
     assert all(np.bincount(UNEVEN[chunk], minlength=5).max() < 15 for chunk in np.split(order, 4))
 
 
 def test_a_square_root_epoch() -> None:
-    order = Order(UNEVEN, "sqrt")(7, 0)
+    order = Order(UNEVEN, "sqrt").of(7, 0)
     roots = np.sqrt([60, 25, 10, 4, 1])
     assert np.abs(np.bincount(UNEVEN[order]) - 100 * roots / roots.sum()).max() < 1
     assert len(order) == 100
@@ -125,8 +125,8 @@ def test_a_square_root_epoch() -> None:
 
 def test_balance_begins_at_its_epoch() -> None:
     order = Order(UNEVEN, "balanced", since=2)
-    assert all(np.array_equal(order(7, epoch), epoch_order(100, 7, epoch)) for epoch in (0, 1))
-    assert np.bincount(UNEVEN[order(7, 2)]).tolist() == [20] * 5
+    assert all(np.array_equal(order.of(7, epoch), epoch_order(100, 7, epoch)) for epoch in (0, 1))
+    assert np.bincount(UNEVEN[order.of(7, 2)]).tolist() == [20] * 5
 
 
 def test_ranks_share_a_balanced_epoch_and_it_resumes_anywhere() -> None:
@@ -136,7 +136,7 @@ def test_ranks_share_a_balanced_epoch_and_it_resumes_anywhere() -> None:
         return list(EpochSampler(100, 20, 10, seed=3, order=order, **how))
 
     whole = batches()
-    assert [p.index for batch in whole[5:] for p in batch] == order(3, 1).tolist()
+    assert [p.index for batch in whole[5:] for p in batch] == order.of(3, 1).tolist()
     halves = batches(rank=0, world=2), batches(rank=1, world=2)
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
     assert batches(start=7) == whole[7:]

@@ -40,7 +40,7 @@ def test_nothing_labelled_chooses_nothing() -> None:
 
 
 def test_a_share_that_leaves_a_class_empty_is_refused() -> None:
-    with pytest.raises(UserError, match="leaves 2 of 4 classes .* class number 3 has 1. Use more than 0.5"):
+    with pytest.raises(UserError, match=r"leaves 2 of 4 classes .* class number 3 has 1. Use more than 0.5"):
         stratified(LABELS, 0.1, seed=0)
     assert np.bincount(LABELS[stratified(LABELS, 0.51, seed=0)]).tolist() == [51, 15, 2, 1]
 

@@ -65,7 +65,8 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     several = np.where(np.bincount(labels)[labels] > 1, labels, -1)
     if (several < 0).all():
         raise UserError(
-            f"watch.hold_out is {share:g}, but no class has two labelled pictures. Set watch.hold_out=0, or use more labels."
+            f"watch.hold_out is {share:g}, but no class has two labelled pictures. Set watch.hold_out=0, or use more "
+            "labels."
         )
     return stratified(several, share, HELD_OUT_STREAM + seed, at_least=1)
 

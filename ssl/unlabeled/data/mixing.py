@@ -1,4 +1,4 @@
-"""Mixup and CutMix of neighbours in the global batch, drawn from a pair's place in it: one process or many mix alike."""
+"""Mixup and CutMix of neighbours in the global batch, drawn from a pair's place in it: however many processes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Mixing(BaseModel, frozen=True, extra="forbid"):
 
 
 def _cut(share: float, shape: tuple[int, int], rng: np.random.Generator) -> tuple[float, tuple[int, int, int, int]]:
-    """A box about a random centre that would leave `share` of the picture, clipped to it; and the share it does leave."""
+    """A box about a random centre that would leave `share` of the picture, clipped to it, and what it does leave."""
     height, width = shape
     h, w = int(height * (1 - share) ** 0.5), int(width * (1 - share) ** 0.5)
     y, x = int(rng.integers(height)), int(rng.integers(width))

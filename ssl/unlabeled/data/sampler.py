@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -53,7 +52,7 @@ class Order(NamedTuple):
     balance: Literal["none", "sqrt", "balanced"] = "none"
     since: float = 0.0
 
-    def __call__(self, seed: int, epoch: int) -> np.ndarray:
+    def of(self, seed: int, epoch: int) -> np.ndarray:
         """Which samples make up an epoch, n of them, from (seed, epoch) alone."""
         if self.balance == "none" or epoch < self.since:
             return epoch_order(len(self.labels), seed, epoch)
@@ -86,7 +85,7 @@ class EpochSampler(Sampler[list[Position]]):
         start: the step to begin with.
         rank, world: this process and how many there are.
         accumulate: micro-batches per step and rank.
-        order: which samples make up an epoch, of (seed, epoch); None = each once.
+        order: which samples make up an epoch; None = each once.
 
     Raises:
         UserError: the batch is larger than the data, or does not divide among ranks and micro-batches.
@@ -103,9 +102,9 @@ class EpochSampler(Sampler[list[Position]]):
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
-        order: Callable[[int, int], np.ndarray] | None = None,
+        order: Order | None = None,
     ) -> None:
-        self.order = order or partial(epoch_order, n)
+        self.order = order
         self.n, self.batch_size, self.total_steps = n, batch_size, total_steps
         self.seed, self.start, self.rank, self.world, self.accumulate = seed, start, rank, world, accumulate
         self.steps_per_epoch = steps_per_epoch(n, batch_size)
@@ -114,12 +113,15 @@ class EpochSampler(Sampler[list[Position]]):
     def __len__(self) -> int:
         return (self.total_steps - self.start) * self.accumulate
 
+    def _order(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.n, self.seed, epoch) if self.order is None else self.order.of(self.seed, epoch)
+
     def __iter__(self) -> Iterator[list[Position]]:
         order_of, order = -1, np.empty(0, dtype=np.int64)
         for step in range(self.start, self.total_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != order_of:
-                order_of, order = epoch, self.order(self.seed, epoch)
+                order_of, order = epoch, self._order(epoch)
             indices = order[batch * self.batch_size :]
             for micro in range(self.accumulate):
                 first = (self.rank * self.accumulate + micro) * self.micro_batch

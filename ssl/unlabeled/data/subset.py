@@ -32,9 +32,9 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, at_least: int = 0
     if empty.any():
         fewest = counts[empty].min()
         raise UserError(
-            f"a label fraction of {fraction:g} leaves {empty.sum()} of {(classes >= 0).sum()} classes without a picture: "
-            f"class number {classes[empty][counts[empty].argmin()]} has {fewest}. Use more than {0.5 / fewest:.2g}, or as "
-            "many pictures of every class (task.shots)."
+            f"a label fraction of {fraction:g} leaves {empty.sum()} of {(classes >= 0).sum()} classes without a "
+            f"picture: class number {classes[empty][counts[empty].argmin()]} has {fewest}. Use more than "
+            f"{0.5 / fewest:.2g}, or as many pictures of every class (task.shots)."
         )
     return _first_of_each(labels, shares.astype(np.int64), seed)
 
@@ -48,14 +48,14 @@ def few_shot(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     classes, counts = np.unique(labels, return_counts=True)
     if (short := (counts < shots) & (classes >= 0)).any():
         raise UserError(
-            f"{shots} shots were asked for, but class number {classes[short][0]} has {counts[short][0]} labelled pictures "
-            f"({short.sum()} classes have too few). Ask for at most {counts[classes >= 0].min()}."
+            f"{shots} shots were asked for, but class number {classes[short][0]} has {counts[short][0]} labelled "
+            f"pictures ({short.sum()} classes have too few). Ask for at most {counts[classes >= 0].min()}."
         )
     return _first_of_each(labels, np.where(classes < 0, 0, shots), seed)
 
 
 def exponential(labels: np.ndarray, factor: float, seed: int) -> np.ndarray:
-    """A long tail: of C classes the i-th keeps n factor^(-i / (C - 1)) samples, n the most that any has (Cao et al. 2019).
+    """A long tail: of C classes the i-th keeps n factor^(-i / (C - 1)) samples, n the most of any (Cao et al. 2019).
 
     Args:
         labels: [n] int64, of classes 0 to C - 1.

@@ -113,8 +113,8 @@ def _write(options: argparse.Namespace, climb: Climb, steps: list[Step]) -> None
         title = f"{climb.export}, {options.seeds} seeds"
         sentences = "\n".join(f"- {report.verdict(steps, fraction)}" for fraction in done)
         (options.out / "ladder.md").write_text(
-            f"# {title}\n\nTop-1 accuracy in percent, mean ± deviation over seeds, CPU time of one seed; the cheapest rung that "
-            f"none beats by more than twice the error of the difference in bold.\n\n{report.markdown(steps, done)}\n\n"
-            f"{sentences}\n"
+            f"# {title}\n\nTop-1 accuracy in percent, mean ± deviation over seeds, CPU time of one seed; in bold the "
+            "cheapest rung that none beats by more than twice the error of the difference.\n\n"
+            f"{report.markdown(steps, done)}\n\n{sentences}\n"
         )
         report.plot([step for step in steps if step.fraction in done], done, title, options.out / "ladder.png")

@@ -23,7 +23,7 @@ def at(steps: Sequence[Step], fraction: float) -> list[Step]:
 
 
 def pays(steps: Sequence[Step]) -> Step:
-    """The cheapest rung of those on one share that no other beats by more than twice the deviation of the difference."""
+    """The cheapest rung on one share that no other beats by more than twice the error of the difference."""
     best = max(steps, key=lambda step: step.mean)
     near = [step for step in steps if best.mean - step.mean <= 2 * _deviation(best, step)]
     return min(near, key=lambda step: step.seconds)
@@ -63,13 +63,14 @@ def verdict(steps: Sequence[Step], fraction: float) -> str:
     """Which rung pays on a share, in a sentence."""
     found = at(steps, fraction)
     chosen, best = pays(found), max(found, key=lambda step: step.mean)
-    text = f"{100 * fraction:g} % of the labels: {NAMES[chosen.rung]} pays, {chosen.mean:.1f} % for {duration(chosen.seconds)}"
+    text = f"{100 * fraction:g} % of the labels: {NAMES[chosen.rung]} pays, {_price(chosen)}"
     if chosen is best:
         return f"{text}; nothing is better."
-    return (
-        f"{text}; {NAMES[best.rung]}, {best.mean:.1f} % for {duration(best.seconds)}, is not better beyond the deviation "
-        "of the seeds."
-    )
+    return f"{text}; {NAMES[best.rung]}, {_price(best)}, is not better beyond the deviation of the seeds."
+
+
+def _price(step: Step) -> str:
+    return f"{step.mean:.1f} % for {duration(step.seconds)}"
 
 
 def plot(steps: Sequence[Step], fractions: Sequence[float], title: str, file: Path) -> None:

@@ -174,7 +174,8 @@ def _kept(output: Path, recipe: Any) -> dict[str, Any]:
     changed = [d for d in differences(before, recipe) if not is_free(d.path)]
     if changed:
         raise UserError(
-            f"{output} holds a rung of another recipe:\n{format_differences(changed)}\nChoose another --out, or remove it."
+            f"{output} holds a rung of another recipe:\n{format_differences(changed)}\nChoose another --out, or remove "
+            "it."
         )
     result: dict[str, Any] = json.loads((output / "result.json").read_text())
     return result

@@ -21,7 +21,7 @@ class Mix(NamedTuple):
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:
-    """Images [B, C, H, W], each blended with its neighbour or with a box of it pasted in. Never waits for the device."""
+    """Images [B, C, H, W], blended with their neighbours or with a box of them pasted in. Never waits for a device."""
     other = neighbours(images)
     height, width = images.shape[-2:]
     top, left, bottom, right = mix.box.view(-1, 4, 1, 1, 1).unbind(1)

@@ -14,7 +14,7 @@ ClipBy = Literal["global", "tensor", "part"]
 
 
 def clip_gradients(method: Method, limit: float | None, by: ClipBy, value: float | None = None) -> Tensor:
-    """Clip in place; returns the norm of all gradients as they were, cut by value where asked, a scalar on their device.
+    """Clip in place; returns the norm of all gradients before that (but after `value`), a scalar on their device.
 
     Args:
         method: whose gradients.

@@ -37,8 +37,8 @@ class _Schedule(BaseModel, frozen=True, extra="forbid"):
     )
     scale_minimum: bool = Field(
         True,
-        description="whether layers' factors on the rate also hold for min_lr and warmup_lr (MAE, iBOT), or for the peak "
-        "alone (SimMIM)",
+        description="whether layers' factors on the rate also hold for min_lr and warmup_lr (MAE, iBOT), or for the "
+        "peak alone (SimMIM)",
     )
     clip: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest gradient norm; null = no clipping")
     clip_by: ClipBy = Field(

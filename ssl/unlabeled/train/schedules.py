@@ -106,12 +106,12 @@ class Steps(BaseModel, frozen=True, extra="forbid"):
 
 
 class Plateau(BaseModel, frozen=True, extra="forbid"):
-    """Linear warm-up, then level; lowered by a factor whenever the watched score (`evaluate.watch`) has not improved for
-    `patience` evaluations, down to the minimum."""
+    """Linear warm-up, then level; lowered by a factor whenever the watched score (`watch`) has not improved for
+    `patience` looks, down to the minimum."""
 
     name: Literal["plateau"] = "plateau"
     factor: float = Field(0.1, gt=0, lt=1, description="on the learning rate where the score stands still")
-    patience: int = Field(5, ge=1, description="evaluations without an improvement before that")
+    patience: int = Field(5, ge=1, description="looks without an improvement before that")
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
         """The learning rate of a step, where it has not been lowered."""

@@ -1,4 +1,4 @@
-"""Watching a score: which weights were best, when to lower the rate, when to stop. Plain counters, saved with the run."""
+"""Watching a score: which weights are best, when to lower the rate, when to stop. Counters, saved with the run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from unlabeled.method import Method
 from unlabeled.train.schedules import Plateau
 
 NOTED = ("best", "best_step", "since_best", "since_cut", "rate")
@@ -25,7 +24,8 @@ class Watching(BaseModel, frozen=True, extra="forbid"):
         0.1,
         ge=0,
         lt=1,
-        description="share of the labels that is kept from training and watched; 0 = data.val is, which flatters its result",
+        description="share of the labels that is kept from training and watched; 0 = data.val is watched, which "
+        "flatters the result on it",
     )
     keep: Literal["best", "last"] = Field("best", description="the weights that are scored and exported")
     patience: int | None = Field(
@@ -48,7 +48,7 @@ class Watch:
     """
 
     def __init__(
-        self, config: Watching, measure: Callable[[Method], dict[str, Any]], plateau: Plateau | None = None
+        self, config: Watching, measure: Callable[[Any], dict[str, Any]], plateau: Plateau | None = None
     ) -> None:
         self.config, self.measure, self.plateau = config, measure, plateau
         self.best: float | None = None

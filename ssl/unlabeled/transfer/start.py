@@ -15,8 +15,8 @@ def load_start(recipe: Any) -> tuple[Encoder, Trained | None]:
     """The encoder of a recipe at the size of its view; for `retrain` also the classifier that it came with.
 
     Raises:
-        UserError: there is none, it is of the wrong kind, or of another size or number of channels than the pictures and
-            the recipe does not say to adapt it.
+        UserError: there is none, it is of the wrong kind, or of another size or number of channels than the pictures
+            and the recipe does not say to adapt it.
     """
     shape, channels = recipe.task.view.shape, recipe.data.channels
     if recipe.task.mode == "retrain":
@@ -35,7 +35,8 @@ def check_fits(encoder: Encoder, recipe: Any) -> None:
     if encoder.channels != channels and "channels" not in recipe.adapt:
         raise UserError(
             f"the encoder sees {encoder.channels} channels, the pictures have {channels} (the values of data.mean and "
-            "data.std). Give both as many values as it has channels, or set adapt=[channels] to sum or repeat its first layer."
+            "data.std). Give both as many values as it has channels, or set adapt=[channels] to sum or repeat its "
+            "first layer."
         )
     same = isinstance(encoder, ConvEncoder) or encoder.image_size == shape
     if not same and "size" not in recipe.adapt:
