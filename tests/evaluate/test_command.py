@@ -66,7 +66,13 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
             ("linear_10%", 2),
         ]
     assert rows["raw pixels 8x8"]["scores"]["linear"]["mean"] == 100
-    assert report["protocol"]["evaluation"]["knn"] == {"k": 20, "temperature": 0.07}
+    assert report["protocol"]["evaluation"]["knn"] == {
+        "k": 20,
+        "temperature": 0.07,
+        "top5": False,
+        "pool": None,
+        "blocks": 1,
+    }
     assert report["protocol"]["evaluation"]["crop_pct"] == 1
     assert "raw pixels" in capsys.readouterr().out
 

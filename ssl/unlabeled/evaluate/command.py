@@ -7,7 +7,7 @@ import json
 import statistics
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 
@@ -15,8 +15,9 @@ from unlabeled.card import versions
 from unlabeled.data.shapes import Shapes
 from unlabeled.data.sources import Files
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import Encode, encoder_features, pixels
-from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, probe, scored
+from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.pooling import Pixels, Pool
+from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, measured, runs, scored
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
 from unlabeled.options import checked
@@ -29,10 +30,10 @@ PIXELS_SIDE = 32
 
 
 class Subject(NamedTuple):
-    """One row of the table: turns images of `shape` pixels into features, on pictures from `data`."""
+    """One row of the table: an encoder of images of `shape` pixels, on pictures from `data`."""
 
     name: str
-    encode: Encode
+    encoder: Any  # an encoder, or pixels in its place
     shape: tuple[int, int]
     data: DataConfig
 
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val", default="val", metavar="PREFIX", help="subfolder to test them on")
     parser.add_argument("--fractions", nargs="+", type=float, default=[1.0], help="shares of the labels")
     parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 1")
-    parser.add_argument("--pool", choices=("cls", "mean"), default="cls", help="what a picture becomes")
+    parser.add_argument("--pool", choices=get_args(Pool), default="cls", help="what a picture becomes")
     parser.add_argument("--crop-pct", type=float, default=0.875, help="share of the side that is kept")
     parser.add_argument("--baselines", action="store_true", help="also raw pixels and untrained encoders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and the protocol here")
@@ -116,13 +117,13 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> Iterator[Subjec
     for path in args.exports:
         encoder = load_encoder(path)
         shape, data = encoder.image_size, _data(args, path, encoder)
-        yield Subject(path, encoder_features(encoder.to(device), args.pool), shape, data)
+        yield Subject(path, encoder.to(device), shape, data)
         if args.baselines:
             small = (min(shape[0], PIXELS_SIDE), min(shape[1], PIXELS_SIDE))
-            baselines.setdefault((small, data), Subject(f"raw pixels {_times(small)}", pixels, small, data))
+            baselines.setdefault((small, data), Subject(f"raw pixels {_times(small)}", Pixels(), small, data))
             name = f"untrained {encoder.model} ({encoder.depth} x {encoder.width})"
-            encode = encoder_features(_untrained(encoder).to(device), args.pool)
-            baselines.setdefault((encoder.model, str(encoder.arguments), data), Subject(name, encode, shape, data))
+            twin = _untrained(encoder).to(device)
+            baselines.setdefault((encoder.model, str(encoder.arguments), data), Subject(name, twin, shape, data))
     yield from baselines.values()
 
 
@@ -148,13 +149,14 @@ def _untrained(encoder: Encoder) -> Encoder:
 
 def _evaluate(subject: Subject, config: Evaluation, device: torch.device, args: argparse.Namespace) -> Row:
     splits = Splits(config, subject.data, device, args.workers)
-    train, test = splits.features(subject.encode, subject.shape)
+    bench = Bench(subject.encoder, splits, subject.shape)
+    train, test = bench.features()
     scores: dict[str, list[float]] = {}
-    for fraction in config.fractions:
+    for protocol, fraction in runs(config.protocols, config.fractions):
         # with every label there is nothing to draw
         for seed in range(1 if fraction == 1 else args.seeds):
-            for name, score in probe(train, test, splits.num_classes, config, fraction, seed).items():
-                scores.setdefault(name, []).append(score)
+            for score in measured(protocol, bench.few(fraction, seed)):
+                scores.setdefault(scored(score.name, fraction), []).append(score.value)
     return Row(subject.name, subject.shape, train.x.shape[1], len(train.y), len(test.y), spectral_rank(test.x), scores)
 
 

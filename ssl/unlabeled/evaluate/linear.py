@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from unlabeled.data.subset import stratified
+from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.pooling import Wanted
+
+if TYPE_CHECKING:
+    from unlabeled.evaluate.bench import Bench
 
 MOMENTUM = 0.9
 HELD_OUT = 0.1
@@ -23,8 +28,12 @@ EPS = 1e-6  # of MAE's BatchNorm before the head
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Linear(BaseModel, frozen=True, extra="forbid"):
+class Linear(Protocol, frozen=True, extra="forbid"):
     """Softmax regression on standardised features: SGD, momentum 0.9, cosine schedule, no weight decay."""
+
+    protocol: ClassVar[str] = "linear"
+    version: ClassVar[str] = "linear/1"
+    few_labels: ClassVar[bool] = True
 
     lrs: tuple[LearningRate, ...] = Field(
         (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
@@ -34,6 +43,14 @@ class Linear(BaseModel, frozen=True, extra="forbid"):
     epochs: int = Field(100, ge=1, description="passes over the training features")
     max_steps: int = Field(1000, ge=1, description="steps at most, whatever the epochs")
     batch_size: int = Field(1024, ge=1, description="features per step, at most all of them")
+
+    def wants(self, bench: Bench) -> list[Wanted]:
+        return [Wanted(bench.pool)]
+
+    def scores(self, bench: Bench) -> Iterator[Score]:
+        train, test = bench.features()
+        found = linear_probe(train, test, bench.num_classes, self, bench.seed)
+        yield Score("linear", found.accuracy, None, {"lr": found.lr})
 
 
 class Heads(NamedTuple):
