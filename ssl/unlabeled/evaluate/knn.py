@@ -31,10 +31,12 @@ class Knn(Pooled, frozen=True, extra="forbid"):
     version: ClassVar[str] = "knn/1"
     few_labels: ClassVar[bool] = True
 
-    k: Count | tuple[Count, ...] = Field(
+    k: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         20, description="neighbours that vote, at most all training pictures; DINO tries [10, 20, 100, 200]"
     )
-    top5: bool = Field(False, description="also how often the right class is among the five with most votes")
+    top5: bool = Field(
+        False, description="also how often the right class is among the min(5, k) with most votes, as in DINO"
+    )
     # below 1/80 the votes would overflow float32
     temperature: float = Field(
         0.07, ge=0.0125, allow_inf_nan=False, description="of the votes; small = the nearest decide"
@@ -45,7 +47,7 @@ class Knn(Pooled, frozen=True, extra="forbid"):
         for k in (self.k,) if isinstance(self.k, int) else self.k:
             votes = knn_predict(train, test.x, k, self.temperature, bench.num_classes)
             name = "knn" if isinstance(self.k, int) else f"knn_k{k}"
-            for top, suffix in ((1, ""), (5, "_top5"))[: 1 + self.top5]:
+            for top, suffix in ((1, ""), (min(5, k), "_top5"))[: 1 + self.top5]:
                 hits = hits_of(votes, test.y, top)
                 yield Score(f"{name}{suffix}", accuracy(hits), 100.0 * hits.cpu().numpy())
 
@@ -72,8 +74,10 @@ def knn_predict(train: Features, test: Tensor, k: int, temperature: float, num_c
 
 
 def hits_of(scores: Tensor, labels: Tensor, top: int = 1) -> Tensor:
-    """Whether each label [n] is among the `top` highest of the scores [n, C], or of all where C is less: [n] bool."""
-    best = scores.argmax(1, keepdim=True) if top == 1 else scores.topk(min(top, scores.shape[1]), dim=1).indices
+    """Whether each label [n] is among the `top` highest of the scores [n, C], of equal ones the first: [n] bool."""
+    if top == 1:
+        return scores.argmax(1) == labels
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :top]
     return (best == labels.unsqueeze(1)).any(1)
 
 
