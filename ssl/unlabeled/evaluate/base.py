@@ -39,12 +39,14 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
         version: name and number; the number grows when equal settings come to mean other results.
         unit: of its scores.
         few_labels: whether it reads the training labels, so that it can be run with a share of them.
+        pixels: whether it needs nothing but `features`, so that raw pixels can be judged by it too.
     """
 
     protocol: ClassVar[str]
     version: ClassVar[str]
     unit: ClassVar[str] = "top-1 accuracy, %"
     few_labels: ClassVar[bool] = False
+    pixels: ClassVar[bool] = False
 
     def wants(self, bench: Bench) -> list[Wanted]:
         """The features it will ask of the bench, so that all protocols' come from one pass over the pictures."""
@@ -60,7 +62,9 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
 
 
 class Pooled(Protocol, frozen=True, extra="forbid"):
-    """A protocol that reads one kind of features."""
+    """A protocol that reads one kind of features and nothing else."""
+
+    pixels: ClassVar[bool] = True
 
     pool: Pool | None = Field(
         None, description="class token, mean of the patches, or both; mean and maximum; null = as evaluate.pool says"

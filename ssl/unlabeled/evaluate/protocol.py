@@ -18,8 +18,10 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.features import Encode, Features, extract
+from unlabeled.evaluate.fewshot import FewShot
 from unlabeled.evaluate.knn import Knn
 from unlabeled.evaluate.linear import Linear
+from unlabeled.evaluate.logistic import Logistic
 from unlabeled.evaluate.pooling import Pool
 from unlabeled.nn.encoder import Encoder
 
@@ -42,6 +44,10 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
     batch_size: int = Field(256, ge=1, description="pictures encoded at a time, per process")
     knn: Knn | None = Field(Knn(), description="weighted nearest neighbours; null = none")
     linear: Linear | None = Field(Linear(), description="a linear probe; null = none")
+    logistic: Logistic | None = Field(
+        None, description="logistic regression solved to the end; null = none, {} = as it is"
+    )
+    fewshot: FewShot | None = Field(None, description="few-shot episodes on test pictures; null = none, {} = as it is")
     fractions: tuple[Fraction, ...] = Field(
         (1.0,), min_length=1, description="shares of the training labels to use, each its own result"
     )
