@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.linear import Linear, _batches, hold_out, linear_probe, standardize, sweep, train_heads
+from unlabeled.evaluate.linear import Linear, batches, hold_out, linear_probe, standardize, sweep, train_heads
 
 
 def blobs(n: int, classes: int = 3, noise: float = 0.5, seed: int = 0, width: int = 8) -> Features:
@@ -25,15 +25,15 @@ def test_every_head_of_the_sweep_is_what_plain_torch_trains_alone() -> None:
     train = standardize(train, train)[0]
     kinds = torch.stack([train.x, train.x.flip(0) ** 2])
     heads = train_heads(kinds, train.y, 3, lrs, config, seed=7)
-    batches = list(_batches(50, config, seed=7))
-    assert len(batches) == 12
+    steps = list(batches(50, config, seed=7))
+    assert len(steps) == 12
     for (kind, x), (i, lr) in itertools.product(enumerate(kinds), enumerate(lrs)):
         head = nn.Linear(8, 3)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         optimizer = torch.optim.SGD(head.parameters(), lr, momentum=0.9)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
-        for rows in batches:
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
+        for rows in steps:
             optimizer.zero_grad()
             F.cross_entropy(head(x[rows]), train.y[rows]).backward()
             optimizer.step()
@@ -43,11 +43,11 @@ def test_every_head_of_the_sweep_is_what_plain_torch_trains_alone() -> None:
 
 
 def test_an_epoch_is_a_new_permutation_and_steps_are_capped() -> None:
-    epochs = list(_batches(12, Linear(epochs=3, batch_size=4), seed=0))
+    epochs = list(batches(12, Linear(epochs=3, batch_size=4), seed=0))
     orders = [torch.cat(epochs[i : i + 3]) for i in (0, 3, 6)]
     assert all(order.sort().values.tolist() == list(range(12)) for order in orders)
     assert not torch.equal(orders[0], orders[1])
-    assert len(list(_batches(12, Linear(epochs=3, batch_size=4, max_steps=5), seed=0))) == 5
+    assert len(list(batches(12, Linear(epochs=3, batch_size=4, max_steps=5), seed=0))) == 5
 
 
 def test_standardized_as_a_batch_norm_over_the_whole_training_set() -> None:

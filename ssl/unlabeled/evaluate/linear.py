@@ -120,7 +120,7 @@ def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: 
     trains = [train for train, _ in kinds]
     labels = trains[0].y
     right = np.zeros((len(kinds), len(config.lrs)), dtype=np.int64)
-    for held, kept in hold_out(labels.cpu().numpy(), seed):
+    for held, kept in hold_out(labels.cpu().numpy(), seed) if right.size > 1 else ():
         for group in _of_equal_width(trains):
             x, others = (torch.stack([trains[kind].x[rows] for kind in group]) for rows in (kept, held))
             heads = train_heads(x, labels[kept], num_classes, config.lrs, config, seed)
@@ -156,8 +156,8 @@ def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], co
     lr = x.new_tensor(lrs).unsqueeze(1)
     heads = Heads(x.new_zeros(len(x), x.shape[2], len(lrs), num_classes), x.new_zeros(len(x), len(lrs), num_classes))
     speed = Heads(*map(torch.zeros_like, heads))
-    batches = list(_batches(len(y), config, seed))
-    for step, rows in enumerate(batches):
+    steps = list(batches(len(y), config, seed))
+    for step, rows in enumerate(steps):
         rows = rows.to(x.device)
         batch = x[:, rows]
 
@@ -166,7 +166,7 @@ def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], co
         error[:, torch.arange(len(rows), device=x.device), :, y[rows]] -= 1
         error /= len(rows)
         gradient = Heads((batch.mT @ error.flatten(2)).unflatten(2, heads.bias.shape[1:]), error.sum(1))
-        now = lr * (0.5 + 0.5 * math.cos(math.pi * step / len(batches)))
+        now = lr * (0.5 + 0.5 * math.cos(math.pi * step / len(steps)))
         for parameter, velocity, slope in zip(heads, speed, gradient, strict=True):
             parameter.sub_(now * velocity.mul_(MOMENTUM).add_(slope))
     return heads
@@ -178,7 +178,7 @@ def _of_equal_width(kinds: Sequence[Features]) -> list[list[int]]:
     return [[kind for kind, other in enumerate(widths) if other == width] for width in dict.fromkeys(widths)]
 
 
-def _batches(n: int, config: Linear, seed: int) -> Iterator[Tensor]:
+def batches(n: int, config: Linear, seed: int) -> Iterator[Tensor]:
     """Rows of each step: a new order every epoch, its tail dropped."""
     generator = torch.Generator().manual_seed(seed)
     size = min(config.batch_size, n)

@@ -23,6 +23,7 @@ from unlabeled.evaluate.knn import Knn
 from unlabeled.evaluate.linear import Linear
 from unlabeled.evaluate.logistic import Logistic
 from unlabeled.evaluate.pooling import Pool
+from unlabeled.evaluate.results import scored
 from unlabeled.nn.encoder import Encoder
 
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -96,7 +97,7 @@ class Splits:
 
     @cached_property
     def sources(self) -> tuple[Source, Source]:
-        """(train, val). Raises UserError when one has no labels, or they number classes differently."""
+        """(train, val). Raises UserError when one has no labels, or their classes differ."""
         train, val = self.data.open("train"), self.data.open("val")
         for name, source in (("train", train), ("val", val)):
             if not (np.asarray(source.labels) >= 0).any():
@@ -108,6 +109,12 @@ class Splits:
             raise UserError(
                 f"train has {len(train.classes)} classes {train.classes[:5]}, val has {len(val.classes)} "
                 f"{val.classes[:5]}. Give both splits the same class folders."
+            )
+        if len(strange := np.setdiff1d(val.labels[val.labels >= 0], train.labels)):
+            names = ", ".join(repr(train.classes[label]) for label in strange[:10])
+            raise UserError(
+                f"val has pictures of classes that train has none of: {names}. Give train some, or take these "
+                "classes out of val."
             )
         return train, val
 
@@ -179,8 +186,3 @@ def measured(protocol: Protocol, bench: Bench) -> list[Score]:
     """What a protocol finds, in float32 even where the caller runs under autocast."""
     with torch.autocast(bench.device.type, enabled=False):
         return [Score(*found) for found in protocol.scores(bench)]
-
-
-def scored(name: str, fraction: float) -> str:
-    """The name of a score: `linear` with all labels, `linear_1%` with one in a hundred."""
-    return name if fraction == 1 else f"{name}_{100 * fraction:g}%"
