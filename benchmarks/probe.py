@@ -107,11 +107,9 @@ def timed(way: str, *arguments: object) -> Timed:
     return Timed(found, time.process_time() - began)
 
 
-def some(source: Source, count: int | None) -> Source:
-    """About so many of the pictures, of all classes alike."""
-    if count is None or count >= len(source):
-        return source
-    return Part(source, stratified(source.labels, count / len(source), 0))
+def some(source: Source, share: float) -> Source:
+    """A share of the pictures, of all classes alike."""
+    return source if share >= 1 else Part(source, stratified(source.labels, share, 0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", help="a tar or folder of labelled pictures, train/CLASS/* and test/CLASS/*")
     parser.add_argument("--train", default="train", metavar="PREFIX", help="subfolder to train on")
     parser.add_argument("--val", default="test", metavar="PREFIX", help="subfolder to test on")
-    parser.add_argument("--pictures", type=int, help="of each split at most (default all)")
+    parser.add_argument("--pictures", type=int, help="to train on, and as large a share to test on (default all)")
     parser.add_argument("--epochs", type=int, default=30, help="passes over the training pictures (default 30)")
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate (default 0.1)")
     parser.add_argument("--batch-size", type=int, default=1024, help="pictures per step (default 1024)")
@@ -134,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     backbone = Backbone(chosen.export, chosen.pool, chosen.crop_pct, chosen.batch_size)
     data = Files(path=chosen.data, train=chosen.train, val=chosen.val, mean=backbone.mean, std=backbone.std)
-    train, test = (some(data.open(split), chosen.pictures) for split in ("train", "val"))
+    share = 1.0 if chosen.pictures is None else chosen.pictures / len(data.open("train"))
+    train, test = some(data.open("train"), share), some(data.open("val"), share)
     if min(train.labels.min(), test.labels.min()) < 0:
         raise UserError("expected a label for every picture: batches would differ between the two ways")
     config = Linear(lrs=(chosen.lr,), epochs=chosen.epochs, batch_size=chosen.batch_size, max_steps=10**9)
