@@ -89,7 +89,7 @@ class Pretrain:
         from unlabeled.evaluate.protocol import Evaluator, Splits
         from unlabeled.nn.families import is_cnn
 
-        if recipe.evaluate.pool == "cls" and is_cnn(recipe.method.encoder.model):
+        if recipe.evaluate.pool.startswith("cls") and is_cnn(recipe.method.encoder.model):
             raise UserError(
                 f"evaluate.pool is cls, but the CNN '{recipe.method.encoder.model}' has no class token. "
                 "Set evaluate.pool=mean."

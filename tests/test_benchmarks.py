@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 from PIL import Image
 from support import ROOT
 
+from unlabeled.export import IMAGENET, export_encoder
 from unlabeled.methods import names
+from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.recipe import load
 from unlabeled.schema import pretrain_recipe
 
@@ -23,6 +26,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import colours
 import contenders
 import methods
+import probe
 import scale
 import step
 import views
@@ -155,3 +159,25 @@ def test_fused_colours_differ_by_hues_only(tmp_path: Path, capsys: pytest.Captur
     assert {name for name, levels in found.items() if levels["max"] < 0.01} == {
         f"{what} {factor:g}" for what, factors in colours.STRONGEST.items() for factor in factors if what != "hue"
     }
+
+
+def test_a_probe_on_cached_features_does_as_one_behind_the_backbone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for split, (label, low) in itertools.product(("train", "test"), (("dark", 0), ("light", 60))):
+        folder = tmp_path / "pictures" / split / label
+        folder.mkdir(parents=True)
+        for number in range(40):
+            pixels = random.integers(low, low + 190, size=(8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    torch.manual_seed(0)
+    encoder = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=1, heads=2).build((8, 8))
+    export_encoder(tmp_path / "export", encoder, IMAGENET, "card", {})
+
+    steps = ("--pictures", "60", "--epochs", "8", "--batch-size", "30", "--threads", "1")
+    probe.main([str(tmp_path / "export"), str(tmp_path / "pictures"), *steps, "--json"])
+    *_, said, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert found["cached"]["accuracy"] > 75 and abs(found["difference"]) < 5
+    assert f"{found['ratio']:.1f} times as cheap" in said

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look = commands.add_parser("doctor", help="look at pictures, machine and recipe before a run")
     doctor.add_arguments(look)
     look.set_defaults(run=doctor.run)
-    evaluate = commands.add_parser("evaluate", help="kNN and linear probes of exported encoders")
+    evaluate = commands.add_parser("evaluate", help="probes and other measures of exported encoders")
     command.add_arguments(evaluate)
     evaluate.set_defaults(run=command.run)
     importer = commands.add_parser("import", help="official weights into an export folder")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unlabeled.data.sources import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.command import add_arguments, run
 from unlabeled.export import Preprocessing, export_encoder
@@ -66,7 +67,13 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
             ("linear_10%", 2),
         ]
     assert rows["raw pixels 8x8"]["scores"]["linear"]["mean"] == 100
-    assert report["protocol"]["evaluation"]["knn"] == {"k": 20, "temperature": 0.07}
+    assert report["protocol"]["evaluation"]["knn"] == {
+        "k": 20,
+        "temperature": 0.07,
+        "top5": False,
+        "pool": None,
+        "blocks": 1,
+    }
     assert report["protocol"]["evaluation"]["crop_pct"] == 1
     assert "raw pixels" in capsys.readouterr().out
 
@@ -82,3 +89,80 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_wrong_options_are_the_users_error(options: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         evaluate("nowhere", "--data", "nowhere", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--set", "linear.epoch=5"), "linear.epoch: unknown field.*'epochs'"),
+        (("--set", "knn.k=0"), "command line *knn.k: expected"),
+        (("--set", "logistic.l2=[1]"), "logistic: unknown field"),
+        (("--image-size", "10"), "--image-size 10: .* patches of 4 pixels.* Use 8 or 12"),
+        (("--image-size", "0"), "--image-size 0"),
+        (("--protocol", "fewshot", "--set", "fewshot.ways=2"), "'dark' has 5 test pictures, fewer than 1 shots and 15"),
+    ],
+)
+def test_wrong_settings_are_the_users_error(
+    options: tuple[str, ...], message: str, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(export(tmp_path / "a", 0), "--data", str(pictures), *options)
+
+
+def test_a_class_without_training_pictures_is_named(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "val" / "light").rename(pictures / "val" / "lightning")
+    with pytest.raises(UserError, match="lacks: 'lightning'"):
+        evaluate(export(tmp_path / "a", 0), "--data", str(pictures))
+
+
+def test_channels_without_their_normalisation(pictures: Path, tmp_path: Path) -> None:
+    folder = Path(export(tmp_path / "a", 0))
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = config["pretrained_cfg"]["std"] = [0.5]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"sees 3 channels, .* normalised in 1.*config\.json"):
+        evaluate(str(folder), "--data", str(pictures))
+
+
+def test_every_protocol_with_settings_intervals_and_what_it_rests_on(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (
+        *("--protocol", "knn", "linear", "logistic", "fewshot"),
+        *("--set", "knn.k=[1,5]", "linear.pools=[cls,cls_mean]", "linear.epochs=5"),
+        *("--set", "fewshot.ways=2", "fewshot.shots=[2]", "fewshot.queries=3", "fewshot.episodes=20"),
+        *("--fractions", "0.2", "--seeds", "2", "--pool", "mean", "--crop-pct", "1", "--image-size", "12"),
+        *("--json", str(tmp_path / "found.json"), "--markdown", str(tmp_path / "found.md"), "--baselines"),
+    )
+    assert evaluate(export(tmp_path / "a", 0), "--data", str(pictures), *options) == 0
+    report = json.loads((tmp_path / "found.json").read_text())
+    row, pixels = report["rows"][:2]
+    assert row["shape"] == [12, 12] and list(row["scores"]) == list(pixels["scores"])
+    assert list(row["scores"]) == [
+        "knn_k1_20%",
+        "knn_k5_20%",
+        "linear_20%",
+        "logistic_20%",
+        "fewshot_prototype_2way_2shot",
+        "fewshot_logistic_2way_2shot",
+    ]
+    for name, score in row["scores"].items():
+        few = name.endswith("%")
+        assert (score["seeds"], score["labels"]) == (([0, 1], 8) if few else ([0], None))
+        assert score["mean"] == pytest.approx(sum(score["values"]) / len(score["values"]))
+        low, high = score["interval"]
+        assert low <= score["mean"] <= high and (low < high or score["mean"] in (0, 100))
+    chosen = row["scores"]["linear_20%"]["chosen"]
+    assert len(chosen) == 2 and set(chosen[0]) == {"lr", "pool", "blocks"}
+
+    splits = [Files(path=str(pictures), train="train", val="val").open(split) for split in ("train", "val")]
+    assert row["fingerprints"] == {"train": splits[0].fingerprint(), "val": splits[1].fingerprint()}
+    assert row["cost"]["cpu_seconds"] > 0 and row["cost"]["pictures_per_second"] > 0
+    protocol = report["protocol"]
+    assert protocol["protocols"] == {name: f"{name}/1" for name in ("knn", "linear", "logistic", "fewshot")}
+    assert protocol["evaluation"]["linear"]["epochs"] == 5 and protocol["evaluation"]["fewshot"]["queries"] == 3
+    assert "torch" in protocol["versions"]
+
+    head, _, first, *_ = (tmp_path / "found.md").read_text().splitlines()
+    assert "kNN k5 20 %" in head and f"{row['scores']['linear_20%']['mean']:.1f} ± " in first
+    assert "mean accuracy of episodes" in capsys.readouterr().out

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +8,7 @@ from torch import Tensor
 
 from unlabeled.evaluate import knn
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.knn import knn_accuracy, knn_predict
-
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "dino" / "knn.safetensors"
+from unlabeled.evaluate.knn import Knn, hits_of, knn_accuracy, knn_predict
 
 
 def random_features(n: int, classes: int, seed: int) -> Features:
@@ -43,15 +40,34 @@ def test_a_single_picture_on_each_side() -> None:
     assert knn_accuracy(one, one, k=20, temperature=0.07, num_classes=1) == 100
 
 
-@pytest.mark.skipif(not GOLDEN.is_file(), reason="the recorded outputs of the official code are not here")
-@pytest.mark.parametrize("k", [1, 3, 10, 20, 100])
-def test_parity_with_the_official_dino_code(k: int) -> None:
-    from safetensors.torch import load_file
+def test_among_the_five_with_most_votes() -> None:
+    scores = torch.tensor([[6.0, 5, 4, 3, 2, 1]]).repeat(3, 1)
+    labels = torch.tensor([0, 4, 5])
+    assert hits_of(scores, labels).tolist() == [True, False, False]
+    assert hits_of(scores, labels, 5).tolist() == [True, True, False]
+    assert hits_of(scores[:, :3], labels.clamp(max=2), 5).all(), "three classes have a top three"
 
-    golden = load_file(GOLDEN)
-    train = Features(golden["in/train_features"], golden["in/train_labels"])
-    test = Features(golden["in/test_features"], golden["in/test_labels"])
-    scores = knn_predict(train, test.x, k, 0.07, 12)
-    torch.testing.assert_close(scores, golden[f"out/k{k}/scores"], rtol=1e-5, atol=1e-3)
-    assert torch.equal(scores.argmax(1), golden[f"out/k{k}/prediction"])
-    assert knn_accuracy(train, test, k, 0.07, 12) == pytest.approx(float(golden[f"out/k{k}/top1_top5"][0]))
+
+class FakeBench:
+    num_classes = 4
+
+    def features(self, pool: str | None, blocks: int) -> tuple[Features, Features]:
+        assert (pool, blocks) == ("mean", 2)
+        return random_features(31, 4, seed=0), random_features(9, 4, seed=1)
+
+
+def test_a_score_for_every_k_and_its_top_five() -> None:
+    config = Knn(k=(1, 5), temperature=0.2, top5=True, pool="mean", blocks=2)
+    found = {score.name: score for score in config.scores(FakeBench())}  # type: ignore[arg-type]
+    train, test = FakeBench().features("mean", 2)
+    assert list(found) == ["knn_k1", "knn_k1_top5", "knn_k5", "knn_k5_top5"]
+    assert found["knn_k5"].value == knn_accuracy(train, test, 5, 0.2, 4) == pytest.approx(found["knn_k5"].each.mean())  # type: ignore[union-attr]
+    assert found["knn_k5_top5"].value == 100
+    # as many places as neighbours, as in the official code
+    assert found["knn_k1_top5"].value == found["knn_k1"].value
+
+
+@pytest.mark.parametrize("k", [0, (), (20, 0)])
+def test_refuses_no_neighbours(k: object) -> None:
+    with pytest.raises(ValueError, match="k"):
+        Knn(k=k)  # type: ignore[arg-type]

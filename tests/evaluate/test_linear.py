@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.linear import Linear, _batches, _hold_out, _standardize, linear_probe, train_heads
+from unlabeled.evaluate.linear import Linear, batches, hold_out, linear_probe, standardize, sweep, train_heads
 
 
 def blobs(n: int, classes: int = 3, noise: float = 0.5, seed: int = 0, width: int = 8) -> Features:
@@ -20,37 +22,38 @@ def blobs(n: int, classes: int = 3, noise: float = 0.5, seed: int = 0, width: in
 
 def test_every_head_of_the_sweep_is_what_plain_torch_trains_alone() -> None:
     train, config, lrs = blobs(50), Linear(epochs=4, batch_size=16), (0.01, 0.3, 2.0)
-    train = _standardize(train, train)[0]
-    heads = train_heads(train, 3, lrs, config, seed=7)
-    batches = list(_batches(50, config, seed=7))
-    assert len(batches) == 12
-    for i, lr in enumerate(lrs):
+    train = standardize(train, train)[0]
+    kinds = torch.stack([train.x, train.x.flip(0) ** 2])
+    heads = train_heads(kinds, train.y, 3, lrs, config, seed=7)
+    steps = list(batches(50, config, seed=7))
+    assert len(steps) == 12
+    for (kind, x), (i, lr) in itertools.product(enumerate(kinds), enumerate(lrs)):
         head = nn.Linear(8, 3)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         optimizer = torch.optim.SGD(head.parameters(), lr, momentum=0.9)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
-        for rows in batches:
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
+        for rows in steps:
             optimizer.zero_grad()
-            F.cross_entropy(head(train.x[rows]), train.y[rows]).backward()
+            F.cross_entropy(head(x[rows]), train.y[rows]).backward()
             optimizer.step()
             schedule.step()
-        torch.testing.assert_close(heads.weight[:, i].T, head.weight.detach(), rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(heads.bias[i], head.bias.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(heads.weight[kind, :, i].T, head.weight.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(heads.bias[kind, i], head.bias.detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_an_epoch_is_a_new_permutation_and_steps_are_capped() -> None:
-    epochs = list(_batches(12, Linear(epochs=3, batch_size=4), seed=0))
+    epochs = list(batches(12, Linear(epochs=3, batch_size=4), seed=0))
     orders = [torch.cat(epochs[i : i + 3]) for i in (0, 3, 6)]
     assert all(order.sort().values.tolist() == list(range(12)) for order in orders)
     assert not torch.equal(orders[0], orders[1])
-    assert len(list(_batches(12, Linear(epochs=3, batch_size=4, max_steps=5), seed=0))) == 5
+    assert len(list(batches(12, Linear(epochs=3, batch_size=4, max_steps=5), seed=0))) == 5
 
 
 def test_standardized_as_a_batch_norm_over_the_whole_training_set() -> None:
     train, test = blobs(60), blobs(20, seed=1)
     norm = nn.BatchNorm1d(8, affine=False, eps=1e-6, momentum=1.0)
-    found_train, found_test = _standardize(train, test)
+    found_train, found_test = standardize(train, test)
     torch.testing.assert_close(found_train.x, norm(train.x), rtol=1e-4, atol=1e-5)
     variance, mean = train.x.var(0, correction=0), train.x.mean(0)
     torch.testing.assert_close(found_test.x, (test.x - mean) / (variance + 1e-6).sqrt(), rtol=1e-4, atol=1e-5)
@@ -58,7 +61,7 @@ def test_standardized_as_a_batch_norm_over_the_whole_training_set() -> None:
 
 def test_held_out_samples_are_a_tenth_of_each_class_and_not_trained_on() -> None:
     labels = blobs(300).y.numpy()
-    draws = list(_hold_out(labels, seed=0))
+    draws = list(hold_out(labels, seed=0))
     assert len(draws) == 5
     for held, kept in draws:
         assert sorted([*held, *kept]) == list(range(300))
@@ -67,12 +70,12 @@ def test_held_out_samples_are_a_tenth_of_each_class_and_not_trained_on() -> None
 
 
 def test_many_labels_are_held_out_once() -> None:
-    assert len(list(_hold_out(blobs(10_000).y.numpy(), seed=0))) == 1
+    assert len(list(hold_out(blobs(10_000).y.numpy(), seed=0))) == 1
 
 
 def test_a_class_of_one_stays_in_training() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1]).numpy()
-    assert all(4 in kept and 4 not in held for held, kept in _hold_out(labels, seed=0))
+    assert all(4 in kept and 4 not in held for held, kept in hold_out(labels, seed=0))
 
 
 def test_finds_what_is_linear() -> None:
@@ -87,7 +90,38 @@ def test_the_rate_is_chosen_on_held_out_samples_and_ties_go_to_the_smaller() -> 
     accuracy, lr = linear_probe(train, test, 3, Linear(lrs=(1.0, 0.1, 1e-60), epochs=20))
     assert (accuracy, lr) == (100, 0.1)
     wrong = Features(test.x, torch.where(test.y == 0, 0, 3 - test.y))
-    assert linear_probe(train, wrong, 3, Linear(lrs=(1.0, 0.1, 1e-60), epochs=20)).lr == lr
+    assert linear_probe(train, wrong, 3, Linear(lrs=(1.0, 0.1, 1e-60), epochs=20))[1] == lr
+
+
+def test_a_sweep_over_features_of_all_widths_finds_the_best_alone_does() -> None:
+    """Noise, the classes, the same again, and the classes beside noise; the chosen head is as if trained alone."""
+
+    def kinds(n: int, seed: int) -> list[Features]:
+        good = blobs(n, noise=2, seed=seed)
+        noise = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
+        return [Features(x, good.y) for x in (noise, good.x, good.x, torch.cat([noise, good.x], 1))]
+
+    config = Linear(lrs=(0.3, 1e-4, 0.03), epochs=5, batch_size=32)
+    pairs = list(zip(kinds(300, 0), kinds(300, 1), strict=True))
+    found = sweep(pairs, 3, config, seed=2)
+    right = torch.zeros(4, 3)
+    for (kind, (train, _)), (rate, lr) in itertools.product(enumerate(pairs), enumerate(config.lrs)):
+        train = standardize(train, train)[0]
+        for held, kept in hold_out(train.y.numpy(), seed=2):
+            heads = train_heads(train.x[None, kept], train.y[kept], 3, (lr,), config, seed=2)
+            right[kind, rate] += (heads.logits(train.x[None, held])[0, :, 0].argmax(1) == train.y[held]).sum()
+    assert right[found.kind, config.lrs.index(found.lr)] == right.max()
+    assert found.kind != 0 and found.kind != 2, "of equal ones the first"
+    alone = sweep([pairs[found.kind]], 3, config.model_copy(update={"lrs": (found.lr,)}), seed=2)
+    assert torch.equal(found.hits, alone.hits)
+
+
+def test_features_as_they_are() -> None:
+    """Unscaled, the first dimensions are too faint to learn from at this rate."""
+    train, test = (Features(split.x * torch.tensor([0.01] * 8), split.y) for split in (blobs(300), blobs(300, seed=1)))
+    rates = (0.1,)
+    scaled, raw = (Linear(lrs=rates, epochs=5, standardize=scaling) for scaling in (True, False))
+    assert linear_probe(train, test, 3, scaled)[0] > linear_probe(train, test, 3, raw)[0]
 
 
 def test_one_sample_per_class() -> None:

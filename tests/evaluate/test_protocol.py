@@ -78,14 +78,30 @@ def test_scores_by_name(encoder: Encoder) -> None:
     assert len(few.y) == 9
     assert found == {
         "knn": knn_accuracy(train, test, 5, 0.07, 3),
-        "linear": linear_probe(train, test, 3, Linear()).accuracy,
+        "linear": linear_probe(train, test, 3, Linear())[0],
         "knn_10%": knn_accuracy(few, test, 5, 0.07, 3),
-        "linear_10%": linear_probe(few, test, 3, Linear()).accuracy,
+        "linear_10%": linear_probe(few, test, 3, Linear())[0],
     }
     assert found["linear"] > 50
 
     list(evaluator(encoder))
     assert data.opened == ["train", "val"]
+
+
+def test_a_class_that_nothing_is_learnt_from_is_named(encoder: Encoder) -> None:
+    data = FakeData()
+    data.splits["train"].labels[data.splits["train"].labels == 1] = -1
+    with pytest.raises(UserError, match="train has none of: 'grey'"):
+        Splits(Evaluation(), data, CPU).check()
+
+
+def test_sections_of_a_recipe_are_run_and_what_reads_no_labels_runs_once(encoder: Encoder) -> None:
+    settings = {"logistic": {}, "fewshot": {"ways": 3, "shots": [1], "queries": 5, "episodes": 9}, "linear": None}
+    config = Evaluation.model_validate({"pool": "mean", "fractions": [1, 0.5], **settings})
+    found = dict(Evaluator(Splits(config, FakeData(), CPU), (8, 8))(encoder))
+    shots = ["fewshot_prototype_3way_1shot", "fewshot_logistic_3way_1shot"]
+    assert list(found) == ["knn", "logistic", "knn_50%", "logistic_50%", *shots]
+    assert found["logistic"] > 50
 
 
 def test_probes_are_float32_under_autocast(encoder: Encoder) -> None:

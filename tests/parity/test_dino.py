@@ -23,6 +23,8 @@ from parity.distill import (
     teacher_temperature,
 )
 
+from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.knn import accuracy, hits_of, knn_predict
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.methods.dino import DINO, GLOBAL_1, GLOBAL_2, LOCAL, Config
 from unlabeled.nn.encoder import EncoderConfig
@@ -37,9 +39,11 @@ START = Progress(0, 10, 0.0, 10.0)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per head of whatever set is given."""
+    """One test per head, and per number of neighbours, of whatever set is given."""
     if "head" in metafunc.fixturenames:
         metafunc.parametrize("head", each(metafunc.config, "dino", "head"))
+    if "neighbours" in metafunc.fixturenames:
+        metafunc.parametrize("neighbours", each(metafunc.config, "dino", "knn", "k"))
 
 
 def test_head(folder: Path, head: str) -> None:
@@ -97,6 +101,18 @@ def test_position_interpolation(folder: Path) -> None:
             assert_close(ours, golden[f"out/{key}_h{height}_w{width}"], FORWARD, f"{key} {height}x{width}")
 
 
+def test_nearest_neighbours(folder: Path, neighbours: int) -> None:
+    golden = Golden(folder / "knn.safetensors")
+    k, classes = neighbours, golden.config["num_classes"]
+    train = Features(golden["in/train_features"], golden["in/train_labels"])
+    labels = golden["in/test_labels"]
+    votes = knn_predict(train, golden["in/test_features"], k, golden.config["T"], classes)
+    assert_close(votes, golden[f"out/k{k}/scores"], FORWARD, "votes")
+    assert torch.equal(votes.argmax(1), golden[f"out/k{k}/prediction"])
+    for top, official in zip((1, min(5, k)), golden[f"out/k{k}/top1_top5"].tolist(), strict=True):
+        assert accuracy(hits_of(votes, labels, top)) == pytest.approx(official)
+
+
 # ---------------------------------------------------------------- the method
 
 
@@ -148,6 +164,14 @@ def test_features_and_logits(golden: Golden) -> None:
     assert_close(small, golden["out/student_backbone_local"], FORWARD, "features of local crops")
     assert_close(caught["head"][0], golden["out/student_logits"], FORWARD, "the student's logits")
     assert_close(caught["teacher_head"][0], golden["out/teacher_logits"], FORWARD, "the teacher's logits")
+
+
+@torch.no_grad()
+def test_intermediate_layers(golden: Golden) -> None:
+    encoder = build(golden).encoder.eval()
+    official = [golden["out/intermediate_n2_first"], golden["out/intermediate_n2_last"]]
+    for ours, theirs in zip(encoder.intermediate(golden["in/crop0"], [-2, -1]), official, strict=True):
+        assert_close(torch.cat([ours.prefix, ours.patches], dim=1), theirs, FORWARD, "tokens")
 
 
 def test_loss_gradients_and_centre(golden: Golden) -> None:

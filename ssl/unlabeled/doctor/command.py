@@ -41,7 +41,7 @@ class Stage(NamedTuple):
 
 
 def _pretrained(recipe: Any, method: Any) -> Encode:
-    from unlabeled.evaluate.features import encoder_features
+    from unlabeled.evaluate.pooling import encoder_features
 
     return encoder_features(next(iter(method.exports().values())), recipe.evaluate.pool)
 

@@ -1,55 +1,44 @@
-"""`python -m unlabeled evaluate`: kNN and linear probes of exported encoders, on all labels or a few."""
+"""`python -m unlabeled evaluate`: protocols on frozen features of exported encoders, on all labels or a few."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
+from pydantic import BaseModel, create_model
 
 from unlabeled.card import versions
 from unlabeled.data.shapes import Shapes
 from unlabeled.data.sources import Files
+from unlabeled.data.subset import stratified
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import Encode, encoder_features, pixels
-from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, probe, scored
+from unlabeled.evaluate.base import Protocol
+from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.pooling import Pixels, Pool, Wanted
+from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, measured, runs
+from unlabeled.evaluate.protocols import PROTOCOLS
+from unlabeled.evaluate.results import Clock, Column, Result, Row, document, table
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
 from unlabeled.options import checked
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from unlabeled.recipe import parse
 
 # raw pixels are compared at most at this side: beyond it they are many and no better
 PIXELS_SIDE = 32
+DEFAULT = ("knn", "linear")
 
 
 class Subject(NamedTuple):
-    """One row of the table: turns images of `shape` pixels into features, on pictures from `data`."""
+    """One row of the table: an encoder of images of `shape` pixels, or pixels in its place, on pictures from `data`."""
 
     name: str
-    encode: Encode
+    encoder: Any
     shape: tuple[int, int]
     data: DataConfig
-
-
-class Row(NamedTuple):
-    """A subject's scores in percent by name, one per seed, and how many pictures they rest on.
-
-    The effective rank is of the test features (RankMe, Garrido et al. 2023), at most as many as there are dimensions.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    dimensions: int
-    train_size: int
-    test_size: int
-    effective_rank: float
-    scores: dict[str, list[float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,43 +47,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a folder or tar of labelled pictures, or 'shapes'")
     parser.add_argument("--train", default="train", metavar="PREFIX", help="subfolder to train probes on")
     parser.add_argument("--val", default="val", metavar="PREFIX", help="subfolder to test them on")
+    parser.add_argument(
+        "--protocol",
+        nargs="+",
+        choices=list(PROTOCOLS),
+        default=list(DEFAULT),
+        metavar="NAME",
+        help=f"of {', '.join(PROTOCOLS)} (default {' '.join(DEFAULT)})",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME.FIELD=VALUE",
+        help="settings of protocols, such as linear.epochs=50 linear.blocks=[1,4] knn.k=[10,20,100,200]",
+    )
     parser.add_argument("--fractions", nargs="+", type=float, default=[1.0], help="shares of the labels")
     parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 1")
-    parser.add_argument("--pool", choices=("cls", "mean"), default="cls", help="what a picture becomes")
+    parser.add_argument("--pool", choices=get_args(Pool), default="cls", help="what a picture becomes")
+    parser.add_argument(
+        "--image-size", type=int, metavar="SIDE", help="other than the export's; positions are resampled"
+    )
     parser.add_argument("--crop-pct", type=float, default=0.875, help="share of the side that is kept")
     parser.add_argument("--baselines", action="store_true", help="also raw pixels and untrained encoders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and the protocol here")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--workers", type=int, default=2, help="processes that load pictures")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print the table, write the JSON. Returns the exit code.
+    """Evaluate, print the table, write JSON and Markdown. Returns the exit code.
 
     Raises:
         UserError: an option, an export or the data cannot be used.
     """
     from rich.console import Console
 
-    config, device = _evaluation(args), _device(args.device)
+    config, protocols, device = _evaluation(args), settings(args.protocol, args.set), _device(args.device)
     console = Console()
     rows = []
     for subject in _subjects(args, device):
-        with console.status(f"{subject.name}: features and probes"):
-            rows.append(_evaluate(subject, config, device, args))
-    console.print(_table(rows, config))
+        with console.status(f"{subject.name}: features and protocols"):
+            rows.append(_evaluate(subject, protocols, config, device, args))
+    console.print(table(rows, protocols))
     if args.json is not None:
-        report = {"protocol": _protocol(args, config), "rows": [_summary(row) for row in rows]}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+        report = {"protocol": _protocol(args, config, protocols), "rows": [row.summary() for row in rows]}
+        _write(args.json, json.dumps(report, indent=2) + "\n")
+    if args.markdown is not None:
+        _write(args.markdown, document(rows, protocols))
     return 0
+
+
+def settings(names: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
+    """Protocols by name, with their settings changed by `NAME.FIELD=VALUE`.
+
+    Raises:
+        UserError: there is no such field of a protocol that is run, or its value does not fit.
+    """
+    fields: Any = {name: (PROTOCOLS[name], PROTOCOLS[name]()) for name in dict.fromkeys(names)}
+    schema = create_model("Settings", __base__=_Settings, **fields)
+    parsed = parse(schema, "{}", changes, where="--set")
+    return [getattr(parsed, name) for name in fields]
+
+
+class _Settings(BaseModel, frozen=True, extra="forbid"):
+    """What `--set` may change."""
 
 
 def _evaluation(args: argparse.Namespace) -> Evaluation:
     if args.seeds < 1 or args.workers < 0:
         raise UserError(f"--seeds {args.seeds} --workers {args.workers}: expected at least 1 seed and 0 workers")
     fractions = tuple(dict.fromkeys(args.fractions))
-    return checked(Evaluation, pool=args.pool, crop_pct=args.crop_pct, fractions=fractions)
+    return checked(Evaluation, pool=args.pool, crop_pct=args.crop_pct, fractions=fractions, knn=None, linear=None)
 
 
 def _device(name: str) -> torch.device:
@@ -110,20 +136,35 @@ def _device(name: str) -> torch.device:
 
 def _subjects(args: argparse.Namespace, device: torch.device) -> Iterator[Subject]:
     """Every export, then the baselines they need, each once."""
-    from unlabeled.export import load_encoder
-
     baselines: dict[Hashable, Subject] = {}
     for path in args.exports:
-        encoder = load_encoder(path)
+        encoder = _load(path, args.image_size)
         shape, data = encoder.image_size, _data(args, path, encoder)
-        yield Subject(path, encoder_features(encoder.to(device), args.pool), shape, data)
+        yield Subject(path, encoder.to(device), shape, data)
         if args.baselines:
             small = (min(shape[0], PIXELS_SIDE), min(shape[1], PIXELS_SIDE))
-            baselines.setdefault((small, data), Subject(f"raw pixels {_times(small)}", pixels, small, data))
+            baselines.setdefault((small, data), Subject(f"raw pixels {_times(small)}", Pixels(), small, data))
             name = f"untrained {encoder.model} ({encoder.depth} x {encoder.width})"
-            encode = encoder_features(_untrained(encoder).to(device), args.pool)
-            baselines.setdefault((encoder.model, str(encoder.arguments), data), Subject(name, encode, shape, data))
+            twin = _untrained(encoder).to(device)
+            baselines.setdefault((encoder.model, str(encoder.arguments), data), Subject(name, twin, shape, data))
     yield from baselines.values()
+
+
+def _load(path: str, side: int | None) -> Encoder:
+    """An exported encoder, for square images of another side where one is given."""
+    from unlabeled.export import load_encoder
+
+    if side is not None and side < 1:
+        raise UserError(f"--image-size {side}: expected at least 1 pixel")
+    encoder = load_encoder(path, side)
+    if side is not None and encoder.image_size != (side, side):
+        patch = encoder.patch_size
+        near = max(patch, side // patch * patch)
+        raise UserError(
+            f"--image-size {side}: {path} has patches of {patch} pixels, which do not divide it. Use {near} or "
+            f"{near + patch}."
+        )
+    return encoder
 
 
 def _data(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
@@ -131,6 +172,11 @@ def _data(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
     from unlabeled.export import IMAGENET, preprocessing_of
 
     prepared = preprocessing_of(path) or IMAGENET
+    if encoder.channels != len(prepared.mean):
+        raise UserError(
+            f"{path} sees {encoder.channels} channels, but pictures would be normalised in {len(prepared.mean)}. Write "
+            f"{encoder.channels} values each of mean and std into the pretrained_cfg of its config.json."
+        )
     how: dict[str, Any] = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
     if args.data == "shapes":
         return checked(Shapes, size=max(encoder.image_size), **how)
@@ -146,62 +192,73 @@ def _untrained(encoder: Encoder) -> Encoder:
         return untrained(encoder.model, encoder.arguments)
 
 
-def _evaluate(subject: Subject, config: Evaluation, device: torch.device, args: argparse.Namespace) -> Row:
+def _evaluate(
+    subject: Subject,
+    protocols: Sequence[Protocol],
+    config: Evaluation,
+    device: torch.device,
+    args: argparse.Namespace,
+) -> Row:
     splits = Splits(config, subject.data, device, args.workers)
-    train, test = splits.features(subject.encode, subject.shape)
-    scores: dict[str, list[float]] = {}
-    for fraction in config.fractions:
+    bench = Bench(subject.encoder, splits, subject.shape)
+    # of pixels there is nothing to see but features
+    protocols = [protocol for protocol in protocols if protocol.pixels or not isinstance(subject.encoder, Pixels)]
+    whole, encoding = Clock(), Clock()
+    with whole.running():
+        with encoding.running():
+            bench.prepare([Wanted(bench.pool), *(kind for protocol in protocols for kind in protocol.wants(bench))])
+        scores = _scores(bench, protocols, config.fractions, args.seeds)
+    train, test = bench.features()
+    return Row(
+        subject.name,
+        subject.shape,
+        train.x.shape[1],
+        len(train.y),
+        len(test.y),
+        spectral_rank(test.x),
+        {name: source.fingerprint() for name, source in zip(("train", "val"), splits.sources, strict=True)},
+        scores,
+        {
+            "seconds": whole.seconds,
+            "cpu_seconds": whole.cpu_seconds,
+            "pictures_per_second": (len(train.y) + len(test.y)) / max(encoding.seconds, 1e-9),
+        },
+    )
+
+
+def _scores(
+    bench: Bench, protocols: Sequence[Protocol], fractions: Sequence[float], seeds: int
+) -> dict[Column, Result]:
+    labels = bench.features()[0].y.cpu().numpy()
+    scores: dict[Column, Result] = {}
+    for protocol, fraction in runs(protocols, fractions):
         # with every label there is nothing to draw
-        for seed in range(1 if fraction == 1 else args.seeds):
-            for name, score in probe(train, test, splits.num_classes, config, fraction, seed).items():
-                scores.setdefault(name, []).append(score)
-    return Row(subject.name, subject.shape, train.x.shape[1], len(train.y), len(test.y), spectral_rank(test.x), scores)
+        for seed in range(1 if fraction == 1 else seeds):
+            size = len(stratified(labels, fraction, seed)) if protocol.few_labels else None
+            for score in measured(protocol, bench.few(fraction, seed)):
+                column = Column(score.name, fraction if protocol.few_labels else None)
+                scores.setdefault(column, Result(size)).found.append(score)
+    return scores
 
 
-def _table(rows: Sequence[Row], config: Evaluation) -> Table:
-    from rich.table import Table
-
-    table = Table(title="top-1 accuracy, % (mean ± std over draws of the labels)")
-    table.add_column("", overflow="fold")
-    columns = [(name, fraction) for fraction in config.fractions for name in ("knn", "linear")]
-    for name, fraction in columns:
-        heading = f"{'kNN' if name == 'knn' else name}\n{100 * fraction:g} %"
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("effective\nrank", justify="right", no_wrap=True)
-    for row in rows:
-        rank = f"{row.effective_rank:.0f} of {row.dimensions}"
-        table.add_row(row.name, *(_cell(row.scores[scored(*column)]) for column in columns), rank)
-    return table
-
-
-def _cell(scores: Sequence[float]) -> str:
-    mean = f"{statistics.mean(scores):.1f}"
-    return mean if len(scores) == 1 else f"{mean} ± {statistics.stdev(scores):.1f}"
-
-
-def _summary(row: Row) -> dict[str, Any]:
-    """A row as JSON."""
-    scores = {
-        name: {
-            "mean": statistics.mean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else None,
-            "values": values,
-        }
-        for name, values in row.scores.items()
-    }
-    return {**row._asdict(), "scores": scores}
-
-
-def _protocol(args: argparse.Namespace, config: Evaluation) -> dict[str, Any]:
+def _protocol(args: argparse.Namespace, config: Evaluation, protocols: Sequence[Protocol]) -> dict[str, Any]:
     """All it takes to repeat the numbers."""
+    preparation = config.model_dump(mode="json", exclude={"every", *PROTOCOLS})
     return {
         "data": args.data,
         "train": args.train,
         "val": args.val,
         "seeds": list(range(args.seeds)),
-        "evaluation": config.model_dump(mode="json", exclude={"every"}),
+        "image_size": args.image_size,
+        "protocols": {protocol.protocol: protocol.version for protocol in protocols},
+        "evaluation": {**preparation, **{one.protocol: one.model_dump(mode="json") for one in protocols}},
         "versions": versions(),
     }
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 def _times(shape: tuple[int, int]) -> str:

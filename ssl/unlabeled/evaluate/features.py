@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from unlabeled.data.source import Source
 from unlabeled.data.views import Interpolation, center_crop
 from unlabeled.data.workers import Batches
 from unlabeled.errors import BadSample, UserError
-from unlabeled.nn.encoder import Encoder
 from unlabeled.train.distributed import gather_objects, raise_together
 
-Pool = Literal["cls", "mean"]
 Encode = Callable[[Tensor], Tensor]
 WORKER_TIMEOUT = 600.0
 log = logging.getLogger(__name__)
@@ -106,7 +104,7 @@ def extract(
     its own share. Draws nothing from torch's random state.
 
     Args:
-        encode: normalised images [B, C, h, w] on `device` to features [B, D]; see `encoder_features`.
+        encode: normalised images [B, C, h, w] on `device` to features [B, D]; see `unlabeled.evaluate.pooling`.
         source: the pictures.
         shape: (height, width) of what `encode` receives, pixels.
         crop_pct: share of the picture that the central crop keeps, see `center_crop`.
@@ -166,25 +164,6 @@ def _whole(x: list[Tensor], rows: list[int], labels: list[int], bad: list[str], 
     return Features(torch.cat(parts)[order], y[order])
 
 
-def encoder_features(encoder: Encoder, pool: Pool) -> Encode:
-    """A function from images [B, C, H, W] to pooled tokens [B, D]: evaluation mode, no gradients.
-
-    The encoder gets its mode back, part by part, after every call.
-
-    Raises:
-        UserError: the class token is asked for and there is none.
-    """
-    if pool == "cls" and not encoder.has_class_token:
-        raise UserError(f"{encoder.model} has no class token. Evaluate the mean of its patches: pool=mean.")
-
-    @torch.no_grad()
-    def encode(images: Tensor) -> Tensor:
-        with evaluating(encoder):
-            return encoder(images).pool(pool)
-
-    return encode
-
-
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode within, the mode of every part as it was after."""
@@ -195,8 +174,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-def pixels(images: Tensor) -> Tensor:
-    """Images [B, C, H, W] as their own features [B, C * H * W]: what any encoder has to beat."""
-    return images.flatten(1)

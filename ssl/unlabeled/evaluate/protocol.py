@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
+from typing import Protocol as Structure
 
 import numpy as np
 import torch
@@ -12,12 +13,17 @@ from pydantic import BaseModel, Field
 
 from unlabeled.data.loader import Normalize
 from unlabeled.data.source import Source
-from unlabeled.data.subset import stratified
 from unlabeled.data.views import Interpolation
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import Encode, Features, Pool, encoder_features, extract
-from unlabeled.evaluate.knn import Knn, knn_accuracy
-from unlabeled.evaluate.linear import Linear, linear_probe
+from unlabeled.evaluate.base import Protocol, Score
+from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.features import Encode, Features, extract
+from unlabeled.evaluate.fewshot import FewShot
+from unlabeled.evaluate.knn import Knn
+from unlabeled.evaluate.linear import Linear
+from unlabeled.evaluate.logistic import Logistic
+from unlabeled.evaluate.pooling import Pool
+from unlabeled.evaluate.results import scored
 from unlabeled.nn.encoder import Encoder
 
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -27,7 +33,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
     """The recipe's `evaluate:` section: probes of frozen features, fitted on `train`, tested on `val`."""
 
     every: int | None = Field(None, ge=1, description="steps between evaluations; null = only at the end")
-    pool: Pool = Field("cls", description="the class token, or the mean of the patches")
+    pool: Pool = Field("cls", description="the class token, the mean of the patches, both, or mean and maximum")
     crop_pct: float = Field(
         0.875,
         gt=0,
@@ -39,12 +45,22 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
     batch_size: int = Field(256, ge=1, description="pictures encoded at a time, per process")
     knn: Knn | None = Field(Knn(), description="weighted nearest neighbours; null = none")
     linear: Linear | None = Field(Linear(), description="a linear probe; null = none")
+    logistic: Logistic | None = Field(
+        None, description="logistic regression solved to the end; null = none, {} = as it is"
+    )
+    fewshot: FewShot | None = Field(None, description="few-shot episodes on test pictures; null = none, {} = as it is")
     fractions: tuple[Fraction, ...] = Field(
         (1.0,), min_length=1, description="shares of the training labels to use, each its own result"
     )
 
+    @property
+    def protocols(self) -> list[Protocol]:
+        """Those that are switched on, in the order of the fields."""
+        values = (getattr(self, name) for name in type(self).model_fields)
+        return [value for value in values if isinstance(value, Protocol)]
 
-class DataConfig(Protocol):
+
+class DataConfig(Structure):
     """What evaluation needs of a recipe's `data:` section."""
 
     @property
@@ -81,7 +97,7 @@ class Splits:
 
     @cached_property
     def sources(self) -> tuple[Source, Source]:
-        """(train, val). Raises UserError when one has no labels, or they number classes differently."""
+        """(train, val). Raises UserError when one has no labels, or their classes differ."""
         train, val = self.data.open("train"), self.data.open("val")
         for name, source in (("train", train), ("val", val)):
             if not (np.asarray(source.labels) >= 0).any():
@@ -93,6 +109,12 @@ class Splits:
             raise UserError(
                 f"train has {len(train.classes)} classes {train.classes[:5]}, val has {len(val.classes)} "
                 f"{val.classes[:5]}. Give both splits the same class folders."
+            )
+        if len(strange := np.setdiff1d(val.labels[val.labels >= 0], train.labels)):
+            names = ", ".join(repr(train.classes[label]) for label in strange[:10])
+            raise UserError(
+                f"val has pictures of classes that train has none of: {names}. Give train some, or take these "
+                "classes out of val."
             )
         return train, val
 
@@ -146,39 +168,21 @@ class Evaluator:
             UserError: the pictures have no labels, or the encoder cannot be pooled as asked.
         """
         config = self.splits.config
-        train, test = self.splits.features(encoder_features(encoder, config.pool), self.shape)
-        for fraction in config.fractions:
-            yield from probe(train, test, self.splits.num_classes, config, fraction).items()
+        bench = Bench(encoder, self.splits, self.shape)
+        bench.prepare(wanted for protocol in config.protocols for wanted in protocol.wants(bench))
+        for protocol, fraction in runs(config.protocols, config.fractions):
+            for score in measured(protocol, bench.few(fraction)):
+                yield scored(score.name, fraction), score.value
 
 
-def probe(
-    train: Features,
-    test: Features,
-    num_classes: int,
-    config: Evaluation,
-    fraction: float = 1.0,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Top-1 accuracies in percent, by name, of the probes that `config` asks for.
-
-    Args:
-        train, test: features on one device.
-        num_classes: more than any label.
-        config: which probes, and how.
-        fraction: share of the training labels to use.
-        seed: which labels those are, and the order of the linear probe's batches.
-    """
-    part = train if fraction == 1 else train.take(stratified(train.y.cpu().numpy(), fraction, seed))
-    scores = {}
-    # the caller may run under autocast; probes are fitted in float32 all the same
-    with torch.autocast(train.x.device.type, enabled=False):
-        if config.knn is not None:
-            scores["knn"] = knn_accuracy(part, test, config.knn.k, config.knn.temperature, num_classes)
-        if config.linear is not None:
-            scores["linear"] = linear_probe(part, test, num_classes, config.linear, seed).accuracy
-    return {scored(name, fraction): score for name, score in scores.items()}
+def runs(protocols: Sequence[Protocol], fractions: Sequence[float]) -> Iterator[tuple[Protocol, float]]:
+    """Which protocol is run with what share of the labels; those that read no training labels are run once, last."""
+    for fraction in fractions:
+        yield from ((protocol, fraction) for protocol in protocols if protocol.few_labels)
+    yield from ((protocol, 1.0) for protocol in protocols if not protocol.few_labels)
 
 
-def scored(name: str, fraction: float) -> str:
-    """The name of a score: `linear` with all labels, `linear_1%` with one in a hundred."""
-    return name if fraction == 1 else f"{name}_{100 * fraction:g}%"
+def measured(protocol: Protocol, bench: Bench) -> list[Score]:
+    """What a protocol finds, in float32 even where the caller runs under autocast."""
+    with torch.autocast(bench.device.type, enabled=False):
+        return [Score(*found) for found in protocol.scores(bench)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,6 +46,18 @@ class BeitEncoder(Encoder):
         Raises:
             ValueError: patches are to be dropped, or the images have another size.
         """
+        x, grid = self.begin(images, drop, replace, fill)
+        for output in self.outputs(x):
+            x = output
+        return self.finish(x, grid)
+
+    def begin(
+        self,
+        images: Tensor,
+        drop: PatchMask | None = None,
+        replace: PatchMask | None = None,
+        fill: Tensor | None = None,
+    ) -> tuple[Tensor, Grid]:
         grid = self.grid(images)
         if drop is not None:
             raise ValueError(f"'{self.model}' cannot drop patches: its positions are relative. Use a vit_* model.")
@@ -57,13 +70,13 @@ class BeitEncoder(Encoder):
         if replace is not None:
             x = fill_in(x, replace, fill)
 
-        # the class token in front, then the blocks as timm runs them
-        x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1), grid
+
+    def outputs(self, x: Tensor) -> Iterator[Tensor]:
         bias = None if self.vit.rel_pos_bias is None else self.vit.rel_pos_bias()
         for block in self.vit.blocks:
             x = block(x, shared_rel_pos_bias=bias)
-        x = self.vit.norm(x)
-        return Tokens(x[:, :1], x[:, 1:], grid)
+            yield x
 
 
 def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,6 +68,18 @@ class ConvEncoder(Encoder):
         rows, columns = features.shape[-2:]
         patches = features.flatten(2).transpose(1, 2)
         return Tokens(patches[:, :0], patches, (rows, columns))
+
+    def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        """The last feature map, the only one that there is: `blocks` may name the last stage and no other.
+
+        Raises:
+            ValueError: another is asked for.
+        """
+        if any(block not in (-1, self.depth - 1) for block in blocks):
+            raise ValueError(
+                f"of the CNN '{self.model}' there is the last stage's map only, found blocks {list(blocks)}"
+            )
+        return [self(images)] * len(blocks)
 
 
 def stages(cnn: Any) -> dict[str, int]:

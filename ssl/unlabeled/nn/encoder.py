@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -244,6 +245,35 @@ class Encoder(nn.Module):
         fill: Tensor | None = None,
     ) -> Tokens:
         """Encode images [B, C, H, W]; any size that the patch size divides."""
+        x, grid = self.begin(images, drop, replace, fill)
+        return self.finish(self.vit.blocks(x), grid)
+
+    def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        """Tokens after some blocks, each through the final norm (DINO's and DINOv2's `get_intermediate_layers`).
+
+        Args:
+            images: [B, C, H, W].
+            blocks: which, from 0, or from the end where negative; after the last, tokens are those of `forward`.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        numbers = range(self.depth)
+        if wrong := [block for block in blocks if block not in range(-self.depth, self.depth)]:
+            raise ValueError(f"'{self.model}' has blocks 0 to {self.depth - 1}, found {wrong[0]}")
+        wanted = [numbers[block] for block in blocks]
+        x, grid = self.begin(images)
+        found = {number: self.finish(x, grid) for number, x in enumerate(self.outputs(x)) if number in wanted}
+        return [found[number] for number in wanted]
+
+    def begin(
+        self,
+        images: Tensor,
+        drop: PatchMask | None = None,
+        replace: PatchMask | None = None,
+        fill: Tensor | None = None,
+    ) -> tuple[Tensor, Grid]:
+        """What goes into the first block [B, P + N, D], and the grid of patches; the arguments are `forward`'s."""
         grid = self.grid(images)
         prefix_table, patch_table = self._positions(grid)
 
@@ -257,10 +287,18 @@ class Encoder(nn.Module):
             x = fill_in(x, replace, fill)
         x = x + table
 
-        # prefix tokens in front, then the blocks as timm runs them
         prefix = (self._prefix_tokens() + prefix_table).expand(len(x), -1, -1)
-        x = self.vit.norm_pre(torch.cat([prefix, x], dim=1))
-        x = self.vit.norm(self.vit.blocks(x))
+        return self.vit.norm_pre(torch.cat([prefix, x], dim=1)), grid
+
+    def outputs(self, x: Tensor) -> Iterator[Tensor]:
+        """What comes out of every block [B, P + N, D], from what goes into the first."""
+        for block in self.vit.blocks:
+            x = block(x)
+            yield x
+
+    def finish(self, x: Tensor, grid: Grid) -> Tokens:
+        """A block's output through the final norm."""
+        x = self.vit.norm(x)
         return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :], grid)
 
     def fix_positions(self, rows_first: bool = False) -> None:

@@ -1,0 +1,185 @@
+"""What evaluation found of several encoders: a table for a terminal, Markdown, and JSON with all that it rests on."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from unlabeled.evaluate.base import Protocol, Score
+from unlabeled.report.intervals import bootstrap
+from unlabeled.report.table import estimate, markdown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Column(NamedTuple):
+    """What was measured: a score's name, and the share of the training labels where they are read."""
+
+    name: str
+    fraction: float | None
+
+    @property
+    def key(self) -> str:
+        """`linear`, or `linear_1%` with one label in a hundred."""
+        return scored(self.name, self.fraction or 1.0)
+
+    @property
+    def heading(self) -> list[str]:
+        """Its lines in a table."""
+        words = self.name.replace("knn", "kNN").split("_")
+        return words if self.fraction is None else [*words, f"{100 * self.fraction:g} %"]
+
+
+@dataclass
+class Result:
+    """One score of one encoder, once for every seed.
+
+    Attributes:
+        labels: how many training labels it rests on; None = it reads none.
+        found: the score of each seed from 0 on.
+    """
+
+    labels: int | None
+    found: list[Score] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.mean(score.value for score in self.found)
+
+    @property
+    def std(self) -> float | None:
+        """Over seeds; None where there is one."""
+        return statistics.stdev(score.value for score in self.found) if len(self.found) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % of bootstrap samples of the test pictures or episodes have a mean within; None where it has no such
+        parts. Of several seeds, each part is their mean."""
+        each = [score.each for score in self.found if score.each is not None]
+        return bootstrap(np.mean(each, axis=0)) if each else None
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "interval": self.interval,
+            "values": [score.value for score in self.found],
+            "seeds": list(range(len(self.found))),
+            "labels": self.labels,
+            "chosen": [score.chosen for score in self.found],
+        }
+
+
+class Clock:
+    """Wall-clock and CPU seconds, the CPU's of all threads and of processes that have ended."""
+
+    def __init__(self) -> None:
+        self.seconds = self.cpu_seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what happens within."""
+        began = os.times()
+        try:
+            yield
+        finally:
+            ended = os.times()
+            self.seconds += ended.elapsed - began.elapsed
+            self.cpu_seconds += sum(ended[:4]) - sum(began[:4])
+
+
+@dataclass
+class Row:
+    """One encoder: its scores, and how many pictures they rest on.
+
+    The effective rank is of the test features (RankMe, Garrido et al. 2023), at most as many as there are dimensions.
+
+    Attributes:
+        fingerprints: of the pictures of each split.
+        cost: seconds, CPU seconds, and pictures encoded per second.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dimensions: int
+    train_size: int
+    test_size: int
+    effective_rank: float
+    fingerprints: dict[str, str]
+    scores: dict[Column, Result]
+    cost: dict[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "scores": {column.key: result.summary() for column, result in self.scores.items()}}
+
+
+def scored(name: str, fraction: float) -> str:
+    """The name of a score: `linear` with all labels, `linear_1%` with one in a hundred."""
+    return name if fraction == 1 else f"{name}_{100 * fraction:g}%"
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """Everything that was measured of any row."""
+    return list(dict.fromkeys(column for row in rows for column in row.scores))
+
+
+def table(rows: Sequence[Row], protocols: Sequence[Protocol]) -> Table:
+    """For a terminal."""
+    from rich.table import Table
+
+    drawn = Table(title=f"{units(protocols)} (mean ± std over draws of the labels)")
+    drawn.add_column("", overflow="fold")
+    shown = columns(rows)
+    for column in shown:
+        drawn.add_column("\n".join(column.heading), justify="right", no_wrap=True)
+    drawn.add_column("effective\nrank", justify="right", no_wrap=True)
+    for row in rows:
+        cells = (row.scores.get(column) for column in shown)
+        drawn.add_row(row.name, *(estimate(r.mean, r.std, digits=1) if r else "-" for r in cells), rank(row))
+    return drawn
+
+
+def document(rows: Sequence[Row], protocols: Sequence[Protocol]) -> str:
+    """The table as Markdown, with intervals."""
+    shown = columns(rows)
+    cells = [
+        [row.name, *(_cell(row.scores.get(column)) for column in shown), rank(row), f"{row.cost['cpu_seconds']:.0f}"]
+        for row in rows
+    ]
+    head = ["encoder", *(" ".join(column.heading) for column in shown), "effective rank", "CPU seconds"]
+    meaning = (
+        f"{units(protocols)}: mean ± standard deviation over draws of the labels [95 % interval by bootstrap over test "
+        "pictures or episodes]"
+    )
+    pictures = f"{rows[0].train_size:,} training and {rows[0].test_size:,} test pictures"
+    versions = ", ".join(protocol.version for protocol in protocols)
+    return f"{markdown(head, cells)}\n{meaning}. {pictures}. Protocols {versions}.\n"
+
+
+def units(protocols: Sequence[Protocol]) -> str:
+    """What the numbers are: `top-1 accuracy, %`, or which are what."""
+    named: dict[str, list[str]] = {}
+    for protocol in protocols:
+        named.setdefault(protocol.unit, []).append(protocol.protocol)
+    if len(named) == 1:
+        return next(iter(named))
+    return "; ".join(f"{', '.join(names)}: {unit}" for unit, names in named.items())
+
+
+def rank(row: Row) -> str:
+    """`31 of 192`."""
+    return f"{row.effective_rank:.0f} of {row.dimensions}"
+
+
+def _cell(result: Result | None) -> str:
+    return estimate(result.mean, result.std, result.interval, digits=1) if result else "-"
