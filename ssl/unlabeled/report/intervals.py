@@ -1,0 +1,76 @@
+"""How sure a mean is: over pictures by the bootstrap, over seeds or episodes by Student's t."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+DRAWN_AT_ONCE = 1 << 22
+
+
+def bootstrap(values: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean over pictures (Efron 1979): always the same for the same values and seed.
+
+    Args:
+        values: [n] a score per picture, such as 1 where it was classified correctly and 0 where not.
+        draws: how many samples of n pictures, with replacement.
+        seed: of the draws.
+        level: share of the samples' means that lie within.
+
+    Returns:
+        (low, high), in the unit of the values.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"expected one score for each of at least one picture, found shape {values.shape}")
+    means = np.concatenate(list(_means(values, draws, seed)))
+    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def _means(values: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Means of `draws` samples, as many at once as fit into a little memory."""
+    n, generator = len(values), np.random.Generator(np.random.Philox(seed))
+    rows = max(1, DRAWN_AT_ONCE // n)
+    for start in range(0, draws, rows):
+        yield values[generator.integers(n, size=(min(rows, draws - start), n))].mean(axis=1)
+
+
+def student(values: Sequence[float], level: float = 0.95) -> float:
+    """Half the width of Student's interval of a mean: t s / sqrt(n), with n - 1 degrees of freedom.
+
+    Args:
+        values: at least two, independent and about normal, such as accuracies over seeds or episodes.
+        level: probability that the interval around the sample's mean holds the true one.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    return t_quantile(level, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def t_quantile(level: float, freedom: int) -> float:
+    """The t with P(|T| < t) = level, for a whole number of degrees of freedom."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # halvings: beyond a float's precision
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < level else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """P(|T| < sqrt(freedom) tan(angle)) (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
+    odd, cosine = freedom % 2, math.cos(angle)
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * cosine**2
+        total += term
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
