@@ -39,7 +39,7 @@ class Finetune:
         from unlabeled.transfer.score import Scorer
 
         build, dataset, _ = finetuning(recipe)
-        self.scorer = scorer = Scorer(recipe, accelerator, dataset.source.classes)
+        self.scorer = scorer = Scorer(recipe, accelerator, dataset.source.classes, dataset.source.labels)
 
         def accuracy(method: Any) -> Iterator[tuple[str, float]]:
             yield "accuracy", scorer(method)["accuracy"]
@@ -57,7 +57,7 @@ class Finetune:
         ]
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
-        """Write result.json and a timm classifier."""
+        """Write the result and a timm classifier."""
         from unlabeled.train.distributed import on_main
         from unlabeled.transfer.score import export_classifier, write_result
 
@@ -66,13 +66,13 @@ class Finetune:
         result = self.scorer.latest or self.scorer(method)
 
         def write() -> None:
-            write_result(output / "result.json", recipe, engine, result)
+            write_result(output, engine, self.scorer)
             export_classifier(output / "export", method, recipe, engine, result)
 
         on_main(engine.accelerator, write)
         return [
             f"done: accuracy {result['accuracy']:.2f} % on {result['pictures']:,} pictures",
-            f"  result     {output}/result.json",
+            f"  result     {output}/result.json, result.md, confusion.png, reliability.png",
             f"  classifier {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
         ]
 

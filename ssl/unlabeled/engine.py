@@ -56,6 +56,7 @@ class Engine:
         self.steps_per_epoch = steps_per_epoch(len(job.dataset.source), recipe.train.batch_size)
         self.total_steps = total_steps(recipe.train.epochs, self.steps_per_epoch)
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.first_step = 0  # of this process: where it went on from
         self.evaluated: dict[str, float] = {}
         self._ahead: tuple[RawBatch, Batch] | None = None
 
@@ -304,6 +305,7 @@ class Engine:
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.step, self.evaluated = saved["step"], saved["evaluated"]
+        self.first_step = self.step
         self.skipped, self.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
 
     def _raw_optimizer(self) -> torch.optim.Optimizer:

@@ -54,13 +54,12 @@ class Classification(NamedTuple):
 
     def summary(self) -> dict[str, Any]:
         """As JSON, percentages to three digits where there are many of them."""
-        plain = self._asdict()
-        del plain["reliability"]
         return {
-            **plain,
+            **self._asdict(),
             "groups": {name: group._asdict() for name, group in self.groups.items()},
             "per_class": {name: round(share, 3) for name, share in self.per_class.items()},
             "confusion": self.confusion.tolist(),
+            "reliability": {name: values.tolist() for name, values in self.reliability._asdict().items()},
         }
 
 
