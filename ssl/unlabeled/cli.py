@@ -31,6 +31,9 @@ OWN = (
     "bad_samples.jsonl",
     "recipe.yaml",
     "result.json",
+    "result.md",
+    "confusion.png",
+    "reliability.png",
 )
 
 # nothing is wrong with the program: the disk is full, a quota is used up, or it may only be read

@@ -59,6 +59,7 @@ class Engine:
         self.total_steps = total_steps(recipe.train.epochs, self.steps_per_epoch)
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.watch = job.watch
+        self.first_step = 0  # of this process: where it went on from
         self.evaluated: dict[str, float] = {}
         self._ahead: tuple[RawBatch, Batch] | None = None
 
@@ -343,6 +344,7 @@ class Engine:
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.step, self.evaluated = saved["step"], saved["evaluated"]
+        self.first_step = self.step
         self.skipped, self.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
         if self.watch is not None and saved.get("watch") is not None:
             self.watch.restore(saved["watch"])

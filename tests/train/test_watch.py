@@ -25,8 +25,8 @@ def test_best_patience_and_plateau() -> None:
     assert [over for _, _, over in history] == [False] * 9 + [True]
 
 
-def test_less_is_better_of_a_loss_and_nan_never_is() -> None:
-    watching = watch("loss", min_delta=0.1)
+def test_less_is_better_of_a_likelihood_lost_and_nan_never_is() -> None:
+    watching = watch("nll", min_delta=0.1)
     for step, score in enumerate([1.0, 0.95, 0.8, float("nan"), 0.9], start=1):
         watching.read(step, score)
     assert (watching.best, watching.best_step, watching.since_best) == (0.8, 3, 2)

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    config, protocols, device = _evaluation(args), settings(args.protocol, args.set), _device(args.device)
+    config, protocols, device = _evaluation(args), settings(args.protocol, args.set), device_of(args.device)
     console = Console()
     rows = []
     for subject in _subjects(args, device):
@@ -123,7 +123,7 @@ def _evaluation(args: argparse.Namespace) -> Evaluation:
     return checked(Evaluation, pool=args.pool, crop_pct=args.crop_pct, fractions=fractions, knn=None, linear=None)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
@@ -139,7 +139,7 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> Iterator[Subjec
     baselines: dict[Hashable, Subject] = {}
     for path in args.exports:
         encoder = _load(path, args.image_size)
-        shape, data = encoder.image_size, _data(args, path, encoder)
+        shape, data = encoder.image_size, data_of(args, path, encoder)
         yield Subject(path, encoder.to(device), shape, data)
         if args.baselines:
             small = (min(shape[0], PIXELS_SIDE), min(shape[1], PIXELS_SIDE))
@@ -167,7 +167,7 @@ def _load(path: str, side: int | None) -> Encoder:
     return encoder
 
 
-def _data(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
+def data_of(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
     """The pictures, scaled and normalised as the export was trained."""
     from unlabeled.export import IMAGENET, preprocessing_of
 

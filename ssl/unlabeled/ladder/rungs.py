@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from unlabeled.errors import Interrupted, UserError
-from unlabeled.evaluate.protocol import Evaluation, Splits, probe, scored
+from unlabeled.evaluate.protocol import Evaluation, Splits, measured
+from unlabeled.evaluate.results import Clock
 
 PROBES = ("knn", "linear")
 TUNED: dict[str, dict[str, Any]] = {
@@ -74,29 +74,29 @@ class Climb(NamedTuple):
 
 def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
     """Rungs that are read out of frozen features: one pass over the pictures, then every share and seed."""
-    from unlabeled.evaluate.features import encoder_features
+    from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.protocols import PROTOCOLS
     from unlabeled.export import load_encoder
 
-    options, started = climb.options, time.process_time()
-    config = Evaluation(pool=options.pool, crop_pct=options.crop_pct)
-    splits = Splits(config, climb.data, climb.device, options.workers)
-    encoder = load_encoder(climb.export).to(climb.device)
-    train, test = splits.features(encoder_features(encoder, options.pool), climb.shape)
-    looking = time.process_time() - started
+    options, looking = climb.options, Clock()
+    with looking.running():
+        config = Evaluation(pool=options.pool, crop_pct=options.crop_pct)
+        splits = Splits(config, climb.data, climb.device, options.workers)
+        bench = Bench(load_encoder(climb.export).to(climb.device), splits, climb.shape)
+        bench.features()
     for rung in rungs:
-        only = config.model_copy(update={name: None for name in PROBES if name != rung})
         for fraction in options.fractions:
-            started, seeds = time.process_time(), seeds_of(fraction, options.seeds)
-            scores = [probe(train, test, splits.num_classes, only, fraction, seed) for seed in seeds]
-            own = (time.process_time() - started) / len(scores)
-            yield Step(rung, fraction, [score[scored(rung, fraction)] for score in scores], looking + own)
+            seeds, reading = seeds_of(fraction, options.seeds), Clock()
+            with reading.running():
+                scores = [measured(PROTOCOLS[rung](), bench.few(fraction, seed))[0].value for seed in seeds]
+            yield Step(rung, fraction, scores, looking.cpu_seconds + reading.cpu_seconds / len(scores))
 
 
 def tuned(climb: Climb, rung: str) -> Iterator[Step]:
     """A rung that is trained, on every share. What an earlier climb has finished is not trained again."""
     for fraction in climb.options.fractions:
         results = [_train(recipe_of(climb, rung, fraction, seed)) for seed in range(climb.options.seeds)]
-        seconds = statistics.mean(result["cost"]["cpu_seconds"] for result in results)
+        seconds = statistics.mean(result["cost"]["cpu_s"] for result in results)
         yield Step(rung, fraction, [result["accuracy"] for result in results], seconds)
 
 

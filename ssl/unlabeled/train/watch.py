@@ -17,8 +17,8 @@ class Watching(BaseModel, frozen=True, extra="forbid"):
     """A recipe's `watch:` section."""
 
     every: int = Field(ge=1, description="steps between looks at the score; the end of the run is looked at too")
-    metric: Literal["accuracy", "balanced_accuracy", "loss"] = Field(
-        "accuracy", description="what is watched; of the loss less is better"
+    metric: Literal["accuracy", "balanced_accuracy", "nll"] = Field(
+        "accuracy", description="what is watched; of nll, the mean negative log-likelihood, less is better"
     )
     hold_out: float = Field(
         0.1,
@@ -77,7 +77,7 @@ class Watch:
     def _improves(self, score: float) -> bool:
         if self.best is None:
             return True
-        gain = self.best - score if self.config.metric == "loss" else score - self.best
+        gain = self.best - score if self.config.metric == "nll" else score - self.best
         return not math.isnan(score) and gain > self.config.min_delta
 
     def state(self) -> dict[str, Any]:

@@ -1,9 +1,14 @@
-"""What came out of fine-tuning: accuracy, its protocol beside it, and a classifier that timm loads."""
+"""What came out of fine-tuning: scores, their protocol and cost beside them, and a classifier that timm loads."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import re
+import statistics
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +22,39 @@ from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import evaluating, extract
 from unlabeled.export import Preprocessing, preprocessing_of, timm_config, write_export
+from unlabeled.report.calibration import Reliability
+from unlabeled.report.classification import classification
+from unlabeled.report.page import page
 from unlabeled.transfer.classify import Classifier
+
+# the version changes when the same recipe would be scored otherwise
+PROTOCOL = {"name": "finetune", "version": "1"}
 
 
 class Scorer:
-    """Top-1 accuracy of a classifier on `data.val`, once per picture, without augmentation.
+    """Scores a classifier on labelled pictures, once per picture, without augmentation.
 
     `latest` holds the newest result, None before the first.
 
     Args:
         recipe: of the fine-tuning.
         accelerator: device and processes.
-        source: labelled pictures, whose classes are numbered as the head's.
+        source: the pictures, their classes numbered as the head's.
         train_labels: [n] of the pictures that were learnt from.
+
+    Raises:
+        UserError: there are classes that no training picture has.
     """
 
     def __init__(self, recipe: Any, accelerator: Accelerator, source: Source, train_labels: np.ndarray) -> None:
-        self.recipe, self.accelerator, self.source, self.train_labels = recipe, accelerator, source, train_labels
-        self.classes = source.classes
+        self.recipe, self.accelerator, self.source, self.classes = recipe, accelerator, source, source.classes
+        self.train_counts = class_counts(train_labels, len(self.classes))
         self.latest: dict[str, Any] | None = None
+        self.clock = Clock()
+        _check_trained(self.source.labels, self.train_counts, self.classes)
 
     def __call__(self, method: Classifier) -> dict[str, Any]:
-        """Accuracy in percent, overall and per class. All processes must call it."""
+        """Scores in percent as JSON, see `Classification`. All processes must call it."""
         recipe, device = self.recipe, self.accelerator.device
         with torch.no_grad(), evaluating(method):
             scored = extract(
@@ -53,44 +69,118 @@ class Scorer:
                 rank=self.accelerator.process_index,
                 world=self.accelerator.num_processes,
             )
-        correct = (scored.x.argmax(1) == scored.y).float()
-        per_class = {
-            name: round(100 * correct[scored.y == i].mean().item(), 3)
-            for i, name in enumerate(self.classes)
-            if (scored.y == i).any()
-        }
-        self.latest = {
-            "accuracy": 100 * correct.mean().item(),
-            "mean_class_accuracy": sum(per_class.values()) / len(per_class),
-            "per_class": per_class,
-            "pictures": len(correct),
-        }
+        report = classification(scored.x, scored.y, self.classes, self.train_counts).summary()
+        self.latest = {**report, "mean_class_accuracy": report["balanced_accuracy"]}
         return self.latest
 
 
-def write_result(file: Path, recipe: Any, engine: Any, result: dict[str, Any]) -> None:
-    """`result.json`: the numbers and everything needed to believe them."""
-    source = engine.job.dataset.source
-    content = {
+class Clock:
+    """Wall-clock and CPU seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), _cpu_seconds()
+
+    def read(self) -> dict[str, float]:
+        """CPU seconds are those of this process and of its loader workers that have ended."""
+        return {
+            "wall_s": round(time.perf_counter() - self.wall, 2),
+            "cpu_s": round(_cpu_seconds() - self.cpu, 2),
+        }
+
+
+def class_counts(labels: np.ndarray, num_classes: int) -> torch.Tensor:
+    """How many pictures each class has [C]; labels [n] below 0 are unknown."""
+    return torch.from_numpy(np.bincount(labels[labels >= 0], minlength=num_classes))
+
+
+def write_result(output: Path, engine: Any, scorer: Scorer) -> None:
+    """`result.json`, the numbers and everything needed to believe them; `result.md` and two diagrams of the same.
+
+    Args:
+        output: the run's folder.
+        engine: at the end of its run.
+        scorer: that has scored.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    from unlabeled.report.plots import draw_confusion, draw_reliability
+
+    assert scorer.latest is not None
+    content = result_of(engine, scorer, scorer.latest)
+    _replace(output / "result.json", compact(json.dumps(content, indent=2)) + "\n")
+    _replace(output / "result.md", page(content))
+    title = f"{scorer.recipe.name}: {content['accuracy']:.2f} % of {content['pictures']:,} pictures"
+    draw_confusion(output / "confusion.png", torch.tensor(content["confusion"]), scorer.classes, title)
+    bins = Reliability(**{name: torch.tensor(values) for name, values in content["reliability"].items()})
+    draw_reliability(output / "reliability.png", bins, title)
+
+
+def result_of(engine: Any, scorer: Scorer, result: dict[str, Any]) -> dict[str, Any]:
+    """A result with its protocol, its seeds and what it cost."""
+    recipe, source, facts = scorer.recipe, engine.job.dataset.source, engine.job.facts
+    return {
         **result,
         "classes": dict(enumerate(source.classes)),
         "protocol": {
+            **PROTOCOL,
             "encoder": recipe.encoder,
             "task": recipe.task.model_dump(mode="json"),
             "optim": recipe.optim.model_dump(mode="json"),
             "train": recipe.train.model_dump(mode="json"),
             "label_fraction": recipe.task.fraction,
             "labelled_pictures": len(source),
-            "epoch": "last",
+            "weights_of_step": engine.checkpoints.best or engine.step,
+            "watch": None if recipe.watch is None else recipe.watch.model_dump(mode="json"),
             "data": recipe.data.model_dump(mode="json"),
-            "fingerprint": engine.job.facts["pictures"],
+            "fingerprint": facts["pictures"],
+            "fingerprints": {"train": facts["pictures"], "val": scorer.source.fingerprint()},
         },
         "seed": recipe.seed,
+        "seeds": {"run": recipe.seed, "labels": recipe.task.fraction_seed},
         "steps": engine.step,
+        "cost": cost(engine, scorer.clock),
         "versions": versions(),
     }
+
+
+def cost(engine: Any, clock: Clock) -> dict[str, Any]:
+    """Seconds of the process that finished the run, since the step it went on from; images/s is the logged median."""
+    lines = (json.loads(line) for line in (engine.output / "metrics.jsonl").read_text().splitlines())
+    speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
+    return {
+        **clock.read(),
+        "from_step": engine.first_step,
+        "steps": engine.step,
+        "images_per_s": statistics.median(speeds) if speeds else None,
+        "processes": engine.accelerator.num_processes,
+        "device": str(engine.device),
+    }
+
+
+def compact(text: str) -> str:
+    """Indented JSON with every list of numbers on one line."""
+    return re.sub(r"\[\n[\d\s.,eE+-]+\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
+
+
+def _check_trained(labels: np.ndarray, train_counts: torch.Tensor, classes: Sequence[str]) -> None:
+    evaluated = class_counts(labels, len(classes))
+    unseen = [repr(classes[i]) for i in ((evaluated > 0) & (train_counts == 0)).nonzero().flatten().tolist()]
+    if unseen:
+        raise UserError(
+            f"data.val has pictures of {', '.join(unseen[:10])}, of which data.train has none. Add some to data.train, "
+            "or remove the class from data.val."
+        )
+
+
+def _cpu_seconds() -> float:
+    multiprocessing.active_children()  # so that workers that have ended are counted
+    return sum(os.times()[:4])
+
+
+def _replace(file: Path, text: str) -> None:
     temporary = file.with_suffix(".writing")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, file)
 
 

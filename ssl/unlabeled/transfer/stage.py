@@ -91,12 +91,12 @@ class Finetune:
         result = self.scorer(method) if other or self.scorer.latest is None else self.scorer.latest
 
         def write() -> None:
-            write_result(output / "result.json", recipe, engine, result)
+            write_result(output, engine, self.scorer)
             export_classifier(output / "export", method, recipe, engine, result)
 
         on_main(engine.accelerator, write)
         return [
             f"done: accuracy {result['accuracy']:.2f} % on {result['pictures']:,} pictures",
-            f"  result     {output}/result.json",
+            f"  result     {output}/result.json, result.md, confusion.png, reliability.png",
             f"  classifier {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
         ]

@@ -1,0 +1,48 @@
+"""Whether a classifier is as sure as it is right (Guo et al. 2017, "On Calibration of Modern Neural Networks")."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BINS = 15
+
+
+class Reliability(NamedTuple):
+    """Pictures sorted into bins of equal width by the probability of the predicted class, (0, 1/M] first.
+
+    Attributes:
+        counts: [M] int64.
+        accuracy: [M] float64, share that is correct; 0 where a bin is empty.
+        confidence: [M] float64, mean probability of the predicted class; 0 where a bin is empty.
+    """
+
+    counts: Tensor
+    accuracy: Tensor
+    confidence: Tensor
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error in [0, 1] (equation 3): the mean distance of accuracy and confidence."""
+        gaps = (self.accuracy - self.confidence).abs()
+        return float((gaps * self.counts).sum() / self.counts.sum())
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
+    """Accuracy by confidence.
+
+    Args:
+        logits: [n, C], n at least 1.
+        labels: [n] of the true classes.
+        bins: how many; the paper has 15.
+    """
+    confidence, predicted = logits.double().softmax(-1).max(-1)
+    place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    counts = torch.bincount(place, minlength=bins)
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.bincount(place, values, minlength=bins) / counts.clamp(min=1)
+
+    return Reliability(counts, mean((predicted == labels).double()), mean(confidence))

@@ -1,0 +1,68 @@
+"""`result.md`: what `result.json` says of a classifier, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from unlabeled.report.table import estimate, markdown
+
+HARDEST = 20
+RANGES = {"many": "> 100", "medium": "20 to 100", "few": "< 20"}
+
+
+def page(result: dict[str, Any]) -> str:
+    """A result as Markdown: scores, the classes that are hardest, protocol and cost.
+
+    Args:
+        result: as in `result.json`.
+    """
+    parts = (
+        f"# {result['protocol']['name']}: accuracy {result['accuracy']:.2f} %",
+        markdown(("score", "value"), list(_scores(result))),
+        "![confusion matrix](confusion.png) ![reliability](reliability.png)",
+        f"## Hardest classes\n\n{markdown(('class', 'accuracy, %', 'pictures', 'taken for'), _hardest(result))}",
+        f"## Protocol and cost\n\n{markdown(('', ''), list(_circumstances(result)))}",
+    )
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _scores(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "accuracy, % [95 %, bootstrap over pictures]", estimate(result["accuracy"], interval=result["interval"])
+    if result["top5"] is not None:
+        yield "top-5 accuracy, %", estimate(result["top5"])
+    yield "balanced accuracy, %", estimate(result["balanced_accuracy"])
+    for name, group in result["groups"].items():
+        yield f"{name} ({RANGES[name]} training pictures, {group['classes']} classes), %", estimate(group["accuracy"])
+    yield "negative log-likelihood, nats", estimate(result["nll"], digits=4)
+    yield "expected calibration error, %", estimate(result["ece"])
+    yield "pictures", f"{result['pictures']:,}"
+
+
+def _hardest(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Classes by accuracy, the lowest first, and what each is mostly taken for."""
+    rows, names = [], list(result["classes"].values())
+    for i, (name, counts) in enumerate(zip(names, result["confusion"], strict=True)):
+        if name not in result["per_class"]:
+            continue
+        wrong = {j: count for j, count in enumerate(counts) if j != i and count}
+        most = max(wrong, key=lambda j: wrong[j], default=None)
+        taken_for = "" if most is None else f"{names[most]} ({wrong[most]})"
+        rows.append((name, estimate(result["per_class"][name]), f"{sum(counts)}", taken_for))
+    return sorted(rows, key=lambda row: float(row[1]))[:HARDEST]
+
+
+def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    protocol, spent = result["protocol"], result["cost"]
+    yield "protocol", f"{protocol['name']} {protocol['version']}"
+    yield "backbone", str(protocol["encoder"])
+    yield "mode", str(protocol["task"]["mode"])
+    yield "labelled pictures", f"{protocol['labelled_pictures']:,} ({100 * protocol['label_fraction']:g} %)"
+    yield "fingerprints", ", ".join(f"{split} {text}" for split, text in protocol["fingerprints"].items())
+    yield "seeds", ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())
+    yield "steps", f"{spent['steps']:,}"
+    since = f" since step {spent['from_step']:,}" if spent["from_step"] else ""
+    yield "seconds", f"{spent['wall_s']:,.1f} ({spent['cpu_s']:,.1f} of CPU){since}"
+    if spent["images_per_s"] is not None:
+        yield "images/s", f"{spent['images_per_s']:,.1f} on {spent['processes']} x {spent['device']}"
+    yield "versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())

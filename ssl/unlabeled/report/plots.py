@@ -1,0 +1,143 @@
+"""Diagrams as PNG files. Nothing here touches matplotlib's global state, and no display is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from unlabeled.report.calibration import Reliability
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 130
+LABELS, LABEL_LENGTH = 50, 22  # more names than that overlap, longer ones are cut
+COUNTED, SHARED, COARSE = 14, 30, 200  # classes up to which a cell has room for a count, for a percentage, for pixels
+INK, GRID, BLUE, RED = "#222222", "#dddddd", "#7fa8d1", "#c0392b"
+
+
+def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title: str = "") -> None:
+    """Draw a confusion matrix, coloured by the share of each true class.
+
+    Up to 14 classes have a count in every cell, up to 30 a percentage; of more than 50 names, every n-th is written.
+
+    Args:
+        file: the PNG to write.
+        confusion: [C, C] counts, rows the true class.
+        classes: C names.
+        title: above it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from matplotlib.colors import PowerNorm
+
+    counts = confusion.cpu().numpy()
+    n = len(classes)
+    shares = counts / np.where(counts.sum(1) == 0, np.nan, counts.sum(1))[:, None]
+    side = float(np.clip(2.5 + 0.45 * n, 4.5, 11.5))
+    figure = _figure(side + 1.2, side)
+    axes = figure.add_subplot()
+    axes.set_facecolor(GRID)  # a class without pictures
+    # a square root: a hundredth of a class can be told from nothing
+    drawn = axes.imshow(
+        shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest" if n <= 200 else "auto"
+    )
+    _name_classes(axes, classes)
+    if n <= SHARED:
+        _write_cells(axes, counts, shares)
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
+    bar.set_label("share of the true class", fontsize=9)
+    axes.set_title(title, fontsize=11)
+    _write(figure, file)
+
+
+def draw_reliability(file: Path, found: Reliability, title: str = "") -> None:
+    """Draw accuracy over confidence, with the gap between them and how many pictures each bin holds.
+
+    Args:
+        file: the PNG to write.
+        found: the bins.
+        title: above it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    figure = _figure(5.2, 6.2)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    counts, accuracy, confidence = (values.cpu().numpy() for values in found)
+    width = 1 / len(counts)
+    centres = (np.arange(len(counts)) + 0.5) * width
+    filled = counts > 0
+    upper.bar(centres[filled], accuracy[filled], 0.94 * width, color=BLUE, label="accuracy")
+    gap = {"color": "none", "edgecolor": RED, "hatch": "////", "lw": 0.8, "label": "gap"}
+    upper.bar(centres[filled], (confidence - accuracy)[filled], 0.94 * width, accuracy[filled], **gap)
+    upper.plot([0, 1], [0, 1], color=INK, lw=1, ls="--", label="perfect calibration")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
+    upper.text(0.97, 0.05, f"ECE {100 * found.error:.2f} %", ha="right", transform=upper.transAxes, bbox=_paper())
+    upper.legend(loc="upper left", fontsize=9)
+    lower.bar(centres, counts, 0.94 * width, color=BLUE)
+    _write_counts(lower, centres, counts)
+    lower.set(xlabel="confidence (probability of the predicted class)", ylabel="pictures")
+    for axes in (upper, lower):
+        axes.grid(color=GRID, lw=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    _write(figure, file)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: Figure, file: Path) -> None:
+    temporary = file.with_suffix(".writing")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, file)
+
+
+def _name_classes(axes: Any, classes: Sequence[str]) -> None:
+    n = len(classes)
+    shown = list(range(0, n, -(-n // LABELS)))
+    names = [_cut(classes[i]) for i in shown]
+    size = float(np.clip(440 / max(len(shown), 1), 7, 10))
+    axes.set_xticks(shown, names, fontsize=size, rotation=90 if n > 4 else 0)
+    axes.set_yticks(shown, names, fontsize=size)
+    axes.set_xlabel("predicted", fontsize=10)
+    axes.set_ylabel("true", fontsize=10)
+
+
+def _cut(name: str) -> str:
+    # a $ would begin mathematics
+    return (name if len(name) <= LABEL_LENGTH else name[: LABEL_LENGTH - 1] + "…").replace("$", r"\$")
+
+
+def _write_cells(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
+    n = len(counts)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        share = shares[row, column]
+        text = f"{counts[row, column]}" if n <= COUNTED else f"{100 * share:.0f}"
+        colour = "white" if share > 0.3 else INK
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9 if n <= COUNTED else 7)
+
+
+def _write_counts(axes: Any, centres: np.ndarray, counts: np.ndarray) -> None:
+    for centre, count in zip(centres, counts, strict=True):
+        if count:
+            axes.text(centre, count, f"{count}", ha="center", va="bottom", fontsize=6.5, color=INK)
+    axes.set_ylim(0, 1.15 * max(1, counts.max()))
+
+
+def _paper() -> dict[str, Any]:
+    return {"facecolor": "white", "edgecolor": GRID, "boxstyle": "round"}

@@ -1,0 +1,101 @@
+"""What a fine-tuning leaves behind: numbers that a loop gives too, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from support import TINY_FINETUNE, TINY_PRETRAIN, launch
+
+from unlabeled.data.loader import Normalize
+from unlabeled.data.views import center_crop
+from unlabeled.errors import UserError
+from unlabeled.recipe import load
+from unlabeled.schema import FinetuneRecipe
+from unlabeled.training import finetuning
+from unlabeled.transfer.score import Scorer, compact
+
+FILES = ("result.json", "result.md", "confusion.png", "reliability.png")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("score")
+    (home / "pretrain.yaml").write_text(TINY_PRETRAIN)
+    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "pretrain" / "export")))
+    for stage in ("pretrain", "finetune"):
+        assert launch(stage, [str(home / f"{stage}.yaml"), f"run.output={home / stage}"]) == [0]
+    return home / "finetune"
+
+
+@pytest.fixture(scope="module")
+def result(output: Path) -> dict[str, Any]:
+    return json.loads((output / "result.json").read_text())
+
+
+def test_timm_alone_finds_the_same_confusions(output: Path, result: dict[str, Any]) -> None:
+    recipe = load(FinetuneRecipe, output / "recipe.yaml", [])
+    val, model = recipe.data.open("val"), timm.create_model(f"local-dir:{output}/export", pretrained=True).eval()
+    normalize = Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
+    counts = np.zeros((len(val.classes),) * 2, int)
+    for i in range(len(val)):
+        with torch.no_grad():
+            logits = model(normalize(center_crop(val.image(i), (16, 16), 1.0, "bicubic"))[None])
+        counts[val.labels[i], logits.argmax()] += 1
+    assert result["confusion"] == counts.tolist()
+    assert result["accuracy"] == pytest.approx(100 * counts.trace() / len(val))
+    recalls = [100 * row[i] / row.sum() for i, row in enumerate(counts) if row.sum()]
+    assert result["balanced_accuracy"] == result["mean_class_accuracy"] == pytest.approx(np.mean(recalls))
+    assert list(result["per_class"].values()) == pytest.approx(recalls, abs=1e-3)
+
+
+def test_protocol_seeds_and_cost(output: Path, result: dict[str, Any]) -> None:
+    recipe = load(FinetuneRecipe, output / "recipe.yaml", [])
+    protocol, cost = result["protocol"], result["cost"]
+    assert (protocol["name"], protocol["version"]) == ("finetune", "1")
+    train, val = finetuning(recipe).dataset.source, recipe.data.open("val")
+    assert protocol["fingerprints"] == {"train": train.fingerprint(), "val": val.fingerprint()}
+    assert result["seeds"] == {"run": 0, "labels": 0}
+    assert cost["steps"] == result["steps"] == 15 and cost["from_step"] == 0
+    assert cost["cpu_s"] > 0 and cost["wall_s"] > 0 and cost["images_per_s"] > 0
+    assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
+    groups = result["groups"]
+    assert set(groups) == {"few"} and groups["few"]["classes"] == len(result["per_class"])
+
+
+def test_beside_it_a_page_and_two_diagrams(output: Path, result: dict[str, Any]) -> None:
+    text = (output / "result.md").read_text()
+    assert f"accuracy {result['accuracy']:.2f} %" in text and "finetune 1" in text
+    worst = min(result["per_class"], key=result["per_class"].get)
+    table = text.split("## Hardest classes")[1].splitlines()
+    assert float(table[4].split("|")[2]) == pytest.approx(result["per_class"][worst], abs=0.01)
+    for name in ("confusion.png", "reliability.png"):
+        with Image.open(output / name) as image:
+            assert min(image.size) > 300
+
+
+def test_a_new_start_removes_them(output: Path) -> None:
+    from unlabeled.cli import OWN
+
+    assert set(FILES) <= set(OWN) and all((output / name).is_file() for name in FILES)
+
+
+def test_classes_without_training_pictures_are_named() -> None:
+    val = SimpleNamespace(labels=np.array([0, 2, 2, -1]), classes=("cat", "dog", "eel"))
+    recipe: Any = SimpleNamespace(data=SimpleNamespace(has_val=True, open=lambda split: val))
+    with pytest.raises(UserError, match="has pictures of 'eel', of which"):
+        Scorer(recipe, None, val.classes, np.array([0, 1, 1]))  # type: ignore[arg-type]
+    Scorer(recipe, None, val.classes, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]
+
+
+def test_lists_of_numbers_take_a_line() -> None:
+    content = {"a": [[1, 2], [3, -4e-9]], "b": ["1", None], "c": [], "[\n1\n]": 0.5}
+    text = compact(json.dumps(content, indent=2))
+    assert json.loads(text) == content and "[3, -4e-09]" in text
