@@ -91,8 +91,8 @@ def test_classes_without_training_pictures_are_named() -> None:
     val = SimpleNamespace(labels=np.array([0, 2, 2, -1]), classes=("cat", "dog", "eel"))
     recipe: Any = SimpleNamespace(data=SimpleNamespace(has_val=True, open=lambda split: val))
     with pytest.raises(UserError, match="has pictures of 'eel', of which"):
-        Scorer(recipe, None, val.classes, np.array([0, 1, 1]))  # type: ignore[arg-type]
-    Scorer(recipe, None, val.classes, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]
+        Scorer(recipe, None, val, np.array([0, 1, 1]))  # type: ignore[arg-type]
+    Scorer(recipe, None, val, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]
 
 
 def test_lists_of_numbers_take_a_line() -> None:
