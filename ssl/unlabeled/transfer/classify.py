@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unlabeled.data.mixing import Mixing
 from unlabeled.data.views import Interpolation, View
 from unlabeled.method import Batch, Method, Output, Progress
+from unlabeled.nn.batchnorm import BatchNorm
 from unlabeled.nn.mixing import mix_images, mix_targets
 from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.transfer.build import (
@@ -157,7 +158,7 @@ class Classifier(Method):
         self.layers = layer_ids(self.model, encoder)
         self.new = (head_prefix(self.model), "fc_norm.", "attn_pool.")
         self._new_head()
-        self.probe_norm = nn.BatchNorm1d(encoder.width, affine=False, eps=1e-6) if config.mode == "linear" else None
+        self.probe_norm = probe_norm(encoder.width) if config.mode == "linear" else None
         self.objective = Objective(config, counts)
         self._choose_what_learns()
         self.average = None if config.ema is None else follower(self.model)
@@ -224,8 +225,9 @@ class Classifier(Method):
                 own.copy_(source)
 
     def compares_pictures(self) -> bool:
-        """By batch normalisation in a CNN that learns; by flooding, which asks for the mean loss of the step."""
-        return self.mixes or self.config.flood is not None
+        """By batch normalisation, of a CNN that learns or before a probe's head; by flooding, which goes by the mean loss
+        of the step."""
+        return self.mixes or self.probe_norm is not None or self.config.flood is not None
 
     def exports(self) -> dict[str, Encoder]:
         return {}
@@ -281,6 +283,13 @@ class Classifier(Method):
         weight = state[f"{prefix}weight"]
         state[f"{prefix}bias"] = state[f"{prefix}bias"] - weight @ (norm.running_mean * scale)
         state[f"{prefix}weight"] = weight * scale
+
+
+def probe_norm(width: int) -> BatchNorm:
+    """MAE's BatchNorm before the head of a probe, but over all processes: officially each GPU has its own."""
+    norm = BatchNorm(width, affine=False)
+    norm.eps = 1e-6
+    return norm
 
 
 def follower(model: nn.Module) -> nn.Module:

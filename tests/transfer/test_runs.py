@@ -1,0 +1,138 @@
+"""Whole runs of fine-tuning in every mode: killed ones come to the same bits, two processes learn what one does."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import TINY_FINETUNE, assert_close_weights, checkpoint_bytes, launch, metrics, weights
+
+from unlabeled.export import IMAGENET, export_encoder
+from unlabeled.nn.encoder import EncoderConfig
+
+PLAIN = ("task.drop_path=0.0", "optim.base_lr=0.003", "run.checkpoint_every=100")
+MODES: dict[str, tuple[str, ...]] = {
+    "frozen": ("task.shots=4",),
+    "linear": ("optim={name: lars, base_lr: 3.0, weight_decay: 0.0}",),
+    "attentive": ("optim.clip_value=0.001",),
+    "lora": ("task.ema=0.8",),
+    "full": ("task.flood=2.2", "task.ema=0.9"),
+    "differential_lr": ("task.layer_decay=0.5", "task.balance=balanced", "task.balance_from=1", "task.long_tail=2"),
+    "gradual": ("task.wake_every=1", "task.mixing.off_epoch=2"),
+    "retrain": ("task.effective_number=0.9", "task.logit_adjustment=1.0"),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder, and a classifier that was fine-tuned from it."""
+    home = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    tiny: Any = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2}
+    encoder = EncoderConfig(model="vit_tiny_patch16_224", **tiny).build((16, 16))
+    export_encoder(home / "export", encoder, IMAGENET, "# card\n", {})
+    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "export")))
+    assert launch("finetune", command(home, home / "classifier", "full")) == [0]
+    return home
+
+
+def command(home: Path, output: Path, mode: str, *more: str) -> list[str]:
+    encoder = home / "classifier" / "export" if mode == "retrain" else home / "export"
+    few = () if mode != "frozen" else ("train.epochs=3", "data.train_size=60")
+    settings = [f"run.output={output}", f"encoder={encoder}", f"task.mode={mode}", *few]
+    return [str(home / "finetune.yaml"), *settings, *more]
+
+
+def last_step(output: Path) -> int:
+    return max(int(path.name.removeprefix("step-")) for path in (output / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_runs_and_two_processes(home: Path, tmp_path: Path, mode: str) -> None:
+    settings = MODES[mode]
+    whole, killed, one, two = (tmp_path / name for name in ("whole", "killed", "one", "two"))
+    assert launch("finetune", command(home, whole, mode, *settings)) == [0]
+    assert launch("finetune", command(home, killed, mode, *settings), kill={"step": 8}) == [-signal.SIGKILL]
+    assert launch("finetune", command(home, killed, mode, *settings, "run.workers=2")) == [0]
+    last = last_step(whole)
+    assert checkpoint_bytes(killed, last) == checkpoint_bytes(whole, last)
+
+    plain = [setting for setting in PLAIN if "base_lr" not in setting or mode != "linear"]
+    assert launch("finetune", command(home, one, mode, *settings, *plain)) == [0]
+    assert launch("finetune", command(home, two, mode, *settings, *plain), world=2) == [0, 0]
+    losses = [[line["loss"] for line in metrics(output) if "loss" in line] for output in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert_close_weights(one, two, last)
+
+
+@pytest.mark.parametrize("kill", [5, 8])
+def test_a_watched_run_stops_early_with_its_best_weights_and_resumes(home: Path, tmp_path: Path, kill: int) -> None:
+    # at such a rate the score soon falls
+    settings = (
+        "watch={every: 2, hold_out: 0.3, patience: 3, metric: nll}",
+        "optim.schedule={name: plateau, factor: 0.5, patience: 2}",
+        "optim.base_lr=3.0",
+        "optim.warmup_epochs=0",
+        "train.epochs=12",
+        "run.keep_last=1",
+    )
+    whole, killed, two = tmp_path / "whole", tmp_path / "killed", tmp_path / "two"
+    assert launch("finetune", command(home, whole, "full", *settings)) == [0]
+    looks = {line["step"]: line["watched_nll"] for line in metrics(whole) if "watched_nll" in line}
+    best, last = min(looks, key=looks.__getitem__), max(looks)
+    rates = {line["step"]: line["lr"] for line in metrics(whole) if "lr" in line}
+
+    # it ended three looks after the best, having lowered its rate after two of them
+    assert last == best + 6 < 12 * 3
+    assert rates[last] == pytest.approx(rates[best] / 2)
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == [f"step-{best:08d}", f"step-{last:08d}"]
+    protocol = json.loads((whole / "result.json").read_text())["protocol"]
+    assert protocol["weights_of_step"] == best
+    exported = weights(whole, best)["model.head.weight"]
+    assert torch.equal(exported_head(whole), exported)
+    assert not torch.equal(exported, weights(whole, last)["model.head.weight"])
+
+    assert launch("finetune", command(home, killed, "full", *settings), kill={"step": kill}) == [-signal.SIGKILL]
+    assert launch("finetune", command(home, killed, "full", *settings)) == [0]
+    for step in (best, last):
+        assert checkpoint_bytes(killed, step) == checkpoint_bytes(whole, step)
+    assert torch.equal(exported_head(killed), exported)
+
+
+def exported_head(output: Path) -> torch.Tensor:
+    import safetensors.torch
+
+    return safetensors.torch.load_file(output / "export" / "model.safetensors")["head.weight"]
+
+
+def test_what_must_be_adapted_is_said(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch("finetune", command(home, tmp_path, "full", "task.view.size=24")) == [2]
+    error = capfd.readouterr().err
+    assert "at 16x16 pixels, task.view.size is 24x24. Set task.view.size=[16,16], or adapt=[size]" in error
+    short = ("train.epochs=0.4", "optim.warmup_epochs=0")
+    assert launch("finetune", command(home, tmp_path, "full", "task.view.size=24", "adapt=[size]", *short)) == [0]
+    assert "model.pos_embed" in weights(tmp_path, 2) and weights(tmp_path, 2)["model.pos_embed"].shape == (1, 37, 16)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("task.shots=99", "99 shots were asked for, but class number"),
+        ("task.fraction=0.01", "a label fraction of 0.01 leaves"),
+        ("task.mode=retrain", "holds a backbone, not a classifier"),
+        ("optim.schedule={name: plateau}", "needs a score to watch"),
+        ("train.batch_size=7", "even number of pictures at a time, found 7"),
+        ("data.val_size=0", "val"),
+    ],
+)
+def test_mistakes_are_named(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], setting: str, says: str
+) -> None:
+    arguments = [str(home / "finetune.yaml"), f"run.output={tmp_path}", setting]
+    assert launch("finetune", arguments) == [2]
+    error = capfd.readouterr().err
+    assert says in error and "Traceback" not in error

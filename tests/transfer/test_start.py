@@ -1,0 +1,50 @@
+"""What fine-tuning starts from, without starting it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from unlabeled.data.views import View
+from unlabeled.errors import UserError
+from unlabeled.export import IMAGENET, export_encoder
+from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.transfer.classify import ClassifyConfig
+from unlabeled.transfer.start import load_start
+
+
+def recipe(encoder: str, channels: int = 3, size: int = 16, adapt: tuple[str, ...] = ()) -> Any:
+    task = ClassifyConfig(view=View(size=size))
+    return SimpleNamespace(encoder=encoder, task=task, data=SimpleNamespace(channels=channels), adapt=adapt)
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> str:
+    tiny: Any = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2}
+    encoder = EncoderConfig(model="vit_tiny_patch16_224", **tiny).build((16, 16))
+    export_encoder(tmp_path / "export", encoder, IMAGENET, "# card\n", {})
+    return str(tmp_path / "export")
+
+
+def test_channels_are_fitted_where_asked(export: str) -> None:
+    with pytest.raises(UserError, match=r"sees 3 channels, the pictures have 1 .* adapt=\[channels\]"):
+        load_start(recipe(export, channels=1))
+    adapted, _ = load_start(recipe(export, channels=1, adapt=("channels",)))
+    whole, _ = load_start(recipe(export))
+    torch.testing.assert_close(
+        adapted.vit.patch_embed.proj.weight, whole.vit.patch_embed.proj.weight.sum(1, keepdim=True)
+    )
+
+
+def test_random_weights_need_no_fitting(export: str) -> None:
+    encoder, _ = load_start(recipe(f"scratch:{export}", size=24))
+    assert encoder.image_size == (24, 24)
+
+
+def test_official_weights_are_named_by_method(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no official weights of 'swav'. Expected one of mae, simmim, mocov3, dino"):
+        load_start(recipe("swav:weights.pth"))
