@@ -87,13 +87,8 @@ class Pretrain:
         if not recipe.data.has_val:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
         from unlabeled.evaluate.protocol import Evaluator, Splits
-        from unlabeled.nn.families import is_cnn
 
-        if recipe.evaluate.pool.startswith("cls") and is_cnn(recipe.method.encoder.model):
-            raise UserError(
-                f"evaluate.pool is cls, but the CNN '{recipe.method.encoder.model}' has no class token. "
-                "Set evaluate.pool=mean."
-            )
+        recipe.evaluate.must_suit(recipe.method.encoder.model)
         rank, world = accelerator.process_index, accelerator.num_processes
         splits = Splits(recipe.evaluate, recipe.data, accelerator.device, recipe.run.workers, rank, world)
         splits.check()

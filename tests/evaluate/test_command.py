@@ -165,4 +165,6 @@ def test_every_protocol_with_settings_intervals_and_what_it_rests_on(
 
     head, _, first, *_ = (tmp_path / "found.md").read_text().splitlines()
     assert "kNN k5 20 %" in head and f"{row['scores']['linear_20%']['mean']:.1f} ± " in first
-    assert "mean accuracy of episodes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mean accuracy of episodes" in said
+    assert any(line.count("│") == 5 and "fewshot logistic 2way 2shot" in line for line in said.splitlines())

@@ -104,6 +104,22 @@ def test_sections_of_a_recipe_are_run_and_what_reads_no_labels_runs_once(encoder
     assert found["logistic"] > 50
 
 
+@pytest.mark.parametrize(
+    "asked", [{"pool": "cls_mean"}, {"linear": {"pools": ["mean", "cls"]}}, {"logistic": {"blocks": 2}}]
+)
+def test_what_a_cnn_lacks_is_refused_before_a_run(asked: dict[str, object]) -> None:
+    config = Evaluation.model_validate({"pool": "mean", **asked})
+    with pytest.raises(UserError, match="the CNN 'resnet18' has no class token"):
+        config.must_suit("resnet18")
+    config.must_suit("vit_tiny_patch16_224")
+
+
+def test_episodes_that_cannot_be_drawn_are_refused_before_a_run() -> None:
+    config = Evaluation.model_validate({"fewshot": {"ways": 3, "shots": [1, 9]}})
+    with pytest.raises(UserError, match="'dim' has 10 test pictures, fewer than 9 shots and 15 queries"):
+        Splits(config, FakeData(), CPU).check()
+
+
 def test_probes_are_float32_under_autocast(encoder: Encoder) -> None:
     evaluator = Evaluator(Splits(Evaluation(knn=None, linear=Linear(epochs=2)), FakeData(), CPU), (8, 8))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field
 
-from unlabeled.evaluate.pooling import Pool, Wanted
+from unlabeled.evaluate.pooling import HasPool, Pool, Wanted
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.protocol import Splits
 
 
 class Score(NamedTuple):
@@ -48,9 +49,16 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
     few_labels: ClassVar[bool] = False
     pixels: ClassVar[bool] = False
 
-    def wants(self, bench: Bench) -> list[Wanted]:
+    def wants(self, evaluation: HasPool) -> list[Wanted]:
         """The features it will ask of the bench, so that all protocols' come from one pass over the pictures."""
         return []
+
+    def check(self, splits: Splits) -> None:
+        """Look at labels and classes before anything is computed, or trained for hours.
+
+        Raises:
+            UserError: the pictures do not allow it.
+        """
 
     @abstractmethod
     def scores(self, bench: Bench) -> Iterator[tuple[str, float] | Score]:
@@ -71,5 +79,5 @@ class Pooled(Protocol, frozen=True, extra="forbid"):
     )
     blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
 
-    def wants(self, bench: Bench) -> list[Wanted]:
-        return [Wanted(self.pool or bench.pool, self.blocks)]
+    def wants(self, evaluation: HasPool) -> list[Wanted]:
+        return [Wanted(self.pool or evaluation.pool, self.blocks)]

@@ -17,6 +17,7 @@ from unlabeled.evaluate.logistic import Logistic, fit
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.protocol import Splits
 
 EPISODE_STREAM = 0xFE35
 AT_ONCE = 100  # episodes
@@ -44,12 +45,16 @@ class FewShot(Pooled, frozen=True, extra="forbid"):
         1.0, gt=0, allow_inf_nan=False, description="inverse strength of the regression's penalty, as in scikit-learn"
     )
 
+    def check(self, splits: Splits) -> None:
+        val = splits.sources[1]
+        enough(val.labels[val.labels >= 0], val.classes, self, max(self.shots))
+
     def scores(self, bench: Bench) -> Iterator[Score]:
         _, test = bench.features(self.pool, self.blocks)
-        classes, x = bench.splits.sources[1].classes, F.normalize(test.x, dim=1)
+        classes, labels, x = bench.splits.sources[1].classes, test.y.cpu().numpy(), F.normalize(test.x, dim=1)
         for shots in self.shots:
-            check(test.y.cpu().numpy(), classes, self.ways, shots, self.queries)
-            rows = episodes(test.y.cpu().numpy(), self, shots, bench.seed).to(x.device)
+            enough(labels, classes, self, shots)
+            rows = episodes(labels, self, shots, bench.seed).to(x.device)
             for name in self.classifiers:
                 each = 100 * self.accuracies(name, x, rows, shots).cpu().numpy()
                 yield Score(f"fewshot_{name}_{self.ways}way_{shots}shot", float(each.mean()), each)
@@ -100,9 +105,10 @@ def episodes(labels: np.ndarray, config: FewShot, shots: int, seed: int) -> Tens
     return torch.from_numpy(np.array(drawn))
 
 
-def check(labels: np.ndarray, classes: tuple[str, ...], ways: int, shots: int, queries: int) -> None:
+def enough(labels: np.ndarray, classes: tuple[str, ...], config: FewShot, shots: int) -> None:
     """Raise UserError when episodes ask for more classes than there are, or more pictures of a class."""
     found, counts = np.unique(labels, return_counts=True)
+    ways, queries = config.ways, config.queries
     if len(found) < ways:
         raise UserError(
             f"fewshot.ways is {ways}, the test pictures have {len(found)} classes. Set fewshot.ways={len(found)}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
+from typing import Protocol as Structure
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,13 @@ class Wanted(NamedTuple):
 
     pool: Pool
     blocks: int = 1
+
+
+class HasPool(Structure):
+    """What says how tokens are pooled where a protocol does not: an evaluation, a bench."""
+
+    @property
+    def pool(self) -> Pool: ...
 
 
 class Part(NamedTuple):

@@ -22,9 +22,10 @@ from unlabeled.evaluate.fewshot import FewShot
 from unlabeled.evaluate.knn import Knn
 from unlabeled.evaluate.linear import Linear
 from unlabeled.evaluate.logistic import Logistic
-from unlabeled.evaluate.pooling import Pool
+from unlabeled.evaluate.pooling import Pool, Wanted
 from unlabeled.evaluate.results import scored
 from unlabeled.nn.encoder import Encoder
+from unlabeled.nn.families import is_cnn
 
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
@@ -58,6 +59,16 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
         """Those that are switched on, in the order of the fields."""
         values = (getattr(self, name) for name in type(self).model_fields)
         return [value for value in values if isinstance(value, Protocol)]
+
+    def must_suit(self, model: str) -> None:
+        """Raise UserError when a timm model, by name, is a CNN and lacks features that are asked for."""
+        for kind in (Wanted(self.pool), *(kind for protocol in self.protocols for kind in protocol.wants(self))):
+            if is_cnn(model) and (kind.pool.startswith("cls") or kind.blocks > 1):
+                raise UserError(
+                    f"evaluate asks for pool={kind.pool} of {kind.blocks} block(s), but the CNN '{model}' has no class "
+                    "token, and its last map alone is read. Set evaluate.pool=mean, and take `cls` and more blocks out "
+                    "of its protocols."
+                )
 
 
 class DataConfig(Structure):
@@ -119,8 +130,10 @@ class Splits:
         return train, val
 
     def check(self) -> None:
-        """Raise what `sources` would, now."""
+        """Raise now what `sources` or a protocol of the evaluation would."""
         _ = self.sources
+        for protocol in self.config.protocols:
+            protocol.check(self)
 
     @property
     def num_classes(self) -> int:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+WIDEST = 4  # scores side by side in a terminal
+
+
 class Column(NamedTuple):
     """What was measured: a score's name, and the share of the training labels where they are read."""
 
@@ -134,18 +137,23 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def table(rows: Sequence[Row], protocols: Sequence[Protocol]) -> Table:
-    """For a terminal."""
+    """For a terminal: a row for every encoder, or where there are many scores for every score."""
     from rich.table import Table
 
     drawn = Table(title=f"{units(protocols)} (mean ± std over draws of the labels)")
-    drawn.add_column("", overflow="fold")
     shown = columns(rows)
-    for column in shown:
-        drawn.add_column("\n".join(column.heading), justify="right", no_wrap=True)
-    drawn.add_column("effective\nrank", justify="right", no_wrap=True)
-    for row in rows:
-        cells = (row.scores.get(column) for column in shown)
-        drawn.add_row(row.name, *(estimate(r.mean, r.std, digits=1) if r else "-" for r in cells), rank(row))
+    found = [[row.scores.get(column) for column in shown] for row in rows]
+    cells = [[estimate(r.mean, r.std, digits=1) if r else "-" for r in line] for line in found]
+    head = ["", *("\n".join(column.heading) for column in shown), "effective\nrank"]
+    lines = [[row.name, *line, rank(row)] for row, line in zip(rows, cells, strict=True)]
+    names_are_headings = len(shown) > WIDEST
+    if names_are_headings:
+        head, *lines = (list(line) for line in zip([word.replace("\n", " ") for word in head], *lines, strict=True))
+    for place, heading in enumerate(head):
+        whole = (place > 0) != names_are_headings  # names of encoders are paths, and may be folded
+        drawn.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=whole)
+    for line in lines:
+        drawn.add_row(*line)
     return drawn
 
 
