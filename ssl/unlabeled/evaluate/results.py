@@ -60,6 +60,11 @@ class Result:
         return statistics.stdev(score.value for score in self.found) if len(self.found) > 1 else None
 
     @property
+    def digits(self) -> int:
+        """How many a table shows after the point."""
+        return self.found[0].digits
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """95 % of bootstrap samples of the test pictures or episodes have a mean within; None where it has no such
         parts. Of several seeds, each part is their mean."""
@@ -76,6 +81,7 @@ class Result:
             "seeds": list(range(len(self.found))),
             "labels": self.labels,
             "chosen": [score.chosen for score in self.found],
+            "details": [score.details for score in self.found],
         }
 
 
@@ -145,7 +151,7 @@ def table(rows: Sequence[Row], protocols: Sequence[Protocol]) -> Table:
     drawn.add_column("effective\nrank", justify="right", no_wrap=True)
     for row in rows:
         cells = (row.scores.get(column) for column in shown)
-        drawn.add_row(row.name, *(estimate(r.mean, r.std, digits=1) if r else "-" for r in cells), rank(row))
+        drawn.add_row(row.name, *(estimate(r.mean, r.std, digits=r.digits) if r else "-" for r in cells), rank(row))
     return drawn
 
 
@@ -182,4 +188,4 @@ def rank(row: Row) -> str:
 
 
 def _cell(result: Result | None) -> str:
-    return estimate(result.mean, result.std, result.interval, digits=1) if result else "-"
+    return estimate(result.mean, result.std, result.interval, result.digits) if result else "-"
