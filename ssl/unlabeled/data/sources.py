@@ -46,6 +46,10 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._index)
 
+    def name(self, i: int) -> bytes:
+        """The picture's path below the split."""
+        return self._index.name(i)
+
     def key(self, i: int) -> str:
         """The picture's path; in a tar, the archive's path and the member's name."""
         return readable(self._place.path(self._index, i))

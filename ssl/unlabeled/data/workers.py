@@ -55,6 +55,9 @@ class Batches(Iterator[Any]):
         _waited_for = self
         try:
             return next(self._iterator)
+        except UserError as error:
+            # torch raises a worker's under its own type, with the worker's traceback for a message
+            raise _said(str(error)) or error from None
         except (RuntimeError, OSError, EOFError) as error:
             # torch, or the connection, may have noticed first
             self.check(0 if isinstance(error, RuntimeError) else DYING)
@@ -81,8 +84,8 @@ class Batches(Iterator[Any]):
     def _plain(self, error: Exception) -> Exception:
         """What is wrong, without the traceback that a worker's error comes wrapped in."""
         text = str(error)
-        if lines := [line for line in text.splitlines() if "UserError: " in line]:
-            return UserError(lines[-1].split("UserError: ", 1)[1])
+        if said := _said(text):
+            return said
         if "timed out" in text:
             given = f"no loader worker gave a batch in run.timeout={self._timeout:g} seconds"
             return Interrupted(f"{given}: does the storage answer? {GOES_ON}")
@@ -103,6 +106,12 @@ class Batches(Iterator[Any]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _said(text: str) -> UserError | None:
+    """The error at the end of a worker's traceback, if it is the user's."""
+    lines = [line for line in text.splitlines() if "UserError: " in line]
+    return UserError(lines[-1].split("UserError: ", 1)[1]) if lines else None
 
 
 def _on_child(_number: int, _frame: FrameType | None) -> None:

@@ -45,6 +45,7 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
         unit: of its scores.
         few_labels: whether it reads the training labels, so that it can be run with a share of them.
         pixels: whether it needs nothing but `features`, so that raw pixels can be judged by it too.
+        labels: whether it needs the class of every picture.
     """
 
     protocol: ClassVar[str]
@@ -52,6 +53,7 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
     unit: ClassVar[str] = "top-1 accuracy, %"
     few_labels: ClassVar[bool] = False
     pixels: ClassVar[bool] = False
+    labels: ClassVar[bool] = True
 
     def wants(self, evaluation: HasPool) -> list[Wanted]:
         """The features it will ask of the bench, so that all protocols' come from one pass over the pictures."""

@@ -210,7 +210,8 @@ def _evaluate(
     device: torch.device,
     args: argparse.Namespace,
 ) -> Row:
-    splits = Splits(config, subject.data, device, args.workers)
+    labels = any(protocol.labels for protocol in protocols)
+    splits = Splits(config, subject.data, device, args.workers, labels=labels)
     bench = Bench(subject.encoder, splits, subject.shape)
     # of pixels there is nothing to see but features
     protocols = [protocol for protocol in protocols if protocol.pixels or not isinstance(subject.encoder, Pixels)]

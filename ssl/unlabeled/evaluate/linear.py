@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from typing import Protocol as Structure
 
 import numpy as np
 import torch
@@ -178,7 +179,20 @@ def _of_equal_width(kinds: Sequence[Features]) -> list[list[int]]:
     return [[kind for kind, other in enumerate(widths) if other == width] for width in dict.fromkeys(widths)]
 
 
-def batches(n: int, config: Linear, seed: int) -> Iterator[Tensor]:
+class Passes(Structure):
+    """How often samples are gone through, and how many at a time."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def max_steps(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+
+def batches(n: int, config: Passes, seed: int) -> Iterator[Tensor]:
     """Rows of each step: a new order every epoch, its tail dropped."""
     generator = torch.Generator().manual_seed(seed)
     size = min(config.batch_size, n)

@@ -88,6 +88,8 @@ class DataConfig(Structure):
 
     def open(self, split: Literal["train", "val"], /) -> Source: ...
 
+    def source(self, split: Literal["train", "val"], /) -> Source: ...
+
 
 class Splits:
     """The labelled pictures of both splits, opened when first asked for.
@@ -98,6 +100,7 @@ class Splits:
         device: where encoders and probes run.
         workers: processes that load pictures.
         rank, world: this process and how many there are.
+        labels: whether the class of every picture matters; if not, all are of one.
     """
 
     def __init__(
@@ -108,13 +111,16 @@ class Splits:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
+        labels: bool = True,
     ) -> None:
         self.config, self.data, self.device = config, data, device
-        self.workers, self.rank, self.world = workers, rank, world
+        self.workers, self.rank, self.world, self.labels = workers, rank, world, labels
 
     @cached_property
     def sources(self) -> tuple[Source, Source]:
         """(train, val). Raises UserError when one has no labels, or their classes differ."""
+        if not self.labels:
+            return _of_one_class(self.data.source("train")), _of_one_class(self.data.source("val"))
         train, val = self.data.open("train"), self.data.open("val")
         for name, source in (("train", train), ("val", val)):
             if not (np.asarray(source.labels) >= 0).any():
@@ -165,6 +171,12 @@ class Splits:
             for source in self.sources
         )
         return train.to(self.device), val.to(self.device)
+
+
+def _of_one_class(source: Source) -> Source:
+    """The source, changed in place."""
+    source.labels, source.classes = np.zeros(len(source), np.int64), ("picture",)
+    return source
 
 
 class Evaluator:

@@ -10,7 +10,8 @@ from unlabeled.evaluate.labelfree import LabelFree
 from unlabeled.evaluate.linear import Linear
 from unlabeled.evaluate.logistic import Logistic
 from unlabeled.evaluate.retrieval import Retrieval
+from unlabeled.evaluate.segmentation import Segmentation
 
 PROTOCOLS: dict[str, type[Protocol]] = {
-    kind.protocol: kind for kind in (Knn, Linear, Logistic, FewShot, Retrieval, LabelFree, Cka)
+    kind.protocol: kind for kind in (Knn, Linear, Logistic, FewShot, Retrieval, LabelFree, Cka, Segmentation)
 }

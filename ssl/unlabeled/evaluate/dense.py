@@ -1,0 +1,168 @@
+"""A linear head on maps of frozen patch tokens, and what it is worth: confusion matrix, intersection over union."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import NamedTuple
+from typing import Protocol as Structure
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlabeled.evaluate.linear import EPS, Passes, batches
+from unlabeled.evaluate.masks import UNLABELLED
+
+
+class Map(NamedTuple):
+    """A picture's patch tokens and its mask, on the CPU.
+
+    Attributes:
+        features: [h, w, D], of any float type.
+        mask: int16 [H, W], what logits are upsampled to.
+    """
+
+    features: Tensor
+    mask: Tensor
+
+    def scaled(self, factor: int | None) -> Map:
+        """The mask at so many times the size of the features; None = as it is."""
+        if factor is None:
+            return self
+        rows, columns = self.features.shape[:2]
+        return Map(self.features, nearest(self.mask, (factor * rows, factor * columns)))
+
+
+class Standard(NamedTuple):
+    """What an affine-free BatchNorm before the head would do: features of zero mean and unit variance.
+
+    Attributes:
+        mean, scale: [D] float32, on the device where heads are to be.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, maps: Iterable[Map], device: torch.device) -> Standard:
+        """That of the tokens of all maps."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for features, _ in maps:
+            x = features.flatten(0, 1).double()
+            count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0)
+        return cls(mean.float().to(device), (variance + EPS).rsqrt().float().to(device))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features [..., D] of any float type from anywhere, standardised."""
+        return (features.to(self.mean.device).float() - self.mean) * self.scale
+
+
+class Training(Passes, Structure):
+    """How heads are trained."""
+
+    @property
+    def weight_decay(self) -> float: ...
+
+
+class Heads(NamedTuple):
+    """Linear classifiers of tokens, one for every learning rate.
+
+    Attributes:
+        weights: L times [C, D].
+        biases: L times [C].
+    """
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+
+    def logits(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Standardised features [B, h, w, D] to logits [B, L, C, H, W], bilinearly upsampled to `shape`."""
+        flat = F.linear(x, torch.cat(self.weights), torch.cat(self.biases)).permute(0, 3, 1, 2)
+        upsampled = F.interpolate(flat.contiguous(), size=shape, mode="bilinear", align_corners=False)
+        return upsampled.unflatten(1, (len(self.weights), -1))
+
+
+def train_heads(
+    maps: Sequence[Map],
+    standard: Standard,
+    classes: int,
+    lrs: Sequence[float],
+    config: Training,
+    seed: int,
+) -> Heads:
+    """Train one head per learning rate, all on the same batches; each as if it were alone.
+
+    Args:
+        maps: what to learn from.
+        standard: of the features.
+        classes: C.
+        lrs: L peak learning rates.
+        config: epochs, steps, batch size and weight decay.
+        seed: of the order of pictures.
+    """
+    zeros, width = standard.mean.new_zeros, len(standard.mean)
+    heads = Heads([zeros(classes, width) for _ in lrs], [zeros(classes) for _ in lrs])
+    for parameter in (*heads.weights, *heads.biases):
+        parameter.requires_grad_(True)
+    groups = [{"params": pair, "lr": lr} for *pair, lr in zip(*heads, lrs, strict=True)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    steps = list(batches(len(maps), config, seed))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / len(steps))
+    )
+    for rows in steps:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss(heads, standard, [maps[i] for i in rows.tolist()]).backward()
+        optimizer.step()
+        schedule.step()
+    return Heads(*([tensor.detach() for tensor in tensors] for tensors in heads))
+
+
+def loss(heads: Heads, standard: Standard, maps: Sequence[Map]) -> Tensor:
+    """Sum over heads of the cross-entropy, a mean over the labelled pixels of all masks."""
+    total, labelled = standard.mean.new_zeros(()), 0
+    for _, group in groupby(maps, key=lambda one: (one.features.shape, one.mask.shape)):
+        features, masks = (torch.stack(column) for column in zip(*group, strict=True))
+        logits = heads.logits(standard(features), (masks.shape[1], masks.shape[2]))
+        targets = masks.to(logits.device).long().repeat_interleave(logits.shape[1], dim=0)
+        total = total + F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=UNLABELLED, reduction="sum")
+        labelled += int((masks != UNLABELLED).sum())
+    return total / max(1, labelled)
+
+
+@torch.no_grad()
+def confusion(heads: Heads, standard: Standard, maps: Iterable[Map]) -> Tensor:
+    """How many labelled pixels of class i (row) each head takes for class j (column): [L, C, C] int64, on the CPU."""
+    classes = len(heads.biases[0])
+    total = torch.zeros(len(heads.biases), classes, classes, dtype=torch.int64)
+    for features, mask in maps:
+        logits = heads.logits(standard(features).unsqueeze(0), (mask.shape[0], mask.shape[1]))[0]
+        predicted, labelled = logits.argmax(1).cpu(), mask != UNLABELLED
+        for matrix, classified in zip(total, predicted, strict=True):
+            cells = mask[labelled].long() * classes + classified[labelled]
+            matrix += cells.bincount(minlength=classes**2).view(classes, classes)
+    return total
+
+
+def iou(confusion: Tensor) -> Tensor:
+    """IoU of every class [..., C], NaN where neither mask nor prediction has it, from [..., C, C]."""
+    both = confusion.diagonal(dim1=-2, dim2=-1).double()
+    return both / (confusion.sum(-1) + confusion.sum(-2) - both)
+
+
+def miou(confusion: Tensor) -> Tensor:
+    """The mean IoU [...] over classes that occur."""
+    return iou(confusion).nanmean(-1)
+
+
+def nearest(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A mask [H, W] at another size: of each new pixel, the old one that its centre lies in."""
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * (old / new)).long() for old, new in zip(mask.shape, shape, strict=True)
+    )
+    return mask[rows][:, columns]

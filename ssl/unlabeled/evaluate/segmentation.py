@@ -1,0 +1,165 @@
+"""Semantic segmentation by a linear head on frozen patch tokens (Oquab et al. 2023, DINOv2, section 7.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unlabeled.data.loader import Normalize, make_loader
+from unlabeled.data.workers import Batches
+from unlabeled.errors import UserError
+from unlabeled.evaluate.base import Protocol, Score
+from unlabeled.evaluate.dense import Map, Standard, confusion, iou, miou, train_heads
+from unlabeled.evaluate.features import WORKER_TIMEOUT, evaluating
+from unlabeled.evaluate.linear import HELD_OUT, LearningRate
+from unlabeled.evaluate.masks import MAX_CLASSES, Scene, Scenes, open_scenes
+from unlabeled.evaluate.pooling import Wanted, check
+from unlabeled.nn.beit import BeitEncoder
+
+if TYPE_CHECKING:
+    from unlabeled.evaluate.bench import Bench
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Segmentation(Protocol, frozen=True, extra="forbid"):
+    """A linear head on standardised patch tokens, its logits upsampled bilinearly to the mask, as in DINOv2.
+
+    AdamW, cosine schedule, a head for every learning rate, all trained at once; they begin at zero. Scores are
+    `segmentation_miou`, the mean over classes that occur in masks or predictions, and `segmentation_accuracy` of
+    pixels, both from one confusion matrix over all test masks at their full size. Every process does all of it.
+    """
+
+    protocol: ClassVar[str] = "segmentation"
+    version: ClassVar[str] = "segmentation/1"
+    unit: ClassVar[str] = "mIoU and pixel accuracy, %"
+    labels: ClassVar[bool] = False
+
+    size: tuple[Count, Count] | None = Field(
+        None,
+        description="(height, width) that pictures are resized to, pixels, multiples of the patch; null = those "
+        "nearest to each picture's own size",
+    )
+    classes: int | None = Field(
+        None, ge=2, le=MAX_CLASSES, description="class numbers are below; null = the largest that occurs plus 1"
+    )
+    ignore: int = Field(255, description="value of unlabelled pixels in masks")
+    blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
+    lrs: tuple[LearningRate, ...] = Field(
+        (1e-3, 3e-3, 1e-2, 3e-2),
+        min_length=1,
+        description="learning rates to try; the mIoU of a held-out tenth of the training pictures decides",
+    )
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False, description="AdamW's, DINOv2's value")
+    epochs: int = Field(20, ge=1, description="passes over the training pictures")
+    max_steps: int = Field(1000, ge=1, description="steps at most, whatever the epochs")
+    batch_size: int = Field(16, ge=1, description="pictures per step, and encoded at a time")
+    loss_scale: int | None = Field(
+        4,
+        ge=1,
+        description="the loss sees masks at so many times the grid of patches, nearest; null = at their full size. The "
+        "evaluation always does",
+    )
+
+    def scores(self, bench: Bench) -> Iterator[Score]:
+        train, test = (open_scenes(bench.splits.data, split, **self._how(bench)) for split in ("train", "val"))
+        classes = self._classes(train, test)
+        maps = [whole.scaled(self.loss_scale) for whole in feature_maps(bench, train, self)]
+        standard = Standard.of(maps, bench.device)
+        lr = self._best_lr(maps, train, standard, classes, bench.seed)
+        head = train_heads(maps, standard, classes, (lr,), self, bench.seed)
+        found = confusion(head, standard, feature_maps(bench, test, self))[0]
+        each = [None if value.isnan() else 100 * value.item() for value in iou(found)]
+        chosen = {"lr": lr, "classes": classes, "iou": each}
+        yield Score("segmentation_miou", 100 * miou(found).item(), chosen=chosen)
+        yield Score("segmentation_accuracy", 100 * found.trace().item() / found.sum().item(), chosen=chosen)
+
+    def _how(self, bench: Bench) -> dict[str, Any]:
+        """How scenes are opened for the encoder. Raises UserError where it cannot see them so."""
+        encoder = bench.encoder
+        check(encoder, Wanted("mean", self.blocks))
+        patch, size = encoder.patch_size, self.size
+        if size and any(side % patch for side in size):
+            near = [max(1, round(side / patch)) * patch for side in size]
+            raise UserError(
+                f"segmentation.size={list(size)}: {encoder.model} has patches of {patch} pixels, which do not divide "
+                f"it. Use segmentation.size={near}."
+            )
+        if isinstance(encoder, BeitEncoder) and size != encoder.image_size:
+            height, width = encoder.image_size
+            raise UserError(
+                f"{encoder.model} encodes images of its own size only: expected segmentation.size=[{height},{width}], "
+                f"found {size and list(size)}. --image-size loads it for other sizes."
+            )
+        how = {"interpolation": bench.splits.config.interpolation, "classes": self.classes, "ignore": self.ignore}
+        return {"patch": patch, "size": size, **how}
+
+    def _classes(self, train: Scenes, test: Scenes) -> int:
+        """How many classes there are. Raises UserError where there is nothing to tell apart."""
+        learned, tested = train.present(), test.present()
+        if len(learned) < 2 or not tested:
+            raise UserError(
+                f"segmentation needs two classes in the masks of train and one in those of val, found {sorted(learned)}"
+                f" and {sorted(tested)}. The value {self.ignore} counts as unlabelled: set segmentation.ignore to "
+                "another where it is a class."
+            )
+        return self.classes or max(learned | tested) + 1
+
+    def _best_lr(self, maps: Sequence[Map], scenes: Scenes, standard: Standard, classes: int, seed: int) -> float:
+        """The learning rate with the highest mIoU on a held-out tenth, of equal ones the smallest.
+
+        A single picture is both trained on and held out.
+        """
+        if len(self.lrs) == 1:
+            return self.lrs[0]
+        order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(seed)).tolist()
+        count = max(1, int(HELD_OUT * len(maps)))
+        held, kept = order[:count], order[count:] or order
+        heads = train_heads([maps[i] for i in kept], standard, classes, self.lrs, self, seed)
+        found = miou(confusion(heads, standard, (Map(maps[i].features, scenes.mask(i)) for i in held))).nan_to_num()
+        return min(zip((-found).tolist(), self.lrs, strict=True))[1]
+
+
+def feature_maps(bench: Bench, scenes: Scenes, config: Segmentation) -> Iterator[Map]:
+    """The features in float16 and the whole mask of every scene, in order.
+
+    Evaluation mode, no gradients; the encoder gets its mode back after every batch.
+    """
+    splits = bench.splits
+    normalize = Normalize(splits.data.mean, splits.data.std, bench.device)
+    rows = torch.arange(len(scenes)).split(config.batch_size)
+    loader = make_loader(
+        scenes,
+        [some.tolist() for some in rows],
+        workers=splits.workers,
+        device=bench.device,
+        timeout=WORKER_TIMEOUT,
+        collate=_of_equal_shape,
+    )
+    with Batches(loader) as made:
+        for batch in made:
+            for group in batch:
+                pixels = torch.stack([scene.pixels for scene in group]).to(bench.device, non_blocking=True)
+                found = encoded(bench, normalize(pixels), config.blocks)
+                yield from (Map(features, scene.mask) for features, scene in zip(found, group, strict=True))
+
+
+@torch.no_grad()
+def encoded(bench: Bench, images: Tensor, blocks: int) -> Tensor:
+    """Patch tokens of the last blocks side by side: [B, h, w, blocks * D] float16, on the CPU."""
+    encoder = bench.encoder
+    with evaluating(encoder):
+        # the forward pass may be compiled
+        found = [encoder(images)] if blocks == 1 else encoder.intermediate(images, range(-blocks, 0))
+    tokens = torch.cat([tokens.patches for tokens in found], dim=2)
+    return tokens.unflatten(1, found[0].grid).half().cpu()
+
+
+def _of_equal_shape(scenes: Sequence[Scene]) -> list[list[Scene]]:
+    """Neighbours of one size together."""
+    return [list(group) for _, group in groupby(scenes, key=lambda scene: scene.pixels.shape)]
