@@ -1,4 +1,4 @@
-"""python -m unlabeled doctor | prepare | evaluate | import: what is done before and after training."""
+"""python -m unlabeled doctor | prepare | evaluate | embed | import: what is done before and after training."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unlabeled.errors import UserError
-from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
+from unlabeled.errors import Interrupted, UserError
+from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from unlabeled.doctor import command as doctor
     from unlabeled.evaluate import command
     from unlabeled.importers import FAMILIES
+    from unlabeled.serve import command as serve
 
     parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate = commands.add_parser("evaluate", help="kNN and linear probes of exported encoders")
     command.add_arguments(evaluate)
     evaluate.set_defaults(run=command.run)
+    embed = commands.add_parser("embed", help="features of every picture through an exported encoder")
+    serve.add_arguments(embed)
+    embed.set_defaults(run=serve.run)
     importer = commands.add_parser("import", help="official weights into an export folder")
     importer.add_argument("method", choices=list(FAMILIES), help="whose format the file has")
     importer.add_argument("file", type=Path, help="the official .pth")
@@ -46,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += rest
     try:
         return options.run(options)
+    except Interrupted as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STOPPED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
