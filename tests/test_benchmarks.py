@@ -25,6 +25,7 @@ import contenders
 import methods
 import scale
 import step
+import tuning
 import views
 
 every_method = pytest.mark.parametrize("name", contenders.METHODS)
@@ -155,3 +156,14 @@ def test_fused_colours_differ_by_hues_only(tmp_path: Path, capsys: pytest.Captur
     assert {name for name, levels in found.items() if levels["max"] < 0.01} == {
         f"{what} {factor:g}" for what, factors in colours.STRONGEST.items() for factor in factors if what != "hue"
     }
+
+
+def test_fine_tuning_takes_turns_with_timm_at_the_same_mathematics(tmp_path: Path) -> None:
+    job = tuning.make_job(tmp_path, rounds=2, depth=1, width=16, heads=2)
+    batch, model = tuning.batch_of(job), tuning.timms_model(job)
+    before = tuning.loss(model, batch).item()
+    turns = tuning.Turns(tuning.bare_step(model, batch))
+    tuning.run_engine(job, tmp_path, turns)
+    assert len(turns.ours_s) == len(turns.bare_s) == 2
+    assert tuning.loss(model, batch).item() != before, "timm's model learns"
+    assert tuning.disagreement(job, model, batch) < 1e-6
