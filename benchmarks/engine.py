@@ -87,7 +87,7 @@ def main() -> None:
         )
         dataset.prepare()
         turns = Turns(bare_step(recipe, dataset))
-        run_engine(recipe, dataset, Path(folder), turns)
+        run_engine(Job(recipe, recipe.method.build, dataset, None, {}), Path(folder), turns)
 
     ours, bare = rounds(turns.ours_s), rounds(turns.bare_s)
     print(f"{machine()}; MAE on {BATCH} pictures of 32 px, {chosen.rounds} rounds of {STEPS} steps")
@@ -96,11 +96,9 @@ def main() -> None:
     finish(chosen, {"overhead": round(median(ours) / median(bare) - 1, 4)})
 
 
-def run_engine(recipe: Any, dataset: ViewDataset, output: Path, turns: Turns) -> None:
+def run_engine(job: Job, output: Path, turns: Turns) -> None:
     """The engine from its first step to its last, the final checkpoint left out."""
-    engine = Engine(
-        Job(recipe, recipe.method.build, dataset, None, {}), make_accelerator("cpu", "no", 600, [], str(output)), output
-    )
+    engine = Engine(job, make_accelerator("cpu", "no", 600, [], str(output)), output)
     engine.save = lambda: None  # type: ignore[method-assign]
     engine.display.active = False
     engine.display.advance = turns  # type: ignore[method-assign]

@@ -29,6 +29,7 @@ import methods
 import probe
 import scale
 import step
+import tuning
 import views
 
 every_method = pytest.mark.parametrize("name", contenders.METHODS)
@@ -181,3 +182,14 @@ def test_a_probe_on_cached_features_does_as_one_behind_the_backbone(
     found = json.loads(last)
     assert found["cached"]["accuracy"] > 75 and abs(found["difference"]) < 5
     assert f"{found['ratio']:.1f} times as cheap" in said
+
+
+def test_fine_tuning_takes_turns_with_timm_at_the_same_mathematics(tmp_path: Path) -> None:
+    job = tuning.make_job(tmp_path, rounds=2, depth=1, width=16, heads=2)
+    batch, model = tuning.batch_of(job), tuning.timms_model(job)
+    before = tuning.loss(model, batch).item()
+    turns = tuning.Turns(tuning.bare_step(model, batch))
+    tuning.run_engine(job, tmp_path, turns)
+    assert len(turns.ours_s) == len(turns.bare_s) == 2
+    assert tuning.loss(model, batch).item() != before, "timm's model learns"
+    assert tuning.disagreement(job, model, batch) < 1e-6

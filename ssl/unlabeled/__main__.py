@@ -1,4 +1,4 @@
-"""python -m unlabeled doctor | prepare | evaluate | ladder | import: what is done before and after training."""
+"""python -m unlabeled doctor | prepare | evaluate | ladder | embed | export | import: all but the training itself."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from unlabeled.evaluate import command
     from unlabeled.importers import FAMILIES
     from unlabeled.ladder import command as ladder
+    from unlabeled.serve import command as serve
+    from unlabeled.serve import deploy
 
     parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -33,6 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     climb = commands.add_parser("ladder", help="from kNN to fine-tuning: which way to use an encoder pays")
     ladder.add_arguments(climb)
     climb.set_defaults(run=ladder.run)
+    embed = commands.add_parser("embed", help="features of every picture through an exported encoder")
+    serve.add_arguments(embed)
+    embed.set_defaults(run=serve.run)
+    export = commands.add_parser("export", help="an export as a program for torch.export or ONNX")
+    deploy.add_arguments(export)
+    export.set_defaults(run=deploy.run)
     importer = commands.add_parser("import", help="official weights into an export folder")
     importer.add_argument("method", choices=list(FAMILIES), help="whose format the file has")
     importer.add_argument("file", type=Path, help="the official .pth")
@@ -50,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += rest
     try:
         return options.run(options)
+    except Interrupted as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STOPPED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

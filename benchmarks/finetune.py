@@ -1,0 +1,9 @@
+"""Fine-tuning a ViT-S/16: our engine's loop, and timm's own model in a bare loop. See `tuning`.
+
+python benchmarks/finetune.py [--json] [--rounds N] [--threads N]
+"""
+
+from tuning import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""`python -m unlabeled embed EXPORT DATA OUT`: features of every picture, labelled or not."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlabeled.errors import UserError
+from unlabeled.options import checked, cores
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from unlabeled.data.source import SourceConfig
+    from unlabeled.export import Preprocessing
+    from unlabeled.nn.encoder import Encoder
+    from unlabeled.serve.embed import Bad, Embedding
+
+SHOWN, SAY_EVERY = 5, 10.0
+TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another's last file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `embed`."""
+    parser.add_argument("export", help="an export folder (runs/NAME/export), an official .pth of MAE, or timm:NAME")
+    parser.add_argument("data", help="a folder, a tar, a glob of tars, 'shapes', or a recipe (.yaml), whose data it is")
+    parser.add_argument("out", type=Path, help="folder to fill; the same command goes on after an interruption")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields of the recipe to change")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="of a recipe or of shapes")
+    parser.add_argument("--prefix", default="", help="subfolder of a folder or tar; default: all of it")
+    parser.add_argument("--pool", default="cls", choices=("cls", "mean", "mean_max", "cls_mean"), help="default: cls")
+    parser.add_argument("--tokens", action="store_true", help="keep the patch tokens too")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of what is stored")
+    parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"), help="of the encoder; no: float32")
+    parser.add_argument("--format", default="safetensors", choices=("safetensors", "parquet"), help="of the files")
+    parser.add_argument("--shard", type=int, default=4096, help="pictures per file (default 4096)")
+    parser.add_argument("--size", type=int, help="side of the crop, pixels; default: as exported")
+    parser.add_argument("--crop-pct", type=float, help="share of the side that is kept; default: as exported")
+    parser.add_argument("--batch-size", type=int, default=256, help="pictures at a time (default 256)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    parser.add_argument("--workers", type=int, default=max(1, min(8, cores() - 1)), help="processes that load pictures")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed, with a line on how fast it goes. Returns the exit code.
+
+    Raises:
+        UserError: an option, the export, the data or the folder cannot be used.
+        Interrupted: a loader worker is lost; the same command goes on.
+    """
+    import torch.distributed as dist
+
+    from unlabeled.train.distributed import make_accelerator
+
+    if args.batch_size < 1 or args.workers < 0:
+        raise UserError(f"--batch-size {args.batch_size} --workers {args.workers}: expected at least 1 and 0")
+    accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))
+    try:
+        _embed(args, accelerator)
+    except OSError as error:
+        raise UserError(f"{args.out}: {error.strerror or error}. Make room; the same command goes on.") from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    from unlabeled.lock import claim
+    from unlabeled.train.distributed import gather_objects, on_main, raise_together
+
+    lock = on_main(accelerator, lambda: claim(args.out, "OUT"))
+    embedding = _opened(args, accelerator)
+    about = {"export": args.export, "data": args.data, "split": args.split}
+    on_main(accelerator, lambda: embedding.claim(about))
+    missing = gather_objects(embedding.missing())[0]  # before anyone begins
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    error = None
+    try:
+        _show(embedding.run(mine, accelerator, args.batch_size, args.workers), accelerator, embedding, mine)
+    except (UserError, OSError) as caught:
+        error = caught
+    raise_together(error)
+    made = on_main(accelerator, embedding.finish)
+    if made:
+        bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
+        print(f"done: features of {made['written']:,} pictures in {len(made['files'])} files{bad}", file=sys.stderr)
+    if lock:
+        lock.close()
+
+
+def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
+    from unlabeled.export import IMAGENET, load_encoder, preprocessing_of
+    from unlabeled.serve.embed import Embedding, Settings
+    from unlabeled.serve.shards import check_format
+    from unlabeled.train.distributed import on_main
+
+    check_format(args.format)
+    known = preprocessing_of(args.export)
+    prepared = known or IMAGENET
+    settings = checked(
+        Settings,
+        crop_pct=prepared.crop_pct if args.crop_pct is None else args.crop_pct,
+        interpolation=prepared.interpolation,
+        **{name: getattr(args, name) for name in ("pool", "tokens", "dtype", "precision", "format", "shard")},
+    )
+    encoder = load_encoder(args.export, args.size)
+    data = _data(args, prepared, known is not None, encoder)
+    data.keep_index(args.out / "index")
+    # one process looks for pictures, the others read its index
+    on_main(accelerator, lambda: data.open(args.split))
+    source = data.open(args.split)
+    return Embedding(encoder.to(accelerator.device), source, data.mean, data.std, settings, args.out)
+
+
+def _data(args: argparse.Namespace, prepared: Preprocessing, known: bool, encoder: Encoder) -> SourceConfig:
+    """The pictures, scaled and normalised as the export was trained."""
+    from unlabeled.data.shapes import Shapes
+    from unlabeled.data.sources import Files
+
+    how: dict[str, Any] = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
+    if args.data.endswith((".yaml", ".yml")):
+        return _recipes(args, how if known else {})
+    if args.overrides:
+        raise UserError(f"{args.overrides[0]}: only a recipe has fields to change, found data {args.data!r}")
+    if args.data == "shapes":
+        return checked(Shapes, size=max(encoder.image_size), **how)
+    return checked(Files, path=args.data, train=args.prefix, value_range=prepared.value_range, **how)
+
+
+def _recipes(args: argparse.Namespace, exported: dict[str, Any]) -> SourceConfig:
+    from unlabeled.schema import load_any
+
+    data = load_any(args.data, args.overrides).data
+    for name, value in exported.items():
+        if (found := tuple(getattr(data, name))) != value:
+            raise UserError(
+                f"{args.export} was trained with {name} {list(value)}, {args.data} says {list(found)}. Set data.{name} "
+                "to the encoder's."
+            )
+    return data
+
+
+def _show(
+    done: Iterator[tuple[int, list[Bad]]], accelerator: Accelerator, embedding: Embedding, numbers: list[int]
+) -> None:
+    """Do the work, and say on the main process how far it is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console, shown = Console(stderr=True), 0
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+    pictures = embedding.count(numbers)
+    active = accelerator.is_main_process and console.is_terminal
+    meter = _Meter(accelerator.num_processes)
+    with Progress(*columns, console=console, disable=not active) as bar:
+        task = bar.add_task("", total=pictures)
+        for count, bad in done:
+            meter.add(count)
+            bar.update(task, advance=count, description=meter.speed)
+            for key, reason in bad[: SHOWN - shown]:
+                console.print(f"skipped {key}: {reason}", markup=False, highlight=False, soft_wrap=True)
+            shown = min(SHOWN, shown + len(bad))
+            if accelerator.is_main_process and not active and (meter.due() or meter.pictures == pictures):
+                print(f"{meter.pictures:,} of {pictures:,} pictures  {meter.speed}", file=sys.stderr, flush=True)
+
+
+class _Meter:
+    """Counts pictures of this process; its speed is that of all processes, as fast as this one."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes, self.pictures = processes, 0
+        self.started = self.said = time.perf_counter()
+
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self.pictures += count
+
+    @property
+    def speed(self) -> str:
+        """Images per second since the start."""
+        rate = self.pictures / max(time.perf_counter() - self.started, 1e-9)
+        among = f" x {self.processes} processes" if self.processes > 1 else ""
+        return f"{rate:,.0f} img/s{among}"
+
+    def due(self) -> bool:
+        """Whether nothing was said for a while."""
+        now = time.perf_counter()
+        if now - self.said < SAY_EVERY:
+            return False
+        self.said = now
+        return True

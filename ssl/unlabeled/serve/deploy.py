@@ -1,0 +1,232 @@
+"""Exports as programs that run without this package and without timm: `torch.export` (.pt2) or ONNX.
+
+OUT/model.pt2 or model.onnx   batches of any size
+OUT/model.json                input, preprocessing, names of the classes, how far it is from the timm model
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.card import versions
+from unlabeled.errors import UserError, first_line
+
+TOLERANCE = 1e-4
+ONE_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
+BATCHES = (1, 3)
+Format = Literal["torch", "onnx"]
+Pixels = Literal["normalised", "unit", "uint8"]
+Model = Callable[[Tensor], Tensor]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `export`."""
+    parser.add_argument("export", type=Path, help="an export folder of pretrain.py or finetune.py (runs/NAME/export)")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--format", choices=("torch", "onnx"), default="torch", help="a .pt2 of torch.export, or ONNX")
+    parser.add_argument(
+        "--normalize",
+        choices=("unit", "uint8"),
+        help="bake the normalisation in: pixels are then float32 in 0..1, or uint8; default: normalised by the caller",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, read back, compare. Returns the exit code.
+
+    Raises:
+        UserError: there is no such export, the format cannot be had, or the program differs from the model.
+    """
+    worst = deploy(args.export, args.out, args.format, args.normalize or "normalised")
+    print(f"{args.out}: {args.format}, differs from the timm model by at most {worst:.1e}")
+    return 0
+
+
+def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised") -> float:
+    """Write an export as a program.
+
+    Args:
+        export: of a classifier (logits come out) or of an encoder (features).
+        out: a folder that is not there yet, or empty.
+        format: `torch` or `onnx`.
+        pixels: what goes in, [B, C, H, W].
+
+    Returns:
+        The largest absolute difference to the timm model, on random pictures.
+
+    Raises:
+        UserError: see `run`.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already. Choose another folder, or remove it.")
+    if format == "onnx":
+        check_onnx()
+    config = _config(export)
+    model = Prepared(_timm(export), config["pretrained_cfg"], pixels).eval()
+    temporary = out.with_name(f".{out.name}-writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        file = temporary / ("model.pt2" if format == "torch" else "model.onnx")
+        WRITERS[format](model, file)
+        worst = difference(model, READERS[format](file))
+        about = {**_about(model, config), "max_abs_difference": worst, "versions": versions()}
+        (temporary / "model.json").write_text(json.dumps(about, indent=2) + "\n")
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return worst
+
+
+class Prepared(nn.Module):
+    """A timm model with as much of its preprocessing as is asked for.
+
+    Args:
+        model: takes normalised images.
+        trained: its `pretrained_cfg`.
+        pixels: what goes in.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, trained: dict[str, Any], pixels: Pixels) -> None:
+        super().__init__()
+        self.model, self.pixels, self.shape = model, pixels, tuple(trained["input_size"])
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(trained[name]).view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, C, H, W] to logits [B, classes] or features [B, D]."""
+        if self.pixels == "normalised":
+            return self.model(pixels)
+        unit = pixels.float() / 255 if self.pixels == "uint8" else pixels
+        return self.model((unit - self.mean) / self.std)
+
+    def random(self, count: int) -> Tensor:
+        """Pictures of noise, of the kind that goes in."""
+        generator = torch.Generator().manual_seed(count)
+        drawn = torch.rand(count, *self.shape, generator=generator)
+        if self.pixels == "uint8":
+            return (255 * drawn).to(torch.uint8)
+        return drawn if self.pixels == "unit" else (drawn - self.mean) / self.std
+
+
+@torch.no_grad()
+def difference(model: Prepared, other: Model) -> float:
+    """The largest absolute difference of the outputs, on batches of two sizes.
+
+    Raises:
+        UserError: it is more than TOLERANCE of the largest output.
+    """
+    worst = 0.0
+    for count in BATCHES:
+        pixels = model.random(count)
+        expected, found = model(pixels), other(pixels)
+        gap = (expected - found).abs().max().item()
+        limit = TOLERANCE * expected.abs().max().item()
+        if not gap <= limit:
+            raise UserError(f"what was exported differs from the timm model by {gap:.1e}, expected at most {limit:.1e}")
+        worst = max(worst, gap)
+    return worst
+
+
+def check_onnx() -> None:
+    """Raise UserError where what writes, reads or runs ONNX is not installed."""
+    try:
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}, not installed. Run `pip install 'unlabeled[onnx]'`.") from error
+
+
+def _write_torch(model: Prepared, file: Path) -> None:
+    torch.export.save(_program(model), file)
+
+
+def _write_onnx(model: Prepared, file: Path) -> None:
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    torch.onnx.export(
+        _program(model),
+        f=file,
+        input_names=["pixels"],
+        output_names=[_output(model)],
+        dynamo=True,
+        external_data=weights > ONE_FILE,
+        verbose=False,
+    )
+
+
+def _program(model: Prepared) -> torch.export.ExportedProgram:
+    shapes = {"pixels": {0: torch.export.Dim("batch")}}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of others, about others
+        return torch.export.export(model, (model.random(2),), dynamic_shapes=shapes)
+
+
+def _read_torch(file: Path) -> Model:
+    return torch.export.load(file).module()
+
+
+def _read_onnx(file: Path) -> Model:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+
+
+WRITERS: dict[Format, Callable[[Prepared, Path], None]] = {"torch": _write_torch, "onnx": _write_onnx}
+READERS: dict[Format, Callable[[Path], Model]] = {"torch": _read_torch, "onnx": _read_onnx}
+
+
+def _config(export: Path) -> dict[str, Any]:
+    try:
+        return json.loads((export / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{export} is not an export: {error}. Name the folder that pretrain.py or finetune.py printed "
+            "(runs/NAME/export)."
+        ) from error
+
+
+def _timm(export: Path) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(f"local-dir:{export}", pretrained=True).eval()
+    except Exception as error:  # a file, a name or a shape: timm says which
+        raise UserError(f"timm cannot load {export}: {first_line(error)}") from error
+
+
+def _output(model: Prepared) -> str:
+    return "logits" if getattr(model.model, "num_classes", 0) else "features"
+
+
+def _about(model: Prepared, config: dict[str, Any]) -> dict[str, Any]:
+    """What a program around the model must know."""
+    trained, pixels = config["pretrained_cfg"], model.random(1)
+    about = {
+        "architecture": config["architecture"],
+        "input": {
+            "name": "pixels",
+            "shape": ["batch", *model.shape],
+            "dtype": str(pixels.dtype).removeprefix("torch."),
+            "pixels": {"normalised": "(x / 255 - mean) / std", "unit": "x / 255", "uint8": "x"}[model.pixels],
+        },
+        "output": {"name": _output(model), "shape": ["batch", model(pixels).shape[1]]},
+        "preprocessing": {name: trained[name] for name in ("mean", "std", "crop_pct", "interpolation")},
+        "label_names": config.get("label_names", []),
+    }
+    return about if "value_range" not in config else {**about, "value_range": config["value_range"]}

@@ -1,0 +1,291 @@
+"""Every picture of a source through an encoder once: on any number of processes, and on from where it was stopped.
+
+    OUT/manifest.json            what was asked for, of which pictures; at the end also what is there
+    OUT/features-00000.*         see `shards`
+    OUT/bad.jsonl                pictures that could not be used: key and reason
+
+A file is written when its pictures are done, and a note beside it says so; which process does it does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from unlabeled.card import versions
+from unlabeled.data.loader import Normalize, make_loader
+from unlabeled.data.prepared import different
+from unlabeled.data.source import Source
+from unlabeled.data.views import Interpolation, center_crop
+from unlabeled.data.workers import Batches
+from unlabeled.errors import BadSample, UserError
+from unlabeled.nn.encoder import Encoder, Tokens
+from unlabeled.serve.shards import Format, Shard
+
+MANIFEST, BAD = "manifest.json", "bad.jsonl"
+WORKER_TIMEOUT = 600.0
+Bad = tuple[str, str]  # key and reason
+
+POOLS: dict[str, Callable[[Tokens], Tensor]] = {
+    "cls": lambda tokens: tokens.prefix[:, 0],
+    "mean": lambda tokens: tokens.patches.mean(1),
+    "mean_max": lambda tokens: torch.cat([tokens.patches.mean(1), tokens.patches.amax(1)], 1),
+    "cls_mean": lambda tokens: torch.cat([tokens.prefix[:, 0], tokens.patches.mean(1)], 1),
+}
+
+
+class Settings(BaseModel, frozen=True, extra="forbid"):
+    """What is computed, and how it is stored. Anything else would give other files."""
+
+    pool: Literal["cls", "mean", "mean_max", "cls_mean"] = Field(
+        "cls", description="a picture's features: class token, mean of the patches, mean and maximum, or both"
+    )
+    tokens: bool = Field(False, description="keep the patch tokens too")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of what is stored")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the encoder; no = float32")
+    format: Format = Field("safetensors", description="of the files; parquet needs the `data` extra")
+    shard: int = Field(4096, ge=1, description="pictures per file")
+    crop_pct: float = Field(0.875, gt=0, le=1, description="share of the side that the central crop keeps")
+    interpolation: Interpolation = Field("bicubic", description="how pictures are resized")
+
+
+class Note(NamedTuple):
+    """What one file holds: its size in bytes, how many pictures, and those that are missing."""
+
+    size: int
+    pictures: int
+    bad: list[Bad]
+
+
+class Embedding:
+    """Features of a source on their way into a folder.
+
+    Args:
+        encoder: on its device.
+        source: the pictures.
+        mean, std: of the encoder's input.
+        settings: what to compute.
+        folder: where to; exists.
+
+    Raises:
+        UserError: the class token is asked for and there is none.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        source: Source,
+        mean: Sequence[float],
+        std: Sequence[float],
+        settings: Settings,
+        folder: Path,
+    ) -> None:
+        if settings.pool.startswith("cls") and not encoder.has_class_token:
+            raise UserError(f"{encoder.model} has no class token. Use --pool mean or mean_max.")
+        self.encoder, self.source, self.settings, self.folder = encoder.eval(), source, settings, folder
+        self.mean, self.std = mean, std
+        self.device = next(encoder.parameters()).device
+        self.shards = range(-(-len(source) // settings.shard))
+        empty = torch.zeros(1, encoder.channels, *encoder.image_size, device=self.device)
+        self.nothing = [part[:0] for part in self.encode(empty)]
+
+    # ---------------------------------------------------------------- the folder
+
+    def claim(self, about: dict[str, Any]) -> None:
+        """Write the manifest of what is about to be made.
+
+        Args:
+            about: what else it shall say, which may differ when the work goes on.
+
+        Raises:
+            UserError: the folder holds features of other pictures, or made otherwise.
+        """
+        file, asked = self.folder / MANIFEST, self.asked()
+        if file.exists():
+            before = _read(file)
+            if others := different(_flat(before["asked"]), _flat(asked)):
+                raise UserError(f"{self.folder} holds other features: {others}. Choose another folder, or remove it.")
+            return
+        shapes = {name: [None, *part.shape[1:]] for name, part in self._named(self.nothing).items()}
+        about = {**about, "classes": list(self.source.classes), "shapes": shapes, "versions": versions()}
+        _write(file, {"asked": asked, **about, "complete": False, "files": {}})
+
+    def asked(self) -> dict[str, Any]:
+        """All that decides what the files will hold."""
+        return {
+            "encoder": {"architecture": self.encoder.model, "weights": weights_digest(self.encoder)},
+            "preprocessing": {
+                "size": list(self.encoder.image_size),
+                "crop_pct": self.settings.crop_pct,
+                "interpolation": self.settings.interpolation,
+                "mean": list(self.mean),
+                "std": list(self.std),
+            },
+            "pictures": {"count": len(self.source), "fingerprint": self.source.fingerprint()},
+            **self.settings.model_dump(exclude={"crop_pct", "interpolation"}),
+        }
+
+    def missing(self) -> list[int]:
+        """The files that are not there whole."""
+        manifest = _read(self.folder / MANIFEST)
+        return [number for number in self.shards if self._done(number, manifest) is None]
+
+    def count(self, numbers: Sequence[int]) -> int:
+        """How many pictures some files will have, bad ones included."""
+        return sum(len(self._pictures(number)) for number in numbers)
+
+    def finish(self) -> dict[str, Any]:
+        """Complete the manifest, which replaces the notes on each file, and list the bad pictures."""
+        manifest, notes = _read(self.folder / MANIFEST), {}
+        for number in self.shards:
+            note = self._done(number, manifest)
+            assert note is not None, "finished before it was done"
+            notes[self._file(number).name] = note._asdict()
+        refused = (entry for note in notes.values() for entry in note["bad"])
+        bad = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in refused]
+        (self.folder / BAD).write_text("".join(bad))
+        written = sum(note["pictures"] for note in notes.values())
+        manifest |= {"complete": True, "written": written, "bad": len(bad), "files": notes}
+        _write(self.folder / MANIFEST, manifest)
+        for number in self.shards:
+            self._note(number).unlink(missing_ok=True)
+        return manifest
+
+    def _done(self, number: int, manifest: dict[str, Any]) -> Note | None:
+        """What a file holds; None where it is not there whole."""
+        file = self._file(number)
+        try:
+            noted = manifest["files"].get(file.name) or json.loads(self._note(number).read_text())
+            return Note(**noted) if file.stat().st_size == noted["size"] else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"features-{number:05d}.{self.settings.format}"
+
+    def _note(self, number: int) -> Path:
+        return self._file(number).with_suffix(".json")
+
+    # ---------------------------------------------------------------- the work
+
+    def run(
+        self, numbers: Sequence[int], accelerator: Accelerator, batch_size: int, workers: int
+    ) -> Iterator[tuple[int, list[Bad]]]:
+        """Make some files; yields how many pictures are done and what was bad, batch by batch.
+
+        Raises:
+            Interrupted: a loader worker is lost. Files that are done stay.
+            OSError: the disk is full.
+        """
+        crops = _Crops(self.source, self.encoder.image_size, self.settings)
+        parts = [[list(part) for part in _cut(self._pictures(number), batch_size)] for number in numbers]
+        batches = [batch for part in parts for batch in part]
+        normalize = Normalize(self.mean, self.std, self.device)
+        loader = make_loader(
+            crops, batches, workers=workers, device=self.device, timeout=WORKER_TIMEOUT, collate=_collate
+        )
+        with Batches(loader) as made:
+            for number, part in zip(numbers, parts, strict=True):
+                good: list[int] = []
+                bad: list[Bad] = []
+                encoded = [self.nothing]
+                for batch in part:
+                    pixels, used, refused = next(made)
+                    if pixels is not None:
+                        with accelerator.autocast():
+                            encoded.append(self.encode(normalize(pixels.to(self.device, non_blocking=True))))
+                    good, bad = good + used, bad + refused
+                    yield len(batch), refused
+                self._write(number, good, bad, [torch.cat(column).cpu() for column in zip(*encoded, strict=True)])
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Normalised images [B, C, h, w] to features [B, D] and, where asked for, patch tokens [B, N, D]."""
+        dtype, tokens = getattr(torch, self.settings.dtype), self.encoder(images)
+        features = POOLS[self.settings.pool](tokens)
+        kept = [features, tokens.patches] if self.settings.tokens else [features]
+        return [part.to(dtype) for part in kept]
+
+    def _pictures(self, number: int) -> range:
+        size = self.settings.shard
+        return range(number * size, min((number + 1) * size, len(self.source)))
+
+    def _write(self, number: int, good: list[int], bad: list[Bad], encoded: list[Tensor]) -> None:
+        index, file = torch.tensor(good, dtype=torch.int64), self._file(number)
+        keys, labels = [self.source.key(i) for i in good], torch.from_numpy(self.source.labels[good])
+        named = self._named(encoded)
+        Shard(index, keys, labels, named["features"], named.get("tokens")).write(file)
+        _write(self._note(number), Note(file.stat().st_size, len(good), bad)._asdict())
+
+    def _named(self, parts: list[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(("features", "tokens"), parts, strict=False))
+
+
+class _Crop(NamedTuple):
+    """A picture's number, and what the encoder sees of it or why it cannot be used."""
+
+    i: int
+    pixels: Tensor | None
+    bad: Bad | None
+
+
+class _Crops(Dataset[_Crop]):
+    def __init__(self, source: Source, shape: tuple[int, int], settings: Settings) -> None:
+        self.source, self.shape, self.settings = source, shape, settings
+
+    def __getitem__(self, i: int) -> _Crop:
+        try:
+            image = self.source.image(i)
+        except BadSample as error:
+            return _Crop(i, None, (error.key, error.reason))
+        return _Crop(i, center_crop(image, self.shape, self.settings.crop_pct, self.settings.interpolation), None)
+
+
+def _collate(crops: Sequence[_Crop]) -> tuple[Tensor | None, list[int], list[Bad]]:
+    good = [(crop.i, crop.pixels) for crop in crops if crop.pixels is not None]
+    pixels = torch.stack([pixels for _, pixels in good]) if good else None
+    return pixels, [i for i, _ in good], [crop.bad for crop in crops if crop.bad is not None]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over a model's state, the first 16 hex digits."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return hashed.hexdigest()[:16]
+
+
+def _cut(pictures: range, size: int) -> Iterator[range]:
+    yield from (pictures[i : i + size] for i in range(0, len(pictures), size))
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Names with dots for what lies deeper."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}. Remove {file.parent}, and embed again.") from error
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    temporary = file.with_suffix(".json-writing")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, file)

@@ -1,0 +1,114 @@
+"""Features of pictures on disk: one file per few thousand pictures, in either of two formats that others read.
+
+features-00000.safetensors   index, label, features, tokens; the keys as a JSON list in the header ("keys")
+features-00000.parquet       index, key, label, features, tokens: a row per picture
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from unlabeled.errors import UserError
+
+Format = Literal["safetensors", "parquet"]
+
+
+class Shard(NamedTuple):
+    """What is known of some pictures.
+
+    Attributes:
+        index: [m] int64, their numbers in the source.
+        keys: what people call them: paths, or archives and members in them.
+        label: [m] int64, -1 where unknown.
+        features: [m, D].
+        tokens: [m, N, D] of their patches; None = not asked for.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
+    keys: list[str]
+    label: Tensor
+    features: Tensor
+    tokens: Tensor | None
+
+    def write(self, file: Path) -> None:
+        """Whole or not at all, in the format that the file's name ends in.
+
+        Raises:
+            UserError: parquet, and pyarrow is not installed.
+            OSError: it cannot be written.
+        """
+        temporary = file.with_suffix(".writing")
+        if file.suffix == ".parquet":
+            _pyarrow("parquet").write_table(self._table(), temporary)
+        else:
+            tensors = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+            temporary.write_bytes(save(tensors, metadata={"keys": json.dumps(self.keys)}))
+        os.replace(temporary, file)
+
+    def _table(self) -> Any:
+        pa = _pyarrow("lib")
+        named = {
+            "index": self.index.numpy(),
+            "key": [os.fsencode(key).decode(errors="replace") for key in self.keys],
+            "label": self.label.numpy(),
+            "features": _lists(self.features),
+        }
+        return pa.table(named if self.tokens is None else {**named, "tokens": _lists(self.tokens)})
+
+
+def read(file: Path, token_shape: tuple[int, int] | None = None) -> Shard:
+    """A file of features.
+
+    Args:
+        file: of either format.
+        token_shape: (N, D) as the manifest says, which a parquet file does not.
+    """
+    if file.suffix == ".parquet":
+        table = _pyarrow("parquet").read_table(file)
+        tokens = _rows(table, "tokens") if "tokens" in table.column_names else None
+        if tokens is not None and token_shape is not None:
+            tokens = tokens.unflatten(1, token_shape)
+        index, label = (torch.from_numpy(table[name].to_numpy().copy()) for name in ("index", "label"))
+        return Shard(index, table["key"].to_pylist(), label, _rows(table, "features"), tokens)
+    with safe_open(file, "pt") as opened:
+        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
+        return Shard(keys=json.loads(opened.metadata()["keys"]), **{"tokens": None, **found})
+
+
+def check_format(name: Format) -> None:
+    """Raise UserError where a format needs what is not installed."""
+    if name == "parquet":
+        _pyarrow("parquet")
+
+
+def _pyarrow(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(f"pyarrow.{module}")
+    except ImportError as error:
+        raise UserError(
+            "parquet needs pyarrow, which is not installed. Run `pip install 'unlabeled[data]'`, or use "
+            "--format safetensors."
+        ) from error
+
+
+def _lists(values: Tensor) -> Any:
+    """Rows [m, ...] as lists of one length."""
+    pa, flat = _pyarrow("lib"), values.flatten(1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.numpy().reshape(-1)), flat.shape[1])
+
+
+def _rows(table: Any, name: str) -> Tensor:
+    column = table[name].combine_chunks()
+    width = column.type.list_size
+    return torch.from_numpy(np.array(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), width))

@@ -1,0 +1,237 @@
+"""Features on disk are the encoder's, whoever computed them, and however often it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import CONTEXT, free_port
+from torch import Tensor
+
+from unlabeled.__main__ import main
+from unlabeled.data.loader import Normalize
+from unlabeled.data.sources import Files
+from unlabeled.data.views import center_crop
+from unlabeled.export import Preprocessing, export_encoder, load_encoder
+from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.serve.shards import Shard, read
+
+COUNT, BAD = 23, (4, 11)
+PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.9, interpolation="bilinear")
+SMALL = ("--shard", "5", "--batch-size", "3", "--workers", "0", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two classes, two of them broken, and an export."""
+    home, random = tmp_path_factory.mktemp("embed"), np.random.default_rng(0)
+    for number in range(COUNT):
+        file = home / "pictures" / "ab"[number % 2] / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(256, size=(20 + number, 24, 3), dtype=np.uint8)).save(file)
+        if number in BAD:
+            file.write_bytes(b"no picture")
+    torch.manual_seed(0)
+    config = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=2, heads=2)
+    export_encoder(home / "export", config.build((16, 16)), PREPARED, "card", {})
+    return home
+
+
+def embed(home: Path, out: Path, *options: str) -> int:
+    return main(["embed", str(home / "export"), str(home / "pictures"), str(out), *SMALL, *options])
+
+
+def shards(out: Path) -> list[Shard]:
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["complete"]
+    tokens = manifest["shapes"].get("tokens", [None, 0, 0])
+    return [read(out / name, (tokens[1], tokens[2])) for name in manifest["files"]]
+
+
+def whole(out: Path) -> Shard:
+    parts = shards(out)
+    columns = [torch.cat([getattr(part, name) for part in parts]) for name in ("index", "label", "features")]
+    tokens = None if parts[0].tokens is None else torch.cat([part.tokens for part in parts if part.tokens is not None])
+    index, label, features = columns
+    return Shard(index, [key for part in parts for key in part.keys], label, features, tokens)
+
+
+def by_hand(home: Path, pool: str) -> tuple[list[int], list[str], list[int], Tensor, Tensor]:
+    """One picture after the other."""
+    source = Files(path=str(home / "pictures"), mean=PREPARED.mean, std=PREPARED.std).open("train")
+    encoder, normalize = (
+        load_encoder(home / "export").eval(),
+        Normalize(PREPARED.mean, PREPARED.std, torch.device("cpu")),
+    )
+    good = [i for i in range(COUNT) if int(Path(source.key(i)).stem) not in BAD]
+    features, tokens = [], []
+    for i in good:
+        with torch.no_grad():
+            found = encoder(normalize(center_crop(source.image(i), (16, 16), 0.9, "bilinear"))[None])
+        patches = found.patches[0]
+        mean, largest = patches.sum(0) / len(patches), torch.stack(list(patches)).max(0).values
+        parts = {"cls": [found.prefix[0, 0]], "mean": [mean], "mean_max": [mean, largest]}
+        features.append(torch.cat({**parts, "cls_mean": [found.prefix[0, 0], mean]}[pool]))
+        tokens.append(patches)
+    keys = [source.key(i) for i in good]
+    return good, keys, source.labels[good].tolist(), torch.stack(features), torch.stack(tokens)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "parquet"])
+@pytest.mark.parametrize(
+    "pool, dtype", [("cls", "float32"), ("mean", "float16"), ("mean_max", "float32"), ("cls_mean", "float32")]
+)
+def test_as_the_encoder_says(home: Path, tmp_path: Path, format: str, pool: str, dtype: str) -> None:
+    if format == "parquet":
+        pytest.importorskip("pyarrow")
+    assert embed(home, tmp_path, "--format", format, "--pool", pool, "--dtype", dtype, "--tokens") == 0
+    found = whole(tmp_path)
+    index, keys, labels, features, tokens = by_hand(home, pool)
+    assert found.index.tolist() == index and found.keys == keys and found.label.tolist() == labels
+    tolerance = {"float32": 1e-5, "float16": 2e-3}[dtype]
+    assert found.features.dtype == getattr(torch, dtype) and found.tokens is not None
+    torch.testing.assert_close(found.features.float(), features, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found.tokens.float(), tokens, rtol=tolerance, atol=tolerance)
+
+
+def test_the_manifest_says_what_it_is(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert embed(home, tmp_path) == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["shapes"] == {"features": [None, 16]} and manifest["classes"] == ["a", "b"]
+    assert manifest["asked"]["preprocessing"]["mean"] == list(PREPARED.mean)
+    assert manifest["asked"]["pictures"]["count"] == COUNT
+    assert (manifest["written"], manifest["bad"], len(manifest["files"])) == (COUNT - 2, 2, 5)
+    assert {"torch", "timm"} <= manifest["versions"].keys()
+    bad = [json.loads(line)["key"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert sorted(Path(key).stem for key in bad) == ["04", "11"]
+    said = capsys.readouterr().err
+    assert "23 of 23 pictures" in said and "img/s" in said and "skipped" in said
+    assert not list(tmp_path.glob("*.writing")) and not list(tmp_path.glob("features-*.json"))
+
+
+def _member(arguments: Sequence[str], rank: int, world: int, port: int, strike: int | None) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        os.environ |= {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if strike is not None:
+        _kill_before(strike)
+    raise SystemExit(main(list(arguments)))
+
+
+def _kill_before(shard: int) -> None:
+    """SIGKILL ourselves with the file of a shard half written."""
+    write = Shard.write
+
+    def armed(self: Shard, file: Path) -> None:
+        if file.stem == f"features-{shard:05d}":
+            file.with_suffix(".writing").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, file)
+
+    Shard.write = armed  # type: ignore[method-assign]
+
+
+def launch(home: Path, out: Path, *options: str, world: int = 1, strike: int | None = None) -> list[Any]:
+    arguments = ["embed", str(home / "export"), str(home / "pictures"), str(out), *SMALL, *options]
+    port = free_port()
+    processes = [CONTEXT.Process(target=_member, args=(arguments, rank, world, port, strike)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in out.glob("features-*")}
+
+
+def test_two_processes_write_the_same_bytes(home: Path, tmp_path: Path) -> None:
+    assert launch(home, tmp_path / "one") == [0]
+    assert launch(home, tmp_path / "two", world=2) == [0, 0]
+    assert len(files(tmp_path / "one")) == 5 and files(tmp_path / "one") == files(tmp_path / "two")
+    assert (tmp_path / "one" / "bad.jsonl").read_bytes() == (tmp_path / "two" / "bad.jsonl").read_bytes()
+
+
+def test_killed_in_the_middle_it_goes_on(home: Path, tmp_path: Path) -> None:
+    assert launch(home, tmp_path / "whole") == [0]
+    out = tmp_path / "cut"
+    assert launch(home, out, strike=3) == [-9]
+    assert len(files(out)) == 2 * 3 + 1, "three files with their notes, and half of one"
+    assert not json.loads((out / "manifest.json").read_text())["complete"]
+    before = (out / "features-00001.safetensors").stat().st_mtime_ns
+    assert launch(home, out, world=2) == [0, 0]
+    assert (out / "features-00001.safetensors").stat().st_mtime_ns == before, "what is done is not done again"
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_lost_file_is_made_again(home: Path, tmp_path: Path) -> None:
+    assert embed(home, tmp_path) == 0
+    before = files(tmp_path)
+    (tmp_path / "features-00002.safetensors").unlink()
+    (tmp_path / "features-00003.safetensors").write_bytes(b"cut short")
+    assert embed(home, tmp_path) == 0
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--pool", "mean"), "pool was 'cls' and is 'mean'"),
+        (("--dtype", "float16"), "dtype was 'float32' and is 'float16'"),
+        (("--crop-pct", "1"), "preprocessing.crop_pct was 0.9 and is 1.0"),
+        (("--size", "24"), "preprocessing.size was [16, 16] and is [24, 24]"),
+        (("--shard", "6"), "shard was 5 and is 6"),
+        (("--prefix", "a"), "pictures.count was 23 and is 12"),
+    ],
+)
+def test_other_features_are_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    assert embed(home, tmp_path) == 0
+    before = files(tmp_path)
+    assert embed(home, tmp_path, *options) == 2
+    assert message in capsys.readouterr().err and files(tmp_path) == before
+
+
+def test_another_encoder_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert embed(home, tmp_path / "out") == 0
+    encoder = load_encoder(home / "export")
+    torch.nn.init.ones_(encoder.vit.norm.bias)
+    export_encoder(tmp_path / "other", encoder, PREPARED, "card", {})
+    assert main(["embed", str(tmp_path / "other"), str(home / "pictures"), str(tmp_path / "out"), *SMALL]) == 2
+    assert "encoder.weights was" in capsys.readouterr().err
+
+
+def test_the_data_of_a_recipe(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Either split, unlabelled pictures too; normalised otherwise than the encoder it is refused."""
+    recipe = tmp_path / "recipe.yaml"
+    data = (
+        f"data: {{name: files, path: {home}/pictures, train: a, val: b, mean: [0.5, 0.4, 0.3], std: [0.2, 0.3, STD]}}"
+    )
+    arguments = ["embed", str(home / "export"), str(recipe), str(tmp_path / "out"), *SMALL]
+    recipe.write_text(f"name: it\nencoder: nowhere\n{data.replace('STD', '0.5')}\ntask: {{view: {{size: 16}}}}\n")
+    assert main([*arguments, "--split", "train"]) == 2
+    assert "trained with std [0.2, 0.3, 0.4]" in capsys.readouterr().err
+    assert main([*arguments, "--split", "train", "data.std=[0.2, 0.3, 0.4]"]) == 0
+    found = whole(tmp_path / "out")
+    assert len(found.keys) == 11 and found.label.unique().tolist() == [-1]
+
+
+def test_parquet_without_pyarrow(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert embed(home, tmp_path, "--format", "parquet") == 2
+    assert "pip install 'unlabeled[data]'" in capsys.readouterr().err
