@@ -53,10 +53,10 @@ def rand_augment(pixels: Tensor, spec: str, rng: np.random.Generator) -> Tensor:
     Returns:
         uint8 [3, H, W].
     """
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    picture = Image.merge("RGB", [Image.fromarray(channel) for channel in pixels.numpy()])
     with _seeded(*rng.integers(2**32, size=2).tolist()):
         picture = _timms(spec)(picture)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in picture.split()]))
 
 
 @cache
