@@ -56,11 +56,11 @@ class Pictures:
 # RandAugment
 
 
-def timms(pixels: Tensor, pythons: int, numpys: int) -> Tensor:
+def timms(pixels: Tensor, pythons: int, numpys: int, spec: str = SPEC) -> Tensor:
     """By the step that timm's own training has, with the mean that it is given there."""
     height, width = pixels.shape[1:]
     _, augments, _ = transforms_imagenet_train(
-        (height, width), auto_augment=SPEC, interpolation="bicubic", mean=MEAN, std=STD, separate=True
+        (height, width), auto_augment=spec, interpolation="bicubic", mean=MEAN, std=STD, separate=True
     )
     random.seed(pythons)
     np.random.seed(numpys)
@@ -77,6 +77,21 @@ def test_rand_augment_is_timms_on_the_same_seeds(height: int, width: int) -> Non
         assert torch.equal(found, expected) and found.dtype == torch.uint8 and found.is_contiguous()
         changed += not torch.equal(found, image)
     assert changed > 20
+
+
+@pytest.mark.parametrize("spec", ["rand-m10-n1-p1-inc1", "rand-m1-n1-p1", "rand-m20-n1-p1-mmax20-inc1"])
+def test_a_posterizing_to_no_bits_is_black(spec: str) -> None:
+    """As it is by timm with Pillow before 13, which refuses it: timm alone ends a run there, sooner or later."""
+    image, black = picture(), 0
+    for seed in range(100):
+        found = rand_augment(image, spec, np.random.default_rng(seed))
+        try:
+            expected = timms(image, *np.random.default_rng(seed).integers(2**32, size=2).tolist(), spec)
+        except ValueError:
+            expected = torch.zeros_like(image)
+        assert torch.equal(found, expected)
+        black += not found.any()
+    assert 0 < black < 25
 
 
 def test_rand_augment_leaves_the_global_generators_alone() -> None:

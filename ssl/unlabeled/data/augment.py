@@ -11,8 +11,8 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, with 8 bits
-TRANSLATED = 0.45  # of the short side, at most
 # what timm's parser reads: it passes over what it does not know, and takes its usual set for a set that it lacks
 SECTION = re.compile(r"(m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?|t(weights|3a|3aw)")
 ERASED_AREA = (0.02, 1 / 3)
@@ -54,22 +53,24 @@ def rand_augment(pixels: Tensor, spec: str, rng: np.random.Generator) -> Tensor:
     Returns:
         uint8 [3, H, W].
     """
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    picture = Image.merge("RGB", [Image.fromarray(channel) for channel in pixels.numpy()])
     with _seeded(*rng.integers(2**32, size=2).tolist()):
-        picture = _timms(spec, min(picture.size))(picture)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        picture = _timms(spec)(picture)
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in picture.split()]))
 
 
-@lru_cache
-def _timms(spec: str, side: int) -> Callable[[Image.Image], Image.Image]:
-    from timm.data.auto_augment import rand_augment_transform
+@cache
+def _timms(spec: str) -> Callable[[Image.Image], Image.Image]:
+    from timm.data.auto_augment import posterize, rand_augment_transform
 
-    settings = {
-        "translate_const": int(side * TRANSLATED),
-        "img_mean": MEAN_COLOUR,
-        "interpolation": Image.Resampling.BICUBIC,
-    }
-    augment: Callable[[Image.Image], Image.Image] = rand_augment_transform(spec, settings)
+    def posterize_to_black(picture: Image.Image, bits: int, **rest: Any) -> Image.Image:
+        # timm asks for no bits at full magnitude, and for fewer above it: older Pillow gave black, 13 refuses
+        return posterize(picture, bits, **rest) if bits > 0 else Image.new(picture.mode, picture.size)
+
+    augment = rand_augment_transform(spec, {"img_mean": MEAN_COLOUR, "interpolation": Image.Resampling.BICUBIC})
+    for operation in augment.ops:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = posterize_to_black
     return augment
 
 
