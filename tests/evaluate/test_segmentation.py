@@ -32,7 +32,7 @@ from unlabeled.nn.encoder import Encoder, EncoderConfig
 
 CPU = torch.device("cpu")
 PATCH = 4
-FAST: dict[str, Any] = {"epochs": 10, "lrs": (3e-3, 3e-2), "batch_size": 8}
+FAST: dict[str, Any] = {"epochs": 6, "lrs": (3e-3, 3e-2), "batch_size": 8}
 
 
 def draw(folder: Path, count: int, shapes: tuple[tuple[int, int], ...] = ((16, 24),), ignore: int = 255) -> None:
@@ -122,6 +122,7 @@ def test_iou_against_loops_over_pixels() -> None:
                     counts[truth][0] += truth == predicted
                     counts[truth][1] += 1
                     counts[predicted][2] += 1
+        assert matrices[head].sum(1).tolist() == [t for _, t, _ in counts]
         wanted = [b / (t + p - b) if t + p else math.nan for b, t, p in counts]
         assert wanted[3] == 0 and math.isnan(wanted[4])
         np.testing.assert_allclose(iou(matrices[head]), wanted, rtol=1e-12)
@@ -290,6 +291,13 @@ def test_what_is_wrong_is_said(pictures: Path, spoil: Any, settings: dict[str, A
         return
     with pytest.raises(UserError, match=message):
         scored(pictures, **settings)
+
+
+def test_an_encoder_that_has_diverged_is_named(pictures: Path) -> None:
+    encoder = make()
+    nn.init.constant_(encoder.vit.norm.bias, 1e5)
+    with pytest.raises(UserError, match="not finite, or beyond the 65,504"):
+        scored(pictures, encoder)
 
 
 def test_relative_positions_are_for_one_size(pictures: Path) -> None:

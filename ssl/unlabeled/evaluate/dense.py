@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.errors import UserError
 from unlabeled.evaluate.linear import EPS, Passes, batches
 from unlabeled.evaluate.masks import UNLABELLED
 
@@ -47,11 +48,16 @@ class Standard(NamedTuple):
 
     @classmethod
     def of(cls, maps: Iterable[Map], device: torch.device) -> Standard:
-        """That of the tokens of all maps."""
+        """That of the tokens of all maps. Raises UserError where any is not finite."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for features, _ in maps:
             x = features.flatten(0, 1).double()
             count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
+        if not squares.isfinite().all():
+            raise UserError(
+                "patch tokens are not finite, or beyond the 65,504 of float16: the encoder has diverged. Evaluate an "
+                "earlier export."
+            )
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)
         return cls(mean.float().to(device), (variance + EPS).rsqrt().float().to(device))
