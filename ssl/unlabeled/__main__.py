@@ -58,9 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += rest
     try:
         return options.run(options)
-    except Interrupted as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_STOPPED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from unlabeled.data.loader import sample_rng
 from unlabeled.data.sampler import EpochSampler, Order, Position, epoch_order
 from unlabeled.errors import UserError
 
@@ -121,6 +122,17 @@ def test_a_square_root_epoch() -> None:
     roots = np.sqrt([60, 25, 10, 4, 1])
     assert np.abs(np.bincount(UNEVEN[order]) - 100 * roots / roots.sum()).max() < 1
     assert len(order) == 100
+
+
+def test_a_sample_that_comes_again_is_cropped_anew() -> None:
+    (batch,) = EpochSampler(100, 100, 1, seed=3, order=Order(UNEVEN, "balanced"))
+    seen: dict[int, int] = {}
+    for position in batch:
+        assert position.turn == seen.get(position.index, 0)
+        seen[position.index] = position.turn + 1
+    assert max(seen.values()) == 20  # the only sample of its class
+    draws = {tuple(sample_rng(0, 0, 5, turn).random(2)) for turn in range(4)}
+    assert len(draws) == 4
 
 
 def test_balance_begins_at_its_epoch() -> None:

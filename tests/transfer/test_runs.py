@@ -80,7 +80,7 @@ def test_a_watched_run_stops_early_with_its_best_weights_and_resumes(home: Path,
         "train.epochs=12",
         "run.keep_last=1",
     )
-    whole, killed, two = tmp_path / "whole", tmp_path / "killed", tmp_path / "two"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert launch("finetune", command(home, whole, "full", *settings)) == [0]
     looks = {line["step"]: line["watched_nll"] for line in metrics(whole) if "watched_nll" in line}
     best, last = min(looks, key=looks.__getitem__), max(looks)

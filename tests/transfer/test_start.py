@@ -46,5 +46,5 @@ def test_random_weights_need_no_fitting(export: str) -> None:
 
 
 def test_official_weights_are_named_by_method(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no official weights of 'swav'. Expected one of mae, simmim, mocov3, dino"):
+    with pytest.raises(UserError, match=r"no official weights of 'swav'. Expected one of mae, simmim, mocov3, dino"):
         load_start(recipe("swav:weights.pth"))

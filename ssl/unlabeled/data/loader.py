@@ -51,9 +51,10 @@ class RawBatch(NamedTuple):
     mix: Mix | None = None
 
 
-def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The one generator behind everything random about a sample."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SAMPLE_STREAM, epoch, index))))
+def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
+    """The one generator behind everything random about a sample; `turn` where it comes more than once in an epoch."""
+    again = (turn,) if turn else ()
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SAMPLE_STREAM, epoch, index, *again))))
 
 
 class ViewDataset(Dataset[Sample]):
@@ -87,7 +88,7 @@ class ViewDataset(Dataset[Sample]):
         return Sample(self._crops(image, position), int(self.source.labels[used]), used, bad, mix)
 
     def _crops(self, image: Tensor, position: Position) -> list[Crops]:
-        rng = sample_rng(self.seed, position.epoch, position.index)
+        rng = sample_rng(self.seed, position.epoch, position.index, position.turn)
         place = Place(self.seed, position.step, position.row, position.batch, 0, self.masked_crops)
         crops = []
         for view in self.views:

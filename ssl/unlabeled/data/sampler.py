@@ -23,6 +23,7 @@ class Position(NamedTuple):
         step: number of its global batch.
         row: its row there.
         batch: rows of a global batch.
+        turn: how often the sample has come before in this epoch; each time it is cropped anew.
     """
 
     epoch: int
@@ -30,6 +31,7 @@ class Position(NamedTuple):
     step: int = 0
     row: int = 0
     batch: int = 1
+    turn: int = 0
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -63,6 +65,15 @@ class Order(NamedTuple):
         rows = [np.resize(shuffled[self.labels[shuffled] == c], n) for c, n in zip(classes, slots, strict=True)]
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, BALANCE_STREAM, epoch))))
         return rng.permutation(np.concatenate(rows))
+
+
+def turns_of(order: np.ndarray) -> np.ndarray:
+    """How often each element of an order [n] has come before: all 0 in a permutation."""
+    by_value = np.argsort(order, kind="stable")
+    _, first, counts = np.unique(order[by_value], return_index=True, return_counts=True)
+    turns = np.empty(len(order), dtype=np.int64)
+    turns[by_value] = np.arange(len(order)) - np.repeat(first, counts)
+    return turns
 
 
 def _slots(weights: np.ndarray, n: int) -> np.ndarray:
@@ -117,16 +128,18 @@ class EpochSampler(Sampler[list[Position]]):
         return epoch_order(self.n, self.seed, epoch) if self.order is None else self.order.of(self.seed, epoch)
 
     def __iter__(self) -> Iterator[list[Position]]:
-        order_of, order = -1, np.empty(0, dtype=np.int64)
+        order_of, order, turns = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         for step in range(self.start, self.total_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != order_of:
                 order_of, order = epoch, self._order(epoch)
-            indices = order[batch * self.batch_size :]
+                turns = turns_of(order)
+            here = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            indices, turn = order[here], turns[here]
             for micro in range(self.accumulate):
                 first = (self.rank * self.accumulate + micro) * self.micro_batch
                 rows = range(first, first + self.micro_batch)
-                yield [Position(epoch, int(indices[row]), step, row, self.batch_size) for row in rows]
+                yield [Position(epoch, int(indices[r]), step, r, self.batch_size, int(turn[r])) for r in rows]
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

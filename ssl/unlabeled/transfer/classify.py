@@ -225,8 +225,8 @@ class Classifier(Method):
                 own.copy_(source)
 
     def compares_pictures(self) -> bool:
-        """By batch normalisation, of a CNN that learns or before a probe's head; by flooding, which goes by the mean loss
-        of the step."""
+        """By batch normalisation, of a CNN that learns or before a probe's head; by flooding, which goes by the mean
+        loss of the step."""
         return self.mixes or self.probe_norm is not None or self.config.flood is not None
 
     def exports(self) -> dict[str, Encoder]:
