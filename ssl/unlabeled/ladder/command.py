@@ -11,6 +11,7 @@ from unlabeled.card import versions
 from unlabeled.errors import UserError
 from unlabeled.ladder import report
 from unlabeled.ladder.rungs import NEEDS_ATTENTION, PROBES, RUNGS, Climb, Step, probed, tuned
+from unlabeled.plan import number
 
 VERSION = "1"
 
@@ -110,11 +111,11 @@ def _write(options: argparse.Namespace, climb: Climb, steps: list[Step]) -> None
     }
     (options.out / "ladder.json").write_text(json.dumps(content, indent=2) + "\n")
     if done:
-        title = f"{climb.export}, {options.seeds} seeds"
+        title = f"{climb.export}, {number(options.seeds, 'seed')}"
         sentences = "\n".join(f"- {report.verdict(steps, fraction)}" for fraction in done)
         (options.out / "ladder.md").write_text(
             f"# {title}\n\nTop-1 accuracy in percent, mean ± deviation over seeds, CPU time of one seed; in bold the "
             "cheapest rung that none beats by more than twice the error of the difference.\n\n"
-            f"{report.markdown(steps, done)}\n\n{sentences}\n"
+            f"{report.table(steps, done)}\n\n{sentences}\n"
         )
         report.plot([step for step in steps if step.fraction in done], done, title, options.out / "ladder.png")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlabeled.ladder.rungs import Step
+from unlabeled.report.table import estimate, markdown
 
 NAMES = {
     "knn": "kNN",
@@ -34,23 +35,18 @@ def _deviation(a: Step, b: Step) -> float:
     return math.sqrt(sum(step.std**2 / len(step.accuracies) for step in (a, b)))
 
 
-def markdown(steps: Sequence[Step], fractions: Sequence[float]) -> str:
-    """A table: rungs down, shares across, CPU time of one seed behind each; the rung that pays in bold."""
-    rungs = list(dict.fromkeys(step.rung for step in steps))
-    head = "| | " + " | ".join(f"{100 * fraction:g} % of the labels" for fraction in fractions) + " |"
-    lines = [head, "|---" * (len(fractions) + 1) + "|"]
-    for rung in rungs:
-        cells = [cell(steps, rung, fraction) for fraction in fractions]
-        lines.append(f"| {NAMES[rung]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def table(steps: Sequence[Step], fractions: Sequence[float]) -> str:
+    """Markdown: rungs down, shares across, CPU time of one seed behind each; the rung that pays in bold."""
+    head = ["", *(f"{100 * fraction:g} % of the labels" for fraction in fractions)]
+    rungs = dict.fromkeys(step.rung for step in steps)
+    return markdown(head, [[NAMES[rung], *(cell(steps, rung, fraction) for fraction in fractions)] for rung in rungs])
 
 
 def cell(steps: Sequence[Step], rung: str, fraction: float) -> str:
     """A rung's mean ± deviation and cost on a share."""
     found = at(steps, fraction)
     step = next(step for step in found if step.rung == rung)
-    spread = f" ± {step.std:.1f}" if len(step.accuracies) > 1 else ""
-    text = f"{step.mean:.1f}{spread}"
+    text = estimate(step.mean, step.std if len(step.accuracies) > 1 else None, digits=1)
     return f"{f'**{text}**' if pays(found) is step else text} ({duration(step.seconds)})"
 
 

@@ -1,0 +1,110 @@
+"""The ladder: which rung pays, and a whole climb on drawn shapes that goes on where it was cut off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unlabeled.__main__ import main
+from unlabeled.export import IMAGENET, export_encoder
+from unlabeled.ladder import report, rungs
+from unlabeled.ladder.rungs import Step
+from unlabeled.nn.encoder import EncoderConfig
+
+CHEAP, MIDDLE, DEAR = (
+    Step("knn", 0.1, [50.0, 52.0], 1.0),
+    Step("linear", 0.1, [55.0, 57.0], 2.0),
+    Step("lora", 0.1, [56.0, 58.0], 90.0),
+)
+
+
+def test_the_cheapest_rung_that_none_clearly_beats_pays() -> None:
+    # 56 and 57 differ by 1, their difference has an error of sqrt(2 + 2) / sqrt(2) = 1.4; 51 is 6 below
+    assert report.pays([CHEAP, MIDDLE, DEAR]) is MIDDLE
+    assert report.pays([CHEAP, MIDDLE, DEAR._replace(accuracies=[66.0, 67.0])]).rung == "lora"
+    assert report.pays([CHEAP._replace(accuracies=[57.0]), MIDDLE, DEAR]).rung == "knn"
+    assert "linear probe pays, 56.0 % for 2 s; LoRA, 57.0 % for 90 s, is not better" in report.verdict(
+        [CHEAP, MIDDLE, DEAR], 0.1
+    )
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    tiny: Any = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2}
+    encoder = EncoderConfig(model="vit_tiny_patch16_224", **tiny).build((16, 16))
+    export_encoder(tmp_path / "net" / "export", encoder, IMAGENET, "# card\n", {})
+    return str(tmp_path / "net" / "export")
+
+
+@pytest.fixture
+def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    from unlabeled.data.shapes import Shapes
+    from unlabeled.evaluate import command
+
+    few = Shapes(train_size=200, val_size=40, size=16)
+    monkeypatch.setattr(command, "data_of", lambda *_: few)
+    flags = [
+        "--fractions",
+        "0.1",
+        "1",
+        "--seeds",
+        "2",
+        "--steps",
+        "3",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--crop-pct",
+        "1",
+    ]
+    return ["ladder", export, "shapes", "--out", str(tmp_path / "out"), *flags]
+
+
+def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = ["--set", "lora.task.lora.rank=2", "layer_decay.optim.base_lr=1e-4"]
+    assert main([*arguments, *changed]) == 0
+    content = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    found = {(step["rung"], step["fraction"]): step["accuracies"] for step in content["steps"]}
+    assert set(found) == {(rung, fraction) for rung in rungs.RUNGS for fraction in (0.1, 1.0)}
+    assert all(len(scores) == (1 if key in {("knn", 1.0), ("linear", 1.0)} else 2) for key, scores in found.items())
+    for rung, fraction in (("attentive", 0.1), ("lora", 1.0)):
+        results = [tmp_path / "out" / f"{rung}_{100 * fraction:g}pct_seed{seed}" / "result.json" for seed in (0, 1)]
+        assert found[rung, fraction] == [json.loads(file.read_text())["accuracy"] for file in results]
+    recipe = (tmp_path / "out" / "lora_10pct_seed1" / "recipe.yaml").read_text()
+    assert "rank: 2" in recipe and "fraction_seed: 1" in recipe and "fraction: 0.1" in recipe
+    assert set(content["pays"]) == {"0.1", "1"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000
+
+    # again: nothing is trained, the same is said
+    monkeypatch.setattr("unlabeled.cli.train", lambda *_: pytest.fail("trained again"))
+    assert main([*arguments, *changed]) == 0
+    again = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    assert [step["accuracies"] for step in again["steps"]] == [step["accuracies"] for step in content["steps"]]
+
+
+def test_a_rung_of_another_recipe_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*arguments, "--rungs", "attentive"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--set", "attentive.optim.base_lr=0.5"]) == 2
+    assert "holds a rung of another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--set", "lorra.seed=1"], "expected RUNG.a.b=value"),
+        (["--set", "lora.task.lora.rnk=1"], "rnk"),
+        (["--seeds", "0"], "expected at least 1"),
+        (["--fractions", "0.001"], "a label fraction of 0.001 leaves"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], more: list[str], says: str, tmp_path: Path
+) -> None:
+    assert main([*arguments, *more]) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
