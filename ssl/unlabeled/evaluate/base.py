@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field
 
-from unlabeled.evaluate.pooling import HasPool, Pool, Wanted
+from unlabeled.evaluate.pooling import Pool, Wanted
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -55,8 +55,12 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
     pixels: ClassVar[bool] = False
     labels: ClassVar[bool] = True
 
-    def wants(self, evaluation: HasPool) -> list[Wanted]:
+    def wants(self, bench: Bench) -> list[Wanted]:
         """The features it will ask of the bench, so that all protocols' come from one pass over the pictures."""
+        return self.kinds(bench.pool)
+
+    def kinds(self, pool: Pool) -> list[Wanted]:
+        """Those that follow from the settings alone, `pool` where they do not say."""
         return []
 
     def check(self, splits: Splits) -> None:
@@ -85,5 +89,5 @@ class Pooled(Protocol, frozen=True, extra="forbid"):
     )
     blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
 
-    def wants(self, evaluation: HasPool) -> list[Wanted]:
-        return [Wanted(self.pool or evaluation.pool, self.blocks)]
+    def kinds(self, pool: Pool) -> list[Wanted]:
+        return [Wanted(self.pool or pool, self.blocks)]

@@ -16,7 +16,7 @@ from unlabeled.data.subset import stratified
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.knn import accuracy
-from unlabeled.evaluate.pooling import HasPool, Pool, Wanted
+from unlabeled.evaluate.pooling import Pool, Wanted
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -60,8 +60,8 @@ class Linear(Protocol, frozen=True, extra="forbid"):
         True, description="features of zero mean and unit variance, as MAE's BatchNorm before the head makes them"
     )
 
-    def wants(self, evaluation: HasPool) -> list[Wanted]:
-        return [Wanted(pool, blocks) for blocks in self.blocks for pool in self.pools or (evaluation.pool,)]
+    def kinds(self, pool: Pool) -> list[Wanted]:
+        return [Wanted(each, blocks) for blocks in self.blocks for each in self.pools or (pool,)]
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         wanted = self.wants(bench)

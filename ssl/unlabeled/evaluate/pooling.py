@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
-from typing import Protocol as Structure
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +27,6 @@ class Wanted(NamedTuple):
 
     pool: Pool
     blocks: int = 1
-
-
-class HasPool(Structure):
-    """What says how tokens are pooled where a protocol does not: an evaluation, a bench."""
-
-    @property
-    def pool(self) -> Pool: ...
 
 
 class Part(NamedTuple):

@@ -68,7 +68,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
 
     def must_suit(self, model: str) -> None:
         """Raise UserError when a timm model, by name, is a CNN and lacks features that are asked for."""
-        for kind in (Wanted(self.pool), *(kind for protocol in self.protocols for kind in protocol.wants(self))):
+        for kind in (Wanted(self.pool), *(kind for protocol in self.protocols for kind in protocol.kinds(self.pool))):
             if is_cnn(model) and (kind.pool.startswith("cls") or kind.blocks > 1):
                 raise UserError(
                     f"evaluate asks for pool={kind.pool} of {kind.blocks} block(s), but the CNN '{model}' has no class "

@@ -172,7 +172,7 @@ def document(rows: Sequence[Row], protocols: Sequence[Protocol]) -> str:
     ]
     head = ["encoder", *(" ".join(column.heading) for column in shown), "effective rank", "CPU seconds"]
     meaning = (
-        f"{units(protocols)}: mean ± standard deviation over draws of the labels [95 % interval by bootstrap over test "
+        f"{units(protocols)}. Mean ± standard deviation over draws of the labels [95 % interval by bootstrap over test "
         "pictures or episodes]"
     )
     pictures = f"{rows[0].train_size:,} training and {rows[0].test_size:,} test pictures"
