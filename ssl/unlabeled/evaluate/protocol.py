@@ -24,6 +24,7 @@ from unlabeled.evaluate.linear import Linear
 from unlabeled.evaluate.logistic import Logistic
 from unlabeled.evaluate.pooling import Pool, Wanted
 from unlabeled.evaluate.results import scored
+from unlabeled.evaluate.retrieval import Retrieval
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.families import is_cnn
 
@@ -50,6 +51,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
         None, description="logistic regression solved to the end; null = none, {} = as it is"
     )
     fewshot: FewShot | None = Field(None, description="few-shot episodes on test pictures; null = none, {} = as it is")
+    retrieval: Retrieval | None = Field(None, description="image retrieval; null = none, {} = as it is")
     fractions: tuple[Fraction, ...] = Field(
         (1.0,), min_length=1, description="shares of the training labels to use, each its own result"
     )

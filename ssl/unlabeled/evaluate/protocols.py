@@ -7,5 +7,6 @@ from unlabeled.evaluate.fewshot import FewShot
 from unlabeled.evaluate.knn import Knn
 from unlabeled.evaluate.linear import Linear
 from unlabeled.evaluate.logistic import Logistic
+from unlabeled.evaluate.retrieval import Retrieval
 
-PROTOCOLS: dict[str, type[Protocol]] = {kind.protocol: kind for kind in (Knn, Linear, Logistic, FewShot)}
+PROTOCOLS: dict[str, type[Protocol]] = {kind.protocol: kind for kind in (Knn, Linear, Logistic, FewShot, Retrieval)}

@@ -1,4 +1,8 @@
-"""What tells learning from collapse: detached scalars, cheap enough for every step, but for `effective_rank`."""
+"""What features are worth, told without labels.
+
+Detached scalars that are cheap enough for every step, but for `effective_rank`; then numbers of whole data sets: ranks,
+alignment and uniformity, and how alike two sets of features are. The latter are taken in float64.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ from unlabeled.nn.collectives import gather, world
 
 # rows that an effective rank is taken of: it cannot exceed them
 ROWS = 256
+RANK_EPSILON = 1e-7  # RankMe's and LiDAR's, added to shares
+LIDAR_DELTA = 1e-4
+CHUNK_ELEMENTS = 2**23  # pairs held at once: 64 MiB
 
 
 @torch.no_grad()
@@ -76,12 +83,109 @@ def effective_rank(features: Tensor) -> float:
 
 
 @torch.no_grad()
-def spectral_rank(features: Tensor) -> float:
-    """`effective_rank` of these features [M, D] and no others, all of them."""
+def spectral_rank(features: Tensor, epsilon: float = 0.0) -> float:
+    """`effective_rank` of these features [M, D] and no others, all of them.
+
+    With `epsilon` added to each singular value's share of their sum: RankMe (Garrido et al. 2023, equation 1), whose
+    epsilon is `RANK_EPSILON`.
+    """
     rows = features.double()
     # both products have the same eigenvalues but for zeros
     gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
     if not gram.isfinite().all():
         return math.nan
-    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    return torch.special.entr(values / values.sum()).sum().exp().item()
+    return _perplexity(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt(), epsilon)
+
+
+def _perplexity(values: Tensor, epsilon: float) -> float:
+    """exp of the entropy of values [K], none negative, as shares of their sum."""
+    shares = values / values.sum() + epsilon
+    return torch.special.entr(shares).sum().exp().item()
+
+
+@torch.no_grad()
+def lidar(views: Tensor, delta: float = LIDAR_DELTA, epsilon: float = RANK_EPSILON) -> float:
+    """LiDAR (Thilak et al. 2024, section 4): how many directions tell pictures apart by more than their views differ.
+
+    The rank by entropy of Sw^-1/2 Sb Sw^-1/2, the scatters between and within pictures, each view being a sample of its
+    picture's class: at most min(D, n - 1). NaN when a feature is not finite, or when all pictures are alike.
+
+    Args:
+        views: [n, q, D], features of q views of each of n pictures.
+        delta: added to the diagonal of Sw.
+        epsilon: added to each eigenvalue's share of their sum.
+    """
+    rows = views.double()
+    means = rows.mean(1)
+    apart, beside = means - means.mean(0), (rows - means.unsqueeze(1)).flatten(0, 1)
+    between = apart.T @ apart / len(apart)
+    within = beside.T @ beside / len(beside)
+    within.diagonal().add_(delta)
+    if not (between + within).isfinite().all():
+        return math.nan
+    # with L L' = Sw, L^-1 Sb L'^-1 has the same eigenvalues as Sw^-1/2 Sb Sw^-1/2
+    root = torch.linalg.cholesky(within)
+    half = torch.linalg.solve_triangular(root, between, upper=False)
+    whitened = torch.linalg.solve_triangular(root, half.T, upper=False)
+    return _perplexity(torch.linalg.eigvalsh(whitened).clamp_min(0), epsilon)
+
+
+@torch.no_grad()
+def alignment(views: Tensor) -> float:
+    """Mean squared distance between two views of a picture on the unit sphere, in [0, 4] (Wang & Isola 2020, eq. 3).
+
+    Args:
+        views: [n, q, D], features of q >= 2 views of each of n pictures; the mean is over all pairs.
+    """
+    unit, q = F.normalize(views.double(), dim=-1), views.shape[1]
+    # over i and j: the sum of |f_i - f_j|^2 is 2 q sum |f|^2 - 2 |sum f|^2
+    total = 2 * q * unit.square().sum((1, 2)) - 2 * unit.sum(1).square().sum(1)
+    return total.mean().clamp_min(0).item() / (q * (q - 1))
+
+
+@torch.no_grad()
+def uniformity(features: Tensor, t: float = 2.0) -> float:
+    """log of the mean of exp(-t d^2) over all pairs of different rows of features [n, D] on the unit sphere.
+
+    Wang & Isola 2020, equation 4: 0 when all are alike, about -2 t when they are uniform in many dimensions.
+    """
+    unit = F.normalize(features.double(), dim=1)
+    total = unit.new_zeros(())
+    for rows in unit.split(max(1, CHUNK_ELEMENTS // len(unit))):
+        total += (2 * t * (rows @ unit.T - 1)).exp().sum()
+    # less the distance of each row to itself, which is 0
+    own = (2 * t * (unit.square().sum(1) - 1)).exp().sum()
+    return ((total - own) / (len(unit) * (len(unit) - 1))).log().item()
+
+
+@torch.no_grad()
+def linear_cka(x: Tensor, y: Tensor, unbiased: bool = False) -> float:
+    """How alike two sets of features of the same pictures are: linear CKA (Kornblith et al. 2019, section 3).
+
+    1 for features that differ by a rotation and a scale, 0 for features without linear relation. NaN when one of them
+    is constant or not finite.
+
+    Args:
+        x, y: [n, D] and [n, E].
+        unbiased: by the unbiased estimate of HSIC (Song et al. 2012, equation 5), which does not grow with D / n; of at
+            least four pictures.
+    """
+    hsic = _unbiased_hsic if unbiased else _hsic
+    x, y = (part.double() - part.double().mean(0) for part in (x, y))
+    product = hsic(x, x) * hsic(y, y)
+    return (hsic(x, y) / product.sqrt()).item() if product > 0 else math.nan
+
+
+def _hsic(x: Tensor, y: Tensor) -> Tensor:
+    """tr(K L) of linear kernels of centred features, but for the factor (n - 1)^-2."""
+    return (x.T @ y).square().sum()
+
+
+def _unbiased_hsic(x: Tensor, y: Tensor) -> Tensor:
+    """Of linear kernels whose diagonals are zero, but for the factor 1 / (n (n - 3)); no n x n matrix is made."""
+    n = len(x)
+    own_x, own_y = x.square().sum(1), y.square().sum(1)
+    # row sums of both kernels without their diagonals
+    sums_x, sums_y = x @ x.sum(0) - own_x, y @ y.sum(0) - own_y
+    trace = _hsic(x, y) - own_x @ own_y
+    return trace + sums_x.sum() * sums_y.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (sums_x @ sums_y)
