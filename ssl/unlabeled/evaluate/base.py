@@ -24,12 +24,16 @@ class Score(NamedTuple):
         value: in the protocol's `unit`.
         each: [n] the parts whose mean the value is, one for every test picture or episode; None = no such parts.
         chosen: what was chosen without the test pictures, such as a learning rate.
+        details: more numbers that it goes with, such as one for every class; not in tables.
+        digits: how many a table shows after the point.
     """
 
     name: str
     value: float
     each: np.ndarray | None = None
     chosen: dict[str, Any] | None = None
+    details: dict[str, Any] | None = None
+    digits: int = 1
 
 
 class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):

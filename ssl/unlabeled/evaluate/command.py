@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME.FIELD=VALUE",
         help="settings of protocols, such as linear.epochs=50 linear.blocks=[1,4] knn.k=[10,20,100,200]",
     )
+    parser.add_argument("--against", metavar="EXPORT", help="another export, for cka to compare each one with")
     parser.add_argument("--fractions", nargs="+", type=float, default=[1.0], help="shares of the labels")
     parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 1")
     parser.add_argument("--pool", choices=get_args(Pool), default="cls", help="what a picture becomes")
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    config, protocols, device = _evaluation(args), settings(args.protocol, args.set), _device(args.device)
+    config, protocols, device = _evaluation(args), settings(args.protocol, _changes(args)), _device(args.device)
     console = Console()
     rows = []
     for subject in _subjects(args, device):
@@ -110,6 +111,16 @@ def settings(names: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
     schema = create_model("Settings", __base__=_Settings, **fields)
     parsed = parse(schema, "{}", changes, where="--set")
     return [getattr(parsed, name) for name in fields]
+
+
+def _changes(args: argparse.Namespace) -> list[str]:
+    """What `--set` says, and the options that are short for settings."""
+    changes = list(args.set)
+    if args.against is not None:
+        if "cka" not in args.protocol:
+            raise UserError(f"--against {args.against} is what cka compares with. Add cka to --protocol.")
+        changes.append(f"cka.against={json.dumps(args.against)}")
+    return changes
 
 
 class _Settings(BaseModel, frozen=True, extra="forbid"):

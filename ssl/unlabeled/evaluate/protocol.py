@@ -20,6 +20,7 @@ from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.features import Encode, Features, extract
 from unlabeled.evaluate.fewshot import FewShot
 from unlabeled.evaluate.knn import Knn
+from unlabeled.evaluate.labelfree import LabelFree
 from unlabeled.evaluate.linear import Linear
 from unlabeled.evaluate.logistic import Logistic
 from unlabeled.evaluate.pooling import Pool, Wanted
@@ -51,6 +52,9 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
         None, description="logistic regression solved to the end; null = none, {} = as it is"
     )
     fewshot: FewShot | None = Field(None, description="few-shot episodes on test pictures; null = none, {} = as it is")
+    labelfree: LabelFree | None = Field(
+        None, description="RankMe, LiDAR, alignment and uniformity, which read no labels; null = none, {} = as it is"
+    )
     retrieval: Retrieval | None = Field(None, description="image retrieval; null = none, {} = as it is")
     fractions: tuple[Fraction, ...] = Field(
         (1.0,), min_length=1, description="shares of the training labels to use, each its own result"

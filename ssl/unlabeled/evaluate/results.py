@@ -63,6 +63,11 @@ class Result:
         return statistics.stdev(score.value for score in self.found) if len(self.found) > 1 else None
 
     @property
+    def digits(self) -> int:
+        """How many a table shows after the point."""
+        return self.found[0].digits
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """95 % of bootstrap samples of the test pictures or episodes have a mean within; None where it has no such
         parts. Of several seeds, each part is their mean."""
@@ -79,6 +84,7 @@ class Result:
             "seeds": list(range(len(self.found))),
             "labels": self.labels,
             "chosen": [score.chosen for score in self.found],
+            "details": [score.details for score in self.found],
         }
 
 
@@ -143,7 +149,7 @@ def table(rows: Sequence[Row], protocols: Sequence[Protocol]) -> Table:
     drawn = Table(title=f"{units(protocols)} (mean ± std over draws of the labels)")
     shown = columns(rows)
     found = [[row.scores.get(column) for column in shown] for row in rows]
-    cells = [[estimate(r.mean, r.std, digits=1) if r else "-" for r in line] for line in found]
+    cells = [[estimate(r.mean, r.std, digits=r.digits) if r else "-" for r in line] for line in found]
     head = ["", *("\n".join(column.heading) for column in shown), "effective\nrank"]
     lines = [[row.name, *line, rank(row)] for row, line in zip(rows, cells, strict=True)]
     names_are_headings = len(shown) > WIDEST
@@ -190,4 +196,4 @@ def rank(row: Row) -> str:
 
 
 def _cell(result: Result | None) -> str:
-    return estimate(result.mean, result.std, result.interval, digits=1) if result else "-"
+    return estimate(result.mean, result.std, result.interval, result.digits) if result else "-"
