@@ -39,7 +39,7 @@ class Retrieval(Pooled, frozen=True, extra="forbid"):
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         _, test = bench.features(self.pool, self.blocks)
-        found = rank(test, max((1, *self.recall, *self.precision)))
+        found = rank(test, max((1, *self.recall, *self.precision)), bench.seed)
         named = {
             "map": found.average_precision,
             **{f"recall{k}": found.relevant[:, :k].any(1) for k in self.recall},
@@ -63,27 +63,31 @@ class Ranked(NamedTuple):
 
 
 @torch.no_grad()
-def rank(pictures: Features, most: int) -> Ranked:
-    """Rank all other pictures for each, by cosine similarity; of equally similar ones the first comes first.
+def rank(pictures: Features, most: int, seed: int = 0) -> Ranked:
+    """Rank all other pictures for each, by cosine similarity.
 
     Args:
         pictures: features and labels.
         most: K, how many of the first are told one by one; at most all others.
+        seed: of the order among equally similar ones. Were it the pictures' own, which is by class, collapsed features
+            would seem to find something.
 
     Raises:
         UserError: no class has two pictures.
     """
     x, n = F.normalize(pictures.x, dim=1), len(pictures.y)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    candidates, labels, place = x[order].T.contiguous(), pictures.y[order], order.argsort()
     # alone in its class, a picture has nothing to find
     queries = (pictures.y.bincount()[pictures.y] > 1).nonzero().flatten()
     if not len(queries):
         raise UserError(f"no class has two of the {n} test pictures, so there is nothing to retrieve. Give it more.")
     precisions, first = [], []
     for rows in queries.split(max(1, CHUNK_ELEMENTS // n)):
-        similarity = x[rows] @ x.T
-        similarity[torch.arange(len(rows)), rows] = -torch.inf  # itself comes last, and is cut off
+        similarity = x[rows] @ candidates
+        similarity[torch.arange(len(rows)), place[rows]] = -torch.inf  # itself comes last, and is cut off
         ranking = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]
-        relevant = pictures.y[ranking] == pictures.y[rows].unsqueeze(1)
+        relevant = labels[ranking] == pictures.y[rows].unsqueeze(1)
         precisions.append(average_precision(relevant).cpu())
         first.append(relevant[:, :most].cpu())
     return Ranked(torch.cat(precisions), torch.cat(first))
