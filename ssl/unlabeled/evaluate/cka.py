@@ -12,7 +12,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.pooling import Pool, Wanted
+from unlabeled.evaluate.pooling import HasPool, Pool, Wanted
 from unlabeled.evaluate.protocol import Splits
 from unlabeled.nn.conv import ConvEncoder
 from unlabeled.nn.measures import linear_cka
@@ -39,9 +39,11 @@ class Cka(Protocol, frozen=True, extra="forbid"):
         False, description="the unbiased estimate, which few pictures of many dimensions do not raise"
     )
 
-    def wants(self, bench: Bench) -> list[Wanted]:
-        blocks = 1 if isinstance(bench.encoder, ConvEncoder) else self.blocks or bench.encoder.depth
-        return [Wanted(self._pool(bench), blocks)]
+    def wants(self, evaluation: HasPool) -> list[Wanted]:
+        # how many blocks there are is known once the encoder is
+        encoder = evaluation.encoder if isinstance(evaluation, Bench) else None
+        deepest = 1 if encoder is None or isinstance(encoder, ConvEncoder) else encoder.depth
+        return [Wanted(self._pool(evaluation), self.blocks or deepest)]
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         own = self._by_block(bench)
@@ -60,8 +62,8 @@ class Cka(Protocol, frozen=True, extra="forbid"):
         yield Score("cka_neighbours", sum(neighbours) / len(neighbours), details=details, digits=3)
         yield Score("cka_ends", table[0][-1], digits=3)
 
-    def _pool(self, bench: Bench) -> Pool:
-        pool = self.pool or bench.pool
+    def _pool(self, evaluation: HasPool) -> Pool:
+        pool = self.pool or evaluation.pool
         if pool == "cls_mean":
             raise UserError("cka compares blocks, and cls_mean reads patches of the last only. Set cka.pool=mean.")
         return pool

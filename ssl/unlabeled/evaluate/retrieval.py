@@ -16,6 +16,7 @@ from unlabeled.evaluate.features import Features
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.protocol import Splits
 
 CHUNK_ELEMENTS = 2**22  # similarities ranked at once: 16 MiB, and twice that of places
 Count = Annotated[int, Field(ge=1)]
@@ -36,6 +37,10 @@ class Retrieval(Pooled, frozen=True, extra="forbid"):
 
     recall: tuple[Count, ...] = Field((1, 5, 10), description="numbers of pictures to look for a relevant one in")
     precision: tuple[Count, ...] = Field((10,), description="numbers of pictures to count relevant ones in")
+
+    def check(self, splits: Splits) -> None:
+        labels = splits.sources[1].labels
+        _ = with_company(torch.from_numpy(labels[labels >= 0]))
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         _, test = bench.features(self.pool, self.blocks)
@@ -78,10 +83,7 @@ def rank(pictures: Features, most: int, seed: int = 0) -> Ranked:
     x, n = F.normalize(pictures.x, dim=1), len(pictures.y)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(x.device)
     candidates, labels, place = x[order].T.contiguous(), pictures.y[order], order.argsort()
-    # alone in its class, a picture has nothing to find
-    queries = (pictures.y.bincount()[pictures.y] > 1).nonzero().flatten()
-    if not len(queries):
-        raise UserError(f"no class has two of the {n} test pictures, so there is nothing to retrieve. Give it more.")
+    queries = with_company(pictures.y)
     precisions, first = [], []
     for rows in queries.split(max(1, CHUNK_ELEMENTS // n)):
         similarity = x[rows] @ candidates
@@ -91,6 +93,16 @@ def rank(pictures: Features, most: int, seed: int = 0) -> Ranked:
         precisions.append(average_precision(relevant).cpu())
         first.append(relevant[:, :most].cpu())
     return Ranked(torch.cat(precisions), torch.cat(first))
+
+
+def with_company(labels: Tensor) -> Tensor:
+    """Numbers of the pictures whose class [n] has another: alone, one has nothing to find. UserError: there is none."""
+    found = (labels.bincount()[labels] > 1).nonzero().flatten()
+    if not len(found):
+        raise UserError(
+            f"no class has two of the {len(labels)} test pictures, so there is nothing to retrieve. Give it more."
+        )
+    return found
 
 
 def average_precision(relevant: Tensor) -> Tensor:
