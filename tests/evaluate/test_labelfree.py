@@ -86,7 +86,7 @@ def test_scores_are_of_plain_pictures_and_of_views() -> None:
     found = {score.name: score.value for score in config.scores(bench)}
     assert torch.equal(torch.get_rng_state(), state) and encoder.training
 
-    source, view = bench.splits.sources[1], config.augmentation(bench)
+    source, view = bench.splits.sources[1], config.augmentation(bench.splits, (8, 8))
     assert (view.count, view.shape, view.flip, view.jitter) == (4, (8, 8), 0.5, (0.4, 0.4, 0.2, 0.1))
     with torch.no_grad():
         images = torch.cat([by_hand(source, int(i), view, seed=0) for i in choose(30, 20, 0)])  # type: ignore[arg-type]
@@ -103,15 +103,14 @@ def test_scores_are_of_plain_pictures_and_of_views() -> None:
 
 
 def test_views_that_do_not_suit_are_the_users_error() -> None:
-    bench = Bench(make(), splits(), (8, 8))
     grey = FakeData()
     grey.mean = grey.std = (0.5,)  # type: ignore[assignment]
-    assert LabelFree().augmentation(Bench(make(), splits(grey), (8, 8))).jitter is None
+    assert LabelFree().augmentation(splits(grey)).jitter is None
     with pytest.raises(UserError, match=r"labelfree\.view: .*is for 3 channels, found 1"):
-        LabelFree(view=VIEW).augmentation(Bench(make(), splits(grey), (8, 8)))
+        splits(grey, labelfree={"view": VIEW.model_dump()}).check()
     masked = LabelFree.model_validate({"view": {"mask": {"name": "random", "ratio": 0.5}}})
     with pytest.raises(UserError, match=r"labelfree\.view\.mask"):
-        masked.augmentation(bench)
+        masked.check(splits())
 
 
 @torch.no_grad()

@@ -40,9 +40,10 @@ class Cka(Protocol, frozen=True, extra="forbid"):
     )
 
     def wants(self, evaluation: HasPool) -> list[Wanted]:
-        encoder = getattr(evaluation, "encoder", None)  # a recipe is asked before there is one
-        every = 1 if encoder is None else encoder.depth
-        return [Wanted(self._pool(evaluation), 1 if isinstance(encoder, ConvEncoder) else self.blocks or every)]
+        # how many blocks there are is known once the encoder is
+        encoder = evaluation.encoder if isinstance(evaluation, Bench) else None
+        deepest = 1 if encoder is None or isinstance(encoder, ConvEncoder) else encoder.depth
+        return [Wanted(self._pool(evaluation), self.blocks or deepest)]
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         own = self._by_block(bench)

@@ -16,6 +16,7 @@ from unlabeled.nn.measures import LIDAR_DELTA, RANK_EPSILON, alignment, lidar, s
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.protocol import Splits
 
 
 class LabelFree(Pooled, frozen=True, extra="forbid"):
@@ -47,20 +48,25 @@ class LabelFree(Pooled, frozen=True, extra="forbid"):
         [(pool, blocks)] = self.wants(bench)
         _, test = bench.features(pool, blocks)
         encode = encoder_features(bench.encoder, pool, blocks)
-        views = view_features(encode, bench.splits, self.augmentation(bench), self.pictures, bench.seed)
+        view = self.augmentation(bench.splits, bench.shape)
+        views = view_features(encode, bench.splits, view, self.pictures, bench.seed)
         yield Score("labelfree_rankme", spectral_rank(test.x, self.epsilon))
         yield Score("labelfree_lidar", lidar(views, self.delta, self.epsilon))
         yield Score("labelfree_alignment", alignment(views), digits=3)
         yield Score("labelfree_uniformity", uniformity(test.x), digits=3)
 
-    def augmentation(self, bench: Bench) -> View:
-        """The view that is cut, as large as what the encoder sees.
+    def check(self, splits: Splits) -> None:
+        self.augmentation(splits)
+
+    def augmentation(self, splits: Splits, shape: tuple[int, int] | None = None) -> View:
+        """The view that is cut, of the size that the encoder sees where that is known.
 
         Raises:
             UserError: it does not suit the pictures, or hides patches.
         """
-        channels = len(bench.splits.data.mean)
-        view = (self.view or default_view(channels)).model_copy(update={"size": bench.shape, "count": self.views})
+        channels = len(splits.data.mean)
+        view = self.view or default_view(channels)
+        view = view.model_copy(update={"size": shape or view.size, "count": self.views})
         if view.mask is not None:
             raise UserError("labelfree.view.mask hides patches, which nothing here reads. Set it to null.")
         try:

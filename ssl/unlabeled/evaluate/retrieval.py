@@ -16,6 +16,7 @@ from unlabeled.evaluate.features import Features
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.protocol import Splits
 
 CHUNK_ELEMENTS = 2**22  # similarities ranked at once: 16 MiB, and twice that of places
 Count = Annotated[int, Field(ge=1)]
@@ -37,9 +38,13 @@ class Retrieval(Pooled, frozen=True, extra="forbid"):
     recall: tuple[Count, ...] = Field((1, 5, 10), description="numbers of pictures to look for a relevant one in")
     precision: tuple[Count, ...] = Field((10,), description="numbers of pictures to count relevant ones in")
 
+    def check(self, splits: Splits) -> None:
+        labels = splits.sources[1].labels
+        _ = with_company(torch.from_numpy(labels[labels >= 0]))
+
     def scores(self, bench: Bench) -> Iterator[Score]:
         _, test = bench.features(self.pool, self.blocks)
-        found = rank(test, max((1, *self.recall, *self.precision)))
+        found = rank(test, max((1, *self.recall, *self.precision)), bench.seed)
         named = {
             "map": found.average_precision,
             **{f"recall{k}": found.relevant[:, :k].any(1) for k in self.recall},
@@ -63,30 +68,41 @@ class Ranked(NamedTuple):
 
 
 @torch.no_grad()
-def rank(pictures: Features, most: int) -> Ranked:
-    """Rank all other pictures for each, by cosine similarity; of equally similar ones the first comes first.
+def rank(pictures: Features, most: int, seed: int = 0) -> Ranked:
+    """Rank all other pictures for each, by cosine similarity.
 
     Args:
         pictures: features and labels.
         most: K, how many of the first are told one by one; at most all others.
+        seed: of the order among equally similar ones. Were it the pictures' own, which is by class, collapsed features
+            would seem to find something.
 
     Raises:
         UserError: no class has two pictures.
     """
     x, n = F.normalize(pictures.x, dim=1), len(pictures.y)
-    # alone in its class, a picture has nothing to find
-    queries = (pictures.y.bincount()[pictures.y] > 1).nonzero().flatten()
-    if not len(queries):
-        raise UserError(f"no class has two of the {n} test pictures, so there is nothing to retrieve. Give it more.")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    candidates, labels, place = x[order].T.contiguous(), pictures.y[order], order.argsort()
+    queries = with_company(pictures.y)
     precisions, first = [], []
     for rows in queries.split(max(1, CHUNK_ELEMENTS // n)):
-        similarity = x[rows] @ x.T
-        similarity[torch.arange(len(rows)), rows] = -torch.inf  # itself comes last, and is cut off
+        similarity = x[rows] @ candidates
+        similarity[torch.arange(len(rows)), place[rows]] = -torch.inf  # itself comes last, and is cut off
         ranking = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]
-        relevant = pictures.y[ranking] == pictures.y[rows].unsqueeze(1)
+        relevant = labels[ranking] == pictures.y[rows].unsqueeze(1)
         precisions.append(average_precision(relevant).cpu())
         first.append(relevant[:, :most].cpu())
     return Ranked(torch.cat(precisions), torch.cat(first))
+
+
+def with_company(labels: Tensor) -> Tensor:
+    """Numbers of the pictures whose class [n] has another: alone, one has nothing to find. UserError: there is none."""
+    found = (labels.bincount()[labels] > 1).nonzero().flatten()
+    if not len(found):
+        raise UserError(
+            f"no class has two of the {len(labels)} test pictures, so there is nothing to retrieve. Give it more."
+        )
+    return found
 
 
 def average_precision(relevant: Tensor) -> Tensor:
