@@ -293,6 +293,13 @@ def test_what_is_wrong_is_said(pictures: Path, spoil: Any, settings: dict[str, A
         scored(pictures, **settings)
 
 
+def test_a_class_that_only_test_masks_have_counts(pictures: Path) -> None:
+    save(pictures / "val_masks" / "a" / "0.png", np.full((16, 24), 2, np.uint8))
+    miou, _ = Segmentation(**FAST).scores(bench(pictures))
+    assert miou.chosen["classes"] == 3 and miou.chosen["iou"][2] == 0  # type: ignore[union-attr,index]
+    assert miou.value == pytest.approx(sum(miou.chosen["iou"]) / 3)  # type: ignore[union-attr,index]
+
+
 def test_an_encoder_that_has_diverged_is_named(pictures: Path) -> None:
     encoder = make()
     nn.init.constant_(encoder.vit.norm.bias, 1e5)

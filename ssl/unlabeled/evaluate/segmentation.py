@@ -51,7 +51,7 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
     ignore: int = Field(255, description="value of unlabelled pixels in masks")
     blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
     lrs: tuple[LearningRate, ...] = Field(
-        (1e-3, 3e-3, 1e-2, 3e-2),
+        (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
         min_length=1,
         description="learning rates to try; the mIoU of a held-out tenth of the training pictures decides",
     )
