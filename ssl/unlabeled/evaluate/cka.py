@@ -12,7 +12,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.pooling import HasPool, Pool, Wanted
+from unlabeled.evaluate.pooling import Pool, Wanted
 from unlabeled.evaluate.protocol import Splits
 from unlabeled.nn.conv import ConvEncoder
 from unlabeled.nn.measures import linear_cka
@@ -28,6 +28,7 @@ class Cka(Protocol, frozen=True, extra="forbid"):
 
     protocol: ClassVar[str] = "cka"
     version: ClassVar[str] = "cka/1"
+    labels: ClassVar[bool] = False
     unit: ClassVar[str] = "linear CKA, 0 to 1"
 
     pool: Pool | None = Field(None, description="cls, mean or mean_max; null = as evaluate.pool says")
@@ -39,11 +40,13 @@ class Cka(Protocol, frozen=True, extra="forbid"):
         False, description="the unbiased estimate, which few pictures of many dimensions do not raise"
     )
 
-    def wants(self, evaluation: HasPool) -> list[Wanted]:
+    def wants(self, bench: Bench) -> list[Wanted]:
         # how many blocks there are is known once the encoder is
-        encoder = evaluation.encoder if isinstance(evaluation, Bench) else None
-        deepest = 1 if encoder is None or isinstance(encoder, ConvEncoder) else encoder.depth
-        return [Wanted(self._pool(evaluation), self.blocks or deepest)]
+        deepest = 1 if isinstance(bench.encoder, ConvEncoder) else bench.encoder.depth
+        return [Wanted(self._pool(bench.pool), self.blocks or deepest)]
+
+    def kinds(self, pool: Pool) -> list[Wanted]:
+        return [Wanted(self._pool(pool), self.blocks or 1)]
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         own = self._by_block(bench)
@@ -62,8 +65,8 @@ class Cka(Protocol, frozen=True, extra="forbid"):
         yield Score("cka_neighbours", sum(neighbours) / len(neighbours), details=details, digits=3)
         yield Score("cka_ends", table[0][-1], digits=3)
 
-    def _pool(self, evaluation: HasPool) -> Pool:
-        pool = self.pool or evaluation.pool
+    def _pool(self, asked: Pool) -> Pool:
+        pool = self.pool or asked
         if pool == "cls_mean":
             raise UserError("cka compares blocks, and cls_mean reads patches of the last only. Set cka.pool=mean.")
         return pool

@@ -29,6 +29,7 @@ class LabelFree(Pooled, frozen=True, extra="forbid"):
 
     protocol: ClassVar[str] = "labelfree"
     version: ClassVar[str] = "labelfree/1"
+    labels: ClassVar[bool] = False
     unit: ClassVar[str] = "ranks in dimensions, alignment in 0..4, uniformity in -4..0"
     pixels: ClassVar[bool] = False
 
