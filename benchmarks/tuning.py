@@ -38,7 +38,7 @@ from unlabeled.transfer.classify import Classifier
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "finetune_shapes.yaml"
 MODEL, SIDE, BATCH, SMOOTHING, DECAY, BETAS = "vit_small_patch16_224", 224, 8, 0.1, 0.05, (0.9, 0.999)
 OVERRIDES = [
-    f"data={{name: shapes, size: {SIDE}, train_size: {BATCH}, val_size: {BATCH}}}",
+    f"data={{name: shapes, size: {SIDE}, train_size: {2 * BATCH}, val_size: {BATCH}}}",
     f"task={{mode: full, pool: cls, view: {{size: {SIDE}}}, label_smoothing: {SMOOTHING}}}",
     f"optim={{name: adamw, base_lr: 1e-4, betas: {list(BETAS)}, weight_decay: {DECAY}, clip: null}}",
     "evaluate.every=null",
@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make_job(folder: Path, rounds: int, **smaller: Any) -> Job:
-    """A fine-tuning of so many steps, and one that warms up; its samples are made once."""
+    """A fine-tuning of so many steps, two an epoch, and one that warms up; its samples are made once."""
     torch.manual_seed(0)
     encoder = EncoderConfig(model=MODEL, **smaller).build((SIDE, SIDE))
     export_encoder(folder / "export", encoder, IMAGENET, "", {})
-    more = [f"encoder={folder / 'export'}", f"run.output={folder}", f"train.epochs={rounds + 1}"]
+    more = [f"encoder={folder / 'export'}", f"run.output={folder}", f"train.epochs={(rounds + 1) / 2}"]
     recipe = load(FinetuneRecipe, RECIPE, [*OVERRIDES, *more, f"train.batch_size={BATCH}"])
     made = finetuning(recipe)
     dataset = Prepared(made.dataset.source, made.dataset.views, made.dataset.patch, recipe.seed)
