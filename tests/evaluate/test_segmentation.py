@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from unlabeled.data.sources import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.cka import Cka
 from unlabeled.evaluate.command import add_arguments, run
 from unlabeled.evaluate.dense import Heads, Map, Standard, confusion, iou, miou, nearest, train_heads
 from unlabeled.evaluate.linear import batches
 from unlabeled.evaluate.masks import UNLABELLED, decode_mask, open_scenes
-from unlabeled.evaluate.protocol import Evaluation, Splits
+from unlabeled.evaluate.protocol import Evaluation, Evaluator, Splits
 from unlabeled.evaluate.segmentation import Segmentation, feature_maps
 from unlabeled.export import Preprocessing, export_encoder
 from unlabeled.nn.encoder import Encoder, EncoderConfig
@@ -339,3 +340,11 @@ def test_the_command_needs_no_class_folders(tmp_path: Path) -> None:
     (tmp_path / "val" / "0.png").write_bytes(b"none")
     with pytest.raises(UserError, match=r"^[^\n]*0.png: not a picture[^\n]*$"):
         run(parser.parse_args(command))
+
+
+def test_it_is_a_section_of_pretraining_recipes_beside_cka(pictures: Path) -> None:
+    config = Evaluation(pool="mean", knn=None, linear=None, cka=Cka(), segmentation=Segmentation(epochs=4))
+    splits = Splits(config, files(pictures), torch.device("cpu"))
+    found = dict(Evaluator(splits, (8, 8))(make()))
+    assert set(found) == {"cka_neighbours", "cka_ends", "segmentation_miou", "segmentation_accuracy"}
+    assert found["segmentation_miou"] == scored(pictures, epochs=4)["segmentation_miou"]

@@ -13,7 +13,6 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.pooling import Pool, Wanted
-from unlabeled.evaluate.protocol import Splits
 from unlabeled.nn.conv import ConvEncoder
 from unlabeled.nn.measures import linear_cka
 
@@ -86,6 +85,7 @@ def _other(bench: Bench, path: str) -> Bench:
     Raises:
         UserError: it cannot be loaded, or sees other channels.
     """
+    from unlabeled.evaluate.protocol import Splits
     from unlabeled.export import IMAGENET, load_encoder, preprocessing_of
 
     with torch.random.fork_rng():  # a network begins with random weights

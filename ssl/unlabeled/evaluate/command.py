@@ -135,6 +135,7 @@ def _evaluation(args: argparse.Namespace) -> Evaluation:
 
 
 def device_of(name: str) -> torch.device:
+    """The device of `--device`. Raises UserError when it is not there."""
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")

@@ -17,6 +17,7 @@ from unlabeled.data.views import Interpolation
 from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.cka import Cka
 from unlabeled.evaluate.features import Encode, Features, extract
 from unlabeled.evaluate.fewshot import FewShot
 from unlabeled.evaluate.knn import Knn
@@ -26,6 +27,7 @@ from unlabeled.evaluate.logistic import Logistic
 from unlabeled.evaluate.pooling import Pool, Wanted
 from unlabeled.evaluate.results import scored
 from unlabeled.evaluate.retrieval import Retrieval
+from unlabeled.evaluate.segmentation import Segmentation
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.families import is_cnn
 
@@ -56,6 +58,10 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
         None, description="RankMe, LiDAR, alignment and uniformity, which read no labels; null = none, {} = as it is"
     )
     retrieval: Retrieval | None = Field(None, description="image retrieval; null = none, {} = as it is")
+    cka: Cka | None = Field(None, description="similarity of the encoder's blocks; null = none, {} = as it is")
+    segmentation: Segmentation | None = Field(
+        None, description="a linear head on patch tokens, where the pictures have masks; null = none, {} = as it is"
+    )
     fractions: tuple[Fraction, ...] = Field(
         (1.0,), min_length=1, description="shares of the training labels to use, each its own result"
     )
@@ -100,7 +106,8 @@ class Splits:
         device: where encoders and probes run.
         workers: processes that load pictures.
         rank, world: this process and how many there are.
-        labels: whether the class of every picture matters; if not, all are of one.
+        labels: whether the class of every picture matters; if not, all are of one. None = as the evaluation's protocols
+            say.
     """
 
     def __init__(
@@ -111,10 +118,12 @@ class Splits:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
-        labels: bool = True,
+        labels: bool | None = None,
     ) -> None:
         self.config, self.data, self.device = config, data, device
-        self.workers, self.rank, self.world, self.labels = workers, rank, world, labels
+        self.workers, self.rank, self.world = workers, rank, world
+        needed = [protocol.labels for protocol in config.protocols]
+        self.labels = any(needed) or not needed if labels is None else labels
 
     @cached_property
     def sources(self) -> tuple[Source, Source]:
