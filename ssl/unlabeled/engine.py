@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +22,7 @@ from unlabeled.evaluate.features import evaluating
 from unlabeled.job import Job
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.nn.measures import effective_rank
-from unlabeled.train import state
+from unlabeled.train import snapshot, state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints, load
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.cpu import settle
@@ -284,7 +284,7 @@ class Engine:
         with self._aside() as method:
             score = watch.measure(method)[watch.config.metric]
         consequence = watch.read(self.step, score)
-        self.checkpoints.best = watch.best_step if watch.config.keep == "best" else None
+        self.checkpoints.best = watch.kept_step
         self._write({f"watched_{watch.config.metric}": score})
         if consequence:
             self.display.say(f"step {self.step}  {consequence}")
@@ -313,42 +313,9 @@ class Engine:
 
     def save(self) -> None:
         """Write a checkpoint; every process raises if it cannot be written."""
-        tensors = {
-            "model": state.model_tensors(self.method),
-            "optimizer": state.optimizer_tensors(self.method, self._raw_optimizer()),
-            **state.all_rng_tensors(self.device),
-        }
-        on_main(self.accelerator, lambda: self.checkpoints.save(self.step, tensors, self._state()))
-
-    def _state(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {
-            "step": self.step,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "evaluated": self.evaluated,
-            "watch": None if self.watch is None else self.watch.state(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "processes": self.accelerator.num_processes,
-            "facts": self.job.facts,
-            "recipe": self.job.recipe.model_dump(mode="json"),
-        }
+        tensors = snapshot.tensors_of(self)
+        on_main(self.accelerator, lambda: self.checkpoints.save(self.step, tensors, snapshot.state_of(self)))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, with any number of processes."""
-        saved = checkpoint.state
-        state.load_model(self.method, checkpoint.tensors["model"])
-        state.load_optimizer(self.method, self._raw_optimizer(), checkpoint.tensors["optimizer"])
-        rank = self.accelerator.process_index % saved["processes"]
-        state.load_rng(checkpoint.tensors[f"rng-{rank}"], self.device)
-        if self.accelerator.scaler is not None and saved["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.step, self.evaluated = saved["step"], saved["evaluated"]
-        self.first_step = self.step
-        self.skipped, self.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
-        if self.watch is not None and saved.get("watch") is not None:
-            self.watch.restore(saved["watch"])
-            self.checkpoints.best = self.watch.best_step if self.watch.config.keep == "best" else None
-
-    def _raw_optimizer(self) -> torch.optim.Optimizer:
-        return self.optimizer.optimizer
+        snapshot.restore_(self, checkpoint)

@@ -60,6 +60,11 @@ class Watch:
         """Whether patience has run out."""
         return self.config.patience is not None and self.since_best >= self.config.patience
 
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose weights are kept, where the best are."""
+        return self.best_step if self.config.keep == "best" else None
+
     def read(self, step: int, score: float) -> str:
         """Take note of a score; returns what follows from it for a person, if anything."""
         if self._improves(score):

@@ -1,0 +1,53 @@
+"""What of an engine goes into a checkpoint, and back out of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unlabeled.train import state
+from unlabeled.train.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from unlabeled.engine import Engine
+
+
+def tensors_of(engine: Engine) -> dict[str, state.Tensors]:
+    """Weights, optimizer and every process's random state by file (all processes must ask)."""
+    return {
+        "model": state.model_tensors(engine.method),
+        "optimizer": state.optimizer_tensors(engine.method, engine.optimizer.optimizer),
+        **state.all_rng_tensors(engine.device),
+    }
+
+
+def state_of(engine: Engine) -> dict[str, Any]:
+    """Counters and what the run belongs to, as JSON."""
+    scaler = engine.accelerator.scaler
+    return {
+        "step": engine.step,
+        "skipped": engine.skipped,
+        "skipped_in_a_row": engine.skipped_in_a_row,
+        "evaluated": engine.evaluated,
+        "watch": None if engine.watch is None else engine.watch.state(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "processes": engine.accelerator.num_processes,
+        "facts": engine.job.facts,
+        "recipe": engine.job.recipe.model_dump(mode="json"),
+    }
+
+
+def restore_(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Put an engine where a checkpoint was taken, with any number of processes."""
+    saved, scaler = checkpoint.state, engine.accelerator.scaler
+    state.load_model(engine.method, checkpoint.tensors["model"])
+    state.load_optimizer(engine.method, engine.optimizer.optimizer, checkpoint.tensors["optimizer"])
+    rank = engine.accelerator.process_index % saved["processes"]
+    state.load_rng(checkpoint.tensors[f"rng-{rank}"], engine.device)
+    if scaler is not None and saved["scaler"] is not None:
+        scaler.load_state_dict(saved["scaler"])
+    engine.step = engine.first_step = saved["step"]
+    engine.evaluated = saved["evaluated"]
+    engine.skipped, engine.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
+    if engine.watch is not None and saved.get("watch") is not None:
+        engine.watch.restore(saved["watch"])
+        engine.checkpoints.best = engine.watch.kept_step
