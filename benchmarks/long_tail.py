@@ -1,6 +1,6 @@
 """What helps with a long tail: CIFAR-10 made exponentially unbalanced, one option after another beside plain training.
 
-    python benchmarks/long_tail.py EXPORT cifar10.tar [--epochs 3] [--seeds 1] [--factor 100] [--processes N] [--json]
+    python benchmarks/long_tail.py EXPORT cifar10.tar [--options ...] [--epochs 3] [--seeds 1] [--processes N] [--json]
 
 Every option is `recipes/finetune/long_tail_cifar10.yaml` with other fields; re-training takes the plain classifier of
 the same seed. Each run has one thread that also loads the pictures. Runs land in `runs/long_tail_*`; one that is there
@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("export", help="an encoder of 32 px")
     parser.add_argument("data", help="cifar10.tar")
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS), help="which (default all)")
     parser.add_argument("--epochs", type=int, default=3, help="of every option (default 3)")
     parser.add_argument("--seeds", type=int, default=1, help="of every option (default 1)")
     parser.add_argument(
@@ -54,12 +55,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     chosen = parser.parse_args()
 
-    jobs = [(name, seed) for seed in range(chosen.seeds) for name in OPTIONS]
+    jobs = [(name, seed) for seed in range(chosen.seeds) for name in chosen.options]
     with ThreadPoolExecutor(chosen.processes) as pool:
         results = dict(zip(jobs, pool.map(lambda job: train(chosen, *job), jobs), strict=True))
         again = [(RETRAINED, seed) for seed in range(chosen.seeds)]
         results |= dict(zip(again, pool.map(lambda job: retrain(chosen, job[1]), again), strict=True))
-    rows = {name: [results[name, seed] for seed in range(chosen.seeds)] for name in (*OPTIONS, RETRAINED)}
+    rows = {name: [results[name, seed] for seed in range(chosen.seeds)] for name in (*chosen.options, RETRAINED)}
     print(
         markdown(["option", "accuracy", "many", "medium", "few", "CPU seconds"], [line(*row) for row in rows.items()])
     )
