@@ -24,8 +24,11 @@ def load_start(recipe: Any) -> tuple[Encoder, Trained | None]:
         check_fits(encoder, recipe)
         arguments |= {"img_size": list(shape), "in_chans": channels}
         return encoder, Trained(arguments, weights)
+    encoder = load_encoder(recipe.encoder)
+    if encoder.image_size == shape and encoder.channels == channels:
+        return encoder, None
     if not recipe.encoder.startswith("scratch:"):
-        check_fits(load_encoder(recipe.encoder), recipe)
+        check_fits(encoder, recipe)
     return load_encoder(recipe.encoder, shape, channels), None
 
 
