@@ -155,7 +155,8 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> Iterator[Subjec
         yield Subject(path, encoder.to(device), shape, data)
         if args.baselines:
             small = (min(shape[0], PIXELS_SIDE), min(shape[1], PIXELS_SIDE))
-            baselines.setdefault((small, data), Subject(f"raw pixels {_times(small)}", Pixels(), small, data))
+            if any(PROTOCOLS[name].pixels for name in args.protocol):
+                baselines.setdefault((small, data), Subject(f"raw pixels {_times(small)}", Pixels(), small, data))
             name = f"untrained {encoder.model} ({encoder.depth} x {encoder.width})"
             twin = _untrained(encoder).to(device)
             baselines.setdefault((encoder.model, str(encoder.arguments), data), Subject(name, twin, shape, data))
