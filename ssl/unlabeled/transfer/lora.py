@@ -45,7 +45,8 @@ class LowRankLinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_down, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
+        # the scale is on the thin matrix: fewer numbers than the output has
+        return F.linear(x, self.weight, self.bias) + F.linear(F.linear(x, self.lora_down), self.scale * self.lora_up)
 
     def merged_weight(self) -> Tensor:
         """W + scale up down [out, in]: one plain layer with the same output."""
