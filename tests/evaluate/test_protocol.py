@@ -51,6 +51,9 @@ class FakeData:
         self.opened.append(split)
         return self.splits[split]
 
+    def source(self, split: Literal["train", "val"]) -> FakeSource:
+        return self.splits[split]
+
 
 @pytest.fixture
 def encoder() -> Encoder:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint
 
-if TYPE_CHECKING:
-    from unlabeled.engine import Engine
 
-
-def tensors_of(engine: Engine) -> dict[str, state.Tensors]:
+def tensors_of(engine: Any) -> dict[str, state.Tensors]:
     """Weights, optimizer and every process's random state by file (all processes must ask)."""
     return {
         "model": state.model_tensors(engine.method),
@@ -20,7 +17,7 @@ def tensors_of(engine: Engine) -> dict[str, state.Tensors]:
     }
 
 
-def state_of(engine: Engine) -> dict[str, Any]:
+def state_of(engine: Any) -> dict[str, Any]:
     """Counters and what the run belongs to, as JSON."""
     scaler = engine.accelerator.scaler
     return {
@@ -36,7 +33,7 @@ def state_of(engine: Engine) -> dict[str, Any]:
     }
 
 
-def restore_(engine: Engine, checkpoint: Checkpoint) -> None:
+def restore_(engine: Any, checkpoint: Checkpoint) -> None:
     """Put an engine where a checkpoint was taken, with any number of processes."""
     saved, scaler = checkpoint.state, engine.accelerator.scaler
     state.load_model(engine.method, checkpoint.tensors["model"])
