@@ -78,7 +78,7 @@ class Pretrain:
             f"done: {engine.step:,} steps, {engine.skipped} skipped, {len(engine.bad.keys)} bad pictures",
             f"  encoder    {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
             f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
-            f"next: python finetune.py recipes/finetune/linear_cifar10.yaml encoder={output}/export data.path=LABELLED",
+            f"next: python -m unlabeled ladder {output}/export LABELLED   (which way to use it pays)",
         ]
 
     def _evaluators(self, recipe: Any, accelerator: Accelerator) -> Any:
