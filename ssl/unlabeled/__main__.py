@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
@@ -23,24 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    prepare = commands.add_parser("prepare", help="small copies of a recipe's pictures, read several times as fast")
-    prepare_command.add_arguments(prepare)
-    prepare.set_defaults(run=prepare_command.run)
-    look = commands.add_parser("doctor", help="look at pictures, machine and recipe before a run")
-    doctor.add_arguments(look)
-    look.set_defaults(run=doctor.run)
-    evaluate = commands.add_parser("evaluate", help="probes and other measures of exported encoders")
-    command.add_arguments(evaluate)
-    evaluate.set_defaults(run=command.run)
-    climb = commands.add_parser("ladder", help="from kNN to fine-tuning: which way to use an encoder pays")
-    ladder.add_arguments(climb)
-    climb.set_defaults(run=ladder.run)
-    embed = commands.add_parser("embed", help="features of every picture through an exported encoder")
-    serve.add_arguments(embed)
-    embed.set_defaults(run=serve.run)
-    export = commands.add_parser("export", help="an export as a program for torch.export or ONNX")
-    deploy.add_arguments(export)
-    export.set_defaults(run=deploy.run)
+    programs: dict[str, tuple[Any, str]] = {
+        "prepare": (prepare_command, "small copies of a recipe's pictures, read several times as fast"),
+        "doctor": (doctor, "look at pictures, machine and recipe before a run"),
+        "evaluate": (command, "probes and other measures of exported encoders"),
+        "ladder": (ladder, "from kNN to fine-tuning: which way to use an encoder pays"),
+        "embed": (serve, "features of every picture through an exported encoder"),
+        "export": (deploy, "an export as a program for torch.export or ONNX"),
+    }
+    for name, (program, meaning) in programs.items():
+        one = commands.add_parser(name, help=meaning)
+        program.add_arguments(one)
+        one.set_defaults(run=program.run)
     importer = commands.add_parser("import", help="official weights into an export folder")
     importer.add_argument("method", choices=list(FAMILIES), help="whose format the file has")
     importer.add_argument("file", type=Path, help="the official .pth")

@@ -8,7 +8,7 @@ import numpy as np
 
 from unlabeled.data.part import Part
 from unlabeled.data.source import Source
-from unlabeled.data.subset import exponential, few_shot, stratified
+from unlabeled.data.subset import exponential, few_shot, in_company, stratified
 from unlabeled.errors import UserError
 
 HELD_OUT_STREAM = 0x4E1D
@@ -62,7 +62,7 @@ def chosen(labels: np.ndarray, task: Any) -> np.ndarray:
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Rows of the labels [n] to keep from training: a share of every class that has two pictures or more."""
-    several = np.where(np.bincount(labels)[labels] > 1, labels, -1)
+    several = in_company(labels)
     if (several < 0).all():
         raise UserError(
             f"watch.hold_out is {share:g}, but no class has two labelled pictures. Set watch.hold_out=0, or use more "

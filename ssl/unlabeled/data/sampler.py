@@ -54,9 +54,13 @@ class Order(NamedTuple):
     balance: Literal["none", "sqrt", "balanced"] = "none"
     since: float = 0.0
 
+    def repeats(self, epoch: int) -> bool:
+        """Whether samples may come more than once in an epoch."""
+        return self.balance != "none" and epoch >= self.since
+
     def of(self, seed: int, epoch: int) -> np.ndarray:
         """Which samples make up an epoch, n of them, from (seed, epoch) alone."""
-        if self.balance == "none" or epoch < self.since:
+        if not self.repeats(epoch):
             return epoch_order(len(self.labels), seed, epoch)
         classes, counts = np.unique(self.labels, return_counts=True)
         slots = _slots(counts ** (0.5 if self.balance == "sqrt" else 0.0), len(self.labels))
@@ -124,16 +128,19 @@ class EpochSampler(Sampler[list[Position]]):
     def __len__(self) -> int:
         return (self.total_steps - self.start) * self.accumulate
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return epoch_order(self.n, self.seed, epoch) if self.order is None else self.order.of(self.seed, epoch)
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which samples make up an epoch, and the turn of each."""
+        if self.order is None or not self.order.repeats(epoch):
+            return epoch_order(self.n, self.seed, epoch), np.zeros(self.n, dtype=np.int8)
+        order = self.order.of(self.seed, epoch)
+        return order, turns_of(order)
 
     def __iter__(self) -> Iterator[list[Position]]:
         order_of, order, turns = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         for step in range(self.start, self.total_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != order_of:
-                order_of, order = epoch, self._order(epoch)
-                turns = turns_of(order)
+                order_of, (order, turns) = epoch, self._order(epoch)
             here = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             indices, turn = order[here], turns[here]
             for micro in range(self.accumulate):

@@ -71,6 +71,11 @@ def exponential(labels: np.ndarray, factor: float, seed: int) -> np.ndarray:
     return _first_of_each(labels, np.minimum(counts, wanted), seed)
 
 
+def in_company(labels: np.ndarray) -> np.ndarray:
+    """The labels [n], at least 0, with -1 for samples that are alone in their class: of those none can be held out."""
+    return np.where(np.bincount(labels)[labels] > 1, labels, -1)
+
+
 def _first_of_each(labels: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
     """Sorted indices of `shares` samples of each of the ascending classes of labels, -1 among them if it occurs."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SUBSET_STREAM))))

@@ -12,8 +12,6 @@ import torch
 from pydantic import BaseModel, create_model
 
 from unlabeled.card import versions
-from unlabeled.data.shapes import Shapes
-from unlabeled.data.sources import Files
 from unlabeled.data.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol
@@ -21,11 +19,12 @@ from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.pooling import Pixels, Pool, Wanted
 from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, measured, runs
 from unlabeled.evaluate.protocols import PROTOCOLS
-from unlabeled.evaluate.results import Clock, Column, Result, Row, document, table
+from unlabeled.evaluate.results import Column, Result, Row, document, table
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
-from unlabeled.options import checked
+from unlabeled.options import checked, pictures
 from unlabeled.recipe import parse
+from unlabeled.report.clock import Clock
 
 # raw pixels are compared at most at this side: beyond it they are many and no better
 PIXELS_SIDE = 32
@@ -190,10 +189,7 @@ def data_of(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig
             f"{path} sees {encoder.channels} channels, but pictures would be normalised in {len(prepared.mean)}. Write "
             f"{encoder.channels} values each of mean and std into the pretrained_cfg of its config.json."
         )
-    how: dict[str, Any] = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
-    if args.data == "shapes":
-        return checked(Shapes, size=max(encoder.image_size), **how)
-    return checked(Files, path=args.data, train=args.train, val=args.val, value_range=prepared.value_range, **how)
+    return pictures(args.data, prepared, max(encoder.image_size), train=args.train, val=args.val)
 
 
 def _untrained(encoder: Encoder) -> Encoder:
@@ -217,11 +213,11 @@ def _evaluate(
     bench = Bench(subject.encoder, splits, subject.shape)
     # of pixels there is nothing to see but features
     protocols = [protocol for protocol in protocols if protocol.pixels or not isinstance(subject.encoder, Pixels)]
-    whole, encoding = Clock(), Clock()
-    with whole.running():
-        with encoding.running():
-            bench.prepare([Wanted(bench.pool), *(kind for protocol in protocols for kind in protocol.wants(bench))])
-        scores = _scores(bench, protocols, config.fractions, args.seeds)
+    clock = Clock()
+    bench.prepare([Wanted(bench.pool), *(kind for protocol in protocols for kind in protocol.wants(bench))])
+    encoding = clock.seconds
+    scores = _scores(bench, protocols, config.fractions, args.seeds)
+    cost = {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
     train, test = bench.features()
     return Row(
         subject.name,
@@ -232,11 +228,7 @@ def _evaluate(
         spectral_rank(test.x),
         {name: source.fingerprint() for name, source in zip(("train", "val"), splits.sources, strict=True)},
         scores,
-        {
-            "seconds": whole.seconds,
-            "cpu_seconds": whole.cpu_seconds,
-            "pictures_per_second": (len(train.y) + len(test.y)) / max(encoding.seconds, 1e-9),
-        },
+        {**cost, "pictures_per_second": (len(train.y) + len(test.y)) / max(encoding, 1e-9)},
     )
 
 

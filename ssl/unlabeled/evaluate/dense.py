@@ -15,6 +15,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluate.linear import EPS, Passes, batches
 from unlabeled.evaluate.masks import UNLABELLED
+from unlabeled.report.classification import confusion_matrix
 
 
 class Map(NamedTuple):
@@ -150,8 +151,7 @@ def confusion(heads: Heads, standard: Standard, maps: Iterable[Map]) -> Tensor:
         logits = heads.logits(standard(features).unsqueeze(0), (mask.shape[0], mask.shape[1]))[0]
         predicted, labelled = logits.argmax(1).cpu(), mask != UNLABELLED
         for matrix, classified in zip(total, predicted, strict=True):
-            cells = mask[labelled].long() * classes + classified[labelled]
-            matrix += cells.bincount(minlength=classes**2).view(classes, classes)
+            matrix += confusion_matrix(classified[labelled], mask[labelled].long(), classes)
     return total
 
 

@@ -20,6 +20,7 @@ from unlabeled.errors import BadSample, UserError
 from unlabeled.train.distributed import gather_objects, raise_together
 
 Encode = Callable[[Tensor], Tensor]
+Bad = tuple[str, str]  # a picture's key, and why it cannot be used
 WORKER_TIMEOUT = 600.0
 log = logging.getLogger(__name__)
 
@@ -45,16 +46,24 @@ class Features(NamedTuple):
         return Features(self.x[chosen], self.y[chosen])
 
 
-class _Centred(NamedTuple):
+class Centred(NamedTuple):
     """One picture as evaluation sees it, or why it cannot be used."""
 
     row: int
     pixels: Tensor | None
     label: int
-    bad: str | None
+    bad: Bad | None
 
 
-class _CentreCrops(Dataset[_Centred]):
+class CentreCrops(Dataset[Centred]):
+    """Pictures as evaluation sees them: the central crop, uncoloured; a bad one is named instead.
+
+    Args:
+        source: the pictures.
+        indices: [m] which of them, row by row.
+        shape, crop_pct, interpolation: of the crop, see `center_crop`.
+    """
+
     def __init__(
         self,
         source: Source,
@@ -66,17 +75,18 @@ class _CentreCrops(Dataset[_Centred]):
         self.source, self.indices = source, indices
         self.shape, self.crop_pct, self.interpolation = shape, crop_pct, interpolation
 
-    def __getitem__(self, row: int) -> _Centred:
+    def __getitem__(self, row: int) -> Centred:
         index = int(self.indices[row])
         label = int(self.source.labels[index])
         try:
             image = self.source.image(index)
         except BadSample as error:
-            return _Centred(row, None, label, str(error))
-        return _Centred(row, center_crop(image, self.shape, self.crop_pct, self.interpolation), label, None)
+            return Centred(row, None, label, (error.key, error.reason))
+        return Centred(row, center_crop(image, self.shape, self.crop_pct, self.interpolation), label, None)
 
 
-def _collate(samples: Sequence[_Centred]) -> tuple[Tensor | None, list[int], list[int], list[str]]:
+def stack_centred(samples: Sequence[Centred]) -> tuple[Tensor | None, list[int], list[int], list[Bad]]:
+    """Pixels [B, C, h, w] of the pictures that can be used, their rows and labels; what is wrong with the others."""
     good = [sample for sample in samples if sample.pixels is not None]
     pixels = torch.stack([sample.pixels for sample in good if sample.pixels is not None]) if good else None
     bad = [sample.bad for sample in samples if sample.bad is not None]
@@ -123,13 +133,15 @@ def extract(
     chosen = chosen[source.labels[chosen] >= 0]
     share = range(rank, len(chosen), world)
     batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
-    dataset = _CentreCrops(source, chosen, shape, crop_pct, interpolation)
-    loader = make_loader(dataset, batches, workers=workers, device=device, timeout=WORKER_TIMEOUT, collate=_collate)
+    dataset = CentreCrops(source, chosen, shape, crop_pct, interpolation)
+    loader = make_loader(
+        dataset, batches, workers=workers, device=device, timeout=WORKER_TIMEOUT, collate=stack_centred
+    )
 
     x: list[Tensor] = []
     rows: list[int] = []
     labels: list[int] = []
-    bad: list[str] = []
+    bad: list[Bad] = []
     error = None
     try:
         with Batches(loader) as made:
@@ -145,14 +157,14 @@ def extract(
     return _whole(x, rows, labels, bad, world)
 
 
-def _whole(x: list[Tensor], rows: list[int], labels: list[int], bad: list[str], world: int) -> Features:
+def _whole(x: list[Tensor], rows: list[int], labels: list[int], bad: list[Bad], world: int) -> Features:
     """Every process's share put together, in order of the rows."""
     shares = [(torch.cat(x) if x else None, rows, labels, bad)]
     if world > 1:
         shares = gather_objects(shares[0])
-    unusable = [reason for share in shares for reason in share[3]]
+    unusable = [bad for share in shares for bad in share[3]]
     if unusable:
-        log.warning("evaluation leaves out %d pictures, the first: %s", len(unusable), unusable[0])
+        log.warning("evaluation leaves out %d pictures, the first: %s", len(unusable), ": ".join(unusable[0]))
     parts = [share[0] for share in shares if share[0] is not None]
     if not parts:
         raise UserError(

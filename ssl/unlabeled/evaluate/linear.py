@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unlabeled.data.subset import stratified
+from unlabeled.data.subset import in_company, stratified
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.knn import accuracy
@@ -213,7 +213,7 @@ def standardize(train: Features, test: Features) -> tuple[Features, Features]:
 
 def hold_out(labels: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(held, kept) rows, several times for few labels; both are all rows when no class has two samples."""
-    several = np.where(np.bincount(labels)[labels] > 1, labels, -1)
+    several = in_company(labels)
     everything = np.arange(len(labels))
     if (several < 0).all():
         yield everything, everything

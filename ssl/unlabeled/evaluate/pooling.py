@@ -70,12 +70,17 @@ def reader(encoder: Encoder, pieces: Sequence[Part]) -> Encode:
         with evaluating(encoder):
             # the forward pass may be compiled
             tokens = [encoder(images)] if deepest == 1 else encoder.intermediate(images, range(-deepest, 0))
-            return torch.cat([_read(tokens[-part.block], part.how) for part in pieces], dim=1)
+            return read(tokens, pieces)
 
     return encode
 
 
-def _read(tokens: Tokens, how: How) -> Tensor:
+def read(blocks: Sequence[Tokens], pieces: Sequence[Part]) -> Tensor:
+    """Pieces of features side by side [B, len(pieces) * D], out of the tokens of the last blocks."""
+    return torch.cat([_vector(blocks[-part.block], part.how) for part in pieces], dim=1)
+
+
+def _vector(tokens: Tokens, how: How) -> Tensor:
     return tokens.patches.amax(1) if how == "max" else tokens.pool(how)
 
 

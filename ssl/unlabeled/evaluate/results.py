@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,24 +84,6 @@ class Result:
             "chosen": [score.chosen for score in self.found],
             "details": [score.details for score in self.found],
         }
-
-
-class Clock:
-    """Wall-clock and CPU seconds, the CPU's of all threads and of processes that have ended."""
-
-    def __init__(self) -> None:
-        self.seconds = self.cpu_seconds = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count what happens within."""
-        began = os.times()
-        try:
-            yield
-        finally:
-            ended = os.times()
-            self.seconds += ended.elapsed - began.elapsed
-            self.cpu_seconds += sum(ended[:4]) - sum(began[:4])
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.protocol import Evaluation, Splits, measured
-from unlabeled.evaluate.results import Clock
+from unlabeled.report.clock import Clock
 
 PROBES = ("knn", "linear")
 TUNED: dict[str, dict[str, Any]] = {
@@ -78,18 +78,17 @@ def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
     from unlabeled.evaluate.protocols import PROTOCOLS
     from unlabeled.export import load_encoder
 
-    options, looking = climb.options, Clock()
-    with looking.running():
-        config = Evaluation(pool=options.pool, crop_pct=options.crop_pct)
-        splits = Splits(config, climb.data, climb.device, options.workers)
-        bench = Bench(load_encoder(climb.export).to(climb.device), splits, climb.shape)
-        bench.features()
+    options, clock = climb.options, Clock()
+    config = Evaluation(pool=options.pool, crop_pct=options.crop_pct)
+    splits = Splits(config, climb.data, climb.device, options.workers)
+    bench = Bench(load_encoder(climb.export).to(climb.device), splits, climb.shape)
+    bench.features()
+    looking = clock.cpu_seconds
     for rung in rungs:
         for fraction in options.fractions:
-            seeds, reading = seeds_of(fraction, options.seeds), Clock()
-            with reading.running():
-                scores = [measured(PROTOCOLS[rung](), bench.few(fraction, seed))[0].value for seed in seeds]
-            yield Step(rung, fraction, scores, looking.cpu_seconds + reading.cpu_seconds / len(scores))
+            seeds, clock = seeds_of(fraction, options.seeds), Clock()
+            scores = [measured(PROTOCOLS[rung](), bench.few(fraction, seed))[0].value for seed in seeds]
+            yield Step(rung, fraction, scores, looking + clock.cpu_seconds / len(scores))
 
 
 def tuned(climb: Climb, rung: str) -> Iterator[Step]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from unlabeled.files import replacing
 from unlabeled.report.calibration import Reliability
 
 if TYPE_CHECKING:
@@ -102,9 +102,8 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _write(figure: Figure, file: Path) -> None:
-    temporary = file.with_suffix(".writing")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _name_classes(axes: Any, classes: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.errors import UserError
-from unlabeled.options import checked, cores
+from unlabeled.options import checked, cores, pictures
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -119,17 +119,11 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
 
 def _data(args: argparse.Namespace, prepared: Preprocessing, known: bool, encoder: Encoder) -> SourceConfig:
     """The pictures, scaled and normalised as the export was trained."""
-    from unlabeled.data.shapes import Shapes
-    from unlabeled.data.sources import Files
-
-    how: dict[str, Any] = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
     if args.data.endswith((".yaml", ".yml")):
-        return _recipes(args, how if known else {})
+        return _recipes(args, {"mean": tuple(prepared.mean), "std": tuple(prepared.std)} if known else {})
     if args.overrides:
         raise UserError(f"{args.overrides[0]}: only a recipe has fields to change, found data {args.data!r}")
-    if args.data == "shapes":
-        return checked(Shapes, size=max(encoder.image_size), **how)
-    return checked(Files, path=args.data, train=args.prefix, value_range=prepared.value_range, **how)
+    return pictures(args.data, prepared, max(encoder.image_size), train=args.prefix)
 
 
 def _recipes(args: argparse.Namespace, exported: dict[str, Any]) -> SourceConfig:

@@ -11,43 +11,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from unlabeled.card import versions
 from unlabeled.data.loader import Normalize, make_loader
 from unlabeled.data.prepared import different
 from unlabeled.data.source import Source
-from unlabeled.data.views import Interpolation, center_crop
+from unlabeled.data.views import Interpolation
 from unlabeled.data.workers import Batches
-from unlabeled.errors import BadSample, UserError
-from unlabeled.nn.encoder import Encoder, Tokens
+from unlabeled.errors import UserError
+from unlabeled.evaluate.features import WORKER_TIMEOUT, Bad, CentreCrops, stack_centred
+from unlabeled.evaluate.pooling import Pool, Wanted, parts, read
+from unlabeled.files import replacing
+from unlabeled.nn.encoder import Encoder
 from unlabeled.serve.shards import Format, Shard
 
 MANIFEST, BAD = "manifest.json", "bad.jsonl"
-WORKER_TIMEOUT = 600.0
-Bad = tuple[str, str]  # key and reason
-
-POOLS: dict[str, Callable[[Tokens], Tensor]] = {
-    "cls": lambda tokens: tokens.prefix[:, 0],
-    "mean": lambda tokens: tokens.patches.mean(1),
-    "mean_max": lambda tokens: torch.cat([tokens.patches.mean(1), tokens.patches.amax(1)], 1),
-    "cls_mean": lambda tokens: torch.cat([tokens.prefix[:, 0], tokens.patches.mean(1)], 1),
-}
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
     """What is computed, and how it is stored. Anything else would give other files."""
 
-    pool: Literal["cls", "mean", "mean_max", "cls_mean"] = Field(
+    pool: Pool = Field(
         "cls", description="a picture's features: class token, mean of the patches, mean and maximum, or both"
     )
     tokens: bool = Field(False, description="keep the patch tokens too")
@@ -187,12 +180,13 @@ class Embedding:
             Interrupted: a loader worker is lost. Files that are done stay.
             OSError: the disk is full.
         """
-        crops = _Crops(self.source, self.encoder.image_size, self.settings)
+        how = self.encoder.image_size, self.settings.crop_pct, self.settings.interpolation
+        crops = CentreCrops(self.source, np.arange(len(self.source)), *how)
         parts = [[list(part) for part in _cut(self._pictures(number), batch_size)] for number in numbers]
         batches = [batch for part in parts for batch in part]
         normalize = Normalize(self.mean, self.std, self.device)
         loader = make_loader(
-            crops, batches, workers=workers, device=self.device, timeout=WORKER_TIMEOUT, collate=_collate
+            crops, batches, workers=workers, device=self.device, timeout=WORKER_TIMEOUT, collate=stack_centred
         )
         with Batches(loader) as made:
             for number, part in zip(numbers, parts, strict=True):
@@ -200,7 +194,7 @@ class Embedding:
                 bad: list[Bad] = []
                 encoded = [self.nothing]
                 for batch in part:
-                    pixels, used, refused = next(made)
+                    pixels, used, _, refused = next(made)
                     if pixels is not None:
                         with accelerator.autocast():
                             encoded.append(self.encode(normalize(pixels.to(self.device, non_blocking=True))))
@@ -212,7 +206,7 @@ class Embedding:
     def encode(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, C, h, w] to features [B, D] and, where asked for, patch tokens [B, N, D]."""
         dtype, tokens = getattr(torch, self.settings.dtype), self.encoder(images)
-        features = POOLS[self.settings.pool](tokens)
+        features = read([tokens], parts(Wanted(self.settings.pool)))
         kept = [features, tokens.patches] if self.settings.tokens else [features]
         return [part.to(dtype) for part in kept]
 
@@ -229,32 +223,6 @@ class Embedding:
 
     def _named(self, parts: list[Tensor]) -> dict[str, Tensor]:
         return dict(zip(("features", "tokens"), parts, strict=False))
-
-
-class _Crop(NamedTuple):
-    """A picture's number, and what the encoder sees of it or why it cannot be used."""
-
-    i: int
-    pixels: Tensor | None
-    bad: Bad | None
-
-
-class _Crops(Dataset[_Crop]):
-    def __init__(self, source: Source, shape: tuple[int, int], settings: Settings) -> None:
-        self.source, self.shape, self.settings = source, shape, settings
-
-    def __getitem__(self, i: int) -> _Crop:
-        try:
-            image = self.source.image(i)
-        except BadSample as error:
-            return _Crop(i, None, (error.key, error.reason))
-        return _Crop(i, center_crop(image, self.shape, self.settings.crop_pct, self.settings.interpolation), None)
-
-
-def _collate(crops: Sequence[_Crop]) -> tuple[Tensor | None, list[int], list[Bad]]:
-    good = [(crop.i, crop.pixels) for crop in crops if crop.pixels is not None]
-    pixels = torch.stack([pixels for _, pixels in good]) if good else None
-    return pixels, [i for i, _ in good], [crop.bad for crop in crops if crop.bad is not None]
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -286,6 +254,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    temporary = file.with_suffix(".json-writing")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from unlabeled.errors import UserError
+from unlabeled.files import replacing
 
 Format = Literal["safetensors", "parquet"]
 
@@ -46,13 +47,12 @@ class Shard(NamedTuple):
             UserError: parquet, and pyarrow is not installed.
             OSError: it cannot be written.
         """
-        temporary = file.with_suffix(".writing")
-        if file.suffix == ".parquet":
-            _pyarrow("parquet").write_table(self._table(), temporary)
-        else:
-            tensors = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
-            temporary.write_bytes(save(tensors, metadata={"keys": json.dumps(self.keys)}))
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            if file.suffix == ".parquet":
+                _pyarrow("parquet").write_table(self._table(), temporary)
+            else:
+                tensors = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+                temporary.write_bytes(save(tensors, metadata={"keys": json.dumps(self.keys)}))
 
     def _table(self) -> Any:
         pa = _pyarrow("lib")

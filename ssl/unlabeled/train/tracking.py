@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from unlabeled.errors import UserError
+from unlabeled.files import replacing
 from unlabeled.train.distributed import on_main, total
 
 if TYPE_CHECKING:
@@ -37,9 +37,8 @@ class MetricsFile:
         lines = file.read_text().splitlines() if file.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         if len(kept) < len(lines) or not lines:
-            temporary = file.with_suffix(".writing")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, file)
+            with replacing(file) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
         self._file = open(file, "a", buffering=1)  # noqa: SIM115 - open as long as the run
 
     def write(self, step: int, values: Values) -> None:

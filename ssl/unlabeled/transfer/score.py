@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,10 @@ from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import evaluating, extract
 from unlabeled.export import Preprocessing, preprocessing_of, timm_config, write_export
+from unlabeled.files import replacing
 from unlabeled.report.calibration import Reliability
 from unlabeled.report.classification import classification
+from unlabeled.report.clock import Clock
 from unlabeled.report.page import page
 from unlabeled.transfer.classify import Classifier
 
@@ -74,20 +73,6 @@ class Scorer:
         return self.latest
 
 
-class Clock:
-    """Wall-clock and CPU seconds since it was made."""
-
-    def __init__(self) -> None:
-        self.wall, self.cpu = time.perf_counter(), _cpu_seconds()
-
-    def read(self) -> dict[str, float]:
-        """CPU seconds are those of this process and of its loader workers that have ended."""
-        return {
-            "wall_s": round(time.perf_counter() - self.wall, 2),
-            "cpu_s": round(_cpu_seconds() - self.cpu, 2),
-        }
-
-
 def class_counts(labels: np.ndarray, num_classes: int) -> torch.Tensor:
     """How many pictures each class has [C]; labels [n] below 0 are unknown."""
     return torch.from_numpy(np.bincount(labels[labels >= 0], minlength=num_classes))
@@ -108,8 +93,10 @@ def write_result(output: Path, engine: Any, scorer: Scorer) -> None:
 
     assert scorer.latest is not None
     content = result_of(engine, scorer, scorer.latest)
-    _replace(output / "result.json", compact(json.dumps(content, indent=2)) + "\n")
-    _replace(output / "result.md", page(content))
+    texts = {"result.json": compact(json.dumps(content, indent=2)) + "\n", "result.md": page(content)}
+    for name, text in texts.items():
+        with replacing(output / name) as file:
+            file.write_text(text)
     title = f"{scorer.recipe.name}: {content['accuracy']:.2f} % of {content['pictures']:,} pictures"
     draw_confusion(output / "confusion.png", torch.tensor(content["confusion"]), scorer.classes, title)
     bins = Reliability(**{name: torch.tensor(values) for name, values in content["reliability"].items()})
@@ -149,7 +136,8 @@ def cost(engine: Any, clock: Clock) -> dict[str, Any]:
     lines = (json.loads(line) for line in (engine.output / "metrics.jsonl").read_text().splitlines())
     speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
     return {
-        **clock.read(),
+        "wall_s": round(clock.seconds, 2),
+        "cpu_s": round(clock.cpu_seconds, 2),
         "from_step": engine.first_step,
         "steps": engine.step,
         "images_per_s": statistics.median(speeds) if speeds else None,
@@ -171,17 +159,6 @@ def _check_trained(labels: np.ndarray, train_counts: torch.Tensor, classes: Sequ
             f"data.val has pictures of {', '.join(unseen[:10])}, of which data.train has none. Add some to data.train, "
             "or remove the class from data.val."
         )
-
-
-def _cpu_seconds() -> float:
-    multiprocessing.active_children()  # so that workers that have ended are counted
-    return sum(os.times()[:4])
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".writing")
-    temporary.write_text(text)
-    os.replace(temporary, file)
 
 
 def export_classifier(folder: Path, method: Classifier, recipe: Any, engine: Any, result: dict[str, Any]) -> None:
