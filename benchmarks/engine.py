@@ -39,6 +39,7 @@ OVERRIDES = [
     f"run.log_every={STEPS}",
     "run.checkpoint_every=1000000",
     "evaluate=null",
+    "run.device=cpu",
 ]
 
 
@@ -58,21 +59,27 @@ class Turns:
 
     Args:
         bare: one step of the bare loop.
+        wait: waits until the device has done what it was asked, so that each loop pays for its own work.
     """
 
-    def __init__(self, bare: Callable[[], None]) -> None:
-        self.bare = bare
+    def __init__(self, bare: Callable[[], None], wait: Callable[[], None] = lambda: None) -> None:
+        self.bare, self.wait = bare, wait
         self.ours_s: list[float] = []
         self.bare_s: list[float] = []
         self._started: float | None = None
 
     def __call__(self, step: int) -> None:
+        self.wait()
         now = time.perf_counter()
         # the first step has no beginning, and warms up
         if self._started is not None:
             self.ours_s.append(now - self._started)
-            self.bare_s.append(seconds(self.bare))
+            self.bare_s.append(seconds(self._bare))
         self._started = time.perf_counter()
+
+    def _bare(self) -> None:
+        self.bare()
+        self.wait()
 
 
 def main() -> None:
@@ -98,7 +105,8 @@ def main() -> None:
 
 def run_engine(job: Job, output: Path, turns: Turns) -> None:
     """The engine from its first step to its last, the final checkpoint left out."""
-    engine = Engine(job, make_accelerator("cpu", "no", 600, [], str(output)), output)
+    recipe = job.recipe
+    engine = Engine(job, make_accelerator(recipe.run.device, recipe.train.precision, 600, [], str(output)), output)
     engine.save = lambda: None  # type: ignore[method-assign]
     engine.display.active = False
     engine.display.advance = turns  # type: ignore[method-assign]

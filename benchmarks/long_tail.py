@@ -52,6 +52,7 @@ def main() -> None:
         "--factor", type=float, default=100, help="how many times rarer the last class is (default 100)"
     )
     parser.add_argument("--processes", type=int, default=cores(), help="runs at a time (default: one per core)")
+    parser.add_argument("--device", default="cpu", help="where they run (default cpu)")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     chosen = parser.parse_args()
 
@@ -96,7 +97,7 @@ def run(chosen: argparse.Namespace, name: str, seed: int, recipe: str, *settings
             f"task.long_tail={chosen.factor:g}",
             f"run.output={output}",
         )
-        quiet = ("run.threads=1", "run.workers=0", "run.device=cpu")
+        quiet = ("run.threads=1", "run.workers=0", f"run.device={chosen.device}")
         command = [sys.executable, "finetune.py", f"{RECIPES / recipe}.yaml", *settings, *common, *quiet]
         subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     result: dict[str, Any] = json.loads((output / "result.json").read_text())

@@ -185,11 +185,12 @@ def test_a_probe_on_cached_features_does_as_one_behind_the_backbone(
 
 
 def test_fine_tuning_takes_turns_with_timm_at_the_same_mathematics(tmp_path: Path) -> None:
-    job = tuning.make_job(tmp_path, rounds=2, depth=1, width=16, heads=2)
-    batch, model = tuning.batch_of(job), tuning.timms_model(job)
+    setting = tuning.Setting()
+    job = tuning.make_job(tmp_path, 2, setting, depth=1, width=16, heads=2)
+    batch, model = tuning.batch_of(job, setting), tuning.timms_model(job, setting)
     before = tuning.loss(model, batch).item()
-    turns = tuning.Turns(tuning.bare_step(model, batch))
+    turns = tuning.Turns(tuning.bare_step(model, batch, setting), setting.wait)
     tuning.run_engine(job, tmp_path, turns)
     assert len(turns.ours_s) == len(turns.bare_s) == 2
     assert tuning.loss(model, batch).item() != before, "timm's model learns"
-    assert tuning.disagreement(job, model, batch) < 1e-6
+    assert tuning.disagreement(job, model, batch, setting) < 1e-6
