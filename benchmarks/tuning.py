@@ -1,12 +1,12 @@
 """Fine-tuning a ViT-S/16 at 224 px, 8 pictures a step: our engine's loop, and timm's own model in a bare loop.
 
-    python benchmarks/finetune.py [--json] [--rounds N] [--threads N] [--device cuda] [--precision bf16] [--batch-size N]
+    python benchmarks/finetune.py [--json] [--rounds N] [--threads N] [--device cuda --precision bf16 --batch-size N]
 
 Both learn everything from the same weights: cross-entropy with smoothed labels, AdamW fused, no clipping, in float32
 unless asked otherwise. The bare loop has its batch on the device and does forward, loss, backward, update and nothing
 else. The engine collates, copies, normalises, groups parameters, sets rates, checks that loss and gradients are finite
-and logs (every 10 steps, five times as often as recipes do). They take turns step by step in one process, so timm's loop
-too has the memory settings that our engine makes on a CPU. Making views, saving and evaluating are left out.
+and logs (every 10 steps, five times as often as recipes do). They take turns step by step in one process, so that
+timm's loop too has the memory settings that our engine makes on a CPU. Views, saving and evaluating are left out.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{where}; {MODEL}, {setting.batch} pictures of {SIDE} px, {len(turns.ours_s)} steps each")
     print(f"at the same weights the losses differ by {apart:.1e}, relative")
     rows = [
-        (name, f"{1000 * time:.1f}", f"{setting.batch / time:.2f}") for name, time in (("engine", ours), ("timm", timms))
+        (name, f"{1000 * time:.1f}", f"{setting.batch / time:.2f}")
+        for name, time in (("engine", ours), ("timm", timms))
     ]
     print(table(("medians", "ms/step", "images/s"), rows))
     result = {"vs_timm": round(timms / ours, 4), "ms": round(1000 * ours, 2), "timm_ms": round(1000 * timms, 2)}

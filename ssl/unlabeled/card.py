@@ -24,6 +24,28 @@ def pretrain_card(recipe: Any, engine: Any) -> str:
     return _card(recipe, engine, f"{recipe.name}: {recipe.method.name} encoder", body, "num_classes=0")
 
 
+READ = {
+    "cls": "features = torch.cat([cls[:, 0] for _, cls in blocks], 1)",
+    "mean": "features = torch.cat([patches.mean(1) for patches, _ in blocks], 1)",
+    "cls_mean": "features = torch.cat([*(cls[:, 0] for _, cls in blocks), blocks[-1][0].mean(1)], 1)",
+    "mean_max": "features = torch.cat([x for p, _ in blocks for x in (p.mean(1), p.amax(1))], 1)",
+}
+
+
+def head_card(recipe: Any, engine: Any, result: dict[str, Any], pool: str, blocks: int) -> str:
+    """The card of a backbone with a linear head on features of several blocks, and how timm reads those."""
+    source = engine.job.dataset.source
+    body = (
+        f"A frozen backbone, `{recipe.encoder}`, and a linear head on {pool} of {blocks} block(s), trained on "
+        f"{len(source):,} labelled pictures.\n\n```python\nimport torch\nfrom safetensors.torch import load_file\n"
+        f"head = load_file('THIS_FOLDER/heads.safetensors')\n"
+        f"blocks = model.eval().get_intermediate_layers(images, n={blocks}, return_prefix_tokens=True, norm=True)\n"
+        f"{READ[pool]}\nlogits = features @ head['weight'].T + head['bias']\n```\n\n"
+        f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures"
+    )
+    return _card(recipe, engine, f"{recipe.name}: linear head of {len(source.classes)} classes", body, "")
+
+
 def classifier_card(recipe: Any, engine: Any, result: dict[str, Any]) -> str:
     """The card of a fine-tuned classifier."""
     source = engine.job.dataset.source

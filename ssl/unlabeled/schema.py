@@ -18,7 +18,7 @@ from unlabeled.options import cores
 from unlabeled.recipe import fields, load
 from unlabeled.train.optim import AdamW, OptimConfig
 from unlabeled.train.watch import Watching
-from unlabeled.transfer.classify import ClassifyConfig
+from unlabeled.transfer.config import ClassifyConfig
 
 DataConfig = Annotated[Kinds | Mixture, Field(discriminator="name")]
 Tracker = Literal["tensorboard", "mlflow"]
@@ -130,6 +130,26 @@ class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
         if "data" in info.data:
             task.view.must_suit(info.data["data"].channels)
         return task
+
+    @model_validator(mode="after")
+    def _heads_are_chosen_and_do_not_meet(self) -> FinetuneRecipe:
+        task, watch, optim = self.task, self.watch, self.optim
+        heads = len(task.sweep.heads(task.pool))
+        if task.mode != "sweep" or heads == 1:
+            return self
+        if watch is None:
+            raise ValueError(
+                f"task.mode sweep trains {heads} heads and must be told which pictures choose one: set "
+                "watch: {every: STEPS, hold_out: 0.1}; hold_out: 0 chooses on data.val, as published results do"
+            )
+        if watch.metric == "nll":
+            raise ValueError("heads are compared by how often they are right: set watch.metric=accuracy")
+        if optim.clip is not None and optim.clip_by != "tensor":
+            raise ValueError(
+                f"optim.clip {optim.clip:g} by {optim.clip_by} would make {heads} heads share one norm: set "
+                "optim.clip=null or optim.clip_by=tensor"
+            )
+        return self
 
 
 def _channels_match(method: Any, info: ValidationInfo) -> Any:

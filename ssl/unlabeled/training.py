@@ -61,6 +61,7 @@ def finetuning(recipe: Any) -> Training:
     from unlabeled.transfer.classify import Classifier
     from unlabeled.transfer.score import check_preprocessing
     from unlabeled.transfer.start import load_start
+    from unlabeled.transfer.sweep import LinearSweep
 
     check_preprocessing(recipe)
     task, pictures = recipe.task, labelled(recipe)
@@ -75,4 +76,10 @@ def finetuning(recipe: Any) -> Training:
         mixing=task.mixing,
         order=Order(pictures.train.labels, task.balance, task.balance_from),
     )
-    return Training(lambda: Classifier(encoder, task, counts, trained), dataset, [], pictures)
+
+    def build() -> Method:
+        if task.mode == "sweep":
+            return LinearSweep(encoder, task, counts)
+        return Classifier(encoder, task, counts, trained)
+
+    return Training(build, dataset, [], pictures)

@@ -23,7 +23,8 @@ from unlabeled.nn.patches import PatchMask, gather, patchify
 from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.train.optim import param_groups
 from unlabeled.train.schedules import Cosine, Ramp
-from unlabeled.transfer.classify import Classifier, ClassifyConfig
+from unlabeled.transfer.classify import Classifier
+from unlabeled.transfer.config import ClassifyConfig
 
 FORWARD, BACKWARD = 1e-5, 2e-5
 START = Progress(0, 1, 0.0, 1.0)

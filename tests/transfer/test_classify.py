@@ -13,7 +13,8 @@ from unlabeled.data.views import View
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.train.optim import LARS, param_groups
-from unlabeled.transfer.classify import Classifier, ClassifyConfig
+from unlabeled.transfer.classify import Classifier
+from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.losses import smooth
 
 CLASSES = 5

@@ -20,7 +20,8 @@ from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.methods import mocov3
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.train.optim import param_groups
-from unlabeled.transfer.classify import Classifier, ClassifyConfig
+from unlabeled.transfer.classify import Classifier
+from unlabeled.transfer.config import ClassifyConfig
 
 CLASSES, SIDE = 5, 64
 START = Progress(0, 1, 0.0, 1.0)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from support import on_processes
 from torch import Tensor
 
-from unlabeled.transfer.classify import ClassifyConfig
+from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.losses import Objective, effective_weights, flood, smooth
 
 COUNTS = [500, 50, 5]

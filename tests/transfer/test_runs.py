@@ -18,6 +18,11 @@ PLAIN = ("task.drop_path=0.0", "optim.base_lr=0.003", "run.checkpoint_every=100"
 MODES: dict[str, tuple[str, ...]] = {
     "frozen": ("task.shots=4",),
     "linear": ("optim={name: lars, base_lr: 3.0, weight_decay: 0.0}",),
+    "sweep": (
+        "optim={name: sgd, base_lr: 3.0, weight_decay: 0.0}",
+        "task.sweep={rates: [0.1, 1.0], pools: [cls, cls_mean], blocks: [1, 2]}",
+        "watch={every: 4, hold_out: 0.3}",
+    ),
     "attentive": ("optim.clip_value=0.001",),
     "lora": ("task.ema=0.8",),
     "full": ("task.flood=2.2", "task.ema=0.9"),
@@ -61,7 +66,7 @@ def test_killed_runs_and_two_processes(home: Path, tmp_path: Path, mode: str) ->
     last = last_step(whole)
     assert checkpoint_bytes(killed, last) == checkpoint_bytes(whole, last)
 
-    plain = [setting for setting in PLAIN if "base_lr" not in setting or mode != "linear"]
+    plain = [setting for setting in PLAIN if "base_lr" not in setting or mode not in ("linear", "sweep")]
     assert launch("finetune", command(home, one, mode, *settings, *plain)) == [0]
     assert launch("finetune", command(home, two, mode, *settings, *plain), world=2) == [0, 0]
     losses = [[line["loss"] for line in metrics(output) if "loss" in line] for output in (one, two)]

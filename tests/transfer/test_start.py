@@ -13,7 +13,7 @@ from unlabeled.data.views import View
 from unlabeled.errors import UserError
 from unlabeled.export import IMAGENET, export_encoder
 from unlabeled.nn.encoder import EncoderConfig
-from unlabeled.transfer.classify import ClassifyConfig
+from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.start import load_start
 
 

@@ -16,7 +16,8 @@ from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.nn.families import for_timm
 from unlabeled.train.optim import param_groups
 from unlabeled.transfer.build import Trained
-from unlabeled.transfer.classify import Classifier, ClassifyConfig
+from unlabeled.transfer.classify import Classifier
+from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.lora import ADDED, LowRankLinear
 
 CLASSES, DEPTH = 5, 3

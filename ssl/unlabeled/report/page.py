@@ -57,6 +57,10 @@ def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "protocol", f"{protocol['name']} {protocol['version']}"
     yield "backbone", str(protocol["encoder"])
     yield "mode", str(protocol["task"]["mode"])
+    if "sweep" in result:
+        head, heads, on = (result["sweep"][name] for name in ("chosen", "heads", "on"))
+        blocks = f"{head['blocks']} block{'s' * (head['blocks'] > 1)}"
+        yield "head", f"{head['pool']} of {blocks}, rate x {head['rate']:g}: best of {len(heads)} on {on}"
     yield "labelled pictures", f"{protocol['labelled_pictures']:,} ({100 * protocol['label_fraction']:g} %)"
     yield "fingerprints", ", ".join(f"{split} {text}" for split, text in protocol["fingerprints"].items())
     yield "seeds", ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())

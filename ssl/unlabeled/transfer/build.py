@@ -13,7 +13,7 @@ from unlabeled.nn.families import is_cnn, timm_cnn
 
 if TYPE_CHECKING:
     from unlabeled.nn.encoder import Encoder
-    from unlabeled.transfer.classify import ClassifyConfig
+    from unlabeled.transfer.config import ClassifyConfig
 
 POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": "map"}
 

@@ -9,7 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.method import Batch
 from unlabeled.nn.collectives import mean_over_processes
+from unlabeled.nn.mixing import mix_images, mix_targets
+
+
+def examples(batch: Batch, num_classes: int, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Images [B, C, H, W] and their smoothed targets [B, classes], mixed with their neighbours' where that is drawn."""
+    images, _ = batch.views[0].flat()
+    targets = smooth(batch.labels, num_classes, smoothing)
+    if batch.mix is None:
+        return images, targets
+    return mix_images(images, batch.mix), mix_targets(targets, batch.mix)
 
 
 def smooth(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -51,7 +62,7 @@ class Objective(nn.Module):
         self.register_buffer("log_prior", log_prior.float(), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean over logits and targets [B, C]; priors are added to the logits (Menon et al. 2021, equation 10)."""
+        """Mean over logits and targets [..., C]; priors are added to the logits (Menon et al. 2021, equation 10)."""
         surprise = -F.log_softmax(logits.float() + self.log_prior, dim=-1)
         loss = (targets * self.weight * surprise).sum(-1).mean()
         return loss if self.level is None else flood(loss, self.level)

@@ -1,4 +1,4 @@
-"""What came out of fine-tuning: scores, their protocol and cost beside them, and a classifier that timm loads."""
+"""What came out of fine-tuning: scores, with their protocol and cost beside them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from unlabeled.card import classifier_card, versions
+from unlabeled.card import versions
 from unlabeled.data.loader import Normalize
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import evaluating, extract
-from unlabeled.export import Preprocessing, preprocessing_of, timm_config, write_export
+from unlabeled.evaluate.features import Encode, Features, evaluating, extract
+from unlabeled.export import Preprocessing, preprocessing_of
 from unlabeled.files import replacing
+from unlabeled.method import Method
 from unlabeled.report.calibration import Reliability
 from unlabeled.report.classification import classification
 from unlabeled.report.clock import Clock
 from unlabeled.report.page import page
 from unlabeled.transfer.classify import Classifier
+
+if TYPE_CHECKING:
+    from unlabeled.transfer.choice import Choice
+    from unlabeled.transfer.sweep import LinearSweep
 
 # the version changes when the same recipe would be scored otherwise
 PROTOCOL = {"name": "finetune", "version": "1"}
@@ -40,37 +45,55 @@ class Scorer:
         accelerator: device and processes.
         source: the pictures, their classes numbered as the head's.
         train_labels: [n] of the pictures that were learnt from.
+        choice: of one of many heads, which is made before each score; None = there is nothing to choose.
 
     Raises:
         UserError: there are classes that no training picture has.
     """
 
-    def __init__(self, recipe: Any, accelerator: Accelerator, source: Source, train_labels: np.ndarray) -> None:
+    def __init__(
+        self,
+        recipe: Any,
+        accelerator: Accelerator,
+        source: Source,
+        train_labels: np.ndarray,
+        choice: Choice | None = None,
+    ) -> None:
         self.recipe, self.accelerator, self.source, self.classes = recipe, accelerator, source, source.classes
+        self.choice = choice
         self.train_counts = class_counts(train_labels, len(self.classes))
         self.latest: dict[str, Any] | None = None
         self.clock = Clock()
         _check_trained(self.source.labels, self.train_counts, self.classes)
 
-    def __call__(self, method: Classifier) -> dict[str, Any]:
+    def __call__(self, method: Classifier | LinearSweep) -> dict[str, Any]:
         """Scores in percent as JSON, see `Classification`. All processes must call it."""
-        recipe, device = self.recipe, self.accelerator.device
-        with torch.no_grad(), evaluating(method):
-            scored = extract(
-                method.predict,
-                self.source,
-                shape=recipe.task.view.shape,
-                crop_pct=recipe.task.crop_pct,
-                interpolation=recipe.task.evaluated_with,
-                normalize=Normalize(recipe.data.mean, recipe.data.std, device),
-                device=device,
-                workers=recipe.run.workers,
-                rank=self.accelerator.process_index,
-                world=self.accelerator.num_processes,
-            )
+        chosen = {}
+        if self.choice is not None:
+            self.choice(method)  # type: ignore[arg-type]
+            chosen = {"sweep": self.choice.summary(method)}  # type: ignore[arg-type]
+        scored = look(method.predict, method, self.recipe, self.accelerator, self.source)
         report = classification(scored.x, scored.y, self.classes, self.train_counts).summary()
-        self.latest = {**report, "mean_class_accuracy": report["balanced_accuracy"]}
+        self.latest = {**report, "mean_class_accuracy": report["balanced_accuracy"], **chosen}
         return self.latest
+
+
+def look(encode: Encode, method: Method, recipe: Any, accelerator: Accelerator, source: Source) -> Features:
+    """What `encode`, which runs `method`, makes of the pictures of a source, prepared as in evaluation."""
+    task, device = recipe.task, accelerator.device
+    with torch.no_grad(), evaluating(method):
+        return extract(
+            encode,
+            source,
+            shape=task.view.shape,
+            crop_pct=task.crop_pct,
+            interpolation=task.evaluated_with,
+            normalize=Normalize(recipe.data.mean, recipe.data.std, device),
+            device=device,
+            workers=recipe.run.workers,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> torch.Tensor:
@@ -159,16 +182,6 @@ def _check_trained(labels: np.ndarray, train_counts: torch.Tensor, classes: Sequ
             f"data.val has pictures of {', '.join(unseen[:10])}, of which data.train has none. Add some to data.train, "
             "or remove the class from data.val."
         )
-
-
-def export_classifier(folder: Path, method: Classifier, recipe: Any, engine: Any, result: dict[str, Any]) -> None:
-    """The classifier as a timm folder with its classes' names."""
-    classes = engine.job.dataset.source.classes
-    prepared = Preprocessing.of(recipe.data, recipe.task.crop_pct, recipe.task.evaluated_with)
-    config = timm_config(
-        method.architecture, method.arguments, method.model.num_features, prepared, len(classes), classes
-    )
-    write_export(folder, method.exported(), config, classifier_card(recipe, engine, result))
 
 
 def check_preprocessing(recipe: Any) -> None:

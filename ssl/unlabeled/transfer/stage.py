@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from unlabeled.job import Job
     from unlabeled.plan import Line
     from unlabeled.train.watch import Watch
-    from unlabeled.transfer.classify import Classifier
     from unlabeled.transfer.score import Scorer
 
 
@@ -36,13 +35,16 @@ class Finetune:
         from unlabeled.data.sampler import per_process
         from unlabeled.job import Job
         from unlabeled.training import finetuning
+        from unlabeled.transfer.choice import Choice
         from unlabeled.transfer.score import Scorer
 
         world, train = accelerator.num_processes, recipe.train
         recipe.task.mixing.check(per_process(train.batch_size, world, recipe.run.accumulate))
         build, dataset, _, pictures = finetuning(recipe)
         assert pictures is not None
-        self.scorer = scorer = Scorer(recipe, accelerator, pictures.test, dataset.source.labels)
+        watched = pictures.watched if recipe.task.mode == "sweep" else None
+        choice = None if watched is None else Choice(recipe, accelerator, watched)
+        self.scorer = scorer = Scorer(recipe, accelerator, pictures.test, dataset.source.labels, choice)
 
         def accuracy(method: Any) -> Iterator[tuple[str, float]]:
             yield "accuracy", scorer(method)["accuracy"]
@@ -59,7 +61,7 @@ class Finetune:
         if recipe.watch is None or pictures.watched is None:
             return None
         schedule = recipe.optim.schedule
-        measure = Scorer(recipe, accelerator, pictures.watched, pictures.train.labels)
+        measure = self.scorer.choice or Scorer(recipe, accelerator, pictures.watched, pictures.train.labels)
         return Watch(recipe.watch, measure, schedule if isinstance(schedule, Plateau) else None)
 
     def what(self, recipe: Any, job: Job) -> list[Line]:
@@ -83,16 +85,19 @@ class Finetune:
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Write result.json and a timm classifier."""
         from unlabeled.train.distributed import on_main
-        from unlabeled.transfer.score import export_classifier, write_result
+        from unlabeled.transfer.exports import export_result
+        from unlabeled.transfer.score import write_result
 
         other = engine.use_best()
-        method = cast("Classifier", engine.whole_method())
-        # the last step was scored; a run that had already ended when it was started again was not
-        result = self.scorer(method) if other or self.scorer.latest is None else self.scorer.latest
+        method: Any = engine.whole_method()
+        # the last step was scored; a run that had already ended when it was started again was not, and which head
+        # predicts is not part of a checkpoint
+        latest = None if other or self.scorer.choice is not None else self.scorer.latest
+        result = latest or self.scorer(method)
 
         def write() -> None:
             write_result(output, engine, self.scorer)
-            export_classifier(output / "export", method, recipe, engine, result)
+            export_result(output / "export", method, recipe, engine, result)
 
         on_main(engine.accelerator, write)
         return [
