@@ -37,13 +37,14 @@ class Pretrain:
         from unlabeled.train.pictures import PictureWriter
         from unlabeled.training import pretraining
 
-        build, dataset, self.rescaled, _ = pretraining(recipe)
+        training = pretraining(recipe)
+        self.rescaled = training.rescaled
         return Job(
             recipe,
-            build,
-            dataset,
+            training.build,
+            training.dataset,
             self._evaluators(recipe, accelerator),
-            {"pictures": dataset.source.fingerprint()},
+            {"pictures": training.dataset.source.fingerprint()},
             PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
         )
 

@@ -10,6 +10,7 @@ from support import stage_named
 
 from unlabeled import methods
 from unlabeled.cli import main
+from unlabeled.data.sampler import steps_per_epoch, total_steps
 from unlabeled.recipe import dump, load, parse
 from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 
@@ -51,12 +52,41 @@ def test_a_method_is_found_by_its_file_name(name: str) -> None:
         ("pretrain/ibot_vitb16_in1k", 3e-3),
         ("pretrain/dinov2_vitl16_in1k", 4e-3 * 2**0.5),
         ("finetune/mae_vitb16_in1k", 2e-3),
+        ("finetune/mae_vitb16_linear_in1k", 6.4),
+        ("finetune/mocov3_vitb16_linear_in1k", 12),
+        ("finetune/dino_vits16_linear_in1k", 4e-3),
+        ("finetune/ibot_vits16_linear_in1k", 4),
     ],
 )
 def test_the_papers_rates(name: str, peak: float) -> None:
     path = next(recipe for recipe in RECIPES if str(recipe).endswith(f"{name}.yaml"))
     recipe = load(schema_of(path), path)
     assert recipe.optim.peak(recipe.train.batch_size) == pytest.approx(peak)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates", "features", "steps"),
+    [
+        ("dino_vits16", [1], {("cls", 4)}, 125_100),
+        ("dino_vitb16", [1], {("cls_mean", 1)}, 125_100),
+        ("ibot_vits16", [n / 10**p for p in (4, 3, 2, 1, 0) for n in range(1, 10)], {("cls", 4)}, 125_100),
+        ("ibot_vitb16", [n / 10**p for p in (4, 3, 2, 1, 0) for n in range(1, 10)], {("cls_mean", 1)}, 125_100),
+        (
+            "dinov2_vitl14",
+            [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1],
+            {("cls", 1), ("cls", 4), ("cls_mean", 1), ("cls_mean", 4)},
+            12_500,
+        ),
+    ],
+)
+def test_the_papers_heads(name: str, rates: list[float], features: set[tuple[str, int]], steps: int) -> None:
+    file = next(recipe for recipe in RECIPES if recipe.stem == f"{name}_linear_in1k")
+    recipe = load(FinetuneRecipe, file)
+    heads = recipe.task.sweep.heads(recipe.task.pool)
+    assert {head.kind for head in heads} == features and len(heads) == len(features) * len(rates)
+    assert [head.rate for head in heads[: len(rates)]] == pytest.approx(rates)
+    images = 1_281_167
+    assert total_steps(recipe.train.epochs, steps_per_epoch(images, recipe.train.batch_size)) == steps
 
 
 def stand_in(channels: int, folder: Path) -> str:

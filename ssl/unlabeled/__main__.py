@@ -1,4 +1,4 @@
-"""python -m unlabeled doctor | prepare | evaluate | ladder | embed | export | import: all but the training itself."""
+"""python -m unlabeled doctor | prepare | evaluate | ladder | report | embed | export | import: all but the training."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from unlabeled.evaluate import command
     from unlabeled.importers import FAMILIES
     from unlabeled.ladder import command as ladder
+    from unlabeled.report import command as report
     from unlabeled.serve import command as serve
     from unlabeled.serve import deploy
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "doctor": (doctor, "look at pictures, machine and recipe before a run"),
         "evaluate": (command, "probes and other measures of exported encoders"),
         "ladder": (ladder, "from kNN to fine-tuning: which way to use an encoder pays"),
+        "report": (report, "fine-tuned runs beside each other: seeds to mean, deviation and interval"),
         "embed": (serve, "features of every picture through an exported encoder"),
         "export": (deploy, "an export as a program for torch.export or ONNX"),
     }

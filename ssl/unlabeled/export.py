@@ -9,9 +9,10 @@ export/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,6 +176,15 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
             "another head with task.mode=retrain."
         )
     return _build(config["architecture"], arguments, weights, image_size, channels)
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over tensors and their names, the first 16 hex digits."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()[:16]
 
 
 def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]:

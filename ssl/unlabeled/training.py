@@ -22,12 +22,14 @@ class Training(NamedTuple):
         dataset: training samples.
         rescaled: what the length of the run changed in the method's settings.
         pictures: with labels, of fine-tuning: those that are learnt from, watched and scored.
+        weights: digest of those that fine-tuning starts from; None where they are random.
     """
 
     build: Callable[[], Method]
     dataset: ViewDataset
     rescaled: list[Rescaled]
     pictures: Labelled | None = None
+    weights: str | None = None
 
 
 def pretraining(recipe: Any) -> Training:
@@ -58,6 +60,7 @@ def finetuning(recipe: Any) -> Training:
     Raises:
         UserError: they cannot be had, or do not fit together.
     """
+    from unlabeled.export import weights_digest
     from unlabeled.transfer.classify import Classifier
     from unlabeled.transfer.score import check_preprocessing
     from unlabeled.transfer.start import load_start
@@ -66,6 +69,7 @@ def finetuning(recipe: Any) -> Training:
     check_preprocessing(recipe)
     task, pictures = recipe.task, labelled(recipe)
     encoder, trained = load_start(recipe)
+    weights = weights_digest(encoder.state_dict() if trained is None else trained.weights)
     task.view.check(encoder.patch_size)
     counts = np.bincount(pictures.train.labels, minlength=len(pictures.train.classes)).tolist()
     dataset = ViewDataset(
@@ -74,7 +78,7 @@ def finetuning(recipe: Any) -> Training:
         encoder.patch_size,
         recipe.seed,
         mixing=task.mixing,
-        order=Order(pictures.train.labels, task.balance, task.balance_from),
+        order=Order(pictures.train.labels, task.balance, task.balance_from, task.repeats),
     )
 
     def build() -> Method:
@@ -82,4 +86,4 @@ def finetuning(recipe: Any) -> Training:
             return LinearSweep(encoder, task, counts)
         return Classifier(encoder, task, counts, trained)
 
-    return Training(build, dataset, [], pictures)
+    return Training(build, dataset, [], pictures, None if recipe.encoder.startswith("scratch:") else weights)

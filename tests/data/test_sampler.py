@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -152,3 +154,21 @@ def test_ranks_share_a_balanced_epoch_and_it_resumes_anywhere() -> None:
     halves = batches(rank=0, world=2), batches(rank=1, world=2)
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
     assert batches(start=7) == whole[7:]
+
+
+@pytest.mark.parametrize("balance", ["none", "balanced"])
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_a_batch_of_repeated_samples(balance: Literal["none", "balanced"], repeats: int) -> None:
+    order = Order(np.arange(200) % 5, balance, repeats=repeats)
+    epoch = list(EpochSampler(200, 24, 8, seed=3, order=order))
+    seen = [(position.index, position.turn) for batch in epoch for position in batch]
+    assert len(set(seen)) == 192  # no crop comes twice
+    times = Counter(Counter(index for index, _ in seen).values())
+    assert times[repeats] >= 192 // repeats - 1 and max(times) == repeats
+    for batch in epoch:
+        assert 24 // repeats <= len({position.index for position in batch}) <= 24 // repeats + 1
+        assert all(one.index != other.index for one, other in zip(batch[::2], batch[1::2], strict=True))
+    halves = [list(EpochSampler(200, 24, 8, seed=3, order=order, rank=rank, world=2)) for rank in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == epoch
+    assert list(EpochSampler(200, 24, 8, seed=3, start=5, order=order)) == epoch[5:]
+    assert {index for index, _ in seen} != set(Order(order.labels, balance, repeats=repeats).of(3, 1).tolist())

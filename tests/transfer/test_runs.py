@@ -25,7 +25,7 @@ MODES: dict[str, tuple[str, ...]] = {
     ),
     "attentive": ("optim.clip_value=0.001",),
     "lora": ("task.ema=0.8",),
-    "full": ("task.flood=2.2", "task.ema=0.9"),
+    "full": ("task.flood=2.2", "task.ema=0.9", "task.repeats=2"),
     "differential_lr": ("task.layer_decay=0.5", "task.balance=balanced", "task.balance_from=1", "task.long_tail=2"),
     "gradual": ("task.wake_every=1", "task.mixing.off_epoch=2"),
     "retrain": ("task.effective_number=0.9", "task.logit_adjustment=1.0"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 from unlabeled.data.loader import Normalize
 from unlabeled.data.views import center_crop
 from unlabeled.errors import UserError
+from unlabeled.export import load_encoder, weights_digest
 from unlabeled.recipe import load
 from unlabeled.schema import FinetuneRecipe
 from unlabeled.training import finetuning
@@ -61,7 +63,8 @@ def test_protocol_seeds_and_cost(output: Path, result: dict[str, Any]) -> None:
     protocol, cost = result["protocol"], result["cost"]
     assert (protocol["name"], protocol["version"]) == ("finetune", "1")
     train, val = finetuning(recipe).dataset.source, recipe.data.open("val")
-    assert protocol["fingerprints"] == {"train": train.fingerprint(), "val": val.fingerprint()}
+    encoder = weights_digest(load_encoder(recipe.encoder).state_dict())
+    assert protocol["fingerprints"] == {"encoder": encoder, "train": train.fingerprint(), "val": val.fingerprint()}
     assert result["seeds"] == {"run": 0, "labels": 0}
     assert cost["steps"] == result["steps"] == 15 and cost["from_step"] == 0
     assert cost["cpu_s"] > 0 and cost["wall_s"] > 0 and cost["images_per_s"] > 0
@@ -79,6 +82,20 @@ def test_beside_it_a_page_and_two_diagrams(output: Path, result: dict[str, Any])
     for name in ("confusion.png", "reliability.png"):
         with Image.open(output / name) as image:
             assert min(image.size) > 300
+
+
+def test_a_run_does_not_go_on_from_other_weights(output: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    home = output.parent
+    (home / "weights").mkdir()
+    for file in (home / "pretrain" / "export").iterdir():
+        (home / "weights" / file.name).write_bytes(file.read_bytes())
+    command = [str(home / "finetune.yaml"), f"encoder={home}/weights", f"run.output={home}/twice", "train.epochs=1"]
+    assert launch("finetune", command) == [0]
+    weights = safetensors.torch.load_file(home / "weights" / "model.safetensors")
+    weights["cls_token"] += 1
+    safetensors.torch.save_file(weights, home / "weights" / "model.safetensors")
+    assert launch("finetune", command) == [2]
+    assert "holds a run on other pictures or weights" in capfd.readouterr().err
 
 
 def test_a_new_start_removes_them(output: Path) -> None:

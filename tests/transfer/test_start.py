@@ -11,15 +11,15 @@ import torch
 
 from unlabeled.data.views import View
 from unlabeled.errors import UserError
-from unlabeled.export import IMAGENET, export_encoder
+from unlabeled.export import IMAGENET, export_encoder, weights_digest
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.start import load_start
 
 
-def recipe(encoder: str, channels: int = 3, size: int = 16, adapt: tuple[str, ...] = ()) -> Any:
-    task = ClassifyConfig(view=View(size=size))
-    return SimpleNamespace(encoder=encoder, task=task, data=SimpleNamespace(channels=channels), adapt=adapt)
+def recipe(encoder: str, channels: int = 3, size: int = 16, adapt: tuple[str, ...] = (), seed: int = 0) -> Any:
+    task, data = ClassifyConfig(view=View(size=size)), SimpleNamespace(channels=channels)
+    return SimpleNamespace(encoder=encoder, task=task, data=data, adapt=adapt, seed=seed)
 
 
 @pytest.fixture
@@ -43,6 +43,17 @@ def test_channels_are_fitted_where_asked(export: str) -> None:
 def test_random_weights_need_no_fitting(export: str) -> None:
     encoder, _ = load_start(recipe(f"scratch:{export}", size=24))
     assert encoder.image_size == (24, 24)
+
+
+def test_random_weights_follow_from_the_seed(export: str) -> None:
+    def drawn(seed: int) -> str:
+        before = torch.random.get_rng_state()
+        encoder, _ = load_start(recipe(f"scratch:{export}", seed=seed))
+        assert torch.equal(before, torch.random.get_rng_state())
+        torch.rand(1)
+        return weights_digest(encoder.state_dict())
+
+    assert drawn(0) == drawn(0) != drawn(1)
 
 
 def test_official_weights_are_named_by_method(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -41,27 +42,37 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Order(NamedTuple):
-    """The order of epochs in which classes may be drawn more evenly than they occur.
+    """The order of epochs in which samples may come more than once: of rare classes, or all of fewer samples.
 
     Attributes:
         labels: [n] int64 of the samples, -1 where unknown.
         balance: `none` takes every sample once; a class of n_c samples fills a share of the epoch proportional to the
             root of n_c (`sqrt`), or the same as any other (`balanced`; Kang et al. 2020, section 4.1).
         since: epoch from which it is so; before it, every sample comes once (deferred re-balancing, Cao et al. 2019).
+        repeats: how often each sample that is drawn comes in a row: an epoch is as long as before and has so many times
+            fewer samples (repeated augmentation, Hoffer et al. 2020; `samplers.py` of DeiT).
     """
 
     labels: np.ndarray
     balance: Literal["none", "sqrt", "balanced"] = "none"
     since: float = 0.0
+    repeats: int = 1
 
-    def repeats(self, epoch: int) -> bool:
-        """Whether samples may come more than once in an epoch."""
+    def balanced(self, epoch: int) -> bool:
+        """Whether classes are drawn more evenly than they occur."""
         return self.balance != "none" and epoch >= self.since
+
+    def again(self, epoch: int) -> bool:
+        """Whether samples may come more than once in an epoch."""
+        return self.repeats > 1 or self.balanced(epoch)
 
     def of(self, seed: int, epoch: int) -> np.ndarray:
         """Which samples make up an epoch, n of them, from (seed, epoch) alone."""
-        if not self.repeats(epoch):
-            return epoch_order(len(self.labels), seed, epoch)
+        n = len(self.labels)
+        drawn = self._evenly(seed, epoch) if self.balanced(epoch) else epoch_order(n, seed, epoch)
+        return np.repeat(drawn[: math.ceil(n / self.repeats)], self.repeats)[:n]
+
+    def _evenly(self, seed: int, epoch: int) -> np.ndarray:
         classes, counts = np.unique(self.labels, return_counts=True)
         slots = _slots(counts ** (0.5 if self.balance == "sqrt" else 0.0), len(self.labels))
         shuffled = epoch_order(len(self.labels), seed, epoch)
@@ -130,10 +141,14 @@ class EpochSampler(Sampler[list[Position]]):
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Which samples make up an epoch, and the turn of each."""
-        if self.order is None or not self.order.repeats(epoch):
+        if self.order is None or not self.order.again(epoch):
             return epoch_order(self.n, self.seed, epoch), np.zeros(self.n, dtype=np.int8)
         order = self.order.of(self.seed, epoch)
-        return order, turns_of(order)
+        turns, batches = turns_of(order), np.arange(len(order)) // self.batch_size
+        # within a batch all repeated samples come once, then all of them again: mixup's partners, which are neighbours,
+        # are different pictures
+        rows = np.lexsort((turns % self.order.repeats, batches))
+        return order[rows], turns[rows]
 
     def __iter__(self) -> Iterator[list[Position]]:
         order_of, order, turns = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from unlabeled.recipe.changes import ABSENT, Difference, differences, format_differences
+from unlabeled.recipe.changes import ABSENT, Difference, differences, flat, format_differences
 from unlabeled.recipe.document import Document
 from unlabeled.recipe.faults import RecipeError, report, suggest
 from unlabeled.recipe.help import describe
@@ -29,6 +29,7 @@ __all__ = [
     "differences",
     "dump",
     "fields",
+    "flat",
     "format_differences",
     "load",
     "parse",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from pydantic import BaseModel
 
@@ -41,6 +41,15 @@ def _differences(old: object, new: object, place: Place) -> Iterator[Difference]
             yield from _differences(*pair, (*place, index))
     elif old != new:
         yield Difference(dotted(place), old, new)
+
+
+def flat(nested: Mapping[str, Any], place: Place = ()) -> dict[str, Any]:
+    """The leaves of dictionaries within dictionaries, by dotted path."""
+    leaves: dict[str, Any] = {}
+    for key, value in nested.items():
+        here = (*place, key)
+        leaves |= flat(value, here) if isinstance(value, Mapping) else {dotted(here): value}
+    return leaves
 
 
 def _holds_models(value: object) -> TypeGuard[Sequence[object]]:

@@ -62,7 +62,8 @@ def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         blocks = f"{head['blocks']} block{'s' * (head['blocks'] > 1)}"
         yield "head", f"{head['pool']} of {blocks}, rate x {head['rate']:g}: best of {len(heads)} on {on}"
     yield "labelled pictures", f"{protocol['labelled_pictures']:,} ({100 * protocol['label_fraction']:g} %)"
-    yield "fingerprints", ", ".join(f"{split} {text}" for split, text in protocol["fingerprints"].items())
+    known = ((of, text) for of, text in protocol["fingerprints"].items() if text)
+    yield "fingerprints", ", ".join(f"{of} {text}" for of, text in known)
     yield "seeds", ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())
     yield "steps", f"{spent['steps']:,}"
     since = f" since step {spent['from_step']:,}" if spent["from_step"] else ""

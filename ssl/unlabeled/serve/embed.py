@@ -9,7 +9,6 @@ A file is written when its pictures are done, and a note beside it says so; whic
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlabeled.card import versions
 from unlabeled.data.loader import Normalize, make_loader
@@ -30,8 +29,10 @@ from unlabeled.data.workers import Batches
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import WORKER_TIMEOUT, Bad, CentreCrops, stack_centred
 from unlabeled.evaluate.pooling import Pool, Wanted, parts, read
+from unlabeled.export import weights_digest
 from unlabeled.files import replacing
 from unlabeled.nn.encoder import Encoder
+from unlabeled.recipe import flat
 from unlabeled.serve.shards import Format, Shard
 
 MANIFEST, BAD = "manifest.json", "bad.jsonl"
@@ -106,7 +107,7 @@ class Embedding:
         file, asked = self.folder / MANIFEST, self.asked()
         if file.exists():
             before = _read(file)
-            if others := different(_flat(before["asked"]), _flat(asked)):
+            if others := different(flat(before["asked"]), flat(asked)):
                 raise UserError(f"{self.folder} holds other features: {others}. Choose another folder, or remove it.")
             return
         shapes = {name: [None, *part.shape[1:]] for name, part in self._named(self.nothing).items()}
@@ -116,7 +117,7 @@ class Embedding:
     def asked(self) -> dict[str, Any]:
         """All that decides what the files will hold."""
         return {
-            "encoder": {"architecture": self.encoder.model, "weights": weights_digest(self.encoder)},
+            "encoder": {"architecture": self.encoder.model, "weights": weights_digest(self.encoder.state_dict())},
             "preprocessing": {
                 "size": list(self.encoder.image_size),
                 "crop_pct": self.settings.crop_pct,
@@ -225,25 +226,8 @@ class Embedding:
         return dict(zip(("features", "tokens"), parts, strict=False))
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over a model's state, the first 16 hex digits."""
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return hashed.hexdigest()[:16]
-
-
 def _cut(pictures: range, size: int) -> Iterator[range]:
     yield from (pictures[i : i + size] for i in range(0, len(pictures), size))
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names with dots for what lies deeper."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _read(file: Path) -> dict[str, Any]:

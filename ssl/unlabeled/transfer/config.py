@@ -61,6 +61,11 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid"):
     )
     lora: Lora = Field(Lora(), description="rank and layers (lora)")
     sweep: Sweep = Field(Sweep(), validate_default=True, description="which heads are trained (sweep)")
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="crops of each picture in a batch, of so many times fewer pictures (repeated augmentation)",
+    )
     head_std: float = Field(0.02, gt=0, description="standard deviation of the head's initial weights")
     head_scale: float = Field(
         1.0, gt=0, le=1, description="factor on them after they are drawn (0.001 in SimMIM's and iBOT's fine-tuning)"

@@ -40,7 +40,8 @@ class Finetune:
 
         world, train = accelerator.num_processes, recipe.train
         recipe.task.mixing.check(per_process(train.batch_size, world, recipe.run.accumulate))
-        build, dataset, _, pictures = finetuning(recipe)
+        training = finetuning(recipe)
+        dataset, pictures = training.dataset, training.pictures
         assert pictures is not None
         watched = pictures.watched if recipe.task.mode == "sweep" else None
         choice = None if watched is None else Choice(recipe, accelerator, watched)
@@ -49,9 +50,9 @@ class Finetune:
         def accuracy(method: Any) -> Iterator[tuple[str, float]]:
             yield "accuracy", scorer(method)["accuracy"]
 
-        facts = {"pictures": dataset.source.fingerprint()}
+        facts = {"pictures": dataset.source.fingerprint(), "encoder": training.weights}
         watch = self._watch(recipe, accelerator, pictures)
-        return Job(recipe, build, dataset, accuracy, facts, watch=watch)
+        return Job(recipe, training.build, dataset, accuracy, facts, watch=watch)
 
     def _watch(self, recipe: Any, accelerator: Accelerator, pictures: Labelled) -> Watch | None:
         from unlabeled.train.schedules import Plateau
@@ -71,6 +72,7 @@ class Finetune:
             "long tail": task.long_tail and f"{task.long_tail:g} : 1",
             "share": task.fraction < 1 and f"{100 * task.fraction:g} % of the labels",
             "shots": task.shots and f"{task.shots} a class",
+            "repeated": task.repeats > 1 and f"{task.repeats} crops of each picture in a batch",
             "drawn": task.balance != "none" and f"{task.balance} from epoch {task.balance_from:g}",
         }
         some = "".join(f", {name} {text}" for name, text in chosen.items() if text)

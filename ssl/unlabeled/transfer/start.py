@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from unlabeled.errors import UserError
 from unlabeled.export import load_classifier, load_encoder
 from unlabeled.nn.conv import ConvEncoder
@@ -18,6 +20,12 @@ def load_start(recipe: Any) -> tuple[Encoder, Trained | None]:
         UserError: there is none, it is of the wrong kind, or of another size or number of channels than the pictures
             and the recipe does not say to adapt it.
     """
+    with torch.random.fork_rng(devices=()):  # weights that are random follow from the seed
+        torch.manual_seed(recipe.seed)
+        return _load(recipe)
+
+
+def _load(recipe: Any) -> tuple[Encoder, Trained | None]:
     shape, channels = recipe.task.view.shape, recipe.data.channels
     if recipe.task.mode == "retrain":
         encoder, arguments, weights = load_classifier(recipe.encoder)

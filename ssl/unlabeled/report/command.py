@@ -1,0 +1,33 @@
+"""`python -m unlabeled report RUN...`: fine-tuned runs beside each other, seeds to mean and interval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from unlabeled.report.several import document, grouped, read
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `report`."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs (runs/NAME)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, settings, seeds and costs here")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables, write JSON and Markdown. Returns the exit code.
+
+    Raises:
+        UserError: a run has no result, or results cannot be compared.
+    """
+    rows = grouped([read(path) for path in args.runs])
+    text = document(rows)
+    print(text, end="")
+    summary = {"rows": [row.summary() for row in rows]}
+    for file, content in ((args.json, json.dumps(summary, indent=2) + "\n"), (args.markdown, text)):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content)
+    return 0
