@@ -72,7 +72,7 @@ class Finetune:
             "long tail": task.long_tail and f"{task.long_tail:g} : 1",
             "share": task.fraction < 1 and f"{100 * task.fraction:g} % of the labels",
             "shots": task.shots and f"{task.shots} a class",
-            "repeated": task.repeats > 1 and f"{task.repeats} crops of each picture in a batch",
+            "repeated": task.repeats > 1 and f"{task.repeats} times in a batch",
             "drawn": task.balance != "none" and f"{task.balance} from epoch {task.balance_from:g}",
         }
         some = "".join(f", {name} {text}" for name, text in chosen.items() if text)
