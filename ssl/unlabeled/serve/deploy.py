@@ -192,13 +192,14 @@ READERS: dict[Format, Callable[[Path], Model]] = {"torch": _read_torch, "onnx": 
 
 
 def _config(export: Path) -> dict[str, Any]:
-    try:
-        return json.loads((export / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    from unlabeled.export import read_config
+
+    if not (export / "config.json").is_file():
         raise UserError(
-            f"{export} is not an export: {error}. Name the folder that pretrain.py or finetune.py printed "
-            "(runs/NAME/export)."
-        ) from error
+            f"{export} is not an export: config.json not found. Name the folder that pretrain.py or finetune.py "
+            "printed (runs/NAME/export)."
+        )
+    return read_config(export)
 
 
 def _timm(export: Path) -> nn.Module:
