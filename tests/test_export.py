@@ -140,7 +140,6 @@ def test_a_config_that_does_not_suit_is_named(export: Path, change: Callable[[An
     change(config)
     (export / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=said):
-        preprocessing_of(export)
         load_encoder(export)
 
 

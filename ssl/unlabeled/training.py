@@ -10,6 +10,8 @@ import numpy as np
 from unlabeled.data.labelled import Labelled, labelled
 from unlabeled.data.loader import ViewDataset
 from unlabeled.data.sampler import Order, steps_per_epoch, total_steps
+from unlabeled.data.views import View
+from unlabeled.errors import UserError
 from unlabeled.method import Method
 from unlabeled.rescale import Rescaled, Setting, check_epochs, rescale
 
@@ -66,7 +68,7 @@ def finetuning(recipe: Any) -> Training:
     check_preprocessing(recipe)
     task, pictures = recipe.task, labelled(recipe)
     encoder, trained = load_start(recipe)
-    task.view.check(encoder.patch_size)
+    _check_crop(task.view, encoder.patch_size)
     counts = np.bincount(pictures.train.labels, minlength=len(pictures.train.classes)).tolist()
     dataset = ViewDataset(
         pictures.train,
@@ -83,3 +85,10 @@ def finetuning(recipe: Any) -> Training:
         return Classifier(encoder, task, counts, trained)
 
     return Training(build, dataset, [], pictures)
+
+
+def _check_crop(view: View, patch: int) -> None:
+    try:
+        view.check(patch)
+    except ValueError as error:
+        raise UserError(f"task.view: {error}") from error

@@ -81,8 +81,8 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--fractions", "10"), "--fractions: .*less than or equal to 1, found 10.0"),
-        (("--crop-pct", "0"), "--crop-pct: .*greater than 0, found 0.0"),
+        (("--fractions", "10"), "^--fractions: expected a number greater than 0 and no more than 1, found 10.0$"),
+        (("--crop-pct", "0"), "--crop-pct: expected a number greater than 0 .*, found 0.0"),
         (("--seeds", "0"), "--seeds 0"),
     ],
 )

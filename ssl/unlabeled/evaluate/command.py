@@ -235,12 +235,12 @@ def _evaluate(
 def _scores(
     bench: Bench, protocols: Sequence[Protocol], fractions: Sequence[float], seeds: int
 ) -> dict[Column, Result]:
-    labels = bench.features()[0].y.cpu().numpy()
+    labels, names = bench.features()[0].y.cpu().numpy(), bench.splits.sources[0].classes
     scores: dict[Column, Result] = {}
     for protocol, fraction in runs(protocols, fractions):
         # with every label there is nothing to draw
         for seed in range(1 if fraction == 1 else seeds):
-            size = len(stratified(labels, fraction, seed)) if protocol.few_labels else None
+            size = len(stratified(labels, fraction, seed, names=names)) if protocol.few_labels else None
             for score in measured(protocol, bench.few(fraction, seed)):
                 column = Column(score.name, fraction if protocol.few_labels else None)
                 scores.setdefault(column, Result(size)).found.append(score)

@@ -46,12 +46,19 @@ def cell(steps: Sequence[Step], rung: str, fraction: float) -> str:
     """A rung's mean ± deviation and cost on a share."""
     found = at(steps, fraction)
     step = next(step for step in found if step.rung == rung)
-    text = estimate(step.mean, step.std if len(step.accuracies) > 1 else None, digits=1)
+    text = score(step)
     return f"{f'**{text}**' if pays(found) is step else text} ({duration(step.seconds)})"
+
+
+def score(step: Step) -> str:
+    """Mean ± deviation over seeds; of one seed, what it got."""
+    return estimate(step.mean, step.std if len(step.accuracies) > 1 else None, digits=1)
 
 
 def duration(seconds: float) -> str:
     """Seconds or minutes."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
