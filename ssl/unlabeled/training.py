@@ -13,6 +13,7 @@ from unlabeled.data.sampler import Order, steps_per_epoch, total_steps
 from unlabeled.data.views import View
 from unlabeled.errors import UserError
 from unlabeled.method import Method
+from unlabeled.nn.conv import ConvEncoder
 from unlabeled.rescale import Rescaled, Setting, check_epochs, rescale
 
 
@@ -68,7 +69,8 @@ def finetuning(recipe: Any) -> Training:
     check_preprocessing(recipe)
     task, pictures = recipe.task, labelled(recipe)
     encoder, trained = load_start(recipe)
-    _check_crop(task.view, encoder.patch_size)
+    # the network takes crops of any size where it has no patches
+    _check_crop(task.view, 1 if isinstance(encoder, ConvEncoder) else encoder.patch_size)
     counts = np.bincount(pictures.train.labels, minlength=len(pictures.train.classes)).tolist()
     dataset = ViewDataset(
         pictures.train,

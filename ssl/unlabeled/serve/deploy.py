@@ -75,7 +75,10 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
     model = Prepared(_timm(export), config["pretrained_cfg"], pixels).eval()
     temporary = out.with_name(f".{out.name}-writing")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}. Choose another folder.") from error
     try:
         file = temporary / ("model.pt2" if format == "torch" else "model.onnx")
         WRITERS[format](model, file)
