@@ -89,11 +89,15 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     assert [step["accuracies"] for step in again["steps"]] == [step["accuracies"] for step in content["steps"]]
 
 
-def test_a_rung_of_another_recipe_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*arguments, "--rungs", "attentive"]
+def test_a_rung_of_another_recipe_is_refused(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*arguments, "--rungs", "knn", "attentive"]
     assert main(arguments) == 0
-    assert main([*arguments, "--set", "attentive.optim.base_lr=0.5"]) == 2
+    left = {name: (tmp_path / "out" / name).read_bytes() for name in ("ladder.json", "ladder.md", "ladder.png")}
+    assert main([*arguments, "--set", "attentive.optim.base_lr=0.5", "knn.k=1"]) == 2
     assert "holds a rung of another recipe" in capsys.readouterr().err
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in left} == left
 
 
 def test_a_probe_can_be_changed_too(arguments: list[str], tmp_path: Path) -> None:

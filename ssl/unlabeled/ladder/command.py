@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from unlabeled.ladder.rungs import (
     probe_of,
     probed,
     recipe_of,
+    refuse_another,
     splits_of,
     tuned,
 )
@@ -87,7 +89,7 @@ def _climb(options: argparse.Namespace) -> Climb:
 
 
 def _check(options: argparse.Namespace, climb: Climb) -> None:
-    """Every recipe is made before the first one runs, and the pictures are looked for."""
+    """Every recipe is made and compared with what is there before the first one runs; the pictures are looked for."""
     for change in options.set:
         rung = change.partition(".")[0]
         if rung not in RUNGS:
@@ -100,8 +102,8 @@ def _check(options: argparse.Namespace, climb: Climb) -> None:
         if rung in PROBES:
             probe_of(climb, rung)
             continue
-        for fraction in options.fractions:
-            recipe_of(climb, rung, fraction, 0)
+        for fraction, seed in itertools.product(options.fractions, range(options.seeds)):
+            refuse_another(recipe_of(climb, rung, fraction, seed))
 
 
 def _in_range(options: argparse.Namespace) -> None:

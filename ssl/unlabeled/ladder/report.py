@@ -17,6 +17,8 @@ NAMES = {
     "layer_decay": "fine-tuned, layer decay",
 }
 
+TITLE_LENGTH = 64
+
 
 def at(steps: Sequence[Step], fraction: float) -> list[Step]:
     """The rungs on one share of the labels, the cheapest first as they were climbed."""
@@ -76,6 +78,11 @@ def _price(step: Step) -> str:
     return f"{step.mean:.1f} % for {duration(step.seconds)}"
 
 
+def _cut(title: str) -> str:
+    """A title that fits above the plot: of a long path its end."""
+    return title if len(title) <= TITLE_LENGTH else f"…{title[1 - TITLE_LENGTH :]}"
+
+
 def plot(steps: Sequence[Step], fractions: Sequence[float], title: str, file: Path) -> None:
     """Accuracy over the number of labels, a line per rung, deviations as bars."""
     from matplotlib.figure import Figure
@@ -96,7 +103,7 @@ def plot(steps: Sequence[Step], fractions: Sequence[float], title: str, file: Pa
     axes.set_xscale("log")
     axes.set_xticks([100 * fraction for fraction in fractions], [f"{100 * fraction:g} %" for fraction in fractions])
     axes.minorticks_off()
-    axes.set(xlabel="labels", ylabel="top-1 accuracy, %", title=title)
+    axes.set(xlabel="labels", ylabel="top-1 accuracy, %", title=_cut(title))
     axes.grid(alpha=0.3)
     axes.legend(title="CPU time with the most labels", fontsize="small", title_fontsize="small")
     figure.savefig(file)

@@ -176,7 +176,8 @@ def _train(recipe: Any) -> dict[str, Any]:
 
     output = Path(recipe.output)
     if (output / "result.json").exists():
-        return _kept(output, recipe)
+        kept: dict[str, Any] = json.loads((output / "result.json").read_text())
+        return kept
     stage, run = Finetune(), recipe.run
     accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout, [], recipe.output)
     job = stage.job(recipe, accelerator)
@@ -186,10 +187,14 @@ def _train(recipe: Any) -> dict[str, Any]:
     return result
 
 
-def _kept(output: Path, recipe: Any) -> dict[str, Any]:
+def refuse_another(recipe: Any) -> None:
+    """Raise UserError when a rung's folder holds one that was trained otherwise."""
     from unlabeled.recipe import differences, format_differences, load
     from unlabeled.schema import is_free
 
+    output = Path(recipe.output)
+    if not (output / "recipe.yaml").exists():
+        return
     before = load(type(recipe), output / "recipe.yaml")
     changed = [d for d in differences(before, recipe) if not is_free(d.path)]
     if changed:
@@ -197,5 +202,3 @@ def _kept(output: Path, recipe: Any) -> dict[str, Any]:
             f"{output} holds a rung of another recipe:\n{format_differences(changed)}\nChoose another --out, or remove "
             "it."
         )
-    result: dict[str, Any] = json.loads((output / "result.json").read_text())
-    return result
