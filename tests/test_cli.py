@@ -5,10 +5,12 @@ from __future__ import annotations
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
 
 BAD = """
@@ -124,6 +126,34 @@ def test_an_empty_folder_and_a_missing_export(tmp_path: Path, capsys: pytest.Cap
     assert str(tmp_path / "empty") in said
     (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(tmp_path / "nothing")))
     assert "is not an export" in refuse(capsys, "finetune", [str(tmp_path / "finetune.yaml")])
+
+
+def test_a_recipe_of_the_other_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pretrain.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE)
+    said = refuse(capsys, "pretrain", [str(tmp_path / "finetune.yaml")])
+    assert "has `encoder`, so it is a recipe for finetune.py; this is pretrain.py" in said
+    said = refuse(capsys, "finetune", [str(tmp_path / "pretrain.yaml")])
+    assert "has `method`, so it is a recipe for pretrain.py; this is finetune.py" in said
+
+
+def test_outputs_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pretrain.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(tmp_path / "run" / "export")))
+    assert launch("pretrain", [str(tmp_path / "pretrain.yaml"), f"run.output={tmp_path / 'run'}"]) == [0]
+    capsys.readouterr()
+    said = refuse(capsys, "finetune", [str(tmp_path / "finetune.yaml"), f"run.output={tmp_path / 'run'}"])
+    assert "holds a run of another program" in said and "choose another run.output" in said
+    # a source of files keeps its index there too
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    files = [f"data={{name: files, path: {tmp_path}}}", "train.batch_size=1", f"run.output={tmp_path / 'a.png'}"]
+    assert "cannot write to" in refuse(capsys, "pretrain", [str(tmp_path / "pretrain.yaml"), *files])
+
+
+def test_help_may_be_cut_off() -> None:
+    command = f"{sys.executable} {ROOT / 'finetune.py'} --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: finetune.py") and not done.stderr
 
 
 def _small_files() -> None:

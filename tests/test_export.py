@@ -6,7 +6,9 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -17,7 +19,15 @@ import torch.nn.functional as F
 from unlabeled.data.masks import RandomMask
 from unlabeled.data.views import View
 from unlabeled.errors import UserError
-from unlabeled.export import Preprocessing, export_encoder, load_encoder, load_method, split_heads
+from unlabeled.export import (
+    Preprocessing,
+    export_encoder,
+    load_classifier,
+    load_encoder,
+    load_method,
+    preprocessing_of,
+    split_heads,
+)
 from unlabeled.importers import read
 from unlabeled.methods.mae import MAE, Config
 from unlabeled.nn.decoders import SelfDecoderConfig
@@ -111,6 +121,34 @@ def test_a_flipped_header_is_refused(export: Path) -> None:
     (export / "model.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(UserError, match="cannot be read"):
         load_encoder(export)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda config: config["pretrained_cfg"].pop("mean"), "mean not found in it"),
+        (lambda config: config.pop("model_args"), "model_args not found in it"),
+        (lambda config: config.update(pretrained_cfg=None), "input_size, mean, std, crop_pct, interpolation not found"),
+        (lambda config: config.update(architecture="vit_nonsense"), "the network 'vit_nonsense' cannot be built"),
+        (lambda config: config["model_args"].update(heads=3), "cannot be built"),
+        (lambda config: config["model_args"].update(depth=3), r"12 missing, such as blocks\.2\..*not of one export"),
+        (lambda config: config["model_args"].update(mlp_ratio=2), "of another shape, such as blocks"),
+    ],
+)
+def test_a_config_that_does_not_suit_is_named(export: Path, change: Callable[[Any], Any], said: str) -> None:
+    config = json.loads((export / "config.json").read_text())
+    change(config)
+    (export / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        load_encoder(export)
+
+
+@pytest.mark.parametrize("text", ["", '{"architecture": "vit', "[]"])
+def test_half_a_config_is_refused(export: Path, text: str) -> None:
+    (export / "config.json").write_text(text)
+    for read_it in (preprocessing_of, load_encoder, load_classifier):
+        with pytest.raises(UserError, match=r"config\.json .*Copy the whole export folder again"):
+            read_it(export)
 
 
 class Payload:

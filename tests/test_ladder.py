@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from unlabeled.__main__ import main
+from unlabeled.data.source import Source, Split
 from unlabeled.export import IMAGENET, export_encoder
 from unlabeled.ladder import report, rungs
 from unlabeled.ladder.rungs import Step
@@ -27,7 +29,7 @@ def test_the_cheapest_rung_that_none_clearly_beats_pays() -> None:
     assert report.pays([CHEAP, MIDDLE, DEAR]) is MIDDLE
     assert report.pays([CHEAP, MIDDLE, DEAR._replace(accuracies=[66.0, 67.0])]).rung == "lora"
     assert report.pays([CHEAP._replace(accuracies=[57.0]), MIDDLE, DEAR]).rung == "knn"
-    assert "linear probe pays, 56.0 % for 2 s; LoRA, 57.0 % for 90 s, is not better" in report.verdict(
+    assert "linear probe pays, 56.0 % for 2.0 s; LoRA, 57.0 % for 90 s, is not better" in report.verdict(
         [CHEAP, MIDDLE, DEAR], 0.1
     )
 
@@ -87,19 +89,59 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     assert [step["accuracies"] for step in again["steps"]] == [step["accuracies"] for step in content["steps"]]
 
 
-def test_a_rung_of_another_recipe_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*arguments, "--rungs", "attentive"]
+def test_a_rung_of_another_recipe_is_refused(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*arguments, "--rungs", "knn", "attentive"]
     assert main(arguments) == 0
-    assert main([*arguments, "--set", "attentive.optim.base_lr=0.5"]) == 2
+    left = {name: (tmp_path / "out" / name).read_bytes() for name in ("ladder.json", "ladder.md", "ladder.png")}
+    assert main([*arguments, "--set", "attentive.optim.base_lr=0.5", "knn.k=1"]) == 2
     assert "holds a rung of another recipe" in capsys.readouterr().err
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in left} == left
+
+
+def test_a_probe_can_be_changed_too(arguments: list[str], tmp_path: Path) -> None:
+    found = []
+    for k in (1, 60):
+        assert main([*arguments, "--rungs", "knn", "--set", f"knn.k={k}", "knn.temperature=1"]) == 0
+        found.append([step["mean"] for step in json.loads((tmp_path / "out" / "ladder.json").read_text())["steps"]])
+    assert found[0] != found[1]
+
+
+def test_a_folder_that_cannot_be_written_is_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for place in ("/proc/ladder", __file__):
+        assert main([*arguments, "--rungs", "knn", "--out", place]) == 2
+        assert f"cannot write to {place}: " in (said := capsys.readouterr().err) and "another --out" in said
+
+
+def test_pictures_without_labels_cannot_be_climbed(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unlabeled.data.shapes import Shapes
+
+    def unlabelled(self: Shapes, split: Split) -> Source:
+        source = labelled(self, split)
+        source.labels = np.full(len(source), -1)
+        return source
+
+    labelled = Shapes.open
+    monkeypatch.setattr(Shapes, "open", unlabelled)
+    assert main(arguments) == 2
+    assert "evaluation needs labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         (["--set", "lorra.seed=1"], "expected RUNG.a.b=value"),
-        (["--set", "lora.task.lora.rnk=1"], "rnk"),
-        (["--seeds", "0"], "expected at least 1"),
+        (["--set", "lora.task.lora.rnk=1"], "rung lora: command line  task.lora.rnk: unknown field"),
+        (["--set", "knn.kk=1"], "knn.kk: unknown field"),
+        (["--set", "lora.seed=1", "--rungs", "knn"], "lora is not climbed. Add it to --rungs"),
+        (["--seeds", "0"], "--seeds 0: expected at least 1"),
+        (["--batch-size", "0"], "--batch-size 0: expected at least 2"),
+        (["--workers", "-1"], "--workers -1: expected at least 0"),
+        (["--min-scale", "2"], "--min-scale 2: expected a share above 0"),
+        (["--crop-pct", "3", "--rungs", "knn"], "--crop-pct: expected a number greater than 0 and no more than 1"),
         (["--fractions", "0.001"], "a label fraction of 0.001 leaves"),
     ],
 )

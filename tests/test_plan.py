@@ -5,10 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from unlabeled.data.masks import BlockMask, RandomMask, StratifiedBlockMask
 from unlabeled.data.views import View
-from unlabeled.plan import _empty_batch
+from unlabeled.errors import UserError
+from unlabeled.method import Method
+from unlabeled.plan import _empty_batch, millions, without_memory
 
 
 @pytest.mark.parametrize(
@@ -21,3 +24,16 @@ def test_expects_as_many_hidden_patches_as_masks_hide(mask: object, share: float
     found = _empty_batch((view,), 16, 8, recipe).views[0].hidden
     # blocks may fall short
     assert found is None if share is None else found / (2 * 8 * 196) == pytest.approx(share, abs=0.04)
+
+
+def test_what_a_method_refuses_is_not_blamed_on_the_network() -> None:
+    def build() -> Method:
+        raise UserError("task.pool is cls")
+
+    with pytest.raises(UserError, match=r"^task\.pool is cls$"):
+        without_memory(build)
+
+
+def test_few_parameters_are_counted() -> None:
+    assert millions([torch.empty(640)]) == "640"
+    assert millions([torch.empty(90_000), torch.empty(60_000)]) == "0.1 M" and millions([]) == "0.0 M"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import ValidationError
+
 from unlabeled.errors import Interrupted, UserError
-from unlabeled.recipe import describe, differences, dump, format_differences, load
+from unlabeled.recipe import describe, differences, dump, fields, format_differences, load
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
 
 if TYPE_CHECKING:
@@ -84,7 +87,7 @@ def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
 def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
     class Help(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-            print(parser.format_help() + "\nrecipe fields:\n\n" + describe(stage.schema()))
+            _show(parser.format_help() + "\nrecipe fields:\n\n" + describe(stage.schema()))
             parser.exit()
 
     parser = argparse.ArgumentParser(
@@ -103,7 +106,17 @@ def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
+def _show(text: str) -> None:
+    """Print many lines, of which `| head` may want the first."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # nothing is left for Python to write when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run(stage: Stage, options: argparse.Namespace) -> int:
+    _refuse_the_other_programs(stage, options.recipe)
     recipe = load(stage.schema(), options.recipe, options.overrides)
     output = Path(recipe.output)
 
@@ -126,6 +139,13 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
 
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _refuse_the_other_programs(stage: Stage, path: str) -> None:
+    found = fields(path)
+    for field, program in {"method": "pretrain", "encoder": "finetune", "task": "finetune"}.items():
+        if field in found and field not in stage.schema().model_fields:
+            raise UserError(f"{path} has `{field}`, so it is a recipe for {program}.py; this is {stage.name}.py.")
 
 
 def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator) -> None:
@@ -201,9 +221,14 @@ def resume(engine: Engine, job: Job) -> None:
 def _refuse_changes(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
     from unlabeled.schema import is_free
 
-    before = type(job.recipe).model_validate(saved["recipe"])
-    changed = [d for d in differences(before, job.recipe) if not is_free(d.path)]
     advice = "Undo this, choose another run.output, or start over with --fresh --force."
+    try:
+        before = type(job.recipe).model_validate(saved["recipe"])
+    except ValidationError as error:
+        raise UserError(
+            f"{engine.output} holds a run of another program, or of another version of this one. {advice}"
+        ) from error
+    changed = [d for d in differences(before, job.recipe) if not is_free(d.path)]
     if changed:
         raise UserError(f"{engine.output} holds a run of another recipe:\n{format_differences(changed)}\n{advice}")
     if saved["facts"] != job.facts:

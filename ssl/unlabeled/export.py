@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, first_line
 from unlabeled.method import Method
 from unlabeled.nn.beit import fit_tables, is_relative
 from unlabeled.nn.encoder import Encoder
@@ -45,6 +45,12 @@ class Preprocessing(NamedTuple):
         """That of a recipe's `data:` section; parts of a mixture have ranges of their own."""
         return cls(data.mean, data.std, crop_pct, interpolation, getattr(data, "value_range", None))
 
+
+AGAIN = "Copy the whole export folder again, or name another (runs/NAME/export)."
+
+# what an encoder needs of a `config.json`, and of the `pretrained_cfg` in it
+FIELDS = ("architecture", "num_classes", "model_args", "pretrained_cfg")
+PREPARED_FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation")
 
 # what timm is told of a classifier and an encoder has no use for
 OF_THE_HEAD = ("global_pool", "fc_norm", "use_fc_norm")
@@ -167,7 +173,7 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     if where.endswith((".pth", ".pt", ".pth.tar")):
         return _from_official(where, image_size, channels)
     folder = _existing(where.removeprefix("scratch:"))
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     arguments = {k: v for k, v in _arguments(config).items() if k not in OF_THE_HEAD}
     weights = None if scratch else _read(folder / "model.safetensors")
     if weights and config["num_classes"]:
@@ -194,7 +200,7 @@ def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]
         UserError: there is none.
     """
     folder = _existing(path)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     if not config["num_classes"]:
         raise UserError(
             f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.mode."
@@ -203,7 +209,30 @@ def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]
     bare = {k: v for k, v in arguments.items() if k not in OF_THE_HEAD}
     if "use_rel_pos_bias" in bare:  # a table in every block, where encoders have one that all share
         bare |= {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
-    return build_encoder(config["architecture"], bare), arguments, _read(folder / "model.safetensors")
+    return _network(config["architecture"], bare), arguments, _read(folder / "model.safetensors")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of an export.
+
+    Raises:
+        UserError: it is damaged, or says too little to build and to feed the network.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
+    missing = _missing(config, FIELDS) or _missing(config["pretrained_cfg"], PREPARED_FIELDS)
+    if missing:
+        raise UserError(
+            f"{file} is not what pretrain.py and finetune.py write: {', '.join(missing)} not found in it. {AGAIN}"
+        )
+    return config
+
+
+def _missing(section: Any, names: Sequence[str]) -> list[str]:
+    return [name for name in names if not isinstance(section, dict) or name not in section]
 
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -223,10 +252,10 @@ def _from_official(where: str, image_size: int | Grid | None, channels: int | No
 
 def preprocessing_of(path: str | Path) -> Preprocessing | None:
     """The normalisation that an export folder (also as `scratch:FOLDER`) was trained with; None for anything else."""
-    file = Path(str(path).removeprefix("scratch:")) / "config.json"
-    if not file.is_file():
+    folder = Path(str(path).removeprefix("scratch:"))
+    if not (folder / "config.json").is_file():
         return None
-    config = json.loads(file.read_text())
+    config = read_config(folder)
     trained = config["pretrained_cfg"]
     mean, std = trained["mean"], trained["std"]
     return Preprocessing(mean, std, trained["crop_pct"], trained["interpolation"], config.get("value_range"))
@@ -293,7 +322,7 @@ def _build(
     arguments = {**arguments, "img_size": list(size), "in_chans": channels or arguments["in_chans"]}
     if weights is None:
         return untrained(architecture, arguments)
-    encoder = build_encoder(architecture, arguments)
+    encoder = _network(architecture, arguments)
     old_grid = (old[0] // encoder.patch_size, old[1] // encoder.patch_size)
     _load_strictly(encoder.vit, adapt(weights, old_grid, encoder.vit))
     return encoder
@@ -318,11 +347,24 @@ def _from_timm(name: str, image_size: int | Grid | None, channels: int | None) -
     return _build(architecture, {**arguments, "in_chans": vit.in_chans}, dict(vit.state_dict()), image_size, channels)
 
 
-def _load_strictly(vit: nn.Module, weights: Tensors) -> None:
+def _network(architecture: str, arguments: dict[str, Any]) -> Encoder:
     try:
-        vit.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise UserError(f"weights and architecture do not match: {error}") from error
+        return build_encoder(architecture, arguments)
+    except Exception as error:  # timm's networks raise what they like: whatever it was, the person must hear it
+        raise UserError(f"the network '{architecture}' cannot be built: {first_line(error)}") from error
+
+
+def _load_strictly(vit: nn.Module, weights: Tensors) -> None:
+    own = vit.state_dict()
+    wrong = {
+        "missing": [name for name in own if name not in weights],
+        "unknown": [name for name in weights if name not in own],
+        "of another shape": [n for n, tensor in own.items() if n in weights and weights[n].shape != tensor.shape],
+    }
+    if any(wrong.values()):
+        found = "; ".join(f"{len(names)} {what}, such as {names[0]}" for what, names in wrong.items() if names)
+        raise UserError(f"weights and architecture do not match: {found}. They are not of one export. {AGAIN}")
+    vit.load_state_dict(weights)
 
 
 def _existing(path: str | Path) -> Path:
@@ -340,7 +382,7 @@ def _read(file: Path) -> Tensors:
     try:
         return safetensors.torch.load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
 
 
 def _plain(tensors: Tensors) -> Tensors:

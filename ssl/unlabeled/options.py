@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -25,11 +26,19 @@ def checked(model: type[M], **fields: Any) -> M:
     try:
         return model(**fields)
     except ValidationError as error:
-        complaints = []
-        for one in error.errors():
-            option = "-".join(map(str, one["loc"][:1])).replace("_", "-")
-            complaints.append(f"--{option}: {one['msg']}, found {one['input']}" if option else one["msg"])
-        raise UserError("; ".join(complaints)) from error
+        raise UserError("; ".join(_complaints(model, error, fields))) from error
+
+
+def _complaints(model: type[BaseModel], error: ValidationError, fields: dict[str, Any]) -> Iterator[str]:
+    from unlabeled.recipe.explain import complaint, follow, telling
+
+    for one in telling(error.errors()):
+        if (spot := follow(model, one["loc"], fields)) is None:
+            continue
+        option = "-".join(map(str, spot.place[:1])).replace("_", "-")
+        found = fields.get(str(spot.place[0])) if spot.whole else one["input"]
+        said = complaint(one, spot.kind, found, spot.owner)
+        yield f"--{option}: {said}" if option else said
 
 
 def pictures(path: str, prepared: Preprocessing, side: int, **splits: str) -> SourceConfig:

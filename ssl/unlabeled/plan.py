@@ -46,7 +46,8 @@ def plan(
     check_company(method, recipe.train.batch_size, recipe.run.accumulate)
     yield from what
     yield from (("view", describe_view(view, patch)) for view in views)
-    yield from ((name, _size(part)) for name, part in method.named_children())
+    # what has no parameters, such as a loss, is not worth a line
+    yield from ((name, _size(part)) for name, part in method.named_children() if any(True for _ in part.parameters()))
     yield "steps", _steps(recipe, per_epoch)
     yield "batch", _batch(recipe, micro, processes)
     yield "lr", _rate(recipe)
@@ -173,8 +174,9 @@ def _hidden(view: View, patch: int) -> str:
 
 
 def millions(parameters: Any) -> str:
-    """Number of values, in millions."""
-    return f"{sum(p.numel() for p in parameters) / 1e6:.1f} M"
+    """Number of values, in millions where there are so many."""
+    count = sum(p.numel() for p in parameters)
+    return f"{count / 1e6:.1f} M" if count >= 1e5 or not count else f"{count:,}"
 
 
 def number(count: int, what: str) -> str:
@@ -198,6 +200,8 @@ def without_memory(build: Callable[[], Method]) -> Method:
         warnings.simplefilter("ignore")  # loading weights into tensors without memory does nothing, as intended
         try:
             method: nn.Module = build()
+        except UserError:
+            raise
         except ValueError as error:  # timm has networks that only its own code can run
             raise UserError(f"this network cannot be built: {error}") from error
     return method  # type: ignore[return-value]

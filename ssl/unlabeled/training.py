@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from unlabeled.data.labelled import Labelled, labelled
 from unlabeled.data.loader import ViewDataset
 from unlabeled.data.sampler import Order, steps_per_epoch, total_steps
+from unlabeled.data.views import View
+from unlabeled.errors import UserError
 from unlabeled.method import Method
+from unlabeled.nn.conv import ConvEncoder
 from unlabeled.rescale import Rescaled, Setting, check_epochs, rescale
+
+if TYPE_CHECKING:
+    from unlabeled.nn.encoder import Encoder
+    from unlabeled.transfer.build import Trained
 
 
 class Training(NamedTuple):
@@ -60,7 +67,6 @@ def finetuning(recipe: Any) -> Training:
     Raises:
         UserError: they cannot be had, or do not fit together.
     """
-    from unlabeled.export import weights_digest
     from unlabeled.transfer.classify import Classifier
     from unlabeled.transfer.score import check_preprocessing
     from unlabeled.transfer.start import load_start
@@ -69,8 +75,8 @@ def finetuning(recipe: Any) -> Training:
     check_preprocessing(recipe)
     task, pictures = recipe.task, labelled(recipe)
     encoder, trained = load_start(recipe)
-    weights = weights_digest(encoder.state_dict() if trained is None else trained.weights)
-    task.view.check(encoder.patch_size)
+    # the network takes crops of any size where it has no patches
+    _check_crop(task.view, 1 if isinstance(encoder, ConvEncoder) else encoder.patch_size)
     counts = np.bincount(pictures.train.labels, minlength=len(pictures.train.classes)).tolist()
     dataset = ViewDataset(
         pictures.train,
@@ -86,4 +92,19 @@ def finetuning(recipe: Any) -> Training:
             return LinearSweep(encoder, task, counts)
         return Classifier(encoder, task, counts, trained)
 
-    return Training(build, dataset, [], pictures, None if recipe.encoder.startswith("scratch:") else weights)
+    return Training(build, dataset, [], pictures, _digest(recipe, encoder, trained))
+
+
+def _digest(recipe: Any, encoder: Encoder, trained: Trained | None) -> str | None:
+    from unlabeled.export import weights_digest
+
+    if recipe.encoder.startswith("scratch:"):
+        return None
+    return weights_digest(encoder.state_dict() if trained is None else trained.weights)
+
+
+def _check_crop(view: View, patch: int) -> None:
+    try:
+        view.check(patch)
+    except ValueError as error:
+        raise UserError(f"task.view: {error}") from error

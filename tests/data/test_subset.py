@@ -54,6 +54,13 @@ def test_shots_are_as_many_of_every_class() -> None:
         few_shot(labels, 5, seed=0)
 
 
+def test_classes_are_called_by_their_names() -> None:
+    with pytest.raises(UserError, match=r"class number 3 \('wren'\) has 1"):
+        stratified(LABELS, 0.1, seed=0, names=("owl", "kite", "robin", "wren"))
+    with pytest.raises(UserError, match=r"class number 2 \('robin'\) has 4"):
+        few_shot(LABELS[LABELS < 3], 5, seed=0, names=("owl", "kite", "robin"))
+
+
 def test_a_long_tail_falls_exponentially() -> None:
     labels = np.random.default_rng(0).permutation(np.arange(10).repeat(500))
     kept = exponential(labels, 100, seed=0)

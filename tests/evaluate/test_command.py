@@ -81,8 +81,8 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--fractions", "10"), "--fractions: .*less than or equal to 1, found 10.0"),
-        (("--crop-pct", "0"), "--crop-pct: .*greater than 0, found 0.0"),
+        (("--fractions", "10"), "^--fractions: expected a number greater than 0 and no more than 1, found 10.0$"),
+        (("--crop-pct", "0"), "--crop-pct: expected a number greater than 0 .*, found 0.0"),
         (("--seeds", "0"), "--seeds 0"),
     ],
 )
@@ -96,9 +96,11 @@ def test_wrong_options_are_the_users_error(options: tuple[str, ...], message: st
     [
         (("--set", "linear.epoch=5"), "linear.epoch: unknown field.*'epochs'"),
         (("--set", "knn.k=0"), "command line *knn.k: expected"),
-        (("--set", "logistic.l2=[1]"), "logistic: unknown field"),
+        (("--set", "logistic.l2=[1]"), "logistic is not run. Add it to --protocol"),
         (("--image-size", "10"), "--image-size 10: .* patches of 4 pixels.* Use 8 or 12"),
         (("--image-size", "0"), "--image-size 0"),
+        (("--json", "/proc/no/such.json"), "^--json /proc/no/such.json cannot be written: .*Name another"),
+        (("--markdown", "/proc"), "^--markdown /proc is a folder"),
         (("--protocol", "fewshot", "--set", "fewshot.ways=2"), "'dark' has 5 test pictures, fewer than 1 shots and 15"),
     ],
 )

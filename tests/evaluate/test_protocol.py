@@ -137,6 +137,15 @@ def test_unlabelled_pictures_are_the_users_error(encoder: Encoder) -> None:
         dict(Evaluator(Splits(Evaluation(), data, CPU), (8, 8))(encoder))
 
 
+def test_one_class_is_nothing_to_tell_apart() -> None:
+    data = FakeData()
+    for source in data.splits.values():
+        source.labels[:], source.classes = 0, ("dim",)
+    with pytest.raises(UserError, match="train has one class, 'dim'; expected at least two"):
+        Splits(Evaluation(), data, CPU).check()
+    assert len(Splits(Evaluation(), data, CPU, labels=False).sources) == 2
+
+
 def test_splits_must_number_classes_alike(encoder: Encoder) -> None:
     data = FakeData()
     data.splits["val"].classes = ("bright", "dim", "grey")

@@ -94,6 +94,17 @@ def test_colours_are_told_apart_but_not_where_masks_are_of_other_pictures(pictur
     assert scored(pictures)["segmentation_miou"] < 60
 
 
+def test_a_class_that_nothing_is_learnt_from_is_named(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scored(pictures)
+    assert not caplog.records
+    file = next((pictures / "val_masks").rglob("*.png"))
+    mask = np.array(Image.open(file))
+    mask[:] = 9
+    Image.fromarray(mask).save(file)
+    assert scored(pictures)["segmentation_accuracy"] < 95
+    assert "classes [9] are in masks of val and in none of train" in caplog.text
+
+
 def test_iou_against_loops_over_pixels() -> None:
     random = torch.Generator().manual_seed(0)
     classes, maps = 5, []

@@ -136,6 +136,8 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = export(tmp_path / "export", "test_resnet")
     with pytest.raises(UserError, match="is there already"):
         deploy(folder, folder, "torch")
+    with pytest.raises(UserError, match=r"cannot write to /proc/out: .*Choose another folder"):
+        deploy(folder, Path("/proc/out"), "torch")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"ONNX needs onnxscript.*unlabeled\[onnx\]"):
         deploy(folder, tmp_path / "out", "onnx")

@@ -203,6 +203,32 @@ def test_other_features_are_refused(
     assert message in capsys.readouterr().err and files(tmp_path) == before
 
 
+@pytest.mark.parametrize("format", ["safetensors", "parquet"])
+def test_a_damaged_file_is_made_again(home: Path, tmp_path: Path, format: str) -> None:
+    assert embed(home, tmp_path, "--format", format) == 0
+    file = tmp_path / f"features-00002.{format}"
+    good = file.read_bytes()
+    file.write_bytes(bytes(len(good)))  # of the right size
+    assert embed(home, tmp_path, "--format", format) == 0
+    assert file.read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", "18"), "--size 18: vit_tiny_patch16_224 has patches of 4 pixels, which do not divide it. Use 16"),
+        (("--size", "0"), "--size 0: expected at least 1"),
+        (("--batch-size", "0"), "--batch-size 0: expected at least 1"),
+        (("--crop-pct", "2"), "--crop-pct: expected a number greater than 0 and no more than 1, found 2.0"),
+    ],
+)
+def test_impossible_options_are_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    assert embed(home, tmp_path, *options) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_another_encoder_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert embed(home, tmp_path / "out") == 0
     encoder = load_encoder(home / "export")

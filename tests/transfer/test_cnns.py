@@ -179,6 +179,24 @@ def test_a_class_token_is_asked_of_a_cnn() -> None:
         classifier("test_resnet", pool="cls")
 
 
+def test_attention_is_asked_of_a_cnn() -> None:
+    with pytest.raises(UserError, match=r"task\.mode=attentive always has it.*task\.mode=linear"):
+        classifier("test_resnet", mode="attentive", pool="attention")
+
+
+def test_a_cnn_is_fine_tuned_on_crops_of_any_size(tmp_path: Path) -> None:
+    from unlabeled.recipe import parse
+    from unlabeled.schema import FinetuneRecipe
+    from unlabeled.training import finetuning
+
+    export_encoder(tmp_path, make("test_resnet"), IMAGENET, "card", {})
+    text = (
+        f"name: any\nencoder: {tmp_path}\ndata: {{name: shapes, train_size: 20, val_size: 10}}\n"
+        "task: {pool: mean, view: {size: 45}}\n"
+    )
+    assert finetuning(parse(FinetuneRecipe, text)).dataset.views[0].shape == (45, 45)
+
+
 def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **rest: create(name, **rest))

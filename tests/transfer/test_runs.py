@@ -118,6 +118,12 @@ def test_what_must_be_adapted_is_said(home: Path, tmp_path: Path, capfd: pytest.
     assert launch("finetune", command(home, tmp_path, "full", "task.view.size=24")) == [2]
     error = capfd.readouterr().err
     assert "at 16x16 pixels, task.view.size is 24x24. Set task.view.size=[16,16], or adapt=[size]" in error
+    assert launch("finetune", command(home, tmp_path, "full", "task.view.size=[17,24]", "adapt=[size]")) == [2]
+    error = capfd.readouterr().err
+    assert (
+        "task.view: patch_size 4 does not divide a crop of 17x24 pixels. The nearest size that it does: [16, 24"
+        in error
+    )
     short = ("train.epochs=0.4", "optim.warmup_epochs=0")
     assert launch("finetune", command(home, tmp_path, "full", "task.view.size=24", "adapt=[size]", *short)) == [0]
     assert "model.pos_embed" in weights(tmp_path, 2) and weights(tmp_path, 2)["model.pos_embed"].shape == (1, 37, 16)

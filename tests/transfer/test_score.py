@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +98,37 @@ def test_a_run_does_not_go_on_from_other_weights(output: Path, capfd: pytest.Cap
     safetensors.torch.save_file(weights, home / "weights" / "model.safetensors")
     assert launch("finetune", command) == [2]
     assert "holds a run on other pictures or weights" in capfd.readouterr().err
+
+
+def test_the_page_says_which_labels_and_which_weights(output: Path, result: dict[str, Any]) -> None:
+    from unlabeled.report.page import page
+
+    assert "| 42 |" in re.sub(" +", " ", page(result)) and "best weights" not in page(result)
+    few = copy.deepcopy(result)
+    few["protocol"]["task"] |= {"shots": 4, "long_tail": 10.0}
+    few["protocol"] |= {"watch": {"hold_out": 0.2}, "weights_of_step": 3}
+    text = page(few)
+    assert "42 (a long tail of 10 : 1, 4 a class, 20 % of them held out)" in text
+    assert "15, best weights of step 3" in text
+
+
+@pytest.mark.parametrize(
+    ("every", "says"),
+    [
+        (0.5, "4 layers from the top, one every 0.5 epochs"),
+        (
+            1.0,
+            "4 layers from the top, one every 1 epochs: 1 never learn in 3 epochs. task.wake_every below 1 wakes",
+        ),
+    ],
+)
+def test_the_plan_says_which_layers_never_wake(output: Path, every: float, says: str) -> None:
+    from unlabeled.transfer.stage import _waking
+
+    changes = ["task.mode=gradual", f"task.wake_every={every}"]
+    recipe = load(FinetuneRecipe, output / "recipe.yaml", changes)
+    found = _waking(recipe, SimpleNamespace(build=finetuning(recipe).build))  # type: ignore[arg-type]
+    assert found.startswith(says) and ("never" in found) == ("never" in says)
 
 
 def test_a_new_start_removes_them(output: Path) -> None:

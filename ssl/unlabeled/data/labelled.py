@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,8 +40,13 @@ def labelled(recipe: Any) -> Labelled:
     source = recipe.data.open("train")
     if not source.classes:
         raise UserError("fine-tuning needs labels: put the pictures of data.train into one folder per class")
+    if len(source.classes) == 1:
+        raise UserError(
+            f"data.train has one class, {source.classes[0]!r}; expected at least two to tell apart. Give each class a "
+            "folder of its own right below data.train."
+        )
     test = recipe.data.open("val")
-    rows = chosen(source.labels, recipe.task)
+    rows = chosen(source.labels, recipe.task, source.classes)
     _refuse_empty(source, rows)
     if recipe.watch is None:
         return Labelled(Part(source, rows), None, test)
@@ -50,14 +56,18 @@ def labelled(recipe: Any) -> Labelled:
     return Labelled(Part(source, np.delete(rows, held)), Part(source, rows[held]), test)
 
 
-def chosen(labels: np.ndarray, task: Any) -> np.ndarray:
-    """Rows of the labels [n] that a task may use, ascending: first made unbalanced, then a share or a few of each."""
+def chosen(labels: np.ndarray, task: Any, names: Sequence[str] = ()) -> np.ndarray:
+    """Rows of the labels [n] that a task may use, ascending: first made unbalanced, then a share or a few of each.
+
+    Raises:
+        UserError: a class, which `names` name, has fewer than asked for.
+    """
     rows = np.flatnonzero(labels >= 0)
     if task.long_tail is not None:
         rows = rows[exponential(labels[rows], task.long_tail, task.fraction_seed)]
     if task.shots is not None:
-        return rows[few_shot(labels[rows], task.shots, task.fraction_seed)]
-    return rows[stratified(labels[rows], task.fraction, task.fraction_seed)]
+        return rows[few_shot(labels[rows], task.shots, task.fraction_seed, names)]
+    return rows[stratified(labels[rows], task.fraction, task.fraction_seed, names=names)]
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

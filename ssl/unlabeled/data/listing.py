@@ -11,6 +11,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,7 +135,8 @@ def save(file: Path, listing: Listing, asked: str) -> None:
         os.replace(temporary, file)
     except OSError as error:
         log.warning("the index cannot be kept in %s: %s", file, error.strerror)
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def read(file: Path, asked: str) -> Listing | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from unlabeled.errors import UserError
@@ -9,7 +11,9 @@ from unlabeled.errors import UserError
 SUBSET_STREAM = 0x5B5E
 
 
-def stratified(labels: np.ndarray, fraction: float, seed: int, at_least: int = 0) -> np.ndarray:
+def stratified(
+    labels: np.ndarray, fraction: float, seed: int, at_least: int = 0, names: Sequence[str] = ()
+) -> np.ndarray:
     """The same share of every class; smaller shares are inside larger ones.
 
     Args:
@@ -17,6 +21,7 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, at_least: int = 0
         fraction: share of each class, in (0, 1], rounded to whole samples.
         seed: which samples; not negative.
         at_least: samples of every class, however small its share.
+        names: of the classes, for the error.
 
     Returns:
         Sorted indices into `labels`, int64. They depend on nothing but the arguments.
@@ -33,13 +38,13 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, at_least: int = 0
         fewest = counts[empty].min()
         raise UserError(
             f"a label fraction of {fraction:g} leaves {empty.sum()} of {(classes >= 0).sum()} classes without a "
-            f"picture: class number {classes[empty][counts[empty].argmin()]} has {fewest}. Use more than "
-            f"{0.5 / fewest:.2g}, or as many pictures of every class (task.shots)."
+            f"picture: {_called(classes[empty][counts[empty].argmin()], names)} has {fewest}. Use more than "
+            f"{0.5 / fewest:.2g}; fine-tuning can also take as many pictures of every class (task.shots)."
         )
     return _first_of_each(labels, shares.astype(np.int64), seed)
 
 
-def few_shot(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+def few_shot(labels: np.ndarray, shots: int, seed: int, names: Sequence[str] = ()) -> np.ndarray:
     """As many samples of every class: sorted indices into labels [n]. Fewer shots are inside more.
 
     Raises:
@@ -48,7 +53,7 @@ def few_shot(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     classes, counts = np.unique(labels, return_counts=True)
     if (short := (counts < shots) & (classes >= 0)).any():
         raise UserError(
-            f"{shots} shots were asked for, but class number {classes[short][0]} has {counts[short][0]} labelled "
+            f"{shots} shots were asked for, but {_called(classes[short][0], names)} has {counts[short][0]} labelled "
             f"pictures ({short.sum()} classes have too few). Ask for at most {counts[classes >= 0].min()}."
         )
     return _first_of_each(labels, np.where(classes < 0, 0, shots), seed)
@@ -74,6 +79,10 @@ def exponential(labels: np.ndarray, factor: float, seed: int) -> np.ndarray:
 def in_company(labels: np.ndarray) -> np.ndarray:
     """The labels [n], at least 0, with -1 for samples that are alone in their class: of those none can be held out."""
     return np.where(np.bincount(labels)[labels] > 1, labels, -1)
+
+
+def _called(number: int, names: Sequence[str]) -> str:
+    return f"class number {number}" + (f" ({names[number]!r})" if names else "")
 
 
 def _first_of_each(labels: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:

@@ -142,7 +142,11 @@ class View(BaseModel, frozen=True, extra="forbid"):
         """Raise ValueError when crop, patch size, mask, colours and channels do not fit together."""
         height, width = self.shape
         if height % patch or width % patch:
-            raise ValueError(f"patch_size {patch} does not divide a crop of {height}x{width} pixels")
+            near = [max(1, round(side / patch)) * patch for side in self.shape]
+            raise ValueError(
+                f"patch_size {patch} does not divide a crop of {height}x{width} pixels. The nearest size that it does: "
+                f"{near}"
+            )
         if self.blur_kernel is not None and self.blur_kernel // 2 >= min(height, width):
             raise ValueError(f"blur_kernel {self.blur_kernel} is too wide for a crop of {height}x{width} pixels")
         if self.mask is not None:

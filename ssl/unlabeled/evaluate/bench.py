@@ -89,7 +89,8 @@ class Bench:
         found = [self._parts[part] for part in parts(wanted)]
         train, test = (_joined([pair[side] for pair in found]) for side in (0, 1))
         if self.fraction < 1:
-            train = train.take(stratified(train.y.cpu().numpy(), self.fraction, self.seed))
+            names = self.splits.sources[0].classes
+            train = train.take(stratified(train.y.cpu().numpy(), self.fraction, self.seed, names=names))
         return train, test
 
 

@@ -49,6 +49,8 @@ class Cka(Protocol, frozen=True, extra="forbid"):
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         own = self._by_block(bench)
+        if len(own[0]) < 2:
+            raise UserError("cka compares how pictures differ, and one test picture can be used. Give it more.")
         if self.against is not None:
             table = self._table(own, self._by_block(_other(bench, self.against)))
             yield Score("cka_against", table[-1][-1], details={"blocks": table}, digits=3)

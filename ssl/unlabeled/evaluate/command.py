@@ -20,6 +20,7 @@ from unlabeled.evaluate.pooling import Pixels, Pool, Wanted
 from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, measured, runs
 from unlabeled.evaluate.protocols import PROTOCOLS
 from unlabeled.evaluate.results import Column, Result, Row, document, table
+from unlabeled.files import replacing
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
 from unlabeled.options import checked, pictures
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     config, protocols, device = _evaluation(args), settings(args.protocol, _changes(args)), device_of(args.device)
+    _check_files(args)
     console = Console()
     rows = []
     for subject in _subjects(args, device):
@@ -100,12 +102,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_files(args: argparse.Namespace) -> None:
+    """Raise UserError when a result could not be written in the end."""
+    for option, file in (("--json", args.json), ("--markdown", args.markdown)):
+        if file is None:
+            continue
+        if file.is_dir():
+            raise UserError(f"{option} {file} is a folder; expected a file to write. Name one in it.")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file.with_name(f".{file.name}-tried")) as temporary:
+                temporary.touch()
+            file.with_name(f".{file.name}-tried").unlink()
+        except OSError as error:
+            raise UserError(f"{option} {file} cannot be written: {error.strerror}. Name another file.") from error
+
+
 def settings(names: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
     """Protocols by name, with their settings changed by `NAME.FIELD=VALUE`.
 
     Raises:
         UserError: there is no such field of a protocol that is run, or its value does not fit.
     """
+    for change in changes:
+        if (name := change.partition(".")[0]) in PROTOCOLS and name not in names:
+            raise UserError(f"--set {change}: {name} is not run. Add it to --protocol, or leave this out.")
     fields: Any = {name: (PROTOCOLS[name], PROTOCOLS[name]()) for name in dict.fromkeys(names)}
     schema = create_model("Settings", __base__=_Settings, **fields)
     parsed = parse(schema, "{}", changes, where="--set")
@@ -169,14 +190,20 @@ def _load(path: str, side: int | None) -> Encoder:
     if side is not None and side < 1:
         raise UserError(f"--image-size {side}: expected at least 1 pixel")
     encoder = load_encoder(path, side)
-    if side is not None and encoder.image_size != (side, side):
-        patch = encoder.patch_size
-        near = max(patch, side // patch * patch)
-        raise UserError(
-            f"--image-size {side}: {path} has patches of {patch} pixels, which do not divide it. Use {near} or "
-            f"{near + patch}."
-        )
+    check_side(encoder, "--image-size", side)
     return encoder
+
+
+def check_side(encoder: Encoder, option: str, side: int | None) -> None:
+    """Raise UserError when an encoder that was loaded for squares of `side` pixels, as `option` says, sees others."""
+    if side is None or encoder.image_size == (side, side):
+        return
+    patch = encoder.patch_size
+    near = max(patch, side // patch * patch)
+    raise UserError(
+        f"{option} {side}: {encoder.model} has patches of {patch} pixels, which do not divide it. Use {near} or "
+        f"{near + patch}."
+    )
 
 
 def data_of(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
@@ -235,12 +262,12 @@ def _evaluate(
 def _scores(
     bench: Bench, protocols: Sequence[Protocol], fractions: Sequence[float], seeds: int
 ) -> dict[Column, Result]:
-    labels = bench.features()[0].y.cpu().numpy()
+    labels, names = bench.features()[0].y.cpu().numpy(), bench.splits.sources[0].classes
     scores: dict[Column, Result] = {}
     for protocol, fraction in runs(protocols, fractions):
         # with every label there is nothing to draw
         for seed in range(1 if fraction == 1 else seeds):
-            size = len(stratified(labels, fraction, seed)) if protocol.few_labels else None
+            size = len(stratified(labels, fraction, seed, names=names)) if protocol.few_labels else None
             for score in measured(protocol, bench.few(fraction, seed)):
                 column = Column(score.name, fraction if protocol.few_labels else None)
                 scores.setdefault(column, Result(size)).found.append(score)
@@ -263,8 +290,8 @@ def _protocol(args: argparse.Namespace, config: Evaluation, protocols: Sequence[
 
 
 def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    with replacing(file) as temporary:
+        temporary.write_text(text)
 
 
 def _times(shape: tuple[int, int]) -> str:

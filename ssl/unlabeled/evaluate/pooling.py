@@ -49,7 +49,9 @@ def parts(wanted: Wanted) -> list[Part]:
 def check(encoder: Encoder, wanted: Wanted) -> None:
     """Raise UserError when the encoder has no such features."""
     if wanted.pool.startswith("cls") and not encoder.has_class_token:
-        raise UserError(f"{encoder.model} has no class token. Evaluate the mean of its patches: pool=mean.")
+        raise UserError(
+            f"{encoder.model} has no class token. Take the mean of its patches: --pool mean (evaluate.pool=mean)."
+        )
     if isinstance(encoder, ConvEncoder) and wanted.blocks > 1:
         raise UserError(
             f"of the CNN {encoder.model} the last map alone is read: expected blocks=1, found {wanted.blocks}."

@@ -137,6 +137,11 @@ class Splits:
                     f"evaluation needs labels, and no picture of {name} has one. Put each picture of {name} "
                     "in a folder of its class, or switch evaluation off with evaluate=null."
                 )
+        if len(train.classes) == 1:
+            raise UserError(
+                f"train has one class, {train.classes[0]!r}; expected at least two to tell apart. Give each class a "
+                "folder of its own right below train, or switch evaluation off with evaluate=null."
+            )
         if train.classes != val.classes:
             raise UserError(
                 f"train has {len(train.classes)} classes {train.classes[:5]}, val has {len(val.classes)} "

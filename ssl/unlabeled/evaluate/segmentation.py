@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
 
 Count = Annotated[int, Field(ge=1)]
+log = logging.getLogger(__name__)
 
 
 class Segmentation(Protocol, frozen=True, extra="forbid"):
@@ -107,6 +109,12 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
                 f"segmentation needs two classes in the masks of train and one in those of val, found {sorted(learned)}"
                 f" and {sorted(tested)}. The value {self.ignore} counts as unlabelled: set segmentation.ignore to "
                 "another where it is a class."
+            )
+        if strange := sorted(tested - learned):
+            log.warning(
+                "classes %s are in masks of val and in none of train: nothing can learn them, and each counts as an "
+                "IoU of 0",
+                strange,
             )
         return self.classes or max(learned | tested) + 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,20 @@ from typing import Any
 from unlabeled.card import versions
 from unlabeled.errors import UserError
 from unlabeled.ladder import report
-from unlabeled.ladder.rungs import NEEDS_ATTENTION, PROBES, RUNGS, Climb, Step, probed, tuned
+from unlabeled.ladder.rungs import (
+    NEEDS_ATTENTION,
+    PROBES,
+    RUNGS,
+    Climb,
+    Step,
+    probe_of,
+    probed,
+    recipe_of,
+    refuse_another,
+    splits_of,
+    tuned,
+)
+from unlabeled.lock import claim
 from unlabeled.plan import number
 
 VERSION = "1"
@@ -46,13 +60,13 @@ def run(options: argparse.Namespace) -> int:
     """
     climb = _climb(options)
     _check(options, climb)
-    options.out.mkdir(parents=True, exist_ok=True)
-    steps: list[Step] = []
-    for step in _steps(climb):
-        steps.append(step)
-        print(f"{report.NAMES[step.rung]}, {100 * step.fraction:g} %: {step.mean:.1f} ± {step.std:.1f}", flush=True)
-        _write(options, climb, steps)
-    print("\n" + (options.out / "ladder.md").read_text())
+    with claim(options.out, "--out"):
+        steps: list[Step] = []
+        for step in _steps(climb):
+            steps.append(step)
+            print(f"{report.NAMES[step.rung]}, {100 * step.fraction:g} %: {report.score(step)}", flush=True)
+            _write(options, climb, steps)
+        print("\n" + (options.out / "ladder.md").read_text())
     return 0
 
 
@@ -75,17 +89,29 @@ def _climb(options: argparse.Namespace) -> Climb:
 
 
 def _check(options: argparse.Namespace, climb: Climb) -> None:
-    """Every recipe is made before the first one runs."""
-    from unlabeled.ladder.rungs import recipe_of
-
-    unknown = [change for change in options.set if change.partition(".")[0] not in RUNGS]
-    if unknown:
-        raise UserError(f"--set {unknown[0]}: expected RUNG.a.b=value with a rung of {', '.join(RUNGS)}")
-    if options.seeds < 1 or options.steps < 1:
-        raise UserError(f"--seeds {options.seeds} --steps {options.steps}: expected at least 1 of each")
+    """Every recipe is made and compared with what is there before the first one runs; the pictures are looked for."""
+    for change in options.set:
+        rung = change.partition(".")[0]
+        if rung not in RUNGS:
+            raise UserError(f"--set {change}: expected RUNG.a.b=value with a rung of {', '.join(RUNGS)}")
+        if rung not in options.rungs:
+            raise UserError(f"--set {change}: {rung} is not climbed. Add it to --rungs, or leave this out.")
+    _in_range(options)
+    _ = splits_of(climb).sources
     for rung in options.rungs:
-        for fraction in options.fractions if rung not in PROBES else ():
-            recipe_of(climb, rung, fraction, 0)
+        if rung in PROBES:
+            probe_of(climb, rung)
+            continue
+        for fraction, seed in itertools.product(options.fractions, range(options.seeds)):
+            refuse_another(recipe_of(climb, rung, fraction, seed))
+
+
+def _in_range(options: argparse.Namespace) -> None:
+    for name, least in {"seeds": 1, "steps": 1, "batch_size": 2, "workers": 0}.items():
+        if (found := getattr(options, name)) < least:
+            raise UserError(f"--{name.replace('_', '-')} {found}: expected at least {least}")
+    if not 0 < options.min_scale <= 1:
+        raise UserError(f"--min-scale {options.min_scale:g}: expected a share above 0 and at most 1")
 
 
 def _steps(climb: Climb) -> Any:

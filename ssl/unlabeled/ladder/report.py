@@ -17,6 +17,8 @@ NAMES = {
     "layer_decay": "fine-tuned, layer decay",
 }
 
+TITLE_LENGTH = 64
+
 
 def at(steps: Sequence[Step], fraction: float) -> list[Step]:
     """The rungs on one share of the labels, the cheapest first as they were climbed."""
@@ -46,12 +48,19 @@ def cell(steps: Sequence[Step], rung: str, fraction: float) -> str:
     """A rung's mean ± deviation and cost on a share."""
     found = at(steps, fraction)
     step = next(step for step in found if step.rung == rung)
-    text = estimate(step.mean, step.std if len(step.accuracies) > 1 else None, digits=1)
+    text = score(step)
     return f"{f'**{text}**' if pays(found) is step else text} ({duration(step.seconds)})"
+
+
+def score(step: Step) -> str:
+    """Mean ± deviation over seeds; of one seed, what it got."""
+    return estimate(step.mean, step.std if len(step.accuracies) > 1 else None, digits=1)
 
 
 def duration(seconds: float) -> str:
     """Seconds or minutes."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
@@ -67,6 +76,11 @@ def verdict(steps: Sequence[Step], fraction: float) -> str:
 
 def _price(step: Step) -> str:
     return f"{step.mean:.1f} % for {duration(step.seconds)}"
+
+
+def _cut(title: str) -> str:
+    """A title that fits above the plot: of a long path its end."""
+    return title if len(title) <= TITLE_LENGTH else f"…{title[1 - TITLE_LENGTH :]}"
 
 
 def plot(steps: Sequence[Step], fractions: Sequence[float], title: str, file: Path) -> None:
@@ -89,7 +103,7 @@ def plot(steps: Sequence[Step], fractions: Sequence[float], title: str, file: Pa
     axes.set_xscale("log")
     axes.set_xticks([100 * fraction for fraction in fractions], [f"{100 * fraction:g} %" for fraction in fractions])
     axes.minorticks_off()
-    axes.set(xlabel="labels", ylabel="top-1 accuracy, %", title=title)
+    axes.set(xlabel="labels", ylabel="top-1 accuracy, %", title=_cut(title))
     axes.grid(alpha=0.3)
     axes.legend(title="CPU time with the most labels", fontsize="small", title_fontsize="small")
     figure.savefig(file)

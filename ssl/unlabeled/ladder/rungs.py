@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from unlabeled.errors import Interrupted, UserError
+from unlabeled.evaluate.base import Protocol
 from unlabeled.evaluate.protocol import Evaluation, Splits, measured
+from unlabeled.options import checked
 from unlabeled.report.clock import Clock
 
 PROBES = ("knn", "linear")
@@ -75,20 +77,35 @@ class Climb(NamedTuple):
 def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
     """Rungs that are read out of frozen features: one pass over the pictures, then every share and seed."""
     from unlabeled.evaluate.bench import Bench
-    from unlabeled.evaluate.protocols import PROTOCOLS
     from unlabeled.export import load_encoder
 
     options, clock = climb.options, Clock()
-    config = Evaluation(pool=options.pool, crop_pct=options.crop_pct)
-    splits = Splits(config, climb.data, climb.device, options.workers)
-    bench = Bench(load_encoder(climb.export).to(climb.device), splits, climb.shape)
+    bench = Bench(load_encoder(climb.export).to(climb.device), splits_of(climb), climb.shape)
     bench.features()
     looking = clock.cpu_seconds
     for rung in rungs:
         for fraction in options.fractions:
             seeds, clock = seeds_of(fraction, options.seeds), Clock()
-            scores = [measured(PROTOCOLS[rung](), bench.few(fraction, seed))[0].value for seed in seeds]
+            scores = [measured(probe_of(climb, rung), bench.few(fraction, seed))[0].value for seed in seeds]
             yield Step(rung, fraction, scores, looking + clock.cpu_seconds / len(scores))
+
+
+def splits_of(climb: Climb) -> Splits:
+    """The labelled pictures as probes read them. Raises UserError when an option does not fit."""
+    options = climb.options
+    config = checked(Evaluation, pool=options.pool, crop_pct=options.crop_pct)
+    return Splits(config, climb.data, climb.device, options.workers)
+
+
+def probe_of(climb: Climb, rung: str) -> Protocol:
+    """The protocol of a rung that is read out of frozen features; `--set` has the last word.
+
+    Raises:
+        UserError: something in it is wrong.
+    """
+    from unlabeled.evaluate.command import settings
+
+    return settings([rung], [change for change in climb.options.set if change.startswith(f"{rung}.")])[0]
 
 
 def tuned(climb: Climb, rung: str) -> Iterator[Step]:
@@ -110,7 +127,7 @@ def recipe_of(climb: Climb, rung: str, fraction: float, seed: int) -> Any:
     Raises:
         UserError: something in it is wrong.
     """
-    from unlabeled.recipe import parse
+    from unlabeled.recipe import RecipeError, parse
     from unlabeled.schema import FinetuneRecipe
 
     options, own, name = climb.options, TUNED[rung], f"{rung}_{100 * fraction:g}pct_seed{seed}"
@@ -134,14 +151,18 @@ def recipe_of(climb: Climb, rung: str, fraction: float, seed: int) -> Any:
     }
     content["optim"]["name"] = "adamw"
     changes = [change.removeprefix(f"{rung}.") for change in options.set if change.startswith(f"{rung}.")]
-    return parse(FinetuneRecipe, json.dumps(content), changes, where=f"rung {rung}")
+    try:
+        return parse(FinetuneRecipe, json.dumps(content), changes)
+    except RecipeError as error:
+        raise UserError(f"rung {rung}: {error}") from error
 
 
 def _length(climb: Climb, fraction: float, seed: int) -> tuple[int, float]:
     """Batch size and epochs of `--steps` steps on a share of the labels, which must fill a batch."""
     from unlabeled.data.subset import stratified
 
-    labels = len(stratified(climb.data.open("train").labels, fraction, seed))
+    train = climb.data.open("train")
+    labels = len(stratified(train.labels, fraction, seed, names=train.classes))
     batch = min(climb.options.batch_size, max(2, labels // 4))
     return batch, climb.options.steps / (labels // batch)
 
@@ -155,7 +176,8 @@ def _train(recipe: Any) -> dict[str, Any]:
 
     output = Path(recipe.output)
     if (output / "result.json").exists():
-        return _kept(output, recipe)
+        kept: dict[str, Any] = json.loads((output / "result.json").read_text())
+        return kept
     stage, run = Finetune(), recipe.run
     accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout, [], recipe.output)
     job = stage.job(recipe, accelerator)
@@ -165,10 +187,14 @@ def _train(recipe: Any) -> dict[str, Any]:
     return result
 
 
-def _kept(output: Path, recipe: Any) -> dict[str, Any]:
+def refuse_another(recipe: Any) -> None:
+    """Raise UserError when a rung's folder holds one that was trained otherwise."""
     from unlabeled.recipe import differences, format_differences, load
     from unlabeled.schema import is_free
 
+    output = Path(recipe.output)
+    if not (output / "recipe.yaml").exists():
+        return
     before = load(type(recipe), output / "recipe.yaml")
     changed = [d for d in differences(before, recipe) if not is_free(d.path)]
     if changed:
@@ -176,5 +202,3 @@ def _kept(output: Path, recipe: Any) -> dict[str, Any]:
             f"{output} holds a rung of another recipe:\n{format_differences(changed)}\nChoose another --out, or remove "
             "it."
         )
-    result: dict[str, Any] = json.loads((output / "result.json").read_text())
-    return result

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from unlabeled.recipe.explain import complaint, follow, missing
+from unlabeled.recipe.explain import complaint, follow, missing, telling
 from unlabeled.recipe.faults import COMMAND_LINE, WHOLE_FILE, Fault, Place, dotted, look_up, show
 from unlabeled.recipe.kinds import Kind, tagged
 from unlabeled.recipe.reader import REFUSED, Reader, Unreadable, resolve
@@ -99,7 +99,7 @@ class Document:
             # JSON's strict mode takes lists for tuples and integers for floats, and converts nothing else
             return schema.model_validate_json(json.dumps(self.data), strict=True)
         except ValidationError as invalid:
-            for error in invalid.errors(include_url=False):
+            for error in telling(invalid.errors(include_url=False)):
                 faults = self.explain(schema, error)
                 self.faults += [fault for fault in faults if not self.covered(fault.place)]
             return None

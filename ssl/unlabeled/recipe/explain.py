@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import NoneType
 from typing import Any, NamedTuple, Union
 
@@ -53,6 +53,16 @@ def follow(schema: type[BaseModel], location: Place, data: Any) -> Spot | None:
         kind = inner_kind(members[0], part)
         place = (*place, part)
     return Spot(place, kind, owner)
+
+
+def telling(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Those with something of their own to say: a list is also called too short for want of its wrong elements."""
+    places = [error["loc"] for error in errors]
+
+    def echoes(place: tuple[int | str, ...]) -> bool:
+        return any(len(other) > len(place) and other[: len(place)] == place for other in places)
+
+    return [error for error in errors if error["type"] != "too_short" or not echoes(error["loc"])]
 
 
 def missing(place: Place, field: FieldInfo) -> Iterator[Fault]:

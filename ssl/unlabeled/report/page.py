@@ -61,13 +61,27 @@ def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         head, heads, on = (result["sweep"][name] for name in ("chosen", "heads", "on"))
         blocks = f"{head['blocks']} block{'s' * (head['blocks'] > 1)}"
         yield "head", f"{head['pool']} of {blocks}, rate x {head['rate']:g}: best of {len(heads)} on {on}"
-    yield "labelled pictures", f"{protocol['labelled_pictures']:,} ({100 * protocol['label_fraction']:g} %)"
+    yield "labelled pictures", f"{protocol['labelled_pictures']:,}{_chosen(protocol)}"
     known = ((of, text) for of, text in protocol["fingerprints"].items() if text)
     yield "fingerprints", ", ".join(f"{of} {text}" for of, text in known)
     yield "seeds", ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())
-    yield "steps", f"{spent['steps']:,}"
+    best = protocol["weights_of_step"]
+    yield "steps", f"{spent['steps']:,}" + ("" if best == spent["steps"] else f", best weights of step {best:,}")
     since = f" since step {spent['from_step']:,}" if spent["from_step"] else ""
     yield "seconds", f"{spent['wall_s']:,.1f} ({spent['cpu_s']:,.1f} of CPU){since}"
     if spent["images_per_s"] is not None:
         yield "images/s", f"{spent['images_per_s']:,.1f} on {spent['processes']} x {spent['device']}"
     yield "versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+
+
+def _chosen(protocol: dict[str, Any]) -> str:
+    """Which labels those are, where they are not all."""
+    task, watch = protocol["task"], protocol["watch"]
+    parts = {
+        "a long tail of {:g} : 1": task["long_tail"],
+        "{:g} a class": task["shots"],
+        "{:g} % of each class": task["fraction"] < 1 and 100 * task["fraction"],
+        "{:g} % of them held out": watch and 100 * watch["hold_out"],
+    }
+    said = ", ".join(text.format(value) for text, value in parts.items() if value)
+    return f" ({said})" if said else ""

@@ -26,7 +26,7 @@ TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `embed`."""
-    parser.add_argument("export", help="an export folder (runs/NAME/export), an official .pth of MAE, or timm:NAME")
+    parser.add_argument("export", help="an export folder (runs/NAME/export), METHOD:FILE.pth, or timm:NAME")
     parser.add_argument("data", help="a folder, a tar, a glob of tars, 'shapes', or a recipe (.yaml), whose data it is")
     parser.add_argument("out", type=Path, help="folder to fill; the same command goes on after an interruption")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields of the recipe to change")
@@ -56,8 +56,9 @@ def run(args: argparse.Namespace) -> int:
 
     from unlabeled.train.distributed import make_accelerator
 
-    if args.batch_size < 1 or args.workers < 0:
-        raise UserError(f"--batch-size {args.batch_size} --workers {args.workers}: expected at least 1 and 0")
+    for name, least in {"batch_size": 1, "size": 1, "workers": 0}.items():
+        if (found := getattr(args, name)) is not None and found < least:
+            raise UserError(f"--{name.replace('_', '-')} {found}: expected at least {least}")
     accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))
     try:
         _embed(args, accelerator)
@@ -94,6 +95,7 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
 
 
 def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
+    from unlabeled.evaluate.command import check_side
     from unlabeled.export import IMAGENET, load_encoder, preprocessing_of
     from unlabeled.serve.embed import Embedding, Settings
     from unlabeled.serve.shards import check_format
@@ -109,6 +111,7 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
         **{name: getattr(args, name) for name in ("pool", "tokens", "dtype", "precision", "format", "shard")},
     )
     encoder = load_encoder(args.export, args.size)
+    check_side(encoder, "--size", args.size)
     data = _data(args, prepared, known is not None, encoder)
     data.keep_index(args.out / "index")
     # one process looks for pictures, the others read its index

@@ -75,7 +75,10 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
     model = Prepared(_timm(export), config["pretrained_cfg"], pixels).eval()
     temporary = out.with_name(f".{out.name}-writing")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}. Choose another folder.") from error
     try:
         file = temporary / ("model.pt2" if format == "torch" else "model.onnx")
         WRITERS[format](model, file)
@@ -192,13 +195,14 @@ READERS: dict[Format, Callable[[Path], Model]] = {"torch": _read_torch, "onnx": 
 
 
 def _config(export: Path) -> dict[str, Any]:
-    try:
-        return json.loads((export / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    from unlabeled.export import read_config
+
+    if not (export / "config.json").is_file():
         raise UserError(
-            f"{export} is not an export: {error}. Name the folder that pretrain.py or finetune.py printed "
-            "(runs/NAME/export)."
-        ) from error
+            f"{export} is not an export: config.json not found. Name the folder that pretrain.py or finetune.py "
+            "printed (runs/NAME/export)."
+        )
+    return read_config(export)
 
 
 def _timm(export: Path) -> nn.Module:

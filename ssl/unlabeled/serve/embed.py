@@ -33,7 +33,7 @@ from unlabeled.export import weights_digest
 from unlabeled.files import replacing
 from unlabeled.nn.encoder import Encoder
 from unlabeled.recipe import flat
-from unlabeled.serve.shards import Format, Shard
+from unlabeled.serve.shards import Format, Shard, intact
 
 MANIFEST, BAD = "manifest.json", "bad.jsonl"
 
@@ -160,7 +160,8 @@ class Embedding:
         file = self._file(number)
         try:
             noted = manifest["files"].get(file.name) or json.loads(self._note(number).read_text())
-            return Note(**noted) if file.stat().st_size == noted["size"] else None
+            whole = file.stat().st_size == noted["size"] and intact(file)
+            return Note(**noted) if whole else None
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

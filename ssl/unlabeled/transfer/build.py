@@ -57,11 +57,13 @@ def check_pool(encoder: Encoder, pool: str) -> None:
     """Raise UserError when a network cannot be pooled so."""
     if pool == "cls" and not encoder.has_class_token:
         raise UserError(f"task.pool is cls, but '{encoder.model}' has no class token. Set task.pool=mean.")
-    if pool == "attention" and isinstance(encoder, ConvEncoder):
+    beit = encoder.model.startswith("beit")
+    if pool == "attention" and (beit or isinstance(encoder, ConvEncoder)):
         raise UserError(
-            f"task.pool is attention, which timm's '{encoder.model}' does not have. Set task.pool=mean_max."
+            f"task.pool is attention, as task.mode=attentive always has it, and timm's '{encoder.model}' does not. Set "
+            "task.pool=mean, and task.mode=linear instead of attentive."
         )
-    if pool in ("attention", "mean_max") and encoder.model.startswith("beit"):
+    if pool == "mean_max" and beit:
         raise UserError(f"task.pool is {pool}, which timm's '{encoder.model}' does not have. Set task.pool=mean.")
 
 

@@ -12,8 +12,9 @@ from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.sweep import LinearSweep
 
 
-def export_result(folder: Path, method: Method, recipe: Any, engine: Any, result: dict[str, Any]) -> None:
+def export_result(folder: Path, method: Method, recipe: Any, engine: Any, result: dict[str, Any]) -> bool:
     """What was learnt as a timm folder: a classifier, or a backbone and a head that timm's classifiers do not have.
+    Returns whether it is a classifier.
 
     Raises:
         OSError: it cannot be written; an earlier one stays as it was.
@@ -21,10 +22,12 @@ def export_result(folder: Path, method: Method, recipe: Any, engine: Any, result
     if isinstance(method, LinearSweep):
         whole = method.as_classifier()
         if whole is None:
-            return export_head(folder, method, recipe, engine, result)
+            export_head(folder, method, recipe, engine, result)
+            return False
         method = whole
     assert isinstance(method, Classifier)
     export_classifier(folder, method, recipe, engine, result)
+    return True
 
 
 def export_head(folder: Path, method: LinearSweep, recipe: Any, engine: Any, result: dict[str, Any]) -> None:

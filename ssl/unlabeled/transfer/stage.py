@@ -76,11 +76,12 @@ class Finetune:
             "drawn": task.balance != "none" and f"{task.balance} from epoch {task.balance_from:g}",
         }
         some = "".join(f", {name} {text}" for name, text in chosen.items() if text)
-        watch = recipe.watch
+        watch, pool = recipe.watch, "as it was trained" if task.mode == "retrain" else task.pool
         return [
             ("pictures", f"{len(source):,} from {recipe.data.whence}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
-            ("task", f"classify, mode {task.mode}, pool {task.pool}"),
+            ("task", f"classify, mode {task.mode}, pool {pool}"),
+            *([("waking", _waking(recipe, job))] if task.mode == "gradual" else []),
             *([("watch", f"{watch.metric} every {watch.every} steps, keep the {watch.keep}")] if watch else []),
         ]
 
@@ -97,13 +98,30 @@ class Finetune:
         latest = None if other or self.scorer.choice is not None else self.scorer.latest
         result = latest or self.scorer(method)
 
-        def write() -> None:
+        def write() -> bool:
             write_result(output, engine, self.scorer)
-            export_result(output / "export", method, recipe, engine, result)
+            return export_result(output / "export", method, recipe, engine, result)
 
-        on_main(engine.accelerator, write)
+        whole = on_main(engine.accelerator, write)
+        load = f"timm.create_model('local-dir:{output}/export', pretrained=True)"
+        best = f", by the weights of step {engine.checkpoints.best:,}" if other else ""
         return [
-            f"done: accuracy {result['accuracy']:.2f} % on {result['pictures']:,} pictures",
+            f"done: accuracy {result['accuracy']:.2f} % on {result['pictures']:,} pictures{best}",
             f"  result     {output}/result.json, result.md, confusion.png, reliability.png",
-            f"  classifier {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
+            f"  classifier {output}/export  ({load})"
+            if whole
+            else f"  backbone   {output}/export  ({load}), the linear head is in heads.safetensors",
         ]
+
+
+def _waking(recipe: Any, job: Job) -> str:
+    """When layers begin to learn, and how many never do."""
+    from unlabeled.plan import without_memory
+
+    method: Any = without_memory(job.build)
+    every, epochs, below = recipe.task.wake_every, recipe.train.epochs, max(method.layers.values())
+    text = f"{below + 1} layers from the top, one every {every:g} epochs"
+    asleep = sum(every * depth >= epochs for depth in range(1, below + 1))
+    if not asleep:
+        return text
+    return f"{text}: {asleep} never learn in {epochs:g} epochs. task.wake_every below {epochs / below:.3g} wakes all"
