@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,19 +13,20 @@ import torch.nn.functional as F
 from unlabeled.data.views import View
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.nn.mixing import Mix
 from unlabeled.train.optim import LARS, param_groups
 from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.config import ClassifyConfig
-from unlabeled.transfer.losses import smooth
+from unlabeled.transfer.losses import effective_weights, smooth
 
 CLASSES = 5
 START = Progress(0, 1, 0.0, 1.0)
 
 
-def classifier(**settings: Any) -> Classifier:
+def classifier(counts: Sequence[int] = (4,) * CLASSES, **settings: Any) -> Classifier:
     torch.manual_seed(0)
     encoder = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=3, heads=2).build((16, 16))
-    return Classifier(encoder, ClassifyConfig(view=View(size=16, scale=(0.5, 1)), **settings), [4] * CLASSES)
+    return Classifier(encoder, ClassifyConfig(view=View(size=16, scale=(0.5, 1)), **settings), counts)
 
 
 def batch(n: int = 6) -> Batch:
@@ -70,6 +72,31 @@ def test_loss_is_smoothed_cross_entropy() -> None:
     logits = model.logits(batch().views[0].pixels[0])
     expected = F.cross_entropy(logits, batch().labels, label_smoothing=0.1)
     torch.testing.assert_close(model(batch(), START).loss, expected)
+
+
+def test_a_mixed_pair_is_learnt_as_so_much_of_one_and_the_rest_of_the_other() -> None:
+    model, unmixed = classifier(label_smoothing=0.1).eval(), batch(4)
+    share = torch.tensor([0.7, 0.7, 0.2, 0.2])
+    own, other = unmixed.views[0].pixels[0], unmixed.views[0].pixels[0][[1, 0, 3, 2]]
+    logits = model.logits(torch.stack([s * a + (1 - s) * b for s, a, b in zip(share, own, other, strict=True)]))
+    of_own, of_other = (
+        F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
+        for labels in (unmixed.labels, unmixed.labels[[1, 0, 3, 2]])
+    )
+    mixed = unmixed._replace(mix=Mix(share, torch.zeros(4, 4, dtype=torch.int64)))
+    torch.testing.assert_close(model(mixed, START).loss, (share * of_own + (1 - share) * of_other).mean())
+
+
+def test_priors_and_weights_of_classes_are_of_the_loss_alone() -> None:
+    counts = (50, 20, 5, 3, 1)
+    model = classifier(counts, logit_adjustment=1.5, effective_number=0.9, ema=0.5).eval()
+    images, labels = batch().views[0].pixels[0], batch().labels
+    logits = model.logits(images)
+    torch.testing.assert_close(logits, plain(model)(images))
+    torch.testing.assert_close(model.predict(images), logits)
+    priors, weights = torch.tensor(counts) / sum(counts), effective_weights(torch.tensor(counts), 0.9)
+    each = F.cross_entropy(logits + 1.5 * priors.log(), labels, reduction="none")
+    torch.testing.assert_close(model(batch(), START).loss, (weights[labels] * each).mean())
 
 
 def test_probe_is_batchnorm_without_affine_then_linear_and_folds_into_timm() -> None:

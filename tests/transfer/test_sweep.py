@@ -30,6 +30,7 @@ from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.sweep import LinearSweep
 
 CLASSES, WIDTH = 5, 16
+COUNTS = (9, 6, 3, 2, 1)
 RATES = (0.1, 1.0, 3.0)
 IBOT = tuple(digit * 10.0**power for power in range(-4, 1) for digit in range(1, 10))
 
@@ -41,8 +42,8 @@ def encoder(model: str = "vit_tiny_patch16_224") -> Encoder:
 
 
 def sweep(model: str = "vit_tiny_patch16_224", **fields: Any) -> LinearSweep:
-    config = ClassifyConfig(mode="sweep", view=View(size=16), label_smoothing=0.1, sweep=fields)  # type: ignore[arg-type]
-    return LinearSweep(encoder(model), config, [4] * CLASSES)
+    settings: Any = {"mode": "sweep", "view": View(size=16), "label_smoothing": 0.1, "logit_adjustment": 0.5}
+    return LinearSweep(encoder(model), ClassifyConfig(**settings, sweep=fields), COUNTS)  # type: ignore[arg-type]
 
 
 def batches(n: int = 4) -> list[Batch]:
@@ -71,6 +72,7 @@ def test_every_head_learns_as_if_it_were_alone() -> None:
         twin.load_state_dict(layer.state_dict())
     optimizer = torch.optim.SGD(param_groups(model, 0.0), lr=0.0, momentum=0.9)
     twins = [torch.optim.SGD(twin.parameters(), lr=0.2 * rate, momentum=0.9) for _, rate, twin in alone]
+    priors = 0.5 * (torch.tensor(COUNTS) / sum(COUNTS)).log()
     config: Any = load(
         FinetuneRecipe, _recipe(), ["optim={name: sgd, base_lr: 0.2, lr_rule: none, weight_decay: 0.0}"]
     ).optim
@@ -84,7 +86,7 @@ def test_every_head_learns_as_if_it_were_alone() -> None:
         for (kind, _, twin), other in zip(alone, twins, strict=True):
             other.zero_grad()
             x = features(images, kind.pool, kind.blocks)
-            F.cross_entropy(twin(x), batch.labels, label_smoothing=0.1).backward()
+            F.cross_entropy(twin(x) + priors, batch.labels, label_smoothing=0.1).backward()
             other.step()
     for (_, _, twin), layer in zip(alone, model.heads, strict=True):
         torch.testing.assert_close(layer.weight, twin.weight, rtol=1e-5, atol=1e-5)
