@@ -56,22 +56,44 @@ def test_only_the_parts_that_should_learn_do(mode: str, pool: str) -> None:
     assert bool(backbone) == (mode in ("full", "differential_lr"))
 
 
-def test_rates_fall_with_depth() -> None:
-    model = classifier(mode="differential_lr", backbone_lr=0.5, layer_decay=0.1)
+@pytest.mark.parametrize("mode", ["differential_lr", "gradual"])
+def test_rates_fall_with_depth(mode: str) -> None:
+    settings = {"backbone_lr": 0.5, "layer_decay": 0.1}
+    model = classifier(mode=mode, **settings)
     scale = {name.removeprefix("model."): model.lr_scale(name) for name, _ in model.named_parameters()}
     assert scale["head.weight"] == 1.0
     assert scale["norm.weight"] == pytest.approx(0.5)
     assert scale["blocks.2.attn.qkv.weight"] == pytest.approx(0.05)
     assert scale["blocks.0.attn.qkv.weight"] == pytest.approx(0.0005)
-    assert scale["cls_token"] == scale["patch_embed.proj.weight"] == pytest.approx(0.00005)
-    assert {classifier(mode="full").lr_scale(f"model.{name}") for name in scale} == {1.0}
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
+        assert scale[name] == pytest.approx(0.00005), name
+    assert {classifier(mode="full", **settings).lr_scale(f"model.{name}") for name in scale} == {1.0}
+
+
+def test_norms_biases_tokens_and_positions_do_not_decay() -> None:
+    model = classifier(mode="attentive")
+    still = {name for name, parameter in model.named_parameters() if not model.decays(name, parameter)}
+    tokens = {"model.cls_token", "model.pos_embed", "model.attn_pool.latent"}
+    assert still == tokens | {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
+
+
+def test_drop_path_rises_to_its_rate_in_the_last_block() -> None:
+    parts = [part for part in classifier(drop_path=0.2).modules() if type(part).__name__ == "DropPath"]
+    assert [part.drop_prob for part in parts] == pytest.approx([0.1, 0.1, 0.2, 0.2])
+
+
+def test_flooding_is_of_a_whole_steps_loss() -> None:
+    assert classifier(flood=0.5).compares_pictures() and not classifier().compares_pictures()
 
 
 def test_loss_is_smoothed_cross_entropy() -> None:
     model = classifier(mode="full", label_smoothing=0.1).eval()
     logits = model.logits(batch().views[0].pixels[0])
     expected = F.cross_entropy(logits, batch().labels, label_smoothing=0.1)
-    torch.testing.assert_close(model(batch(), START).loss, expected)
+    found = model(batch(), START)
+    torch.testing.assert_close(found.loss, expected)
+    right = [int(row.argmax()) == label for row, label in zip(logits, batch().labels.tolist(), strict=True)]
+    assert found.metrics["train_accuracy"].item() == pytest.approx(100 * sum(right) / 6) and 0 < sum(right) < 6
 
 
 def test_a_mixed_pair_is_learnt_as_so_much_of_one_and_the_rest_of_the_other() -> None:

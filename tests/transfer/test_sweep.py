@@ -112,6 +112,8 @@ def test_heads_are_as_many_and_as_wide_as_the_papers() -> None:
     )
     assert len(ibot.heads) == 45 and {head.in_features for head in ibot.heads} == {3 * WIDTH}  # type: ignore[union-attr]
     assert [head.in_features // WIDTH for head in dinov2.heads] == [1] * 13 + [2] * 13 + [3] * 13 + [4] * 13  # type: ignore[operator,union-attr]
+    weights = torch.cat([head.weight.flatten() for head in ibot.heads])  # type: ignore[union-attr,arg-type,operator]
+    assert weights.std().item() == pytest.approx(0.02, rel=0.05) and not any(head.bias.any() for head in ibot.heads)  # type: ignore[union-attr,operator]
     assert len(dinov2.pieces) == 4, "a piece that several heads read is computed once"
 
 
