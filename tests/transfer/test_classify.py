@@ -67,6 +67,7 @@ def test_rates_fall_with_depth(mode: str) -> None:
     assert scale["blocks.0.attn.qkv.weight"] == pytest.approx(0.0005)
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
         assert scale[name] == pytest.approx(0.00005), name
+    assert classifier(mode=mode, pool="mean", **settings).lr_scale("model.fc_norm.weight") == 1.0
     assert {classifier(mode="full", **settings).lr_scale(f"model.{name}") for name in scale} == {1.0}
 
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
-from support import TINY_FINETUNE, launch
+from support import TINY_FINETUNE, launch, weights
 from torch import Tensor
 
 from unlabeled.data.loader import Normalize
@@ -93,6 +93,21 @@ def test_every_head_learns_as_if_it_were_alone() -> None:
         torch.testing.assert_close(layer.bias, twin.bias, rtol=1e-5, atol=1e-5)
 
 
+def test_every_head_reads_its_own_features_and_the_chosen_one_predicts() -> None:
+    model, images = sweep(rates=RATES, pools=("cls", "mean"), blocks=(1, 2)).eval(), batches()[0].views[0].pixels[0]
+    for number, ((kind, _), layer) in enumerate(_pairs(model)):
+        model.chosen, expected = number, layer(features(images, kind.pool, kind.blocks))
+        torch.testing.assert_close(model.predict(images), expected)
+        assert torch.equal(model.guesses(images)[:, number], expected.argmax(1))
+        whole = model.as_classifier()
+        assert (whole is None) == (kind.blocks == 2)
+        if whole is not None:
+            torch.testing.assert_close(whole.eval().predict(images), expected)
+    right = (model.guesses(images) == batches()[0].labels.unsqueeze(1)).float().mean(0)
+    found = model(batches()[0], Progress(0, 1, 0.0, 1.0)).metrics["train_accuracy"]
+    assert found.item() == pytest.approx(100 * right.max().item()) and right.min() < right.max()
+
+
 def _pairs(model: LinearSweep) -> Any:
     return zip(model.tried, model.heads, strict=True)
 
@@ -112,8 +127,8 @@ def test_heads_are_as_many_and_as_wide_as_the_papers() -> None:
     )
     assert len(ibot.heads) == 45 and {head.in_features for head in ibot.heads} == {3 * WIDTH}  # type: ignore[union-attr]
     assert [head.in_features // WIDTH for head in dinov2.heads] == [1] * 13 + [2] * 13 + [3] * 13 + [4] * 13  # type: ignore[operator,union-attr]
-    weights = torch.cat([head.weight.flatten() for head in ibot.heads])  # type: ignore[union-attr,arg-type,operator]
-    assert weights.std().item() == pytest.approx(0.02, rel=0.05) and not any(head.bias.any() for head in ibot.heads)  # type: ignore[union-attr,operator]
+    drawn = torch.cat([head.weight.flatten() for head in ibot.heads])  # type: ignore[union-attr,arg-type,operator]
+    assert drawn.std().item() == pytest.approx(0.02, rel=0.05) and not any(head.bias.any() for head in ibot.heads)  # type: ignore[union-attr,operator]
     assert len(dinov2.pieces) == 4, "a piece that several heads read is computed once"
 
 
@@ -125,7 +140,7 @@ def test_the_backbone_stays_as_it_is(model: str) -> None:
     torch.optim.SGD(param_groups(method, 0.1), lr=1.0).step()
     changed = {name for name, tensor in method.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name in before if name.startswith("heads.")}
-    assert all(p.grad is None for p in method.encoder.parameters())
+    assert all(p.grad is None for p in method.encoder.parameters()) and not method.encoder.training
 
 
 def test_balanced_against_a_loop() -> None:
@@ -159,11 +174,15 @@ def run(home: Path, output: Path, *more: str) -> int:
 def test_the_best_head_is_chosen_on_what_was_held_out(home: Path, tmp_path: Path, metric: str) -> None:
     heads = "task.sweep={rates: [1.0e-6, 0.1, 1.0], pools: [cls, cls_mean], blocks: [1, 2]}"
     assert run(home, tmp_path, heads, f"watch={{every: 3, hold_out: 0.3, metric: {metric}}}") == 0
-    found = json.loads((tmp_path / "result.json").read_text())["sweep"]
+    result = json.loads((tmp_path / "result.json").read_text())
+    found = result["sweep"]
     assert len(found["heads"]) == 12 and found["on"] == "30 % of the labels, held out"
     assert found["chosen"][metric] == max(head[metric] for head in found["heads"])
     watched = [line[f"watched_{metric}"] for line in _lines(tmp_path) if f"watched_{metric}" in line]
     assert found["chosen"][metric] == pytest.approx(max(watched))
+    place, step = found["heads"].index(found["chosen"]), result["protocol"]["weights_of_step"]
+    exported = safetensors.torch.load_file(tmp_path / "export" / "heads.safetensors")["weight"]
+    assert place > 0 and torch.equal(exported, weights(tmp_path, step)[f"heads.{place}.weight"])
     assert f" {found['chosen']['pool']} of {found['chosen']['blocks']} block" in (tmp_path / "result.md").read_text()
 
 
