@@ -17,7 +17,7 @@ from unlabeled.train.distributed import make_accelerator
 from unlabeled.transfer.stage import Finetune
 
 
-def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any]) -> Engine:
+def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any], **more: Any) -> Engine:
     torch.manual_seed(0)
     tiny: Any = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2}
     encoder = EncoderConfig(model="vit_tiny_patch16_224", **tiny).build((16, 16))
@@ -32,6 +32,7 @@ def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any]) -> Engine:
             "optim": {**plain, **optim},
             "train": {"epochs": 4, "batch_size": 8},
             "run": {"device": "cpu", "workers": 0},
+            **more,
         }
     )
     accelerator = make_accelerator("cpu", "no", 60.0, [], str(folder))
@@ -68,3 +69,21 @@ def test_what_sleeps_does_not_move_and_what_is_averaged_does(tmp_path: Path, mod
     assert {"model.head.weight", "average.head.weight"} <= names
     assert any(name.startswith("model.blocks.") for name in names) == (mode == "full")
     assert ("model.norm.weight" in names) == (mode != "frozen")
+
+
+@pytest.mark.parametrize("mode", ["full", "sweep"])
+def test_what_is_watched_is_held_out(tmp_path: Path, mode: str) -> None:
+    task = {"mode": mode, "sweep": {"rates": [1, 2]}}
+    job = engine(tmp_path, task, {}, watch={"every": 2, "hold_out": 0.3}).job
+    watched: Any = job.watch and job.watch.measure
+    keys = [source.key(i) for source in (watched.source, job.dataset.source) for i in range(len(source))]
+    assert len(watched.source) == 10 and len(set(keys)) == 40
+
+
+def test_samples_come_as_the_task_balances_them(tmp_path: Path) -> None:
+    made = engine(tmp_path, {"balance": "balanced", "long_tail": 2}, {})
+    feed, order = made._feed(), made.job.dataset.order
+    found = torch.cat([feed.next()[0][0].index for _ in range(made.steps_per_epoch)])
+    feed.close()
+    assert order is not None and found.tolist() == order.of(0, 0)[: len(found)].tolist()
+    assert len(found.unique()) < len(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from torch import Tensor
 from unlabeled.data.loader import Normalize
 from unlabeled.data.views import View, center_crop
 from unlabeled.errors import UserError
+from unlabeled.evaluate.features import Features
 from unlabeled.export import IMAGENET, export_encoder
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.recipe import load
 from unlabeled.schema import FinetuneRecipe
 from unlabeled.train.optim import param_groups, set_rates
+from unlabeled.train.watch import Watching
+from unlabeled.transfer import choice as module
 from unlabeled.transfer.choice import balanced
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.sweep import LinearSweep
@@ -147,6 +151,18 @@ def test_balanced_against_a_loop() -> None:
     labels = torch.tensor([0, 0, 0, 2])
     right = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert balanced(right, labels).tolist() == pytest.approx([(2 / 3 + 0) / 2, (1 / 3 + 1) / 2])
+
+
+@pytest.mark.parametrize(("metric", "best", "score"), [("accuracy", 1, 75.0), ("balanced_accuracy", 3, 200 / 3)])
+def test_the_metric_chooses_and_of_equals_the_first(
+    monkeypatch: pytest.MonkeyPatch, metric: Any, best: int, score: float
+) -> None:
+    labels = torch.tensor([0, 0, 0, 2])
+    guesses = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 3], [0, 1, 1, 2], [1, 0, 1, 2]]).T
+    monkeypatch.setattr(module, "look", lambda *_: Features(guesses.float(), labels))
+    method, recipe = sweep(rates=(1, 2, 3, 4, 5)), SimpleNamespace(watch=Watching(every=1, metric=metric))
+    assert module.Choice(recipe, None, None)(method) == {metric: pytest.approx(score)}  # type: ignore[arg-type]
+    assert method.chosen == best
 
 
 def test_features_that_are_not_there_are_refused() -> None:
