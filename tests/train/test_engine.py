@@ -63,6 +63,15 @@ def test_gradients_are_clipped_as_the_recipe_says(tmp_path: Path) -> None:
         torch.testing.assert_close(step, free[name].clamp(-limit / 10, limit / 10), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("optim", "rate"), [({"lr_rule": "linear"}, 8 / 256), ({"warmup_epochs": 2, "warmup_lr": 0.25}, 0.25)]
+)
+def test_the_first_step_is_as_long_as_batch_and_warm_up_say(tmp_path: Path, optim: dict[str, Any], rate: float) -> None:
+    free = moved(tmp_path, {})
+    for name, step in moved(tmp_path, {}, **optim).items():
+        torch.testing.assert_close(step, rate * free[name], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["full", "gradual", "frozen"])
 def test_what_sleeps_does_not_move_and_what_is_averaged_does(tmp_path: Path, mode: str) -> None:
     names = set(moved(tmp_path, {"mode": mode, "ema": 0.5}))
