@@ -120,5 +120,7 @@ def test_a_batch_mixes_alike_in_one_piece_or_two() -> None:
 def test_pairs_must_not_be_parted() -> None:
     Mixing(mixup=0.8).check(4)
     Mixing().check(3)
-    with pytest.raises(UserError, match="even number of pictures at a time, found 3"):
-        Mixing(mixup=0.8).check(3)
+    Mixing(mixup=0.8, cutmix=1.0, prob=0.0).check(3)
+    for mixing in (Mixing(mixup=0.8), Mixing(cutmix=1.0)):
+        with pytest.raises(UserError, match="even number of pictures at a time, found 3"):
+            mixing.check(3)
