@@ -62,9 +62,12 @@ def test_clipping(by: str) -> None:
     ],
 )
 def test_optimizers_are_built_as_their_settings_say(config: Any, expected: dict[str, Any]) -> None:
-    built = config.build(param_groups(Two(), 0.1))
-    assert all(expected.items() <= group.items() for group in built.param_groups)
-    assert {group["weight_decay"] for group in built.param_groups} == {0.1, 0.0}
+    method = Two()
+    method.head.requires_grad_(False)
+    groups = config.build(param_groups(method, 0.1)).param_groups
+    assert all(expected.items() <= group.items() for group in groups)
+    learns = {group["weight_decay"]: [id(parameter) for parameter in group["params"]] for group in groups}
+    assert learns == {0.1: [id(method.backbone.weight)], 0.0: [id(method.backbone.bias)]}
 
 
 def test_no_limit_only_measures() -> None:
