@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,18 @@ import pytest
 import torch
 
 from unlabeled.__main__ import main
+from unlabeled.data.shapes import Shapes
 from unlabeled.data.source import Source, Split
-from unlabeled.export import IMAGENET, export_encoder
-from unlabeled.ladder import report, rungs
+from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.knn import Knn
+from unlabeled.evaluate.linear import Linear
+from unlabeled.evaluate.protocol import Evaluation, Splits
+from unlabeled.export import IMAGENET, export_encoder, load_encoder
+from unlabeled.ladder import command, report, rungs
 from unlabeled.ladder.rungs import Step
 from unlabeled.nn.encoder import EncoderConfig
 
+FEW = Shapes(train_size=200, val_size=40, size=16)
 CHEAP, MIDDLE, DEAR = (
     Step("knn", 0.1, [50.0, 52.0], 1.0),
     Step("linear", 0.1, [55.0, 57.0], 2.0),
@@ -28,6 +36,8 @@ def test_the_cheapest_rung_that_none_clearly_beats_pays() -> None:
     # 56 and 57 differ by 1, their difference has an error of sqrt(2 + 2) / sqrt(2) = 1.4; 51 is 6 below
     assert report.pays([CHEAP, MIDDLE, DEAR]) is MIDDLE
     assert report.pays([CHEAP, MIDDLE, DEAR._replace(accuracies=[66.0, 67.0])]).rung == "lora"
+    # twice an error of 1.4 is less than 3.5, twice a deviation of 2 would not be
+    assert report.pays([CHEAP, MIDDLE, DEAR._replace(accuracies=[58.5, 60.5])]).rung == "lora"
     assert report.pays([CHEAP._replace(accuracies=[57.0]), MIDDLE, DEAR]).rung == "knn"
     assert "linear probe pays, 56.0 % for 2.0 s; LoRA, 57.0 % for 90 s, is not better" in report.verdict(
         [CHEAP, MIDDLE, DEAR], 0.1
@@ -45,11 +55,7 @@ def export(tmp_path: Path) -> str:
 
 @pytest.fixture
 def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    from unlabeled.data.shapes import Shapes
-    from unlabeled.evaluate import command
-
-    few = Shapes(train_size=200, val_size=40, size=16)
-    monkeypatch.setattr(command, "data_of", lambda *_: few)
+    monkeypatch.setattr("unlabeled.evaluate.command.data_of", lambda *_: FEW)
     flags = [
         "--fractions",
         "0.1",
@@ -64,6 +70,8 @@ def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
         "cpu",
         "--crop-pct",
         "1",
+        "--pool",
+        "mean",
     ]
     return ["ladder", export, "shapes", "--out", str(tmp_path / "out"), *flags]
 
@@ -78,6 +86,11 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     for rung, fraction in (("attentive", 0.1), ("lora", 1.0)):
         results = [tmp_path / "out" / f"{rung}_{100 * fraction:g}pct_seed{seed}" / "result.json" for seed in (0, 1)]
         assert found[rung, fraction] == [json.loads(file.read_text())["accuracy"] for file in results]
+    splits = Splits(Evaluation(pool="mean", crop_pct=1.0), FEW, torch.device("cpu"))
+    bench = Bench(load_encoder(arguments[1]), splits, (16, 16))
+    for probe in (Knn(), Linear()):
+        by_hand = [next(iter(probe.scores(bench.few(0.1, seed)))).value for seed in (0, 1)]  # type: ignore[union-attr]
+        assert found[probe.protocol, 0.1] == by_hand
     recipe = (tmp_path / "out" / "lora_10pct_seed1" / "recipe.yaml").read_text()
     assert "rank: 2" in recipe and "fraction_seed: 1" in recipe and "fraction: 0.1" in recipe
     assert set(content["pays"]) == {"0.1", "1"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000
@@ -87,6 +100,31 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     assert main([*arguments, *changed]) == 0
     again = json.loads((tmp_path / "out" / "ladder.json").read_text())
     assert [step["accuracies"] for step in again["steps"]] == [step["accuracies"] for step in content["steps"]]
+
+
+def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    options = parser.parse_args(
+        [export, "shapes", "--out", "out", "--steps", "40", "--pool", "mean", "--min-scale", "0.3", "--crop-pct", "0.9"]
+    )
+    options.set = ["lora.task.lora.rank=2", "attentive.task.drop_path=0.3"]
+    climb = rungs.Climb(export, FEW, (16, 16), options, torch.device("cpu"))
+    made = {rung: rungs.recipe_of(climb, rung, 0.1, 3) for rung in rungs.TUNED}
+    for recipe in made.values():
+        assert recipe.seed == recipe.task.fraction_seed == 3 and recipe.task.fraction == 0.1
+        # 20 labels in batches of a quarter: ten epochs of four steps, one of them warm-up
+        assert (recipe.train.batch_size, recipe.train.epochs, recipe.optim.warmup_epochs) == (5, 10, 1)
+        assert (recipe.task.view.scale, recipe.task.view.shape) == ((0.3, 1.0), (16, 16))
+        assert recipe.task.crop_pct == 0.9 and recipe.optim.clip == 1.0
+    tasks = {rung: recipe.task for rung, recipe in made.items()}
+    assert [(task.mode, task.pool) for task in tasks.values()] == [
+        ("attentive", "attention"),
+        ("lora", "mean"),
+        ("differential_lr", "mean"),
+    ]
+    assert (tasks["lora"].lora.rank, tasks["layer_decay"].layer_decay) == (2, 0.75)
+    assert [task.drop_path for task in tasks.values()] == [0.3, 0.0, 0.1]
 
 
 def test_a_rung_of_another_recipe_is_refused(
@@ -117,10 +155,8 @@ def test_a_folder_that_cannot_be_written_is_named(arguments: list[str], capsys: 
 def test_pictures_without_labels_cannot_be_climbed(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unlabeled.data.shapes import Shapes
-
     def unlabelled(self: Shapes, split: Split) -> Source:
-        source = labelled(self, split)
+        source = copy.copy(labelled(self, split))
         source.labels = np.full(len(source), -1)
         return source
 

@@ -87,11 +87,14 @@ def test_every_pair_draws_for_itself_and_again_at_every_step() -> None:
 
 
 def test_probability_switch_and_the_epoch_when_it_ends() -> None:
-    both = [drawn(Mixing(mixup=1.0, cutmix=1.0, prob=0.6, switch=0.3), step) for step in range(2000)]
+    both = [drawn(Mixing(mixup=0.5, cutmix=5.0, prob=0.6, switch=0.3), step) for step in range(2000)]
     mixed = [mix for mix in both if mix.share[0] < 1 or mix.box.any()]
     cut = [mix for mix in mixed if mix.box.any()]
     assert len(mixed) / len(both) == pytest.approx(0.6, abs=0.04)
     assert len(cut) / len(mixed) == pytest.approx(0.3, abs=0.04)
+    # Beta(a, a) has a variance of 1 / (8 a + 4)
+    shares = [mix.share[0].item() for mix in mixed if not mix.box.any()]
+    assert np.var(shares) == pytest.approx(1 / 8, abs=0.015)
     ends = Mixing(mixup=1.0, off_epoch=5)
     assert all((drawn(ends, step, epoch=4).share < 1).all() for step in range(STEPS))
     assert all((drawn(ends, step, epoch=5).share == 1).all() for step in range(STEPS))
@@ -117,5 +120,7 @@ def test_a_batch_mixes_alike_in_one_piece_or_two() -> None:
 def test_pairs_must_not_be_parted() -> None:
     Mixing(mixup=0.8).check(4)
     Mixing().check(3)
-    with pytest.raises(UserError, match="even number of pictures at a time, found 3"):
-        Mixing(mixup=0.8).check(3)
+    Mixing(mixup=0.8, cutmix=1.0, prob=0.0).check(3)
+    for mixing in (Mixing(mixup=0.8), Mixing(cutmix=1.0)):
+        with pytest.raises(UserError, match="even number of pictures at a time, found 3"):
+            mixing.check(3)

@@ -8,9 +8,12 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 
-from unlabeled.data.loader import sample_rng
+from unlabeled.data.loader import ViewDataset, sample_rng
 from unlabeled.data.sampler import EpochSampler, Order, Position, epoch_order
+from unlabeled.data.shapes import Shapes
+from unlabeled.data.views import View
 from unlabeled.errors import UserError
 
 N, BATCH, STEPS, SEED = 100, 36, 7, 3
@@ -114,7 +117,9 @@ def test_a_balanced_epoch_draws_classes_evenly_and_samples_of_a_class_too() -> N
         for c in range(5):
             of_class = times[c == UNEVEN]
             assert of_class.max() - of_class.min() <= 1 and of_class.sum() == 20
-    assert Order(UNEVEN, "balanced").of(7, 0).tolist() != Order(UNEVEN, "balanced").of(7, 1).tolist()
+    one, other = (Order(UNEVEN, "balanced").of(7, epoch) for epoch in (0, 1))
+    assert UNEVEN[one].tolist() != UNEVEN[other].tolist()
+    assert set(one[UNEVEN[one] == 0]) != set(other[UNEVEN[other] == 0]), "of many samples others in each epoch"
     # spread over the epoch, not class after class
     assert all(np.bincount(UNEVEN[chunk], minlength=5).max() < 15 for chunk in np.split(order, 4))
 
@@ -135,6 +140,9 @@ def test_a_sample_that_comes_again_is_cropped_anew() -> None:
     assert max(seen.values()) == 20  # the only sample of its class
     draws = {tuple(sample_rng(0, 0, 5, turn).random(2)) for turn in range(4)}
     assert len(draws) == 4
+    dataset = ViewDataset(Shapes(train_size=9, size=16).open("train"), [View(size=8)], 4, seed=0)
+    first, again = (dataset[Position(0, 5, turn=turn)].crops[0].pixels for turn in (0, 1))
+    assert not torch.equal(first, again)
 
 
 def test_balance_begins_at_its_epoch() -> None:

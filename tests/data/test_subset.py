@@ -67,3 +67,6 @@ def test_a_long_tail_falls_exponentially() -> None:
     assert np.bincount(labels[kept]).tolist() == [int(500 * 100 ** (-i / 9)) for i in range(10)]
     assert kept.tolist() == sorted(set(kept.tolist()))
     assert exponential(labels, 1, seed=0).tolist() == list(range(5000))
+    few = np.arange(10).repeat(4)
+    expected = [max(1, int(4 * 100 ** (-i / 9))) for i in range(10)]
+    assert np.bincount(few[exponential(few, 100, seed=0)]).tolist() == expected and expected[-1] == 1

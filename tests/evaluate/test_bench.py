@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unlabeled.data.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.pooling import Pool, Wanted
+from unlabeled.evaluate.pooling import Pool, Wanted, encoder_features
 from unlabeled.evaluate.protocol import Evaluation, Splits
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 
@@ -123,3 +123,11 @@ def test_blocks_that_are_not_there() -> None:
         bench(cnn, FakeData()).features("mean", 2)
     with pytest.raises(UserError, match="pool=mean"):
         bench(cnn, FakeData()).features("cls_mean")
+
+
+def test_a_cnn_in_training_is_read_as_in_evaluation_and_keeps_its_statistics() -> None:
+    cnn, images = make(model="test_resnet").train(), torch.randn(4, 3, 32, 32)
+    before = {name: tensor.clone() for name, tensor in cnn.state_dict().items()}
+    found = encoder_features(cnn, "mean")(images)
+    assert cnn.training and all(torch.equal(tensor, before[name]) for name, tensor in cnn.state_dict().items())
+    torch.testing.assert_close(found, cnn.eval()(images).patches.mean(1))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from PIL import Image
 
 from unlabeled.data.sources import Files
 from unlabeled.errors import UserError
+from unlabeled.evaluate.base import Score
 from unlabeled.evaluate.command import add_arguments, run
+from unlabeled.evaluate.results import Result
 from unlabeled.export import Preprocessing, export_encoder
 from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.report.intervals import bootstrap
 
 
 @pytest.fixture
@@ -170,3 +174,10 @@ def test_every_protocol_with_settings_intervals_and_what_it_rests_on(
     said = capsys.readouterr().out
     assert "mean accuracy of episodes" in said
     assert any(line.count("│") == 5 and "fewshot logistic 2way 2shot" in line for line in said.splitlines())
+
+
+def test_a_result_of_several_seeds() -> None:
+    each = [np.array([0.0, 100.0, 0.0]), np.array([100.0, 100.0, 0.0])]
+    result = Result(8, [Score("knn", values.mean(), values) for values in each])
+    assert (result.mean, result.std) == (pytest.approx(50), pytest.approx(100 / 3 / math.sqrt(2)))
+    assert result.interval == bootstrap(np.array([50.0, 100.0, 0.0])), "a picture counts with its mean over seeds"

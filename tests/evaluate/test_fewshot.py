@@ -17,7 +17,7 @@ from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.fewshot import FewShot, episodes
 from unlabeled.evaluate.logistic import Logistic, fit
 
-CONFIG = FewShot(ways=3, shots=(2,), queries=4, episodes=30)
+CONFIG = FewShot(ways=3, shots=(2,), queries=4, episodes=30, c=0.5)
 
 
 def bench(test: Features, seed: int = 0) -> Any:
@@ -37,6 +37,8 @@ def test_episodes_are_of_different_pictures_of_different_classes() -> None:
     assert set(labels[rows.numpy()].flatten().tolist()) == {0, 3, 5, 7}
     assert torch.equal(rows, episodes(labels, CONFIG, shots=2, seed=0))
     assert not torch.equal(rows, episodes(labels, CONFIG, shots=2, seed=1))
+    one, two = (labels[found[0, :, 0].numpy()].tolist() for found in (episodes(labels, CONFIG, shots=1, seed=0), rows))
+    assert one != two, "drawn anew for each number of shots"
 
 
 def test_every_episode_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,8 +51,8 @@ def test_every_episode_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         means = torch.stack([(x[way[0]] + x[way[1]]) / 2 for way in episode])
         support = torch.cat([x[way[:2]] for way in episode]).double()
         y = torch.tensor([0, 0, 1, 1, 2, 2])
-        # scikit-learn's C = 1: the sum of the losses of 6 pictures + |weight|^2 / 2
-        regression = fit(support, y, 3, 1 / 6, Logistic(tolerance=1e-9)).regression
+        # scikit-learn's C = 1/2: half the sum of the losses of 6 pictures + |weight|^2 / 2
+        regression = fit(support, y, 3, 1 / 3, Logistic(tolerance=1e-9)).regression
         right = {"prototype": 0, "logistic": 0}
         for label, way in enumerate(episode):
             for query in x[way[2:]]:

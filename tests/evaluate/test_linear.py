@@ -67,6 +67,7 @@ def test_held_out_samples_are_a_tenth_of_each_class_and_not_trained_on() -> None
         assert sorted([*held, *kept]) == list(range(300))
         assert [(labels[held] == c).sum() for c in range(3)] == [10, 10, 10]
     assert set(draws[0][0]) != set(draws[1][0])
+    assert not {tuple(held) for held, _ in draws} & {tuple(held) for held, _ in hold_out(labels, seed=1)}
 
 
 def test_many_labels_are_held_out_once() -> None:
@@ -114,6 +115,21 @@ def test_a_sweep_over_features_of_all_widths_finds_the_best_alone_does() -> None
     assert found.kind != 0 and found.kind != 2, "of equal ones the first"
     alone = sweep([pairs[found.kind]], 3, config.model_copy(update={"lrs": (found.lr,)}), seed=2)
     assert torch.equal(found.hits, alone.hits)
+
+
+def test_features_that_can_only_be_learnt_by_heart_are_not_chosen() -> None:
+    def kinds(n: int, seed: int) -> list[Features]:
+        good = blobs(n, noise=3, seed=seed)
+        wide = torch.randn(n, 300, generator=torch.Generator().manual_seed(seed))
+        return [Features(x, good.y) for x in (wide, good.x, good.x)]
+
+    config, pairs = Linear(lrs=(0.1,), epochs=30), list(zip(kinds(100, 0), kinds(300, 1), strict=True))
+    found = sweep(pairs, 3, config)
+    assert found.kind == 1, "of equal ones the first"
+    # what was chosen learns from all pictures
+    train, test = standardize(*pairs[1])
+    head = train_heads(train.x[None], train.y, 3, config.lrs, config, seed=0)
+    assert torch.equal(found.hits, head.logits(test.x[None])[0, :, 0].argmax(1) == test.y)
 
 
 def test_features_as_they_are() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +57,11 @@ def test_collapsed_features_find_nothing_however_pictures_are_listed(labels: tor
     found = rank(Features(torch.ones(400, 3), labels), 10)
     assert found.relevant.double().mean().item() == pytest.approx(0.25, abs=0.12)
     assert found.average_precision.mean().item() == pytest.approx(0.25, abs=0.03)
+    alike: Any = SimpleNamespace(features=lambda pool, blocks: (None, Features(torch.ones(400, 3), labels)))
+    maps = []
+    for alike.seed in (0, 1):
+        maps.append(next(Retrieval().scores(alike)).value)
+    assert maps[0] != maps[1]
 
 
 def test_nothing_to_retrieve_is_the_users_error() -> None:
@@ -63,16 +71,18 @@ def test_nothing_to_retrieve_is_the_users_error() -> None:
 
 def test_scores_by_name(encoder: Encoder) -> None:  # noqa: F811
     data = FakeData()
-    config = Evaluation(pool="mean", crop_pct=1.0, knn=None, linear=None, retrieval=Retrieval(recall=(1, 5, 99)))
+    asked = Retrieval(recall=(1, 5, 99), precision=(3, 10))
+    config = Evaluation(pool="mean", crop_pct=1.0, knn=None, linear=None, retrieval=asked)
     bench = Bench(encoder, Splits(config, data, CPU), (8, 8))
     expected = naive(bench.features()[1].x.double().numpy(), data.splits["val"].labels.tolist())
-    found = {score.name: score for score in Retrieval(recall=(1, 5, 99)).scores(bench)}
+    found = {score.name: score for score in asked.scores(bench)}
     assert {name: score.value for name, score in found.items()} == pytest.approx(
         {
             "retrieval_map": 100 * np.mean([ap for ap, _ in expected.values()]),
             "retrieval_recall1": 100 * np.mean([any(relevant[:1]) for _, relevant in expected.values()]),
             "retrieval_recall5": 100 * np.mean([any(relevant[:5]) for _, relevant in expected.values()]),
             "retrieval_recall99": 100.0,
+            "retrieval_precision3": 100 * np.mean([sum(relevant[:3]) / 3 for _, relevant in expected.values()]),
             "retrieval_precision10": 100 * np.mean([sum(relevant[:10]) / 10 for _, relevant in expected.values()]),
         }
     )

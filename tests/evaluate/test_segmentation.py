@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from unlabeled.data.sources import Files
 from unlabeled.errors import UserError
+from unlabeled.evaluate import segmentation
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.cka import Cka
 from unlabeled.evaluate.command import add_arguments, run
@@ -189,6 +190,30 @@ def by_hand(maps: list[Map], classes: int, lr: float, config: Segmentation) -> t
             p *= 1 - now * config.weight_decay
             p -= now * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
     return parameters[0], parameters[1]
+
+
+def test_the_rate_is_chosen_on_whole_masks_that_were_held_out(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[list[Map], tuple[float, ...]]] = []
+    judged: list[list[Map]] = []
+    good, bad = torch.tensor([[6, 2], [1, 3]]), torch.tensor([[4, 4], [2, 2]])
+
+    def train(maps: list[Map], standard: Any, classes: int, lrs: tuple[float, ...], *_: Any) -> None:
+        trained.append((maps, lrs))
+
+    def judge(heads: Any, standard: Any, maps: Any) -> Tensor:
+        judged.append(list(maps))
+        return torch.stack([bad, good, good] if len(judged) == 1 else [good])
+
+    monkeypatch.setattr(segmentation, "train_heads", train)
+    monkeypatch.setattr(segmentation, "confusion", judge)
+    found = scored(pictures, lrs=(0.3, 0.1, 0.01), loss_scale=2)
+    assert found == pytest.approx({"segmentation_miou": 100 * (6 / 9 + 3 / 6) / 2, "segmentation_accuracy": 75})
+    (kept, tried), (whole, chosen) = trained
+    assert tried == (0.3, 0.1, 0.01) and chosen == (0.01,), "of equal ones the smallest"
+    assert (len(kept), len(judged[0]), len(whole), len(judged[1])) == (27, 3, 30, 10)
+    assert not {id(one.features) for one in kept} & {id(one.features) for one in judged[0]}
+    assert {one.mask.shape for one in whole} == {(8, 12)}, "twice the grid of 4 x 6"
+    assert {one.mask.shape for maps in judged for one in maps} == {(16, 24)}
 
 
 def test_masks_get_smaller_by_the_pixel_at_each_centre() -> None:

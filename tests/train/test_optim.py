@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.nn.encoder import Encoder
 from unlabeled.train.clip import clip_gradients
-from unlabeled.train.optim import AdamW, param_groups, set_rates
+from unlabeled.train.optim import SGD, AdamW, Lars, param_groups, set_rates
 from unlabeled.train.schedules import Cosine, Plateau, Ramp, Steps, TimmCosine, peak_lr
 
 
@@ -50,6 +51,23 @@ def test_clipping(by: str) -> None:
     norm = clip_gradients(method, 5.0, by)  # type: ignore[arg-type]
     torch.testing.assert_close([p.grad for p in method.parameters()], clipped(groups, 5.0))
     torch.testing.assert_close(norm, torch.cat([g.flatten() for g in gradients]).norm())
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (AdamW(betas=(0.8, 0.9), eps=1e-6), {"betas": (0.8, 0.9), "eps": 1e-6}),
+        (SGD(momentum=0.7), {"momentum": 0.7}),
+        (Lars(momentum=0.6, trust=0.02), {"momentum": 0.6, "trust": 0.02}),
+    ],
+)
+def test_optimizers_are_built_as_their_settings_say(config: Any, expected: dict[str, Any]) -> None:
+    method = Two()
+    method.head.requires_grad_(False)
+    groups = config.build(param_groups(method, 0.1)).param_groups
+    assert all(expected.items() <= group.items() for group in groups)
+    learns = {group["weight_decay"]: [id(parameter) for parameter in group["params"]] for group in groups}
+    assert learns == {0.1: [id(method.backbone.weight)], 0.0: [id(method.backbone.bias)]}
 
 
 def test_no_limit_only_measures() -> None:

@@ -25,6 +25,14 @@ def test_best_patience_and_plateau() -> None:
     assert [over for _, _, over in history] == [False] * 9 + [True]
 
 
+def test_what_is_kept() -> None:
+    best, last = watch(), watch(keep="last")
+    for step, score in enumerate([50.0, 60.0, 59.0], start=1):
+        best.read(step, score)
+        last.read(step, score)
+    assert (best.kept_step, last.kept_step) == (2, None)
+
+
 def test_less_is_better_of_a_likelihood_lost_and_nan_never_is() -> None:
     watching = watch("nll", min_delta=0.1)
     for step, score in enumerate([1.0, 0.95, 0.8, float("nan"), 0.9], start=1):

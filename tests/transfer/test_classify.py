@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,19 +13,20 @@ import torch.nn.functional as F
 from unlabeled.data.views import View
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.nn.mixing import Mix
 from unlabeled.train.optim import LARS, param_groups
 from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.config import ClassifyConfig
-from unlabeled.transfer.losses import smooth
+from unlabeled.transfer.losses import effective_weights, smooth
 
 CLASSES = 5
 START = Progress(0, 1, 0.0, 1.0)
 
 
-def classifier(**settings: Any) -> Classifier:
+def classifier(counts: Sequence[int] = (4,) * CLASSES, **settings: Any) -> Classifier:
     torch.manual_seed(0)
     encoder = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=3, heads=2).build((16, 16))
-    return Classifier(encoder, ClassifyConfig(view=View(size=16, scale=(0.5, 1)), **settings), [4] * CLASSES)
+    return Classifier(encoder, ClassifyConfig(view=View(size=16, scale=(0.5, 1)), **settings), counts)
 
 
 def batch(n: int = 6) -> Batch:
@@ -54,22 +56,70 @@ def test_only_the_parts_that_should_learn_do(mode: str, pool: str) -> None:
     assert bool(backbone) == (mode in ("full", "differential_lr"))
 
 
-def test_rates_fall_with_depth() -> None:
-    model = classifier(mode="differential_lr", backbone_lr=0.5, layer_decay=0.1)
+@pytest.mark.parametrize("mode", ["differential_lr", "gradual"])
+def test_rates_fall_with_depth(mode: str) -> None:
+    settings = {"backbone_lr": 0.5, "layer_decay": 0.1}
+    model = classifier(mode=mode, **settings)
     scale = {name.removeprefix("model."): model.lr_scale(name) for name, _ in model.named_parameters()}
     assert scale["head.weight"] == 1.0
     assert scale["norm.weight"] == pytest.approx(0.5)
     assert scale["blocks.2.attn.qkv.weight"] == pytest.approx(0.05)
     assert scale["blocks.0.attn.qkv.weight"] == pytest.approx(0.0005)
-    assert scale["cls_token"] == scale["patch_embed.proj.weight"] == pytest.approx(0.00005)
-    assert {classifier(mode="full").lr_scale(f"model.{name}") for name in scale} == {1.0}
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
+        assert scale[name] == pytest.approx(0.00005), name
+    assert classifier(mode=mode, pool="mean", **settings).lr_scale("model.fc_norm.weight") == 1.0
+    assert {classifier(mode="full", **settings).lr_scale(f"model.{name}") for name in scale} == {1.0}
+
+
+def test_norms_biases_tokens_and_positions_do_not_decay() -> None:
+    model = classifier(mode="attentive")
+    still = {name for name, parameter in model.named_parameters() if not model.decays(name, parameter)}
+    tokens = {"model.cls_token", "model.pos_embed", "model.attn_pool.latent"}
+    assert still == tokens | {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
+
+
+def test_drop_path_rises_to_its_rate_in_the_last_block() -> None:
+    parts = [part for part in classifier(drop_path=0.2).modules() if type(part).__name__ == "DropPath"]
+    assert [part.drop_prob for part in parts] == pytest.approx([0.1, 0.1, 0.2, 0.2])
+
+
+def test_flooding_is_of_a_whole_steps_loss() -> None:
+    assert classifier(flood=0.5).compares_pictures() and not classifier().compares_pictures()
 
 
 def test_loss_is_smoothed_cross_entropy() -> None:
     model = classifier(mode="full", label_smoothing=0.1).eval()
     logits = model.logits(batch().views[0].pixels[0])
     expected = F.cross_entropy(logits, batch().labels, label_smoothing=0.1)
-    torch.testing.assert_close(model(batch(), START).loss, expected)
+    found = model(batch(), START)
+    torch.testing.assert_close(found.loss, expected)
+    right = [int(row.argmax()) == label for row, label in zip(logits, batch().labels.tolist(), strict=True)]
+    assert found.metrics["train_accuracy"].item() == pytest.approx(100 * sum(right) / 6) and 0 < sum(right) < 6
+
+
+def test_a_mixed_pair_is_learnt_as_so_much_of_one_and_the_rest_of_the_other() -> None:
+    model, unmixed = classifier(label_smoothing=0.1).eval(), batch(4)
+    share = torch.tensor([0.7, 0.7, 0.2, 0.2])
+    own, other = unmixed.views[0].pixels[0], unmixed.views[0].pixels[0][[1, 0, 3, 2]]
+    logits = model.logits(torch.stack([s * a + (1 - s) * b for s, a, b in zip(share, own, other, strict=True)]))
+    of_own, of_other = (
+        F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
+        for labels in (unmixed.labels, unmixed.labels[[1, 0, 3, 2]])
+    )
+    mixed = unmixed._replace(mix=Mix(share, torch.zeros(4, 4, dtype=torch.int64)))
+    torch.testing.assert_close(model(mixed, START).loss, (share * of_own + (1 - share) * of_other).mean())
+
+
+def test_priors_and_weights_of_classes_are_of_the_loss_alone() -> None:
+    counts = (50, 20, 5, 3, 1)
+    model = classifier(counts, logit_adjustment=1.5, effective_number=0.9, ema=0.5).eval()
+    images, labels = batch().views[0].pixels[0], batch().labels
+    logits = model.logits(images)
+    torch.testing.assert_close(logits, plain(model)(images))
+    torch.testing.assert_close(model.predict(images), logits)
+    priors, weights = torch.tensor(counts) / sum(counts), effective_weights(torch.tensor(counts), 0.9)
+    each = F.cross_entropy(logits + 1.5 * priors.log(), labels, reduction="none")
+    torch.testing.assert_close(model(batch(), START).loss, (weights[labels] * each).mean())
 
 
 def test_probe_is_batchnorm_without_affine_then_linear_and_folds_into_timm() -> None:
@@ -99,7 +149,7 @@ def test_smooth_against_a_loop() -> None:
 
 def test_lars_against_a_loop() -> None:
     weight, bias = torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(3))
-    optimizer = LARS([{"params": [weight, bias], "weight_decay": 0.1}], lr=0.5, momentum=0.9, trust=0.01)
+    optimizer = LARS([{"params": [weight, bias], "weight_decay": 0.1}], lr=0.5, momentum=0.8, trust=0.01)
     expected = {"w": weight.detach().clone(), "b": bias.detach().clone()}
     velocity = {"w": torch.zeros(3, 4), "b": torch.zeros(3)}
     for step in range(3):
@@ -107,7 +157,7 @@ def test_lars_against_a_loop() -> None:
         decayed = weight.grad + 0.1 * expected["w"]
         scaled = decayed * (0.01 * expected["w"].norm() / decayed.norm())
         for name, gradient in (("w", scaled), ("b", bias.grad)):
-            velocity[name] = 0.9 * velocity[name] + gradient
+            velocity[name] = 0.8 * velocity[name] + gradient
             expected[name] = expected[name] - 0.5 * velocity[name]
         optimizer.step()
     torch.testing.assert_close(weight.detach(), expected["w"])

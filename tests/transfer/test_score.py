@@ -20,10 +20,12 @@ from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 from unlabeled.data.loader import Normalize
 from unlabeled.data.views import center_crop
 from unlabeled.errors import UserError
+from unlabeled.evaluate.features import Features
 from unlabeled.export import load_encoder, weights_digest
 from unlabeled.recipe import load
 from unlabeled.schema import FinetuneRecipe
 from unlabeled.training import finetuning
+from unlabeled.transfer import score as module
 from unlabeled.transfer.score import Scorer, compact
 
 FILES = ("result.json", "result.md", "confusion.png", "reliability.png")
@@ -143,6 +145,15 @@ def test_classes_without_training_pictures_are_named() -> None:
     with pytest.raises(UserError, match="has pictures of 'eel', of which"):
         Scorer(recipe, None, val, np.array([0, 1, 1]))  # type: ignore[arg-type]
     Scorer(recipe, None, val, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]
+
+
+def test_groups_go_by_pictures_that_were_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    val: Any = SimpleNamespace(labels=np.array([0, 0, 1, 1]), classes=("cat", "dog"))
+    seen = Features(torch.eye(2)[[0, 0, 0, 1]], torch.from_numpy(val.labels))
+    monkeypatch.setattr(module, "look", lambda *_: seen)
+    method: Any = SimpleNamespace(predict=None)
+    found = Scorer(None, None, val, np.repeat([0, 1], [101, 5]))(method)  # type: ignore[arg-type]
+    assert found["groups"] == {"many": {"classes": 1, "accuracy": 100.0}, "few": {"classes": 1, "accuracy": 50.0}}
 
 
 def test_lists_of_numbers_take_a_line() -> None:

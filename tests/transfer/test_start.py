@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,10 @@ from unlabeled.data.views import View
 from unlabeled.errors import UserError
 from unlabeled.export import IMAGENET, export_encoder, weights_digest
 from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.schema import FinetuneRecipe
+from unlabeled.training import finetuning
 from unlabeled.transfer.config import ClassifyConfig
+from unlabeled.transfer.losses import effective_weights
 from unlabeled.transfer.start import load_start
 
 
@@ -54,6 +58,29 @@ def test_random_weights_follow_from_the_seed(export: str) -> None:
         return weights_digest(encoder.state_dict())
 
     assert drawn(0) == drawn(0) != drawn(1)
+
+
+def test_what_a_task_says_of_pictures_reaches_samples_and_loss(export: str) -> None:
+    task = {
+        "long_tail": 4,
+        "balance": "sqrt",
+        "balance_from": 2,
+        "repeats": 3,
+        "mixing": {"mixup": 0.8},
+        "effective_number": 0.9,
+    }
+    for mode in ("full", "sweep"):
+        content = {"name": "it", "encoder": export, "task": {"mode": mode, "view": {"size": 16}, **task}}
+        recipe = FinetuneRecipe.model_validate({"data": {"name": "shapes", "train_size": 60, "size": 16}, **content})
+        training = finetuning(recipe)
+        dataset = training.dataset
+        labels = dataset.source.labels
+        assert dataset.mixing == recipe.task.mixing and dataset.order is not None
+        assert dataset.order[1:] == ("sqrt", 2, 3) and np.array_equal(dataset.order.labels, labels)
+        method: Any = training.build()
+        counts = torch.tensor([int((labels == c).sum()) for c in range(len(dataset.source.classes))])
+        assert counts[0] > counts[-1]
+        torch.testing.assert_close(method.objective.weight, effective_weights(counts, 0.9))
 
 
 def test_official_weights_are_named_by_method(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,23 +14,27 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
-from support import TINY_FINETUNE, launch
+from support import TINY_FINETUNE, launch, weights
 from torch import Tensor
 
 from unlabeled.data.loader import Normalize
 from unlabeled.data.views import View, center_crop
 from unlabeled.errors import UserError
+from unlabeled.evaluate.features import Features
 from unlabeled.export import IMAGENET, export_encoder
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.recipe import load
 from unlabeled.schema import FinetuneRecipe
 from unlabeled.train.optim import param_groups, set_rates
+from unlabeled.train.watch import Watching
+from unlabeled.transfer import choice as module
 from unlabeled.transfer.choice import balanced
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.sweep import LinearSweep
 
 CLASSES, WIDTH = 5, 16
+COUNTS = (9, 6, 3, 2, 1)
 RATES = (0.1, 1.0, 3.0)
 IBOT = tuple(digit * 10.0**power for power in range(-4, 1) for digit in range(1, 10))
 
@@ -41,8 +46,8 @@ def encoder(model: str = "vit_tiny_patch16_224") -> Encoder:
 
 
 def sweep(model: str = "vit_tiny_patch16_224", **fields: Any) -> LinearSweep:
-    config = ClassifyConfig(mode="sweep", view=View(size=16), label_smoothing=0.1, sweep=fields)  # type: ignore[arg-type]
-    return LinearSweep(encoder(model), config, [4] * CLASSES)
+    settings: Any = {"mode": "sweep", "view": View(size=16), "label_smoothing": 0.1, "logit_adjustment": 0.5}
+    return LinearSweep(encoder(model), ClassifyConfig(**settings, sweep=fields), COUNTS)  # type: ignore[arg-type]
 
 
 def batches(n: int = 4) -> list[Batch]:
@@ -71,6 +76,7 @@ def test_every_head_learns_as_if_it_were_alone() -> None:
         twin.load_state_dict(layer.state_dict())
     optimizer = torch.optim.SGD(param_groups(model, 0.0), lr=0.0, momentum=0.9)
     twins = [torch.optim.SGD(twin.parameters(), lr=0.2 * rate, momentum=0.9) for _, rate, twin in alone]
+    priors = 0.5 * (torch.tensor(COUNTS) / sum(COUNTS)).log()
     config: Any = load(
         FinetuneRecipe, _recipe(), ["optim={name: sgd, base_lr: 0.2, lr_rule: none, weight_decay: 0.0}"]
     ).optim
@@ -84,11 +90,26 @@ def test_every_head_learns_as_if_it_were_alone() -> None:
         for (kind, _, twin), other in zip(alone, twins, strict=True):
             other.zero_grad()
             x = features(images, kind.pool, kind.blocks)
-            F.cross_entropy(twin(x), batch.labels, label_smoothing=0.1).backward()
+            F.cross_entropy(twin(x) + priors, batch.labels, label_smoothing=0.1).backward()
             other.step()
     for (_, _, twin), layer in zip(alone, model.heads, strict=True):
         torch.testing.assert_close(layer.weight, twin.weight, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(layer.bias, twin.bias, rtol=1e-5, atol=1e-5)
+
+
+def test_every_head_reads_its_own_features_and_the_chosen_one_predicts() -> None:
+    model, images = sweep(rates=RATES, pools=("cls", "mean"), blocks=(1, 2)).eval(), batches()[0].views[0].pixels[0]
+    for number, ((kind, _), layer) in enumerate(_pairs(model)):
+        model.chosen, expected = number, layer(features(images, kind.pool, kind.blocks))
+        torch.testing.assert_close(model.predict(images), expected)
+        assert torch.equal(model.guesses(images)[:, number], expected.argmax(1))
+        whole = model.as_classifier()
+        assert (whole is None) == (kind.blocks == 2)
+        if whole is not None:
+            torch.testing.assert_close(whole.eval().predict(images), expected)
+    right = (model.guesses(images) == batches()[0].labels.unsqueeze(1)).float().mean(0)
+    found = model(batches()[0], Progress(0, 1, 0.0, 1.0)).metrics["train_accuracy"]
+    assert found.item() == pytest.approx(100 * right.max().item()) and right.min() < right.max()
 
 
 def _pairs(model: LinearSweep) -> Any:
@@ -110,6 +131,8 @@ def test_heads_are_as_many_and_as_wide_as_the_papers() -> None:
     )
     assert len(ibot.heads) == 45 and {head.in_features for head in ibot.heads} == {3 * WIDTH}  # type: ignore[union-attr]
     assert [head.in_features // WIDTH for head in dinov2.heads] == [1] * 13 + [2] * 13 + [3] * 13 + [4] * 13  # type: ignore[operator,union-attr]
+    drawn = torch.cat([head.weight.flatten() for head in ibot.heads])  # type: ignore[union-attr,arg-type,operator]
+    assert drawn.std().item() == pytest.approx(0.02, rel=0.05) and not any(head.bias.any() for head in ibot.heads)  # type: ignore[union-attr,operator]
     assert len(dinov2.pieces) == 4, "a piece that several heads read is computed once"
 
 
@@ -121,13 +144,25 @@ def test_the_backbone_stays_as_it_is(model: str) -> None:
     torch.optim.SGD(param_groups(method, 0.1), lr=1.0).step()
     changed = {name for name, tensor in method.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name in before if name.startswith("heads.")}
-    assert all(p.grad is None for p in method.encoder.parameters())
+    assert all(p.grad is None for p in method.encoder.parameters()) and not method.encoder.training
 
 
 def test_balanced_against_a_loop() -> None:
     labels = torch.tensor([0, 0, 0, 2])
     right = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert balanced(right, labels).tolist() == pytest.approx([(2 / 3 + 0) / 2, (1 / 3 + 1) / 2])
+
+
+@pytest.mark.parametrize(("metric", "best", "score"), [("accuracy", 1, 75.0), ("balanced_accuracy", 3, 200 / 3)])
+def test_the_metric_chooses_and_of_equals_the_first(
+    monkeypatch: pytest.MonkeyPatch, metric: Any, best: int, score: float
+) -> None:
+    labels = torch.tensor([0, 0, 0, 2])
+    guesses = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 3], [0, 1, 1, 2], [1, 0, 1, 2]]).T
+    monkeypatch.setattr(module, "look", lambda *_: Features(guesses.float(), labels))
+    method, recipe = sweep(rates=(1, 2, 3, 4, 5)), SimpleNamespace(watch=Watching(every=1, metric=metric))
+    assert module.Choice(recipe, None, None)(method) == {metric: pytest.approx(score)}  # type: ignore[arg-type]
+    assert method.chosen == best
 
 
 def test_features_that_are_not_there_are_refused() -> None:
@@ -155,11 +190,15 @@ def run(home: Path, output: Path, *more: str) -> int:
 def test_the_best_head_is_chosen_on_what_was_held_out(home: Path, tmp_path: Path, metric: str) -> None:
     heads = "task.sweep={rates: [1.0e-6, 0.1, 1.0], pools: [cls, cls_mean], blocks: [1, 2]}"
     assert run(home, tmp_path, heads, f"watch={{every: 3, hold_out: 0.3, metric: {metric}}}") == 0
-    found = json.loads((tmp_path / "result.json").read_text())["sweep"]
+    result = json.loads((tmp_path / "result.json").read_text())
+    found = result["sweep"]
     assert len(found["heads"]) == 12 and found["on"] == "30 % of the labels, held out"
     assert found["chosen"][metric] == max(head[metric] for head in found["heads"])
     watched = [line[f"watched_{metric}"] for line in _lines(tmp_path) if f"watched_{metric}" in line]
     assert found["chosen"][metric] == pytest.approx(max(watched))
+    place, step = found["heads"].index(found["chosen"]), result["protocol"]["weights_of_step"]
+    exported = safetensors.torch.load_file(tmp_path / "export" / "heads.safetensors")["weight"]
+    assert place > 0 and torch.equal(exported, weights(tmp_path, step)[f"heads.{place}.weight"])
     assert f" {found['chosen']['pool']} of {found['chosen']['blocks']} block" in (tmp_path / "result.md").read_text()
 
 

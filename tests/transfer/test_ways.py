@@ -181,7 +181,7 @@ def test_averaged_weights_are_scored_and_exported(mode: str) -> None:
             expected[name] = 0.9 * expected[name] + 0.1 * parameter.detach()
     for name, parameter in model.average.named_parameters():
         torch.testing.assert_close(parameter, expected[name], msg=name)
-    assert not any(p.requires_grad for p in model.average.parameters())
+    assert not any(p.requires_grad for p in model.average.parameters()) and not model.average.training
     model.eval()
     assert not torch.allclose(model.predict(images()), model.logits(images()), atol=1e-4)
     agrees_with_timm(model)
@@ -211,5 +211,7 @@ def test_retraining_replaces_the_head_and_nothing_else(model: str) -> None:
 
 
 def test_head_scale_comes_after_the_draw() -> None:
-    whole, small = classifier(head_std=0.5), classifier(head_std=0.5, head_scale=0.001)
+    # a normal of deviation 2 that is cut at 2 has one of 1.08
+    whole, small = classifier(head_std=2.0), classifier(head_std=2.0, head_scale=0.001)
     torch.testing.assert_close(small.head.weight, whole.head.weight * 0.001)
+    assert whole.head.weight.std().item() == pytest.approx(1.08, abs=0.2) and not whole.head.bias.any()
