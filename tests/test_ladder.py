@@ -130,12 +130,24 @@ def test_pictures_without_labels_cannot_be_climbed(
     assert "evaluation needs labels" in capsys.readouterr().err
 
 
+def test_a_cnn_has_fewer_rungs(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_encoder(tmp_path / "cnn", EncoderConfig(model="test_resnet").build((16, 16)), IMAGENET, "card", {})
+    arguments = [arguments[0], str(tmp_path / "cnn"), *arguments[2:], "--pool", "mean"]
+    assert main([*arguments, "--rungs", "knn", "lora"]) == 2
+    said = capsys.readouterr().err
+    assert "--rungs lora: it needs a transformer's attention" in said and "knn, linear, layer_decay" in said
+    assert main([*arguments, "--fractions", "1", "--seeds", "1"]) == 0
+    steps = json.loads((tmp_path / "out" / "ladder.json").read_text())["steps"]
+    assert [step["rung"] for step in steps] == ["knn", "linear", "layer_decay"]
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         (["--set", "lorra.seed=1"], "expected RUNG.a.b=value"),
         (["--set", "lora.task.lora.rnk=1"], "rung lora: command line  task.lora.rnk: unknown field"),
         (["--set", "knn.kk=1"], "knn.kk: unknown field"),
+        (["--set", "knn.kk=1", "--set", "linear.epochs=5"], "knn.kk: unknown field"),
         (["--set", "lora.seed=1", "--rungs", "knn"], "lora is not climbed. Add it to --rungs"),
         (["--seeds", "0"], "--seeds 0: expected at least 1"),
         (["--batch-size", "0"], "--batch-size 0: expected at least 2"),
