@@ -34,6 +34,15 @@ def test_the_cheapest_rung_that_none_clearly_beats_pays() -> None:
     )
 
 
+def test_cells_and_titles_are_short() -> None:
+    assert report.score(CHEAP) == "51.0 ± 1.4" and report.score(CHEAP._replace(accuracies=[50.0])) == "50.0"
+    times = [report.duration(seconds) for seconds in (0.04, 9.9, 10, 99, 600)]
+    assert times == ["0.0 s", "9.9 s", "10 s", "99 s", "10 min"]
+    title = f"/{'long/' * 30}runs/mae/export, 3 seeds"
+    assert report._cut(title).startswith("…") and report._cut(title).endswith("/runs/mae/export, 3 seeds")
+    assert len(report._cut(title)) == report.TITLE_LENGTH and report._cut("short") == "short"
+
+
 @pytest.fixture
 def export(tmp_path: Path) -> str:
     torch.manual_seed(0)
