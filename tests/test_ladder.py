@@ -44,6 +44,15 @@ def test_the_cheapest_rung_that_none_clearly_beats_pays() -> None:
     )
 
 
+def test_cells_and_titles_are_short() -> None:
+    assert report.score(CHEAP) == "51.0 ± 1.4" and report.score(CHEAP._replace(accuracies=[50.0])) == "50.0"
+    times = [report.duration(seconds) for seconds in (0.04, 9.9, 10, 99, 600)]
+    assert times == ["0.0 s", "9.9 s", "10 s", "99 s", "10 min"]
+    title = f"/{'long/' * 30}runs/mae/export, 3 seeds"
+    assert report._cut(title).startswith("…") and report._cut(title).endswith("/runs/mae/export, 3 seeds")
+    assert len(report._cut(title)) == report.TITLE_LENGTH and report._cut("short") == "short"
+
+
 @pytest.fixture
 def export(tmp_path: Path) -> str:
     torch.manual_seed(0)
@@ -166,12 +175,24 @@ def test_pictures_without_labels_cannot_be_climbed(
     assert "evaluation needs labels" in capsys.readouterr().err
 
 
+def test_a_cnn_has_fewer_rungs(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_encoder(tmp_path / "cnn", EncoderConfig(model="test_resnet").build((16, 16)), IMAGENET, "card", {})
+    arguments = [arguments[0], str(tmp_path / "cnn"), *arguments[2:], "--pool", "mean"]
+    assert main([*arguments, "--rungs", "knn", "lora"]) == 2
+    said = capsys.readouterr().err
+    assert "--rungs lora: it needs a transformer's attention" in said and "knn, linear, layer_decay" in said
+    assert main([*arguments, "--fractions", "1", "--seeds", "1"]) == 0
+    steps = json.loads((tmp_path / "out" / "ladder.json").read_text())["steps"]
+    assert [step["rung"] for step in steps] == ["knn", "linear", "layer_decay"]
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         (["--set", "lorra.seed=1"], "expected RUNG.a.b=value"),
         (["--set", "lora.task.lora.rnk=1"], "rung lora: command line  task.lora.rnk: unknown field"),
         (["--set", "knn.kk=1"], "knn.kk: unknown field"),
+        (["--set", "knn.kk=1", "--set", "linear.epochs=5"], "knn.kk: unknown field"),
         (["--set", "lora.seed=1", "--rungs", "knn"], "lora is not climbed. Add it to --rungs"),
         (["--seeds", "0"], "--seeds 0: expected at least 1"),
         (["--batch-size", "0"], "--batch-size 0: expected at least 2"),

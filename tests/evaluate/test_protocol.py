@@ -146,6 +146,14 @@ def test_one_class_is_nothing_to_tell_apart() -> None:
     assert len(Splits(Evaluation(), data, CPU, labels=False).sources) == 2
 
 
+def test_more_neighbours_than_pictures_are_named(encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
+    config = Evaluation(pool="mean", knn=Knn(k=(90, 91)), linear=None, fractions=(1.0, 0.5))
+    dict(Evaluator(Splits(config, FakeData(), CPU), (8, 8))(encoder))
+    assert [record.getMessage() for record in caplog.records] == [
+        "knn.k is 91, but there are 90 training pictures: all of them vote"
+    ]
+
+
 def test_splits_must_number_classes_alike(encoder: Encoder) -> None:
     data = FakeData()
     data.splits["val"].classes = ("bright", "dim", "grey")

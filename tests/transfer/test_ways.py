@@ -121,6 +121,12 @@ def test_lora_targets_rank_and_scale() -> None:
     torch.testing.assert_close(layers[0](x), expected)
 
 
+def test_a_rank_beyond_a_full_matrix_is_refused() -> None:
+    with pytest.raises(UserError, match=r"task\.lora\.rank is 17, but qkv maps 16 to 48 .* at most 16"):
+        classifier(mode="lora", lora={"rank": 17})
+    classifier(mode="lora", lora={"rank": 16})
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -39,7 +39,10 @@ def labelled(recipe: Any) -> Labelled:
         raise UserError("fine-tuning reports accuracy on data.val, which is null. Set it to the labelled split.")
     source = recipe.data.open("train")
     if not source.classes:
-        raise UserError("fine-tuning needs labels: put the pictures of data.train into one folder per class")
+        raise UserError(
+            "fine-tuning needs labels, and data.train has none: put its pictures into one folder per class, or name "
+            "where labels are (data.label, data.labels)."
+        )
     if len(source.classes) == 1:
         raise UserError(
             f"data.train has one class, {source.classes[0]!r}; expected at least two to tell apart. Give each class a "

@@ -281,7 +281,9 @@ def _archives(path: str) -> list[str]:
         return [path]
     if found := sorted(glob.glob(path)):
         return found
-    raise UserError(f"data.path={path!r} does not exist; expected a folder, a .tar or a glob of tars")
+    raise UserError(
+        f"{path!r} does not exist; expected a folder, a .tar or a glob of tars (data.path, data.val_path or DATA)"
+    )
 
 
 def _nothing_found(path: str, prefix: str, ignored: int) -> str:

@@ -175,7 +175,9 @@ def _header(file: BinaryIO, path: str, position: int) -> tarfile.TarInfo | None:
         return None
     except tarfile.HeaderError as error:
         if position == 0:
-            raise UserError(f"{path!r} is no tar archive ({error})") from error
+            raise UserError(
+                f"{path!r} is no tar archive ({error}); expected a folder, a .tar or a glob of tars"
+            ) from error
         problem = "truncated" if len(block) < _BLOCK else "corrupt"
         raise UserError(
             f"{path!r} is {problem}: expected a header or the end mark at byte {position} ({error}). "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # similarities held at once: 64 MiB
 CHUNK_ELEMENTS = 2**24
 Count = Annotated[int, Field(ge=1)]
+log = logging.getLogger(__name__)
 
 
 class Knn(Pooled, frozen=True, extra="forbid"):
@@ -45,6 +47,8 @@ class Knn(Pooled, frozen=True, extra="forbid"):
     def scores(self, bench: Bench) -> Iterator[Score]:
         train, test = bench.features(self.pool, self.blocks)
         for k in (self.k,) if isinstance(self.k, int) else self.k:
+            if k > len(train.y) and bench.fraction == 1:
+                log.warning("knn.k is %d, but there are %d training pictures: all of them vote", k, len(train.y))
             votes = knn_predict(train, test.x, k, self.temperature, bench.num_classes)
             name = "knn" if isinstance(self.k, int) else f"knn_k{k}"
             for top, suffix in ((1, ""), (min(5, k), "_top5"))[: 1 + self.top5]:

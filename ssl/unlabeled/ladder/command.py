@@ -25,6 +25,8 @@ from unlabeled.ladder.rungs import (
     tuned,
 )
 from unlabeled.lock import claim
+from unlabeled.nn.conv import ConvEncoder
+from unlabeled.nn.encoder import Encoder
 from unlabeled.plan import number
 
 VERSION = "1"
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="where runs, table and plot go; default runs/ladder_NAME")
     parser.add_argument("--train", default="train", metavar="PREFIX", help="subfolder to learn from")
     parser.add_argument("--val", default="val", metavar="PREFIX", help="subfolder to test on")
-    parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS), help="which to climb; default all")
+    parser.add_argument("--rungs", nargs="+", choices=RUNGS, help="which to climb; default all that the network has")
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels")
     parser.add_argument("--seeds", type=int, default=3, help="of each share: labels, head, order, crops")
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a rung that is trained")
@@ -46,7 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crop-pct", type=float, default=0.875, help="share of the side kept in evaluation")
     parser.add_argument("--min-scale", type=float, default=0.4, help="least share of the area that a training crop has")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="RUNG.a.b=value", help="fields of a rung's recipe to change"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="RUNG.a.b=value",
+        help="settings of a probe, fields of another rung's recipe to change",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--workers", type=int, default=1, help="processes that load pictures")
@@ -76,8 +83,7 @@ def _climb(options: argparse.Namespace) -> Climb:
 
     encoder = load_encoder(options.export)
     options.out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
-    if encoder.depth and not hasattr(encoder.vit, "blocks"):
-        options.rungs = [rung for rung in options.rungs if rung not in NEEDS_ATTENTION]
+    options.rungs = _possible(options.rungs, encoder)
     options.fractions = sorted(set(options.fractions))
     return Climb(
         options.export,
@@ -86,6 +92,17 @@ def _climb(options: argparse.Namespace) -> Climb:
         options,
         device_of(options.device),
     )
+
+
+def _possible(asked: list[str] | None, encoder: Encoder) -> list[str]:
+    """The rungs to climb. Raises UserError when one was asked for that the network does not have."""
+    lacking = NEEDS_ATTENTION if isinstance(encoder, ConvEncoder) else ()
+    if strange := [rung for rung in asked or () if rung in lacking]:
+        raise UserError(
+            f"--rungs {strange[0]}: it needs a transformer's attention, which the CNN '{encoder.model}' does not have. "
+            f"Use some of {', '.join(rung for rung in RUNGS if rung not in lacking)}."
+        )
+    return list(dict.fromkeys(asked)) if asked else [rung for rung in RUNGS if rung not in lacking]
 
 
 def _check(options: argparse.Namespace, climb: Climb) -> None:

@@ -49,6 +49,11 @@ def run(args: argparse.Namespace) -> int:
     """
     worst = deploy(args.export, args.out, args.format, args.normalize or "normalised")
     print(f"{args.out}: {args.format}, differs from the timm model by at most {worst:.1e}")
+    if "linear_head" in _config(args.export):
+        print(
+            f"it gives features: the linear head in {args.export}/heads.safetensors reads others (linear_head in "
+            "config.json) and is not part of it"
+        )
     return 0
 
 

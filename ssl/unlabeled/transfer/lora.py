@@ -57,7 +57,7 @@ def adapt_(model: Any, config: Lora) -> None:
     """Give the blocks of a timm transformer their low-rank layers; everything else of it stops learning.
 
     Raises:
-        UserError: it has no blocks with attention.
+        UserError: it has no blocks with attention, or the rank is that of a full matrix or more.
     """
     model.requires_grad_(False)
     if not hasattr(model, "blocks"):
@@ -70,8 +70,18 @@ def adapt_(model: Any, config: Lora) -> None:
             block.attn.qkv_bias_separate = True  # or BEiT reads the weight and passes the layer by
         for owner in (block.attn, block.mlp):
             for name in config.targets:
-                if isinstance(getattr(owner, name, None), nn.Linear):
-                    setattr(owner, name, LowRankLinear(getattr(owner, name), config))
+                layer = getattr(owner, name, None)
+                if isinstance(layer, nn.Linear):
+                    _check_rank(name, layer, config.rank)
+                    setattr(owner, name, LowRankLinear(layer, config))
+
+
+def _check_rank(name: str, layer: nn.Linear, rank: int) -> None:
+    if rank > (full := min(layer.in_features, layer.out_features)):
+        raise UserError(
+            f"task.lora.rank is {rank}, but {name} maps {layer.in_features} to {layer.out_features} dimensions: "
+            f"expected at most {full}. Ranks of 4 to 64 are usual."
+        )
 
 
 @torch.no_grad()
