@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 from unlabeled.recipe import dump
 
@@ -32,14 +32,21 @@ READ = {
 }
 
 
-def head_card(recipe: Any, engine: Any, result: dict[str, Any], pool: str, blocks: int) -> str:
+BLOCKS = {
+    "transformer": "blocks = model.get_intermediate_layers(images, n={n}, return_prefix_tokens=True, norm=True)",
+    "cnn": "blocks = [(model.forward_features(images).flatten(2).mT, None)]",
+}
+
+
+def head_card(
+    recipe: Any, engine: Any, result: dict[str, Any], pool: str, blocks: int, family: Literal["transformer", "cnn"]
+) -> str:
     """The card of a backbone with a linear head on features of several blocks, and how timm reads those."""
     source = engine.job.dataset.source
     body = (
         f"A frozen backbone, `{recipe.encoder}`, and a linear head on {pool} of {blocks} block(s), trained on "
         f"{len(source):,} labelled pictures.\n\n```python\nimport torch\nfrom safetensors.torch import load_file\n"
-        f"head = load_file('THIS_FOLDER/heads.safetensors')\n"
-        f"blocks = model.eval().get_intermediate_layers(images, n={blocks}, return_prefix_tokens=True, norm=True)\n"
+        f"head = load_file('THIS_FOLDER/heads.safetensors')\nmodel.eval()\n{BLOCKS[family].format(n=blocks)}\n"
         f"{READ[pool]}\nlogits = features @ head['weight'].T + head['bias']\n```\n\n"
         f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures"
     )

@@ -130,16 +130,6 @@ def test_what_differs_is_refused_and_not_left(tmp_path: Path, monkeypatch: pytes
     assert [file.name for file in tmp_path.iterdir()] == ["export"]
 
 
-def test_a_head_that_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = export(tmp_path / "export", "test_resnet")
-    config = json.loads((folder / "config.json").read_text())
-    assert main(["export", str(folder), str(tmp_path / "plain")]) == 0
-    assert "linear head" not in capsys.readouterr().out
-    (folder / "config.json").write_text(json.dumps({**config, "linear_head": {"pool": "cls", "blocks": 4}}))
-    assert main(["export", str(folder), str(tmp_path / "headed")]) == 0
-    assert "the linear head in" in capsys.readouterr().out
-
-
 def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="is not an export"):
         deploy(tmp_path / "nothing", tmp_path / "out", "torch")

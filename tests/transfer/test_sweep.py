@@ -17,15 +17,17 @@ import torch.nn.functional as F
 from support import TINY_FINETUNE, launch, weights
 from torch import Tensor
 
+from unlabeled.__main__ import main
 from unlabeled.data.loader import Normalize
 from unlabeled.data.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
-from unlabeled.export import IMAGENET, export_encoder
+from unlabeled.export import IMAGENET, export_encoder, read_config
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.recipe import load
 from unlabeled.schema import FinetuneRecipe
+from unlabeled.serve.deploy import network
 from unlabeled.train.optim import param_groups, set_rates
 from unlabeled.train.watch import Watching
 from unlabeled.transfer import choice as module
@@ -175,8 +177,9 @@ def test_features_that_are_not_there_are_refused() -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("sweep")
-    export_encoder(home / "export", encoder(), IMAGENET, "# card\n", {})
-    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "export")))
+    for kind, model in (("vit", "vit_tiny_patch16_224"), ("cnn", "test_resnet")):
+        export_encoder(home / kind, encoder(model), IMAGENET, "# card\n", {})
+    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "vit")))
     return home
 
 
@@ -202,10 +205,15 @@ def test_the_best_head_is_chosen_on_what_was_held_out(home: Path, tmp_path: Path
     assert f" {found['chosen']['pool']} of {found['chosen']['blocks']} block" in (tmp_path / "result.md").read_text()
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean", "cls_mean", "mean_max"])
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_timm_alone_reads_the_chosen_head_as_the_card_says(home: Path, tmp_path: Path, pool: str, blocks: int) -> None:
-    assert run(home, tmp_path, f"task.sweep={{pools: [{pool}], blocks: [{blocks}]}}") == 0
+READINGS = [("vit", pool, blocks) for pool in ("cls", "mean", "cls_mean", "mean_max") for blocks in (1, 2)]
+
+
+@pytest.mark.parametrize(("kind", "pool", "blocks"), [*READINGS, ("cnn", "mean", 1), ("cnn", "mean_max", 1)])
+def test_timm_alone_reads_the_chosen_head_as_the_card_says(
+    home: Path, tmp_path: Path, kind: str, pool: str, blocks: int
+) -> None:
+    heads = f"task.sweep={{pools: [{pool}], blocks: [{blocks}]}}"
+    assert run(home, tmp_path, heads, "task.pool=mean", f"encoder={home}/{kind}") == 0
     result, export = json.loads((tmp_path / "result.json").read_text()), tmp_path / "export"
     recipe = load(FinetuneRecipe, tmp_path / "recipe.yaml", [])
     val, normalize = recipe.data.open("val"), Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
@@ -216,9 +224,25 @@ def test_timm_alone_reads_the_chosen_head_as_the_card_says(home: Path, tmp_path:
         if blocks > 1 or pool not in ("cls", "mean"):
             assert model.num_classes == 0 and "linear_head" in json.loads((export / "config.json").read_text())
             logits = _as_the_card_says(export, model, images)
+        torch.testing.assert_close(network(export, read_config(export))(images), logits)
     counts = np.zeros((len(val.classes),) * 2, int)
     np.add.at(counts, (val.labels, logits.argmax(1).numpy()), 1)
     assert result["confusion"] == counts.tolist()
+
+
+@pytest.mark.parametrize(("kind", "pool", "blocks"), [("vit", "cls_mean", 2), ("cnn", "mean_max", 1)])
+def test_a_chosen_head_becomes_a_program(home: Path, tmp_path: Path, kind: str, pool: str, blocks: int) -> None:
+    heads = f"task.sweep={{pools: [{pool}], blocks: [{blocks}]}}"
+    assert run(home, tmp_path / "run", heads, "task.pool=mean", f"encoder={home}/{kind}") == 0
+    export, out = tmp_path / "run" / "export", tmp_path / "out"
+    assert main(["export", str(export), str(out)]) == 0
+    images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(export, read_config(export))(images)
+        torch.testing.assert_close(torch.export.load(out / "model.pt2").module()(images), expected)
+    about, result = (json.loads(file.read_text()) for file in (out / "model.json", tmp_path / "run" / "result.json"))
+    assert about["output"] == {"name": "logits", "shape": ["batch", 10]}
+    assert about["label_names"] == list(result["classes"].values())
 
 
 def _as_the_card_says(export: Path, model: Any, images: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from unlabeled.card import versions
 from unlabeled.errors import UserError, first_line
+from unlabeled.serve.headed import Headed
 
 TOLERANCE = 1e-4
 ONE_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
@@ -49,11 +50,6 @@ def run(args: argparse.Namespace) -> int:
     """
     worst = deploy(args.export, args.out, args.format, args.normalize or "normalised")
     print(f"{args.out}: {args.format}, differs from the timm model by at most {worst:.1e}")
-    if "linear_head" in _config(args.export):
-        print(
-            f"it gives features: the linear head in {args.export}/heads.safetensors reads others (linear_head in "
-            "config.json) and is not part of it"
-        )
     return 0
 
 
@@ -61,7 +57,7 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
     """Write an export as a program.
 
     Args:
-        export: of a classifier (logits come out) or of an encoder (features).
+        export: of a classifier or a sweep (logits come out), or of an encoder (features).
         out: a folder that is not there yet, or empty.
         format: `torch` or `onnx`.
         pixels: what goes in, [B, C, H, W].
@@ -77,7 +73,7 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
     if format == "onnx":
         check_onnx()
     config = _config(export)
-    model = Prepared(_timm(export), config["pretrained_cfg"], pixels).eval()
+    model = Prepared(network(export, config), config["pretrained_cfg"], pixels).eval()
     temporary = out.with_name(f".{out.name}-writing")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -210,11 +206,17 @@ def _config(export: Path) -> dict[str, Any]:
     return read_config(export)
 
 
-def _timm(export: Path) -> nn.Module:
+def network(export: Path, config: dict[str, Any]) -> nn.Module:
+    """The timm model of an export, with the linear head that a sweep may have put beside it.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     import timm
 
     try:
-        return timm.create_model(f"local-dir:{export}", pretrained=True).eval()
+        model = timm.create_model(f"local-dir:{export}", pretrained=True).eval()
+        return Headed.of(model, config["linear_head"], export) if "linear_head" in config else model
     except Exception as error:  # a file, a name or a shape: timm says which
         raise UserError(f"timm cannot load {export}: {first_line(error)}") from error
 
@@ -236,6 +238,6 @@ def _about(model: Prepared, config: dict[str, Any]) -> dict[str, Any]:
         },
         "output": {"name": _output(model), "shape": ["batch", model(pixels).shape[1]]},
         "preprocessing": {name: trained[name] for name in ("mean", "std", "crop_pct", "interpolation")},
-        "label_names": config.get("label_names", []),
+        "label_names": config.get("linear_head", config).get("label_names", []),
     }
     return about if "value_range" not in config else {**about, "value_range": config["value_range"]}

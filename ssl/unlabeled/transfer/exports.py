@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unlabeled.card import classifier_card, head_card
 from unlabeled.export import Preprocessing, timm_config, write_export
 from unlabeled.method import Method
+from unlabeled.nn.conv import ConvEncoder
 from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.sweep import LinearSweep
 
@@ -37,7 +38,8 @@ def export_head(folder: Path, method: LinearSweep, recipe: Any, engine: Any, res
     config = timm_config(encoder.model, encoder.arguments, encoder.width, prepared)
     kind, classes = method.tried[method.chosen].kind, engine.job.dataset.source.classes
     config["linear_head"] = {**kind._asdict(), "label_names": list(classes)}
-    card = head_card(recipe, engine, result, kind.pool, kind.blocks)
+    family: Literal["transformer", "cnn"] = "cnn" if isinstance(encoder, ConvEncoder) else "transformer"
+    card = head_card(recipe, engine, result, kind.pool, kind.blocks, family)
     write_export(folder, dict(encoder.vit.state_dict()), config, card, dict(head.state_dict()))
 
 
