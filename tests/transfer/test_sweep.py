@@ -110,8 +110,9 @@ def test_every_head_reads_its_own_features_and_the_chosen_one_predicts() -> None
         if whole is not None:
             torch.testing.assert_close(whole.eval().predict(images), expected)
     right = (model.guesses(images) == batches()[0].labels.unsqueeze(1)).float().mean(0)
-    found = model(batches()[0], Progress(0, 1, 0.0, 1.0)).metrics["train_accuracy"]
-    assert found.item() == pytest.approx(100 * right.max().item()) and right.min() < right.max()
+    loss, found, *_ = model(batches()[0], Progress(0, 1, 0.0, 1.0))
+    assert loss.item() == pytest.approx(len(model.heads) * found["loss_per_head"].item())
+    assert found["train_accuracy"].item() == pytest.approx(100 * right.max().item()) and right.min() < right.max()
 
 
 def _pairs(model: LinearSweep) -> Any:

@@ -84,9 +84,10 @@ class LinearSweep(Method):
         images, targets = examples(batch, self.num_classes, self.config.label_smoothing)
         logits = self.logits(images).float()
         correct = logits.detach().argmax(-1) == targets.argmax(-1, keepdim=True)
+        loss = self.objective(logits, targets.unsqueeze(1))
+        metrics = {"loss_per_head": loss.detach(), "train_accuracy": 100 * correct.float().mean(0).max()}
         # the mean over heads, times their number: each gets the gradient of its own mean loss
-        loss = len(self.heads) * self.objective(logits, targets.unsqueeze(1))
-        return Output(loss, {"train_accuracy": 100 * correct.float().mean(0).max()})
+        return Output(len(self.heads) * loss, metrics)
 
     def logits(self, images: Tensor) -> Tensor:
         """Class scores [B, heads, classes] of images [B, C, H, W]."""
