@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,7 +107,17 @@ def test_as_the_encoder_says(home: Path, tmp_path: Path, format: str, pool: str,
     torch.testing.assert_close(found.tokens.float(), tokens, rtol=tolerance, atol=tolerance)
 
 
-def test_mixed_precision_rounds(home: Path, tmp_path: Path) -> None:
+def process(rank: int, world: int, autocast: Any = nullcontext) -> Any:
+    """What `make_accelerator` gives a process, without any others."""
+    device = torch.device("cpu")
+    return SimpleNamespace(
+        process_index=rank, num_processes=world, is_main_process=True, device=device, autocast=autocast
+    )
+
+
+def test_mixed_precision_rounds(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounding = {"no": nullcontext, "bf16": partial(torch.autocast, "cpu", torch.bfloat16)}
+    monkeypatch.setattr(distributed, "make_accelerator", lambda _, precision, *rest: process(0, 1, rounding[precision]))
     assert embed(home, tmp_path / "whole") == 0 and embed(home, tmp_path / "mixed", "--precision", "bf16") == 0
     exact, rounded = (whole(tmp_path / name).features for name in ("whole", "mixed"))
     assert 1e-4 < (exact - rounded).abs().max() < 0.1
@@ -173,10 +184,7 @@ def test_two_processes_write_the_same_bytes(home: Path, tmp_path: Path) -> None:
 
 
 def test_each_process_makes_its_share_of_the_files(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    second = SimpleNamespace(
-        process_index=1, num_processes=2, is_main_process=True, device=torch.device("cpu"), autocast=nullcontext
-    )
-    monkeypatch.setattr(distributed, "make_accelerator", lambda *_: second)
+    monkeypatch.setattr(distributed, "make_accelerator", lambda *_: process(1, 2))
     monkeypatch.setattr(Embedding, "finish", lambda _: None)
     for missing in ([1, 3], [1, 2, 3]):  # of five files the second and the fourth, then of the other three one
         assert embed(home, tmp_path) == 0
