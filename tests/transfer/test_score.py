@@ -15,13 +15,14 @@ from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 
 from unlabeled.data.loader import Normalize
-from unlabeled.data.views import center_crop
+from unlabeled.data.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
 from unlabeled.recipe import load
 from unlabeled.schema import FinetuneRecipe
 from unlabeled.training import finetuning
 from unlabeled.transfer import score as module
+from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.score import Scorer, compact
 
 FILES = ("result.json", "result.md", "confusion.png", "reliability.png")
@@ -56,6 +57,8 @@ def test_timm_alone_finds_the_same_confusions(output: Path, result: dict[str, An
     recalls = [100 * row[i] / row.sum() for i, row in enumerate(counts) if row.sum()]
     assert result["balanced_accuracy"] == result["mean_class_accuracy"] == pytest.approx(np.mean(recalls))
     assert list(result["per_class"].values()) == pytest.approx(recalls, abs=1e-3)
+    config = json.loads((output / "export" / "config.json").read_text())
+    assert config["pretrained_cfg"]["crop_pct"] == 1.0 and config["label_names"] == list(val.classes)
 
 
 def test_protocol_seeds_and_cost(output: Path, result: dict[str, Any]) -> None:
@@ -95,6 +98,26 @@ def test_classes_without_training_pictures_are_named() -> None:
     with pytest.raises(UserError, match="has pictures of 'eel', of which"):
         Scorer(recipe, None, val, np.array([0, 1, 1]))  # type: ignore[arg-type]
     Scorer(recipe, None, val, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]
+
+
+def test_pictures_are_prepared_as_the_task_says_and_the_method_is_in_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    how: dict[str, Any] = {}
+    method: Any = torch.nn.Dropout()
+
+    def noted(encode: Any, source: Any, **asked: Any) -> None:
+        how.update(asked, training=method.training)
+
+    monkeypatch.setattr(module, "extract", noted)
+    data, run = SimpleNamespace(mean=(0.5,), std=(0.5,)), SimpleNamespace(workers=0)
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"), process_index=1, num_processes=2)
+    view = View(size=(8, 12), interpolation="bilinear")
+    for asked, used in ((None, "bilinear"), ("bicubic", "bicubic")):
+        task = ClassifyConfig(view=view, interpolation=asked, crop_pct=0.9)  # type: ignore[arg-type]
+        module.look(method, method, SimpleNamespace(task=task, data=data, run=run), accelerator, None)  # type: ignore[arg-type]
+        assert (how["shape"], how["crop_pct"], how["interpolation"]) == ((8, 12), 0.9, used)
+        assert (how["rank"], how["world"], how["training"]) == (1, 2, False) and method.training
 
 
 def test_groups_go_by_pictures_that_were_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
