@@ -129,6 +129,22 @@ def test_groups_go_by_pictures_that_were_learnt_from(monkeypatch: pytest.MonkeyP
     assert found["groups"] == {"many": {"classes": 1, "accuracy": 100.0}, "few": {"classes": 1, "accuracy": 50.0}}
 
 
+def test_a_head_is_chosen_before_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second:
+        def __call__(self, method: Any) -> None:
+            method.chosen = 1
+
+        def summary(self, method: Any) -> dict[str, int]:
+            return {"chosen": method.chosen}
+
+    val: Any = SimpleNamespace(labels=np.array([1, 1]), classes=("cat", "dog"))
+    method: Any = SimpleNamespace(chosen=0, predict=None)
+    labels = torch.from_numpy(val.labels)
+    monkeypatch.setattr(module, "look", lambda *_: Features(torch.eye(2)[[method.chosen] * 2], labels))
+    found = Scorer(None, None, val, np.array([0, 1]), Second())(method)  # type: ignore[arg-type]
+    assert (found["accuracy"], found["sweep"]) == (100, {"chosen": 1})
+
+
 def test_lists_of_numbers_take_a_line() -> None:
     content = {"a": [[1, 2], [3, -4e-9]], "b": ["1", None], "c": [], "[\n1\n]": 0.5}
     text = compact(json.dumps(content, indent=2))
