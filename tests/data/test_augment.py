@@ -104,10 +104,14 @@ def test_rand_augment_leaves_the_global_generators_alone() -> None:
 
 
 def test_rand_augment_is_of_the_cut_and_flipped_crop() -> None:
-    image, view = picture(60, 80), View(size=32, rand_augment=SPEC)
-    rng = np.random.default_rng(3)
-    expected = rand_augment(view.apply(image, view.draw(rng, 60, 80)), SPEC, rng)
-    assert torch.equal(view.sample(image, np.random.default_rng(3), patch=8).pixels[0], expected)
+    image, view, changed = picture(60, 80), View(size=32, rand_augment=SPEC), 0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        crop = View(size=32).apply(image, view.draw(rng, 60, 80))
+        expected = rand_augment(crop, SPEC, rng)
+        assert torch.equal(view.sample(image, np.random.default_rng(seed), patch=8).pixels[0], expected)
+        changed += not torch.equal(crop, expected)
+    assert changed > 1
 
 
 # random erasing

@@ -61,6 +61,17 @@ def test_nothing_is_held_out_where_the_test_pictures_are_watched_or_none() -> No
     assert len(train) == 500 and watched is None
 
 
+def test_a_class_without_labelled_pictures_is_named() -> None:
+    with pytest.raises(UserError, match="1 of 5 classes have no picture to learn from, the first: d"):
+        opened(None, np.where(LABELS == 3, -1, LABELS))
+
+
+def test_of_every_class_a_picture_is_left_to_learn_from() -> None:
+    train, watched, _ = opened(Watching(every=1, hold_out=0.9), shots=3)
+    assert watched is not None and np.bincount(watched.labels).tolist() == [2] * 5
+    assert np.bincount(train.labels).tolist() == [1] * 5
+
+
 def test_the_only_picture_of_a_class_is_learnt_from() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2, 3, 4])
     train, watched, _ = opened(Watching(every=1, hold_out=0.1), labels)

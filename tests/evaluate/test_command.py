@@ -3,8 +3,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,10 +14,14 @@ from PIL import Image
 
 from unlabeled.data.sources import Files
 from unlabeled.errors import UserError
-from unlabeled.evaluate.base import Score
+from unlabeled.evaluate import command
+from unlabeled.evaluate.base import Protocol, Score
+from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.command import add_arguments, run
+from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.protocol import Evaluation, Splits
 from unlabeled.evaluate.results import Result
-from unlabeled.export import Preprocessing, export_encoder
+from unlabeled.export import Preprocessing, export_encoder, load_encoder
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.report.intervals import bootstrap
 
@@ -177,7 +182,40 @@ def test_every_protocol_with_settings_intervals_and_what_it_rests_on(
 
 
 def test_a_result_of_several_seeds() -> None:
-    each = [np.array([0.0, 100.0, 0.0]), np.array([100.0, 100.0, 0.0])]
+    each = [100.0 * np.random.default_rng(seed).integers(2, size=50) for seed in (0, 1)]
     result = Result(8, [Score("knn", values.mean(), values) for values in each])
-    assert (result.mean, result.std) == (pytest.approx(50), pytest.approx(100 / 3 / math.sqrt(2)))
-    assert result.interval == bootstrap(np.array([50.0, 100.0, 0.0])), "a picture counts with its mean over seeds"
+    means = [values.mean() for values in each]
+    assert result.mean == pytest.approx(sum(means) / 2)
+    assert result.std == pytest.approx(abs(means[0] - means[1]) / math.sqrt(2)) and means[0] != means[1]
+    assert result.interval == bootstrap((each[0] + each[1]) / 2), "a picture counts with its mean over seeds"
+
+
+class Echo(Protocol, frozen=True, extra="forbid"):
+    """Says what it is given."""
+
+    protocol: ClassVar[str] = "echo"
+    version: ClassVar[str] = "echo/1"
+    few_labels: ClassVar[bool] = True
+
+    def scores(self, bench: Bench) -> Iterator[tuple[str, float]]:
+        yield "echo", 1000 * bench.fraction + bench.seed
+
+
+def test_every_share_is_drawn_once_for_every_seed() -> None:
+    bench: Any = Bench(None, Splits(Evaluation(), None, torch.device("cpu")), (8, 8))  # type: ignore[arg-type]
+    bench.features = lambda: (Features(torch.zeros(40, 1), torch.arange(40) % 2), None)
+    found = command._scores(bench, [Echo()], (1.0, 0.5), 3)
+    assert {
+        column.key: ([score.value for score in result.found], result.labels) for column, result in found.items()
+    } == {
+        "echo": ([1000], 40),
+        "echo_50%": ([500, 501, 502], 20),
+    }
+
+
+def test_an_untrained_twin_is_always_the_same_other_one(tmp_path: Path) -> None:
+    encoder = load_encoder(export(tmp_path / "a", 1))
+    one, two = (command._untrained(encoder).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    name = "vit.blocks.0.attn.qkv.weight"
+    assert not torch.equal(one[name], encoder.state_dict()[name])

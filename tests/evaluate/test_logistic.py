@@ -112,5 +112,5 @@ def test_stopping_early_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "raise max_iterations" in caplog.text
     caplog.clear()
     # a slope that a line search in float32 does not come to
-    logistic_probe(blobs(60), blobs(60, seed=1), 3, Logistic(l2=(1e-3,), tolerance=1e-6))
+    logistic_probe(blobs(60, noise=1), blobs(60, seed=1), 3, Logistic(l2=(1e-3,), tolerance=1e-6))
     assert not caplog.text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from unlabeled.data.subset import stratified
 from unlabeled.errors import UserError
+from unlabeled.evaluate.base import Protocol
+from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.knn import Knn, knn_accuracy
 from unlabeled.evaluate.linear import Linear, linear_probe
-from unlabeled.evaluate.protocol import Evaluation, Evaluator, Splits
+from unlabeled.evaluate.protocol import Evaluation, Evaluator, Splits, measured
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 
 CPU = torch.device("cpu")
@@ -123,11 +126,21 @@ def test_episodes_that_cannot_be_drawn_are_refused_before_a_run() -> None:
         Splits(config, FakeData(), CPU).check()
 
 
+class Precision(Protocol, frozen=True, extra="forbid"):
+    """How many bytes a number of a product has."""
+
+    protocol: ClassVar[str] = "precision"
+    version: ClassVar[str] = "precision/1"
+
+    def scores(self, bench: Bench) -> Iterator[tuple[str, float]]:
+        yield "bytes", (torch.ones(2, 2) @ torch.ones(2, 2)).element_size()
+
+
 def test_probes_are_float32_under_autocast(encoder: Encoder) -> None:
-    evaluator = Evaluator(Splits(Evaluation(knn=None, linear=Linear(epochs=2)), FakeData(), CPU), (8, 8))
+    splits = Splits(Evaluation(knn=None, linear=Linear(epochs=2)), FakeData(), CPU)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        # bfloat16 heads would meet float32 biases
-        assert [name for name, _ in evaluator(encoder)] == ["linear"]
+        assert [name for name, _ in Evaluator(splits, (8, 8))(encoder)] == ["linear"]
+        assert [score.value for score in measured(Precision(), Bench(encoder, splits, (8, 8)))] == [4]
 
 
 def test_unlabelled_pictures_are_the_users_error(encoder: Encoder) -> None:

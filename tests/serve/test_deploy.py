@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_what_differs_is_refused_and_not_left(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match=r"differs from the timm model by .*, expected at most"):
         deploy(folder, tmp_path / "out", "torch")
     assert [file.name for file in tmp_path.iterdir()] == ["export"]
+
+
+def test_batches_of_two_sizes_are_compared_and_nan_is_a_difference() -> None:
+    trained = {"input_size": (3, 4, 4), "mean": PREPARED.mean, "std": PREPARED.std}
+    model, sizes = module.Prepared(nn.Flatten(), trained, "unit"), []
+
+    def other(pixels: Tensor) -> Tensor:
+        sizes.append(len(pixels))
+        return model(pixels) + 1e-5 * (4 - len(pixels))
+
+    assert module.difference(model, other) == pytest.approx(3e-5, rel=0.1) and sizes == [1, 3]
+    for factor in (1.001, math.nan):
+        with pytest.raises(UserError, match=r"differs from the timm model"):
+            module.difference(model, lambda pixels, factor=factor: factor * model(pixels))  # type: ignore[misc]
 
 
 def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,10 @@ import json
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,9 @@ from unlabeled.data.sources import Files
 from unlabeled.data.views import center_crop
 from unlabeled.export import Preprocessing, export_encoder, load_encoder
 from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.serve.embed import Embedding, Settings
 from unlabeled.serve.shards import Shard, read
+from unlabeled.train import distributed
 
 COUNT, BAD = 23, (4, 11)
 PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.9, interpolation="bilinear")
@@ -102,6 +107,22 @@ def test_as_the_encoder_says(home: Path, tmp_path: Path, format: str, pool: str,
     torch.testing.assert_close(found.tokens.float(), tokens, rtol=tolerance, atol=tolerance)
 
 
+def process(rank: int, world: int, autocast: Any = nullcontext) -> Any:
+    """What `make_accelerator` gives a process, without any others."""
+    device = torch.device("cpu")
+    return SimpleNamespace(
+        process_index=rank, num_processes=world, is_main_process=True, device=device, autocast=autocast
+    )
+
+
+def test_mixed_precision_rounds(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounding = {"no": nullcontext, "bf16": partial(torch.autocast, "cpu", torch.bfloat16)}
+    monkeypatch.setattr(distributed, "make_accelerator", lambda _, precision, *rest: process(0, 1, rounding[precision]))
+    assert embed(home, tmp_path / "whole") == 0 and embed(home, tmp_path / "mixed", "--precision", "bf16") == 0
+    exact, rounded = (whole(tmp_path / name).features for name in ("whole", "mixed"))
+    assert 1e-4 < (exact - rounded).abs().max() < 0.1
+
+
 def test_the_manifest_says_what_it_is(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert embed(home, tmp_path) == 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -160,6 +181,20 @@ def test_two_processes_write_the_same_bytes(home: Path, tmp_path: Path) -> None:
     assert launch(home, tmp_path / "two", world=2) == [0, 0]
     assert len(files(tmp_path / "one")) == 5 and files(tmp_path / "one") == files(tmp_path / "two")
     assert (tmp_path / "one" / "bad.jsonl").read_bytes() == (tmp_path / "two" / "bad.jsonl").read_bytes()
+
+
+def test_each_process_makes_its_share_of_the_files(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "make_accelerator", lambda *_: process(1, 2))
+    monkeypatch.setattr(Embedding, "finish", lambda _: None)
+    for missing in ([1, 3], [1, 2, 3]):  # of five files the second and the fourth, then of the other three one
+        assert embed(home, tmp_path) == 0
+        assert [int(file.stem[-5:]) for file in sorted(tmp_path.glob("features-*.safetensors"))] == missing
+
+
+def test_an_encoder_is_in_evaluation(home: Path, tmp_path: Path) -> None:
+    encoder, source = load_encoder(home / "export").train(), Files(path=str(home / "pictures")).open("train")
+    Embedding(encoder, source, PREPARED.mean, PREPARED.std, Settings(), tmp_path)
+    assert not encoder.training
 
 
 def test_killed_in_the_middle_it_goes_on(home: Path, tmp_path: Path) -> None:

@@ -39,9 +39,10 @@ def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any], **more: An
     return Engine(Finetune().job(recipe, accelerator), accelerator, folder / "run")
 
 
-def moved(folder: Path, task: dict[str, Any], **optim: Any) -> dict[str, Tensor]:
+def moved(folder: Path, task: dict[str, Any], accumulate: int = 1, **optim: Any) -> dict[str, Tensor]:
     """How far a step takes every parameter that it changes."""
-    made = engine(folder, task, optim)
+    run = {"device": "cpu", "workers": 0, "accumulate": accumulate}
+    made = engine(folder, task, optim, run=run)
     made.model.train()
     before = {name: parameter.detach().clone() for name, parameter in made.method.named_parameters()}
     feed = made._feed()
@@ -70,6 +71,12 @@ def test_the_first_step_is_as_long_as_batch_and_warm_up_say(tmp_path: Path, opti
     free = moved(tmp_path, {})
     for name, step in moved(tmp_path, {}, **optim).items():
         torch.testing.assert_close(step, rate * free[name], rtol=1e-3, atol=1e-6)
+
+
+def test_micro_batches_make_the_same_step(tmp_path: Path) -> None:
+    whole = moved(tmp_path, {})
+    for name, step in moved(tmp_path, {}, accumulate=4).items():
+        torch.testing.assert_close(step, whole[name], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["full", "gradual", "frozen"])

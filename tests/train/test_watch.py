@@ -40,6 +40,16 @@ def test_less_is_better_of_a_likelihood_lost_and_nan_never_is() -> None:
     assert (watching.best, watching.best_step, watching.since_best) == (0.8, 3, 2)
 
 
+def test_a_first_score_that_is_nan_is_not_the_best() -> None:
+    watching = watch("nll", patience=3)
+    assert watching.read(1, float("nan")) == "" and watching.kept_step is None
+    for step, score in ((2, 5.0), (3, float("nan"))):
+        watching.read(step, score)
+    assert (watching.best, watching.kept_step, watching.since_best) == (5.0, 2, 1)
+    lost = watch("nll", patience=1)
+    assert lost.read(4, float("nan")) == "nll has not improved since step 0: the run ends here" and lost.over
+
+
 def test_it_goes_on_from_what_was_noted() -> None:
     scores = [1.0, 2.0, 1.0, 1.0, 1.0, 3.0, 1.0]
     through, first = watch(patience=9, plateau=2), watch(patience=9, plateau=2)
@@ -51,4 +61,4 @@ def test_it_goes_on_from_what_was_noted() -> None:
     second.restore(json.loads(json.dumps(first.state())))
     for step, score in enumerate(scores[4:], start=4):
         second.read(step, score)
-    assert second.state() == through.state()
+    assert second.state() == through.state() and second.rate == through.rate < 1

@@ -7,12 +7,18 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
 from support import TINY_FINETUNE, assert_close_weights, checkpoint_bytes, launch, metrics, weights
 
+from unlabeled.data.loader import Normalize
+from unlabeled.data.views import center_crop
 from unlabeled.export import IMAGENET, export_encoder
 from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.recipe import load
+from unlabeled.schema import FinetuneRecipe
 
 PLAIN = ("task.drop_path=0.0", "optim.base_lr=0.003", "run.checkpoint_every=100")
 MODES: dict[str, tuple[str, ...]] = {
@@ -95,8 +101,9 @@ def test_a_watched_run_stops_early_with_its_best_weights_and_resumes(home: Path,
     assert last == best + 6 < 12 * 3
     assert rates[last] == pytest.approx(rates[best] / 2)
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == [f"step-{best:08d}", f"step-{last:08d}"]
-    protocol = json.loads((whole / "result.json").read_text())["protocol"]
-    assert protocol["weights_of_step"] == best
+    result = json.loads((whole / "result.json").read_text())
+    assert result["protocol"]["weights_of_step"] == best
+    assert result["confusion"] == confusion_of(whole).tolist()
     exported = weights(whole, best)["model.head.weight"]
     assert torch.equal(exported_head(whole), exported)
     assert not torch.equal(exported, weights(whole, last)["model.head.weight"])
@@ -106,6 +113,18 @@ def test_a_watched_run_stops_early_with_its_best_weights_and_resumes(home: Path,
     for step in (best, last):
         assert checkpoint_bytes(killed, step) == checkpoint_bytes(whole, step)
     assert torch.equal(exported_head(killed), exported)
+
+
+def confusion_of(output: Path) -> np.ndarray:
+    """By timm alone, of the export."""
+    recipe = load(FinetuneRecipe, output / "recipe.yaml", [])
+    val, normalize = recipe.data.open("val"), Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
+    images = torch.stack([normalize(center_crop(val.image(i), (16, 16), 1.0, "bicubic")) for i in range(len(val))])
+    with torch.no_grad():
+        logits = timm.create_model(f"local-dir:{output / 'export'}", pretrained=True).eval()(images)
+    counts = np.zeros((len(val.classes),) * 2, int)
+    np.add.at(counts, (val.labels, logits.argmax(1).numpy()), 1)
+    return counts
 
 
 def exported_head(output: Path) -> torch.Tensor:

@@ -18,7 +18,7 @@ from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 
 from unlabeled.data.loader import Normalize
-from unlabeled.data.views import center_crop
+from unlabeled.data.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
 from unlabeled.export import load_encoder, weights_digest
@@ -26,6 +26,7 @@ from unlabeled.recipe import load
 from unlabeled.schema import FinetuneRecipe
 from unlabeled.training import finetuning
 from unlabeled.transfer import score as module
+from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.score import Scorer, compact
 
 FILES = ("result.json", "result.md", "confusion.png", "reliability.png")
@@ -60,6 +61,8 @@ def test_timm_alone_finds_the_same_confusions(output: Path, result: dict[str, An
     recalls = [100 * row[i] / row.sum() for i, row in enumerate(counts) if row.sum()]
     assert result["balanced_accuracy"] == result["mean_class_accuracy"] == pytest.approx(np.mean(recalls))
     assert list(result["per_class"].values()) == pytest.approx(recalls, abs=1e-3)
+    config = json.loads((output / "export" / "config.json").read_text())
+    assert config["pretrained_cfg"]["crop_pct"] == 1.0 and config["label_names"] == list(val.classes)
 
 
 def test_protocol_seeds_and_cost(output: Path, result: dict[str, Any]) -> None:
@@ -147,6 +150,26 @@ def test_classes_without_training_pictures_are_named() -> None:
     Scorer(recipe, None, val, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]
 
 
+def test_pictures_are_prepared_as_the_task_says_and_the_method_is_in_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    how: dict[str, Any] = {}
+    method: Any = torch.nn.Dropout()
+
+    def noted(encode: Any, source: Any, **asked: Any) -> None:
+        how.update(asked, training=method.training)
+
+    monkeypatch.setattr(module, "extract", noted)
+    data, run = SimpleNamespace(mean=(0.5,), std=(0.5,)), SimpleNamespace(workers=0)
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"), process_index=1, num_processes=2)
+    view = View(size=(8, 12), interpolation="bilinear")
+    for asked, used in ((None, "bilinear"), ("bicubic", "bicubic")):
+        task = ClassifyConfig(view=view, interpolation=asked, crop_pct=0.9)  # type: ignore[arg-type]
+        module.look(method, method, SimpleNamespace(task=task, data=data, run=run), accelerator, None)  # type: ignore[arg-type]
+        assert (how["shape"], how["crop_pct"], how["interpolation"]) == ((8, 12), 0.9, used)
+        assert (how["rank"], how["world"], how["training"]) == (1, 2, False) and method.training
+
+
 def test_groups_go_by_pictures_that_were_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
     val: Any = SimpleNamespace(labels=np.array([0, 0, 1, 1]), classes=("cat", "dog"))
     seen = Features(torch.eye(2)[[0, 0, 0, 1]], torch.from_numpy(val.labels))
@@ -154,6 +177,22 @@ def test_groups_go_by_pictures_that_were_learnt_from(monkeypatch: pytest.MonkeyP
     method: Any = SimpleNamespace(predict=None)
     found = Scorer(None, None, val, np.repeat([0, 1], [101, 5]))(method)  # type: ignore[arg-type]
     assert found["groups"] == {"many": {"classes": 1, "accuracy": 100.0}, "few": {"classes": 1, "accuracy": 50.0}}
+
+
+def test_a_head_is_chosen_before_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second:
+        def __call__(self, method: Any) -> None:
+            method.chosen = 1
+
+        def summary(self, method: Any) -> dict[str, int]:
+            return {"chosen": method.chosen}
+
+    val: Any = SimpleNamespace(labels=np.array([1, 1]), classes=("cat", "dog"))
+    method: Any = SimpleNamespace(chosen=0, predict=None)
+    labels = torch.from_numpy(val.labels)
+    monkeypatch.setattr(module, "look", lambda *_: Features(torch.eye(2)[[method.chosen] * 2], labels))
+    found = Scorer(None, None, val, np.array([0, 1]), Second())(method)  # type: ignore[arg-type]
+    assert (found["accuracy"], found["sweep"]) == (100, {"chosen": 1})
 
 
 def test_lists_of_numbers_take_a_line() -> None:

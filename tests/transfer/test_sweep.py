@@ -193,13 +193,14 @@ def run(home: Path, output: Path, *more: str) -> int:
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
 def test_the_best_head_is_chosen_on_what_was_held_out(home: Path, tmp_path: Path, metric: str) -> None:
     heads = "task.sweep={rates: [1.0e-6, 0.1, 1.0], pools: [cls, cls_mean], blocks: [1, 2]}"
-    assert run(home, tmp_path, heads, f"watch={{every: 3, hold_out: 0.3, metric: {metric}}}") == 0
+    assert run(home, tmp_path, heads, f"watch={{every: 5, hold_out: 0.3, metric: {metric}}}") == 0
     result = json.loads((tmp_path / "result.json").read_text())
     found = result["sweep"]
     assert len(found["heads"]) == 12 and found["on"] == "30 % of the labels, held out"
     assert found["chosen"][metric] == max(head[metric] for head in found["heads"])
-    watched = [line[f"watched_{metric}"] for line in _lines(tmp_path) if f"watched_{metric}" in line]
-    assert found["chosen"][metric] == pytest.approx(max(watched))
+    name = f"watched_{metric}"
+    watched = {line["step"]: line[name] for line in _lines(tmp_path) if name in line}
+    assert found["chosen"][metric] == pytest.approx(max(watched.values())) and list(watched) == [5, 10, 12]
     place, step = found["heads"].index(found["chosen"]), result["protocol"]["weights_of_step"]
     exported = safetensors.torch.load_file(tmp_path / "export" / "heads.safetensors")["weight"]
     assert place > 0 and torch.equal(exported, weights(tmp_path, step)[f"heads.{place}.weight"])

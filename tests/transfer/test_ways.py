@@ -140,6 +140,18 @@ def test_what_a_cnn_does_not_have_is_refused(settings: dict[str, Any], says: str
         classifier("test_resnet", **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"mode": "attentive", "pool": "mean"}, "attentive pools by attention: leave pool out, found mean"),
+        ({"shots": 2, "fraction": 0.5}, r"expected shots or a fraction, found both \(2, 0.5\)"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ClassifyConfig(**settings)
+
+
 def test_gradual_wakes_one_block_after_another() -> None:
     settings: dict[str, Any] = {"mode": "gradual", "pool": "mean", "wake_every": 2.0}
     for epoch, blocks, embeddings in (
@@ -205,7 +217,9 @@ def test_averaged_weights_take_running_statistics() -> None:
 def test_retraining_replaces_the_head_and_nothing_else(model: str) -> None:
     first = classifier(model, mode="full", pool="mean")
     stepped(first)
-    second = classifier(model, Trained(first.arguments, first.exported()), mode="retrain", pool="mean")
+    trained = Trained(first.arguments, first.exported())
+    second = classifier(model, trained, mode="retrain", pool="mean")
+    assert Classifier(encoder(model), second.config, [4] * 7, trained).head.out_features == 7
     assert isinstance(second.model.get_classifier(), nn.Linear)
     changed = stepped(second)
     prefix = "model.fc." if model == "test_resnet" else "model.head."

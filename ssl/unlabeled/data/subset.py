@@ -12,7 +12,12 @@ SUBSET_STREAM = 0x5B5E
 
 
 def stratified(
-    labels: np.ndarray, fraction: float, seed: int, at_least: int = 0, names: Sequence[str] = ()
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    at_least: int = 0,
+    leave: int = 0,
+    names: Sequence[str] = (),
 ) -> np.ndarray:
     """The same share of every class; smaller shares are inside larger ones.
 
@@ -21,6 +26,7 @@ def stratified(
         fraction: share of each class, in (0, 1], rounded to whole samples.
         seed: which samples; not negative.
         at_least: samples of every class, however small its share.
+        leave: samples of every class that are not chosen, however large its share.
         names: of the classes, for the error.
 
     Returns:
@@ -32,7 +38,7 @@ def stratified(
     if not 0 < fraction <= 1:
         raise UserError(f"expected a label fraction in (0, 1], found {fraction}. Write 1 % as 0.01.")
     classes, counts = np.unique(labels, return_counts=True)
-    shares = np.where(classes < 0, 0, np.maximum(at_least, np.rint(fraction * counts)))
+    shares = np.where(classes < 0, 0, np.minimum(counts - leave, np.maximum(at_least, np.rint(fraction * counts))))
     empty = (shares == 0) & (classes >= 0)
     if empty.any():
         fewest = counts[empty].min()

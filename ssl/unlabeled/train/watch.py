@@ -71,7 +71,7 @@ class Watch:
             self.best, self.best_step, self.since_best, self.since_cut = score, step, 0, 0
             return ""
         self.since_best, self.since_cut = self.since_best + 1, self.since_cut + 1
-        since = f"{self.config.metric} has not improved since step {self.best_step}"
+        since = f"{self.config.metric} has not improved since step {self.best_step or 0}"
         if self.over:
             return f"{since}: the run ends here"
         if self.plateau is not None and self.since_cut >= self.plateau.patience:
@@ -80,10 +80,10 @@ class Watch:
         return ""
 
     def _improves(self, score: float) -> bool:
-        if self.best is None:
-            return True
+        if math.isnan(score) or self.best is None:
+            return not math.isnan(score)
         gain = self.best - score if self.config.metric == "nll" else score - self.best
-        return not math.isnan(score) and gain > self.config.min_delta
+        return gain > self.config.min_delta
 
     def state(self) -> dict[str, Any]:
         """What has been noted, for a checkpoint."""
