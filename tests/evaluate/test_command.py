@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,6 @@ from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.command import add_arguments, run
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.protocol import Evaluation, Splits
 from unlabeled.evaluate.results import Result
 from unlabeled.export import Preprocessing, export_encoder, load_encoder
 from unlabeled.nn.encoder import EncoderConfig
@@ -202,7 +202,8 @@ class Echo(Protocol, frozen=True, extra="forbid"):
 
 
 def test_every_share_is_drawn_once_for_every_seed() -> None:
-    bench: Any = Bench(None, Splits(Evaluation(), None, torch.device("cpu")), (8, 8))  # type: ignore[arg-type]
+    splits: Any = SimpleNamespace(sources=[SimpleNamespace(classes=("ant", "bee"))])
+    bench: Any = Bench(None, splits, (8, 8))  # type: ignore[arg-type]
     bench.features = lambda: (Features(torch.zeros(40, 1), torch.arange(40) % 2), None)
     found = command._scores(bench, [Echo()], (1.0, 0.5), 3)
     assert {
