@@ -202,7 +202,8 @@ class Echo(Protocol, frozen=True, extra="forbid"):
 
 
 def test_every_share_is_drawn_once_for_every_seed() -> None:
-    splits: Any = SimpleNamespace(sources=[SimpleNamespace(classes=("ant", "bee"))])
+    classes = SimpleNamespace(classes=("ant", "bee"))
+    splits: Any = SimpleNamespace(device=torch.device("cpu"), sources=[classes])
     bench: Any = Bench(None, splits, (8, 8))  # type: ignore[arg-type]
     bench.features = lambda: (Features(torch.zeros(40, 1), torch.arange(40) % 2), None)
     found = command._scores(bench, [Echo()], (1.0, 0.5), 3)
