@@ -20,7 +20,7 @@ from unlabeled.evaluate.pooling import Pixels, Pool, Wanted
 from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, measured, runs
 from unlabeled.evaluate.protocols import PROTOCOLS
 from unlabeled.evaluate.results import Column, Result, Row, document, table
-from unlabeled.files import replacing
+from unlabeled.files import check_writable, write_text
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
 from unlabeled.options import checked, pictures
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     config, protocols, device = _evaluation(args), settings(args.protocol, _changes(args)), device_of(args.device)
-    _check_files(args)
+    check_writable({"--json": args.json, "--markdown": args.markdown})
     console = Console()
     rows = []
     for subject in _subjects(args, device):
@@ -96,26 +96,10 @@ def run(args: argparse.Namespace) -> int:
     console.print(table(rows, protocols))
     if args.json is not None:
         report = {"protocol": _protocol(args, config, protocols), "rows": [row.summary() for row in rows]}
-        _write(args.json, json.dumps(report, indent=2) + "\n")
+        write_text(args.json, json.dumps(report, indent=2) + "\n")
     if args.markdown is not None:
-        _write(args.markdown, document(rows, protocols))
+        write_text(args.markdown, document(rows, protocols))
     return 0
-
-
-def _check_files(args: argparse.Namespace) -> None:
-    """Raise UserError when a result could not be written in the end."""
-    for option, file in (("--json", args.json), ("--markdown", args.markdown)):
-        if file is None:
-            continue
-        if file.is_dir():
-            raise UserError(f"{option} {file} is a folder; expected a file to write. Name one in it.")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file.with_name(f".{file.name}-tried")) as temporary:
-                temporary.touch()
-            file.with_name(f".{file.name}-tried").unlink()
-        except OSError as error:
-            raise UserError(f"{option} {file} cannot be written: {error.strerror}. Name another file.") from error
 
 
 def settings(names: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
@@ -287,11 +271,6 @@ def _protocol(args: argparse.Namespace, config: Evaluation, protocols: Sequence[
         "evaluation": {**preparation, **{one.protocol: one.model_dump(mode="json") for one in protocols}},
         "versions": versions(),
     }
-
-
-def _write(file: Path, text: str) -> None:
-    with replacing(file) as temporary:
-        temporary.write_text(text)
 
 
 def _times(shape: tuple[int, int]) -> str:

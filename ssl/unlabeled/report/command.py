@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from unlabeled.files import check_writable, write_text
 from unlabeled.report.several import document, grouped, read
 
 
@@ -22,12 +23,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a run has no result, or results cannot be compared.
     """
+    check_writable({"--json": args.json, "--markdown": args.markdown})
     rows = grouped([read(path) for path in args.runs])
     text = document(rows)
     print(text, end="")
     summary = {"rows": [row.summary() for row in rows]}
     for file, content in ((args.json, json.dumps(summary, indent=2) + "\n"), (args.markdown, text)):
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content)
+            write_text(file, content)
     return 0

@@ -30,7 +30,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.features import WORKER_TIMEOUT, Bad, CentreCrops, stack_centred
 from unlabeled.evaluate.pooling import Pool, Wanted, parts, read
 from unlabeled.export import weights_digest
-from unlabeled.files import replacing
+from unlabeled.files import write_text
 from unlabeled.nn.encoder import Encoder
 from unlabeled.recipe import flat
 from unlabeled.serve.shards import Format, Shard, intact
@@ -239,5 +239,4 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(file, json.dumps(content, indent=1) + "\n")

@@ -19,7 +19,7 @@ from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Encode, Features, evaluating, extract
 from unlabeled.export import Preprocessing, preprocessing_of
-from unlabeled.files import replacing
+from unlabeled.files import write_text
 from unlabeled.method import Method
 from unlabeled.report.calibration import Reliability
 from unlabeled.report.classification import classification
@@ -118,8 +118,7 @@ def write_result(output: Path, engine: Any, scorer: Scorer) -> None:
     content = result_of(engine, scorer, scorer.latest)
     texts = {"result.json": compact(json.dumps(content, indent=2)) + "\n", "result.md": page(content)}
     for name, text in texts.items():
-        with replacing(output / name) as file:
-            file.write_text(text)
+        write_text(output / name, text)
     title = f"{scorer.recipe.name}: {content['accuracy']:.2f} % of {content['pictures']:,} pictures"
     draw_confusion(output / "confusion.png", torch.tensor(content["confusion"]), scorer.classes, title)
     bins = Reliability(**{name: torch.tensor(values) for name, values in content["reliability"].items()})
