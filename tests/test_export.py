@@ -20,6 +20,7 @@ from unlabeled.data.masks import RandomMask
 from unlabeled.data.views import View
 from unlabeled.errors import UserError
 from unlabeled.export import (
+    IMAGENET,
     Preprocessing,
     export_encoder,
     load_classifier,
@@ -103,6 +104,18 @@ def test_scratch_has_the_architecture_but_not_the_weights(export: Path) -> None:
     trained, scratch = load_encoder(export), load_encoder(f"scratch:{export}")
     assert trained.vit.state_dict().keys() == scratch.vit.state_dict().keys()
     assert not torch.equal(trained.vit.blocks[0].attn.qkv.weight, scratch.vit.blocks[0].attn.qkv.weight)
+
+
+def test_scratch_of_timm_has_the_architecture_and_its_preprocessing() -> None:
+    encoder = load_encoder("scratch:timm:vit_tiny_patch16_224", image_size=32, channels=1)
+    assert encoder.model == "vit_tiny_patch16_224" and encoder(torch.zeros(1, 1, 32, 32)).patches.shape == (1, 4, 192)
+    half = (0.5, 0.5, 0.5)
+    for name in ("timm:vit_base_patch16_224", "scratch:timm:vit_base_patch16_224.augreg_in21k"):
+        assert preprocessing_of(name) == Preprocessing(half, half, 0.9, "bicubic")
+    dino = preprocessing_of("timm:vit_small_patch16_224.dino")
+    assert dino is not None and (dino.mean, dino.std) == (IMAGENET.mean, IMAGENET.std)
+    with pytest.raises(UserError, match=r"no such weights of 'resnet50.nonsense'"):
+        preprocessing_of("timm:resnet50.nonsense")
 
 
 def test_what_is_no_export_is_said_so(tmp_path: Path, export: Path) -> None:

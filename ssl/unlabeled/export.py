@@ -155,8 +155,8 @@ def load_method(method: Method, folder: str | Path) -> None:
 
 
 def load_encoder(path: str | Path, image_size: int | Grid | None = None, channels: int | None = None) -> Encoder:
-    """An encoder from an export folder, an official `METHOD:FILE.pth` (MAE's also without its name), `timm:NAME` or
-    `scratch:FOLDER` (random weights).
+    """An encoder from an export folder, an official `METHOD:FILE.pth` (MAE's also without its name), `timm:NAME`, or
+    with random weights `scratch:FOLDER` or `scratch:timm:NAME`.
 
     Args:
         path: where from.
@@ -166,13 +166,12 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     Raises:
         UserError: nothing loadable is there, or weights and architecture do not match exactly.
     """
-    where = str(path)
+    where, scratch = str(path).removeprefix("scratch:"), str(path).startswith("scratch:")
     if where.startswith("timm:"):
-        return _from_timm(where.removeprefix("timm:"), image_size, channels)
-    scratch = where.startswith("scratch:")
+        return _from_timm(where.removeprefix("timm:"), image_size, channels, pretrained=not scratch)
     if where.endswith((".pth", ".pt", ".pth.tar")):
-        return _from_official(where, image_size, channels)
-    folder = _existing(where.removeprefix("scratch:"))
+        return _from_official(str(path), image_size, channels)
+    folder = _existing(where)
     config = read_config(folder)
     arguments = {k: v for k, v in _arguments(config).items() if k not in OF_THE_HEAD}
     weights = None if scratch else _read(folder / "model.safetensors")
@@ -251,14 +250,33 @@ def _from_official(where: str, image_size: int | Grid | None, channels: int | No
 
 
 def preprocessing_of(path: str | Path) -> Preprocessing | None:
-    """The normalisation that an export folder (also as `scratch:FOLDER`) was trained with; None for anything else."""
-    folder = Path(str(path).removeprefix("scratch:"))
+    """How pictures were prepared for an export folder or `timm:NAME` (also with `scratch:`); None for anything else.
+
+    Raises:
+        UserError: the export is damaged, or timm has no such model.
+    """
+    where = str(path).removeprefix("scratch:")
+    if where.startswith("timm:"):
+        return _as_timm_says(where.removeprefix("timm:"))
+    folder = Path(where)
     if not (folder / "config.json").is_file():
         return None
     config = read_config(folder)
     trained = config["pretrained_cfg"]
     mean, std = trained["mean"], trained["std"]
     return Preprocessing(mean, std, trained["crop_pct"], trained["interpolation"], config.get("value_range"))
+
+
+def _as_timm_says(name: str) -> Preprocessing | None:
+    from timm.models import get_pretrained_cfg, is_model
+
+    if not is_model(name.split(".")[0]):
+        raise UserError(f"timm has no model '{name}'")
+    try:
+        config = get_pretrained_cfg(name)
+    except RuntimeError as error:  # of a name after the dot
+        raise UserError(f"timm has no such weights of '{name}': {error}") from error
+    return config and Preprocessing(config.mean, config.std, config.crop_pct, config.interpolation)
 
 
 def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
@@ -328,7 +346,7 @@ def _build(
     return encoder
 
 
-def _from_timm(name: str, image_size: int | Grid | None, channels: int | None) -> Encoder:
+def _from_timm(name: str, image_size: int | Grid | None, channels: int | None, pretrained: bool) -> Encoder:
     import timm
 
     architecture = name.split(".")[0]
@@ -336,7 +354,7 @@ def _from_timm(name: str, image_size: int | Grid | None, channels: int | None) -
         raise UserError(f"timm has no model '{name}'")
     pool = {} if is_cnn(architecture) else {"global_pool": "token"}
     try:
-        vit = timm.create_model(name, pretrained=True, num_classes=0, **pool)
+        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **pool)
     except Exception as error:  # a hub, a network or a file: whatever it was, the person must hear it
         raise UserError(f"timm cannot load the weights of '{name}': {error}") from error
     if is_cnn(architecture):

@@ -111,7 +111,8 @@ class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
 
     encoder: str = Field(
         description="the backbone: an export folder, METHOD:FILE.pth of an official release (mae:, simmim:, mocov3:, "
-        "dino:, ibot:, dinov2:), or timm:NAME; 'scratch:FOLDER' for an export's architecture with random weights"
+        "dino:, ibot:, dinov2:), or timm:NAME; scratch:FOLDER or scratch:timm:NAME for an architecture with random "
+        "weights"
     )
     adapt: tuple[Literal["size", "channels"], ...] = Field(
         (),

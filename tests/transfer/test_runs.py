@@ -37,6 +37,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "retrain": ("task.effective_number=0.9", "task.logit_adjustment=1.0"),
 }
 
+SPLITS = {"train": "x", "train_labels": "y", "val": "x", "val_labels": "y"}
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -146,6 +148,24 @@ def test_what_must_be_adapted_is_said(home: Path, tmp_path: Path, capfd: pytest.
     short = ("train.epochs=0.4", "optim.warmup_epochs=0")
     assert launch("finetune", command(home, tmp_path, "full", "task.view.size=24", "adapt=[size]", *short)) == [0]
     assert "model.pos_embed" in weights(tmp_path, 2) and weights(tmp_path, 2)["model.pos_embed"].shape == (1, 37, 16)
+
+
+def test_grey_pictures_through_an_encoder_of_colours(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pictures, labels = np.random.default_rng(0).integers(256, size=(40, 16, 16), dtype=np.uint8), np.arange(40) % 4
+    np.save(tmp_path / "x.npy", pictures)
+    np.save(tmp_path / "y.npy", labels)
+    files = ", ".join(f"{name}: {tmp_path}/{file}.npy" for name, file in SPLITS.items())
+    grey = (f"data={{name: arrays, {files}, mean: [0.5], std: [0.5]}}", "train.epochs=0.4", "optim.warmup_epochs=0")
+    command_line = [str(home / "finetune.yaml"), f"run.output={tmp_path}/run", *grey]
+    assert launch("finetune", command_line) == [2]
+    assert "the encoder sees 3 channels, the pictures have 1" in capfd.readouterr().err
+    assert launch("finetune", [*command_line, "adapt=[channels]"]) == [0]
+    assert weights(tmp_path / "run", 2)["model.patch_embed.proj.weight"].shape == (16, 1, 4, 4)
+    # a normalisation that can be the encoder's must be
+    assert launch("finetune", command(home, tmp_path / "run", "full", "data.mean=[0.5,0.5,0.5]")) == [2]
+    assert "pretrained with mean (0.485, 0.456, 0.406)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
