@@ -191,9 +191,13 @@ def run(home: Path, output: Path, *more: str) -> int:
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
-def test_the_best_head_is_chosen_on_what_was_held_out(home: Path, tmp_path: Path, metric: str) -> None:
+def test_the_best_head_is_chosen_on_what_was_held_out(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], metric: str
+) -> None:
     heads = "task.sweep={rates: [1.0e-6, 0.1, 1.0], pools: [cls, cls_mean], blocks: [1, 2]}"
     assert run(home, tmp_path, heads, f"watch={{every: 5, hold_out: 0.3, metric: {metric}}}") == 0
+    kinds = "cls of 1 block, cls_mean of 1 block, cls of 2 blocks, cls_mean of 2 blocks"
+    assert f"mode sweep, 12 heads: 3 rates x {kinds}" in capfd.readouterr().err
     result = json.loads((tmp_path / "result.json").read_text())
     found = result["sweep"]
     assert len(found["heads"]) == 12 and found["on"] == "30 % of the labels, held out"

@@ -76,11 +76,11 @@ class Finetune:
             "drawn": task.balance != "none" and f"{task.balance} from epoch {task.balance_from:g}",
         }
         some = "".join(f", {name} {text}" for name, text in chosen.items() if text)
-        watch, pool = recipe.watch, "as it was trained" if task.mode == "retrain" else task.pool
+        watch = recipe.watch
         return [
             ("pictures", f"{len(source):,} from {recipe.data.whence}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
-            ("task", f"classify, mode {task.mode}, pool {pool}"),
+            ("task", f"classify, mode {task.mode}, {_reading(task)}"),
             *([("waking", _waking(recipe, job))] if task.mode == "gradual" else []),
             *([("watch", f"{watch.metric} every {watch.every} steps, keep the {watch.keep}")] if watch else []),
         ]
@@ -112,6 +112,17 @@ class Finetune:
             if whole
             else f"  backbone   {output}/export  ({load}), the linear head is in heads.safetensors",
         ]
+
+
+def _reading(task: Any) -> str:
+    """What the head or the heads of a task read."""
+    from unlabeled.plan import number
+
+    if task.mode != "sweep":
+        return f"pool {'as it was trained' if task.mode == 'retrain' else task.pool}"
+    heads = task.sweep.heads(task.pool)
+    kinds = dict.fromkeys(f"{head.kind.pool} of {number(head.kind.blocks, 'block')}" for head in heads)
+    return f"{number(len(heads), 'head')}: {number(len(task.sweep.rates), 'rate')} x {', '.join(kinds)}"
 
 
 def _waking(recipe: Any, job: Job) -> str:
