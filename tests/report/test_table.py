@@ -10,6 +10,7 @@ def test_markdown_as_it_should_look() -> None:
         "| kNN\\|20 | 91.25 |\n"
         "| linear  |   8.5 |\n"
     )
+    assert markdown(("", ""), [("mode", "full")], left=2) == "|      |      |\n| ---- | ---- |\n| mode | full |\n"
 
 
 def test_estimates() -> None:

@@ -22,7 +22,7 @@ def page(result: dict[str, Any]) -> str:
         markdown(("score", "value"), list(_scores(result))),
         "![confusion matrix](confusion.png) ![reliability](reliability.png)",
         f"## Hardest classes\n\n{markdown(('class', 'accuracy, %', 'pictures', 'taken for'), _hardest(result))}",
-        f"## Protocol and cost\n\n{markdown(('', ''), list(_circumstances(result)))}",
+        f"## Protocol and cost\n\n{markdown(('', ''), list(_circumstances(result)), left=2)}",
     )
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from unlabeled.report.intervals import student
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with its columns aligned: the first to the left, the others to the right.
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table with its columns aligned: the first to the left, the others, which hold numbers, to the right.
 
     Args:
         head: names of the columns.
         rows: as many cells each.
+        left: how many are aligned to the left.
     """
     lines = [[_escaped(cell) for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(head))]
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return "".join(f"| {' | '.join(_aligned(line, widths))} |\n" for line in (lines[0], rule, *lines[1:]))
+    rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "".join(f"| {' | '.join(_aligned(line, widths, left))} |\n" for line in (lines[0], rule, *lines[1:]))
 
 
 def estimate(
@@ -43,6 +44,6 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
     pairs = enumerate(zip(line, widths, strict=True))
-    return [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in pairs]
+    return [cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in pairs]
