@@ -79,11 +79,13 @@ def test_seeds_become_a_mean_with_its_error(tmp_path: Path, capsys: pytest.Captu
     assert text == files[1].read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     columns = ["accuracy", "top-5", "balanced accuracy", "many", "few", "NLL, nats", "ECE", "CPU s"]
-    assert rows[0] == ["runs", "seeds", *columns]
+    assert rows[0] == ["", "runs", "seeds", *columns]
+    assert rows[2][:2] == ["1", ", ".join(runs)]
     low, high = 53 - half, 53 + half
     same = ["90.00 ± 0.00", "40.00 ± 0.00", "60.00 ± 0.00", "10.00 ± 0.00", "1.2500 ± 0.0000", "5.00 ± 0.00"]
-    assert rows[2][1:] == ["0, 1, 2", f"53.00 ± {deviation:.2f} [{low:.2f}, {high:.2f}]", *same, "100"]
-    assert rows[3][1:4] == ["0", "41.00 [38.00, 44.00]", "-"]
+    assert rows[2][2:] == ["0, 1, 2", f"53.00 ± {deviation:.2f} [{low:.2f}, {high:.2f}]", *same, "100"]
+    assert rows[3][2:5] == ["0", "41.00 [38.00, 44.00]", "-"]
+    assert rows[-3] == ["", "1", "2"]
     assert rows[-1] == ["task.mode", "full", "linear"]  # the only setting that sets them apart
 
 
@@ -97,6 +99,20 @@ def test_other_weights_or_labels_are_no_repetition(tmp_path: Path, capsys: pytes
     text = capsys.readouterr().out
     apart = [line.split("|")[1].strip() for line in text.split("What sets them apart")[1].splitlines()[4:]]
     assert apart == ["labelled pictures", "encoder's weights"]
+
+
+def test_other_weights_are_a_repetition_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = [{"protocol__encoder": f"runs/mae_{s}", "protocol__fingerprints__encoder": f"e{s}"} for s in range(2)]
+    runs = [write(tmp_path / f"mae_{s}", **told, accuracy=50.0 + s) for s, told in enumerate(weights)]
+    assert main(["report", *runs, "--over-encoders", "--json", str(tmp_path / "it.json")]) == 0
+    (row,) = json.loads((tmp_path / "it.json").read_text())["rows"]
+    assert row["scores"]["accuracy"]["values"] == [50.0, 51.0] and row["settings"]["task.mode"] == "full"
+    assert "encoder" not in row["settings"] and "What sets them apart" not in capsys.readouterr().out
+    again = write(tmp_path / "again", **weights[1])
+    assert main(["report", *runs, again, "--over-encoders"]) == 2
+    assert "one run twice is no repetition" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,11 @@ from unlabeled.report.several import document, grouped, read
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `report`."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs (runs/NAME)")
+    parser.add_argument(
+        "--over-encoders",
+        action="store_true",
+        help="runs from different weights are repetitions too: pretrained again, or re-trained heads",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, settings, seeds and costs here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
 
@@ -24,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: a run has no result, or results cannot be compared.
     """
     check_writable({"--json": args.json, "--markdown": args.markdown})
-    rows = grouped([read(path) for path in args.runs])
+    rows = grouped([read(path) for path in args.runs], args.over_encoders)
     text = document(rows)
     print(text, end="")
     summary = {"rows": [row.summary() for row in rows]}

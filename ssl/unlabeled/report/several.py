@@ -18,7 +18,7 @@ from unlabeled.schema import is_free
 SCORES = ("accuracy", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
 HEADINGS = {"balanced_accuracy": "balanced accuracy", "top5": "top-5", "nll": "NLL, nats", "ece": "ECE"}
 DIGITS = {"nll": 4}
-SEEDS = ("task.fraction_seed",)
+SEEDS, ENCODER = ("task.fraction_seed",), ("encoder", "encoder's weights")
 SHOWN = 3  # names of runs in a cell
 NOTE = (
     "Percent unless said; mean ± standard deviation over the runs [95 % interval: Student's t over the runs; of a "
@@ -61,6 +61,12 @@ class Row(NamedTuple):
     runs: list[Run]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Those that all of the runs share."""
+        first, *others = (run.settings() for run in self.runs)
+        return {path: value for path, value in first.items() if all(other.get(path) == value for other in others)}
+
+    @property
     def name(self) -> str:
         """Names of the runs, the first few."""
         names = [run.name for run in self.runs]
@@ -90,7 +96,7 @@ class Row(NamedTuple):
             "scores": scores,
             "bootstrap_intervals": [run.result["interval"] for run in self.runs],
             "cost": [run.result["cost"] for run in self.runs],
-            "settings": self.runs[0].settings(),
+            "settings": self.settings,
             "fingerprints": [run.protocol["fingerprints"] for run in self.runs],
         }
 
@@ -115,25 +121,27 @@ def read(path: Path) -> Run:
     return run
 
 
-def grouped(runs: Sequence[Run]) -> list[Row]:
+def grouped(runs: Sequence[Run], over_encoders: bool = False) -> list[Row]:
     """Repetitions together, in the order in which their first runs come.
+
+    Args:
+        runs: at least one.
+        over_encoders: whether runs that began from different weights, such as pretrained with other seeds, are
+            repetitions too.
 
     Raises:
         UserError: results cannot be compared, or a run is no repetition but the same once more.
     """
     for run in runs[1:]:
         _comparable(runs[0], run)
-    rows: list[Row] = []
+    rows: dict[str, Row] = {}
     for run in runs:
-        row = next((row for row in rows if row.runs[0].settings() == run.settings()), None)
-        if row is None:
-            rows.append(Row([run]))
-        else:
-            row.runs.append(run)
-    for row in rows:
+        told = {path: value for path, value in run.settings().items() if not over_encoders or path not in ENCODER}
+        rows.setdefault(json.dumps(told, sort_keys=True), Row([])).runs.append(run)
+    for row in rows.values():
         for one, other in combinations(row.runs, 2):
             _independent(one, other)
-    return rows
+    return list(rows.values())
 
 
 def _comparable(one: Run, other: Run) -> None:
@@ -158,7 +166,8 @@ def _independent(one: Run, other: Run) -> None:
                 f"{one.name} and {other.name} say the same, but learnt from different pictures (fingerprints "
                 f"{pictures[0]} and {pictures[1]}). Report them apart."
             )
-    if one.seeds == other.seeds:
+    same_weights = one.settings()[ENCODER[1]] == other.settings()[ENCODER[1]]
+    if one.seeds == other.seeds and same_weights:
         seeds = " and ".join(f"{name} {seed}" for name, seed in one.seeds.items())
         raise UserError(
             f"{one.name} and {other.name} have equal settings and seeds ({seeds}): one run twice is no repetition. "
@@ -169,23 +178,27 @@ def _independent(one: Run, other: Run) -> None:
 def document(rows: Sequence[Row]) -> str:
     """Markdown: the scores, and the settings that set rows apart."""
     shown = [name for name in SCORES if any(row.values(name) for row in rows)]
-    head = ["runs", "seeds", *(HEADINGS.get(name, name) for name in shown), "CPU s"]
-    cells = [[row.name, _seeds(row), *(row.cell(name) for name in shown), _cost(row)] for row in rows]
+    head = ["", "runs", "seeds", *(HEADINGS.get(name, name) for name in shown), "CPU s"]
+    cells = [
+        [str(number), row.name, _seeds(row), *(row.cell(name) for name in shown), _cost(row)]
+        for number, row in enumerate(rows, 1)
+    ]
     protocol, pictures = rows[0].runs[0].protocol, rows[0].runs[0].result["pictures"]
     scored = (
         f"Protocol {protocol['name']} {protocol['version']}, {pictures:,} pictures ({protocol['fingerprints']['val']})."
     )
-    parts = [markdown(head, cells), f"{NOTE} {scored}\n"]
+    parts = [markdown(head, cells, left=2), f"{NOTE} {scored}\n"]
     apart = differences(rows)
     if apart:
         lines = [[path, *(_shown(value) for value in values)] for path, values in apart.items()]
-        parts.append(f"What sets them apart:\n\n{markdown(['', *(row.name for row in rows)], lines)}")
+        numbers = [str(number) for number in range(1, len(rows) + 1)]
+        parts.append(f"What sets them apart:\n\n{markdown(['', *numbers], lines)}")
     return "\n".join(parts)
 
 
 def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Settings that are not the same in all rows: a value for each row, None where it has no such setting."""
-    settings = [row.runs[0].settings() for row in rows]
+    settings = [row.settings for row in rows]
     paths = dict.fromkeys(path for each in settings for path in each)
     found = {path: [each.get(path) for each in settings] for path in paths}
     return {path: values for path, values in found.items() if any(value != values[0] for value in values)}
