@@ -268,15 +268,24 @@ def preprocessing_of(path: str | Path) -> Preprocessing | None:
 
 
 def _as_timm_says(name: str) -> Preprocessing | None:
-    from timm.models import get_pretrained_cfg, is_model
+    from timm.models import get_pretrained_cfg
 
-    if not is_model(name.split(".")[0]):
-        raise UserError(f"timm has no model '{name}'")
+    _timms_architecture(name)
     try:
         config = get_pretrained_cfg(name)
     except RuntimeError as error:  # of a name after the dot
         raise UserError(f"timm has no such weights of '{name}': {error}") from error
     return config and Preprocessing(config.mean, config.std, config.crop_pct, config.interpolation)
+
+
+def _timms_architecture(name: str) -> str:
+    """Of a timm model, which the name of its weights may follow. Raises UserError when there is none."""
+    import timm
+
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise UserError(f"timm has no model '{name}'")
+    return architecture
 
 
 def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
@@ -349,9 +358,7 @@ def _build(
 def _from_timm(name: str, image_size: int | Grid | None, channels: int | None, pretrained: bool) -> Encoder:
     import timm
 
-    architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        raise UserError(f"timm has no model '{name}'")
+    architecture = _timms_architecture(name)
     pool = {} if is_cnn(architecture) else {"global_pool": "token"}
     try:
         vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **pool)
