@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     from unlabeled.export import Preprocessing
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def check_least(options: argparse.Namespace, **least: int) -> None:
+    """Raise UserError when a number that was given is smaller than the least that makes sense."""
+    for name, bound in least.items():
+        if (found := getattr(options, name)) is not None and found < bound:
+            raise UserError(f"--{name.replace('_', '-')} {found}: expected at least {bound}")
 
 
 def checked(model: type[M], **fields: Any) -> M:

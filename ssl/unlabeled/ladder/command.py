@@ -27,6 +27,7 @@ from unlabeled.ladder.rungs import (
 from unlabeled.lock import claim
 from unlabeled.nn.conv import ConvEncoder
 from unlabeled.nn.encoder import Encoder
+from unlabeled.options import check_least
 from unlabeled.plan import number
 
 VERSION = "1"
@@ -113,7 +114,9 @@ def _check(options: argparse.Namespace, climb: Climb) -> None:
             raise UserError(f"--set {change}: expected RUNG.a.b=value with a rung of {', '.join(RUNGS)}")
         if rung not in options.rungs:
             raise UserError(f"--set {change}: {rung} is not climbed. Add it to --rungs, or leave this out.")
-    _in_range(options)
+    check_least(options, seeds=1, steps=1, batch_size=2, workers=0)
+    if not 0 < options.min_scale <= 1:
+        raise UserError(f"--min-scale {options.min_scale:g}: expected a share above 0 and at most 1")
     _ = splits_of(climb).sources
     for rung in options.rungs:
         if rung in PROBES:
@@ -121,14 +124,6 @@ def _check(options: argparse.Namespace, climb: Climb) -> None:
             continue
         for fraction, seed in itertools.product(options.fractions, range(options.seeds)):
             refuse_another(recipe_of(climb, rung, fraction, seed))
-
-
-def _in_range(options: argparse.Namespace) -> None:
-    for name, least in {"seeds": 1, "steps": 1, "batch_size": 2, "workers": 0}.items():
-        if (found := getattr(options, name)) < least:
-            raise UserError(f"--{name.replace('_', '-')} {found}: expected at least {least}")
-    if not 0 < options.min_scale <= 1:
-        raise UserError(f"--min-scale {options.min_scale:g}: expected a share above 0 and at most 1")
 
 
 def _steps(climb: Climb) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.errors import UserError
-from unlabeled.options import checked, cores, pictures
+from unlabeled.options import check_least, checked, cores, pictures
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     from unlabeled.train.distributed import make_accelerator
 
-    for name, least in {"batch_size": 1, "size": 1, "workers": 0}.items():
-        if (found := getattr(args, name)) is not None and found < least:
-            raise UserError(f"--{name.replace('_', '-')} {found}: expected at least {least}")
+    check_least(args, batch_size=1, size=1, workers=0)
     accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))
     try:
         _embed(args, accelerator)
