@@ -31,7 +31,7 @@ def main() -> None:
     for name, encoder in (("scratch", f"scratch:{EXPORT}"), ("pretrained", str(EXPORT))):
         recipe = ["recipes/demo/finetune_shapes.yaml", f"name=shapes_{name}", f"encoder={encoder}"]
         run(times, f"fine-tune {name}", "finetune.py", *recipe, "--fresh", "--force")
-    show(json.loads(scores.read_text()), times)
+    show(json.loads(scores.read_text(encoding="utf-8")), times)
 
 
 def run(times: dict[str, float], name: str, *arguments: str) -> None:
@@ -59,7 +59,7 @@ def show(evaluated: dict[str, Any], times: dict[str, float]) -> None:
 
 def accuracy_of(name: str) -> float:
     """What fine-tuning reached."""
-    return json.loads((RUNS / f"shapes_{name}" / "result.json").read_text())["accuracy"]
+    return json.loads((RUNS / f"shapes_{name}" / "result.json").read_text(encoding="utf-8"))["accuracy"]
 
 
 def newest_picture() -> Path:

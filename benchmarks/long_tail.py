@@ -100,7 +100,7 @@ def run(chosen: argparse.Namespace, name: str, seed: int, recipe: str, *settings
         quiet = ("run.threads=1", "run.workers=0", f"run.device={chosen.device}")
         command = [sys.executable, "finetune.py", f"{RECIPES / recipe}.yaml", *settings, *common, *quiet]
         subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-    result: dict[str, Any] = json.loads((output / "result.json").read_text())
+    result: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
     return result
 
 

@@ -79,7 +79,9 @@ def pretrain(method: str, data: str, name: str, epochs: float) -> float:
 
 def readings(name: str) -> list[dict[str, float]]:
     """A run's log."""
-    return [json.loads(line) for line in (ROOT / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (ROOT / "runs" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def epochs_in(method: str, data: str, minutes: float) -> float:
@@ -96,10 +98,10 @@ def measure(method: str, data: str, minutes: float) -> Run:
     cost = ROOT / "runs" / name / "cpu_minutes.json"
     if not cost.exists():
         spent = pretrain(method, data, name, epochs_in(method, data, minutes))
-        cost.write_text(json.dumps(spent))
+        cost.write_text(json.dumps(spent), encoding="utf-8")
     log = readings(name)
     images = int(log[-1]["step"]) * recipe_of(method).train.batch_size
-    return Run(method, f"runs/{name}/export", json.loads(cost.read_text()), images, log[0], log[-1])
+    return Run(method, f"runs/{name}/export", json.loads(cost.read_text(encoding="utf-8")), images, log[0], log[-1])
 
 
 def untrained_too(methods: Sequence[str]) -> dict[str, bool]:
@@ -117,7 +119,7 @@ def probe(run: Run, data: str, untrained: bool, raw: bool) -> dict[str, dict[str
     options = (*PROBES, "--pool", recipe_of(run.method).evaluate.pool, "--json", str(file))
     python("-m", "unlabeled", "evaluate", *exports, "--data", data, *options, *(["--baselines"] if raw else []))
     names = (run.method, *(["raw pixels"] if raw else []), f"untrained, as {run.method}")
-    return dict(zip(names, json.loads(file.read_text())["rows"], strict=False))
+    return dict(zip(names, json.loads(file.read_text(encoding="utf-8"))["rows"], strict=False))
 
 
 def shown(name: str, row: dict[str, Any], run: Run | None) -> list[str]:

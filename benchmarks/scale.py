@@ -116,7 +116,7 @@ def memory(pids: Sequence[int]) -> dict[str, float]:
     """MB of processes together: resident, and of that what is not mapped from files."""
     total = dict.fromkeys(MEMORY, 0.0)
     for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]:
             name, _, value = line.partition(":")
             if name in total:
                 total[name] += int(value.split()[0]) / 1024

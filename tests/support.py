@@ -135,7 +135,7 @@ def checkpoint_bytes(output: Path, step: int) -> dict[str, bytes]:
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def weights(output: Path, step: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def refuse(capsys: pytest.CaptureFixture[str], stage: str, arguments: list[str])
 
 
 def test_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bad.yaml").write_text(BAD)
+    (tmp_path / "bad.yaml").write_text(BAD, encoding="utf-8")
     said = refuse(capsys, "pretrain", [str(tmp_path / "bad.yaml")])
     for place in (
         "data.train_size",
@@ -65,7 +65,7 @@ def test_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, expected: str) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     said = refuse(capsys, "pretrain", [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / 'run'}", override])
     assert expected in said
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -103,11 +103,12 @@ def test_what_a_method_cannot_do(
 
 
 def test_the_checkpoint_and_the_export_of_another_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mae.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "mae.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     (tmp_path / "simmim.yaml").write_text(
         TINY_PRETRAIN.replace("name: mae", "name: simmim").replace(
             "  decoder: {name: self, width: 16, depth: 1, heads: 2}\n", ""
-        )
+        ),
+        encoding="utf-8",
     )
     output = [f"run.output={tmp_path / 'run'}"]
     assert launch("pretrain", [str(tmp_path / "mae.yaml"), *output]) == [0]
@@ -120,17 +121,18 @@ def test_the_checkpoint_and_the_export_of_another_method(tmp_path: Path, capsys:
 def test_an_empty_folder_and_a_missing_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "pretrain.yaml").write_text(
-        TINY_PRETRAIN.replace("{name: shapes, train_size: 42, val_size: 20, size: 16}", "{name: files, path: EMPTY}")
+        TINY_PRETRAIN.replace("{name: shapes, train_size: 42, val_size: 20, size: 16}", "{name: files, path: EMPTY}"),
+        encoding="utf-8",
     )
     said = refuse(capsys, "pretrain", [str(tmp_path / "pretrain.yaml"), f"data.path={tmp_path / 'empty'}"])
     assert str(tmp_path / "empty") in said
-    (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(tmp_path / "nothing")))
+    (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(tmp_path / "nothing")), encoding="utf-8")
     assert "is not an export" in refuse(capsys, "finetune", [str(tmp_path / "finetune.yaml")])
 
 
 def test_a_recipe_of_the_other_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "pretrain.yaml").write_text(TINY_PRETRAIN)
-    (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE)
+    (tmp_path / "pretrain.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE, encoding="utf-8")
     said = refuse(capsys, "pretrain", [str(tmp_path / "finetune.yaml")])
     assert "has `encoder`, so it is a recipe for finetune.py; this is pretrain.py" in said
     said = refuse(capsys, "finetune", [str(tmp_path / "pretrain.yaml")])
@@ -138,8 +140,10 @@ def test_a_recipe_of_the_other_program(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_outputs_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "pretrain.yaml").write_text(TINY_PRETRAIN)
-    (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(tmp_path / "run" / "export")))
+    (tmp_path / "pretrain.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    (tmp_path / "finetune.yaml").write_text(
+        TINY_FINETUNE.replace("UNSET", str(tmp_path / "run" / "export")), encoding="utf-8"
+    )
     assert launch("pretrain", [str(tmp_path / "pretrain.yaml"), f"run.output={tmp_path / 'run'}"]) == [0]
     capsys.readouterr()
     said = refuse(capsys, "finetune", [str(tmp_path / "finetune.yaml"), f"run.output={tmp_path / 'run'}"])
@@ -161,7 +165,7 @@ def _small_files() -> None:
 
 
 def test_a_quota_during_a_save_keeps_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     arguments = [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / 'run'}"]
     assert launch("pretrain", arguments, kill={"step": 5}) == [-9]
     before = checkpoint_bytes(tmp_path / "run", 3)
@@ -186,7 +190,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     arguments = [str(tmp_path / "tiny.yaml"), f"run.output={disk / 'run'}", "run.keep_last=1"]
     assert launch("pretrain", arguments, kill={"step": 5}) == [-9]
 

@@ -149,16 +149,16 @@ def test_a_flipped_header_is_refused(export: Path) -> None:
     ],
 )
 def test_a_config_that_does_not_suit_is_named(export: Path, change: Callable[[Any], Any], said: str) -> None:
-    config = json.loads((export / "config.json").read_text())
+    config = json.loads((export / "config.json").read_text(encoding="utf-8"))
     change(config)
-    (export / "config.json").write_text(json.dumps(config))
+    (export / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match=said):
         load_encoder(export)
 
 
 @pytest.mark.parametrize("text", ["", '{"architecture": "vit', "[]"])
 def test_half_a_config_is_refused(export: Path, text: str) -> None:
-    (export / "config.json").write_text(text)
+    (export / "config.json").write_text(text, encoding="utf-8")
     for read_it in (preprocessing_of, load_encoder, load_classifier):
         with pytest.raises(UserError, match=r"config\.json .*Copy the whole export folder again"):
             read_it(export)
@@ -197,6 +197,6 @@ def test_training_checkpoints_with_their_arguments_are_read(tmp_path: Path) -> N
 
 
 def test_config_json_is_timms(export: Path) -> None:
-    config = json.loads((export / "config.json").read_text())
+    config = json.loads((export / "config.json").read_text(encoding="utf-8"))
     assert config["model_args"]["global_pool"] == config["global_pool"] == "token"
     assert config["pretrained_cfg"]["first_conv"] == "patch_embed.proj"

@@ -88,26 +88,26 @@ def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
 def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = ["--set", "lora.task.lora.rank=2", "layer_decay.optim.base_lr=1e-4"]
     assert main([*arguments, *changed]) == 0
-    content = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    content = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))
     found = {(step["rung"], step["fraction"]): step["accuracies"] for step in content["steps"]}
     assert set(found) == {(rung, fraction) for rung in rungs.RUNGS for fraction in (0.1, 1.0)}
     assert all(len(scores) == (1 if key in {("knn", 1.0), ("linear", 1.0)} else 2) for key, scores in found.items())
     for rung, fraction in (("attentive", 0.1), ("lora", 1.0)):
         results = [tmp_path / "out" / f"{rung}_{100 * fraction:g}pct_seed{seed}" / "result.json" for seed in (0, 1)]
-        assert found[rung, fraction] == [json.loads(file.read_text())["accuracy"] for file in results]
+        assert found[rung, fraction] == [json.loads(file.read_text(encoding="utf-8"))["accuracy"] for file in results]
     splits = Splits(Evaluation(pool="mean", crop_pct=1.0), FEW, torch.device("cpu"))
     bench = Bench(load_encoder(arguments[1]), splits, (16, 16))
     for probe in (Knn(), Linear()):
         by_hand = [next(iter(probe.scores(bench.few(0.1, seed)))).value for seed in (0, 1)]  # type: ignore[union-attr]
         assert found[probe.protocol, 0.1] == by_hand
-    recipe = (tmp_path / "out" / "lora_10pct_seed1" / "recipe.yaml").read_text()
+    recipe = (tmp_path / "out" / "lora_10pct_seed1" / "recipe.yaml").read_text(encoding="utf-8")
     assert "rank: 2" in recipe and "fraction_seed: 1" in recipe and "fraction: 0.1" in recipe
     assert set(content["pays"]) == {"0.1", "1"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000
 
     # again: nothing is trained, the same is said
     monkeypatch.setattr("unlabeled.cli.train", lambda *_: pytest.fail("trained again"))
     assert main([*arguments, *changed]) == 0
-    again = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    again = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))
     assert [step["accuracies"] for step in again["steps"]] == [step["accuracies"] for step in content["steps"]]
 
 
@@ -151,7 +151,12 @@ def test_a_probe_can_be_changed_too(arguments: list[str], tmp_path: Path) -> Non
     found = []
     for k in (1, 60):
         assert main([*arguments, "--rungs", "knn", "--set", f"knn.k={k}", "knn.temperature=1"]) == 0
-        found.append([step["mean"] for step in json.loads((tmp_path / "out" / "ladder.json").read_text())["steps"]])
+        found.append(
+            [
+                step["mean"]
+                for step in json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
+            ]
+        )
     assert found[0] != found[1]
 
 
@@ -182,7 +187,7 @@ def test_a_cnn_has_fewer_rungs(arguments: list[str], tmp_path: Path, capsys: pyt
     said = capsys.readouterr().err
     assert "--rungs lora: it needs a transformer's attention" in said and "knn, linear, layer_decay" in said
     assert main([*arguments, "--fractions", "1", "--seeds", "1"]) == 0
-    steps = json.loads((tmp_path / "out" / "ladder.json").read_text())["steps"]
+    steps = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
     assert [step["rung"] for step in steps] == ["knn", "linear", "layer_decay"]
 
 

@@ -22,7 +22,7 @@ def run(code: str, *path: Path) -> None:
 
 def imports(file: Path) -> Iterator[str]:
     """The modules that a file imports, at its top or within functions."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -59,5 +59,29 @@ def test_only_the_stages_know_the_stages(folder: str) -> None:
 
 def test_only_checkpoints_and_exports_write_weights() -> None:
     writes = re.compile(r"safetensors\.(torch|numpy)\.save|save_file|torch\.save\(|pickle\.dump")
-    found = [file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py") if writes.search(file.read_text())]
+    found = [
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        if writes.search(file.read_text(encoding="utf-8"))
+    ]
     assert sorted(found) == ["export.py", "train/checkpoint.py"]
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether a call opens a file as text: `read_text`, `write_text`, or `open` in a mode without `b`."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name in ("read_text", "write_text"):
+        return isinstance(call.func, ast.Attribute)
+    if ast.unparse(call.func) == "tarfile.open":
+        return False
+    # a picture's, a data set's and the system's own `open` have no mode in words
+    modes = [a.value for a in call.args if isinstance(a, ast.Constant) and re.fullmatch("[rwax][+bt]*", str(a.value))]
+    return name == "open" and (modes != [] or isinstance(call.func, ast.Name)) and not any("b" in m for m in modes)
+
+
+def test_text_is_utf8_whatever_the_locale() -> None:
+    for file in sorted([*ROOT.glob("*.py"), *PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]):
+        calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        for call in filter(opens_text, calls):
+            said = [ast.unparse(k.value) for k in call.keywords if k.arg == "encoding"]
+            assert said in (["'utf-8'"], ["'utf-8-sig'"]), f"{file}:{call.lineno} must say encoding='utf-8'"

@@ -108,7 +108,7 @@ more:
     mask_ratio: -1
 """
     file = tmp_path / "x.yaml"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
         load(Recipe, file)
     assert str(caught.value).split("\n") == [
@@ -278,7 +278,7 @@ def test_an_alias_bomb_is_never_expanded() -> None:
 
 def test_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"seed: 1\nnote: \xe9\n")
-    (tmp_path / "large.yaml").write_text("#" * (MAX_BYTES + 1))
+    (tmp_path / "large.yaml").write_text("#" * (MAX_BYTES + 1), encoding="utf-8")
     for name, message in {
         "latn.yaml": "latn.yaml: no such recipe. Did you mean 'latin.yaml'?",
         "": "expected a recipe file, found a folder",

@@ -18,7 +18,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 
 
 def schema_of(file: Path) -> type:
-    return FinetuneRecipe if "\ntask:" in file.read_text() else pretrain_recipe()
+    return FinetuneRecipe if "\ntask:" in file.read_text(encoding="utf-8") else pretrain_recipe()
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
@@ -26,7 +26,7 @@ def test_recipe_reads_and_has_a_header(file: Path) -> None:
     schema = schema_of(file)
     recipe = load(schema, file)
     assert parse(schema, dump(recipe)) == recipe
-    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    header = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     for topic in ("command", "cost", "expect", "source"):
         assert any(line.startswith(f"#   {topic} ") for line in header), f"no {topic} in the header"
 

@@ -180,7 +180,7 @@ def train(
     engine = Engine(job, accelerator, output)
     resume(engine, job)
     if accelerator.is_main_process:
-        (output / "recipe.yaml").write_text(dump(recipe))
+        (output / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     if not engine.run():
         engine.display.say(
             f"stopped by {engine.stop.received or 'another process'} at step {engine.step}; checkpoint in "

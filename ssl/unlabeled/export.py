@@ -112,8 +112,8 @@ def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str
     (temporary / "model.safetensors").write_bytes(safetensors.torch.save(_plain(model), metadata={"format": "pt"}))
     if heads:
         (temporary / "heads.safetensors").write_bytes(safetensors.torch.save(_plain(heads), metadata={"format": "pt"}))
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (temporary / "README.md").write_text(card)
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
@@ -219,7 +219,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
     missing = _missing(config, FIELDS) or _missing(config["pretrained_cfg"], PREPARED_FIELDS)

@@ -37,4 +37,4 @@ def write_text(file: Path, text: str) -> None:
     """A file of text, whole or not at all, and the folders above it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

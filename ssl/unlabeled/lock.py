@@ -21,7 +21,7 @@ def claim(folder: Path, field: str) -> IO[str]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 - held until the process ends
+        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held until the process ends
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}. Choose another {field}.") from error
     try:

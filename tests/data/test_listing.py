@@ -49,7 +49,7 @@ def tars(home: Path) -> SourceConfig:
 def csv(home: Path) -> SourceConfig:
     fill(home)
     rows = [f"{name},{name[:3]},train" for name in NAMES[:4]]
-    (home / "t.csv").write_text("\n".join(["path,label,split", *rows]))
+    (home / "t.csv").write_text("\n".join(["path,label,split", *rows]), encoding="utf-8")
     return Table(path=str(home / "t.csv"), label="label", split="split")
 
 
@@ -113,7 +113,9 @@ def packed_again(home: Path) -> None:
 
 
 def another_row(home: Path) -> None:
-    (home / "t.csv").write_text((home / "t.csv").read_text() + "\ncat/0.png,cat,train")
+    (home / "t.csv").write_text(
+        (home / "t.csv").read_text(encoding="utf-8") + "\ncat/0.png,cat,train", encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_a_run_keeps_its_index_and_notices_new_pictures(tmp_path: Path, capsys: 
     recipe = TINY_PRETRAIN.replace(
         "{name: shapes, train_size: 42, val_size: 20, size: 16}", f"{{path: {data}, name: files}}"
     )
-    (tmp_path / "tiny.yaml").write_text(recipe)
+    (tmp_path / "tiny.yaml").write_text(recipe, encoding="utf-8")
     arguments = [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / 'run'}", "run.checkpoint_every=1"]
     assert launch("pretrain", [*arguments, "--dry-run"]) == [0] and not (tmp_path / "run").exists()
     assert launch("pretrain", arguments, kill={"step": 2}, world=2) == [-9, -9]

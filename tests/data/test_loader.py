@@ -169,7 +169,7 @@ def test_bad_samples_are_written_once_and_read_back(tmp_path: Path) -> None:
         True,
         True,
     ]
-    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+    assert [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] == [
         {"key": "a", "reason": "broken"},
         {"key": "ü\n", "reason": "odd"},
     ]
@@ -179,7 +179,7 @@ def test_bad_samples_are_written_once_and_read_back(tmp_path: Path) -> None:
 
 def test_a_line_cut_short_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "bad_samples.jsonl"
-    file.write_text('{"key": "a", "reason": "broken"}\n{"key": "b", "rea')
+    file.write_text('{"key": "a", "reason": "broken"}\n{"key": "b", "rea', encoding="utf-8")
     bad = BadSamples(file, n=10, limit=0.2)
     assert bad.keys == {"a"} and bad.add("b", "broken")
 

@@ -180,7 +180,9 @@ def test_a_run_from_a_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             data / "x" / f"{number}.png"
         )
     shapes = "{name: shapes, train_size: 42, val_size: 20, size: 16}"
-    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN.replace(shapes, f"{{path: {data}, name: files}}"))
+    (tmp_path / "tiny.yaml").write_text(
+        TINY_PRETRAIN.replace(shapes, f"{{path: {data}, name: files}}"), encoding="utf-8"
+    )
     recipe, cache = str(tmp_path / "tiny.yaml"), tmp_path / "cache"
     assert main(["prepare", recipe]) == 2 and "data.cache is null" in capsys.readouterr().err
     assert main(["prepare", recipe, f"data.cache={cache}", "--shard", "4", "--workers", "2"]) == 0

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     """Three RGBA pictures, a table of them, and the same as an array."""
     for number, pixels in enumerate(RGBA):
         (tmp_path / f"{number}.png").write_bytes(encode(Image.fromarray(pixels), "PNG"))
-    (tmp_path / "t.csv").write_text("path\n0.png\n1.png\n2.png\n")
+    (tmp_path / "t.csv").write_text("path\n0.png\n1.png\n2.png\n", encoding="utf-8")
     (tmp_path / "array").mkdir()
     np.save(tmp_path / "array" / "x.npy", RGBA)
     return tmp_path

@@ -90,7 +90,7 @@ def test_a_table_lists_pictures_labels_and_splits(kind: str, tmp_path: Path) -> 
 
 def test_paths_may_be_absolute_or_below_another_folder(tmp_path: Path) -> None:
     fill(tmp_path / "pictures", 2)
-    (tmp_path / "t.csv").write_text(f"path\np/1.png\n{tmp_path}/pictures/p/0.png\nabsent.png\n")
+    (tmp_path / "t.csv").write_text(f"path\np/1.png\n{tmp_path}/pictures/p/0.png\nabsent.png\n", encoding="utf-8")
     source = Table(path=str(tmp_path / "t.csv"), root=str(tmp_path / "pictures")).open("train")
     assert source.classes == () and source.labels.tolist() == [-1, -1, -1]
     assert np.array_equal(shown(source, 0), pixels(1)) and np.array_equal(shown(source, 1), pixels(0))
@@ -109,7 +109,7 @@ def test_paths_may_be_absolute_or_below_another_folder(tmp_path: Path) -> None:
     ],
 )
 def test_tables_that_cannot_be_used(text: str, fields: dict[str, str], problem: str, tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=problem):
         Table(path=str(tmp_path / "t.csv"), **fields).open("train")  # type: ignore[arg-type]
 
@@ -117,7 +117,7 @@ def test_tables_that_cannot_be_used(text: str, fields: dict[str, str], problem: 
 def test_a_table_that_is_not_there_or_no_parquet(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         Table(path=str(tmp_path / "t.csv")).open("train")
-    (tmp_path / "t.parquet").write_text("path")
+    (tmp_path / "t.parquet").write_text("path", encoding="utf-8")
     with pytest.raises(UserError, match="is no Parquet file"):
         Table(path=str(tmp_path / "t.parquet")).open("train")
 

@@ -175,7 +175,7 @@ def test_nothing_to_open_is_said_clearly(tmp_path: Path) -> None:
         open_train(tmp_path / "missing")
     with pytest.raises(UserError, match="does not exist"):
         open_train(tmp_path / "shard-*.tar")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     with pytest.raises(UserError, match=r"no pictures in .* \(1 other files"):
         open_train(tmp_path)
     with pytest.raises(UserError, match="no tar archive"):

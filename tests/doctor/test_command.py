@@ -63,7 +63,7 @@ def recipe(tmp_path: Path) -> Path:
     """To pretrain on a folder `pictures` beside it."""
     text = TINY_PRETRAIN.replace(SHAPES, f"{{name: files, path: {tmp_path / 'pictures'}, train: train, val: val}}")
     file = tmp_path / "recipe.yaml"
-    file.write_text(text.replace("size: 16, mask", "size: 32, mask") + "evaluate: {pool: mean}\n")
+    file.write_text(text.replace("size: 16, mask", "size: 32, mask") + "evaluate: {pool: mean}\n", encoding="utf-8")
     healthy(tmp_path / "pictures")
     return file
 
@@ -88,7 +88,7 @@ def test_how_many_are_looked_at(
 
 @pytest.mark.usefixtures("speed")
 def test_shapes_stay_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     found = report(capsys, tmp_path / "tiny.yaml", "data.train_size=300", "data.size=32", "--full")
     assert (found["code"], found["verdict"], found["findings"]) == (0, "ready", [])
 
@@ -306,7 +306,7 @@ def test_finetuning(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     export_encoder(tmp_path / "export", encoder, Preprocessing((0.1,) * 3, (0.1,) * 3), "card", {})
     pictures = f"{{name: files, path: {tmp_path / 'pictures'}, train: train, val: val}}"
     text = TINY_FINETUNE.replace("UNSET", str(tmp_path / "export")).replace(SHAPES, pictures)
-    (tmp_path / "finetune.yaml").write_text(text.replace("view: {size: 16}", "view: {size: 32}"))
+    (tmp_path / "finetune.yaml").write_text(text.replace("view: {size: 16}", "view: {size: 32}"), encoding="utf-8")
     add_many_of_a_class(tmp_path / "pictures" / "train")
     same = ["data.mean=[0.1,0.1,0.1]", "data.std=[0.1,0.1,0.1]"]
     found = report(capsys, tmp_path / "finetune.yaml", *same)
@@ -325,7 +325,7 @@ def test_finetuning(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     ],
 )
 def test_no_recipe(text: str, message: str, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe.write_text(text)
+    recipe.write_text(text, encoding="utf-8")
     assert main(["doctor", str(recipe)]) == 2
     said = capsys.readouterr()
     assert said.out == "" and re.search(message, said.err)

@@ -60,7 +60,7 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
     options = ("--fractions", "1", "0.1", "--seeds", "2", "--pool", "mean", "--crop-pct", "1", "--baselines")
     assert evaluate(*exports, "--data", str(pictures), *options, "--json", str(file)) == 0
 
-    report: dict[str, Any] = json.loads(file.read_text())
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in report["rows"]}
     # two exports of one architecture share their baselines
     names = [row["name"] for row in report["rows"]]
@@ -128,9 +128,9 @@ def test_a_class_without_training_pictures_is_named(pictures: Path, tmp_path: Pa
 
 def test_channels_without_their_normalisation(pictures: Path, tmp_path: Path) -> None:
     folder = Path(export(tmp_path / "a", 0))
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["pretrained_cfg"]["mean"] = config["pretrained_cfg"]["std"] = [0.5]
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match=r"sees 3 channels, .* normalised in 1.*config\.json"):
         evaluate(str(folder), "--data", str(pictures))
 
@@ -146,7 +146,7 @@ def test_every_protocol_with_settings_intervals_and_what_it_rests_on(
         *("--json", str(tmp_path / "found.json"), "--markdown", str(tmp_path / "found.md"), "--baselines"),
     )
     assert evaluate(export(tmp_path / "a", 0), "--data", str(pictures), *options) == 0
-    report = json.loads((tmp_path / "found.json").read_text())
+    report = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     row, pixels = report["rows"][:2]
     assert row["shape"] == [12, 12] and list(row["scores"]) == list(pixels["scores"])
     assert list(row["scores"]) == [
@@ -174,7 +174,7 @@ def test_every_protocol_with_settings_intervals_and_what_it_rests_on(
     assert protocol["evaluation"]["linear"]["epochs"] == 5 and protocol["evaluation"]["fewshot"]["queries"] == 3
     assert "torch" in protocol["versions"]
 
-    head, _, first, *_ = (tmp_path / "found.md").read_text().splitlines()
+    head, _, first, *_ = (tmp_path / "found.md").read_text(encoding="utf-8").splitlines()
     assert "kNN k5 20 %" in head and f"{row['scores']['linear_20%']['mean']:.1f} ± " in first
     said = capsys.readouterr().out
     assert "mean accuracy of episodes" in said

@@ -143,13 +143,13 @@ def test_cka_against_another_export(
 ) -> None:
     one, other = (export(tmp_path / name, seed) for seed, name in enumerate("ab"))
     # the other one was normalised its own way
-    config = json.loads((Path(other) / "config.json").read_text())
+    config = json.loads((Path(other) / "config.json").read_text(encoding="utf-8"))
     config["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
-    (Path(other) / "config.json").write_text(json.dumps(config))
+    (Path(other) / "config.json").write_text(json.dumps(config), encoding="utf-8")
     options = ("--data", str(pictures), "--pool", "mean", "--crop-pct", "1", "--protocol", "cka")
     file = tmp_path / "found.json"
     assert evaluate(one, *options, "--against", other, "--json", str(file)) == 0
-    score = json.loads(file.read_text())["rows"][0]["scores"]["cka_against"]
+    score = json.loads(file.read_text(encoding="utf-8"))["rows"][0]["scores"]["cka_against"]
 
     files = sorted((pictures / "val").glob("*/*.png"))
     images = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files])).permute(0, 3, 1, 2) / 255

@@ -366,7 +366,7 @@ def test_the_command_needs_no_class_folders(tmp_path: Path) -> None:
     protocol = ["--protocol", "segmentation", "--set", "segmentation.epochs=2", "segmentation.size=[8,12]"]
     command = [str(tmp_path / "export"), "--data", str(tmp_path), *protocol, *options]
     assert run(parser.parse_args(command)) == 0
-    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
     measured = {row["name"]: row["scores"] for row in rows if row["scores"]}
     assert list(measured) == [str(tmp_path / "export"), "untrained vit_tiny_patch16_224 (2 x 16)"]
     for scores in measured.values():

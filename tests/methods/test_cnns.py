@@ -187,7 +187,9 @@ def test_two_processes_learn_what_one_does(whole: Path, tmp_path: Path) -> None:
 
 
 def test_finetunes_from_its_export(whole: Path, tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY_FINETUNE.replace("mixing: {mixup: 0.5, cutmix: 0.5}", "pool: mean"))
+    (tmp_path / "tiny.yaml").write_text(
+        TINY_FINETUNE.replace("mixing: {mixup: 0.5, cutmix: 0.5}", "pool: mean"), encoding="utf-8"
+    )
     how = ["task.mode=differential_lr", "task.layer_decay=0.5", "task.view.size=32", "data.size=32"]
     arguments = [str(tmp_path / "tiny.yaml"), f"encoder={whole / 'export'}", f"run.output={tmp_path / 'run'}", *how]
     assert launch("finetune", arguments) == [0]

@@ -176,4 +176,4 @@ def test_is_documented(name: str) -> None:
     assert "paper" in module.__doc__.lower() and "code" in module.__doc__.lower(), "and says which it follows"
     undescribed = [key for key, field in module.Config.model_fields.items() if key != "name" and not field.description]
     assert not undescribed
-    assert len(Path(module.__file__ or "").read_text().splitlines()) <= 300
+    assert len(Path(module.__file__ or "").read_text(encoding="utf-8").splitlines()) <= 300

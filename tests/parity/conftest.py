@@ -63,7 +63,7 @@ class Golden:
 def read_json(file: Path) -> Any:
     if not file.is_file():
         pytest.skip(f"absent: {file}")
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def assert_close(ours: Tensor, golden: Tensor, tolerance: float, what: str) -> None:

@@ -49,7 +49,7 @@ def write(folder: Path, **changes: Any) -> str:
             inner = inner[name]
         inner[last] = value
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     return str(folder)
 
 
@@ -68,7 +68,7 @@ def test_seeds_become_a_mean_with_its_error(tmp_path: Path, capsys: pytest.Captu
     assert main(["report", *runs, other, "--json", str(files[0]), "--markdown", str(files[1])]) == 0
     deviation = statistics.stdev(accuracies)
     half = 4.302653 * deviation / 3**0.5  # Student's t of 95 %, two degrees of freedom, as in any table of it
-    first, second = json.loads(files[0].read_text())["rows"]
+    first, second = json.loads(files[0].read_text(encoding="utf-8"))["rows"]
     accuracy = first["scores"]["accuracy"]
     assert accuracy["values"] == accuracies and accuracy["mean"] == 53.0
     assert accuracy["std"] == pytest.approx(deviation)
@@ -76,7 +76,7 @@ def test_seeds_become_a_mean_with_its_error(tmp_path: Path, capsys: pytest.Captu
     assert second["scores"]["accuracy"] == {"mean": 41.0, "std": None, "interval": None, "values": [41.0]}
     assert first["scores"]["few"]["values"] == [10.0] * 3 and "top5" not in second["scores"]
     text = capsys.readouterr().out
-    assert text == files[1].read_text()
+    assert text == files[1].read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     columns = ["accuracy", "top-5", "balanced accuracy", "many", "few", "NLL, nats", "ECE", "CPU s"]
     assert rows[0] == ["", "runs", "seeds", *columns]
@@ -107,7 +107,7 @@ def test_other_weights_are_a_repetition_where_that_is_asked_for(
     weights = [{"protocol__encoder": f"runs/mae_{s}", "protocol__fingerprints__encoder": f"e{s}"} for s in range(2)]
     runs = [write(tmp_path / f"mae_{s}", **told, accuracy=50.0 + s) for s, told in enumerate(weights)]
     assert main(["report", *runs, "--over-encoders", "--json", str(tmp_path / "it.json")]) == 0
-    (row,) = json.loads((tmp_path / "it.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "it.json").read_text(encoding="utf-8"))["rows"]
     assert row["scores"]["accuracy"]["values"] == [50.0, 51.0] and row["settings"]["task.mode"] == "full"
     assert "encoder" not in row["settings"] and "What sets them apart" not in capsys.readouterr().out
     again = write(tmp_path / "again", **weights[1])
@@ -135,6 +135,6 @@ def test_a_run_without_a_result_is_named(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path} has no result.json" in capsys.readouterr().err
     for text in ("{", "[]", '{"protocol": {}}'):
-        (tmp_path / "result.json").write_text(text)
+        (tmp_path / "result.json").write_text(text, encoding="utf-8")
         assert main(["report", str(tmp_path)]) == 2
         assert "is no result of finetune.py" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_onnx_gives_timms_answer(tmp_path: Path, name: str, pixels: Any) -> None
 def test_what_is_written_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = export(tmp_path / "export", "test_resnet", CLASSES)
     assert main(["export", str(folder), str(tmp_path / "out"), "--normalize", "unit"]) == 0
-    about = json.loads((tmp_path / "out" / "model.json").read_text())
+    about = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
     assert about["label_names"] == list(CLASSES)
     assert about["input"] == {"name": "pixels", "shape": ["batch", 3, 32, 32], "dtype": "float32", "pixels": "x / 255"}
     assert about["output"] == {"name": "logits", "shape": ["batch", 3]}

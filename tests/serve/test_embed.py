@@ -55,7 +55,7 @@ def embed(home: Path, out: Path, *options: str) -> int:
 
 
 def shards(out: Path) -> list[Shard]:
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["complete"]
     tokens = manifest["shapes"].get("tokens", [None, 0, 0])
     return [read(out / name, (tokens[1], tokens[2])) for name in manifest["files"]]
@@ -125,13 +125,13 @@ def test_mixed_precision_rounds(home: Path, tmp_path: Path, monkeypatch: pytest.
 
 def test_the_manifest_says_what_it_is(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert embed(home, tmp_path) == 0
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["shapes"] == {"features": [None, 16]} and manifest["classes"] == ["a", "b"]
     assert manifest["asked"]["preprocessing"]["mean"] == list(PREPARED.mean)
     assert manifest["asked"]["pictures"]["count"] == COUNT
     assert (manifest["written"], manifest["bad"], len(manifest["files"])) == (COUNT - 2, 2, 5)
     assert {"torch", "timm"} <= manifest["versions"].keys()
-    bad = [json.loads(line)["key"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    bad = [json.loads(line)["key"] for line in (tmp_path / "bad.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sorted(Path(key).stem for key in bad) == ["04", "11"]
     said = capsys.readouterr().err
     assert "23 of 23 pictures" in said and "img/s" in said and "skipped" in said
@@ -202,7 +202,7 @@ def test_killed_in_the_middle_it_goes_on(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
     assert launch(home, out, strike=3) == [-9]
     assert len(files(out)) == 2 * 3 + 1, "three files with their notes, and half of one"
-    assert not json.loads((out / "manifest.json").read_text())["complete"]
+    assert not json.loads((out / "manifest.json").read_text(encoding="utf-8"))["complete"]
     before = (out / "features-00001.safetensors").stat().st_mtime_ns
     assert launch(home, out, world=2) == [0, 0]
     assert (out / "features-00001.safetensors").stat().st_mtime_ns == before, "what is done is not done again"
@@ -280,7 +280,9 @@ def test_the_data_of_a_recipe(home: Path, tmp_path: Path, capsys: pytest.Capture
         f"data: {{name: files, path: {home}/pictures, train: a, val: b, mean: [0.5, 0.4, 0.3], std: [0.2, 0.3, STD]}}"
     )
     arguments = ["embed", str(home / "export"), str(recipe), str(tmp_path / "out"), *SMALL]
-    recipe.write_text(f"name: it\nencoder: nowhere\n{data.replace('STD', '0.5')}\ntask: {{view: {{size: 16}}}}\n")
+    recipe.write_text(
+        f"name: it\nencoder: nowhere\n{data.replace('STD', '0.5')}\ntask: {{view: {{size: 16}}}}\n", encoding="utf-8"
+    )
     assert main([*arguments, "--split", "train"]) == 2
     assert "trained with std [0.2, 0.3, 0.4]" in capsys.readouterr().err
     assert main([*arguments, "--split", "train", "data.std=[0.2, 0.3, 0.4]"]) == 0

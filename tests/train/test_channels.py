@@ -52,11 +52,11 @@ def test_four_bands_all_the_way(
     channels = f"method.encoder.channels={BANDS}"
     evaluate = ["evaluate.pool=mean", "evaluate.crop_pct=1.0"]
     assert launch("pretrain", [file, channels, *evaluate, f"run.output={output}"]) == [0]
-    assert (output / "metrics.jsonl").read_text().count("linear") >= 1
+    assert (output / "metrics.jsonl").read_text(encoding="utf-8").count("linear") >= 1
     assert list((output / "pictures").glob("*.png"))
 
     export = output / "export"
-    config = json.loads((export / "config.json").read_text())
+    config = json.loads((export / "config.json").read_text(encoding="utf-8"))
     assert config["value_range"] == [0, 10_000]
     assert config["pretrained_cfg"]["input_size"] == [BANDS, SIDE, SIDE]
     assert config["pretrained_cfg"]["mean"] == [0.3] * BANDS
@@ -74,7 +74,7 @@ def test_four_bands_all_the_way(
         patched.setattr("unlabeled.data.decode.decode", noted)
         assert run(parser.parse_args(arguments)) == 0
     assert ranges == {(0, 10_000)}
-    rows = {row["name"]: row for row in json.loads((tmp_path / "scores.json").read_text())["rows"]}
+    rows = {row["name"]: row for row in json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["rows"]}
     assert rows["raw pixels 16x16"]["dimensions"] == BANDS * SIDE * SIDE
     assert rows[str(export)]["scores"]["linear"]["mean"] > 90
 
@@ -86,4 +86,4 @@ def test_four_bands_all_the_way(
     assert launch("finetune", tuned) == [0]
     classifier = timm.create_model(f"local-dir:{output / 'export'}", pretrained=True).eval()
     assert classifier(torch.zeros(2, BANDS, SIDE, SIDE)).shape == (2, 2)
-    assert json.loads((output / "export" / "config.json").read_text())["value_range"] == [0, 10_000]
+    assert json.loads((output / "export" / "config.json").read_text(encoding="utf-8"))["value_range"] == [0, 10_000]

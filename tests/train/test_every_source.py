@@ -50,7 +50,7 @@ def tar(home: Path) -> Data:
 def table(home: Path) -> Data:
     fill(home / "pictures")
     rows = [f"pictures/{number:02d}.png" for number in range(COUNT)]
-    (home / "t.csv").write_text("\n".join(["path", *rows]))
+    (home / "t.csv").write_text("\n".join(["path", *rows]), encoding="utf-8")
     return {"name": "table", "path": str(home / "t.csv")}
 
 

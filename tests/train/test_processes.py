@@ -27,7 +27,7 @@ def write_samples(folder: str) -> None:
     def logged(engine: Engine, batch: Any, progress: Any, parts: int) -> Any:
         rank = engine.accelerator.process_index
         view = batch.views[0]
-        with open(os.path.join(folder, f"{rank}.jsonl"), "a") as file:
+        with open(os.path.join(folder, f"{rank}.jsonl"), "a", encoding="utf-8") as file:
             for i, index in enumerate(batch.index.tolist()):
                 tensors = [view.pixels[:, i], *(t[:, i] for t in view.mask)] if view.mask else [view.pixels[:, i]]
                 digest = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
@@ -39,7 +39,9 @@ def write_samples(folder: str) -> None:
 
 def samples(folder: Path) -> list[list[Any]]:
     """(step, index, digest) in the order of the global batch."""
-    lines = [json.loads(line) for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()]
+    lines = [
+        json.loads(line) for file in folder.glob("*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     ordered = sorted(lines, key=lambda line: line[:2])  # stable: rows of one rank stay in order
     return [[step, index, digest] for step, _, index, digest in ordered]
 
@@ -47,7 +49,7 @@ def samples(folder: Path) -> list[list[Any]]:
 def run(home: Path, name: str, world: int, *more: str, stage: str = "pretrain", recipe: str = TINY_PRETRAIN) -> Path:
     output = home / name
     (home / f"{name}.samples").mkdir(exist_ok=True)
-    (home / f"{stage}.yaml").write_text(recipe)
+    (home / f"{stage}.yaml").write_text(recipe, encoding="utf-8")
     hook = partial(write_samples, str(home / f"{name}.samples"))
     arguments = [str(home / f"{stage}.yaml"), f"run.output={output}", *more]
     assert launch(stage, arguments, world=world, hook=hook) == [0] * world

@@ -26,8 +26,10 @@ LAST = 15  # 3 epochs of 5 steps
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recipes, an export to fine-tune, and one uninterrupted run of each stage."""
     home = tmp_path_factory.mktemp("resume")
-    (home / "pretrain.yaml").write_text(TINY_PRETRAIN)
-    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "pretrain" / "export")))
+    (home / "pretrain.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    (home / "finetune.yaml").write_text(
+        TINY_FINETUNE.replace("UNSET", str(home / "pretrain" / "export")), encoding="utf-8"
+    )
     for stage in ("pretrain", "finetune"):
         assert launch(stage, command(home, stage, home / stage)) == [0]
     return home
@@ -98,7 +100,7 @@ def _note_workers(file: str) -> None:
 
     def noted(self: Any, loader: Any) -> None:
         start(self, loader)
-        Path(file).write_text(" ".join(str(worker.pid) for worker in self._workers))
+        Path(file).write_text(" ".join(str(worker.pid) for worker in self._workers), encoding="utf-8")
 
     Workers.__init__ = noted  # type: ignore[method-assign]
 
@@ -107,7 +109,7 @@ def _note_workers(file: str) -> None:
 def test_workers_end_with_a_killed_run(home: Path, tmp_path: Path) -> None:
     arguments, file = command(home, "pretrain", tmp_path / "run", "run.workers=2"), tmp_path / "workers"
     assert launch("pretrain", arguments, kill={"step": 7}, hook=partial(_note_workers, str(file))) == [-signal.SIGKILL]
-    numbers = file.read_text().split()
+    numbers = file.read_text(encoding="utf-8").split()
     assert len(numbers) == 2
     deadline = time.monotonic() + 30  # workers look for their parent every 5 seconds
     while any(map(is_running, numbers)) and time.monotonic() < deadline:
@@ -117,7 +119,7 @@ def test_workers_end_with_a_killed_run(home: Path, tmp_path: Path) -> None:
 
 def is_running(number: str) -> bool:
     status = Path("/proc") / number / "status"
-    return status.exists() and "State:\tZ" not in status.read_text()
+    return status.exists() and "State:\tZ" not in status.read_text(encoding="utf-8")
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -215,5 +217,7 @@ def test_metrics_are_json_without_repeats(home: Path) -> None:
     assert {"loss", "lr", "grad_norm", "images_per_s", "data_wait", "epoch", "skipped", "explained"} <= lines[0].keys()
     assert lines[0]["lr"] == 0 and lines[5]["lr"] == pytest.approx(0.03 * 8 / 256)
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines)
-    state = json.loads((home / "pretrain" / "checkpoints" / f"step-{LAST:08d}" / "state.json").read_text())
+    state = json.loads(
+        (home / "pretrain" / "checkpoints" / f"step-{LAST:08d}" / "state.json").read_text(encoding="utf-8")
+    )
     assert state["step"] == LAST

@@ -43,7 +43,7 @@ def shard() -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("sharded")
-    (home / "recipe.yaml").write_text(TINY_PRETRAIN)
+    (home / "recipe.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     assert launch("pretrain", arguments(home, "one")) == [0]
     assert launch("pretrain", arguments(home, "sharded"), world=2, hook=shard) == [0, 0]
     return home

@@ -40,7 +40,7 @@ def unplug(folder: Path) -> None:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     return str(tmp_path / "tiny.yaml")
 
 
@@ -57,10 +57,10 @@ def test_tensorboard_and_mlflow_at_once(tmp_path: Path, recipe: str) -> None:
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(s, pytest.approx(v)) for s, v in expected]
 
     [file] = store.glob("*/*/metrics/loss")
-    logged = [line.split() for line in file.read_text().splitlines()]
+    logged = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     assert [(int(step), float(value)) for _, value, step, *_ in logged] == expected
     [rate] = store.glob("*/*/params/optim.base_lr")
-    assert rate.read_text() == "0.03"
+    assert rate.read_text(encoding="utf-8") == "0.03"
 
 
 def test_a_tracker_that_fails_does_not_end_the_run(

@@ -78,7 +78,7 @@ def test_a_lost_worker_costs_nothing(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     recipe = [str(tmp_path / "tiny.yaml"), "run.workers=1", "run.checkpoint_every=100"]
     cut = [*recipe, f"run.output={tmp_path}/cut"]
     assert launch("pretrain", [*cut, *more], hook=hook, world=world) == [STOPPED] * world
@@ -94,7 +94,7 @@ def test_a_lost_worker_costs_nothing(
 
 @pytest.mark.skipif(not may_mount(), reason="may not mount a file system")
 def test_full_shared_memory_says_how_to_get_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     arguments = [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path}/run", "run.workers=2", "method.view.size=128"]
     assert launch("pretrain", arguments, hook=without_shared_memory) == [STOPPED]
     said = capsys.readouterr().err

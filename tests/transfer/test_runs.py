@@ -48,7 +48,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny: Any = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2}
     encoder = EncoderConfig(model="vit_tiny_patch16_224", **tiny).build((16, 16))
     export_encoder(home / "export", encoder, IMAGENET, "# card\n", {})
-    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "export")))
+    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "export")), encoding="utf-8")
     assert launch("finetune", command(home, home / "classifier", "full")) == [0]
     return home
 
@@ -103,7 +103,7 @@ def test_a_watched_run_stops_early_with_its_best_weights_and_resumes(home: Path,
     assert last == best + 6 < 12 * 3
     assert rates[last] == pytest.approx(rates[best] / 2)
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == [f"step-{best:08d}", f"step-{last:08d}"]
-    result = json.loads((whole / "result.json").read_text())
+    result = json.loads((whole / "result.json").read_text(encoding="utf-8"))
     assert result["protocol"]["weights_of_step"] == best
     assert result["confusion"] == confusion_of(whole).tolist()
     exported = weights(whole, best)["model.head.weight"]

@@ -35,8 +35,10 @@ FILES = ("result.json", "result.md", "confusion.png", "reliability.png")
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("score")
-    (home / "pretrain.yaml").write_text(TINY_PRETRAIN)
-    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "pretrain" / "export")))
+    (home / "pretrain.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    (home / "finetune.yaml").write_text(
+        TINY_FINETUNE.replace("UNSET", str(home / "pretrain" / "export")), encoding="utf-8"
+    )
     for stage in ("pretrain", "finetune"):
         assert launch(stage, [str(home / f"{stage}.yaml"), f"run.output={home / stage}"]) == [0]
     return home / "finetune"
@@ -44,7 +46,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(output: Path) -> dict[str, Any]:
-    return json.loads((output / "result.json").read_text())
+    return json.loads((output / "result.json").read_text(encoding="utf-8"))
 
 
 def test_timm_alone_finds_the_same_confusions(output: Path, result: dict[str, Any]) -> None:
@@ -61,7 +63,7 @@ def test_timm_alone_finds_the_same_confusions(output: Path, result: dict[str, An
     recalls = [100 * row[i] / row.sum() for i, row in enumerate(counts) if row.sum()]
     assert result["balanced_accuracy"] == result["mean_class_accuracy"] == pytest.approx(np.mean(recalls))
     assert list(result["per_class"].values()) == pytest.approx(recalls, abs=1e-3)
-    config = json.loads((output / "export" / "config.json").read_text())
+    config = json.loads((output / "export" / "config.json").read_text(encoding="utf-8"))
     assert config["pretrained_cfg"]["crop_pct"] == 1.0 and config["label_names"] == list(val.classes)
 
 
@@ -81,7 +83,7 @@ def test_protocol_seeds_and_cost(output: Path, result: dict[str, Any]) -> None:
 
 
 def test_beside_it_a_page_and_two_diagrams(output: Path, result: dict[str, Any]) -> None:
-    text = (output / "result.md").read_text()
+    text = (output / "result.md").read_text(encoding="utf-8")
     assert f"accuracy {result['accuracy']:.2f} %" in text and "finetune 1" in text
     worst = min(result["per_class"], key=result["per_class"].get)
     table = text.split("## Hardest classes")[1].splitlines()

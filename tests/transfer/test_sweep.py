@@ -180,7 +180,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("sweep")
     for kind, model in (("vit", "vit_tiny_patch16_224"), ("cnn", "test_resnet")):
         export_encoder(home / kind, encoder(model), IMAGENET, "# card\n", {})
-    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "vit")))
+    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "vit")), encoding="utf-8")
     return home
 
 
@@ -198,7 +198,7 @@ def test_the_best_head_is_chosen_on_what_was_held_out(
     assert run(home, tmp_path, heads, f"watch={{every: 5, hold_out: 0.3, metric: {metric}}}") == 0
     kinds = "cls of 1 block, cls_mean of 1 block, cls of 2 blocks, cls_mean of 2 blocks"
     assert f"mode sweep, 12 heads: 3 rates x {kinds}" in capfd.readouterr().err
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     found = result["sweep"]
     assert len(found["heads"]) == 12 and found["on"] == "30 % of the labels, held out"
     assert found["chosen"][metric] == max(head[metric] for head in found["heads"])
@@ -208,7 +208,9 @@ def test_the_best_head_is_chosen_on_what_was_held_out(
     place, step = found["heads"].index(found["chosen"]), result["protocol"]["weights_of_step"]
     exported = safetensors.torch.load_file(tmp_path / "export" / "heads.safetensors")["weight"]
     assert place > 0 and torch.equal(exported, weights(tmp_path, step)[f"heads.{place}.weight"])
-    assert f" {found['chosen']['pool']} of {found['chosen']['blocks']} block" in (tmp_path / "result.md").read_text()
+    assert f" {found['chosen']['pool']} of {found['chosen']['blocks']} block" in (tmp_path / "result.md").read_text(
+        encoding="utf-8"
+    )
 
 
 READINGS = [("vit", pool, blocks) for pool in ("cls", "mean", "cls_mean", "mean_max") for blocks in (1, 2)]
@@ -220,7 +222,7 @@ def test_timm_alone_reads_the_chosen_head_as_the_card_says(
 ) -> None:
     heads = f"task.sweep={{pools: [{pool}], blocks: [{blocks}]}}"
     assert run(home, tmp_path, heads, "task.pool=mean", f"encoder={home}/{kind}") == 0
-    result, export = json.loads((tmp_path / "result.json").read_text()), tmp_path / "export"
+    result, export = json.loads((tmp_path / "result.json").read_text(encoding="utf-8")), tmp_path / "export"
     recipe = load(FinetuneRecipe, tmp_path / "recipe.yaml", [])
     val, normalize = recipe.data.open("val"), Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
     images = torch.stack([normalize(center_crop(val.image(i), (16, 16), 1.0, "bicubic")) for i in range(len(val))])
@@ -228,7 +230,9 @@ def test_timm_alone_reads_the_chosen_head_as_the_card_says(
     with torch.no_grad():
         logits = model(images)
         if blocks > 1 or pool not in ("cls", "mean"):
-            assert model.num_classes == 0 and "linear_head" in json.loads((export / "config.json").read_text())
+            assert model.num_classes == 0 and "linear_head" in json.loads(
+                (export / "config.json").read_text(encoding="utf-8")
+            )
             logits = _as_the_card_says(export, model, images)
         torch.testing.assert_close(network(export, read_config(export))(images), logits)
     counts = np.zeros((len(val.classes),) * 2, int)
@@ -246,13 +250,15 @@ def test_a_chosen_head_becomes_a_program(home: Path, tmp_path: Path, kind: str, 
     with torch.no_grad():
         expected = network(export, read_config(export))(images)
         torch.testing.assert_close(torch.export.load(out / "model.pt2").module()(images), expected)
-    about, result = (json.loads(file.read_text()) for file in (out / "model.json", tmp_path / "run" / "result.json"))
+    about, result = (
+        json.loads(file.read_text(encoding="utf-8")) for file in (out / "model.json", tmp_path / "run" / "result.json")
+    )
     assert about["output"] == {"name": "logits", "shape": ["batch", 10]}
     assert about["label_names"] == list(result["classes"].values())
 
 
 def _as_the_card_says(export: Path, model: Any, images: Tensor) -> Tensor:
-    code = re.findall(r"```python\n(.*?)```", (export / "README.md").read_text(), re.DOTALL)[1]
+    code = re.findall(r"```python\n(.*?)```", (export / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     names: dict[str, Any] = {"model": model, "images": images}
     exec(code.replace("THIS_FOLDER", str(export)), names)
     assert safetensors.torch.load_file(export / "heads.safetensors").keys() == {"weight", "bias"}
@@ -279,4 +285,4 @@ def test_mistakes_are_named(
 
 
 def _lines(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -19,7 +19,7 @@ class BadSamples:
 
     def __init__(self, file: Path, n: int, limit: float) -> None:
         self.file, self.n, self.limit = file, n, limit
-        lines = file.read_text().splitlines() if file.exists() else []
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         self.keys = {key for line in lines if (key := _key(line)) is not None}
 
     def add(self, key: str, reason: str, write: bool = True) -> bool:
@@ -28,7 +28,7 @@ class BadSamples:
             return False
         self.keys.add(key)
         if write:
-            with self.file.open("a") as out:
+            with self.file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps({"key": key, "reason": reason}) + "\n")
         return True
 

@@ -75,7 +75,7 @@ class Preparation:
     def done(self, number: int) -> Done | None:
         """What a tar holds; None where it is not there whole."""
         try:
-            said = json.loads(self._note(number).read_text())
+            said = json.loads(self._note(number).read_text(encoding="utf-8"))
             done = Done(**{**said, "bad": [(i, reason) for i, reason in said["bad"]]})
             return done if self._tar(number).stat().st_size == done.size else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -87,7 +87,7 @@ class Preparation:
         done = self._write(temporary, self.pictures(number))
         self._check(temporary, done, self.pictures(number))
         os.replace(temporary, self._tar(number))
-        self._note(number).write_text(json.dumps(done._asdict()))
+        self._note(number).write_text(json.dumps(done._asdict()), encoding="utf-8")
         return done
 
     def finish(self) -> None:
@@ -102,7 +102,7 @@ class Preparation:
                 builder.add_stored(os.fsencode(self.source.key(i)), number, start, size)
         found = Listing.of(builder.build(), self.source.classes, self.source.labels, tuple(stamps))
         own = fingerprint(self.source.fingerprint(), self.settings)
-        (self.folder / f"{self.split}_bad.jsonl").write_text("".join(bad))
+        (self.folder / f"{self.split}_bad.jsonl").write_text("".join(bad), encoding="utf-8")
         listing.save(index_file(self.folder, self.split), found._replace(fingerprint=own), ASKED)
         for number in range(self.tars):
             self._note(number).unlink()

@@ -80,7 +80,7 @@ def _prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int)
                 console.print(f"cannot be used: {key}: {reason}", markup=False, highlight=False, soft_wrap=True)
             shown = min(SHOWN, shown + len(packed.bad))
     size = sum(file.stat().st_size for file in folder.glob("*.tar"))
-    bad = sum(file.read_text().count("\n") for file in folder.glob("*_bad.jsonl"))
+    bad = sum(file.read_text(encoding="utf-8").count("\n") for file in folder.glob("*_bad.jsonl"))
     unusable = f", {bad} pictures cannot be used: {folder}/*_bad.jsonl" if bad else ""
     print(f"done: {summary(folder)}, {size / 1e9:.2f} GB{unusable}", file=sys.stderr)
     print(f"train with it: data.cache={folder}", file=sys.stderr)

@@ -60,7 +60,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
         """
         file = folder / RECORD
         try:
-            return cls.model_validate_json(file.read_text())
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
@@ -69,7 +69,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     def write(self, folder: Path) -> None:
         """Whole or not at all."""
         temporary = folder / f".{RECORD}"
-        temporary.write_text(self.model_dump_json(indent=2) + "\n")
+        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, folder / RECORD)
 
 

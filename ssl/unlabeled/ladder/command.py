@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
             steps.append(step)
             print(f"{report.NAMES[step.rung]}, {100 * step.fraction:g} %: {report.score(step)}", flush=True)
             _write(options, climb, steps)
-        print("\n" + (options.out / "ladder.md").read_text())
+        print("\n" + (options.out / "ladder.md").read_text(encoding="utf-8"))
     return 0
 
 
@@ -147,13 +147,14 @@ def _write(options: argparse.Namespace, climb: Climb, steps: list[Step]) -> None
         "pays": {f"{fraction:g}": report.pays(report.at(steps, fraction)).rung for fraction in done},
         "versions": versions(),
     }
-    (options.out / "ladder.json").write_text(json.dumps(content, indent=2) + "\n")
+    (options.out / "ladder.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if done:
         title = f"{climb.export}, {number(options.seeds, 'seed')}"
         sentences = "\n".join(f"- {report.verdict(steps, fraction)}" for fraction in done)
         (options.out / "ladder.md").write_text(
             f"# {title}\n\nTop-1 accuracy in percent, mean ± deviation over seeds, CPU time of one seed; in bold the "
             "cheapest rung that none beats by more than twice the error of the difference.\n\n"
-            f"{report.table(steps, done)}\n\n{sentences}\n"
+            f"{report.table(steps, done)}\n\n{sentences}\n",
+            encoding="utf-8",
         )
         report.plot([step for step in steps if step.fraction in done], done, title, options.out / "ladder.png")

@@ -114,7 +114,7 @@ def read(path: Path) -> Run:
             "command goes on."
         )
     try:
-        run = Run(str(path), json.loads(file.read_text()))
+        run = Run(str(path), json.loads(file.read_text(encoding="utf-8")))
         run.settings(), run.seeds, run.result["interval"], run.result["groups"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no result of finetune.py: {error}") from error

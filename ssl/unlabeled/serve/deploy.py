@@ -85,7 +85,7 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
         WRITERS[format](model, file)
         worst = difference(model, READERS[format](file))
         about = {**_about(model, config), "max_abs_difference": worst, "versions": versions()}
-        (temporary / "model.json").write_text(json.dumps(about, indent=2) + "\n")
+        (temporary / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if out.exists():
             out.rmdir()
         temporary.rename(out)

@@ -147,7 +147,7 @@ class Embedding:
             notes[self._file(number).name] = note._asdict()
         refused = (entry for note in notes.values() for entry in note["bad"])
         bad = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in refused]
-        (self.folder / BAD).write_text("".join(bad))
+        (self.folder / BAD).write_text("".join(bad), encoding="utf-8")
         written = sum(note["pictures"] for note in notes.values())
         manifest |= {"complete": True, "written": written, "bad": len(bad), "files": notes}
         _write(self.folder / MANIFEST, manifest)
@@ -159,7 +159,7 @@ class Embedding:
         """What a file holds; None where it is not there whole."""
         file = self._file(number)
         try:
-            noted = manifest["files"].get(file.name) or json.loads(self._note(number).read_text())
+            noted = manifest["files"].get(file.name) or json.loads(self._note(number).read_text(encoding="utf-8"))
             whole = file.stat().st_size == noted["size"] and intact(file)
             return Note(**noted) if whole else None
         except (OSError, ValueError, TypeError, KeyError):
@@ -233,7 +233,7 @@ def _cut(pictures: range, size: int) -> Iterator[range]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}. Remove {file.parent}, and embed again.") from error
 

@@ -34,12 +34,12 @@ class MetricsFile:
     """
 
     def __init__(self, file: Path, step: int) -> None:
-        lines = file.read_text().splitlines() if file.exists() else []
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         if len(kept) < len(lines) or not lines:
             with replacing(file) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept))
-        self._file = open(file, "a", buffering=1)  # noqa: SIM115 - open as long as the run
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = open(file, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def write(self, step: int, values: Values) -> None:
         """Append one line."""

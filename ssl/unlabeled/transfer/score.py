@@ -159,7 +159,7 @@ def result_of(engine: Any, scorer: Scorer, result: dict[str, Any]) -> dict[str, 
 
 def cost(engine: Any, clock: Clock) -> dict[str, Any]:
     """Seconds of the process that finished the run, since the step it went on from; images/s is the logged median."""
-    lines = (json.loads(line) for line in (engine.output / "metrics.jsonl").read_text().splitlines())
+    lines = (json.loads(line) for line in (engine.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
     return {
         "wall_s": round(clock.seconds, 2),
