@@ -104,15 +104,15 @@ def simmim(model: nn.Module) -> dict[str, Any]:
     return {"model": weights}
 
 
-def models() -> dict[str, tuple[Callable[[nn.Module], dict[str, Any]], nn.Module]]:
+def models(**more: Any) -> dict[str, tuple[Callable[[nn.Module], dict[str, Any]], nn.Module]]:
     shared = {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
-    beit = timm.create_model("beit_base_patch16_224", num_classes=0, global_pool="token", **SIZE, **shared)
+    beit = timm.create_model("beit_base_patch16_224", num_classes=0, global_pool="token", **SIZE, **shared, **more)
     return {
-        "mae": (mae, vit()),
-        "mocov3": (mocov3, vit()),
-        "dino": (dino, vit()),
-        "ibot": (ibot, vit()),
-        "dinov2": (dinov2, vit(init_values=1e-5)),
+        "mae": (mae, vit(**more)),
+        "mocov3": (mocov3, vit(**more)),
+        "dino": (dino, vit(**more)),
+        "ibot": (ibot, vit(**more)),
+        "dinov2": (dinov2, vit(init_values=1e-5, **more)),
         "simmim": (simmim, random(beit)),
     }
 
@@ -154,6 +154,16 @@ def test_timm_gives_the_official_features(name: str, tmp_path: Path) -> None:
     names = set(safetensors.torch.load_file(resumed)) if resumed.exists() else set()
     assert HEADS[name] <= names if HEADS[name] else not names
     assert not any("last_layer2" in n or "patch_layer" in n for n in names), "shared layers are kept once"
+
+
+@pytest.mark.parametrize("settings", [{"mlp_ratio": 3.0}, {"mlp_ratio": 2.3, "qkv_bias": False}])
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_shapes_say_the_mlp_and_absent_biases(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    official, model = models(**settings)[name]
+    torch.save(official(model), tmp_path / "official.pth")
+    import_official(name, tmp_path / "official.pth", tmp_path / "out", heads=3)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(features_of(tmp_path / "out", images), model.forward_features(images))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))

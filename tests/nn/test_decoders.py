@@ -51,6 +51,12 @@ def cross_decoder(encoder: Encoder) -> CrossDecoder:
     return randomised(CrossDecoderConfig(width=WIDTH, depth=2, heads=HEADS, share=1.0).build(encoder, OUT))
 
 
+@pytest.mark.parametrize("config", [SelfDecoderConfig, CrossDecoderConfig])
+def test_the_mlps_width(encoder: Encoder, config: Any) -> None:
+    decoder = config(width=WIDTH, depth=1, heads=HEADS, mlp_ratio=2.5).build(encoder, OUT)
+    assert decoder.blocks[0].mlp.fc1.weight.shape == (40, WIDTH)
+
+
 @pytest.fixture(params=["self", "cross", "linear"])
 def decoder(request: pytest.FixtureRequest, encoder: Encoder) -> Decoder:
     if request.param == "linear":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.data.masks import RandomMask
+from unlabeled.export import IMAGENET, export_encoder, load_encoder
 from unlabeled.nn.encoder import Encoder, EncoderConfig, Tokens
 from unlabeled.nn.patches import PatchMask
 
@@ -134,6 +136,28 @@ def test_gradients_reach_every_parameter() -> None:
     joined(encoder(pictures(2, 3, 32, 32), drop=masks(2, (4, 4)))).square().sum().backward()
     missing = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
     assert missing == []
+
+
+@pytest.mark.parametrize(("model", "positions"), [(CLASS_TOKEN, "sincos"), ("beit_base_patch16_224", "relative")])
+def test_the_mlps_width_and_biases_go_into_the_export(model: str, positions: Any, tmp_path: Path) -> None:
+    """Plain timm builds the same network from it."""
+    config = EncoderConfig(
+        model=model, patch_size=8, width=32, depth=1, heads=2, positions=positions, mlp_ratio=3, qkv_bias=False
+    )
+    encoder = config.build((32, 32)).eval()
+    assert encoder.vit.blocks[0].mlp.fc1.weight.shape == (96, 32)
+    assert not any(name.endswith(("qkv.bias", "q_bias")) for name in encoder.state_dict())
+    export_encoder(tmp_path / "out", encoder, IMAGENET, "", {})
+    alone = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    images = pictures(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(joined(encoder(images)), alone.forward_features(images))
+        torch.testing.assert_close(joined(load_encoder(tmp_path / "out")(images)), joined(encoder(images)))
+
+
+def test_a_cnn_has_no_mlp() -> None:
+    with pytest.raises(ValueError, match="the CNN 'resnet18' has no mlp_ratio"):
+        EncoderConfig(model="resnet18", mlp_ratio=3)
 
 
 def test_pooling() -> None:

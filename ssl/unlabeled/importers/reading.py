@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,26 @@ def vit_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[
     side = round((table - 1) ** 0.5) * patch if table else 0
     model, number = known_model(family, width, heads)
     arguments = {"img_size": [side, side], "patch_size": patch, "in_chans": channels}
-    return model, {**arguments, "embed_dim": width, "depth": depth_of(encoder), "num_heads": number}
+    arguments |= {"embed_dim": width, "depth": depth_of(encoder), "num_heads": number}
+    no_output_bias = {} if "blocks.0.attn.proj.bias" in encoder else {"proj_bias": False}
+    return model, {**arguments, **block_arguments(encoder, width), **no_output_bias}
+
+
+def block_arguments(encoder: Tensors, width: int) -> dict[str, Any]:
+    """What the first block says of its MLP and of its queries' biases; empty where both are as in most models."""
+    weight = encoder.get("blocks.0.mlp.fc1.weight")
+    hidden = 4 * width if weight is None or weight.ndim != 2 else len(weight)
+    has_bias = {"blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias"} & encoder.keys()
+    return {
+        **({} if hidden == 4 * width else {"mlp_ratio": _ratio(hidden, width)}),
+        **({} if has_bias else {"qkv_bias": False}),
+    }
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """Their quotient, so that timm's `int(width * ratio)` is `hidden` again."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def patch_shape(family: Family, encoder: Tensors) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.importers.reading import Family, Imported, Key, Rule, checked, depth_of, patch_shape, sort
+from unlabeled.importers.reading import Family, Imported, Key, Rule, block_arguments, checked, depth_of, patch_shape, sort
 from unlabeled.nn.beit import EXTRA, SHARED
 
 FAMILY = Family("simmim", "a SimMIM ViT", "microsoft/SimMIM", {768: ("beit_base_patch16_224", 12)})
@@ -42,6 +42,7 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
         "embed_dim": width,
         "depth": depth_of(encoder),
         "num_heads": number,
+        **block_arguments(encoder, width),
         "use_rel_pos_bias": False,
         "use_shared_rel_pos_bias": True,
     }

@@ -31,10 +31,11 @@ class SelfDecoderConfig(BaseModel, frozen=True, extra="forbid"):
     width: int = Field(512, ge=4, multiple_of=4, description="token width")
     depth: int = Field(8, ge=1, description="number of blocks")
     heads: int = Field(16, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, ge=0.25, le=64, description="width of a block's MLP over the token width")
 
     def build(self, encoder: Encoder, out: int) -> SelfDecoder:
         """A decoder for `encoder` that predicts `out` values per patch."""
-        return SelfDecoder(encoder, out, self.width, self.depth, self.heads)
+        return SelfDecoder(encoder, out, self.width, self.depth, self.heads, self.mlp_ratio)
 
 
 class CrossDecoderConfig(BaseModel, frozen=True, extra="forbid"):
@@ -44,11 +45,12 @@ class CrossDecoderConfig(BaseModel, frozen=True, extra="forbid"):
     width: int = Field(512, ge=4, multiple_of=4, description="token width")
     depth: int = Field(8, ge=1, description="number of blocks")
     heads: int = Field(16, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, ge=0.25, le=64, description="width of a block's MLP over the token width")
     share: float = Field(0.25, gt=0, le=1, description="share of the hidden patches to predict")
 
     def build(self, encoder: Encoder, out: int) -> CrossDecoder:
         """A decoder for `encoder` that predicts `out` values per patch."""
-        return CrossDecoder(encoder, out, self.width, self.depth, self.heads, self.share)
+        return CrossDecoder(encoder, out, self.width, self.depth, self.heads, self.share, self.mlp_ratio)
 
 
 DecoderConfig = Annotated[SelfDecoderConfig | CrossDecoderConfig, Field(discriminator="name")]
@@ -127,14 +129,14 @@ class SelfAttention(nn.Module):
 class SelfBlock(nn.Module):
     """Pre-norm transformer block, timm's `Block` but for one thing: it can answer for some tokens only."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         from timm.layers import Mlp
 
         super().__init__()
         self.norm1 = layer_norm(width)
         self.attn = SelfAttention(width, heads)
         self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, index: Tensor | None = None, parts: Parts | None = None) -> Tensor:
         """Of x [B, N, D], at all tokens or at `index` [B, M] alone; all are attended to in either case.
@@ -157,10 +159,12 @@ class SelfDecoder(Decoder):
     Args:
         encoder: whose tokens it reads.
         out: values per patch.
-        width, depth, heads: of its blocks.
+        width, depth, heads, mlp_ratio: of its blocks.
     """
 
-    def __init__(self, encoder: Encoder, out: int, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self, encoder: Encoder, out: int, width: int, depth: int, heads: int, mlp_ratio: float = 4.0
+    ) -> None:
         super().__init__()
         self.grid = encoder.native_grid
         self.num_prefix = encoder.num_prefix
@@ -168,7 +172,7 @@ class SelfDecoder(Decoder):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         table = with_prefix(sincos_2d(width, self.grid), self.num_prefix)
         self.positions = nn.Parameter(table, requires_grad=False)
-        self.blocks = nn.ModuleList(SelfBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(SelfBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, out)
         xavier_(self)
@@ -205,7 +209,7 @@ class SelfDecoder(Decoder):
 class CrossBlock(nn.Module):
     """Pre-norm block whose queries attend to a memory instead of to each other."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         from timm.layers import Mlp
 
         super().__init__()
@@ -214,7 +218,7 @@ class CrossBlock(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         """Queries x [B, M, D] over memory [B, K, D]: [B, M, D]."""
@@ -238,9 +242,12 @@ class CrossDecoder(Decoder):
         out: values per patch.
         width, depth, heads: of its blocks.
         share: of the hidden patches to predict in training, in (0, 1].
+        mlp_ratio: of its blocks.
     """
 
-    def __init__(self, encoder: Encoder, out: int, width: int, depth: int, heads: int, share: float) -> None:
+    def __init__(
+        self, encoder: Encoder, out: int, width: int, depth: int, heads: int, share: float, mlp_ratio: float = 4.0
+    ) -> None:
         super().__init__()
         self.grid = encoder.native_grid
         self.share = share
@@ -248,7 +255,7 @@ class CrossDecoder(Decoder):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(with_prefix(sincos_2d(width, self.grid), 0), requires_grad=False)
         self.memory_norm = layer_norm(width)
-        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(CrossBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, out)
         xavier_(self)

@@ -48,6 +48,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     width: int | None = Field(None, ge=4, description="token width; null = the timm model's")
     depth: int | None = Field(None, ge=1, description="number of blocks; null = the timm model's")
     heads: int | None = Field(None, ge=1, description="attention heads; null = the timm model's")
+    mlp_ratio: float | None = Field(
+        None, ge=0.25, le=64, description="width of a block's MLP over the token width; null = the timm model's, mostly 4"
+    )
+    qkv_bias: bool = Field(True, description="biases on queries, keys and values; a beit_* has none on keys")
     channels: int = Field(3, ge=1, le=16, description="input channels, as many as data.mean has values")
     positions: Literal["sincos", "sincos_rows", "learned", "relative"] = Field(
         "sincos",
@@ -90,7 +94,9 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             )
         return patch
 
-    @field_validator("width", "depth", "heads", "positions", "interpolation", "init_values", "registers")
+    @field_validator(
+        "width", "depth", "heads", "mlp_ratio", "qkv_bias", "positions", "interpolation", "init_values", "registers"
+    )
     @classmethod
     def _of_transformers(cls, value: Any, info: Any) -> Any:
         model = info.data.get("model", "")
@@ -138,6 +144,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             "embed_dim": self.width,
             "depth": self.depth,
             "num_heads": self.heads,
+            "mlp_ratio": self.mlp_ratio,
+            "qkv_bias": None if self.qkv_bias else False,
             "init_values": self.init_values,
             "reg_tokens": self.registers,
             "no_embed_class": True if self.registers else None,
