@@ -170,7 +170,7 @@ def _hidden(view: View, patch: int) -> str:
         return f"; hides patches by a {view.mask.name} mask"
     (height, width), unit = view.shape, view.mask.unit or patch
     units = height // unit * (width // unit)
-    return f"; hides {units - view.mask.visible(units)} of {units} units of {unit} px"
+    return f"; hides {view.mask.hidden(units)} of {units} units of {unit} px"
 
 
 def millions(parameters: Any) -> str:

@@ -22,6 +22,7 @@ from unlabeled.data.masks import (
     RandomMask,
     StratifiedBlockMask,
     blocks,
+    varying,
 )
 from unlabeled.data.masks.blocks import _add_block
 from unlabeled.data.sampler import EpochSampler
@@ -220,7 +221,7 @@ def test_impossible_masks_are_refused(fields: dict[str, Any], text: str) -> None
         ),
         (StratifiedBlockMask(), (16, 16), "needs at least 2x2 patches, found 1x1"),
         (FixedBlockMask(), (64, 16), "needs at least 2x2 patches, found 4x1"),
-        (FixedBlockMask(ratio=0.9), (32, 32), "hides all 4 patches of a 32x32 crop: expected at most 0.75"),
+        (FixedBlockMask(ratio=0.9), (32, 32), "hides every unit of a 32x32 crop, which has 4"),
         (InverseMask(mask=RandomMask(unit=24)), (48, 48), "mask unit of 24 pixels is not a multiple"),
     ],
 )
@@ -232,3 +233,12 @@ def test_masks_that_do_not_fit_the_crop_are_refused(mask: Mask, size: tuple[int,
 def test_mae_refuses_a_mask_of_unequal_crops() -> None:
     with pytest.raises(ValidationError, match=r"found mask block\. Use random, fixed_block or inverse"):
         MAE(view=View(mask=BlockMask()))
+
+
+def test_dinov2s_largest_block_is_half_the_rows_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Officially 0.5 * size // patch * size // patch: 98 of 14x14 patches, 105 of 15x15, 666 of 37x37."""
+    seen: list[float] = []
+    monkeypatch.setattr(varying, "hide_blocks", lambda *_, largest: (seen.append(largest), np.zeros(1, bool))[1])
+    for side in (14, 15, 37):
+        StratifiedBlockMask(share=1.0).draw(np.random.default_rng(0), (side, side), 16)
+        assert seen[-1] == 0.5 * (side * 16) // 16 * (side * 16) // 16

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.data.masks import RandomMask
+from unlabeled.data.masks import BlockMask, FixedBlockMask, RandomMask, Rounding
+from unlabeled.methods.ibot import Config as IBOT
+from unlabeled.methods.mae import Config as MAE
+from unlabeled.methods.simmim import Config as SimMIM
 from unlabeled.nn.patches import PatchMask
 
 Grid = tuple[int, int]
+RULES: tuple[Rounding, ...] = ("floor_visible", "ceil_hidden", "floor_hidden")
 CASES = [
     (0.75, None, (14, 14)),
     (0.6, 32, (14, 14)),
@@ -33,6 +39,49 @@ def test_a_224_crop_hides_as_many_as_maes_rule_says(ratio: float, unit: int | No
     mask = draw(ratio, unit, (14, 14))
     keep, drop = mask.indices()
     assert (int(mask.hidden.sum()), len(drop), len(keep)) == (hidden, hidden, 196 - hidden)
+
+
+def test_every_method_rounds_its_own_way() -> None:
+    """MAE keeps int(N (1 - r)), SimMIM hides np.ceil(N r), iBOT's random masks hide int(N r), in floats."""
+    for units in range(2, 200):
+        for ratio in (0.05, 0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95):
+            hidden = {rule: RandomMask(ratio=ratio, rounding=rule).hidden(units) for rule in RULES}
+            official = (units - int(units * (1 - ratio)), int(np.ceil(units * ratio)), int(units * ratio))
+            assert tuple(hidden.values()) == official, (units, ratio)
+            assert RandomMask(ratio=ratio).hidden(units) == official[0]
+            assert FixedBlockMask(ratio=ratio, rounding="ceil_hidden").hidden(units) == official[1]
+
+
+@pytest.mark.parametrize(("side", "ratio", "hidden"), [(160, 0.8, 20), (160, 0.6, 15), (320, 0.55, 56), (192, 0.6, 22)])
+def test_simmim_hides_as_many_units_as_its_code(side: int, ratio: float, hidden: int) -> None:
+    """25 x 0.8 are 20, 100 x 0.55 are 55.00000000000001; by MAE's rule 25 units would lose 21."""
+    asked = {"size": side, "mask": {"name": "random", "ratio": ratio, "unit": 32}}
+    mask = SimMIM.model_validate({"view": asked}).view.mask
+    grid = (side // 16, side // 16)
+    assert mask is not None and int(mask.draw(np.random.default_rng(0), grid, 16).hidden.sum()) == 4 * hidden
+
+
+def test_a_method_rounds_the_masks_of_its_recipe_and_a_recipe_may_differ() -> None:
+    def mask_of(config: Any, view: str, mask: dict[str, Any]) -> Any:
+        return getattr(config.model_validate({view: {"size": 160, "mask": mask}, **whole(config)}), view).mask
+
+    def whole(config: Any) -> dict[str, Any]:
+        rest = {"global_2": {"size": 160, "mask": {"name": "block"}}, "local": None}
+        return rest if config is IBOT else {}
+
+    random, fixed = {"name": "random", "ratio": 0.8}, {"name": "fixed_block", "ratio": 0.8}
+    for config, view, rounding in ((MAE, "view", None), (SimMIM, "view", RULES[1]), (IBOT, "global_1", RULES[2])):
+        assert mask_of(config, view, random).rounding == rounding
+        assert mask_of(config, view, fixed).rounding == rounding
+        assert mask_of(config, view, {"name": "inverse", "mask": random}).mask.rounding == rounding
+        assert mask_of(config, view, {**random, "rounding": RULES[0]}).rounding == RULES[0]
+    assert mask_of(IBOT, "global_1", {"name": "block"}) == BlockMask()
+
+
+@pytest.mark.parametrize(("ratio", "rounding", "share"), [(0.9, "ceil_hidden", "every"), (0.2, "floor_hidden", "no")])
+def test_a_mask_hides_something_and_shows_something(ratio: float, rounding: Any, share: str) -> None:
+    with pytest.raises(ValueError, match=f"hides {share} unit of a 32x32 crop, which has 4"):
+        RandomMask(ratio=ratio, rounding=rounding).check((32, 32), 16)
 
 
 @pytest.mark.parametrize(("ratio", "unit", "grid"), CASES)

@@ -128,5 +128,6 @@ def test_teacher_temperature() -> None:
     assert steps == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
     assert Temperature(0.04, 0.07, 0).at(0, 10) == 0.07
     assert [Temperature(0.04, 0.07, 1).at(e, 10) for e in (0, 1)] == [0.04, 0.07]
+    assert [Temperature(0.04, 0.07, n).at(-1, 10) for n in (0, 1, 3)] == [0.04] * 3  # before the warm-up
     # 7 steps per epoch: every epoch's first step counts to it, whatever the quotient was rounded to
     assert all(by_epoch.at(7 * e / 7, 7) == by_epoch.at((7 * e + 6) / 7, 7) for e in range(5))

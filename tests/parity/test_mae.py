@@ -80,7 +80,8 @@ def mask_of(golden: Golden, ratio: str) -> PatchMask:
     """The mask that the official noise gives, kept patches in the official order."""
     noise = golden[f"in/noise_{ratio}"]
     order = noise.argsort(dim=1)
-    kept = RandomMask(ratio=golden.config["mask_ratios"][ratio]).visible(noise.shape[1])
+    patches = noise.shape[1]
+    kept = patches - RandomMask(ratio=golden.config["mask_ratios"][ratio]).hidden(patches)
     keep, drop = order[:, :kept], order[:, kept:]
     hidden = torch.zeros_like(noise, dtype=torch.bool).scatter(1, drop, True)
     return PatchMask(hidden, keep, drop)
@@ -226,7 +227,7 @@ def test_golden_formulas() -> None:
     angles = torch.tensor([2.0, 0.02, 1.0, 0.01], dtype=torch.float64)
     expected = torch.cat([angles[:2].sin(), angles[:2].cos(), angles[2:].sin(), angles[2:].cos()])
     torch.testing.assert_close(row_1_column_2, expected)
-    assert 196 - RandomMask(ratio=0.75).visible(196) == 147
+    assert RandomMask(ratio=0.75).hidden(196) == 147
     zero_prediction: Tensor = torch.tensor(767 / 768)
     noise = torch.randn(4, 10, 768, generator=torch.Generator().manual_seed(0))
     from unlabeled.nn.patches import normalize_patches

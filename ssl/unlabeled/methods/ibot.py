@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from unlabeled.data.masks import BlockMask
+from unlabeled.data.masks import BlockMask, rounded
 from unlabeled.data.views import View
 from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.encoder import Encoder, EncoderConfig
@@ -100,7 +100,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _masked(cls, view: View) -> View:
         if view.count != 1 or view.mask is None:
             raise ValueError(f"expected one masked crop, found count {view.count} and mask {view.mask}")
-        return view
+        return view.model_copy(update={"mask": rounded(view.mask, "floor_hidden")})
 
     @field_validator("local")
     @classmethod

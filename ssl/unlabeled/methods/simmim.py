@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
-from unlabeled.data.masks import RandomMask
+from unlabeled.data.masks import RandomMask, rounded
 from unlabeled.data.views import View
 from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.decoders import LinearDecoder
@@ -25,7 +25,9 @@ from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, patchify, triptych
 from unlabeled.symptoms import nothing_explained
 
-VIEW = View(size=224, scale=(0.67, 1.0), interpolation="bilinear", mask=RandomMask(ratio=0.6, unit=32))
+VIEW = View(
+    size=224, scale=(0.67, 1.0), interpolation="bilinear", mask=RandomMask(ratio=0.6, unit=32, rounding="ceil_hidden")
+)
 ENCODER = EncoderConfig(model="beit_base_patch16_224", positions="relative", drop_path=0.1)
 
 
@@ -46,7 +48,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
                 f"SimMIM needs a mask that hides as many patches in every crop, found mask {view.mask.name}. "
                 "Use random, fixed_block or inverse."
             )
-        return view
+        return view.model_copy(update={"mask": rounded(view.mask, "ceil_hidden")})
 
     @field_validator("encoder")
     @classmethod

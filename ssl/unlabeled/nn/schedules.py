@@ -36,6 +36,6 @@ class Temperature(NamedTuple):
         ticks = steps_per_epoch if self.per_step else 1
         # the fractional epoch of a step is a quotient, rounded: a whole one may lie just below
         tick, last = math.floor(epoch * ticks + 1e-6), self.epochs * ticks - 1
-        if tick > last:
-            return self.end
-        return warmup(self.start, self.end, tick / last) if last else self.start
+        if tick < 0:  # before the warm-up
+            return self.start
+        return self.end if tick > last else warmup(self.start, self.end, tick / max(last, 1))

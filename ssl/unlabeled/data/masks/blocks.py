@@ -66,6 +66,11 @@ def ibot_smallest(grid: Grid) -> int:
     return (min(grid) // 3) ** 2
 
 
+def dinov2_largest(grid: Grid) -> int:
+    """DINOv2's largest area of a rectangle: half the rows, rounded down, times the columns (official `train.py`)."""
+    return grid[0] // 2 * grid[1]
+
+
 def check_grid(size: Grid, patch: int) -> None:
     """Raise ValueError when no rectangle is smaller than the grid both ways."""
     rows, columns = size[0] // patch, size[1] // patch

@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from unlabeled.data.masks.blocks import check_grid, hide_blocks, ibot_smallest
 from unlabeled.data.masks.place import ALONE, Place
-from unlabeled.data.masks.uniform import Grid
+from unlabeled.data.masks.uniform import FixedMask, Grid
 from unlabeled.nn.patches import PatchMask
 
 
-class FixedBlockMask(BaseModel, frozen=True, extra="forbid"):
+class FixedBlockMask(FixedMask, frozen=True, extra="forbid"):
     """Hide a fixed share in blocks (BEiT section 2.3); what the blocks leave missing is topped up at random."""
 
-    equal_counts: ClassVar[bool] = True
     name: Literal["fixed_block"] = "fixed_block"
     ratio: float = Field(0.4, gt=0, lt=1, description="share of the patches to hide, between 0 and 1")
 
     def check(self, size: Grid, patch: int) -> None:
-        """Raise ValueError when blocks do not fit the crop, or nothing would be visible."""
+        """Raise ValueError when blocks do not fit the crop, or nothing would be hidden or visible."""
         check_grid(size, patch)
-        patches = size[0] // patch * (size[1] // patch)
-        if not self.visible(patches):
-            raise ValueError(
-                f"a mask ratio of {self.ratio} hides all {patches} patches of a {size[0]}x{size[1]} crop: "
-                f"expected at most {1 - 1 / patches:.3g}"
-            )
-
-    def visible(self, patches: int) -> int:
-        """How many of `patches` stay visible, by the same rule as in RandomMask."""
-        return int(patches * (1 - self.ratio))
+        self.must_leave_both(size[0] // patch * (size[1] // patch), size)
 
     def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
         """A mask over a grid of (rows, columns) patches: hidden [N], keep [K], drop [M], both in random order."""
         patches = grid[0] * grid[1]
-        target = patches - self.visible(patches)
+        target = self.hidden(patches)
         hidden = hide_blocks(rng, grid, target, ibot_smallest(grid)).reshape(-1)
         order = np.argsort(rng.random(patches), kind="stable")
         hidden[order[~hidden[order]][: target - int(hidden.sum())]] = True

@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, Field
+from typing_extensions import Self
 
 from unlabeled.data.masks.place import ALONE, Place
 from unlabeled.nn.patches import PatchMask
 
 Grid = tuple[int, int]
+Rounding = Literal["floor_visible", "ceil_hidden", "floor_hidden"]
 
 
-class RandomMask(BaseModel, frozen=True, extra="forbid"):
-    """Hide a fixed share of square units, drawn uniformly (MAE section 3; SimMIM with a larger unit)."""
+def hidden_count(units: int, ratio: float, rounding: Rounding | None) -> int:
+    """How many of `units` a mask of a fixed ratio hides. Methods round differently, and by the floats they multiply.
+
+    Args:
+        units: N, how many there are.
+        ratio: r, share to hide.
+        rounding: `floor_visible` keeps floor(N (1 - r)) (MAE, also when None), `ceil_hidden` hides ceil(N r) (SimMIM's
+            `MaskGenerator`), `floor_hidden` hides floor(N r) (random masks of iBOT).
+    """
+    if rounding == "ceil_hidden":
+        return math.ceil(units * ratio)
+    return int(units * ratio) if rounding == "floor_hidden" else units - int(units * (1 - ratio))
+
+
+class FixedMask(BaseModel, frozen=True, extra="forbid"):
+    """A mask that hides as many units in every crop."""
 
     equal_counts: ClassVar[bool] = True
-    name: Literal["random"] = "random"
     ratio: float = Field(0.75, gt=0, lt=1, description="share of the units to hide, between 0 and 1")
+    rounding: Rounding | None = Field(
+        None,
+        description="a share of N units that is no whole number: keep floor(N (1 - ratio)) (floor_visible: MAE), hide "
+        "ceil(N ratio) (ceil_hidden: SimMIM) or floor(N ratio) (floor_hidden: iBOT); null = the method's own",
+    )
+
+    def hidden(self, units: int) -> int:
+        """How many of `units` are hidden."""
+        return hidden_count(units, self.ratio, self.rounding)
+
+    def rounded(self, rounding: Rounding) -> Self:
+        """The same mask by a method's own rounding, where its recipe leaves that open."""
+        return self if self.rounding else self.model_copy(update={"rounding": rounding})
+
+    def must_leave_both(self, units: int, size: Grid) -> None:
+        """Raise ValueError when all units of a crop would be hidden, or none."""
+        hidden = self.hidden(units)
+        if not 0 < hidden < units:
+            share = "every unit" if hidden else "no unit"
+            raise ValueError(
+                f"a mask ratio of {self.ratio} hides {share} of a {size[0]}x{size[1]} crop, which has {units}. "
+                "Choose a ratio nearer to 0.5, a larger crop or smaller units"
+            )
+
+
+class RandomMask(FixedMask, frozen=True, extra="forbid"):
+    """Hide a fixed share of square units, drawn uniformly (MAE section 3; SimMIM with a larger unit)."""
+
+    name: Literal["random"] = "random"
     unit: int | None = Field(None, ge=1, description="side of a unit, pixels; null = one patch")
 
     def check(self, size: Grid, patch: int) -> None:
@@ -29,13 +74,7 @@ class RandomMask(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"a mask unit of {unit} pixels is not a multiple of the patch size {patch}")
         if any(side % unit for side in size):
             raise ValueError(f"a mask unit of {unit} pixels does not divide a crop of {size[0]}x{size[1]}")
-        kept = self.visible(size[0] // unit * (size[1] // unit))
-        if kept < 1:
-            raise ValueError(f"a mask ratio of {self.ratio} hides every unit of a {size[0]}x{size[1]} crop")
-
-    def visible(self, units: int) -> int:
-        """How many of `units` stay visible: MAE's floor(N (1 - ratio))."""
-        return int(units * (1 - self.ratio))
+        self.must_leave_both(size[0] // unit * (size[1] // unit), size)
 
     def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
         """A mask over a grid of (rows, columns) patches: hidden [N], keep [K], drop [M]."""
@@ -43,7 +82,7 @@ class RandomMask(BaseModel, frozen=True, extra="forbid"):
         rows, columns = grid[0] // factor, grid[1] // factor
         # argsort of uniform noise, as the official code: streams of `random` are stable between numpy releases
         order = np.argsort(rng.random(rows * columns), kind="stable")
-        keep, drop = np.split(order, [self.visible(len(order))])
+        keep, drop = np.split(order, [len(order) - self.hidden(len(order))])
         keep, drop = (_patches_of(units, columns, factor) for units in (keep, drop))
         hidden = np.zeros(grid[0] * grid[1], dtype=bool)
         hidden[drop] = True

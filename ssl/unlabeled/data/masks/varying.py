@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field, model_validator
 
-from unlabeled.data.masks.blocks import check_grid, hide_blocks, ibot_smallest
+from unlabeled.data.masks.blocks import check_grid, dinov2_largest, hide_blocks, ibot_smallest
 from unlabeled.data.masks.place import ALONE, Place
 from unlabeled.data.masks.uniform import Grid
 from unlabeled.nn.patches import PatchMask
@@ -83,7 +83,7 @@ class StratifiedBlockMask(BaseModel, frozen=True, extra="forbid"):
         """A mask over a grid of (rows, columns) patches: hidden [N]. Blocks may fall short of the ratio drawn."""
         patches = grid[0] * grid[1]
         target = int(patches * self._ratio(place, rng.random()))
-        return _without_indices(hide_blocks(rng, grid, target, DINOV2_SMALLEST, largest=patches / 2))
+        return _without_indices(hide_blocks(rng, grid, target, DINOV2_SMALLEST, largest=dinov2_largest(grid)))
 
     def _ratio(self, place: Place, within: float) -> float:
         slot, masked = place.slot(), int(self.share * place.slots)
