@@ -68,6 +68,7 @@ class Pretrain:
         """Export the encoder, with heads and a model card."""
         from unlabeled.card import pretrain_card
         from unlabeled.export import Preprocessing, export_encoder, split_heads
+        from unlabeled.progress import duration
         from unlabeled.train.distributed import on_main
 
         encoder, heads = split_heads(engine.whole_method())
@@ -76,7 +77,8 @@ class Pretrain:
         card = pretrain_card(recipe, engine)
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
         return [
-            f"done: {engine.step:,} steps, {engine.skipped} skipped, {len(engine.bad.keys)} bad pictures",
+            f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "
+            f"{len(engine.bad.keys)} bad pictures",
             f"  encoder    {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
             f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
             f"next: python -m unlabeled ladder {output}/export LABELLED   (which way to use it pays)",

@@ -24,6 +24,7 @@ from unlabeled.data.sampler import Position
 from unlabeled.engine import Engine
 from unlabeled.job import Job
 from unlabeled.method import Method, Progress
+from unlabeled.progress import Bars
 from unlabeled.recipe import load
 from unlabeled.schema import pretrain_recipe
 from unlabeled.train.distributed import make_accelerator
@@ -108,8 +109,8 @@ def run_engine(job: Job, output: Path, turns: Turns) -> None:
     recipe = job.recipe
     engine = Engine(job, make_accelerator(recipe.run.device, recipe.train.precision, 600, [], str(output)), output)
     engine.save = lambda: None  # type: ignore[method-assign]
-    engine.display.active = False
-    engine.display.advance = turns  # type: ignore[method-assign]
+    engine.display.bars = Bars(active=False)
+    engine.display.show = lambda step, *_: turns(step)  # type: ignore[method-assign]
     assert engine.run()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from unlabeled.errors import Interrupted, UserError
+from unlabeled.progress import Bars
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
 
 
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides += rest
     try:
-        return options.run(options)
+        with Bars(active=os.environ.get("RANK", "0") == "0"):
+            return options.run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import ValidationError
 
 from unlabeled.errors import Interrupted, UserError
+from unlabeled.progress import Bars
 from unlabeled.recipe import describe, differences, dump, fields, format_differences, load
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
 
@@ -70,7 +71,8 @@ def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     """Run one stage from the command line; returns the exit code."""
     options = _parse(stage, arguments)
     try:
-        return _run(stage, options)
+        with Bars(active=os.environ.get("RANK", "0") == "0"):
+            return _run(stage, options)
     except Interrupted as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_STOPPED

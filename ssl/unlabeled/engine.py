@@ -22,6 +22,7 @@ from unlabeled.evaluate.features import evaluating
 from unlabeled.job import Job
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.nn.measures import effective_rank
+from unlabeled.report.clock import Clock
 from unlabeled.train import snapshot, state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints, load
 from unlabeled.train.clip import clip_gradients
@@ -41,6 +42,7 @@ class Verdict(NamedTuple):
     stop: bool
     bad: bool
     failed: bool
+    loss: float
 
 
 class Engine:
@@ -81,7 +83,7 @@ class Engine:
         run = recipe.run
         self.checkpoints = Checkpoints(output / "checkpoints", run.keep_last, run.keep_every, self.display.say)
         self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
-        self.stop = StopRequest()
+        self.stop, self.clock = StopRequest(), Clock()
         self.meter, self.averages = Meter(), Averages()
         self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.display.say)
 
@@ -118,12 +120,11 @@ class Engine:
             self._copy_ahead(pending)
             verdict = self._agree(norm, pending, error)
             self._update(verdict.broken)
-            self.display.advance(self.step)
             if verdict.failed:
                 self.save()  # the step is whole: what the loader lost must not cost more
             if verdict.bad or verdict.failed:
                 self._note_bad(pending, error)
-            self._report(batch, norm, feed)
+            self._report(batch, norm, feed, verdict.loss)
             if self._due(self.job.recipe.run.checkpoint_every) or self.done or verdict.stop or self._is_best():
                 self.save()
             if verdict.stop and not self.done:
@@ -182,13 +183,15 @@ class Engine:
         return output._replace(loss=output.loss.detach())
 
     def _agree(self, norm: Tensor, pending: list[RawBatch], error: Exception | None) -> Verdict:
-        """One exchange per step, and the only time the host waits for the device."""
-        loss = torch.stack([output.loss for output in self._outputs]).sum()
+        """One exchange per step, and the only time the host waits for the device. The loss is the mean of all parts."""
+        loss = torch.stack([output.loss for output in self._outputs]).mean()
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
         bad = any(raw.bad for raw in pending)
         flags = torch.tensor([self.stop.received is not None, bad, error is not None], device=self.device)
-        flags = total(self.accelerator, torch.cat([broken.view(1), flags]).float()) > 0
-        return Verdict(*flags.tolist())
+        seen = torch.cat([broken.view(1), flags, loss.view(1) / self.accelerator.num_processes])
+        *counts, mean = total(self.accelerator, seen.float()).tolist()
+        broken_anywhere, stop, bad_anywhere, failed = (count > 0 for count in counts)
+        return Verdict(broken_anywhere, stop, bad_anywhere, failed, mean)
 
     def _update(self, broken: bool) -> None:
         """Step the optimizer, or skip on every process alike."""
@@ -241,10 +244,12 @@ class Engine:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
-    def _report(self, batch: Batch, norm: Tensor, feed: Feed) -> None:
+    def _report(self, batch: Batch, norm: Tensor, feed: Feed, loss: float) -> None:
         last = self.step == self.total_steps
         if self._due(self.job.recipe.run.log_every) or last:
             self._log(norm, feed)
+        else:
+            self.display.show(self.step, self.progress().epoch, loss, self.meter.pace)
         if self.watch is not None and (self._due(self.watch.config.every) or last):
             self._look(self.watch)
         if self._due(self.job.recipe.evaluate and self.job.recipe.evaluate.every) or self.done:
@@ -259,7 +264,8 @@ class Engine:
             values["effective_rank"] = effective_rank(features)
         self._write(values)
         self.diagnosis.read(self.step, values)
-        self.display.show(self.step, epoch, values, self.meter.seconds_per_step)
+        said = f"{speed['images_per_s']:,.0f} img/s  data {100 * speed['data_wait']:.0f} %"
+        self.display.show(self.step, epoch, values["loss"], self.meter.pace, said)
 
     def _write(self, values: dict[str, float]) -> None:
         if self.metrics:

@@ -134,7 +134,7 @@ def test_the_manifest_says_what_it_is(home: Path, tmp_path: Path, capsys: pytest
     bad = [json.loads(line)["key"] for line in (tmp_path / "bad.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sorted(Path(key).stem for key in bad) == ["04", "11"]
     said = capsys.readouterr().err
-    assert "23 of 23 pictures" in said and "img/s" in said and "skipped" in said
+    assert "features of 21 pictures in 5 files, 2 cannot be used" in said and "done in" in said and "skipped" in said
     assert not list(tmp_path.glob("*.writing")) and not list(tmp_path.glob("features-*.json"))
 
 

@@ -13,6 +13,8 @@ from unlabeled.data.source import SourceConfig, Split
 from unlabeled.errors import UserError
 from unlabeled.lock import claim
 from unlabeled.options import checked, cores
+from unlabeled.progress import Task, duration, task
+from unlabeled.report.clock import Clock
 
 OPTIONS = {"short_side": int, "format": str, "quality": int, "shard": int}
 SHOWN = 5
@@ -63,24 +65,20 @@ def _with_cache(data: SourceConfig) -> Iterator[tuple[SourceConfig, Path]]:
 
 
 def _prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) -> None:
-    """With a bar for each split."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console, shown = Console(stderr=True), 0
-    with Progress(
-        *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    ) as bar:
-        tasks: dict[Split, int] = {}
-        for packed in prepare(data, folder, settings, workers):
-            if packed.split not in tasks:
-                tasks[packed.split] = bar.add_task(packed.split, total=packed.total)
-            bar.update(tasks[packed.split], completed=packed.pictures)  # type: ignore[arg-type]
-            for key, reason in packed.bad[: SHOWN - shown]:
-                console.print(f"cannot be used: {key}: {reason}", markup=False, highlight=False, soft_wrap=True)
-            shown = min(SHOWN, shown + len(packed.bad))
+    """Prepare one source, with a bar for each split."""
+    clock, shown = Clock(), 0
+    tasks: dict[Split, Task] = {}
+    for packed in prepare(data, folder, settings, workers):
+        if packed.split not in tasks:
+            tasks[packed.split] = task(f"preparing {packed.split}", packed.total)
+        tasks[packed.split].advance(packed.pictures - tasks[packed.split].done)
+        for key, reason in packed.bad[: SHOWN - shown]:
+            print(f"cannot be used: {key}: {reason}", file=sys.stderr)
+        shown = min(SHOWN, shown + len(packed.bad))
+    for done in tasks.values():
+        done.close()
     size = sum(file.stat().st_size for file in folder.glob("*.tar"))
     bad = sum(file.read_text(encoding="utf-8").count("\n") for file in folder.glob("*_bad.jsonl"))
     unusable = f", {bad} pictures cannot be used: {folder}/*_bad.jsonl" if bad else ""
-    print(f"done: {summary(folder)}, {size / 1e9:.2f} GB{unusable}", file=sys.stderr)
+    print(f"done in {duration(clock.seconds)}: {summary(folder)}, {size / 1e9:.2f} GB{unusable}", file=sys.stderr)
     print(f"train with it: data.cache={folder}", file=sys.stderr)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from unlabeled.card import versions
 from unlabeled.data.source import Source
@@ -22,6 +21,7 @@ from unlabeled.doctor.speed import Encode, expect, measure
 from unlabeled.doctor.verdict import findings, sentence
 from unlabeled.errors import UserError
 from unlabeled.evaluate.protocol import Splits
+from unlabeled.progress import task
 from unlabeled.schema import FinetuneRecipe, load_any
 from unlabeled.train.distributed import make_accelerator
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
@@ -127,12 +127,11 @@ def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> Fact
 
 
 def _surveys(recipe: Any, splits: dict[str, Source], most: int | None) -> dict[str, Survey]:
-    console, run = Console(stderr=True), recipe.run
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        found = {}
-        for name, source in splits.items():
-            task = bar.add_task(f"pictures of {name}", total=min(len(source), most or len(source)))
-            found[name] = survey(source, most, recipe.seed, run.workers, run.timeout, partial(bar.advance, task))
+    run, found = recipe.run, {}
+    for name, source in splits.items():
+        shown = task(f"pictures of {name}", min(len(source), most or len(source)))
+        found[name] = survey(source, most, recipe.seed, run.workers, run.timeout, shown.advance)
+        shown.close()
     return found
 
 
@@ -147,7 +146,5 @@ def _speed(stage: Stage, recipe: Any, training: Training, seconds: float, evalua
     expected = expect(recipe, training)
     accelerator = make_accelerator(recipe.run.device, recipe.train.precision, recipe.run.timeout, [], recipe.output)
     encoder = (lambda method: stage.encoder(recipe, method)) if evaluated else None
-    console = Console(stderr=True)
-    with console.status("speed of loader and model"):
-        speed = measure(recipe, training, accelerator, seconds, encoder)
+    speed = measure(recipe, training, accelerator, seconds, encoder)
     return speed_facts(recipe, expected, speed, accelerator.device, evaluated)

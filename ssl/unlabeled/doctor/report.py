@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unlabeled.doctor.facts import Facts
 from unlabeled.doctor.verdict import Finding, sentence
 from unlabeled.plan import Line, gigabytes, number
-from unlabeled.train.tracking import duration
+from unlabeled.progress import duration
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,6 +20,7 @@ from unlabeled.data.loader import RawBatch, to_device
 from unlabeled.data.sampler import per_process, steps_per_epoch, total_steps
 from unlabeled.job import Job
 from unlabeled.plan import check_company, memory, without_memory
+from unlabeled.progress import task
 from unlabeled.train.distributed import raise_together
 from unlabeled.training import Training
 
@@ -114,7 +115,7 @@ def measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     pending = _steps_that_fit(engine, raw, seconds)
-    model = _rate(lambda: _step(engine, pending), seconds)
+    model = _rate("speed of the model, s", lambda: _step(engine, pending), seconds)
     together = _together(engine, pending, recipe, training, seconds)
     batch, peak = len(pending[0].labels), _peak(device)
     encode = None if encoder is None else _encode(engine, pending[0], encoder, seconds / 2)
@@ -149,7 +150,7 @@ def _loader(recipe: Any, training: Training, device: torch.device, seconds: floa
     with closing(_feed(recipe, training, device)) as feed:
         for _ in range(max(1, recipe.run.workers)):  # until all workers work
             raw = _draw(feed)
-        return raw, _rate(lambda: len(_draw(feed).labels), seconds)
+        return raw, _rate("speed of the loader, s", lambda: len(_draw(feed).labels), seconds)
 
 
 def _steps_that_fit(engine: Engine, raw: RawBatch, seconds: float) -> list[RawBatch]:
@@ -206,7 +207,7 @@ def _together(engine: Engine, pending: list[RawBatch], recipe: Any, training: Tr
             drawn -= taken
             return taken
 
-        return _rate(work, seconds)
+        return _rate("speed of both, s", work, seconds)
 
 
 def _encode(engine: Engine, raw: RawBatch, encoder: Callable[[Any], Encode], seconds: float) -> float:
@@ -221,16 +222,19 @@ def _encode(engine: Engine, raw: RawBatch, encoder: Callable[[Any], Encode], sec
 
     with torch.no_grad(), evaluating(engine.method):
         work()
-        return _rate(work, seconds)
+        return _rate("speed of evaluation, s", work, seconds)
 
 
-def _rate(work: Callable[[], int], seconds: float) -> float:
-    """Pictures per second of work that returns how many it did, repeated for so long; at least once."""
+def _rate(what: str, work: Callable[[], int], seconds: float) -> float:
+    """Measure `what`: pictures per second of work that returns how many it did, repeated for so long; at least once."""
     started, done = time.perf_counter(), 0
+    shown = task(what, round(seconds))
     while True:
         done += work()
         elapsed = time.perf_counter() - started
+        shown.advance(min(round(elapsed), shown.total) - shown.done)
         if elapsed >= seconds:
+            shown.close()
             return done / elapsed
 
 

@@ -14,6 +14,7 @@ from unlabeled.data.views import View
 from unlabeled.data.workers import Batches
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import WORKER_TIMEOUT, Encode
+from unlabeled.progress import track
 from unlabeled.train.distributed import gather_objects, raise_together
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def _encode(encode: Encode, splits: Splits, dataset: ViewDataset, batches: list[
         dataset, batches, workers=splits.workers, device=device, timeout=WORKER_TIMEOUT, collate=collate
     )
     with Batches(loader) as made:
-        for asked, raw in zip(batches, made, strict=True):
+        pairs = zip(batches, made, strict=True)
+        for asked, raw in track(pairs, "views of images", sum(map(len, batches)), lambda pair: len(pair[0])):
             [view] = to_device(raw, device, normalize).views
             features = encode(view.pixels.transpose(0, 1).flatten(0, 1)).float().cpu()
             # in place of a picture that cannot be used the next one was given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -24,6 +25,7 @@ from unlabeled.files import check_writable, write_text
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
 from unlabeled.options import checked, pictures
+from unlabeled.progress import duration, track
 from unlabeled.recipe import parse
 from unlabeled.report.clock import Clock
 
@@ -88,12 +90,12 @@ def run(args: argparse.Namespace) -> int:
 
     config, protocols, device = _evaluation(args), settings(args.protocol, _changes(args)), device_of(args.device)
     check_writable({"--json": args.json, "--markdown": args.markdown})
-    console = Console()
-    rows = []
-    for subject in _subjects(args, device):
-        with console.status(f"{subject.name}: features and protocols"):
-            rows.append(_evaluate(subject, protocols, config, device, args))
+    console, clock = Console(), Clock()
+    subjects = list(_subjects(args, device))
+    shown = track(subjects, "encoders", len(subjects))
+    rows = [_evaluate(subject, protocols, config, device, args) for subject in shown]
     console.print(table(rows, protocols))
+    print(f"took {duration(clock.seconds)}", file=sys.stderr)
     if args.json is not None:
         report = {"protocol": _protocol(args, config, protocols), "rows": [row.summary() for row in rows]}
         write_text(args.json, json.dumps(report, indent=2) + "\n")

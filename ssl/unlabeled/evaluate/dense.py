@@ -15,6 +15,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluate.linear import EPS, Passes, batches
 from unlabeled.evaluate.masks import UNLABELLED
+from unlabeled.progress import track
 from unlabeled.report.classification import confusion_matrix
 
 
@@ -121,7 +122,7 @@ def train_heads(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / len(steps))
     )
-    for rows in steps:
+    for rows in track(steps, "segmentation head", len(steps)):
         optimizer.zero_grad()
         with torch.enable_grad():
             loss(heads, standard, [maps[i] for i in rows.tolist()]).backward()

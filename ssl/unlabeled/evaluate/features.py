@@ -17,6 +17,7 @@ from unlabeled.data.source import Source
 from unlabeled.data.views import Interpolation, center_crop
 from unlabeled.data.workers import Batches
 from unlabeled.errors import BadSample, UserError
+from unlabeled.progress import track
 from unlabeled.train.distributed import gather_objects, raise_together
 
 Encode = Callable[[Tensor], Tensor]
@@ -145,7 +146,7 @@ def extract(
     error = None
     try:
         with Batches(loader) as made:
-            for pixels, batch_rows, batch_labels, batch_bad in made:
+            for pixels, batch_rows, batch_labels, batch_bad in track(made, "encoding images", len(share), _images):
                 if pixels is not None:
                     x.append(encode(normalize(pixels.to(device, non_blocking=True))).float().cpu())
                 rows += batch_rows
@@ -155,6 +156,11 @@ def extract(
         error = caught
     raise_together(error)
     return _whole(x, rows, labels, bad, world)
+
+
+def _images(batch: tuple[Tensor | None, list[int], list[int], list[Bad]]) -> int:
+    """How many images a batch stands for."""
+    return len(batch[1]) + len(batch[3])
 
 
 def _whole(x: list[Tensor], rows: list[int], labels: list[int], bad: list[Bad], world: int) -> Features:

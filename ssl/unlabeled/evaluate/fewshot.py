@@ -14,6 +14,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Pooled, Score
 from unlabeled.evaluate.logistic import Logistic, fit
+from unlabeled.progress import track
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -63,7 +64,7 @@ class FewShot(Pooled, frozen=True, extra="forbid"):
         """Accuracy of every episode [E], of rows [E, ways, shots + queries] of unit features x [n, D]."""
         learn: Callable[[Tensor, Tensor], Tensor] = prototypes if classifier == "prototype" else self.regression
         found = []
-        for some in rows.split(AT_ONCE):
+        for some in track(rows.split(AT_ONCE), f"episodes of {shots} shots", len(rows), len):
             support, queries = x[some[:, :, :shots]], x[some[:, :, shots:]]
             predicted = learn(support, queries.flatten(1, 2)).argmax(-1).unflatten(1, queries.shape[1:3])
             right = predicted == torch.arange(self.ways, device=x.device).unsqueeze(1)

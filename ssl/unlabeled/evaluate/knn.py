@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unlabeled.evaluate.base import Pooled, Score
 from unlabeled.evaluate.features import Features
+from unlabeled.progress import track
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -71,7 +72,8 @@ def knn_predict(train: Features, test: Tensor, k: int, temperature: float, num_c
     k = min(k, len(train.y))
     scores = test.new_zeros(len(test), num_classes)
     rows = max(1, CHUNK_ELEMENTS // len(train.y))
-    for queries, votes in zip(F.normalize(test, dim=1).split(rows), scores.split(rows), strict=True):
+    chunks = list(zip(F.normalize(test, dim=1).split(rows), scores.split(rows), strict=True))
+    for queries, votes in track(chunks, "nearest neighbours", len(chunks)):
         similarity, neighbour = (queries @ keys).topk(k)
         votes.scatter_add_(1, train.y[neighbour], (similarity / temperature).exp())
     return scores

@@ -17,6 +17,7 @@ from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.knn import accuracy
 from unlabeled.evaluate.pooling import Pool, Wanted
+from unlabeled.progress import track
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -158,7 +159,7 @@ def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], co
     heads = Heads(x.new_zeros(len(x), x.shape[2], len(lrs), num_classes), x.new_zeros(len(x), len(lrs), num_classes))
     speed = Heads(*map(torch.zeros_like, heads))
     steps = list(batches(len(y), config, seed))
-    for step, rows in enumerate(steps):
+    for step, rows in enumerate(track(steps, "linear probe", len(steps))):
         rows = rows.to(x.device)
         batch = x[:, rows]
 

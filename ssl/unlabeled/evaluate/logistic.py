@@ -15,6 +15,7 @@ from unlabeled.evaluate.base import Pooled, Score
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.knn import accuracy
 from unlabeled.evaluate.linear import hold_out, standardize
+from unlabeled.progress import task
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -123,6 +124,7 @@ def fit(x: Tensor, y: Tensor, num_classes: int, l2: float, config: Logistic, sta
         error = (logs.exp() - target) / x.shape[-2]
         regression.weight.grad = x.mT @ error + l2 * regression.weight
         regression.bias.grad = error.sum(-2)
+        shown.advance()
         return -(logs * target).sum() / x.shape[-2] + l2 / 2 * regression.weight.square().sum()
 
     optimizer = torch.optim.LBFGS(
@@ -133,8 +135,10 @@ def fit(x: Tensor, y: Tensor, num_classes: int, l2: float, config: Logistic, sta
         history_size=HISTORY,
         line_search_fn="strong_wolfe",
     )
+    shown = task("logistic regression, at most", optimizer.defaults["max_eval"])
     optimizer.step(closure)
     closure()
+    shown.close()
     slopes = [tensor.grad.abs().max().item() for tensor in regression if tensor.grad is not None]
     return Fit(Regression(*(tensor.detach() for tensor in regression)), max(slopes))
 

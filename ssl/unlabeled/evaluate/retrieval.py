@@ -13,6 +13,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Pooled, Score
 from unlabeled.evaluate.features import Features
+from unlabeled.progress import track
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -85,7 +86,8 @@ def rank(pictures: Features, most: int, seed: int = 0) -> Ranked:
     candidates, labels, place = x[order].T.contiguous(), pictures.y[order], order.argsort()
     queries = with_company(pictures.y)
     precisions, first = [], []
-    for rows in queries.split(max(1, CHUNK_ELEMENTS // n)):
+    chunks = queries.split(max(1, CHUNK_ELEMENTS // n))
+    for rows in track(chunks, "retrieval", len(queries), len):
         similarity = x[rows] @ candidates
         similarity[torch.arange(len(rows)), place[rows]] = -torch.inf  # itself comes last, and is cut off
         ranking = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]

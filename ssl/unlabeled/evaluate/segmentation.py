@@ -21,6 +21,7 @@ from unlabeled.evaluate.linear import HELD_OUT, LearningRate
 from unlabeled.evaluate.masks import MAX_CLASSES, Scene, Scenes, open_scenes
 from unlabeled.evaluate.pooling import Wanted, check
 from unlabeled.nn.beit import BeitEncoder
+from unlabeled.progress import track
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -150,7 +151,7 @@ def feature_maps(bench: Bench, scenes: Scenes, config: Segmentation) -> Iterator
         collate=_of_equal_shape,
     )
     with Batches(loader) as made:
-        for batch in made:
+        for batch in track(made, "encoding images", len(scenes), lambda batch: sum(map(len, batch))):
             for group in batch:
                 pixels = torch.stack([scene.pixels for scene in group]).to(bench.device, non_blocking=True)
                 found = encoded(bench, normalize(pixels), config.blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from unlabeled.nn.conv import ConvEncoder
 from unlabeled.nn.encoder import Encoder
 from unlabeled.options import check_least
 from unlabeled.plan import number
+from unlabeled.progress import duration, track
+from unlabeled.report.clock import Clock
 
 VERSION = "1"
 
@@ -70,10 +73,12 @@ def run(options: argparse.Namespace) -> int:
     _check(options, climb)
     with claim(options.out, "--out"):
         steps: list[Step] = []
-        for step in _steps(climb):
+        clock, count = Clock(), len(options.rungs) * len(options.fractions)
+        for step in track(_steps(climb), "rungs", count):
             steps.append(step)
             print(f"{report.NAMES[step.rung]}, {100 * step.fraction:g} %: {report.score(step)}", flush=True)
             _write(options, climb, steps)
+        print(f"took {duration(clock.seconds)}", file=sys.stderr)
         print("\n" + (options.out / "ladder.md").read_text(encoding="utf-8"))
     return 0
 

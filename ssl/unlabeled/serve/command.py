@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.errors import UserError
 from unlabeled.options import check_least, checked, cores, pictures
+from unlabeled.progress import duration, task
+from unlabeled.report.clock import Clock
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from unlabeled.nn.encoder import Encoder
     from unlabeled.serve.embed import Bad, Embedding
 
-SHOWN, SAY_EVERY = 5, 10.0
+SHOWN = 5
 TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another's last file
 
 
@@ -72,6 +73,7 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     from unlabeled.lock import claim
     from unlabeled.train.distributed import gather_objects, on_main, raise_together
 
+    clock = Clock()
     lock = on_main(accelerator, lambda: claim(args.out, "OUT"))
     embedding = _opened(args, accelerator)
     about = {"export": args.export, "data": args.data, "split": args.split}
@@ -87,7 +89,8 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     made = on_main(accelerator, embedding.finish)
     if made:
         bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
-        print(f"done: features of {made['written']:,} pictures in {len(made['files'])} files{bad}", file=sys.stderr)
+        what = f"features of {made['written']:,} pictures in {len(made['files'])} files{bad}"
+        print(f"done in {duration(clock.seconds)}: {what}", file=sys.stderr)
     if lock:
         lock.close()
 
@@ -143,49 +146,11 @@ def _recipes(args: argparse.Namespace, exported: dict[str, Any]) -> SourceConfig
 def _show(
     done: Iterator[tuple[int, list[Bad]]], accelerator: Accelerator, embedding: Embedding, numbers: list[int]
 ) -> None:
-    """Do the work, and say on the main process how far it is."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console, shown = Console(stderr=True), 0
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-    pictures = embedding.count(numbers)
-    active = accelerator.is_main_process and console.is_terminal
-    meter = _Meter(accelerator.num_processes)
-    with Progress(*columns, console=console, disable=not active) as bar:
-        task = bar.add_task("", total=pictures)
-        for count, bad in done:
-            meter.add(count)
-            bar.update(task, advance=count, description=meter.speed)
-            for key, reason in bad[: SHOWN - shown]:
-                console.print(f"skipped {key}: {reason}", markup=False, highlight=False, soft_wrap=True)
-            shown = min(SHOWN, shown + len(bad))
-            if accelerator.is_main_process and not active and (meter.due() or meter.pictures == pictures):
-                print(f"{meter.pictures:,} of {pictures:,} pictures  {meter.speed}", file=sys.stderr, flush=True)
-
-
-class _Meter:
-    """Counts pictures of this process; its speed is that of all processes, as fast as this one."""
-
-    def __init__(self, processes: int) -> None:
-        self.processes, self.pictures = processes, 0
-        self.started = self.said = time.perf_counter()
-
-    def add(self, count: int) -> None:
-        """So many more are done."""
-        self.pictures += count
-
-    @property
-    def speed(self) -> str:
-        """Images per second since the start."""
-        rate = self.pictures / max(time.perf_counter() - self.started, 1e-9)
-        among = f" x {self.processes} processes" if self.processes > 1 else ""
-        return f"{rate:,.0f} img/s{among}"
-
-    def due(self) -> bool:
-        """Whether nothing was said for a while."""
-        now = time.perf_counter()
-        if now - self.said < SAY_EVERY:
-            return False
-        self.said = now
-        return True
+    """Do the work, and say on the main process how far it is and what was skipped."""
+    shown, most = task("embedding", embedding.count(numbers)), SHOWN
+    for count, bad in done:
+        shown.advance(count)
+        for key, reason in bad[:most] if accelerator.is_main_process else ():
+            print(f"skipped {key}: {reason}", file=sys.stderr)
+        most = max(0, most - len(bad))
+    shown.close()

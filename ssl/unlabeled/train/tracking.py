@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from pydantic import BaseModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
+from unlabeled import progress
 from unlabeled.errors import UserError
 from unlabeled.files import replacing
+from unlabeled.progress import Bars, duration
 from unlabeled.train.distributed import on_main, total
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Values = Mapping[str, float]
+STALE = 60.0  # seconds after which a run says again where it stands
 
 
 class MetricsFile:
@@ -70,6 +71,11 @@ class Meter:
         """One step of so many images is done."""
         self.images += images
         self.steps += 1
+
+    @property
+    def pace(self) -> float:
+        """Seconds per step: of the last reading, before there is one of the steps so far."""
+        return self.seconds_per_step or (time.perf_counter() - self.started) / max(1, self.steps)
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was spent on something else."""
@@ -120,46 +126,43 @@ class Display:
     """
 
     def __init__(self, name: str, total: int, epochs: float, active: bool) -> None:
-        self.total, self.epochs, self.active = total, epochs, active
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"),
-        )
-        self.bar = Progress(*columns, console=self.console) if active and self.console.is_terminal else None
-        self.task = self.bar.add_task(name, total=total, line="starting") if self.bar else None
+        self.name, self.total, self.epochs = name, total, epochs
+        self.bars = progress.current() or Bars(active)
+        self.speed = ""  # of the newest logged step
 
     def __enter__(self) -> Display:
-        if self.bar:
-            self.bar.start()
+        self.bars.__enter__()
+        self.task = progress.task(self.name, self.total)
+        self.task.show("starting")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.task.close(keep=True)
+        self.bars.__exit__(kind, error, trace)
 
     def say(self, text: str) -> None:
         """One line for a person."""
-        if self.active:
-            self.console.print(text, markup=False)
+        self.bars.say(text)
 
-    def advance(self, step: int) -> None:
-        """Move the bar."""
-        if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=step)
+    def show(self, step: int, epoch: float, loss: float, seconds_per_step: float, speed: str = "") -> None:
+        """Tell where a run stands: always on a bar; as a line where `speed` is given, at first and once a minute.
 
-    def show(self, step: int, epoch: float, values: Values, seconds_per_step: float) -> None:
-        """The values of a logged step."""
-        left = duration((self.total - step) * seconds_per_step)
-        line = (
-            f"epoch {epoch:.1f}/{self.epochs:g}  loss {values['loss']:.4f}  {values['images_per_s']:,.0f} img/s  "
-            f"data {100 * values['data_wait']:.0f} %  {left} left"
-        )
-        if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=step, line=line)
-        else:
+        Args:
+            step: of the run, just taken.
+            epoch: fractional.
+            loss: of this step.
+            seconds_per_step: for the time left.
+            speed: of data and model, measured when a step is logged.
+        """
+        first, self.speed = self.task.done == 0, speed or self.speed
+        self.task.done = step
+        left = f"{duration((self.total - step) * seconds_per_step)} left"
+        line = "  ".join(filter(None, [f"epoch {epoch:.1f}/{self.epochs:g}  loss {loss:.4f}", self.speed, left]))
+        if self.bars.progress:
+            self.task.show(line)
+        elif first or speed or self.bars.due(STALE):
             self.say(f"step {step}/{self.total}  {line}")
 
 
@@ -216,14 +219,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 12 min, 3.4 h, 2.1 d."""
-    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.1f} d"
 
 
 def _step_of(line: str) -> float:

@@ -87,6 +87,7 @@ class Finetune:
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Write result.json and a timm classifier."""
+        from unlabeled.progress import duration
         from unlabeled.train.distributed import on_main
         from unlabeled.transfer.exports import export_result
         from unlabeled.transfer.score import write_result
@@ -106,7 +107,8 @@ class Finetune:
         load = f"timm.create_model('local-dir:{output}/export', pretrained=True)"
         best = f", by the weights of step {engine.checkpoints.best:,}" if other else ""
         return [
-            f"done: accuracy {result['accuracy']:.2f} % on {result['pictures']:,} pictures{best}",
+            f"done in {duration(engine.clock.seconds)}: accuracy {result['accuracy']:.2f} % on "
+            f"{result['pictures']:,} pictures{best}",
             f"  result     {output}/result.json, result.md, confusion.png, reliability.png",
             f"  classifier {output}/export  ({load})"
             if whole

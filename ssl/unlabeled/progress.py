@@ -1,0 +1,153 @@
+"""Progress of long work: a bar with the time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+T = TypeVar("T")
+SAY_EVERY = 20.0  # seconds between lines where there is no terminal
+FAST = 10.0  # items per second above which the rate is said
+
+_current: ContextVar[Bars | None] = ContextVar("bars", default=None)
+
+
+class Bars:
+    """Shows the tasks that `track` and `task` announce while it is entered. Where none is entered, they are silent.
+
+    Args:
+        active: whether this process speaks; only the main one should.
+        console: where; standard error by default, so that results on standard output stay clean.
+        clock: seconds, for the rate and the time left.
+    """
+
+    def __init__(
+        self, active: bool = True, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.active, self.clock = active, clock
+        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.progress = _progress(self.console) if active and self.console.is_terminal else None
+        self.said = clock()
+        self._outer: list[Bars | None] = []
+
+    def __enter__(self) -> Bars:
+        self._outer.append(_current.get())
+        _current.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _current.set(self._outer.pop())
+        if self.progress and not self._outer:
+            self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line above the bars."""
+        if self.active:
+            self.console.print(text, markup=False)
+            self.said = self.clock()
+
+    def due(self, seconds: float = SAY_EVERY) -> bool:
+        """Whether nothing was said for so long."""
+        return self.clock() - self.said >= seconds
+
+
+class Task:
+    """One piece of work with a known length, shown by `bars`.
+
+    Args:
+        bars: shows it; None = nobody does.
+        what: short description.
+        total: its length, in items.
+    """
+
+    def __init__(self, bars: Bars | None, what: str, total: int) -> None:
+        self.bars, self.what, self.total, self.done = bars, what, total, 0
+        self.started = bars.clock() if bars else 0.0
+        self._bar: TaskID | None = None
+        if bars and bars.progress:
+            bars.progress.start()
+            self._bar = bars.progress.add_task(what, total=total, line="")
+
+    def advance(self, count: int = 1) -> None:
+        """Count items that are done."""
+        self.done += count
+        if self.bars is None:
+            return
+        seconds = self.bars.clock() - self.started
+        rate = self.done / seconds if seconds > 0 else 0.0
+        left = f"{duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
+        self.show("  ".join(filter(None, [f"{rate:,.0f}/s" if rate > FAST else "", left])))
+
+    def show(self, line: str) -> None:
+        """Put a text beside the bar; as a line of its own where there is no bar and nothing was said for a while."""
+        if self.bars and self.bars.progress and self._bar is not None:
+            self.bars.progress.update(self._bar, completed=self.done, line=line)
+        elif self.bars and self.done < self.total and self.bars.clock() - self.started >= SAY_EVERY and self.bars.due():
+            self.bars.say(f"{self.what}  {self.done:,} of {self.total:,}  {line}")
+
+    def close(self, keep: bool = False) -> None:
+        """Take the bar away; with `keep` it stays on the screen as it is, unless there are others."""
+        if not (self.bars and self.bars.progress) or self._bar is None:
+            return
+        if keep and len(self.bars.progress.tasks) == 1:
+            self.bars.progress.stop()
+        self.bars.progress.remove_task(self._bar)
+        if not self.bars.progress.tasks:
+            self.bars.progress.stop()
+
+
+def current() -> Bars | None:
+    """The bars that are entered."""
+    return _current.get()
+
+
+def task(what: str, total: int) -> Task:
+    """Announce work of `total` items; `advance` it, then `close` it."""
+    return Task(_current.get(), what, total)
+
+
+def track(items: Iterable[T], what: str, total: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
+    """Yield items, showing how far they are.
+
+    Args:
+        items: to work through.
+        what: short description, such as `features of val`.
+        total: the sum of their sizes.
+        size: of an item.
+    """
+    shown = task(what, total)
+    try:
+        for item in items:
+            yield item
+            shown.advance(size(item))
+    finally:
+        shown.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 12 min, 3.4 h, 2.1 d."""
+    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+def _progress(console: Console) -> Progress:
+    # what is printed on standard output must not end up among the bars
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[line]}", markup=False),
+        console=console,
+        redirect_stdout=False,
+    )
