@@ -12,7 +12,17 @@ from einops import rearrange
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.importers.reading import Family, Imported, Key, Rule, block_arguments, checked, depth_of, patch_shape, sort
+from unlabeled.importers.reading import (
+    Family,
+    Imported,
+    Key,
+    Rule,
+    block_arguments,
+    checked,
+    depth_of,
+    patch_shape,
+    sort,
+)
 from unlabeled.nn.beit import EXTRA, SHARED
 
 FAMILY = Family("simmim", "a SimMIM ViT", "microsoft/SimMIM", {768: ("beit_base_patch16_224", 12)})

@@ -162,9 +162,7 @@ class SelfDecoder(Decoder):
         width, depth, heads, mlp_ratio: of its blocks.
     """
 
-    def __init__(
-        self, encoder: Encoder, out: int, width: int, depth: int, heads: int, mlp_ratio: float = 4.0
-    ) -> None:
+    def __init__(self, encoder: Encoder, out: int, width: int, depth: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.grid = encoder.native_grid
         self.num_prefix = encoder.num_prefix

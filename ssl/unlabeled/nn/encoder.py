@@ -49,7 +49,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     depth: int | None = Field(None, ge=1, description="number of blocks; null = the timm model's")
     heads: int | None = Field(None, ge=1, description="attention heads; null = the timm model's")
     mlp_ratio: float | None = Field(
-        None, ge=0.25, le=64, description="width of a block's MLP over the token width; null = the timm model's, mostly 4"
+        None,
+        ge=0.25,
+        le=64,
+        description="width of a block's MLP over the token width; null = the timm model's, mostly 4",
     )
     qkv_bias: bool = Field(True, description="biases on queries, keys and values; a beit_* has none on keys")
     channels: int = Field(3, ge=1, le=16, description="input channels, as many as data.mean has values")
