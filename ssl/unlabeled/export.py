@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError, first_line
+from unlabeled.export_config import AGAIN, read_config
 from unlabeled.method import Method
 from unlabeled.nn.beit import fit_tables, is_relative
 from unlabeled.nn.encoder import Encoder
@@ -45,12 +46,6 @@ class Preprocessing(NamedTuple):
         """That of a recipe's `data:` section; parts of a mixture have ranges of their own."""
         return cls(data.mean, data.std, crop_pct, interpolation, getattr(data, "value_range", None))
 
-
-AGAIN = "Copy the whole export folder again, or name another (runs/NAME/export)."
-
-# what an encoder needs of a `config.json`, and of the `pretrained_cfg` in it
-FIELDS = ("architecture", "num_classes", "model_args", "pretrained_cfg")
-PREPARED_FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation")
 
 # what timm is told of a classifier and an encoder has no use for
 OF_THE_HEAD = ("global_pool", "fc_norm", "use_fc_norm")
@@ -175,6 +170,7 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     config = read_config(folder)
     arguments = {k: v for k, v in _arguments(config).items() if k not in OF_THE_HEAD}
     weights = None if scratch else _read(folder / "model.safetensors")
+    outline(folder, config)
     if weights and config["num_classes"]:
         raise UserError(
             f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from, or give it "
@@ -205,33 +201,52 @@ def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]
             f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.mode."
         )
     arguments = _arguments(config)
+    weights = _read(folder / "model.safetensors")
+    check_fits(outline(folder, config), weights)
     bare = {k: v for k, v in arguments.items() if k not in OF_THE_HEAD}
     if "use_rel_pos_bias" in bare:  # a table in every block, where encoders have one that all share
         bare |= {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
-    return _network(config["architecture"], bare), arguments, _read(folder / "model.safetensors")
+    return _network(config["architecture"], bare), arguments, weights
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of an export.
+def outline(folder: Path, config: dict[str, Any]) -> nn.Module:
+    """The timm model of an export, head included, as tensors without memory.
 
     Raises:
-        UserError: it is damaged, or says too little to build and to feed the network.
+        UserError: it cannot be built, or would be larger than its weights.
     """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
-    missing = _missing(config, FIELDS) or _missing(config["pretrained_cfg"], PREPARED_FIELDS)
-    if missing:
+    with torch.device("meta"):
+        model = _of_timm(config)
+    values = sum(tensor.numel() for tensor in model.state_dict().values())
+    size = (folder / "model.safetensors").stat().st_size
+    if values > size:  # a byte each is the least
         raise UserError(
-            f"{file} is not what pretrain.py and finetune.py write: {', '.join(missing)} not found in it. {AGAIN}"
+            f"{folder} asks for a network of {values:,} weights, and its model.safetensors has {size:,} bytes: they "
+            f"are not of one export. {AGAIN}"
         )
-    return config
+    return model
 
 
-def _missing(section: Any, names: Sequence[str]) -> list[str]:
-    return [name for name in names if not isinstance(section, dict) or name not in section]
+def load_timm(folder: Path, config: dict[str, Any]) -> nn.Module:
+    """The timm model of an export, head included, with its weights: what `local-dir:` gives, from `folder` alone.
+
+    Raises:
+        UserError: see `outline`; weights and architecture do not match.
+    """
+    weights = _read(folder / "model.safetensors")
+    check_fits(outline(folder, config), weights)
+    model = _of_timm(config)
+    model.load_state_dict(weights)
+    return model
+
+
+def _of_timm(config: dict[str, Any]) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+    except Exception as error:  # timm's networks raise what they like: whatever it was, the person must hear it
+        raise _not_built(config["architecture"], error) from error
 
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -376,20 +391,34 @@ def _network(architecture: str, arguments: dict[str, Any]) -> Encoder:
     try:
         return build_encoder(architecture, arguments)
     except Exception as error:  # timm's networks raise what they like: whatever it was, the person must hear it
-        raise UserError(f"the network '{architecture}' cannot be built: {first_line(error)}") from error
+        raise _not_built(architecture, error) from error
+
+
+def _not_built(architecture: str, error: Exception) -> UserError:
+    return UserError(f"the network '{architecture}' cannot be built: {first_line(error)}")
 
 
 def _load_strictly(vit: nn.Module, weights: Tensors) -> None:
-    own = vit.state_dict()
+    check_fits(vit, weights)
+    vit.load_state_dict(weights)
+
+
+def check_fits(model: nn.Module, weights: Tensors) -> None:
+    """Raise UserError when weights are not those of a timm model: by name, by shape, or whole numbers for fractions."""
+    own = model.state_dict()
     wrong = {
         "missing": [name for name in own if name not in weights],
         "unknown": [name for name in weights if name not in own],
         "of another shape": [n for n, tensor in own.items() if n in weights and weights[n].shape != tensor.shape],
+        "of another kind": [n for n, t in own.items() if n in weights and _kind(t) != _kind(weights[n])],
     }
     if any(wrong.values()):
         found = "; ".join(f"{len(names)} {what}, such as {names[0]}" for what, names in wrong.items() if names)
         raise UserError(f"weights and architecture do not match: {found}. They are not of one export. {AGAIN}")
-    vit.load_state_dict(weights)
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _existing(path: str | Path) -> Path:

@@ -22,7 +22,8 @@ from unlabeled.data.loader import Normalize
 from unlabeled.data.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
-from unlabeled.export import IMAGENET, export_encoder, read_config
+from unlabeled.export import IMAGENET, export_encoder
+from unlabeled.export_config import read_config
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.nn.encoder import Encoder, EncoderConfig
 from unlabeled.recipe import load

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from unlabeled.card import versions
 from unlabeled.errors import UserError, first_line
+from unlabeled.export import load_timm
+from unlabeled.export_config import read_config
 from unlabeled.serve.headed import Headed
 
 TOLERANCE = 1e-4
@@ -196,8 +198,6 @@ READERS: dict[Format, Callable[[Path], Model]] = {"torch": _read_torch, "onnx": 
 
 
 def _config(export: Path) -> dict[str, Any]:
-    from unlabeled.export import read_config
-
     if not (export / "config.json").is_file():
         raise UserError(
             f"{export} is not an export: config.json not found. Name the folder that pretrain.py or finetune.py "
@@ -212,13 +212,13 @@ def network(export: Path, config: dict[str, Any]) -> nn.Module:
     Raises:
         UserError: it cannot be loaded.
     """
-    import timm
-
+    model = load_timm(export, config).eval()
+    if "linear_head" not in config:
+        return model
     try:
-        model = timm.create_model(f"local-dir:{export}", pretrained=True).eval()
-        return Headed.of(model, config["linear_head"], export) if "linear_head" in config else model
-    except Exception as error:  # a file, a name or a shape: timm says which
-        raise UserError(f"timm cannot load {export}: {first_line(error)}") from error
+        return Headed.of(model, config["linear_head"], export)
+    except Exception as error:  # a file, a name or a shape
+        raise UserError(f"the linear head of {export} cannot be loaded: {first_line(error)}") from error
 
 
 def _output(model: Prepared) -> str:
