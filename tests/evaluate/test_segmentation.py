@@ -26,7 +26,8 @@ from unlabeled.evaluate.cka import Cka
 from unlabeled.evaluate.command import add_arguments, run
 from unlabeled.evaluate.dense import Heads, Map, Standard, confusion, iou, miou, nearest, train_heads
 from unlabeled.evaluate.linear import batches
-from unlabeled.evaluate.masks import UNLABELLED, decode_mask, open_scenes
+from unlabeled.evaluate.mask_values import UNLABELLED, Coding, decode_mask
+from unlabeled.evaluate.masks import open_scenes
 from unlabeled.evaluate.protocol import Evaluation, Evaluator, Splits
 from unlabeled.evaluate.segmentation import Segmentation, feature_maps
 from unlabeled.export import Preprocessing, export_encoder
@@ -100,10 +101,10 @@ def test_a_class_that_nothing_is_learnt_from_is_named(pictures: Path, caplog: py
     assert not caplog.records
     file = next((pictures / "val_masks").rglob("*.png"))
     mask = np.array(Image.open(file))
-    mask[:] = 9
+    mask[:] = 2
     Image.fromarray(mask).save(file)
     assert scored(pictures)["segmentation_accuracy"] < 95
-    assert "classes [9] are in masks of val and in none of train" in caplog.text
+    assert "classes ['2'] are in masks of val and in none of train" in caplog.text
 
 
 def test_iou_against_loops_over_pixels() -> None:
@@ -228,6 +229,7 @@ def test_maps_are_the_last_blocks_tokens_of_resized_pictures(tmp_path: Path) -> 
         draw(tmp_path / split, 5, shapes=((16, 24), (10, 13)))
     encoder = make()
     scenes = open_scenes(files(tmp_path), "train", patch=PATCH)
+    scenes.coding = Coding.of((0, 1), 255)
     found = list(feature_maps(bench(tmp_path, encoder), scenes, Segmentation(blocks=2, batch_size=3)))
     # 10 lies between 8 and 12, and goes to the even number of patches
     assert [tuple(one.features.shape) for one in found] == [(4, 6, 32), (2, 3, 32)] * 2 + [(4, 6, 32)]
@@ -305,18 +307,14 @@ def save(path: Path, pixels: np.ndarray) -> None:
         (
             lambda at: save(at / "val_masks/a/3.png", np.full((16, 24), 1024, np.uint16)),
             {},
-            "val_masks/a/3.png holds 1024; expected classes 0 to 1023, or 255 where unlabelled",
+            r"masks hold 0 .*, 1 .*, 255 .*, 1024 .*without a gap.*segmentation.values=\[0,1,255,1024\]",
         ),
         (lambda _: None, {"ignore": 11, "classes": 2}, "holds 255; expected classes 0 to 1, or 11 .*ignore=255"),
-        (
-            lambda at: save(at / "val_masks/a/3.png", np.zeros((16, 24, 3), np.uint8)),
-            {},
-            "val_masks/a/3.png: 3 channels, expected a grey or palette PNG",
-        ),
+        (lambda at: save(at / "val_masks/a/3.png", np.full((16, 24, 3), 1, np.uint8)), {}, None),
         (lambda at: (at / "val_masks/a/3.png").write_bytes(b"none"), {}, "val_masks/a/3.png: cannot identify"),
         (lambda at: (at / "train/a/3.png").write_bytes(b"none"), {}, "train/a/3.png: not a picture.* Mend it"),
-        (lambda _: None, {"ignore": 1, "classes": 300}, None),
-        (lambda at: [save(p, np.zeros((16, 24), np.uint8)) for p in (at / "train_masks/a").iterdir()], {}, r"\[0\]"),
+        (lambda _: None, {"ignore": 1, "classes": 256}, None),
+        (lambda at: [save(p, np.zeros((16, 24), np.uint8)) for p in (at / "train_masks/a").iterdir()], {}, r"\['0'\]"),
         (lambda _: None, {"size": (8, 10)}, r"size=\[8, 10\].*patches of 4 pixels.* Use segmentation.size=\[8, 8\]"),
         (lambda _: None, {"blocks": 3}, "has 2 blocks, found blocks=3"),
     ],
@@ -333,8 +331,9 @@ def test_what_is_wrong_is_said(pictures: Path, spoil: Any, settings: dict[str, A
 def test_a_class_that_only_test_masks_have_counts(pictures: Path) -> None:
     save(pictures / "val_masks" / "a" / "0.png", np.full((16, 24), 2, np.uint8))
     miou, _ = Segmentation(**FAST).scores(bench(pictures))
-    assert miou.chosen["classes"] == 3 and miou.chosen["iou"][2] == 0  # type: ignore[union-attr,index]
-    assert miou.value == pytest.approx(sum(miou.chosen["iou"]) / 3)  # type: ignore[union-attr,index]
+    each = miou.details["iou"]  # type: ignore[union-attr,index]
+    assert list(each) == ["0", "1", "2"] and each["2"] == 0
+    assert miou.value == pytest.approx(sum(each.values()) / 3)  # type: ignore[union-attr]
 
 
 def test_an_encoder_that_has_diverged_is_named(pictures: Path) -> None:
@@ -363,6 +362,7 @@ def test_the_command_needs_no_class_folders(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = ["--baselines", "--device", "cpu", "--workers", "1", "--json", str(tmp_path / "found.json")]
+    options += ["--markdown", str(tmp_path / "found.md")]
     protocol = ["--protocol", "segmentation", "--set", "segmentation.epochs=2", "segmentation.size=[8,12]"]
     command = [str(tmp_path / "export"), "--data", str(tmp_path), *protocol, *options]
     assert run(parser.parse_args(command)) == 0
@@ -370,8 +370,11 @@ def test_the_command_needs_no_class_folders(tmp_path: Path) -> None:
     measured = {row["name"]: row["scores"] for row in rows if row["scores"]}
     assert list(measured) == [str(tmp_path / "export"), "untrained vit_tiny_patch16_224 (2 x 16)"]
     for scores in measured.values():
-        [chosen] = scores["segmentation_miou"]["chosen"]
-        assert scores["segmentation_miou"]["mean"] == pytest.approx(sum(chosen["iou"]) / 2)
+        [details] = scores["segmentation_miou"]["details"]
+        assert scores["segmentation_miou"]["mean"] == pytest.approx(sum(details["iou"].values()) / 2)
+    table = (tmp_path / "found.md").read_text(encoding="utf-8")
+    first = rows[0]["scores"]["segmentation_miou"]["details"][0]["iou"]
+    assert f"| 1     | {first['1']:.1f} ".replace(" ", "") in table.replace(" ", "")
 
     (tmp_path / "val" / "0.png").write_bytes(b"none")
     with pytest.raises(UserError, match=r"^[^\n]*0.png: not a picture[^\n]*$"):

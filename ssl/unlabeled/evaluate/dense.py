@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.evaluate.linear import EPS, Passes, batches
-from unlabeled.evaluate.masks import UNLABELLED
+from unlabeled.evaluate.mask_values import UNLABELLED
 from unlabeled.progress import track
 from unlabeled.report.classification import confusion_matrix
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,12 +17,11 @@ from unlabeled.data.source import Split
 from unlabeled.data.sources import Files, Pictures
 from unlabeled.data.views import Interpolation, resize
 from unlabeled.errors import BadSample, UserError, first_line
+from unlabeled.evaluate.mask_values import JPEG, Coding, Held, count, decode_mask
+from unlabeled.progress import track
 
-UNLABELLED = -1
-MAX_CLASSES = 1024
-# Pillow stretches grey of 2 and 4 bits to 0..255
-_STRETCHED = {2: 85, 4: 17}
-_ENDING = b".png"
+# of two masks of one picture, the one whose ending stands first: others may be coloured to look at
+_ENDINGS = (b".png", b".npy", b".tif", b".tiff", b".bmp", b".gif", b".jpg", b".jpeg")
 
 
 class Scene(NamedTuple):
@@ -43,16 +41,20 @@ class Scenes(Dataset[Scene]):
 
     Args:
         pictures: of the split.
-        masks: PNGs below the same paths, but for their ending.
+        masks: below the same paths, but for their ending.
         patch: what must divide the sides of a picture, pixels.
         size: (height, width) that pictures are resized to; None = the multiples of the patch nearest to their own.
         interpolation: how, antialiased.
-        classes: class numbers are below; None = below `MAX_CLASSES`.
-        ignore: the value of unlabelled pixels.
+
+    Attributes:
+        coding: what the values of masks mean, to be set before a mask is asked for.
+        lossy: a mask that is a JPEG; None = there is none.
 
     Raises:
         UserError: a picture has no mask.
     """
+
+    coding: Coding
 
     def __init__(
         self,
@@ -61,12 +63,11 @@ class Scenes(Dataset[Scene]):
         patch: int,
         size: tuple[int, int] | None = None,
         interpolation: Interpolation = "bicubic",
-        classes: int | None = None,
-        ignore: int = 255,
     ) -> None:
         self.pictures, self.masks, self.patch, self.size = pictures, masks, patch, size
-        self.interpolation, self.classes, self.ignore = interpolation, classes or MAX_CLASSES, ignore
+        self.interpolation = interpolation
         self.pairs = _paired(pictures, masks)
+        self.lossy: str | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -97,36 +98,34 @@ class Scenes(Dataset[Scene]):
         return _nearest(height, self.patch), _nearest(width, self.patch)
 
     def mask(self, i: int) -> Tensor:
-        """The mask of picture i, int16 [H, W].
+        """The classes of picture i, int16 [H, W]; `UNLABELLED` where its mask says nothing.
 
         Raises:
-            UserError: it is no mask, or holds a number that is no class.
+            UserError: it is no mask, or holds a value that is no class.
         """
-        key = self.masks.key(self.pairs[i])
+        values = self.values(i)
         try:
-            values = decode_mask(self.masks.read(self.pairs[i]))
+            return torch.from_numpy(self.coding(values))
+        except ValueError as error:  # it has changed since it was counted
+            raise UserError(f"the mask {self.masks.key(self.pairs[i])}: {error}. Run the same again.") from error
+
+    def values(self, i: int) -> NDArray[np.int32]:
+        """The values of picture i's mask as they are stored [H, W]. Raises UserError where it is no mask."""
+        try:
+            data = self.masks.read(self.pairs[i])
+            if data.startswith(JPEG):
+                self.lossy = self.lossy or self.masks.key(self.pairs[i])
+            return decode_mask(data)
         except Exception as error:  # whatever is wrong with a file, the person must hear which
             reason = error.reason if isinstance(error, BadSample) else first_line(error)
+            key = self.masks.key(self.pairs[i])
             raise UserError(f"the mask {key}: {reason}. Mend it, or remove it with its picture.") from error
-        labelled = values != self.ignore
-        if (strange := values[labelled & ((values < 0) | (values >= self.classes))]).size:
-            raise UserError(
-                f"the mask {key} holds {strange[0]}; expected classes 0 to {self.classes - 1}, or {self.ignore} where "
-                f"unlabelled. Raise segmentation.classes (at most {MAX_CLASSES}), or name the value of unlabelled "
-                f"pixels: segmentation.ignore={strange[0]}."
-            )
-        return torch.from_numpy(np.where(labelled, values, UNLABELLED).astype(np.int16))
 
-    def present(self) -> set[int]:
-        """The classes that occur in any mask. Reads them all.
-
-        Raises:
-            UserError: see `mask`.
-        """
-        seen = torch.zeros(self.classes + 1, dtype=torch.bool)
-        for i in range(len(self)):
-            seen[self.mask(i).flatten().int() - UNLABELLED] = True
-        return set((seen.nonzero().flatten() + UNLABELLED).tolist()) - {UNLABELLED}
+    @cached_property
+    def counts(self) -> dict[int, Held]:
+        """How often every value occurs. Reads all masks. Raises UserError as `values`."""
+        rows = track(range(len(self)), "counting the values of masks", len(self))
+        return count((self.masks.key(self.pairs[i]), self.values(i)) for i in rows)
 
 
 def open_scenes(data: Any, split: Split, **how: Any) -> Scenes:
@@ -155,31 +154,23 @@ def open_scenes(data: Any, split: Split, **how: Any) -> Scenes:
     return Scenes(data.source(split), masks, **how)
 
 
-def decode_mask(data: bytes) -> NDArray[Any]:
-    """Values [H, W] of a grey or palette PNG, of 1 to 16 bits, exactly as they are stored.
-
-    Raises:
-        ValueError: it has several channels.
-        OSError: it cannot be decoded.
-    """
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        values = np.array(image)
-    if values.ndim != 2:
-        raise ValueError(f"{values.shape[2]} channels, expected a grey or palette PNG of class numbers")
-    bits, grey = data[24], data[25] == 0
-    return values.astype(np.int32) // (_STRETCHED.get(bits, 1) if grey else 1)
-
-
 def _paired(pictures: Pictures, masks: Pictures) -> NDArray[np.int64]:
     """[n] the number of every picture's mask."""
-    numbers = {stem: i for i, (stem, ending) in enumerate(_names(masks)) if ending.lower() == _ENDING}
-    found = np.array([numbers.get(stem, -1) for stem, _ in _names(pictures)], dtype=np.int64)
+    numbers: dict[bytes, tuple[int, int]] = {}
+    for i, (stem, ending) in enumerate(_names(masks)):
+        if (rank := _rank(ending)) < numbers.get(stem, (len(_ENDINGS), 0))[0]:
+            numbers[stem] = rank, i
+    found = np.array([numbers.get(stem, (0, -1))[1] for stem, _ in _names(pictures)], dtype=np.int64)
     if len(lost := np.flatnonzero(found < 0)):
         raise UserError(
             f"{len(lost)} of {len(found)} pictures have no mask, the first is {pictures.key(int(lost[0]))}. Masks lie "
             f"below the same paths and end in .png, such as {masks.key(0)}. Add them, or take these pictures away."
         )
     return found
+
+
+def _rank(ending: bytes) -> int:
+    return _ENDINGS.index(ending.lower()) if ending.lower() in _ENDINGS else len(_ENDINGS)
 
 
 def _names(pictures: Pictures) -> Iterator[tuple[bytes, bytes]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from typing import Protocol as Structure
 
 import numpy as np
@@ -122,6 +122,7 @@ class Splits:
     ) -> None:
         self.config, self.data, self.device = config, data, device
         self.workers, self.rank, self.world = workers, rank, world
+        self.known: dict[Protocol, Any] = {}  # what a protocol has found out of the pictures, to look once
         needed = [protocol.labels for protocol in config.protocols]
         self.labels = any(needed) or not needed if labels is None else labels
 

@@ -157,7 +157,25 @@ def document(rows: Sequence[Row], protocols: Sequence[Protocol]) -> str:
     )
     pictures = f"{rows[0].train_size:,} training and {rows[0].test_size:,} test pictures"
     versions = ", ".join(protocol.version for protocol in protocols)
-    return f"{markdown(head, cells)}\n{meaning}. {pictures}. Protocols {versions}.\n"
+    return f"{markdown(head, cells)}\n{meaning}. {pictures}. Protocols {versions}.\n{_ious(rows)}"
+
+
+def _ious(rows: Sequence[Row]) -> str:
+    """The IoU of every class, where masks were predicted."""
+    found = {row.name: score.details["iou"] for row in rows for score in _scores_with_iou(row)}
+    if not found:
+        return ""
+    classes = dict.fromkeys(name for each in found.values() for name in each)
+    cells = [[name, *(_percent(each.get(name)) for each in found.values())] for name in classes]
+    return f"\nIoU of every class, by the value of its pixels in masks, %:\n\n{markdown(['class', *found], cells)}"
+
+
+def _scores_with_iou(row: Row) -> list[Any]:
+    return [score for result in row.scores.values() for score in result.found[:1] if "iou" in (score.details or {})]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def units(protocols: Sequence[Protocol]) -> str:

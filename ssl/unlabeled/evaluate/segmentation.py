@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from unlabeled.data.loader import Normalize, make_loader
@@ -18,13 +19,15 @@ from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.dense import Map, Standard, confusion, iou, miou, train_heads
 from unlabeled.evaluate.features import WORKER_TIMEOUT, evaluating
 from unlabeled.evaluate.linear import HELD_OUT, LearningRate
-from unlabeled.evaluate.masks import MAX_CLASSES, Scene, Scenes, open_scenes
+from unlabeled.evaluate.mask_values import MAX_CLASSES, Coding, coding_of, name_of, number_of, shares, together
+from unlabeled.evaluate.masks import Scene, Scenes, open_scenes
 from unlabeled.evaluate.pooling import Wanted, check
 from unlabeled.nn.beit import BeitEncoder
 from unlabeled.progress import track
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.protocol import Splits
 
 Count = Annotated[int, Field(ge=1)]
 log = logging.getLogger(__name__)
@@ -36,6 +39,9 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
     AdamW, cosine schedule, a head for every learning rate, all trained at once; they begin at zero. Scores are
     `segmentation_miou`, the mean over classes that occur in masks or predictions, and `segmentation_accuracy` of
     pixels, both from one confusion matrix over all test masks at their full size. Every process does all of it.
+
+    The values of all masks are counted first. They must be class numbers without a gap, beside 255 where nothing is
+    labelled, unless `values`, `threshold`, `classes` or `ignore` say what they mean.
     """
 
     protocol: ClassVar[str] = "segmentation"
@@ -49,9 +55,24 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
         "nearest to each picture's own size",
     )
     classes: int | None = Field(
-        None, ge=2, le=MAX_CLASSES, description="class numbers are below; null = the largest that occurs plus 1"
+        None,
+        ge=2,
+        le=MAX_CLASSES,
+        description="masks hold class numbers below, not all of which need to occur; null = as many as occur",
     )
-    ignore: int = Field(255, description="value of unlabelled pixels in masks")
+    values: tuple[int | str, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=MAX_CLASSES,
+        description="the values of masks that are classes, by their place in this list, such as [0, 128, 255] or "
+        "['#000000', '#ff0000']; null = class numbers",
+    )
+    threshold: int | None = Field(
+        None, ge=1, le=65535, description="of grey masks with soft edges: two classes, values below and the others"
+    )
+    ignore: int | str | None = Field(
+        None, description="value of unlabelled pixels in masks; null = 255, if the others are 0, 1, 2 ... without a gap"
+    )
     blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
     lrs: tuple[LearningRate, ...] = Field(
         (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
@@ -69,17 +90,53 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
         "evaluation always does",
     )
 
+    @property
+    def unlabelled(self) -> int | None:
+        """The number that `ignore` is counted as."""
+        return None if self.ignore is None else number_of(self.ignore)
+
+    @field_validator("ignore")
+    @classmethod
+    def _ignore_is_a_value(cls, ignore: int | str | None) -> int | str | None:
+        if ignore is not None:
+            number_of(ignore)
+        return ignore
+
+    @field_validator("values")
+    @classmethod
+    def _values_differ(cls, values: tuple[int | str, ...] | None) -> tuple[int | str, ...] | None:
+        numbers = [number_of(value) for value in values or ()]
+        if twice := [value for value in values or () if numbers.count(number_of(value)) > 1]:
+            raise ValueError(f"{twice[0]!r} stands in the list twice; expected a value for each class")
+        return values
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Segmentation:
+        given = [name for name in ("classes", "values", "threshold") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are different ways to say what masks hold: leave all but one out")
+        if self.unlabelled in [number_of(value) for value in self.values or ()]:
+            raise ValueError(f"{self.ignore} is in values, so it is a class; take it out, or leave ignore out")
+        return self
+
+    def check(self, splits: Splits) -> None:
+        """Count what masks hold before anything is trained, and say it."""
+        self._coding(splits)
+
     def scores(self, bench: Bench) -> Iterator[Score]:
+        coding = self._coding(bench.splits)
         train, test = (open_scenes(bench.splits.data, split, **self._how(bench)) for split in ("train", "val"))
-        classes = self._classes(train, test)
+        train.coding = test.coding = coding
+        classes = len(coding.names)
         maps = [whole.scaled(self.loss_scale) for whole in feature_maps(bench, train, self)]
         standard = Standard.of(maps, bench.device)
         lr = self._best_lr(maps, train, standard, classes, bench.seed)
         head = train_heads(maps, standard, classes, (lr,), self, bench.seed)
         found = confusion(head, standard, feature_maps(bench, test, self))[0]
         each = [None if value.isnan() else 100 * value.item() for value in iou(found)]
-        chosen = {"lr": lr, "classes": classes, "iou": each}
-        yield Score("segmentation_miou", 100 * miou(found).item(), chosen=chosen)
+        details = {"iou": dict(zip(coding.names, each, strict=True)), "unlabelled": coding.ignore}
+        chosen = {"lr": lr, "classes": classes}
+        yield Score("segmentation_miou", 100 * miou(found).item(), chosen=chosen, details=details)
         yield Score("segmentation_accuracy", 100 * found.trace().item() / found.sum().item(), chosen=chosen)
 
     def _how(self, bench: Bench) -> dict[str, Any]:
@@ -99,25 +156,36 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
                 f"{encoder.model} encodes images of its own size only: expected segmentation.size=[{height},{width}], "
                 f"found {size and list(size)}. --image-size loads it for other sizes."
             )
-        how = {"interpolation": bench.splits.config.interpolation, "classes": self.classes, "ignore": self.ignore}
-        return {"patch": patch, "size": size, **how}
+        return {"patch": patch, "size": size, "interpolation": bench.splits.config.interpolation}
 
-    def _classes(self, train: Scenes, test: Scenes) -> int:
-        """How many classes there are. Raises UserError where there is nothing to tell apart."""
-        learned, tested = train.present(), test.present()
+    def _coding(self, splits: Splits) -> Coding:
+        """What values of masks mean, found once. Raises UserError where that is not clear, or nothing to tell apart."""
+        if self not in splits.known:
+            train, test = (open_scenes(splits.data, split, patch=1) for split in ("train", "val"))
+            counts = together(train.counts, test.counts)
+            splits.known[self] = coding = coding_of(counts, self, train.lossy or test.lossy)
+            if splits.rank == 0:
+                for split, scenes in (("train", train), ("val", test)):
+                    print(f"masks of {split}: {shares(scenes.counts, coding)}", file=sys.stderr, flush=True)
+            self._check_learnable(coding, *(coding.present(scenes.counts) for scenes in (train, test)))
+        found: Coding = splits.known[self]
+        return found
+
+    def _check_learnable(self, coding: Coding, learned: set[int], tested: set[int]) -> None:
+        """Raise UserError where there is nothing to tell apart; say which classes cannot be learnt."""
         if len(learned) < 2 or not tested:
+            there = [coding.names[i] for i in sorted(learned)], [coding.names[i] for i in sorted(tested)]
+            unlabelled = "" if coding.ignore is None else f" {name_of(coding.ignore)} counts as unlabelled."
             raise UserError(
-                f"segmentation needs two classes in the masks of train and one in those of val, found {sorted(learned)}"
-                f" and {sorted(tested)}. The value {self.ignore} counts as unlabelled: set segmentation.ignore to "
-                "another where it is a class."
+                f"segmentation needs two classes in the masks of train and one in those of val, found {there[0]} and "
+                f"{there[1]}.{unlabelled} List what are classes in segmentation.values, or look at the masks."
             )
-        if strange := sorted(tested - learned):
+        if strange := [coding.names[i] for i in sorted(tested - learned)]:
             log.warning(
                 "classes %s are in masks of val and in none of train: nothing can learn them, and each counts as an "
                 "IoU of 0",
                 strange,
             )
-        return self.classes or max(learned | tested) + 1
 
     def _best_lr(self, maps: Sequence[Map], scenes: Scenes, standard: Standard, classes: int, seed: int) -> float:
         """The learning rate with the highest mIoU on a held-out tenth, of equal ones the smallest.
