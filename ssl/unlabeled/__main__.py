@@ -58,12 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with Bars(active=os.environ.get("RANK", "0") == "0"):
             return options.run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
     except Interrupted as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_STOPPED
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
 
 def _import(options: argparse.Namespace) -> int:

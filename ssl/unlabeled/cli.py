@@ -124,15 +124,16 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
 
     from unlabeled.train.distributed import make_accelerator, on_main
 
+    notes, run = _notes(recipe), recipe.run
     accelerator = make_accelerator(
-        recipe.run.device, recipe.train.precision, recipe.run.timeout, list(recipe.run.trackers), str(output)
+        run.device, recipe.train.precision, run.timeout, list(run.trackers), str(output), planning=options.dry_run
     )
     recipe.data.keep_index(output / "index", write=not options.dry_run)
     try:
         # one process looks for pictures, the others read its index
         on_main(accelerator, lambda: recipe.data.open("train"))
         job = stage.job(recipe, accelerator)
-        _print_plan(stage, recipe, job, accelerator)
+        _print_plan(stage, recipe, job, accelerator, notes)
         if options.dry_run:
             return EXIT_DONE
         return train(stage, recipe, job, accelerator, output, options)
@@ -150,7 +151,19 @@ def _refuse_the_other_programs(stage: Stage, path: str) -> None:
             raise UserError(f"{path} has `{field}`, so it is a recipe for {program}.py; this is {stage.name}.py.")
 
 
-def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator) -> None:
+def _notes(recipe: Any) -> list[Line]:
+    """Lines of the plan about what is around the recipe: this machine and its environment."""
+    from unlabeled.train.distributed import cannot_run
+    from unlabeled.train.environment import overruled
+
+    lacking, ignored = cannot_run(recipe.run.device, recipe.train.precision), overruled(recipe.train.precision)
+    lines = [("machine", f"this one cannot run it: {lacking}")] if lacking else []
+    if ignored:
+        lines.append(("launcher", f"{', '.join(ignored)}: not followed, the recipe decides"))
+    return lines
+
+
+def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, notes: list[Line]) -> None:
     from unlabeled.plan import format_plan, plan
 
     dataset, device = job.dataset, str(accelerator.device)
@@ -164,7 +177,7 @@ def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator) -
         accelerator.num_processes,
         device,
     )
-    text = format_plan(f"{recipe.name} ({stage.name})", lines)
+    text = format_plan(f"{recipe.name} ({stage.name})", [*lines, *notes])
     if accelerator.is_main_process:
         print(text, file=sys.stderr, flush=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -189,7 +189,7 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def format_plan(title: str, lines: Iterator[Line]) -> str:
+def format_plan(title: str, lines: Iterable[Line]) -> str:
     """Aligned lines below a title."""
     return "\n".join([title, *(f"  {topic:<10} {text}" for topic, text in lines)])
 

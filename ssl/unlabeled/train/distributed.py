@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unlabeled.errors import Interrupted, UserError
+from unlabeled.train import environment
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,11 +20,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def make_accelerator(device: str, precision: str, timeout: float, trackers: list[str], folder: str) -> Accelerator:
+def make_accelerator(
+    device: str, precision: str, timeout: float, trackers: list[str], folder: str, *, planning: bool = False
+) -> Accelerator:
     """Accelerate on the recipe's device: `auto` takes an accelerator if there is one, else the CPU.
 
+    What the environment says of precision, accumulation or compilation is dropped, see `unlabeled.train.environment`.
+
+    Args:
+        device, precision, timeout, trackers: of the recipe.
+        folder: the run's.
+        planning: nothing will be trained, so this machine need not be able to.
+
     Raises:
-        UserError: the device is not there, or cannot do the precision.
+        UserError: the device is not there, or cannot do the precision; the environment asks for what there is not.
     """
     from accelerate import Accelerator
     from accelerate.utils import (
@@ -33,25 +43,42 @@ def make_accelerator(device: str, precision: str, timeout: float, trackers: list
         ProjectConfiguration,
     )
 
-    cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    if not cpu and not torch.accelerator.is_available():
-        raise UserError(f"run.device is {device}, but this machine has no accelerator. Set run.device=cpu or auto.")
-    if cpu and precision == "fp16":
-        raise UserError("train.precision fp16 needs an accelerator. Set train.precision=bf16 or no to run on a CPU.")
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=precision,
-        log_with=trackers or None,
-        project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/logs"),
-        kwargs_handlers=[
-            # another process may itself be waiting for a worker for so long
-            InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout)),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-        ],
-    )
+    if not planning and (reason := cannot_run(device, precision)):
+        raise UserError(reason)
+    cpu = _takes_cpu(device)
+    environment.drop()
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no" if planning else precision,
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/logs"),
+            kwargs_handlers=[
+                # another process may itself be waiting for a worker for so long
+                InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            ],
+        )
+    except (ValueError, ImportError, NotImplementedError) as error:  # of its environment, or the device
+        raise UserError(f"Accelerate cannot start: {error}") from error
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("FSDP version 1 loses the names of parameters. Launch with --fsdp_version 2.")
     return accelerator
+
+
+def cannot_run(device: str, precision: str) -> str | None:
+    """Why this machine cannot run a recipe, and what would mend it; None = it can."""
+    if device not in ("auto", "cpu") and not torch.accelerator.is_available():
+        return f"run.device is {device}, but this machine has no accelerator. Set run.device=cpu or auto."
+    if device not in ("auto", "cpu") and environment.wants_cpu():
+        return f"run.device is {device}, but {environment.ON_CPU} asks for a CPU. Unset it, or set run.device=auto."
+    if precision == "fp16" and _takes_cpu(device):
+        return "train.precision fp16 needs an accelerator. Set train.precision=bf16 or no to run on a CPU."
+    return None
+
+
+def _takes_cpu(device: str) -> bool:
+    return device == "cpu" or environment.wants_cpu() or not torch.accelerator.is_available()
 
 
 def total(accelerator: Accelerator, values: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+"""What Accelerate would take from the environment (`accelerate launch` and its config file speak through it).
+
+A recipe decides what is learnt, so nothing there may change it: variables that could are dropped, and so is each that
+is not known here. What asks for another way to train altogether is refused.
+"""
+
+from __future__ import annotations
+
+import os
+
+from unlabeled.errors import UserError
+
+PREFIX = "ACCELERATE_"
+# what is followed: sharding gives the same numbers, the others say where and how loudly
+FOLLOWED = frozenset(
+    f"{PREFIX}{name}"
+    for name in ("USE_FSDP", "DEBUG_MODE", "DEBUG_RDV_FILE", "CPU_AFFINITY", "LOG_LEVEL", "ENABLE_RICH")
+)
+ON_CPU = f"{PREFIX}USE_CPU"
+REFUSED = {
+    f"{PREFIX}USE_DEEPSPEED": "DeepSpeed has a training loop, a clipping and a precision of its own",
+    f"{PREFIX}USE_MEGATRON_LM": "Megatron-LM is for language models",
+    f"{PREFIX}USE_PARALLELISM_CONFIG": "processes share pictures here, not tensors or sequences",
+    f"{PREFIX}USE_SAGEMAKER": "SageMaker's own collectives are not supported",
+}
+REFUSED_WITH_FSDP = {
+    "FSDP_IGNORED_MODULES": "the gradients of what is not sharded would not be averaged",
+    "FSDP_OFFLOAD_PARAMS": "weights must stay on their device",
+    "FSDP_ACTIVATION_CHECKPOINTING": "it renames parameters. To save memory, set run.accumulate",
+}
+NOTHING = frozenset({"", "0", "no", "none", "false", "f", "n", "off"})
+# what `accelerate launch` sets unasked
+USUAL = {f"{PREFIX}GRADIENT_ACCUMULATION_STEPS": "1", f"{PREFIX}DYNAMO_MODE": "default"}
+PRECISION = f"{PREFIX}MIXED_PRECISION"
+
+
+def overruled(precision: str) -> list[str]:
+    """Variables, as NAME=value, that ask for something else than the recipe and are not followed.
+
+    Args:
+        precision: of the recipe.
+    """
+    said = [name for name in sorted(os.environ) if _is_dropped(name) and _asks(name, precision)]
+    return [f"{name}={os.environ[name]}" for name in said]
+
+
+def wants_cpu() -> bool:
+    """Whether `accelerate launch --cpu` asks for a CPU."""
+    return _is_on(ON_CPU)
+
+
+def drop() -> None:
+    """Take every variable that could change a result out of this process's environment.
+
+    Raises:
+        UserError: one asks for a way to train that there is not.
+    """
+    refused = REFUSED | (REFUSED_WITH_FSDP if _is_on(f"{PREFIX}USE_FSDP") else {})
+    for name, reason in refused.items():
+        if _is_on(name):
+            raise UserError(
+                f"{name}={os.environ[name]} in the environment: {reason}. Unset it, or run `accelerate config` again "
+                "with plain data parallelism or FSDP version 2."
+            )
+    for name in list(os.environ):
+        if _is_dropped(name):
+            del os.environ[name]
+
+
+def _is_dropped(name: str) -> bool:
+    return name.startswith(PREFIX) and name not in FOLLOWED and name != ON_CPU
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() not in NOTHING
+
+
+def _asks(name: str, precision: str) -> bool:
+    value = os.environ[name].strip().lower()
+    if name == PRECISION:
+        return value != precision
+    return value not in NOTHING and value != USUAL.get(name)
