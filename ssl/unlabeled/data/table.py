@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TextIO
 
 from pydantic import Field, model_validator
 
@@ -17,10 +18,16 @@ from unlabeled.data.listing import Asked, Listing, Stamp, kept
 from unlabeled.data.source import EncodedConfig, Split, classes_of
 from unlabeled.data.sources import Folder, Pictures
 from unlabeled.data.tar import local_identity
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, first_line
+from unlabeled.recipe.faults import show
 
 Row = tuple[str, ...]
 PARQUET = (".parquet", ".pq")
+
+LONGEST = 4096  # characters of a path or a label
+LONGEST_OTHER = 16 << 20  # of any value beside them
+LONGEST_LINE = 64 << 20
+NEAREST, SEARCHED = 3, 10_000  # names in a message, and names looked through for them
 
 
 class Table(EncodedConfig):
@@ -72,7 +79,7 @@ class Table(EncodedConfig):
             elif not labels:
                 values.add(rest[-1])
         if not labels:
-            found = sorted(values)[:10] or "no rows"
+            found = f"[{', '.join(map(show, sorted(values)[:10]))}]" if values else "no rows"
             raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {found}")
         return Listing.of(builder.build(), *classes_of(labels), (stamp,))
 
@@ -99,6 +106,11 @@ def _read(path: str, columns: list[str]) -> Iterator[Row]:
         for number, row in enumerate(read(path, columns), 1):
             if not row[0]:
                 raise UserError(f"{path!r}: row {number} has nothing under {columns[0]!r}; expected a path")
+            if odd := next((pair for pair in zip(columns, row, strict=True) if _is_odd(pair[1])), None):
+                raise UserError(
+                    f"{path!r}: row {number} has {len(odd[1]):,} characters under {odd[0]!r}, {show(odd[1])}; expected "
+                    f"a path or a label of at most {LONGEST:,}, without NUL"
+                )
             yield row
     except OSError as error:
         raise UserError(f"data.path={path!r} cannot be read: {error.strerror or error}") from error
@@ -108,13 +120,39 @@ def _csv(path: str, columns: list[str]) -> Iterator[Row]:
     delimiter = "\t" if Path(path).suffix.lower() == ".tsv" else ","
     # a byte order mark, which spreadsheets write, is no part of the first name
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        places = _places(path, next(reader, []), columns)
-        for row in reader:
+        reader = csv.reader(_lines(path, file), delimiter=delimiter)
+        rows = _rows(path, reader)
+        places = _places(path, next(rows, []), columns)
+        for row in rows:
             if row:
                 if len(row) <= max(places):
                     raise UserError(f"{path!r}: line {reader.line_num} has {len(row)} values, expected more. Mend it.")
                 yield tuple(row[place] for place in places)
+
+
+def _is_odd(value: str) -> bool:
+    return len(value) > LONGEST or "\0" in value
+
+
+def _lines(path: str, file: TextIO) -> Iterator[str]:
+    """The lines of a text file, which may be no text at all and end nowhere."""
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise UserError(f"{path!r}: line {number} has more than {LONGEST_LINE:,} characters; expected a CSV")
+        yield line
+
+
+def _rows(path: str, reader: Any) -> Iterator[list[str]]:
+    """The rows of a CSV reader."""
+    csv.field_size_limit(LONGEST_OTHER)
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UserError(
+            f"{path!r}: line {reader.line_num} cannot be read: {error}. Look for a quote that is not closed before it"
+        ) from error
 
 
 def _parquet(path: str, columns: list[str]) -> Iterator[Row]:
@@ -129,14 +167,26 @@ def _parquet(path: str, columns: list[str]) -> Iterator[Row]:
         for batch in file.iter_batches(columns=columns):
             values = (["" if v is None else str(v) for v in batch.column(name).to_pylist()] for name in columns)
             yield from zip(*values, strict=True)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"data.path={path!r} is no Parquet file: {error}") from error
+    except (pyarrow.ArrowException, ArithmeticError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # not pyarrow's, the disk's
+            raise
+        raise UserError(f"data.path={path!r} is no Parquet file: {show(first_line(error), 200)}") from error
 
 
 def _places(path: str, found: list[str], columns: list[str]) -> list[int]:
     if missing := [name for name in columns if name not in found]:
         raise UserError(
-            f"{path!r} has no column {', '.join(map(repr, missing))}; it has {found}. "
+            f"{path!r} has no column {', '.join(map(show, missing))}; it has {_some_of(found, missing[0])}. "
             "Set data.image, data.label and data.split to its columns."
         )
+    if twice := [name for name in columns if found.count(name) > 1]:
+        raise UserError(f"{path!r} has the column {show(twice[0])} {found.count(twice[0])} times; expected it once.")
     return [found.index(name) for name in columns]
+
+
+def _some_of(names: list[str], wanted: str) -> str:
+    """Names for a message: all where they are few, else the nearest to the one that is wanted."""
+    if len(names) <= 2 * NEAREST:
+        return f"[{', '.join(map(show, names))}]"
+    near = difflib.get_close_matches(wanted, [name for name in names[:SEARCHED] if len(name) < LONGEST], NEAREST, 0)
+    return f"{len(names):,} columns, such as {', '.join(map(show, near))}"
