@@ -21,14 +21,28 @@ import safetensors.torch
 import torch
 
 ROOT = Path(__file__).parents[1]
+# what programs import late, so that every process of a test need not
 PRELOAD = [
     "torch",
     "timm",
     "accelerate",
     "torchvision",
+    "einops._torch_specific",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "rich._emoji_codes",
+    "unlabeled.cli",
     "unlabeled.engine",
-    "unlabeled.schema",
+    "unlabeled.lock",
     "unlabeled.plan",
+    "unlabeled.report.plots",
+    "unlabeled.schema",
+    "unlabeled.training",
+    "unlabeled.transfer.exports",
+    "unlabeled.transfer.score",
+    "unlabeled.transfer.stage",
+    "unlabeled.transfer.start",
+    *(f"unlabeled.methods.{name}" for name in ("dino", "ibot", "mae", "mocov3", "simclr", "simmim")),
 ]
 
 CONTEXT = multiprocessing.get_context("forkserver")
