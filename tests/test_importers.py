@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from unlabeled.__main__ import main
 from unlabeled.errors import UserError
+from unlabeled.export import load_method
 from unlabeled.importers import FAMILIES, import_official, read
 from unlabeled.importers.reading import checked, known_model
 from unlabeled.methods import mocov3 as mocov3_method
+from unlabeled.methods import simmim as simmim_method
 
 Tensors = dict[str, Tensor]
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -94,9 +96,10 @@ def dinov2(model: nn.Module) -> dict[str, Any]:
 
 
 def simmim(model: nn.Module) -> dict[str, Any]:
+    tables = [f"encoder.{name}" for name in model.state_dict() if name.endswith("_bias_table")]
     weights = {
         **under("encoder.", model.state_dict()),
-        "encoder.rel_pos_bias.relative_position_index": torch.zeros(5, 5, dtype=torch.int64),
+        **{n.replace("bias_table", "index"): torch.zeros(5, 5, dtype=torch.int64) for n in tables},
         "encoder.mask_token": torch.randn(1, 1, 48),
         "decoder.0.weight": torch.randn(192, 48, 1, 1),
         "decoder.0.bias": torch.randn(192),
@@ -105,8 +108,9 @@ def simmim(model: nn.Module) -> dict[str, Any]:
 
 
 def models(**more: Any) -> dict[str, tuple[Callable[[nn.Module], dict[str, Any]], nn.Module]]:
-    shared = {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
-    beit = timm.create_model("beit_base_patch16_224", num_classes=0, global_pool="token", **SIZE, **shared, **more)
+    shared = {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, **more}
+    beit = timm.create_model("beit_base_patch16_224", num_classes=0, global_pool="token", **SIZE, **shared)
+    more = {name: value for name, value in more.items() if name in ("mlp_ratio", "qkv_bias")}
     return {
         "mae": (mae, vit(**more)),
         "mocov3": (mocov3, vit(**more)),
@@ -164,6 +168,38 @@ def test_shapes_say_the_mlp_and_absent_biases(name: str, settings: dict[str, Any
     import_official(name, tmp_path / "official.pth", tmp_path / "out", heads=3)
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(features_of(tmp_path / "out", images), model.forward_features(images))  # type: ignore[operator]
+
+
+def test_dinov2_without_layer_scale(tmp_path: Path) -> None:
+    model, images = vit(), torch.randn(2, 3, 16, 16)
+    torch.save(dinov2(model), tmp_path / "official.pth")
+    import_official("dinov2", tmp_path / "official.pth", tmp_path / "out", heads=3)
+    torch.testing.assert_close(features_of(tmp_path / "out", images), model.forward_features(images))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize(("own", "shared", "tables"), [(0, 1, "shared"), (1, 0, "blocks"), (1, 1, "both"), (0, 0, "")])
+def test_positions_of_simmim(absolute: bool, own: bool, shared: bool, tables: str, tmp_path: Path) -> None:
+    """`USE_APE`, `USE_RPB` and `USE_SHARED_RPB`, and no layer scale: features, and the state that resumes."""
+    switches = {"use_abs_pos_emb": absolute, "use_rel_pos_bias": bool(own), "use_shared_rel_pos_bias": bool(shared)}
+    model = random(models(**switches, init_values=0.0)["simmim"][1])
+    torch.save(simmim(model), tmp_path / "official.pth")
+    if not (absolute or tables):
+        with pytest.raises(UserError, match=r"missing rel_pos_bias\.relative_position_bias_table or pos_embed"):
+            import_official("simmim", tmp_path / "official.pth", tmp_path / "out", heads=3)
+        return
+    import_official("simmim", tmp_path / "official.pth", tmp_path / "out", heads=3)
+    images = torch.randn(2, 3, 16, 16)
+    expected = model.forward_features(images)  # type: ignore[operator]
+    torch.testing.assert_close(features_of(tmp_path / "out", images), expected)
+
+    positions = ("relative_learned" if absolute else "relative") if tables else "learned"
+    sizes: dict[str, Any] = {"patch_size": 8, "width": 48, "depth": 2, "heads": 3, "init_values": 0}
+    encoder = {"model": "beit_base_patch16_224", **sizes, "positions": positions, "relative_tables": tables or "shared"}
+    view = {"size": 16, "mask": {"name": "random", "unit": 8}}
+    method = simmim_method.Config.model_validate({"view": view, "encoder": encoder}).build().eval()
+    load_method(method, tmp_path / "out")
+    torch.testing.assert_close(method.encoder(images).patches, expected[:, 1:])
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))

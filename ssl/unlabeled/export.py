@@ -26,7 +26,7 @@ from unlabeled.export_config import AGAIN, read_config
 from unlabeled.method import Method
 from unlabeled.nn.beit import fit_tables, is_relative
 from unlabeled.nn.encoder import Encoder
-from unlabeled.nn.families import build_encoder, for_timm, is_cnn, stride_of
+from unlabeled.nn.families import build_encoder, for_timm, is_beit, is_cnn, stride_of
 from unlabeled.nn.positions import Grid, resample
 
 Tensors = dict[str, Tensor]
@@ -204,8 +204,6 @@ def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]
     weights = _read(folder / "model.safetensors")
     check_fits(outline(folder, config), weights)
     bare = {k: v for k, v in arguments.items() if k not in OF_THE_HEAD}
-    if "use_rel_pos_bias" in bare:  # a table in every block, where encoders have one that all share
-        bare |= {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
     return _network(config["architecture"], bare), arguments, weights
 
 
@@ -328,11 +326,11 @@ def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
             raise UserError(f"the encoder sees {found} channels, pictures have {channels}. Only RGB's can be fitted.")
         weights[first] = adapt_input_conv(channels, weights[first])
     if is_relative(weights):
-        return fit_tables(weights, old, model)
+        weights = fit_tables(weights, old, model)
     if "pos_embed" not in weights:
         return weights
     table = weights["pos_embed"]
-    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
     patches = resample(table[:, prefix:], old, model.patch_embed.grid_size)
     weights["pos_embed"] = torch.cat([table[:, :prefix], patches], dim=1)
     return weights
@@ -344,7 +342,7 @@ def untrained(architecture: str, arguments: dict[str, Any]) -> Encoder:
     from unlabeled.methods.mae import initialize_
 
     encoder = build_encoder(architecture, arguments)
-    if is_cnn(architecture) or encoder.vit.pos_embed is None:
+    if is_cnn(architecture) or is_beit(architecture):
         return encoder
     encoder.fix_positions()
     initialize_(encoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from unlabeled.data.views import View
+from unlabeled.export import IMAGENET, load_classifier, timm_config, write_export
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.nn.mixing import Mix
 from unlabeled.train.optim import LARS, param_groups
+from unlabeled.transfer.build import Trained, retrained
 from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.losses import effective_weights, smooth
@@ -171,17 +174,17 @@ def test_classifier_builds_as_timm_does() -> None:
 
 
 @pytest.mark.parametrize("mode", ["frozen", "full"])
-def test_relative_positions_get_a_table_in_every_block(mode: str) -> None:
-    config = EncoderConfig(
-        model="beit_base_patch16_224", patch_size=4, width=16, depth=3, heads=2, positions="relative"
-    )
+@pytest.mark.parametrize("positions", ["relative", "relative_learned", "learned"])
+def test_relative_positions_get_a_table_in_every_block(mode: str, positions: Any, tmp_path: Path) -> None:
+    config = EncoderConfig(model="beit_base_patch16_224", patch_size=4, width=16, depth=3, heads=2, positions=positions)
     encoder = config.build((16, 16)).eval()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     settings: Any = {"mode": mode, "pool": "mean", "view": View(size=16)}
     model = Classifier(encoder, ClassifyConfig(**settings), [4] * CLASSES).eval()
     tables = [name for name, _ in model.named_parameters() if "relative_position_bias_table" in name]
-    assert tables == [f"model.blocks.{i}.attn.relative_position_bias_table" for i in range(3)]
+    expected = [f"model.blocks.{i}.attn.relative_position_bias_table" for i in range(3)]
+    assert tables == ([] if positions == "learned" else expected)
     assert all(model.decays(name, model.get_parameter(name)) for name in tables)
 
     # the same features: normed before the mean when frozen, after it when the backbone learns
@@ -193,6 +196,13 @@ def test_relative_positions_get_a_table_in_every_block(mode: str) -> None:
         torch.testing.assert_close(pooled, model.model.fc_norm(encoder(images).pool("mean")))
     else:
         torch.testing.assert_close(pooled, encoder(images).pool("mean"))
+
+    # a classifier's export is loaded again, to be given another head
+    prepared = timm_config(model.architecture, model.arguments, 16, IMAGENET, CLASSES)
+    write_export(tmp_path / "out", model.exported(), prepared, "")
+    again, arguments, weights = load_classifier(tmp_path / "out")
+    other = retrained(again, Trained(arguments, weights), 2)
+    torch.testing.assert_close(other.forward_features(images), model.model.forward_features(images))
 
 
 def test_relative_positions_at_another_size() -> None:

@@ -36,6 +36,8 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     encoder, _ = sort(FAMILY, weights, TEACHER if full else FLAT)
     encoder = {_timm_name(name): tensor for name, tensor in encoder.items()}
     architecture, arguments = vit_arguments(FAMILY, encoder, heads)
+    if "blocks.0.ls1.gamma" not in encoder:
+        arguments["init_values"] = 0.0
     if "reg_token" in encoder:
         registers = {"reg_tokens": encoder["reg_token"].shape[1], "no_embed_class": True}
         architecture, arguments = architecture.replace("_dinov2", "_reg4_dinov2"), {**arguments, **registers}

@@ -1,7 +1,8 @@
 """SimMIM's ViT (microsoft/SimMIM): `model` of a pretraining checkpoint, to a timm Beit.
 
-The relative table stays shared by all blocks, as in pretraining: that resumes, and gives the same features. Fine-tuning
-here copies it into every block, as officially. Swin is not imported.
+Positions are relative (`USE_SHARED_RPB`, `USE_RPB`), absolute (`USE_APE`) or both. A relative table stays shared by all
+blocks, as in pretraining: that resumes, and gives the same features. Fine-tuning here copies it into every block, as
+officially. Swin is not imported.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ from unlabeled.importers.reading import (
     Imported,
     Key,
     Rule,
+    Tensors,
     block_arguments,
     checked,
     depth_of,
+    known_model,
     patch_shape,
     sort,
 )
-from unlabeled.nn.beit import EXTRA, SHARED
+from unlabeled.nn.beit import EXTRA, SHARED, TABLE
 
 FAMILY = Family("simmim", "a SimMIM ViT", "microsoft/SimMIM", {768: ("beit_base_patch16_224", 12)})
 
+INDEX = ".relative_position_index"
+OWN = f"blocks.0.attn.{TABLE}"
+
 RULES = (
-    Rule("encoder.rel_pos_bias.relative_position_index", "dropped"),
     Rule("encoder.mask_token", "heads", "mask_token"),
     Rule("encoder.", "encoder"),
     Rule("decoder.0.", "heads", "decoder.head."),
@@ -37,14 +42,11 @@ RULES = (
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
     """An official SimMIM under our names."""
-    encoder, rest = sort(FAMILY, checkpoint.get("model", checkpoint), RULES)
+    weights = checkpoint.get("model", checkpoint)
+    encoder, rest = sort(FAMILY, {n: t for n, t in weights.items() if not n.endswith(INDEX)}, RULES)
     width, channels, patch = patch_shape(FAMILY, encoder)
-    if SHARED not in encoder:
-        raise UserError(f"not {FAMILY.title}: missing {SHARED}. Only pretraining checkpoints of the ViT are imported.")
-    offsets, number = encoder[SHARED].shape
-    if heads not in (None, number):
-        raise UserError(f"the relative positions are of {number} heads, found --heads {heads}. Leave it out.")
-    side = (round((offsets - EXTRA) ** 0.5) + 1) // 2 * patch
+    cells, number = _positions(encoder, width, heads)
+    side = cells * patch
     arguments = {
         "img_size": [side, side],
         "patch_size": patch,
@@ -53,11 +55,28 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
         "depth": depth_of(encoder),
         "num_heads": number,
         **block_arguments(encoder, width),
-        "use_rel_pos_bias": False,
-        "use_shared_rel_pos_bias": True,
+        **({} if "blocks.0.gamma_1" in encoder else {"init_values": 0.0}),
+        **({"use_abs_pos_emb": True} if "pos_embed" in encoder else {}),
+        "use_rel_pos_bias": OWN in encoder,
+        "use_shared_rel_pos_bias": SHARED in encoder,
     }
     resumed = {name: _pixels(t, channels) if name.startswith("decoder.head.") else t for name, t in rest.items()}
     return checked(FAMILY, "beit_base_patch16_224", arguments, encoder, resumed)
+
+
+def _positions(encoder: Tensors, width: int, heads: int | None) -> tuple[int, int]:
+    """Patches in a row, and attention heads, which a table of relative positions shows."""
+    table = encoder.get(SHARED, encoder.get(OWN))
+    if table is None:
+        if "pos_embed" not in encoder:
+            raise UserError(
+                f"not {FAMILY.title}: missing {SHARED} or pos_embed. Only pretraining checkpoints of the ViT are read."
+            )
+        return round((encoder["pos_embed"].shape[1] - 1) ** 0.5), known_model(FAMILY, width, heads)[1]
+    offsets, number = table.shape
+    if heads not in (None, number):
+        raise UserError(f"the relative positions are of {number} heads, found --heads {heads}. Leave it out.")
+    return (round((offsets - EXTRA) ** 0.5) + 1) // 2, number
 
 
 def _pixels(head: Tensor, channels: int) -> Tensor:

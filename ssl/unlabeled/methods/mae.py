@@ -18,6 +18,7 @@ from unlabeled.data.views import View
 from unlabeled.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.nn.decoders import Decoder, DecoderConfig, SelfDecoderConfig
 from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.nn.families import is_beit
 from unlabeled.nn.init import xavier_, xavier_patches_
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
@@ -53,7 +54,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         encoder.must_hide_patches("MAE")
         if "view" in info.data:
             info.data["view"].check(encoder.patch_size, encoder.channels)
-        if encoder.positions == "relative":
+        if is_beit(encoder.model):
             raise ValueError(f"MAE drops patches, which '{encoder.model}' cannot. Use a vit_* model, or method simmim.")
         return encoder
 

@@ -1,4 +1,4 @@
-"""A BEiT-style transformer as an encoder: relative positions instead of absolute ones, layer scale, no bias on keys."""
+"""A BEiT-style transformer as an encoder: relative positions, layer scale, no bias on keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SHARED = f"rel_pos_bias.{TABLE}"
 
 
 class BeitEncoder(Encoder):
-    """Wraps a timm `Beit` without a head, its relative positions shared by all blocks or one table in each.
+    """Wraps a timm `Beit` without a head. Its positions are relative, in a table that all blocks share or one in each,
+    or absolute as a ViT's (SimMIM's `USE_APE`), or both.
 
     The rule of the table's index is timm's, which is BEiT's and SimMIM's: (row offset + rows - 1) (2 columns - 1) +
     (column offset + columns - 1), offsets from key to query. It encodes images of its native size only, all patches at
@@ -31,8 +32,8 @@ class BeitEncoder(Encoder):
     def require(vit: nn.Module, model: str) -> None:
         from timm.models.beit import Beit
 
-        if type(vit) is not Beit or vit.pos_embed is not None or not isinstance(vit.fc_norm, nn.Identity):
-            raise ValueError(f"expected a timm Beit with relative positions only, found '{model}'")
+        if type(vit) is not Beit or not isinstance(vit.fc_norm, nn.Identity):
+            raise ValueError(f"expected a timm Beit that has its norm before pooling, found '{model}'")
 
     def forward(
         self,
@@ -60,7 +61,7 @@ class BeitEncoder(Encoder):
     ) -> tuple[Tensor, Grid]:
         grid = self.grid(images)
         if drop is not None:
-            raise ValueError(f"'{self.model}' cannot drop patches: its positions are relative. Use a vit_* model.")
+            raise ValueError(f"'{self.model}' cannot drop patches. Use a vit_* model.")
         if grid != self.native_grid:
             raise ValueError(
                 f"'{self.model}' was built for images of {self.image_size} pixels, found {tuple(images.shape[-2:])}: "
@@ -70,19 +71,24 @@ class BeitEncoder(Encoder):
         if replace is not None:
             x = fill_in(x, replace, fill)
 
-        return torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1), grid
+        x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return x if self.vit.pos_embed is None else x + self.vit.pos_embed, grid
 
     def outputs(self, x: Tensor) -> Iterator[Tensor]:
-        bias = None if self.vit.rel_pos_bias is None else self.vit.rel_pos_bias()
+        bias = self.shared_bias()
         for block in self.vit.blocks:
             x = block(x, shared_rel_pos_bias=bias)
             yield x
+
+    def shared_bias(self) -> Tensor | None:
+        return None if self.vit.rel_pos_bias is None else self.vit.rel_pos_bias()
 
 
 def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, Tensor]:
     """Weights of a timm `Beit` fitted to another one's grid, and to tables in every block where it has them.
 
-    SimMIM pretrains with one table and fine-tunes with a copy of it in every block (official `utils.py`).
+    SimMIM pretrains with one table and fine-tunes with a copy of it in every block (official `utils.py`); here added to
+    the block's own where it has one.
 
     Args:
         weights: of the timm model.
@@ -94,7 +100,8 @@ def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, T
     }
     if model.rel_pos_bias is None and SHARED in fitted:
         table = fitted.pop(SHARED)
-        fitted |= {f"blocks.{i}.attn.{TABLE}": table.clone() for i in range(len(model.blocks))}
+        own = {name: fitted.get(name, 0) for name in (f"blocks.{i}.attn.{TABLE}" for i in range(len(model.blocks)))}
+        fitted |= {name: table + beside for name, beside in own.items()}
     return fitted
 
 

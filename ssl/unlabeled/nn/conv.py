@@ -81,6 +81,10 @@ class ConvEncoder(Encoder):
             )
         return [self(images)] * len(blocks)
 
+    def attention(self, images: Tensor) -> Tensor:
+        """Raises ValueError: it has none."""
+        raise ValueError(f"the CNN '{self.model}' has no attention. Use a vit_* or beit_* model.")
+
 
 def stages(cnn: Any) -> dict[str, int]:
     """The stage of every parameter by name: 0 for the stem, 1 and up for stages, as timm groups them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, field_validator
 from torch import Tensor, nn
 
-from unlabeled.nn.families import build_encoder, is_cnn, patch_size_of
+from unlabeled.nn.attention import attention_map
+from unlabeled.nn.families import build_encoder, is_beit, is_cnn, patch_size_of
 from unlabeled.nn.patches import PatchMask, gather, patchify
 from unlabeled.nn.positions import Grid, Interpolation, resample, sincos_2d, with_prefix
 
@@ -56,17 +58,20 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     )
     qkv_bias: bool = Field(True, description="biases on queries, keys and values; a beit_* has none on keys")
     channels: int = Field(3, ge=1, le=16, description="input channels, as many as data.mean has values")
-    positions: Literal["sincos", "sincos_rows", "learned", "relative"] = Field(
+    positions: Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned"] = Field(
         "sincos",
         validate_default=True,
-        description="fixed 2-D sine-cosine positions (MAE's, or MoCo v3's: rows first), learned ones, or relative ones "
-        "in a table that all blocks of a beit_* share",
+        description="fixed 2-D sine-cosine positions (MAE's, or MoCo v3's: rows first), learned ones, or a beit_*'s "
+        "relative ones, alone or with learned ones",
+    )
+    relative_tables: Literal["shared", "blocks", "both"] = Field(
+        "shared", description="of relative positions: one table that all blocks share, one in every block, or both"
     )
     interpolation: Interpolation = Field(
         "size", description="how positions reach other crop sizes: by target size, or by scale (DINO, iBOT, DINOv2)"
     )
     init_values: float | None = Field(
-        None, gt=0, description="layer scale begins here; null = the timm model's, mostly none"
+        None, ge=0, description="layer scale begins here; 0 = none, null = the timm model's"
     )
     registers: int | None = Field(
         None, ge=1, description="register tokens; prefix tokens then have no positions; null = the timm model's"
@@ -119,10 +124,19 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _positions_fit(cls, positions: str, info: Any) -> str:
         model = info.data.get("model", "")
-        if model and (positions == "relative") != model.startswith("beit"):
-            instead = "relative" if model.startswith("beit") else "sincos, sincos_rows or learned"
+        allowed = ["relative", "relative_learned"] if is_beit(model) else ["sincos", "sincos_rows"]
+        if model and positions not in (*allowed, "learned"):
+            instead = f"{', '.join(allowed)} or learned"
             raise ValueError(f"'{model}' has no {positions} positions: expected {instead}")
         return positions
+
+    @field_validator("relative_tables")
+    @classmethod
+    def _tables_fit(cls, tables: str, info: Any) -> str:
+        positions = info.data.get("positions", "relative")
+        if tables != "shared" and not positions.startswith("relative"):
+            raise ValueError(f"positions are {positions}, which have no tables: leave it out, found {tables}")
+        return tables
 
     @property
     def crop_unit(self) -> int:
@@ -137,7 +151,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
 
     def must_take_any_size(self, method: str) -> None:
         """Raise ValueError when `method` needs crops of several sizes and the positions are made for one."""
-        if self.positions == "relative":
+        if is_beit(self.model):
             raise ValueError(f"{method} needs positions for crops of any size, '{self.model}' has none. Use a vit_*.")
 
     def timm_arguments(self, image_size: Grid) -> dict[str, Any]:
@@ -152,12 +166,22 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             "init_values": self.init_values,
             "reg_tokens": self.registers,
             "no_embed_class": True if self.registers else None,
-            **({"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True} if self.positions == "relative" else {}),
+            **(self._beit_arguments() if is_beit(self.model) else {}),
         }
         return {
             "img_size": list(image_size),
             "in_chans": self.channels,
             **{key: value for key, value in named.items() if value is not None},
+        }
+
+    def _beit_arguments(self) -> dict[str, bool]:
+        """Which positions a timm `Beit` has."""
+        relative = self.positions.startswith("relative")
+        absolute = {} if self.positions == "relative" else {"use_abs_pos_emb": True}
+        return {
+            **absolute,
+            "use_rel_pos_bias": relative and self.relative_tables != "shared",
+            "use_shared_rel_pos_bias": relative and self.relative_tables != "blocks",
         }
 
     def build(self, image_size: Grid) -> Encoder:
@@ -277,6 +301,27 @@ class Encoder(nn.Module):
         found = {number: self.finish(x, grid) for number, x in enumerate(self.outputs(x)) if number in wanted}
         return [found[number] for number in wanted]
 
+    def attention(self, images: Tensor) -> Tensor:
+        """Attention maps of the last block for images [B, C, H, W]: [B, heads, P + N, P + N], rows sum to 1.
+
+        Row 0 is where the class token looks; columns are prefix tokens, then patches row-major (DINO's and iBOT's
+        `get_last_selfattention`, whose pictures people know).
+
+        Raises:
+            ValueError: its blocks are none whose maps are known, as of a CNN.
+        """
+        block = self.vit.blocks[-1]
+        if not _is_plain_block(block):
+            raise ValueError(f"the attention of '{self.model}' cannot be shown: its blocks are {type(block).__name__}")
+        x, _ = self.begin(images)
+        for output in islice(self.outputs(x), self.depth - 1):
+            x = output
+        return attention_map(block.attn, block.norm1(x), self.shared_bias())
+
+    def shared_bias(self) -> Tensor | None:
+        """What all blocks add to their products of queries and keys [heads, N, N]; None = nothing."""
+        return None
+
     def begin(
         self,
         images: Tensor,
@@ -344,6 +389,14 @@ def fill_in(tokens: Tensor, mask: PatchMask, fill: Tensor | None) -> Tensor:
     """Tokens [B, N, D] with the hidden ones replaced by `fill`, broadcast."""
     assert fill is not None, "replace= needs the token to fill in"
     return torch.where(mask.hidden.unsqueeze(-1), fill.to(tokens.dtype), tokens)
+
+
+def _is_plain_block(block: nn.Module) -> bool:
+    """Whether it is timm's standard block, of a ViT or a BEiT, with timm's standard attention."""
+    from timm.models import beit, vision_transformer
+
+    pair = type(block), type(getattr(block, "attn", None))
+    return pair in [(family.Block, family.Attention) for family in (vision_transformer, beit)]
 
 
 def _is_plain(vit: nn.Module) -> bool:

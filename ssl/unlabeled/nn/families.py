@@ -48,6 +48,11 @@ def is_cnn(model: str) -> bool:
     return bool(model) and not model.startswith(("vit_", "deit", "beit"))
 
 
+def is_beit(model: str) -> bool:
+    """Whether a timm model, by name, is a BEiT: it may have relative positions, and cannot drop patches."""
+    return model.startswith("beit")
+
+
 def patch_size_of(model: str) -> int:
     """The patch size of a timm model where none is set. Raises ValueError when it cannot be wrapped."""
     return stride_of(model) if is_cnn(model) else PATCH_SIZE
@@ -80,7 +85,7 @@ def build_encoder(
 
     if is_cnn(model):
         return ConvEncoder(timm_cnn(model, arguments, drop_path), model, arguments)
-    if model.startswith("beit"):
+    if is_beit(model):
         # timm's default pools before the norm
         vit = timm.create_model(model, num_classes=0, global_pool="token", drop_path_rate=drop_path, **arguments)
         return BeitEncoder(vit, model, arguments, interpolation)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unlabeled.errors import UserError
 from unlabeled.nn.batchnorm import synchronise_
 from unlabeled.nn.conv import ConvEncoder, stages
-from unlabeled.nn.families import is_cnn, timm_cnn
+from unlabeled.nn.families import is_beit, is_cnn, timm_cnn
 
 if TYPE_CHECKING:
     from unlabeled.nn.encoder import Encoder
@@ -34,7 +34,8 @@ def timm_arguments(encoder: Encoder, config: ClassifyConfig) -> dict[str, Any]:
     """What timm needs to build the classifier, beside its name and `num_classes`.
 
     With a pooling of patches a trained backbone gets a fresh norm after pooling and loses its own (MAE's fine-tuning);
-    a frozen one keeps its own before pooling. Relative positions get a table in every block (SimMIM's fine-tuning).
+    a frozen one keeps its own before pooling. A table of relative positions that is shared is copied into every block
+    (SimMIM's fine-tuning).
 
     Raises:
         UserError: the network cannot be pooled as asked.
@@ -44,11 +45,11 @@ def timm_arguments(encoder: Encoder, config: ClassifyConfig) -> dict[str, Any]:
     if isinstance(encoder, ConvEncoder):
         # timm's default is not spelt out, so that the arguments stay those of the encoder
         return {**encoder.arguments, **({} if pool == "avg" else {"global_pool": pool}), "img_size": size}
-    relative = encoder.vit.pos_embed is None
+    beit = is_beit(encoder.model)
     changed: dict[str, Any] = {"global_pool": pool}
     if config.pool in ("mean", "mean_max"):
-        changed["use_fc_norm" if relative else "fc_norm"] = not config.frozen
-    if relative:
+        changed["use_fc_norm" if beit else "fc_norm"] = not config.frozen
+    if beit and encoder.vit.rel_pos_bias is not None:
         changed |= {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}
     return {**encoder.arguments, **changed, "img_size": size}
 
@@ -57,7 +58,7 @@ def check_pool(encoder: Encoder, pool: str) -> None:
     """Raise UserError when a network cannot be pooled so."""
     if pool == "cls" and not encoder.has_class_token:
         raise UserError(f"task.pool is cls, but '{encoder.model}' has no class token. Set task.pool=mean.")
-    beit = encoder.model.startswith("beit")
+    beit = is_beit(encoder.model)
     if pool == "attention" and (beit or isinstance(encoder, ConvEncoder)):
         raise UserError(
             f"task.pool is attention, as task.mode=attentive always has it, and timm's '{encoder.model}' does not. Set "
