@@ -13,6 +13,7 @@ from torch import Tensor
 from unlabeled.report.calibration import reliability
 from unlabeled.report.classification import classification
 from unlabeled.report.intervals import bootstrap
+from unlabeled.report.per_class import auroc
 
 N, C = 400, 8
 CLASSES = [f"class {i}" for i in range(C)]
@@ -51,17 +52,36 @@ def naive(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "groups": {k: {"classes": len(v), "accuracy": pytest.approx(sum(v) / len(v))} for k, v in groups.items()},
         "nll": loss / N,
         "per_class": {CLASSES[i]: pytest.approx(value, abs=5e-4) for i, value in recalls.items()},
+        "precision": {CLASSES[i]: pytest.approx(100 * _precision(confusion, i), abs=6e-4) for i in recalls},
+        "auroc": {CLASSES[i]: pytest.approx(100 * _auroc(rows, truth, i), abs=6e-4) for i in recalls},
+        "majority": 100 * truth.count(4) / N,
+        "uneven": max(map(truth.count, recalls)) / min(map(truth.count, recalls)),
         "confusion": confusion,
         "pictures": N,
     }
 
 
+def _precision(confusion: list[list[int]], i: int) -> float:
+    called = sum(row[i] for row in confusion)
+    return confusion[i][i] / called if called else 0.0
+
+
+def _auroc(rows: list[list[float]], truth: list[int], i: int) -> float:
+    """Pairs of a picture of the class and one of another in the right order, ties counted half."""
+    chance = [math.exp(row[i]) / sum(map(math.exp, row)) for row in rows]
+    own = [p for p, true in zip(chance, truth, strict=True) if true == i]
+    others = [p for p, true in zip(chance, truth, strict=True) if true != i]
+    return sum((a > b) + (a == b) / 2 for a in own for b in others) / len(own) / len(others)
+
+
 def test_against_loops(scored: tuple[Tensor, Tensor]) -> None:
     found, expected = classification(*scored, CLASSES, TRAIN).summary(), naive(*scored)
-    for name in ("accuracy", "top5", "balanced_accuracy", "nll"):
+    for name in ("accuracy", "top5", "balanced_accuracy", "nll", "majority", "uneven"):
         assert found[name] == pytest.approx(expected[name]), name
-    for name in ("groups", "per_class", "confusion", "pictures"):
+    for name in ("groups", "per_class", "precision", "auroc", "confusion", "pictures"):
         assert found[name] == expected[name], name
+    for mean, each in (("mean_precision", "precision"), ("mean_auroc", "auroc")):
+        assert found[mean] == pytest.approx(sum(found[each].values()) / len(found[each]), abs=1e-3)
     assert expected["groups"]["medium"]["classes"] == 3 and CLASSES[ABSENT] not in found["per_class"]
     low, high = bootstrap((scored[0].argmax(1) == scored[1]).numpy())
     assert found["interval"] == (100 * low, 100 * high) and 100 * low < found["accuracy"] < 100 * high
@@ -71,7 +91,24 @@ def test_against_loops(scored: tuple[Tensor, Tensor]) -> None:
 def test_what_is_not_known_is_left_out(scored: tuple[Tensor, Tensor]) -> None:
     logits, labels = scored
     found = classification(logits[:, :5], labels.clamp(max=4), CLASSES[:5])
-    assert found.top5 is None and found.groups == {}
+    assert found.top5 is None and found.groups == {} and found.majority is None
+
+
+def test_equal_probabilities_count_half() -> None:
+    logits = torch.tensor([[1.0, 1.0], [1.0, 1.0], [2.0, 1.0], [0.0, 1.0]])
+    labels = torch.tensor([0, 1, 0, 1])
+    # of the pairs (0, 1) (0, 3) (2, 1) (2, 3) the first is a tie
+    assert auroc(logits, labels).tolist() == [3.5 / 4, 3.5 / 4]
+    assert auroc(logits, torch.zeros(4, dtype=torch.int64)).isnan().all()
+
+
+def test_curves_end_where_classes_are_very_many() -> None:
+    logits, labels = torch.randn(30, 1001), torch.arange(30)
+    found = classification(logits, labels, [str(i) for i in range(1001)])
+    assert found.auroc == {} and found.mean_auroc is None and len(found.precision) == 30
+    kept = classification(logits[:, :1000], labels, [str(i) for i in range(1000)])
+    assert len(kept.auroc) == 30, "in parts of 64 classes"
+    assert kept.auroc["29"] == pytest.approx(100 * auroc(logits[:, :1000].log_softmax(1), labels)[29].item())
 
 
 @pytest.mark.parametrize("sharpen", [0.3, 1.0, 8.0])

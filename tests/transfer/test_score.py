@@ -88,6 +88,8 @@ def test_beside_it_a_page_and_two_diagrams(output: Path, result: dict[str, Any])
     worst = min(result["per_class"], key=result["per_class"].get)
     table = text.split("## Hardest classes")[1].splitlines()
     assert float(table[4].split("|")[2]) == pytest.approx(result["per_class"][worst], abs=0.01)
+    assert text.count("| balanced") >= 1 and "counts the same" in text
+    assert f"the most frequent class for every picture, % | {result['majority']:.2f}" in " ".join(text.split())
     for name in ("confusion.png", "reliability.png"):
         with Image.open(output / name) as image:
             assert min(image.size) > 300
@@ -112,11 +114,13 @@ def test_the_page_says_which_labels_and_which_weights(output: Path, result: dict
 
     assert "| 42 |" in re.sub(" +", " ", page(result)) and "best weights" not in page(result)
     few = copy.deepcopy(result)
-    few["protocol"]["task"] |= {"shots": 4, "long_tail": 10.0}
+    few["protocol"]["task"] |= {"shots": 4, "long_tail": 10.0, "balance": "sqrt", "balance_from": 2.0}
+    few["protocol"]["task"] |= {"logit_adjustment": 1.0}
     few["protocol"] |= {"watch": {"hold_out": 0.2}, "weights_of_step": 3}
     text = page(few)
     assert "42 (a long tail of 10 : 1, 4 a class, 20 % of them held out)" in text
     assert "15, best weights of step 3" in text
+    assert "drawn by the root of their count from epoch 2; logits adjusted by 1 x log frequency" in text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 from unlabeled.report.table import estimate, markdown
 
 HARDEST = 20
+HARDEST_HEAD = ("class", "recall, %", "precision, %", "AUROC, %", "pictures", "taken for")
 RANGES = {"many": "> 100", "medium": "20 to 100", "few": "< 20"}
 
 
@@ -21,7 +22,7 @@ def page(result: dict[str, Any]) -> str:
         f"# {result['protocol']['name']}: accuracy {result['accuracy']:.2f} %",
         markdown(("score", "value"), list(_scores(result))),
         "![confusion matrix](confusion.png) ![reliability](reliability.png)",
-        f"## Hardest classes\n\n{markdown(('class', 'accuracy, %', 'pictures', 'taken for'), _hardest(result))}",
+        f"## Hardest classes\n\n{markdown(HARDEST_HEAD, _hardest(result))}",
         f"## Protocol and cost\n\n{markdown(('', ''), list(_circumstances(result)), left=2)}",
     )
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -31,7 +32,13 @@ def _scores(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "accuracy, % [95 %, bootstrap over pictures]", estimate(result["accuracy"], interval=result["interval"])
     if result["top5"] is not None:
         yield "top-5 accuracy, %", estimate(result["top5"])
-    yield "balanced accuracy, %", estimate(result["balanced_accuracy"])
+    if result["majority"] is not None:
+        yield "the most frequent class for every picture, %", estimate(result["majority"])
+    yield "balanced accuracy, % (mean recall of the classes)", estimate(result["balanced_accuracy"])
+    yield "mean precision of the classes, %", estimate(result["mean_precision"])
+    if result["mean_auroc"] is not None:
+        yield "mean AUROC of the classes, each against the others, %", estimate(result["mean_auroc"])
+    yield "pictures of the largest class over those of the smallest", estimate(result["uneven"], digits=1)
     for name, group in result["groups"].items():
         yield f"{name} ({RANGES[name]} training pictures, {group['classes']} classes), %", estimate(group["accuracy"])
     yield "negative log-likelihood, nats", estimate(result["nll"], digits=4)
@@ -39,8 +46,8 @@ def _scores(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "pictures", f"{result['pictures']:,}"
 
 
-def _hardest(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Classes by accuracy, the lowest first, and what each is mostly taken for."""
+def _hardest(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Classes by recall, the lowest first, and what each is mostly taken for."""
     rows, names = [], list(result["classes"].values())
     for i, (name, counts) in enumerate(zip(names, result["confusion"], strict=True)):
         if name not in result["per_class"]:
@@ -48,7 +55,9 @@ def _hardest(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         wrong = {j: count for j, count in enumerate(counts) if j != i and count}
         most = max(wrong, key=lambda j: wrong[j], default=None)
         taken_for = "" if most is None else f"{names[most]} ({wrong[most]})"
-        rows.append((name, estimate(result["per_class"][name]), f"{sum(counts)}", taken_for))
+        shares = (result[measure].get(name) for measure in ("per_class", "precision", "auroc"))
+        cells = ("-" if share is None else estimate(share) for share in shares)
+        rows.append((name, *cells, f"{sum(counts)}", taken_for))
     return sorted(rows, key=lambda row: float(row[1]))[:HARDEST]
 
 
@@ -62,6 +71,7 @@ def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         blocks = f"{head['blocks']} block{'s' * (head['blocks'] > 1)}"
         yield "head", f"{head['pool']} of {blocks}, rate x {head['rate']:g}: best of {len(heads)} on {on}"
     yield "labelled pictures", f"{protocol['labelled_pictures']:,}{_chosen(protocol)}"
+    yield "balanced", _balanced(protocol["task"])
     known = ((of, text) for of, text in protocol["fingerprints"].items() if text)
     yield "fingerprints", ", ".join(f"{of} {text}" for of, text in known)
     yield "seeds", ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())
@@ -72,6 +82,18 @@ def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if spent["images_per_s"] is not None:
         yield "images/s", f"{spent['images_per_s']:,.1f} on {spent['processes']} x {spent['device']}"
     yield "versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+
+
+def _balanced(task: dict[str, Any]) -> str:
+    """What was done about classes that are uneven."""
+    drawn = {"sqrt": "drawn by the root of their count", "balanced": "drawn equally often"}.get(task["balance"])
+    parts = {
+        f"classes {drawn} from epoch {task['balance_from']:g}": drawn,
+        f"loss weighted by the effective number of pictures, {task['effective_number']}": task["effective_number"],
+        f"logits adjusted by {task['logit_adjustment']:g} x log frequency in training": task["logit_adjustment"],
+    }
+    done = "; ".join(text for text, used in parts.items() if used)
+    return done or "nothing: every picture is drawn once an epoch and counts the same"
 
 
 def _chosen(protocol: dict[str, Any]) -> str:
