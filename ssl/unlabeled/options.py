@@ -49,14 +49,14 @@ def _complaints(model: type[BaseModel], error: ValidationError, fields: dict[str
         yield f"--{option}: {said}" if option else said
 
 
-def pictures(path: str, prepared: Preprocessing, side: int, **splits: str) -> SourceConfig:
+def pictures(path: str, prepared: Preprocessing, side: int, **files: str) -> SourceConfig:
     """A command's pictures, scaled and normalised as an export was trained.
 
     Args:
         path: a folder, a tar, a glob of tars, or `shapes`.
         prepared: the export's.
         side: of drawn shapes, pixels.
-        splits: subfolders, `train` and `val`.
+        files: fields of `Files`, such as its subfolders `train` and `val`.
 
     Raises:
         UserError: an option does not fit.
@@ -67,7 +67,7 @@ def pictures(path: str, prepared: Preprocessing, side: int, **splits: str) -> So
     how: dict[str, Any] = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
     if path == "shapes":
         return checked(Shapes, size=side, **how)
-    return checked(Files, path=path, value_range=prepared.value_range, **splits, **how)
+    return checked(Files, path=path, value_range=prepared.value_range, **files, **how)
 
 
 def cores() -> int:

@@ -24,7 +24,16 @@ DataConfig = Annotated[Kinds | Mixture, Field(discriminator="name")]
 Tracker = Literal["tensorboard", "mlflow"]
 
 # fields that cannot change what is learnt: a run may be resumed with others
-FREE_FIELDS = ("run", "data.path", "data.val_path", "data.root", "data.cache", "data.max_bad_fraction", "evaluate")
+FREE_FIELDS = (
+    "run",
+    "data.path",
+    "data.val_path",
+    "data.root",
+    "data.cache",
+    "data.classes",  # which classes there are, and in which order, is part of the pictures' fingerprint
+    "data.max_bad_fraction",
+    "evaluate",
+)
 
 
 class Train(BaseModel, frozen=True, extra="forbid"):

@@ -65,7 +65,7 @@ def test_a_folder_is_read_in_order_of_its_paths_bytes(tmp_path: Path) -> None:
     odd = ["a/x.jpg", "a-b/x.jpg", "a.jpg", "a0.jpg", "B.jpg", "a/x/y.png", "é.jpg", "a/x.y/z.tiff"]
     fill(tmp_path, odd)
     os.close(os.open(os.fsencode(tmp_path) + b"/not-utf8-\xff.jpg", os.O_CREAT))
-    found = names(open_train(tmp_path), tmp_path)
+    found = names(open_train(tmp_path, stray="keep"), tmp_path)
     assert found == [*sorted(odd[:6] + odd[7:], key=os.fsencode), "not-utf8-\\xff.jpg", "é.jpg"]
 
 
@@ -77,9 +77,36 @@ def test_classes_are_the_first_folders_in_order_of_name(tmp_path: Path) -> None:
     assert [tuple(source.image(i).shape) for i in range(4)] == [(3, 8, 10), (3, 8, 9), (3, 8, 8), (3, 8, 11)]
 
 
-def test_a_picture_outside_of_all_folders_leaves_all_unlabelled(tmp_path: Path) -> None:
-    source = open_train(fill(tmp_path, [*SPLIT, "train/loose.jpg"]), train="train")
-    assert source.classes == () and source.labels.tolist() == [-1] * 5
+@pytest.mark.parametrize("packed", [False, True])
+def test_pictures_beside_class_folders_are_named_and_left_out_only_when_told(packed: bool, tmp_path: Path) -> None:
+    home = fill(tmp_path / "x", [*SPLIT, "train/stray.jpg", "train/zoo.jpg"])
+    if packed:
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            tar.add(home, "")
+        home = tmp_path / "x.tar"
+    with pytest.raises(
+        UserError, match=r"x(\.tar)?/train' has .* beside them: 'stray\.jpg', 'zoo\.jpg'\. .*data\.stray=skip"
+    ):
+        open_train(home, train="train")
+    skipped = open_train(home, train="train", stray="skip")
+    assert names(skipped, home / "train") == ["cat/a.jpg", "cat/c.JPEG", "dog/b.jpg", "dog/deep/er/d.jpg"]
+    assert skipped.classes == ("cat", "dog") and skipped.labels.tolist() == [0, 0, 1, 1] and skipped.ignored == 2
+    assert [skipped.image(i).shape[2] for i in range(4)] == [10, 9, 8, 11]
+    kept = open_train(home, train="train", stray="keep")
+    assert len(kept) == 6 and kept.classes == ("cat", "dog") and kept.labels.tolist() == [0, 0, 1, 1, -1, -1]
+
+
+def test_pictures_without_any_folder_are_unlabelled(tmp_path: Path) -> None:
+    source = open_train(fill(tmp_path, ["a.jpg", "b.jpg"]))
+    assert source.classes == () and source.labels.tolist() == [-1, -1]
+
+
+def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    fill(tmp_path, [f"t/{composed}/1.jpg", f"t/{decomposed}/2.jpg", "t/tea/3.jpg", f"v/{decomposed}/1.jpg"])
+    data = Files(path=str(tmp_path), train="t", val="v")
+    assert data.open("train").classes == data.open("val").classes == (composed, "tea")
+    assert data.open("train").labels.tolist() == [0, 0, 1] and data.open("val").labels.tolist() == [0]
 
 
 def test_what_is_hidden_or_no_picture_is_counted(tmp_path: Path) -> None:
@@ -236,7 +263,7 @@ def test_members_lie_where_tarfile_finds_them(tmp_path: Path, format: int) -> No
     with tarfile.open(path) as tar:
         expected = sorted((os.fsencode(m.name), m.offset_data, m.size) for m in tar)
     assert [(index.name(i), index.starts[i], index.sizes[i]) for i in range(len(index))] == expected
-    assert open_train(path).read(0) == picture(len(long) + 1)
+    assert open_train(path, stray="keep").read(0) == picture(len(long) + 1)
 
 
 def test_sizes_too_large_for_octal_are_understood(tmp_path: Path) -> None:
@@ -441,7 +468,7 @@ def test_a_million_pictures_stay_under_200_megabytes() -> None:
     for i in range(1_000_000):
         builder.add_member(b"n%08d/a_photograph_of_something_%08d.jpg" % (i // 1000, i), 0, 4096 * i, 4000)
     index = builder.build()
-    classes, labels = index.classes()
+    classes, labels = index.folders()
     assert len(index) == 1_000_000 and len(classes) == 1000
     assert index.name(999_999) == b"n00000999/a_photograph_of_something_00999999.jpg"
     assert index.nbytes + labels.nbytes < 200e6

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.data.bands import Target
-from unlabeled.data.source import VALUE_RANGE, SourceConfig, Split, ValueRange, classes_of, digest, sample_numbers
+from unlabeled.data.labels import numbered
+from unlabeled.data.source import VALUE_RANGE, SourceConfig, Split, ValueRange, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError
 
 Layout = Literal["NHWC", "NCHW"]
@@ -40,7 +41,8 @@ class Arrays(SourceConfig):
         """The files of one split."""
         pictures, labels = (self.train, self.train_labels) if split == "train" else (self.val, self.val_labels)
         assert pictures is not None, "asked for only where there is one"
-        return ArraySource(pictures, labels, self.layout, Target(sys.maxsize, self.channels, self.value_range))
+        target = Target(sys.maxsize, self.channels, self.value_range)
+        return ArraySource(pictures, labels, self.layout, target, self.order)
 
 
 class ArraySource:
@@ -51,9 +53,12 @@ class ArraySource:
         labels: path of the labels, or None.
         layout: order of the axes.
         target: what becomes of each.
+        order: names of all classes, by number; None = natural.
     """
 
-    def __init__(self, path: str, labels: str | None, layout: Layout, target: Target) -> None:
+    def __init__(
+        self, path: str, labels: str | None, layout: Layout, target: Target, order: tuple[str, ...] | None = None
+    ) -> None:
         self.path, self.layout, self._target = os.path.expanduser(path), layout, target
         shape, dtype = self._pictures.shape, self._pictures.dtype
         if len(shape) not in (3, 4) or not _is_number(dtype) or not all(shape):
@@ -67,14 +72,20 @@ class ArraySource:
             raise UserError(
                 f"{path!r} in the layout {layout} has {error}: as many as data.mean and data.std have values"
             ) from error
-        named = [] if labels is None else _loaded(os.path.expanduser(labels)).tolist()
-        if labels is not None and len(named) != len(self):
-            raise UserError(f"{labels!r} has {len(named)} labels for {len(self)} pictures in {path!r}")
-        self.classes, self.labels = classes_of(named) if named else ((), np.full(len(self), -1, np.int64))
+        self.classes, self.labels = numbered([None] * len(self) if labels is None else self._named(labels), order)
 
     @cached_property
     def _pictures(self) -> NDArray[Any]:
         return _loaded(self.path)
+
+    def _named(self, file: str) -> list[Any]:
+        found = _loaded(os.path.expanduser(file))
+        if found.shape not in ((len(self),), (len(self), 1)):
+            raise UserError(
+                f"{file!r} has labels {list(found.shape)} for {len(self)} pictures in {self.path!r}; expected "
+                f"[{len(self)}]"
+            )
+        return list(found.reshape(-1).tolist())
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_pictures"}

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.data.bands import Target
-from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, sample_numbers
+from unlabeled.data.labels import numbered, renumbered
+from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
 
 SAVED = ("dataset_dict.json", "state.json")
@@ -42,7 +43,7 @@ class HuggingFace(EncodedConfig):
                 f"{self.path!r} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "
                 "Set data.image and data.label."
             )
-        return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.target)
+        return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.target, self.order)
 
 
 class HuggingFaceSource:
@@ -53,9 +54,18 @@ class HuggingFaceSource:
         name: what to call it.
         image, label: columns.
         target: what `decode` makes of them.
+        order: names of all classes, by number; None = that of a `ClassLabel`, else natural.
     """
 
-    def __init__(self, table: Any, name: str, image: str, label: str | None, target: Target) -> None:
+    def __init__(
+        self,
+        table: Any,
+        name: str,
+        image: str,
+        label: str | None,
+        target: Target,
+        order: tuple[str, ...] | None = None,
+    ) -> None:
         from datasets import ClassLabel, Image
 
         self.classes: tuple[str, ...]
@@ -66,10 +76,10 @@ class HuggingFaceSource:
         values = [None] * len(table) if label is None else table[label]
         feature = None if label is None else table.features[label]
         if isinstance(feature, ClassLabel):
-            self.classes = tuple(feature.names)
-            self.labels = np.array([-1 if value is None else value for value in values], np.int64)
+            numbers = np.array([-1 if value is None else value for value in values], np.int64)
+            self.classes, self.labels = renumbered(feature.names, numbers, order)
         else:
-            self.classes, self.labels = classes_of(values)
+            self.classes, self.labels = numbered(values, order)
 
     def __len__(self) -> int:
         return len(self._table)

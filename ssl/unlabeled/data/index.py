@@ -90,22 +90,23 @@ class Index:
         digest.update(self.names.data)
         return digest.hexdigest()
 
-    def classes(self) -> tuple[tuple[bytes, ...], NDArray[np.int64]]:
-        """Class names, sorted, and labels [n]: the first folder of each name.
+    def only(self, chosen: NDArray[np.bool_]) -> Index:
+        """The chosen ones of the pictures, by a flag [n] for each; the others are ignored."""
+        lengths = np.diff(self.ends)
+        ends = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
+        packed = chosen if len(self.shards) else chosen[:0]  # of tars
+        ignored = self.ignored + int((~chosen).sum())
+        names = self.names[np.repeat(chosen, lengths)]
+        return Index(names, ends, self.sizes[chosen], self.shards[packed], self.starts[packed], ignored)
 
-        Without classes, () and -1 throughout, unless every picture lies in a folder.
-        """
+    def folders(self) -> tuple[tuple[bytes, ...], NDArray[np.int64]]:
+        """The first folders of the names, and which of them each picture lies in: [n], -1 in none."""
         ids: dict[bytes, int] = {}
         found = array("q")
         for i in range(len(self)):
             folder, slash, _ = self.name(i).partition(b"/")
-            if not slash:
-                return (), np.full(len(self), -1, dtype=np.int64)
-            found.append(ids.setdefault(folder, len(ids)))
-        names = tuple(sorted(ids))
-        rank = {name: i for i, name in enumerate(names)}
-        order = np.array([rank[name] for name in ids], dtype=np.int64)
-        return names, order[np.asarray(found)]
+            found.append(ids.setdefault(folder, len(ids)) if slash else -1)
+        return tuple(ids), np.array(found, np.int64)
 
 
 class IndexBuilder:

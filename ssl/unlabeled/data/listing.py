@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlabeled.data.index import Index
-from unlabeled.data.source import Split
+from unlabeled.data.labels import renumbered
+from unlabeled.data.source import Split, digest
 
-FORMAT = "1"
+FORMAT = "2"
 # something may have changed again within the tick of its clock, as git has it for its index
 SETTLED = 2_000_000_000  # ns
 DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
@@ -63,9 +64,18 @@ class Listing(NamedTuple):
         labels: NDArray[np.int64],
         files: tuple[Stamp, ...] = (),
         folders: Index | None = None,
+        named: bool = False,
     ) -> Listing:
-        """With its fingerprint."""
-        return cls(pictures, classes, labels, files, folders or Index.empty(), pictures.fingerprint(labels))
+        """With its fingerprint; `named` where the pictures' paths do not say what the classes are called."""
+        found = pictures.fingerprint(labels)
+        own = digest([found.encode(), *map(str.encode, classes)]) if named and classes else found
+        return cls(pictures, classes, labels, files, folders or Index.empty(), own)
+
+    def renumbered(self, order: tuple[str, ...]) -> Listing:
+        """With the classes in another order."""
+        classes, labels = renumbered(self.classes, self.labels, order)
+        print_ = digest([self.fingerprint.encode(), *map(str.encode, classes), labels.astype("<i8").tobytes()])
+        return self._replace(classes=classes, labels=labels, fingerprint=print_)
 
     def newest(self) -> int:
         """When the last change to what was read happened, ns."""

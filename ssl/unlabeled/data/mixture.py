@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unlabeled.data.arrays import Arrays
 from unlabeled.data.huggingface import HuggingFace
+from unlabeled.data.labels import natural
 from unlabeled.data.shapes import Shapes, must_be_drawn
 from unlabeled.data.source import Positive, Source, SourceConfig, Split, digest
 from unlabeled.data.sources import Files
@@ -33,21 +34,29 @@ class MixtureSource:
     Args:
         sources: the parts.
         weights: their shares, in proportion; None = their sizes, so that every picture comes once.
+        order: names of all classes, by number; None = natural.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float] | None = None,
+        order: tuple[str, ...] | None = None,
+    ) -> None:
         self.sources, sizes = tuple(sources), np.array([len(source) for source in sources])
         share = sizes if weights is None else np.array(weights)
         counts = sizes if weights is None else np.rint(share * (sizes / share).max()).astype(np.int64)
         self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(np.maximum(counts, sizes))])
-        self.classes: tuple[str, ...] = tuple(sorted({name for source in sources for name in source.classes}))
+        names = {name for source in sources for name in source.classes}
+        self.classes: tuple[str, ...] = order if order and names else tuple(sorted(names, key=natural))
         self.labels: NDArray[np.int64] = np.concatenate(
             [self._labels(part, source) for part, source in enumerate(self.sources)]
         )
 
     def _labels(self, part: int, source: Source) -> NDArray[np.int64]:
         """Those of the epoch's pictures of one source, numbered as here."""
-        ids = np.array([self.classes.index(name) for name in source.classes] + [-1])  # -1 stays the last
+        rank = {name: number for number, name in enumerate(self.classes)}
+        ids = np.array([rank[name] for name in source.classes] + [-1])  # -1 stays the last
         return ids[source.labels[np.arange(self.starts[part + 1] - self.starts[part]) % len(source)]]
 
     def __len__(self) -> int:
@@ -132,4 +141,4 @@ class Mixture(SourceConfig):
     def source(self, split: Split) -> MixtureSource:
         """All parts that have the split; weights are for training."""
         parts = [part.open(split) for part in self.parts if split == "train" or part.has_val]
-        return MixtureSource(parts, self.weights if split == "train" else None)
+        return MixtureSource(parts, self.weights if split == "train" else None, self.order)

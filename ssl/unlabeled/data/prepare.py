@@ -208,6 +208,8 @@ def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) 
     Raises:
         UserError: the folder was prepared from other pictures or in another way, or the disk is full.
     """
+    # classes are numbered when the folder is opened
+    data = data.model_copy(update={"classes": None})
     data.keep_index(folder / "index")
     splits: tuple[Split, ...] = ("train", "val") if data.has_val else ("train",)
     sources = {split: data.source(split) for split in splits}

@@ -26,7 +26,7 @@ from unlabeled.errors import UserError
 RECORD = "prepared.json"
 ASKED = "prepared"
 # what cannot change the pictures that are stored
-FREE = frozenset({"cache", "mean", "std", "max_bad_fraction"})
+FREE = frozenset({"cache", "classes", "mean", "std", "max_bad_fraction"})
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
@@ -108,6 +108,8 @@ def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
         raise UserError(
             f"data.cache={str(folder)!r} was prepared from other pictures: {others}. {again} to another folder."
         )
+    if data.order is not None:
+        found = found.renumbered(data.order)
     return Pictures(PreparedTars(_located(folder, found), b""), found, Target(MAX_PIXELS, data.channels))
 
 

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from unlabeled.data.labels import renumbered
 from unlabeled.data.source import SourceConfig, Split
 
 # A number in what the pictures look like: part of the fingerprint, raised whenever drawing changes.
@@ -134,7 +135,7 @@ class Shapes(SourceConfig):
     def source(self, split: Split) -> ShapesSource:
         """The pictures of one split."""
         count = self.train_size if split == "train" else self.val_size
-        return ShapesSource(split, count, self.size, self.seed)
+        return ShapesSource(split, count, self.size, self.seed, self.order)
 
 
 def must_be_drawn(channels: int) -> None:
@@ -155,9 +156,11 @@ class ShapesSource:
 
     classes: tuple[str, ...] = tuple(OUTLINES)
 
-    def __init__(self, split: Split, count: int, size: int, seed: int) -> None:
-        self.split, self.count, self.size, self.seed = split, count, size, seed
+    def __init__(self, split: Split, count: int, size: int, seed: int, order: tuple[str, ...] | None = None) -> None:
+        self.split, self.count, self.size, self.seed, self._order = split, count, size, seed, order
         self.labels = np.arange(count, dtype=np.int64) % len(self.classes)
+        if order is not None:
+            self.classes, self.labels = renumbered(self.classes, self.labels, order)
 
     def __len__(self) -> int:
         return self.count
@@ -169,6 +172,7 @@ class ShapesSource:
     def fingerprint(self) -> str:
         """A short hex string of all that decides the pictures and their number."""
         recipe = f"shapes {VERSION} {self.split} {self.count} {self.size} {self.seed}"
+        recipe += "" if self._order is None else f" {self._order}"
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
     def image(self, i: int) -> Tensor:

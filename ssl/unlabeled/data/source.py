@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, model_valida
 from torch import Tensor
 
 from unlabeled.data.bands import Target
+from unlabeled.data.labels import read_classes
 from unlabeled.errors import UserError
 
 Split = Literal["train", "val"]
@@ -107,6 +108,13 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         description="per channel, divides after that (ImageNet's)",
     )
 
+    classes: str | None = Field(
+        None,
+        min_length=1,
+        description="text file with the names of all classes, one on a line, in the order of their numbers; null = the "
+        "natural order of those that occur (2 before 10)",
+    )
+
     @model_validator(mode="after")
     def _one_of_each(self) -> SourceConfig:
         if len(self.mean) != len(self.std):
@@ -120,6 +128,15 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     def channels(self) -> int:
         """How many channels pictures are decoded to."""
         return len(self.mean)
+
+    @cached_property
+    def order(self) -> tuple[str, ...] | None:
+        """The names of all classes by number, where a file pins them.
+
+        Raises:
+            UserError: the file cannot be used.
+        """
+        return None if self.classes is None else read_classes(self.classes)
 
     _index_folder: Path | None = PrivateAttr(None)
     _index_written: bool = PrivateAttr(True)
@@ -216,23 +233,6 @@ def numbered_as(val: Source, classes: tuple[str, ...], what: str) -> Source:
     ids = np.array([rank[name] for name in val.classes], dtype=np.int64)
     val.labels, val.classes = np.where(val.labels < 0, -1, ids[val.labels]), classes
     return val
-
-
-def classes_of(values: Iterable[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Class names, sorted (numbers by value), and labels [n] of any values; None and '' are unknown."""
-    ids: dict[str, int] = {}
-    found = np.fromiter((-1 if v in (None, "") else ids.setdefault(str(v), len(ids)) for v in values), np.int64)
-    names = sorted(ids, key=_by_value(ids))
-    rank = np.zeros(len(ids) + 1, np.int64)
-    rank[-1] = -1  # the place of -1
-    for place, name in enumerate(names):
-        rank[ids[name]] = place
-    return tuple(names), rank[found]
-
-
-def _by_value(names: Iterable[str]) -> Any:
-    numbers = all(name.removeprefix("-").isdecimal() for name in names)
-    return int if numbers else str
 
 
 def sample_numbers(n: int) -> NDArray[np.int64]:

@@ -7,20 +7,25 @@ import glob
 import os
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, lru_cache, partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from unlabeled.data.bands import Target
 from unlabeled.data.index import EXTENSIONS, Index, changed_folder, readable, scan_folder
+from unlabeled.data.labels import numbered
 from unlabeled.data.listing import Asked, Listing, Stamp, kept
 from unlabeled.data.remote import identities, identity_seen_by, is_remote, matching, read_range
-from unlabeled.data.source import EncodedConfig, Split, classes_of
+from unlabeled.data.source import EncodedConfig, Split
 from unlabeled.data.tar import Beside, local_identity, scan_tars
 from unlabeled.errors import BadSample, UserError
 
 FOLDERS = "folders"
+NAMED = 5
+Stray = Literal["error", "skip", "keep"]
 # the machine's trouble, not the picture's: skipping would make the pictures seen a matter of luck
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _ENDINGS = " ".join(ending.decode() for ending in EXTENSIONS)
@@ -144,11 +149,19 @@ def _descriptor(pid: int, shard: Stamp) -> _Descriptor:
     return _Descriptor(shard.path)
 
 
+class Reading(NamedTuple):
+    """How the labels of a folder or of tars are found: see the fields of `Files`, and `SourceConfig.order`."""
+
+    labels: str = FOLDERS
+    stray: Stray = "error"
+    order: tuple[str, ...] | None = None
+
+
 class Files(EncodedConfig):
     """Pictures in a folder, in an uncompressed tar or in several.
 
-    Labels are the first folder below the split, if every picture of the split lies in one, or what files beside the
-    pictures of a tar say; else the pictures are unlabelled. Hidden files and files with other endings than those of
+    Labels are the first folder below the split, or what files beside the pictures of a tar say; pictures that all lie
+    right below the split are unlabelled. Hidden files and files with other endings than those of
     pictures are passed over.
     """
 
@@ -167,6 +180,12 @@ class Files(EncodedConfig):
         FOLDERS,
         pattern=r"^(folders|\w+|json:.+)$",
         description="folders, or in tars the files beside pictures (WebDataset): cls, txt, json:KEY",
+    )
+
+    stray: Stray = Field(
+        "error",
+        description="what becomes of pictures that lie beside the folders of classes: error = stop and name them, skip "
+        "= leave them out, keep = use them without a label",
     )
 
     @field_validator("train", "val")
@@ -201,11 +220,15 @@ class Files(EncodedConfig):
             places["val"] = os.path.expanduser(self.val_path or self.path), self.val or ""
         return places
 
+    @property
+    def _reading(self) -> Reading:
+        return Reading(self.labels, self.stray, self.order)
+
     @cached_property
     def _listings(self) -> dict[Split, Listing]:
         stamps = cache(_stamps)  # archives that hold both splits are asked about once
         asked = {
-            split: Asked(f"{self.labels} of {prefix!r} in {path!r}", partial(_changed, stamps, path, prefix))
+            split: Asked(f"{self._reading} of {prefix!r} in {path!r}", partial(_changed, stamps, path, prefix))
             for split, (path, prefix) in self._places.items()
         }
         return kept(self._index_folder, asked, self._scan, self._index_written)
@@ -215,7 +238,7 @@ class Files(EncodedConfig):
         found: dict[Split, Listing] = {}
         for path in dict.fromkeys(path for path, _ in self._places.values()):
             prefixes = {split: prefix for split, (where, prefix) in self._places.items() if where == path}
-            found |= zip(prefixes, _scan(path, list(prefixes.values()), self.labels), strict=True)
+            found |= zip(prefixes, _scan(path, list(prefixes.values()), self._reading), strict=True)
         return found
 
     def source(self, split: Split) -> Pictures:
@@ -231,25 +254,48 @@ class Files(EncodedConfig):
         return Pictures(place, listing, self.target)
 
 
-def _scan(path: str, prefixes: Sequence[str], labels: str = FOLDERS) -> list[Listing]:
+def _scan(path: str, prefixes: Sequence[str], how: Reading) -> list[Listing]:
     """What there is below each of the prefixes."""
     if os.path.isdir(path):
-        if labels != FOLDERS:
+        if how.labels != FOLDERS:
             raise UserError(
-                f"data.labels={labels!r} is for tars, and {path!r} is a folder; expected data.labels=folders"
+                f"data.labels={how.labels!r} is for tars, and {path!r} is a folder; expected data.labels=folders"
             )
-        scans = (scan_folder(_root(path, prefix)) for prefix in prefixes)
-        return [_listing(index, folders=folders) for index, folders in scans]
-    shards, found = scan_tars(_archives(path), prefixes, None if labels == FOLDERS else Beside.of(labels))
-    if labels == FOLDERS:
-        return [_listing(scan.pictures, tuple(shards)) for scan in found]
-    return [Listing.of(scan.pictures, *classes_of(scan.labels), tuple(shards)) for scan in found]
+        roots = [_root(path, prefix) for prefix in prefixes]
+        scans = [(root, *scan_folder(root)) for root in roots]
+        return [_listing(readable(root), index, how, folders=folders) for root, index, folders in scans]
+    shards, found = scan_tars(_archives(path), prefixes, None if how.labels == FOLDERS else Beside.of(how.labels))
+    if how.labels == FOLDERS:
+        return [
+            _listing(os.path.join(path, prefix).rstrip("/"), scan.pictures, how, tuple(shards))
+            for prefix, scan in zip(prefixes, found, strict=True)
+        ]
+    return [Listing.of(scan.pictures, *numbered(scan.labels, how.order), tuple(shards), named=True) for scan in found]
 
 
-def _listing(index: Index, files: tuple[Stamp, ...] = (), folders: Index | None = None) -> Listing:
+def _listing(
+    where: str, index: Index, how: Reading, files: tuple[Stamp, ...] = (), folders: Index | None = None
+) -> Listing:
     """With the first folder of each name for a label."""
-    classes, labels = index.classes()
-    return Listing.of(index, tuple(map(readable, classes)), labels, files, folders)
+    names, found = index.folders()
+    stray = found < 0
+    if stray.any() and not stray.all():
+        if how.stray == "error":
+            raise UserError(_beside_folders(where, index, stray))
+        if how.stray == "skip":
+            index, found = index.only(~stray), found[~stray]
+    classes, ids = numbered(map(readable, names), how.order)
+    return Listing.of(index, classes, np.append(ids, -1)[found], files, folders)
+
+
+def _beside_folders(where: str, index: Index, stray: NDArray[np.bool_]) -> str:
+    names = [repr(readable(index.name(int(i)))) for i in np.flatnonzero(stray)[:NAMED]]
+    more = int(stray.sum()) - len(names)
+    return (
+        f"{where!r} has folders, whose names are classes, and pictures beside them: {', '.join(names)}"
+        f"{f' and {more:,} more' if more else ''}. Move each into the folder of its class; or set data.stray=skip to "
+        "leave them out, data.stray=keep to use them without a label"
+    )
 
 
 def _changed(stamps: Callable[[str], Sequence[Stamp]], path: str, prefix: str, listing: Listing) -> str | None:
@@ -295,7 +341,7 @@ def _nothing_found(path: str, prefix: str, ignored: int) -> str:
 
 def _prefixes(path: str, most: int = 10) -> str:
     """The first folders that exist at `path`, for people."""
-    [listing] = _scan(path, [""])
+    [listing] = _scan(path, [""], Reading(stray="keep"))
     index = listing.pictures
     names = (index.name(i).partition(b"/") for i in range(len(index)))
     folders = sorted({folder for folder, slash, _ in names if slash})

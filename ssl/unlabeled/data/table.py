@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal, TextIO
 from pydantic import Field, model_validator
 
 from unlabeled.data.index import IndexBuilder, file_size
+from unlabeled.data.labels import numbered
 from unlabeled.data.listing import Asked, Listing, Stamp, kept
-from unlabeled.data.source import EncodedConfig, Split, classes_of
+from unlabeled.data.source import EncodedConfig, Split
 from unlabeled.data.sources import Folder, Pictures
 from unlabeled.data.tar import local_identity
 from unlabeled.errors import UserError, first_line
@@ -53,7 +54,7 @@ class Table(EncodedConfig):
     def source(self, split: Split) -> Pictures:
         """Its rows of one split."""
         path, root = os.path.expanduser(self.path), os.fsencode(self._root)
-        text = json.dumps([path, self._root, self.image, self.label, self.split, self._wanted(split)])
+        text = json.dumps([path, self._root, self.image, self.label, self.split, self._wanted(split), self.order])
         asked = {split: Asked(text, partial(_changed, path))}
         listings = kept(self._index_folder, asked, lambda: {split: self._scan(split)}, self._index_written)
         return Pictures(Folder(root), listings[split], self.target)
@@ -81,7 +82,7 @@ class Table(EncodedConfig):
         if not labels:
             found = f"[{', '.join(map(show, sorted(values)[:10]))}]" if values else "no rows"
             raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {found}")
-        return Listing.of(builder.build(), *classes_of(labels), (stamp,))
+        return Listing.of(builder.build(), *numbered(labels, self.order), (stamp,), named=True)
 
 
 def _stamp(path: str) -> Stamp:

@@ -11,7 +11,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from unlabeled.data.bands import Target
-from unlabeled.data.source import EncodedConfig, Split, classes_of, digest, sample_numbers
+from unlabeled.data.labels import is_missing, numbered, renumbered
+from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
 
 # where torchvision's classes keep their labels
@@ -56,7 +57,7 @@ class TorchVision(EncodedConfig):
         except Exception as error:  # each class raises its own
             problem = f"{self.dataset} in {self.root!r} with {arguments} cannot be had"
             raise UserError(f"{problem}: {first_line(error)}") from error
-        return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.target)
+        return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.target, self.order)
 
 
 class TorchVisionSource:
@@ -66,19 +67,22 @@ class TorchVisionSource:
         dataset: gives (picture, ...) by number.
         name: what to call it.
         target: what `from_pillow` makes of them.
+        order: names of all classes, by number; None = that of the data set, else natural.
     """
 
-    def __init__(self, dataset: Any, name: str, target: Target) -> None:
+    def __init__(self, dataset: Any, name: str, target: Target, order: tuple[str, ...] | None = None) -> None:
         self.classes: tuple[str, ...] = ()
         self.labels: NDArray[np.int64] = np.full(len(dataset), -1, np.int64)
         self._dataset, self._name, self._target = dataset, name, target
         found = next((getattr(dataset, name) for name in LABELS if hasattr(dataset, name)), None)
         if found is None or len(found) != len(dataset):
             return
-        self.classes, self.labels = classes_of(np.asarray(found).tolist())
-        names = getattr(dataset, "classes", ())
-        if self.classes and all(name.isdecimal() and int(name) < len(names) for name in self.classes):
-            self.labels, self.classes = np.asarray(found, np.int64), tuple(map(str, names))
+        values = np.asarray(found).tolist()
+        names, known = getattr(dataset, "classes", ()), [value for value in values if not is_missing(value)]
+        if known and all(isinstance(value, int) and value < len(names) for value in known):
+            self.classes, self.labels = renumbered(list(map(str, names)), np.asarray(found, np.int64), order)
+        else:
+            self.classes, self.labels = numbered(values, order)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -127,7 +127,7 @@ def _data(args: argparse.Namespace, prepared: Preprocessing, known: bool, encode
         return _recipes(args, {"mean": tuple(prepared.mean), "std": tuple(prepared.std)} if known else {})
     if args.overrides:
         raise UserError(f"{args.overrides[0]}: only a recipe has fields to change, found data {args.data!r}")
-    return pictures(args.data, prepared, max(encoder.image_size), train=args.prefix)
+    return pictures(args.data, prepared, max(encoder.image_size), train=args.prefix, stray="keep")
 
 
 def _recipes(args: argparse.Namespace, exported: dict[str, Any]) -> SourceConfig:
