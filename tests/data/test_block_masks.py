@@ -64,6 +64,37 @@ def test_a_block_is_a_rectangle_that_spans_neither_side() -> None:
         assert added == hidden.sum() == height * width <= 14 and height < 4 and width < 6
 
 
+@pytest.mark.parametrize("kind", [BlockMask, StratifiedBlockMask, FixedBlockMask])
+@pytest.mark.parametrize("aspect", [(0.1, 0.2), (1.0, 1.0), (4.0, 8.0)])
+def test_blocks_have_the_aspect_asked_for(
+    kind: Any, aspect: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of blocks that all lie free: sides are rounded, so within half a patch of the exact ones."""
+    shapes: list[tuple[int, int]] = []
+
+    def alone(rng: np.random.Generator, hidden: np.ndarray, smallest: float, room: float, aspect: Any) -> int:
+        free = np.zeros_like(hidden)
+        added = _add_block(rng, free, smallest, room, aspect)
+        if added:
+            shapes.append((int(free.any(1).sum()), int(free.any(0).sum())))
+        hidden |= free
+        return added
+
+    monkeypatch.setattr(blocks, "_add_block", alone)
+    share = {"share": 1.0} if kind is StratifiedBlockMask else {}
+    hidden_of(kind(aspect=aspect, **share), 40, (40, 40))
+    assert len(shapes) > 20
+    for height, width in shapes:
+        assert (height - 0.5) / (width + 0.5) <= aspect[1] and (height + 0.5) / (width - 0.5) >= aspect[0]
+    assert len(set(shapes)) > 3
+
+
+@pytest.mark.parametrize("aspect", [(2.0, 1.0), (0.0, 1.0), (-1.0, 1.0), (0.3, math.inf), (0.3,)])
+def test_aspects_that_are_none_are_refused(aspect: Any) -> None:
+    with pytest.raises(ValidationError, match="aspect"):
+        BlockMask(aspect=aspect)
+
+
 def test_no_block_adds_more_than_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[int] = []
     monkeypatch.setattr(blocks, "_add_block", lambda *arguments: added.append(_add_block(*arguments)) or added[-1])
@@ -238,7 +269,7 @@ def test_mae_refuses_a_mask_of_unequal_crops() -> None:
 def test_dinov2s_largest_block_is_half_the_rows_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Officially 0.5 * size // patch * size // patch: 98 of 14x14 patches, 105 of 15x15, 666 of 37x37."""
     seen: list[float] = []
-    monkeypatch.setattr(varying, "hide_blocks", lambda *_, largest: (seen.append(largest), np.zeros(1, bool))[1])
+    monkeypatch.setattr(varying, "hide_blocks", lambda *given: (seen.append(given[4]), np.zeros(1, bool))[1])
     for side in (14, 15, 37):
         StratifiedBlockMask(share=1.0).draw(np.random.default_rng(0), (side, side), 16)
         assert seen[-1] == 0.5 * (side * 16) // 16 * (side * 16) // 16

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from unlabeled.data.masks.uniform import Grid
 
 ATTEMPTS = 10
+
+
+def _ordered(aspect: tuple[float, float]) -> tuple[float, float]:
+    if aspect[0] > aspect[1]:
+        raise ValueError(f"expected [low, high], found {list(aspect)}")
+    return aspect
+
+
+Side = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Aspect = Annotated[tuple[Side, Side], AfterValidator(_ordered)]
+ASPECT: Any = Field((0.3, 1 / 0.3), description="height over width of a rectangle, from and to, log-uniform")
 
 
 def hide_blocks(
@@ -16,8 +29,8 @@ def hide_blocks(
     grid: Grid,
     target: float,
     smallest: float,
-    largest: float = math.inf,
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    largest: float,
+    aspect: Aspect,
 ) -> np.ndarray:
     """Hide rectangles until `target` patches are hidden, or ten attempts in a row fail: never more, often fewer.
 
@@ -41,9 +54,7 @@ def hide_blocks(
     return hidden
 
 
-def _add_block(
-    rng: np.random.Generator, hidden: np.ndarray, smallest: float, room: float, aspect: tuple[float, float]
-) -> int:
+def _add_block(rng: np.random.Generator, hidden: np.ndarray, smallest: float, room: float, aspect: Aspect) -> int:
     """Hide one rectangle that newly hides at most `room` patches; how many it does, 0 when no attempt fits."""
     rows, columns = hidden.shape
     low, high = np.log(aspect)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from unlabeled.data.masks.blocks import check_grid, hide_blocks, ibot_smallest
+from unlabeled.data.masks.blocks import ASPECT, Aspect, check_grid, hide_blocks, ibot_smallest
 from unlabeled.data.masks.place import ALONE, Place
 from unlabeled.data.masks.uniform import FixedMask, Grid
 from unlabeled.nn.patches import PatchMask
@@ -19,6 +20,7 @@ class FixedBlockMask(FixedMask, frozen=True, extra="forbid"):
 
     name: Literal["fixed_block"] = "fixed_block"
     ratio: float = Field(0.4, gt=0, lt=1, description="share of the patches to hide, between 0 and 1")
+    aspect: Aspect = ASPECT
 
     def check(self, size: Grid, patch: int) -> None:
         """Raise ValueError when blocks do not fit the crop, or nothing would be hidden or visible."""
@@ -29,7 +31,7 @@ class FixedBlockMask(FixedMask, frozen=True, extra="forbid"):
         """A mask over a grid of (rows, columns) patches: hidden [N], keep [K], drop [M], both in random order."""
         patches = grid[0] * grid[1]
         target = self.hidden(patches)
-        hidden = hide_blocks(rng, grid, target, ibot_smallest(grid)).reshape(-1)
+        hidden = hide_blocks(rng, grid, target, ibot_smallest(grid), math.inf, self.aspect).reshape(-1)
         order = np.argsort(rng.random(patches), kind="stable")
         hidden[order[~hidden[order]][: target - int(hidden.sum())]] = True
         keep, drop = order[~hidden[order]], order[hidden[order]]

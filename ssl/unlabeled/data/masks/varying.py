@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, Field, model_validator
 
-from unlabeled.data.masks.blocks import check_grid, dinov2_largest, hide_blocks, ibot_smallest
+from unlabeled.data.masks.blocks import ASPECT, Aspect, check_grid, dinov2_largest, hide_blocks, ibot_smallest
 from unlabeled.data.masks.place import ALONE, Place
 from unlabeled.data.masks.uniform import Grid
 from unlabeled.nn.patches import PatchMask
@@ -29,6 +30,7 @@ class BlockMask(BaseModel, frozen=True, extra="forbid"):
         (0.0, 0.2), min_length=1, description="the share is uniform within centre plus or minus this, one per centre"
     )
     shape: Literal["block", "random"] = Field("block", description="hide rectangles, or patches at random")
+    aspect: Aspect = ASPECT
 
     @model_validator(mode="after")
     def _fits(self) -> BlockMask:
@@ -53,7 +55,7 @@ class BlockMask(BaseModel, frozen=True, extra="forbid"):
         target = ratio * grid[0] * grid[1]
         if self.shape == "random":
             return _without_indices(np.argsort(rng.random(grid[0] * grid[1]), kind="stable") < int(target))
-        return _without_indices(hide_blocks(rng, grid, target, ibot_smallest(grid)))
+        return _without_indices(hide_blocks(rng, grid, target, ibot_smallest(grid), math.inf, self.aspect))
 
 
 class StratifiedBlockMask(BaseModel, frozen=True, extra="forbid"):
@@ -68,6 +70,7 @@ class StratifiedBlockMask(BaseModel, frozen=True, extra="forbid"):
     name: Literal["stratified_block"] = "stratified_block"
     share: float = Field(0.5, gt=0, le=1, description="share of the batch's crops that are masked, rounded down")
     ratio: tuple[Share, Share] = Field((0.1, 0.5), description="share of the patches to hide in those, from and to")
+    aspect: Aspect = ASPECT
 
     @model_validator(mode="after")
     def _ordered(self) -> StratifiedBlockMask:
@@ -83,7 +86,7 @@ class StratifiedBlockMask(BaseModel, frozen=True, extra="forbid"):
         """A mask over a grid of (rows, columns) patches: hidden [N]. Blocks may fall short of the ratio drawn."""
         patches = grid[0] * grid[1]
         target = int(patches * self._ratio(place, rng.random()))
-        return _without_indices(hide_blocks(rng, grid, target, DINOV2_SMALLEST, largest=dinov2_largest(grid)))
+        return _without_indices(hide_blocks(rng, grid, target, DINOV2_SMALLEST, dinov2_largest(grid), self.aspect))
 
     def _ratio(self, place: Place, within: float) -> float:
         slot, masked = place.slot(), int(self.share * place.slots)
