@@ -205,6 +205,7 @@ def _child(
 
 def _arm(kill: dict[str, Any]) -> None:
     """Send ourselves a signal at a place in the code."""
+    from unlabeled import manifest
     from unlabeled.engine import Engine
     from unlabeled.train import checkpoint
 
@@ -227,7 +228,7 @@ def _arm(kill: dict[str, Any]) -> None:
 
     def armed_save(self: checkpoint.Checkpoints, step: int, *arguments: Any) -> Path:
         if step == kill["save"]:
-            owner: Any = checkpoint.Checkpoints if place == "_prune" else checkpoint
+            owner: Any = checkpoint.Checkpoints if place == "_prune" else manifest
             setattr(owner, place, lambda *_: strike())
         return save(self, step, *arguments)
 

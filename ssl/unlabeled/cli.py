@@ -215,17 +215,7 @@ def resume(engine: Engine, job: Job) -> None:
     Raises:
         UserError: the recipe or the data have changed in a way that can change the result.
     """
-    from unlabeled.train.distributed import gather_objects
-
-    if engine.accelerator.is_main_process:
-        engine.checkpoints.sweep()
-    engine.accelerator.wait_for_everyone()
     checkpoint = engine.checkpoints.newest()
-    steps = gather_objects(None if checkpoint is None else checkpoint.state["step"])
-    if len(set(steps)) > 1:
-        raise UserError(
-            f"processes see different checkpoints (steps {steps}): {engine.output} must lie on a shared file system"
-        )
     if checkpoint is None:
         return
     _refuse_changes(engine, job, checkpoint.state)
@@ -255,7 +245,7 @@ def _refuse_changes(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
 def _make_room(output: Path, options: argparse.Namespace) -> None:
     if not options.fresh:
         return
-    left = [name for name in OWN if (output / name).exists()]
+    left = [name for name in OWN if os.path.lexists(output / name)]
     if left and not options.force:
         found = ", ".join(left)
         raise UserError(
@@ -263,7 +253,7 @@ def _make_room(output: Path, options: argparse.Namespace) -> None:
         )
     for name in left:
         path = output / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
+        else:  # a link goes, what it leads to stays
             path.unlink()

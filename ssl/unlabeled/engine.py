@@ -24,7 +24,7 @@ from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.nn.measures import effective_rank
 from unlabeled.report.clock import Clock
 from unlabeled.train import snapshot, state
-from unlabeled.train.checkpoint import Checkpoint, Checkpoints, load
+from unlabeled.train.checkpoint import Checkpoint, Checkpoints
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.cpu import settle
 from unlabeled.train.diagnosis import Diagnosis
@@ -81,7 +81,8 @@ class Engine:
 
         self.display = Display(recipe.name, self.total_steps, recipe.train.epochs, accelerator.is_main_process)
         run = recipe.run
-        self.checkpoints = Checkpoints(output / "checkpoints", run.keep_last, run.keep_every, self.display.say)
+        kept = run.keep_last, run.keep_every, self.display.say, snapshot.check, accelerator.is_main_process
+        self.checkpoints = Checkpoints(output / "checkpoints", *kept)
         self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
         self.stop, self.clock = StopRequest(), Clock()
         self.meter, self.averages = Meter(), Averages()
@@ -306,11 +307,18 @@ class Engine:
         self.meter.pause(time.perf_counter() - before)
 
     def use_best(self) -> bool:
-        """Take the weights whose watched score was best; returns whether they are others than the last."""
+        """Take the weights whose watched score was best; returns whether they are others than the last.
+
+        Where their checkpoint cannot be trusted, the last ones stay, and that is said.
+        """
         best = self.checkpoints.best
         if best is None or best == self.step:
             return False
-        state.load_model(self.method, load(self.checkpoints.path(best)).tensors["model"])
+        if (kept := self.checkpoints.read(best)) is None:
+            self.display.say(f"the best weights, of step {best:,}, are lost: those of the last step are used")
+            self.checkpoints.best = None
+            return False
+        state.load_model(self.method, kept.tensors["model"])
         return True
 
     def whole_method(self) -> Method:

@@ -96,6 +96,20 @@ def test_what_is_watched_is_held_out(tmp_path: Path, mode: str) -> None:
     assert len(watched.source) == 10 and len(set(keys)) == 40
 
 
+def test_best_weights_that_are_lost_leave_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = engine(tmp_path, {}, {}, watch={"every": 1, "hold_out": 0.3})
+    bias = made.method.get_parameter("model.head.bias")
+    for made.step in (1, 2):
+        bias.data.fill_(made.step)
+        made.checkpoints.best = 1
+        made.save()
+    assert made.use_best() and bias.eq(1).all()
+    bias.data.fill_(2)
+    (made.checkpoints.path(1) / "model.safetensors").unlink()
+    assert not made.use_best() and bias.eq(2).all() and made.checkpoints.best is None
+    assert "the best weights, of step 1, are lost: those of the last step are used" in capsys.readouterr().err
+
+
 def test_samples_come_as_the_task_balances_them(tmp_path: Path) -> None:
     made = engine(tmp_path, {"balance": "balanced", "long_tail": 2}, {})
     feed, order = made._feed(), made.job.dataset.order

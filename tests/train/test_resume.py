@@ -17,7 +17,10 @@ from support import CONTEXT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, lau
 
 from unlabeled.errors import UserError
 from unlabeled.lock import claim
+from unlabeled.manifest import Damaged
+from unlabeled.train.checkpoint import load
 from unlabeled.train.signals import EXIT_STOPPED
+from unlabeled.train.snapshot import check
 
 LAST = 15  # 3 epochs of 5 steps
 
@@ -151,17 +154,54 @@ def test_evaluation_changes_nothing(home: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in metrics(tmp_path) if "knn" in line] == [2, 4, 6, 8, 10, 12, 14, 15]
 
 
-def test_a_damaged_checkpoint_is_passed_over(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoints_cost_no_other(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stopped before it comes to their steps again, a run goes on from where it was stopped."""
     shutil.copytree(home / "pretrain", tmp_path, dirs_exist_ok=True)
     for step in (12, 15):
         file = tmp_path / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(data)
-    assert launch("pretrain", command(home, "pretrain", tmp_path)) == [0]
+    arguments = command(home, "pretrain", tmp_path, "run.keep_last=1")
+    assert launch("pretrain", arguments, kill={"step": 10, "signal": signal.SIGTERM}) == [EXIT_STOPPED]
     said = capsys.readouterr().err
     assert "step-00000015 is refused" in said and "falling back to" in said and "step-00000009" in said
+    refused = ["refused-step-00000012", "refused-step-00000015"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [*refused, "step-00000011"]
+    assert launch("pretrain", arguments) == [0]
+    assert "resuming from" in (said := capsys.readouterr().err) and "step-00000011" in said
     assert_same_end(home, "pretrain", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, value) for name in ("step", "skipped", "skipped_in_a_row") for value in (-1, 1.5, "1", None, True)),
+        *(("processes", value) for value in (0, 2, None)),
+        *((name, value) for name in ("evaluated", "facts", "recipe") for value in ([], None, "x")),
+        ("evaluated", {"knn": "x"}),
+        ("watch", {"best": 1.0}),
+        ("watch", [1]),
+        ("scaler", 3),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(home: Path, field: str, value: Any) -> None:
+    good = load(home / "pretrain" / "checkpoints" / f"step-{LAST:08d}")
+    check(good)
+    for state in ({**good.state, field: value}, {k: v for k, v in good.state.items() if k != field or k == "watch"}):
+        if state != good.state:
+            with pytest.raises(Damaged, match=field if field != "processes" else "process"):
+                check(good._replace(state=state))
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "rng-0"])
+def test_a_checkpoint_without_a_part_is_refused(home: Path, name: str) -> None:
+    good = load(home / "pretrain" / "checkpoints" / f"step-{LAST:08d}")
+    lacking = {stem: part for stem, part in good.tensors.items() if stem != name}
+    with pytest.raises(Damaged):
+        check(good._replace(tensors=lacking))
+    with pytest.raises(Damaged):
+        check(good._replace(tensors={**good.tensors, "rng-0": {"cpu": torch.zeros(3, dtype=torch.uint8)}}))
 
 
 def test_a_changed_recipe_is_refused_with_a_diff(

@@ -3,42 +3,40 @@
     step-00001000/
       model.safetensors  optimizer.safetensors  rng-0.safetensors ...  state.json
       MANIFEST.json      size and SHA-256 of every other file, written last
+    refused-step-00002000/    one that did not verify: no step of the run any more
 
-A folder is written beside its place under a temporary name, flushed to disk, then renamed.
+A folder is written beside its place under a temporary name, flushed to disk, then renamed. One that has been moved to
+another disk may be a link, and so may the folder of them all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from unlabeled.errors import UserError
+from unlabeled.manifest import Damaged, Tensors, parse_json, parse_tensors, read_folder, sync, write_folder
+from unlabeled.train.distributed import gather_objects, raise_together
 
-MANIFEST = "MANIFEST.json"
-TEMPORARY = ".writing-"
-PREFIX = "step-"
-Tensors = dict[str, Tensor]
+WRITING, REMOVING = ".writing-", ".removing-"
+PREFIX, REFUSED = "step-", "refused-"
+NAME = re.compile(rf"{PREFIX}([0-9]+)")
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint read back: tensors by file stem, and the state."""
+    """A checkpoint read back: tensors by file stem, and the state, of which `step` is sure to be there."""
 
     folder: Path
     tensors: dict[str, Tensors]
     state: dict[str, Any]
-
-
-class Damaged(Exception):
-    """A checkpoint that cannot be trusted, and why."""
 
 
 class Checkpoints:
@@ -49,20 +47,32 @@ class Checkpoints:
         keep_last: how many of the newest to keep.
         keep_every: also keep every step that this divides; None = no others.
         say: where a warning goes.
+        check: raises Damaged where a run could not go on from what was read.
+        writes: whether this process is the one that saves, renames and removes.
     """
 
-    def __init__(self, folder: Path, keep_last: int, keep_every: int | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep_last: int,
+        keep_every: int | None,
+        say: Callable[[str], None],
+        check: Callable[[Checkpoint], None] = lambda _: None,
+        writes: bool = True,
+    ) -> None:
         self.folder, self.keep_last, self.keep_every, self.say = folder, keep_last, keep_every, say
+        self.check, self.writes = check, writes
         self.best: int | None = None  # the step whose checkpoint is kept whatever its age
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, good or not, ascending. By name, so that a wrong clock changes nothing."""
-        names = (path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir())
-        return sorted(int(name) for name in names if name.isdigit())
+        return [step for step in self._named() if self.path(step).is_dir()]
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.folder / f"{PREFIX}{step:08d}"
+
+    # ---------------------------------------------------------------- writing
 
     def save(self, step: int, tensors: dict[str, Tensors], state: dict[str, Any]) -> Path:
         """Write one checkpoint; only when it is safely on disk are old ones removed.
@@ -71,15 +81,15 @@ class Checkpoints:
             UserError: it cannot be written (full disk, quota, permissions). Earlier checkpoints are intact.
         """
         target = self.path(step)
-        temporary = self.folder / f"{TEMPORARY}{target.name}"
+        temporary = self.folder / f"{WRITING}{target.name}"
         try:
             self.sweep()
             temporary.mkdir(parents=True)
             files = {f"{stem}.safetensors": safetensors.torch.save(_plain(part)) for stem, part in tensors.items()}
             files["state.json"] = json.dumps(state, indent=1).encode()
             write_folder(temporary, files)
-            if target.exists():  # a damaged one of the same step
-                shutil.rmtree(target)
+            if os.path.lexists(target):
+                self._set_aside(step)
             temporary.rename(target)
             sync(self.folder)
         except OSError as error:
@@ -89,105 +99,139 @@ class Checkpoints:
             raise UserError(
                 f"cannot save {target}: {error.strerror or error}; {intact}. Free space, then rerun."
             ) from error
-        self._prune()
+        self._prune(step)
         return target
 
+    def sweep(self) -> None:
+        """Remove what an interrupted save left behind."""
+        for name in self._names():
+            if name.startswith((WRITING, REMOVING)):
+                self._remove(self.folder / name)
+
+    def _prune(self, written: int) -> None:
+        """Remove old ones; the one that was just written is the newest, whatever else lies there."""
+        older = [step for step in self.steps() if step < written]
+        for step in older[: max(0, len(older) - self.keep_last + 1)]:
+            if step != self.best and not (self.keep_every and step % self.keep_every == 0):
+                # renamed first: what is half removed must not look like a checkpoint
+                self._remove(self._rename(step, REMOVING))
+
+    def _remove(self, path: Path) -> None:
+        """Remove a folder, or a link and not what it leads to. One that stays is no reason to stop."""
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            self.say(f"{path} cannot be removed: {error.strerror}")
+
+    # ---------------------------------------------------------------- reading
+
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; every newer one that does not is named. None if there is none at all.
+        """The newest checkpoint that every process can go on from; None if there is none at all. (All must ask.)
+
+        Every newer one is named and set aside, so that it is neither found again nor counted.
 
         Raises:
             UserError: there are checkpoints, but none can be trusted.
         """
-        self.sweep()
-        steps = self.steps()
+        steps = self._agreed()
         for step in reversed(steps):
-            try:
-                checkpoint = load(self.path(step))
-            except Damaged as error:
-                self.say(f"{self.path(step)} is refused: {error}")
-                continue
-            if step != steps[-1]:
-                self.say(f"falling back to {checkpoint.folder}")
-            return checkpoint
+            if (checkpoint := self.read(step)) is not None:
+                if step != steps[-1]:
+                    self.say(f"falling back to {checkpoint.folder}")
+                for refused in steps[steps.index(step) + 1 :] if self.writes else []:
+                    self._set_aside(refused)
+                return checkpoint
         if steps:
-            count = f"none of the {len(steps)} checkpoints in {self.folder}"
-            raise UserError(f"{count} can be trusted. Start over with --fresh --force.")
+            total = f"none of the {len(steps)} checkpoints in {self.folder}"
+            raise UserError(f"{total} can be trusted. Start over with --fresh --force.")
         return None
 
-    def sweep(self) -> None:
-        """Remove what an interrupted save left behind."""
-        for leftover in self.folder.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(leftover)
+    def read(self, step: int) -> Checkpoint | None:
+        """A checkpoint that every process can go on from; None, and why is said, if one cannot. (All must ask.)"""
+        checkpoint, reason = None, ""
+        try:
+            checkpoint = load(self.path(step))
+            if checkpoint.state["step"] != step:
+                raise Damaged(f"state.json is of step {checkpoint.state['step']}")
+            self.check(checkpoint)
+        except Damaged as error:
+            reason = f"{error}" if self.writes else f"by another process: {error}"
+        reasons = [reason for reason in gather_objects(reason) if reason]
+        if not reasons:
+            return checkpoint
+        self.say(f"{self.path(step)} is refused: {reasons[0]}")
+        return None
 
-    def _prune(self) -> None:
-        old = self.steps()[: -self.keep_last]
-        for step in old:
-            if step != self.best and not (self.keep_every and step % self.keep_every == 0):
-                shutil.rmtree(self.path(step))
+    def _agreed(self) -> list[int]:
+        """The steps that go by the name of a checkpoint, ascending, as all processes see them."""
+        steps, error = [], None
+        try:
+            if self.writes:
+                self.sweep()
+            steps = self._named()
+        except UserError as caught:
+            error = caught
+        raise_together(error)
+        seen = gather_objects(steps)
+        if any(other != steps for other in seen):
+            raise UserError(
+                f"processes see different checkpoints (steps {seen}): {self.folder} must lie on a shared file system"
+            )
+        return steps
+
+    def _set_aside(self, step: int) -> None:
+        """Let what cannot be a checkpoint of the run lie under another name, for a person to look at."""
+        if (path := self._rename(step, REFUSED)) != self.path(step):
+            self.say(f"{self.path(step)} is set aside as {path.name}; remove it when nobody wants to look at it")
+
+    def _rename(self, step: int, prefix: str) -> Path:
+        """Put a prefix before the name of a step's checkpoint; returns where it lies then."""
+        path = self.path(step)
+        names = (f"{prefix}{path.name}{f'-{n}' if n else ''}" for n in count())
+        target = next(target for name in names if not os.path.lexists(target := self.folder / name))
+        try:
+            return path.rename(target)
+        except OSError as error:
+            self.say(f"{path} cannot be renamed to {target.name}: {error.strerror}")
+            return path
+
+    def _named(self) -> list[int]:
+        """Steps by whose name there is anything at all: also files, and links that lead nowhere."""
+        found = (NAME.fullmatch(name) for name in self._names())
+        steps = (int(match[1]) for match in found if match)
+        return sorted({step for step in steps if os.path.lexists(self.path(step))})
+
+    def _names(self) -> list[str]:
+        """Of all that lies in the folder.
+
+        Raises:
+            UserError: it cannot be looked into.
+        """
+        try:
+            return os.listdir(self.folder)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not self.folder.is_symlink():
+                return []
+            raise UserError(f"{self.folder} cannot be read: {error.strerror}. Mend it, or what it links to.") from error
 
 
 def load(folder: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        Damaged: the manifest is missing, or a file is missing, extra, truncated or changed.
+        Damaged: the manifest is missing, or a file is missing, extra, truncated, changed, or not what it should be.
     """
-    contents = read_verified(folder)
-    try:
-        tensors = {
-            name.removesuffix(".safetensors"): safetensors.torch.load(data)
-            for name, data in contents.items()
-            if name.endswith(".safetensors")
-        }
-        return Checkpoint(folder, tensors, json.loads(contents["state.json"]))
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise Damaged(f"unreadable contents ({error})") from error
-
-
-def read_verified(folder: Path) -> dict[str, bytes]:
-    """Every file that the manifest lists, after checking size and SHA-256. Raises Damaged."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, json.JSONDecodeError) as error:
-        raise Damaged(f"no readable {MANIFEST} ({error})") from error
-    found, listed = {path.name for path in folder.iterdir()} - {MANIFEST}, set(manifest)
-    if found != listed:
-        raise Damaged(f"missing files {sorted(listed - found)}, unexpected files {sorted(found - listed)}")
-    contents = {name: (folder / name).read_bytes() for name in sorted(listed)}
-    for name, data in contents.items():
-        if describe(data) != manifest[name]:
-            raise Damaged(f"{name} is not what was written (size or SHA-256 differ)")
-    return contents
-
-
-def write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files, then the manifest, each flushed to disk."""
-    for name, data in _with_manifest(files):
-        with open(folder / name, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    sync(folder)
-
-
-def sync(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def describe(data: bytes) -> dict[str, Any]:
-    """What a manifest says of a file."""
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _with_manifest(files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    yield from files.items()
-    manifest = {name: describe(data) for name, data in files.items()}
-    yield MANIFEST, json.dumps(manifest, indent=1).encode()
+    contents = read_folder(folder)
+    stems = [name.removesuffix(".safetensors") for name in contents if name.endswith(".safetensors")]
+    tensors = {stem: parse_tensors(contents[f"{stem}.safetensors"]) for stem in stems}
+    state = parse_json(contents.get("state.json", b""))
+    step = state.get("step") if isinstance(state, dict) else None
+    if type(step) is not int or step < 0:
+        raise Damaged(f"state.json has no step, or one that cannot be: {step!r}")
+    return Checkpoint(folder, tensors, state)
 
 
 def _plain(tensors: Tensors) -> Tensors:

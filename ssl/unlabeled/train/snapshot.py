@@ -4,8 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from pydantic import BaseModel, Field, ValidationError
+
+from unlabeled.manifest import Damaged
 from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoint
+from unlabeled.train.watch import Noted
+
+
+class State(BaseModel, strict=True):
+    """What `state.json` must say."""
+
+    step: int = Field(ge=0)
+    skipped: int = Field(ge=0)
+    skipped_in_a_row: int = Field(ge=0)
+    evaluated: dict[str, float]
+    watch: Noted | None = None
+    scaler: dict[str, float] | None
+    processes: int = Field(ge=1)
+    facts: dict[str, Any]
+    recipe: dict[str, Any]
 
 
 def tensors_of(engine: Any) -> dict[str, state.Tensors]:
@@ -31,6 +50,24 @@ def state_of(engine: Any) -> dict[str, Any]:
         "facts": engine.job.facts,
         "recipe": engine.job.recipe.model_dump(mode="json"),
     }
+
+
+def check(checkpoint: Checkpoint) -> None:
+    """Raise Damaged where `restore_` would not find what it needs."""
+    try:
+        saved = State.model_validate(checkpoint.state)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise Damaged(f"state.json: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+    random = {name: part.get("cpu") for name, part in checkpoint.tensors.items() if name.startswith("rng-")}
+    if set(random) != {f"rng-{rank}" for rank in range(len(random))} or len(random) != saved.processes:
+        raise Damaged(f"random states {sorted(random)} of {saved.processes} processes")
+    if missing := {"model", "optimizer"} - checkpoint.tensors.keys():
+        raise Damaged(f"no {' and '.join(sorted(missing))}.safetensors")
+    own = torch.get_rng_state()
+    for name, found in random.items():
+        if found is None or (found.dtype, found.shape) != (own.dtype, own.shape):
+            raise Damaged(f"{name}.safetensors holds no random state")
 
 
 def restore_(engine: Any, checkpoint: Checkpoint) -> None:

@@ -57,7 +57,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> 
     parameters = dict(model.named_parameters())
     state: dict[Tensor, dict[str, Any]] = {}
     for full_key, value in tensors.items():
-        name, key = full_key.rsplit("/", 1)
+        name, _, key = full_key.rpartition("/")
         if name not in parameters:
             raise UserError(f"the checkpoint's optimizer knows '{name}', the model does not")
         parameter = parameters[name]

@@ -10,7 +10,15 @@ from pydantic import BaseModel, Field
 
 from unlabeled.train.schedules import Plateau
 
-NOTED = ("best", "best_step", "since_best", "since_cut", "rate")
+
+class Noted(BaseModel, strict=True):
+    """What a watch has noted so far, for a checkpoint."""
+
+    best: float | None
+    best_step: int | None
+    since_best: int
+    since_cut: int
+    rate: float
 
 
 class Watching(BaseModel, frozen=True, extra="forbid"):
@@ -87,9 +95,9 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What has been noted, for a checkpoint."""
-        return {name: getattr(self, name) for name in NOTED}
+        return {name: getattr(self, name) for name in Noted.model_fields}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint noted."""
-        for name in NOTED:
+        for name in Noted.model_fields:
             setattr(self, name, state[name])

@@ -1,0 +1,135 @@
+"""Folders of files with their SHA-256: flushed to disk, and believed only after they were checked.
+
+MANIFEST.json   {name: {"bytes": size, "sha256": hex digits}} of every other file, written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from unlabeled.errors import first_line
+
+MANIFEST = "MANIFEST.json"
+Tensors = dict[str, Tensor]
+
+
+class Damaged(Exception):
+    """What was read cannot be trusted, and why."""
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files, then the manifest, each flushed to disk."""
+    for name, data in _with_manifest(files):
+        with open(folder / name, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    sync(folder)
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe(data: bytes) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Every file that the manifest lists, and it lists all. Raises Damaged."""
+    manifest = read_manifest(folder)
+    try:
+        found, listed = set(os.listdir(folder)) - {MANIFEST}, set(manifest)
+    except OSError as error:
+        raise Damaged(f"it cannot be listed ({error.strerror})") from error
+    if found != listed:
+        raise Damaged(f"missing files {sorted(listed - found)}, unexpected files {sorted(found - listed)}")
+    return {name: read_file(folder, name, manifest) for name in sorted(listed)}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What is said of every file by its name. Raises Damaged."""
+    try:
+        manifest = parse_json(_read(folder / MANIFEST))
+    except Damaged as error:
+        raise Damaged(f"no readable {MANIFEST} ({error})") from error
+    if not isinstance(manifest, dict):
+        raise Damaged(f"no readable {MANIFEST} (it holds no names of files)")
+    return manifest
+
+
+def read_file(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
+    """The bytes of a file, as the manifest says they are. Raises Damaged."""
+    try:
+        size = os.stat(folder / name).st_size
+    except OSError as error:
+        raise Damaged(f"{name} cannot be read ({error.strerror})") from error
+    said = manifest.get(name)
+    # a file of another size is not read: it may be of any
+    if not isinstance(said, dict) or said.get("bytes") != size or describe(data := _read(folder / name)) != said:
+        raise Damaged(f"{name} is not what was written (size or SHA-256 differ)")
+    return data
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON in UTF-8 in which no key stands twice. Raises Damaged."""
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_once_each)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"not JSON: {first_line(error)}") from error
+
+
+def parse_tensors(data: bytes) -> Tensors:
+    """Tensors of a safetensors file by name.
+
+    Raises:
+        Damaged: the header is cut short, names a tensor twice (of which the library takes the last without a word), or
+            does not describe the rest of the file without overlap and holes.
+    """
+    size = int.from_bytes(data[:8], "little")
+    if size > len(data) - 8:
+        raise Damaged(f"no safetensors: a header of {size:,} bytes in a file of {len(data):,}")
+    parse_json(data[8 : 8 + size])
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # of any kind, where the header is well written and says what cannot be
+        raise Damaged(f"no safetensors: {first_line(error)}") from error
+
+
+def _read(file: Path) -> bytes:
+    """The bytes of a plain file; whatever else goes by that name might never end."""
+    try:
+        if not file.is_file():
+            raise Damaged(f"{file.name} is no file" if os.path.lexists(file) else "No such file or directory")
+        return file.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{file.name} cannot be read: {error.strerror}") from error
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(name, count)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {name!r} stands there {count} times")
+    return found
+
+
+def _with_manifest(files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    yield from files.items()
+    manifest = {name: describe(data) for name, data in files.items()}
+    yield MANIFEST, json.dumps(manifest, indent=1).encode()
