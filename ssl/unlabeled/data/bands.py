@@ -44,7 +44,9 @@ class Target(NamedTuple):
             raise ValueError(f"{found} band{'s' * (found != 1)}, expected {self.channels}")
 
     def pages(self, found: int) -> int:
-        """How many pages of one band each make a picture, of those found.
+        """How many pages of one band each make a picture, of those found: as many as there are channels, or one.
+
+        Of more pages than channels it does not matter how many there are.
 
         Raises:
             ValueError: there are more or fewer.
@@ -53,7 +55,8 @@ class Target(NamedTuple):
             return found
         if self.photographs or found == 1:  # an animation, or what `check_bands` has a word on
             return 1
-        raise ValueError(f"{found} pages of one band, expected {self.channels}")
+        many = f"more than {self.channels}" if found > self.channels else f"{found}"
+        raise ValueError(f"{many} pages of one band, expected {self.channels}")
 
     def of(self, values: Values) -> Pixels:
         """Values [H, W, bands] of any kind as uint8 [H, W, channels].

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -202,7 +203,7 @@ def _is_whole(image: TiffImageFile) -> bool:
 def _bands(image: TiffImageFile, target: Target) -> Values:
     """The pages of one band each that make a picture: [H, W, bands]."""
     pages = []
-    for number in range(target.pages(_page_count(image))):
+    for number in range(target.pages(_count_pages(image, target.channels + 1))):
         image.seek(number)
         target.check_size(*image.size)
         image.load()
@@ -211,11 +212,14 @@ def _bands(image: TiffImageFile, target: Target) -> Values:
     return stacked(pages)
 
 
-def _page_count(image: TiffImageFile) -> int:
-    try:
-        return image.n_frames
-    except Exception:  # nor must a broken second page cost the first
-        return 1
+def _count_pages(image: TiffImageFile, most: int) -> int:
+    """How many pages can be had, 1 to `most`: one that cannot ends them, and must not cost the first."""
+    found = 1
+    with suppress(Exception):
+        while found < most:
+            image.seek(found)
+            found += 1
+    return found
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ import importlib.util
 import io
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from unlabeled.data.bands import Target, Values, stacked
 from unlabeled.errors import UserError
@@ -36,7 +36,7 @@ def values_of(data: bytes, target: Target) -> Values:
     except ImportError as error:
         raise UserError("TIFFs of many or wide bands need tifffile: pip install 'unlabeled[data]'") from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        pages = _chosen(file.pages, target)
+        pages = _chosen(file.pages, target, count_pages(data, target.channels + 1))
         for page in pages:
             _check(page, len(data), target)
         first, *more = [_values(page) for page in pages]
@@ -44,11 +44,31 @@ def values_of(data: bytes, target: Target) -> Values:
         return upright(values, pages[0].tags.valueof(274, 1))
 
 
-def _chosen(pages: Any, target: Target) -> Sequence[Any]:
+def count_pages(data: bytes, most: int) -> int:
+    """How many pages a TIFF or BigTIFF has, 1 to `most`, by its chain of directories (TIFF 6.0 section 2).
+
+    The chain ends where it leads out of the file or back to a page that was counted.
+    """
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    big = data[:4] in (b"II+\0", b"MM\0+")
+    counter, tag, pointer = (8, 20, 8) if big else (2, 12, 4)
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    seen: set[int] = set()
+    at = number(8 if big else 4, pointer)
+    while at not in seen and 0 < at < len(data) and len(seen) < most:
+        seen.add(at)
+        at = number(at + counter + tag * number(at, counter), pointer)
+    return max(1, len(seen))
+
+
+def _chosen(pages: Any, target: Target, count: int) -> Sequence[Any]:
     """The pages that hold the picture: the first, unless as many of one band are wanted."""
     if pages[0].samplesperpixel > 1:
-        return pages[:1]
-    return pages[: target.pages(len(pages))]
+        return [pages[0]]
+    return [pages[number] for number in range(target.pages(count))]
 
 
 def _check(page: Any, size: int, target: Target) -> None:
