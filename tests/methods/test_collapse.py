@@ -18,7 +18,7 @@ from unlabeled.schema import pretrain_recipe
 
 # 60 steps, of which the last three readings may speak
 SHORT = ["data.train_size=80", "data.val_size=20", "data.size=16", "train.batch_size=16", "train.epochs=12"]
-LONG = "train.epochs=48"
+LONG = "train.epochs=24"
 SMALL = [f"method.encoder.{field}" for field in ("width=32", "depth=2", "heads=2")]
 STEADY = ["optim.lr_rule=none", "optim.warmup_epochs=1", "evaluate=null"]
 QUIET = ["run.device=cpu", "run.workers=0", "run.log_every=5", "run.threads=1"]
