@@ -150,7 +150,8 @@ def test_outputs_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "holds a run of another program" in said and "choose another run.output" in said
     # a source of files keeps its index there too
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    files = [f"data={{name: files, path: {tmp_path}, stray: skip}}", "train.batch_size=1", f"run.output={tmp_path / 'a.png'}"]
+    files = [f"data={{name: files, path: {tmp_path}, stray: skip}}", "train.batch_size=1"]
+    files.append(f"run.output={tmp_path / 'a.png'}")
     assert "cannot write to" in refuse(capsys, "pretrain", [str(tmp_path / "pretrain.yaml"), *files])
 
 
