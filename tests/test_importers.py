@@ -271,7 +271,12 @@ def test_separate_patch_layers_are_kept(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "official.pth")
     heads = read("ibot", tmp_path / "official.pth", heads=3).heads
     assert heads["head.patch_layer.weight_g"].equal(heads["head.last_layer.weight_g"] + 1)
-    assert heads["teacher_head.patch_layer.weight_g"].equal(heads["teacher_head.last_layer.weight_g"])
+    # unless flags are set the teacher alone shares its last layer
+    assert not [name for name in heads if name.startswith("teacher_head.patch_layer")]
+    checkpoint["teacher"]["head.last_layer2.weight_g"] += 2
+    torch.save(checkpoint, tmp_path / "official.pth")
+    heads = read("ibot", tmp_path / "official.pth", heads=3).heads
+    assert heads["teacher_head.patch_layer.weight_g"].equal(heads["teacher_head.last_layer.weight_g"] + 2)
 
 
 def test_registers_of_dinov2(tmp_path: Path) -> None:

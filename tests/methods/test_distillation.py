@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from support import on_processes
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlabeled.data.masks import BlockMask
 from unlabeled.data.views import View
@@ -51,6 +53,8 @@ CONFIGS: dict[str, Any] = {
     "dino": DINO,
     "ibot": IBOT,
     "ibot, separate": IBOT.model_copy(update={"patch_prototypes": 12}),
+    "ibot, default flags": IBOT.model_copy(update={"patch_prototypes": HEAD.prototypes, "teacher_shares": True}),
+    "ibot, no biases": IBOT.model_copy(update={"head": HEAD.model_copy(update={"bias": False})}),
     "dinov2": DINOV2,
     "dinov2, centred": DINOV2.model_copy(update={"targets": "centre", "patch_centre": "hidden"}),
 }
@@ -113,6 +117,75 @@ def test_hidden_pixels_reach_the_teacher_but_not_the_student(config: Any) -> Non
     model(other, START)
     student, teacher = outputs["encoder"], outputs["teacher"]
     assert torch.equal(student[0], student[2]) and not torch.equal(teacher[0], teacher[1])
+
+
+class OfficialHead(nn.Module):
+    """The last layers of official `iBOTHead`, by its names: one module under two names where they are shared."""
+
+    def __init__(self, like: nn.Module, shared: bool) -> None:
+        super().__init__()
+        self.last_layer = copy.deepcopy(like)
+        self.last_layer2 = self.last_layer if shared else copy.deepcopy(like)
+
+
+def test_a_teacher_that_shares_follows_as_in_the_official_code() -> None:
+    """`load_state_dict`, then an average over the names that student and teacher have in common."""
+    config = CONFIGS["ibot, default flags"]
+    model, progress = build(config), Progress(3, 10, 1.5, 5.0)
+    assert isinstance(model, ibot.IBOT) and model.teacher_head.patch_layer is None
+    ours = model.head.last_layer, model.head.patch_layer
+    student, teacher = OfficialHead(ours[0], shared=False), OfficialHead(ours[0], shared=True)
+    for name, layer in zip(("last_layer", "last_layer2"), ours, strict=True):
+        getattr(student, name).load_state_dict(layer.state_dict())
+    teacher.load_state_dict(student.state_dict(), strict=False)
+    assert_equal(model.teacher_head.last_layer, teacher.last_layer)
+    assert_equal(model.teacher_head.last_layer, model.head.patch_layer)
+
+    # the two layers move apart, then the teacher follows
+    for layer, official in zip(ours, (student.last_layer, student.last_layer2), strict=True):
+        nn.init.normal_(layer.weight_v)
+        official.load_state_dict(layer.state_dict())
+    model(batch(config), progress)
+    model.after_step(progress)
+    assert model.config.momentum is not None
+    momentum = 1 + (model.config.momentum - 1) * 0.5 * (1 + math.cos(math.pi * 3 / 10))
+    queries, keys = dict(student.named_parameters()), dict(teacher.named_parameters())
+    with torch.no_grad():
+        for name in queries.keys() & keys.keys():
+            keys[name].mul_(momentum).add_((1 - momentum) * queries[name])
+    for name, tensor in model.teacher_head.last_layer.named_parameters():
+        torch.testing.assert_close(tensor, teacher.last_layer.get_parameter(name))
+
+
+def test_a_teacher_that_shares_answers_both_from_one_layer() -> None:
+    """And the student from two: each loss hears of its own, the teacher's layer is heard in both."""
+    config = CONFIGS["ibot, default flags"]
+
+    def losses(*touched: str) -> tuple[float, float]:
+        model = build(config)
+        for name in touched:
+            nn.init.normal_(model.get_submodule(name).weight_v, generator=torch.Generator().manual_seed(5))
+        metrics = model(batch(config), START).metrics
+        return metrics["class_loss"].item(), metrics["patch_loss"].item()
+
+    classes, patches = losses()
+    for name, changes in {
+        "head.last_layer": (True, False),
+        "head.patch_layer": (False, True),
+        "teacher_head.last_layer": (True, True),
+    }.items():
+        found = losses(name)
+        assert (found[0] != classes, found[1] != patches) == changes, name
+
+
+def assert_equal(ours: nn.Module, theirs: nn.Module) -> None:
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+def test_heads_without_biases() -> None:
+    head = build(CONFIGS["ibot, no biases"]).get_submodule("head.mlp")
+    assert all(layer.bias is None for layer in head if isinstance(layer, nn.Linear))
 
 
 def test_patch_centre_is_the_mean_of_all_patches_logits() -> None:
@@ -195,6 +268,8 @@ def test_dinov2_rates_and_clip_groups() -> None:
         (IBOT, {"global_1": WHOLE}, "one masked crop, found count 1 and mask None"),
         (IBOT, {"local": MASKED}, "whole local crops, found mask"),
         (DINOV2, {"patch_prototypes": 7}, "patch_prototypes or patch_head, found both"),
+        (IBOT, {"teacher_shares": True}, "set patch_prototypes to as many, found None"),
+        (IBOT, {"teacher_shares": True, "patch_prototypes": 7}, "set patch_prototypes to as many, found 7"),
         (IBOT, {"head": {"prototypes": 1}}, "greater than or equal to 2"),
     ],
 )

@@ -41,15 +41,14 @@ def _resumed(checkpoint: dict[str, Any]) -> Tensors:
     """Student with its mask token, both heads and both centres, named as in `methods/ibot.py`."""
     student, head = network(FAMILY, checkpoint, "student")
     _, teacher_head = network(FAMILY, checkpoint, "teacher")
-    shared = _shares(head) and _shares(teacher_head)
     loss = checkpoint.get("ibot_loss", {})
     centres = {"centre.value": loss.get("center"), "patch_centre.value": loss.get("center2")}
     token = student.pop(MASK_TOKEN, None)
     return {
         **under("encoder.vit.", student),
         **({} if token is None else {"mask_token": token}),
-        **under("head.", _patch_layer(head, shared)),
-        **under("teacher_head.", _patch_layer(teacher_head, shared)),
+        **under("head.", _patch_layer(head)),
+        **under("teacher_head.", _patch_layer(teacher_head)),
         **{name: centre.flatten() for name, centre in centres.items() if centre is not None},
     }
 
@@ -59,7 +58,8 @@ def _shares(head: Tensors) -> bool:
     return all(torch.equal(t, head[n.replace(SECOND, FIRST)]) for n, t in head.items() if n.startswith(SECOND))
 
 
-def _patch_layer(head: Tensors, shared: bool) -> Tensors:
-    """A shared last layer once; otherwise the patches' under our name."""
+def _patch_layer(head: Tensors) -> Tensors:
+    """A shared last layer once; otherwise the patches' under our name. By default flags the teacher alone shares."""
+    shared = _shares(head)
     kept = {name: tensor for name, tensor in head.items() if not (shared and name.startswith(SECOND))}
     return {name.replace(SECOND, "patch_layer."): tensor for name, tensor in kept.items()}

@@ -3,9 +3,10 @@ facebookresearch/dinov2 at b8931f7).
 
 DINO on class tokens, and the same distillation on patches: the student sees large crops with patches hidden, the
 teacher sees them whole. Where paper and code differ this follows the code, and where code and recipes differ the
-recipes: heads are shared, half of the large crops have nothing hidden, and patches are averaged per crop, then over all
-crops, those with nothing hidden included. As in DINO the last layer is left alone in the first epoch (DINOv2's code
-sets its learning rate to 0 instead, and lets its moments grow).
+recipes: heads are shared (for what the code's flags do unless set: `teacher_shares`), half of the large crops have
+nothing hidden, and patches are averaged per crop, then over all crops, those with nothing hidden included. As in DINO
+the last layer is left alone in the first epoch (DINOv2's code sets its learning rate to 0 instead, and lets its moments
+grow).
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
     patch_prototypes: int | None = Field(
         None, ge=2, description="patches get a last layer of their own with so many prototypes; null = shared"
+    )
+    teacher_shares: bool = Field(
+        False,
+        description="with patch_prototypes: the teacher has one last layer for both, which begins as the patches' and "
+        "follows the class tokens' (the official flags' defaults, --shared_head false --shared_head_teacher true)",
     )
     patch_head: HeadConfig | None = Field(None, description="patches get a whole head of their own (DINOv2)")
     targets: Literal["centre", "sinkhorn"] = Field("centre", description="how the teacher is kept from collapsing")
@@ -120,6 +126,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("expected class_weight or patch_weight above 0, found 0 for both")
         if self.patch_prototypes is not None and self.patch_head is not None:
             raise ValueError("expected patch_prototypes or patch_head, found both. Set patch_head.prototypes instead.")
+        if self.teacher_shares and self.patch_prototypes != self.head.prototypes:
+            raise ValueError(
+                f"teacher_shares: the teacher's one last layer has head.prototypes, {self.head.prototypes}: set "
+                f"patch_prototypes to as many, found {self.patch_prototypes}"
+            )
         return self
 
     @property
@@ -129,13 +140,14 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     def build(self) -> IBOT:
         """A randomly initialised model, its teacher equal to it. The teacher drops no paths."""
-        student, teacher = self._network(self.encoder.drop_path), self._network(0.0)
+        student = self._network(self.encoder.drop_path, self.patch_prototypes)
+        teacher = self._network(0.0, None if self.teacher_shares else self.patch_prototypes)
         distilled_vit_(student.encoder.vit, self.class_token_std)
         return IBOT(student, teacher, self)
 
-    def _network(self, drop_path: float) -> Network:
+    def _network(self, drop_path: float, patch_prototypes: int | None) -> Network:
         encoder = self.encoder.model_copy(update={"drop_path": drop_path}).build(self.global_1.shape)
-        head = self.head.build(encoder.width, self.patch_prototypes)
+        head = self.head.build(encoder.width, patch_prototypes)
         return Network(encoder, head, None if self.patch_head is None else self.patch_head.build(encoder.width))
 
 
@@ -177,6 +189,9 @@ class IBOT(Method):
         self.patch_temperature = Temperature(c.patch_temperature_start, c.patch_temperature, *warmup)
         for follower, followed in self._pairs():
             follow_(follower, followed)
+        if config.teacher_shares and self.head.patch_layer is not None:
+            # official `load_state_dict` fills the one layer twice, under both names; the average knows the first alone
+            follow_(self.teacher_head.last_layer, self.head.patch_layer)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         large = torch.cat([view.flat()[0] for view in batch.views[:2]])

@@ -74,6 +74,7 @@ class HeadConfig(BaseModel, frozen=True, extra="forbid"):
     bottleneck: int = Field(256, ge=1, description="width of what the prototypes see")
     layers: int = Field(3, ge=1, description="linear layers of the MLP")
     freeze_gain: bool = Field(True, description="keep the prototypes' gains at 1: steadier, official norm_last_layer")
+    bias: bool = Field(True, description="biases in the MLP (official mlp_bias of DINOv2)")
 
     def build(self, width: int, patch_prototypes: int | None = None, norm: bool = False) -> DistillHead:
         """A randomly initialised head for tokens of `width`, see `DistillHead`."""
@@ -86,6 +87,7 @@ class HeadConfig(BaseModel, frozen=True, extra="forbid"):
             self.freeze_gain,
             patch_prototypes,
             norm,
+            self.bias,
         )
 
 
@@ -103,6 +105,7 @@ class DistillHead(nn.Module):
         freeze_gain: keep the prototypes' gains at 1 (official `norm_last_layer`).
         patch_prototypes: prototypes of the patches' own last layer; None = patches share the class tokens'.
         norm: batch normalisation inside the MLP (official `use_bn`, for convolutional networks).
+        bias: biases in the MLP.
     """
 
     def __init__(
@@ -115,10 +118,11 @@ class DistillHead(nn.Module):
         freeze_gain: bool = True,
         patch_prototypes: int | None = None,
         norm: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.normalize = bottleneck > 0
-        self.mlp = _gelu_mlp([width, *[hidden] * (layers - 1)], bottleneck, norm)
+        self.mlp = _gelu_mlp([width, *[hidden] * (layers - 1)], bottleneck, norm, bias)
         truncated_normal_(self.mlp)
         widest = hidden if layers > 1 else width
 
@@ -166,11 +170,11 @@ class DistillHead(nn.Module):
         return (self.last_layer if self.patch_layer is None else self.patch_layer)(embedded)
 
 
-def _gelu_mlp(widths: Sequence[int], bottleneck: int, norm: bool) -> nn.Sequential:
+def _gelu_mlp(widths: Sequence[int], bottleneck: int, norm: bool, bias: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for source, target in pairwise(widths):
-        layers += [nn.Linear(source, target), *([BatchNorm(target)] if norm else []), nn.GELU()]
-    return nn.Sequential(*layers, *([nn.Linear(widths[-1], bottleneck)] if bottleneck else []))
+        layers += [nn.Linear(source, target, bias), *([BatchNorm(target)] if norm else []), nn.GELU()]
+    return nn.Sequential(*layers, *([nn.Linear(widths[-1], bottleneck, bias)] if bottleneck else []))
 
 
 def _plain_last(width: int, count: int) -> nn.Linear:
