@@ -96,9 +96,7 @@ class Engine:
         Raises:
             UserError: too many bad pictures or non-finite steps, or a checkpoint cannot be written.
         """
-        self.metrics = (
-            MetricsFile(self.output / "metrics.jsonl", self.step) if self.accelerator.is_main_process else None
-        )
+        self.metrics = on_main(self.accelerator, lambda: MetricsFile(self.output / "metrics.jsonl", self.step))
         self.trackers = Trackers(self.accelerator, self.job.recipe.name, self.job.recipe, self.display.say)
         self.model.train()
         feed = self._feed()

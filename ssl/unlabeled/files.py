@@ -1,11 +1,13 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files of lines that a crash or a full disk may have cut short."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from unlabeled.errors import UserError
 
@@ -38,3 +40,35 @@ def write_text(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines: none where there is no file, {} where a line is broken.
+
+    Raises:
+        UserError: it is there, and cannot be read.
+    """
+    try:
+        with file.open("rb") as lines:
+            yield from map(json_object, lines)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}. Move it away, or make it readable.") from error
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """The object on a line; {} where a crash, a full disk or a bad sector left none."""
+    try:
+        found = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def end_line(file: BinaryIO) -> None:
+    """End the last line of a file that is open in "ab+", where it was cut short."""
+    if size := file.seek(0, os.SEEK_END):
+        file.seek(size - 1)
+    if file.read() not in (b"", b"\n"):
+        file.write(b"\n")

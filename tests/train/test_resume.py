@@ -168,6 +168,9 @@ def test_damaged_checkpoints_cost_no_other(home: Path, tmp_path: Path, capsys: p
     assert "step-00000015 is refused" in said and "falling back to" in said and "step-00000009" in said
     refused = ["refused-step-00000012", "refused-step-00000015"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [*refused, "step-00000011"]
+    for name in ("metrics.jsonl", "bad_samples.jsonl"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b'{"step": null}\n{"key": "\xff"}\n{"step": 12, "lo')
     assert launch("pretrain", arguments) == [0]
     assert "resuming from" in (said := capsys.readouterr().err) and "step-00000011" in said
     assert_same_end(home, "pretrain", tmp_path)

@@ -1,14 +1,21 @@
-"""What a run tells trackers, and what it does without them."""
+"""What a run writes down and tells trackers, and what it does without them."""
 
 from __future__ import annotations
 
+import json
 import os
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import TINY_PRETRAIN, launch, metrics
+
+from unlabeled.data.bad import BadSamples
+from unlabeled.errors import UserError
+from unlabeled.train import tracking
+from unlabeled.train.tracking import MetricsFile
 
 BOTH = "run.trackers=[tensorboard,mlflow]"
 
@@ -80,3 +87,87 @@ def test_a_tracker_that_cannot_start_is_the_users_error(
     assert launch("pretrain", arguments, hook=lose_mlflow) == [2]
     said = capsys.readouterr().err
     assert "cannot start mlflow" in said and "Traceback" not in said
+
+
+def line(step: int, **more: Any) -> bytes:
+    return json.dumps({"step": step, "loss": 1.5, **more}).encode() + b"\n"
+
+
+# what may follow good lines
+BROKEN = {
+    "nothing": b"",
+    "a torn line": b'{"step": 3, "lo',
+    "a torn line that is ended": b'{"step": 3, "lo\n',
+    "a byte that is no UTF-8": b'{"step": 3, "loss": "\xff"}\n',
+    "zeros, as a power cut leaves them": bytes(5000),
+    "no step": b'{"loss": 3}\n',
+    "null": b'{"step": null}\n',
+    "a step in words": b'{"step": "3"}\n',
+    "no object": b"3\n",
+    "a deep list": b"[" * 100_000 + b"\n",
+    "an empty line": b"\n\n",
+    "a long line": b"x" * 3_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("later", [b"", line(4) + line(5)])
+def test_metrics_go_on_after_a_broken_line(kind: str, later: bytes, tmp_path: Path) -> None:
+    good = line(1) + line(2) + line(2, knn=50.0)
+    for broken in (BROKEN[kind] + later, later + BROKEN[kind]):
+        (tmp_path / "metrics.jsonl").write_bytes(good + broken)
+        file = MetricsFile(tmp_path / "metrics.jsonl", 3)
+        file.write(4, {"loss": 1.5})
+        file.close()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == good + line(4)
+
+
+@pytest.mark.parametrize("tail", [1, 7, 50, 1 << 20])
+def test_metrics_are_kept_as_a_reader_of_every_line_would(tail: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tracking, "TAIL", tail)
+    lines = [line(step, note="x" * (step % 5)) for step in range(1, 30)]
+    for step in range(31):
+        (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+        MetricsFile(tmp_path / "metrics.jsonl", step).close()
+        # a line that is longer than what is read at a time is not understood
+        kept = lines[:step] if tail >= 50 else []
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(kept)
+
+
+def test_a_whole_last_line_that_is_not_ended_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes((line(1) + line(2))[:-1])
+    MetricsFile(tmp_path / "metrics.jsonl", 3).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == line(1) + line(2)
+
+
+def test_a_million_lines_cost_no_memory(tmp_path: Path) -> None:
+    """Whether few of them are dropped or nearly all: only those are read, and only the ends are understood."""
+    file, many = tmp_path / "metrics.jsonl", 1_000_000
+    file.write_bytes(b"".join(b'{"step": %7d, "loss": 1.5}\n' % i for i in range(1, many + 1)))
+    for step in (many + 5, many, many - 3, many // 2, 2, 0):
+        tracemalloc.start()
+        MetricsFile(file, step).close()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 20e6
+        assert file.stat().st_size == min(step, many) * len(b'{"step": 1000000, "loss": 1.5}\n')
+
+
+def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+        MetricsFile(tmp_path, 3)
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        BadSamples(tmp_path, 9, 0.5)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_bad_samples_go_on_after_a_broken_line(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad_samples.jsonl"
+    good = b'{"key": "a", "reason": "gone"}\n'
+    others = b'{"key": null}\n{"key": ["x"]}\n{"key": 5}\n'
+    file.write_bytes(good + others + BROKEN[kind])
+    bad = BadSamples(file, 9, 0.5)
+    assert bad.keys == {"a"} and not bad.add("a", "again") and bad.add("b", "cut short")
+    last = file.read_bytes().split(b"\n")[-2:]
+    assert [json.loads(last[0]), last[1]] == [{"key": "b", "reason": "cut short"}, b""]
+    assert BadSamples(file, 9, 0.5).keys == {"a", "b"}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from unlabeled.errors import UserError
+from unlabeled.files import end_line, json_lines
 
 
 class BadSamples:
@@ -19,8 +20,7 @@ class BadSamples:
 
     def __init__(self, file: Path, n: int, limit: float) -> None:
         self.file, self.n, self.limit = file, n, limit
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        self.keys = {key for line in lines if (key := _key(line)) is not None}
+        self.keys = {key for line in json_lines(file) if isinstance(key := line.get("key"), str)}
 
     def add(self, key: str, reason: str, write: bool = True) -> bool:
         """Note one; False if it was known already. `write` on one process only."""
@@ -28,8 +28,9 @@ class BadSamples:
             return False
         self.keys.add(key)
         if write:
-            with self.file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps({"key": key, "reason": reason}) + "\n")
+            with self.file.open("ab+") as out:
+                end_line(out)
+                out.write(json.dumps({"key": key, "reason": reason}).encode() + b"\n")
         return True
 
     def check(self) -> None:
@@ -39,11 +40,3 @@ class BadSamples:
                 f"{len(self.keys)} of {self.n} pictures cannot be used, more than data.max_bad_fraction {self.limit:g} "
                 f"allows. They are listed in {self.file}: mend or remove them, or raise data.max_bad_fraction."
             )
-
-
-def _key(line: str) -> str | None:
-    """The key on a line; None on one that a crash or a full disk cut short."""
-    try:
-        return json.loads(line)["key"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return None

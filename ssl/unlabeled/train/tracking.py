@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import torch
 from pydantic import BaseModel
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from unlabeled import progress
 from unlabeled.errors import UserError
-from unlabeled.files import replacing
+from unlabeled.files import end_line, json_object
 from unlabeled.progress import Bars, duration
 from unlabeled.train.distributed import on_main, total
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Values = Mapping[str, float]
+TAIL = 1 << 18  # bytes that are read at a time, from the end
 STALE = 60.0  # seconds after which a run says again where it stands
 
 
@@ -31,16 +34,22 @@ class MetricsFile:
 
     Args:
         file: where.
-        step: the step a run goes on from; later lines, of a run that was killed, are dropped.
+        step: the step a run goes on from; later lines, of a run that was killed, are dropped, and broken ones there.
+
+    Raises:
+        UserError: it cannot be written.
     """
 
     def __init__(self, file: Path, step: int) -> None:
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        if len(kept) < len(lines) or not lines:
-            with replacing(file) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = open(file, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        try:
+            with open(file, "ab+") as found:
+                found.truncate(_end_of(found, step))
+                end_line(found)
+            self._file = open(file, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        except OSError as error:
+            raise UserError(
+                f"{file} cannot be written: {error.strerror}. Move it away, or make it writable."
+            ) from error
 
     def write(self, step: int, values: Values) -> None:
         """Append one line."""
@@ -221,9 +230,25 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _step_of(line: str) -> float:
-    # a line cut short by a crash belongs to no step
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+def _end_of(file: BinaryIO, step: int) -> int:
+    """Where the last line of no later step ends, as far as can be read. Steps ascend: nothing before it is read."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0 and step > 0:
+        start = max(0, end - TAIL)
+        file.seek(start)
+        block = file.read(end - start)
+        first = block.find(b"\n", 0, -1) + 1 if start else 0  # what stands before began in an earlier block
+        lines, position = block[first:].splitlines(keepends=True), end
+        later = step < _step_of(lines[0]) < math.inf
+        for line in [] if later else reversed(lines):
+            if _step_of(line) <= step:
+                return position
+            position -= len(line)
+        end = start + first
+    return 0
+
+
+def _step_of(line: bytes) -> float:
+    """Infinite where it cannot be read."""
+    step = json_object(line).get("step")
+    return step if isinstance(step, int) else math.inf

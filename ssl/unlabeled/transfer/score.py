@@ -19,7 +19,7 @@ from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Encode, Features, evaluating, extract
 from unlabeled.export import Preprocessing, preprocessing_of
-from unlabeled.files import write_text
+from unlabeled.files import json_lines, write_text
 from unlabeled.method import Method
 from unlabeled.report.calibration import Reliability
 from unlabeled.report.classification import classification
@@ -159,8 +159,8 @@ def result_of(engine: Any, scorer: Scorer, result: dict[str, Any]) -> dict[str, 
 
 def cost(engine: Any, clock: Clock) -> dict[str, Any]:
     """Seconds of the process that finished the run, since the step it went on from; images/s is the logged median."""
-    lines = (json.loads(line) for line in (engine.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
+    lines = json_lines(engine.output / "metrics.jsonl")
+    speeds = [speed for line in lines if isinstance(speed := line.get("images_per_s"), float)]
     return {
         "wall_s": round(clock.seconds, 2),
         "cpu_s": round(clock.cpu_seconds, 2),
