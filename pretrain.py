@@ -67,13 +67,15 @@ class Pretrain:
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Export the encoder, with heads and a model card."""
         from unlabeled.card import pretrain_card
+        from unlabeled.evaluate.protocol import Evaluation
         from unlabeled.export import Preprocessing, export_encoder, split_heads
         from unlabeled.progress import duration
         from unlabeled.train.distributed import on_main
 
-        encoder, heads = split_heads(engine.whole_method())
-        crop_pct = recipe.evaluate.crop_pct if recipe.evaluate else 0.875
-        prepared = Preprocessing.of(recipe.data, crop_pct)
+        method = engine.whole_method()
+        encoder, heads = split_heads(method)
+        how = recipe.evaluate or Evaluation()
+        prepared = Preprocessing.of(recipe.data, how.crop_pct, how.interpolation, how.pool or method.pooling())
         card = pretrain_card(recipe, engine)
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
         return [
@@ -96,7 +98,7 @@ class Pretrain:
         splits = Splits(recipe.evaluate, recipe.data, accelerator.device, recipe.run.workers, rank, world)
         splits.check()
         evaluator = Evaluator(splits, recipe.method.views[0].shape)
-        return lambda method: evaluator(next(iter(method.exports().values())))
+        return lambda method: evaluator(next(iter(method.exports().values())), method.pooling())
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_scratch_of_timm_has_the_architecture_and_its_preprocessing() -> None:
     assert encoder.model == "vit_tiny_patch16_224" and encoder(torch.zeros(1, 1, 32, 32)).patches.shape == (1, 4, 192)
     half = (0.5, 0.5, 0.5)
     for name in ("timm:vit_base_patch16_224", "scratch:timm:vit_base_patch16_224.augreg_in21k"):
-        assert preprocessing_of(name) == Preprocessing(half, half, 0.9, "bicubic")
+        assert preprocessing_of(name) == Preprocessing(half, half, 0.9, "bicubic", pool="cls", size=(224, 224))
     dino = preprocessing_of("timm:vit_small_patch16_224.dino")
     assert dino is not None and (dino.mean, dino.std) == (IMAGENET.mean, IMAGENET.std)
     with pytest.raises(UserError, match=r"no such weights of 'resnet50.nonsense'"):

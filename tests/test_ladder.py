@@ -118,7 +118,9 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
         [export, "shapes", "--out", "out", "--steps", "40", "--pool", "mean", "--min-scale", "0.3", "--crop-pct", "0.9"]
     )
     options.set = ["lora.task.lora.rank=2", "attentive.task.drop_path=0.3"]
-    climb = rungs.Climb(export, FEW, (16, 16), options, torch.device("cpu"))
+    climb = rungs.Climb(
+        export, FEW, (16, 16), IMAGENET._replace(pool="mean", crop_pct=0.9), options, torch.device("cpu")
+    )
     made = {rung: rungs.recipe_of(climb, rung, 0.1, 3) for rung in rungs.TUNED}
     for recipe in made.values():
         assert recipe.seed == recipe.task.fraction_seed == 3 and recipe.task.fraction == 0.1

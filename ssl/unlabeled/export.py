@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -25,27 +25,40 @@ from unlabeled.errors import UserError, first_line
 from unlabeled.export_config import AGAIN, read_config
 from unlabeled.method import Method
 from unlabeled.nn.beit import fit_tables, is_relative
-from unlabeled.nn.encoder import Encoder
+from unlabeled.nn.encoder import Encoder, Pool
 from unlabeled.nn.families import build_encoder, for_timm, is_beit, is_cnn, stride_of
 from unlabeled.nn.positions import Grid, resample
 
+if TYPE_CHECKING:
+    from unlabeled.importers import Imported
+
 Tensors = dict[str, Tensor]
+
+# poolings by timm's names for them
+TIMM_POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": "map"}
+OUR_POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "avgmax": "mean_max"}
 
 
 class Preprocessing(NamedTuple):
-    """How pictures were prepared: normalisation per channel, the evaluation crop, and what became of 16-bit values."""
+    """How pictures become features: normalisation per channel, the evaluation crop, what becomes of 16-bit values, how
+    tokens become one vector (None = as the network's own default), and the size of the crop (None = the network's)."""
 
     mean: Sequence[float]
     std: Sequence[float]
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
     value_range: Sequence[float] | None = None
+    pool: Pool | None = None
+    size: Grid | None = None
 
     @classmethod
-    def of(cls, data: Any, crop_pct: float, interpolation: str = "bicubic") -> Preprocessing:
+    def of(cls, data: Any, crop_pct: float, interpolation: str = "bicubic", pool: Pool | None = None) -> Preprocessing:
         """That of a recipe's `data:` section; parts of a mixture have ranges of their own."""
-        return cls(data.mean, data.std, crop_pct, interpolation, getattr(data, "value_range", None))
+        return cls(data.mean, data.std, crop_pct, interpolation, getattr(data, "value_range", None), pool)
 
+
+# how the names of official files end
+OFFICIAL = (".pth", ".pt", ".pth.tar")
 
 # what timm is told of a classifier and an encoder has no use for
 OF_THE_HEAD = ("global_pool", "fc_norm", "use_fc_norm")
@@ -61,10 +74,15 @@ def timm_config(
     num_classes: int = 0,
     classes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """timm's `config.json`. `global_pool` of a ViT goes into `model_args`, where timm reads it; a CNN's is the mean."""
+    """timm's `config.json`. `global_pool` of a ViT goes into `model_args`, where timm reads it; a CNN's is the mean.
+
+    A backbone pools as `prepared` says, in timm by the same rule as here: after the final norm, prefix tokens left out.
+    """
     import timm
 
     cnn, own = is_cnn(architecture), timm.get_pretrained_cfg(architecture)
+    if not num_classes:
+        arguments = {**arguments, **_pooled(architecture, prepared.pool)}
     pool = arguments.get("global_pool", "avg" if cnn else "token")
     size = arguments["img_size"]
     config: dict[str, Any] = {
@@ -88,11 +106,21 @@ def timm_config(
             "classifier": own.classifier,
         },
     }
+    if not num_classes and prepared.pool is not None:
+        config["pool"] = prepared.pool
     if classes:
         config["label_names"] = list(classes)
     if prepared.value_range is not None:
         config["value_range"] = list(prepared.value_range)
     return config
+
+
+def _pooled(architecture: str, pool: Pool | None) -> dict[str, Any]:
+    """timm's arguments for a backbone that pools so; none where timm cannot, and its first token stands in."""
+    beit = is_beit(architecture)
+    if is_cnn(architecture) or pool not in ("mean", "mean_max") or (beit and pool == "mean_max"):
+        return {}
+    return {"global_pool": TIMM_POOLS[pool], "use_fc_norm" if beit else "fc_norm": False}
 
 
 def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str, heads: Tensors | None = None) -> None:
@@ -115,6 +143,7 @@ def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str
 
 def export_encoder(folder: Path, encoder: Encoder, prepared: Preprocessing, card: str, heads: Tensors) -> None:
     """Export a pretrained encoder; `heads` is everything else that was trained."""
+    prepared = prepared._replace(pool=prepared.pool or encoder.default_pool)
     config = timm_config(encoder.model, encoder.arguments, encoder.width, prepared)
     write_export(folder, dict(encoder.vit.state_dict()), config, card, heads)
 
@@ -164,7 +193,7 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     where, scratch = str(path).removeprefix("scratch:"), str(path).startswith("scratch:")
     if where.startswith("timm:"):
         return _from_timm(where.removeprefix("timm:"), image_size, channels, pretrained=not scratch)
-    if where.endswith((".pth", ".pt", ".pth.tar")):
+    if where.endswith(OFFICIAL):
         return _from_official(str(path), image_size, channels)
     folder = _existing(where)
     config = read_config(folder)
@@ -253,42 +282,64 @@ def _arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_official(where: str, image_size: int | Grid | None, channels: int | None) -> Encoder:
+    imported = _official(where)
+    return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
+
+
+def _official(where: str) -> Imported:
     from unlabeled.importers import FAMILIES, read
 
     family, _, file = where.rpartition(":")
     if family and family not in FAMILIES:
         raise UserError(f"{where}: no official weights of '{family}'. Expected one of {', '.join(FAMILIES)}.")
-    imported = read(family or "mae", Path(file))
-    return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
+    return read(family or "mae", Path(file))
 
 
-def preprocessing_of(path: str | Path) -> Preprocessing | None:
-    """How pictures were prepared for an export folder or `timm:NAME` (also with `scratch:`); None for anything else.
+def preprocessing_of(path: str | Path) -> Preprocessing:
+    """How pictures become features for whatever `load_encoder` and `load_classifier` take, also with `scratch:`.
 
     Raises:
-        UserError: the export is damaged, or timm has no such model.
+        UserError: there is no such thing, or it is damaged.
     """
     where = str(path).removeprefix("scratch:")
     if where.startswith("timm:"):
         return _as_timm_says(where.removeprefix("timm:"))
-    folder = Path(where)
-    if not (folder / "config.json").is_file():
-        return None
-    config = read_config(folder)
+    if where.endswith(OFFICIAL):
+        return _as_published(where)
+    config = read_config(_existing(where))
     trained = config["pretrained_cfg"]
-    mean, std = trained["mean"], trained["std"]
-    return Preprocessing(mean, std, trained["crop_pct"], trained["interpolation"], config.get("value_range"))
+    pool = config.get("pool") or OUR_POOLS.get(config["model_args"].get("global_pool", config.get("global_pool")))
+    how = trained["mean"], trained["std"], trained["crop_pct"], trained["interpolation"]
+    return Preprocessing(*how, config.get("value_range"), pool, tuple(trained["input_size"][1:]))
 
 
-def _as_timm_says(name: str) -> Preprocessing | None:
-    from timm.models import get_pretrained_cfg
+def _as_timm_says(name: str) -> Preprocessing:
+    """timm's own, its pooling too; but the mean of the patches for MAE's weights, which timm pools by class token."""
+    import timm
 
-    _timms_architecture(name)
+    architecture = _timms_architecture(name)
     try:
-        config = get_pretrained_cfg(name)
+        config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # of a name after the dot
         raise UserError(f"timm has no such weights of '{name}': {error}") from error
-    return config and Preprocessing(config.mean, config.std, config.crop_pct, config.interpolation)
+    if config is None:
+        return IMAGENET
+    with torch.device("meta"):
+        pool = OUR_POOLS.get(getattr(timm.create_model(architecture, num_classes=0), "global_pool", ""))
+    if name.removeprefix(architecture).startswith(".mae"):
+        pool = "mean"
+    return Preprocessing(
+        config.mean, config.std, config.crop_pct, config.interpolation, pool=pool, size=config.input_size[1:]
+    )
+
+
+def _as_published(where: str) -> Preprocessing:
+    """ImageNet's normalisation, and the pooling that the family's own code evaluates."""
+    from unlabeled.importers import FAMILIES, pool_of
+
+    imported, name = _official(where), where.rpartition(":")[0] or "mae"
+    size, interpolation = tuple(imported.arguments["img_size"]), FAMILIES[name].FAMILY.interpolation
+    return IMAGENET._replace(interpolation=interpolation, pool=pool_of(name, imported), size=size)
 
 
 def _timms_architecture(name: str) -> str:

@@ -102,6 +102,7 @@ class Config(BaseModel, strict=True):
     architecture: str
     num_classes: int = Field(ge=0, le=MAX_CLASSES)
     model_args: ModelArgs
+    pool: Pool | None = None
     pretrained_cfg: PretrainedCfg
     label_names: Names = []
     linear_head: LinearHead | None = None

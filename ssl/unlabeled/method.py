@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def exports(self) -> dict[str, Encoder]:
         """The encoders worth keeping; what the paper evaluates comes first."""
+
+    def pooling(self) -> Literal["cls", "mean"]:
+        """How tokens become a picture's one vector when its encoder is evaluated; written into the export."""
+        return next(iter(self.exports().values())).default_pool
 
     def after_step(self, progress: Progress) -> None:
         """Called once after every optimizer step that was taken (EMA teachers, centres), with that step's progress."""

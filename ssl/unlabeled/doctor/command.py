@@ -43,7 +43,7 @@ class Stage(NamedTuple):
 def _pretrained(recipe: Any, method: Any) -> Encode:
     from unlabeled.evaluate.pooling import encoder_features
 
-    return encoder_features(next(iter(method.exports().values())), recipe.evaluate.pool)
+    return encoder_features(next(iter(method.exports().values())), recipe.evaluate.pool or method.pooling())
 
 
 PRETRAIN = Stage("pretrain", pretraining, lambda r: r.method.views, lambda r: r.evaluate is not None, _pretrained)

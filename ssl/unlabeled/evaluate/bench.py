@@ -24,14 +24,19 @@ class Bench:
         encoder: in any mode, on the device of `splits`; it stays as it is.
         splits: the pictures, and how they are prepared.
         shape: (height, width) that the encoder sees, pixels.
+        seed: see below.
+        pool: what features are where neither a protocol nor the evaluation says; None = the encoder's default.
 
     Attributes:
         fraction: share of the training labels that `features` gives out; 1 = all.
         seed: of what protocols draw, and of which labels that share holds.
     """
 
-    def __init__(self, encoder: Encoder, splits: Splits, shape: tuple[int, int], seed: int = 0) -> None:
+    def __init__(
+        self, encoder: Encoder, splits: Splits, shape: tuple[int, int], seed: int = 0, pool: Pool | None = None
+    ) -> None:
         self.encoder, self.splits, self.shape, self.seed = encoder, splits, shape, seed
+        self._pool = pool
         self.fraction = 1.0
         self._parts: dict[Part, tuple[Features, Features]] = {}
 
@@ -48,7 +53,7 @@ class Bench:
     @property
     def pool(self) -> Pool:
         """What features are where a protocol does not say."""
-        return self.splits.config.pool
+        return self.splits.config.pool or self._pool or self.encoder.default_pool
 
     def few(self, fraction: float, seed: int = 0) -> Bench:
         """The same bench with a share of the training labels; features are computed once for both."""

@@ -88,11 +88,11 @@ def _other(bench: Bench, path: str) -> Bench:
         UserError: it cannot be loaded, or sees other channels.
     """
     from unlabeled.evaluate.protocol import Splits
-    from unlabeled.export import IMAGENET, load_encoder, preprocessing_of
+    from unlabeled.export import load_encoder, preprocessing_of
 
     with torch.random.fork_rng():  # a network begins with random weights
         encoder = load_encoder(path)
-    prepared, splits = preprocessing_of(path) or IMAGENET, bench.splits
+    prepared, splits = preprocessing_of(path), bench.splits
     if encoder.channels != bench.encoder.channels:
         raise UserError(
             f"{path} sees {encoder.channels} channels, expected {bench.encoder.channels}, as many as what it is "
@@ -102,4 +102,4 @@ def _other(bench: Bench, path: str) -> Bench:
     if isinstance(data, BaseModel):
         data = data.model_copy(update={"mean": tuple(prepared.mean), "std": tuple(prepared.std)})
     again = Splits(splits.config, data, splits.device, splits.workers, splits.rank, splits.world)
-    return Bench(encoder.to(bench.device), again, encoder.image_size)
+    return Bench(encoder.to(bench.device), again, encoder.image_size, pool=bench.pool)

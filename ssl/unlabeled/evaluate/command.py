@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from pydantic import BaseModel, create_model
@@ -29,18 +29,24 @@ from unlabeled.progress import duration, track
 from unlabeled.recipe import parse
 from unlabeled.report.clock import Clock
 
+if TYPE_CHECKING:
+    from unlabeled.export import Preprocessing
+    from unlabeled.preparation import Prepared
+
 # raw pixels are compared at most at this side: beyond it they are many and no better
 PIXELS_SIDE = 32
 DEFAULT = ("knn", "linear")
 
 
 class Subject(NamedTuple):
-    """One row of the table: an encoder of images of `shape` pixels, or pixels in its place, on pictures from `data`."""
+    """One row of the table: an encoder of images of `shape` pixels, or pixels in its place, on pictures from `data`,
+    prepared as `config` says."""
 
     name: str
     encoder: Any
     shape: tuple[int, int]
     data: DataConfig
+    config: Evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,11 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="EXPORT", help="another export, for cka to compare each one with")
     parser.add_argument("--fractions", nargs="+", type=float, default=[1.0], help="shares of the labels")
     parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 1")
-    parser.add_argument("--pool", choices=get_args(Pool), default="cls", help="what a picture becomes")
+    parser.add_argument("--pool", choices=get_args(Pool), help="how tokens become one vector; default: as exported")
     parser.add_argument(
         "--image-size", type=int, metavar="SIDE", help="other than the export's; positions are resampled"
     )
-    parser.add_argument("--crop-pct", type=float, default=0.875, help="share of the side that is kept")
+    parser.add_argument("--crop-pct", type=float, help="share of the side that is kept; default: as exported")
     parser.add_argument("--baselines", action="store_true", help="also raw pixels and untrained encoders")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and the protocol here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here")
@@ -91,9 +97,9 @@ def run(args: argparse.Namespace) -> int:
     config, protocols, device = _evaluation(args), settings(args.protocol, _changes(args)), device_of(args.device)
     check_writable({"--json": args.json, "--markdown": args.markdown})
     console, clock = Console(), Clock()
-    subjects = list(_subjects(args, device))
+    subjects = list(_subjects(args, config, device))
     shown = track(subjects, "encoders", len(subjects))
-    rows = [_evaluate(subject, protocols, config, device, args) for subject in shown]
+    rows = [_evaluate(subject, protocols, device, args) for subject in shown]
     console.print(table(rows, protocols))
     print(f"took {duration(clock.seconds)}", file=sys.stderr)
     if args.json is not None:
@@ -137,7 +143,8 @@ def _evaluation(args: argparse.Namespace) -> Evaluation:
     if args.seeds < 1 or args.workers < 0:
         raise UserError(f"--seeds {args.seeds} --workers {args.workers}: expected at least 1 seed and 0 workers")
     fractions = tuple(dict.fromkeys(args.fractions))
-    return checked(Evaluation, pool=args.pool, crop_pct=args.crop_pct, fractions=fractions, knn=None, linear=None)
+    told = {} if args.crop_pct is None else {"crop_pct": args.crop_pct}
+    return checked(Evaluation, pool=args.pool, fractions=fractions, knn=None, linear=None, **told)
 
 
 def device_of(name: str) -> torch.device:
@@ -152,32 +159,43 @@ def device_of(name: str) -> torch.device:
         raise UserError(f"--device {name} cannot be used: {reason}. Use --device auto.") from error
 
 
-def _subjects(args: argparse.Namespace, device: torch.device) -> Iterator[Subject]:
-    """Every export, then the baselines they need, each once."""
+def _subjects(args: argparse.Namespace, asked: Evaluation, device: torch.device) -> Iterator[Subject]:
+    """Every export, prepared as it says or as was asked for, then the baselines they need, each once."""
     baselines: dict[Hashable, Subject] = {}
     for path in args.exports:
-        encoder = _load(path, args.image_size)
-        shape, data = encoder.image_size, data_of(args, path, encoder)
-        yield Subject(path, encoder.to(device), shape, data)
+        encoder, how, words = _load(path, args)
+        print(f"{path}: {words}", file=sys.stderr, flush=True)
+        shape, data, config = encoder.image_size, data_of(args, how), prepared_as(asked, how)
+        yield Subject(path, encoder.to(device), shape, data, config)
         if args.baselines:
             small = (min(shape[0], PIXELS_SIDE), min(shape[1], PIXELS_SIDE))
             if any(PROTOCOLS[name].pixels for name in args.protocol):
-                baselines.setdefault((small, data), Subject(f"raw pixels {_times(small)}", Pixels(), small, data))
+                pixels = Subject(f"raw pixels {_times(small)}", Pixels(), small, data, config)
+                baselines.setdefault((small, data, config), pixels)
             name = f"untrained {encoder.model} ({encoder.depth} x {encoder.width})"
             twin = _untrained(encoder).to(device)
-            baselines.setdefault((encoder.model, str(encoder.arguments), data), Subject(name, twin, shape, data))
+            key = encoder.model, str(encoder.arguments), data, config
+            baselines.setdefault(key, Subject(name, twin, shape, data, config))
     yield from baselines.values()
 
 
-def _load(path: str, side: int | None) -> Encoder:
+def _load(path: str, args: argparse.Namespace) -> Prepared:
     """An exported encoder, for square images of another side where one is given."""
-    from unlabeled.export import load_encoder
+    from unlabeled.preparation import prepare
 
-    if side is not None and side < 1:
+    if (side := args.image_size) is not None and side < 1:
         raise UserError(f"--image-size {side}: expected at least 1 pixel")
-    encoder = load_encoder(path, side)
-    check_side(encoder, "--image-size", side)
-    return encoder
+    prepared = prepare(path, side, crop_pct=args.crop_pct, pool=args.pool)
+    check_side(prepared.encoder, "--image-size", side)
+    return prepared
+
+
+def prepared_as(asked: Evaluation, how: Preprocessing) -> Evaluation:
+    """An evaluation of features that are made as `how` says."""
+    fields = {name: getattr(asked, name) for name in Evaluation.model_fields}
+    return checked(
+        Evaluation, **{**fields, "pool": how.pool, "crop_pct": how.crop_pct, "interpolation": how.interpolation}
+    )
 
 
 def check_side(encoder: Encoder, option: str, side: int | None) -> None:
@@ -192,17 +210,9 @@ def check_side(encoder: Encoder, option: str, side: int | None) -> None:
     )
 
 
-def data_of(args: argparse.Namespace, path: str, encoder: Encoder) -> DataConfig:
+def data_of(args: argparse.Namespace, how: Preprocessing) -> DataConfig:
     """The pictures, scaled and normalised as the export was trained."""
-    from unlabeled.export import IMAGENET, preprocessing_of
-
-    prepared = preprocessing_of(path) or IMAGENET
-    if encoder.channels != len(prepared.mean):
-        raise UserError(
-            f"{path} sees {encoder.channels} channels, but pictures would be normalised in {len(prepared.mean)}. Write "
-            f"{encoder.channels} values each of mean and std into the pretrained_cfg of its config.json."
-        )
-    return pictures(args.data, prepared, max(encoder.image_size), train=args.train, val=args.val)
+    return pictures(args.data, how, max(how.size or (0,)), train=args.train, val=args.val)
 
 
 def _untrained(encoder: Encoder) -> Encoder:
@@ -217,10 +227,10 @@ def _untrained(encoder: Encoder) -> Encoder:
 def _evaluate(
     subject: Subject,
     protocols: Sequence[Protocol],
-    config: Evaluation,
     device: torch.device,
     args: argparse.Namespace,
 ) -> Row:
+    config = subject.config
     labels = any(protocol.labels for protocol in protocols)
     splits = Splits(config, subject.data, device, args.workers, labels=labels)
     bench = Bench(subject.encoder, splits, subject.shape)

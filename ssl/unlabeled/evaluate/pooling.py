@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Encode, evaluating
 from unlabeled.nn.conv import ConvEncoder
-from unlabeled.nn.encoder import Encoder, Tokens
+from unlabeled.nn.encoder import Encoder, Pool, Tokens
 
-Pool = Literal["cls", "mean", "cls_mean", "mean_max"]
 How = Literal["cls", "mean", "max"]
 
 
@@ -100,7 +99,7 @@ def encoder_features(encoder: Encoder, pool: Pool, blocks: int = 1) -> Encode:
 class Pixels(nn.Module):
     """Takes the place of an encoder: a picture's only token, class token and patch in one, is its pixels."""
 
-    model, depth, has_class_token = "raw pixels", 1, True
+    model, depth, has_class_token, default_pool = "raw pixels", 1, True, "cls"
 
     def forward(self, images: Tensor) -> Tokens:
         """Images [B, C, H, W] as [B, 1, C * H * W]."""

@@ -38,7 +38,11 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
     """The recipe's `evaluate:` section: probes of frozen features, fitted on `train`, tested on `val`."""
 
     every: int | None = Field(None, ge=1, description="steps between evaluations; null = only at the end")
-    pool: Pool = Field("cls", description="the class token, the mean of the patches, both, or mean and maximum")
+    pool: Pool | None = Field(
+        None,
+        description="the class token, the mean of the patches, both, or mean and maximum; null = as the method is "
+        "evaluated (mae and simmim: mean; others: the class token where there is one). The export says it too",
+    )
     crop_pct: float = Field(
         0.875,
         gt=0,
@@ -74,7 +78,8 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
 
     def must_suit(self, model: str) -> None:
         """Raise UserError when a timm model, by name, is a CNN and lacks features that are asked for."""
-        for kind in (Wanted(self.pool), *(kind for protocol in self.protocols for kind in protocol.kinds(self.pool))):
+        pool = self.pool or "mean"
+        for kind in (Wanted(pool), *(kind for protocol in self.protocols for kind in protocol.kinds(pool))):
             if is_cnn(model) and (kind.pool.startswith("cls") or kind.blocks > 1):
                 raise UserError(
                     f"evaluate asks for pool={kind.pool} of {kind.blocks} block(s), but the CNN '{model}' has no class "
@@ -205,16 +210,20 @@ class Evaluator:
     def __init__(self, splits: Splits, shape: tuple[int, int]) -> None:
         self.splits, self.shape = splits, shape
 
-    def __call__(self, encoder: Encoder) -> Iterator[tuple[str, float]]:
+    def __call__(self, encoder: Encoder, pool: Pool | None = None) -> Iterator[tuple[str, float]]:
         """Yield ("knn", percent), ("linear", percent), then the same for smaller shares as "linear_1%".
 
         All processes must call it and get the same scores. Neither the encoder nor the random state changes.
+
+        Args:
+            encoder: in any mode.
+            pool: how its tokens become one vector where the recipe does not say; None = the network's default.
 
         Raises:
             UserError: the pictures have no labels, or the encoder cannot be pooled as asked.
         """
         config = self.splits.config
-        bench = Bench(encoder, self.splits, self.shape)
+        bench = Bench(encoder, self.splits, self.shape, pool=pool)
         bench.prepare(wanted for protocol in config.protocols for wanted in protocol.wants(bench))
         for protocol, fraction in runs(config.protocols, config.fractions):
             for score in measured(protocol, bench.few(fraction)):

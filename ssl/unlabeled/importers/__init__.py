@@ -12,6 +12,8 @@ from unlabeled.errors import UserError
 from unlabeled.export import IMAGENET, timm_config, write_export
 from unlabeled.importers import dino, dinov2, ibot, mae, mocov3, simmim
 from unlabeled.importers.reading import Imported, Key, read_pth
+from unlabeled.nn.encoder import Pool
+from unlabeled.nn.families import is_cnn
 
 FAMILIES = {module.FAMILY.name: module for module in (mae, simmim, mocov3, dino, ibot, dinov2)}
 
@@ -19,13 +21,18 @@ FAMILIES = {module.FAMILY.name: module for module in (mae, simmim, mocov3, dino,
 def import_official(name: str, file: Path, out: Path, heads: int | None = None, key: Key | None = None) -> None:
     """Turn an official checkpoint into an export folder; what resumes pretraining, if any, into `heads.safetensors`."""
     family, imported = FAMILIES[name].FAMILY, read(name, file, heads, key)
-    prepared = IMAGENET._replace(interpolation=family.interpolation)
+    prepared = IMAGENET._replace(interpolation=family.interpolation, pool=pool_of(name, imported))
     config = timm_config(imported.architecture, imported.arguments, imported.width, prepared)
     card = (
         f"# {family.title}\n\nImported from the official checkpoint `{file.name}` ({family.repository}). "
         "License: see there.\n"
     )
     write_export(out, imported.encoder, config, card, imported.heads)
+
+
+def pool_of(name: str, imported: Imported) -> Pool:
+    """How features of official weights are read: as the family's own code does, of a CNN by the mean."""
+    return "mean" if is_cnn(imported.architecture) else FAMILIES[name].FAMILY.pool
 
 
 def read(name: str, file: Path, heads: int | None = None, key: Key | None = None) -> Imported:
@@ -46,4 +53,4 @@ def read(name: str, file: Path, heads: int | None = None, key: Key | None = None
     return module.convert(read_pth(file), heads, key or module.FAMILY.default_key)
 
 
-__all__ = ["FAMILIES", "Imported", "import_official", "read"]
+__all__ = ["FAMILIES", "Imported", "import_official", "pool_of", "read"]

@@ -15,6 +15,7 @@ FAMILY = Family(
         1024: ("vit_large_patch16_224", 16),
         1280: ("vit_huge_patch14_224", 16),
     },
+    pool="mean",
 )
 
 RULES = (

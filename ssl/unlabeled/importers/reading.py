@@ -34,6 +34,7 @@ class Family(NamedTuple):
         keys: the networks that a full checkpoint holds; empty = one only.
         default_key: the one that the paper evaluates.
         interpolation: how pictures are resized in its evaluation.
+        pool: how tokens of its ViTs become a picture's one vector there; a ResNet's are averaged.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Family(NamedTuple):
     keys: tuple[Key, ...] = ()
     default_key: Key = "student"
     interpolation: str = "bicubic"
+    pool: Literal["cls", "mean"] = "cls"
 
 
 class Rule(NamedTuple):

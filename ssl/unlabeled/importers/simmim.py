@@ -28,7 +28,7 @@ from unlabeled.importers.reading import (
 )
 from unlabeled.nn.beit import EXTRA, SHARED, TABLE
 
-FAMILY = Family("simmim", "a SimMIM ViT", "microsoft/SimMIM", {768: ("beit_base_patch16_224", 12)})
+FAMILY = Family("simmim", "a SimMIM ViT", "microsoft/SimMIM", {768: ("beit_base_patch16_224", 12)}, pool="mean")
 
 INDEX = ".relative_position_index"
 OWN = f"blocks.0.attn.{TABLE}"

@@ -48,8 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of each share: labels, head, order, crops")
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a rung that is trained")
     parser.add_argument("--batch-size", type=int, default=64, help="of them, at most a quarter of the labels")
-    parser.add_argument("--pool", choices=("cls", "mean"), default="cls", help="of all rungs but the attentive probe")
-    parser.add_argument("--crop-pct", type=float, default=0.875, help="share of the side kept in evaluation")
+    parser.add_argument(
+        "--pool", choices=("cls", "mean"), help="of all rungs but the attentive probe; default: as exported"
+    )
+    parser.add_argument("--crop-pct", type=float, help="share of the side kept in evaluation; default: as exported")
     parser.add_argument("--min-scale", type=float, default=0.4, help="least share of the area that a training crop has")
     parser.add_argument(
         "--set",
@@ -85,19 +87,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _climb(options: argparse.Namespace) -> Climb:
     from unlabeled.evaluate.command import data_of, device_of
-    from unlabeled.export import load_encoder
+    from unlabeled.preparation import prepare
 
-    encoder = load_encoder(options.export)
+    encoder, how, words = prepare(options.export, crop_pct=options.crop_pct, pool=options.pool)
+    print(f"{options.export}: {words}", file=sys.stderr, flush=True)
     options.out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
     options.rungs = _possible(options.rungs, encoder)
     options.fractions = sorted(set(options.fractions))
-    return Climb(
-        options.export,
-        data_of(options, options.export, encoder),
-        encoder.image_size,
-        options,
-        device_of(options.device),
-    )
+    data = data_of(options, how)
+    return Climb(options.export, data, encoder.image_size, how, options, device_of(options.device))
 
 
 def _possible(asked: list[str] | None, encoder: Encoder) -> list[str]:

@@ -7,15 +7,17 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.base import Protocol
 from unlabeled.evaluate.protocol import Evaluation, Splits, measured
-from unlabeled.options import checked
 from unlabeled.report.clock import Clock
+
+if TYPE_CHECKING:
+    from unlabeled.export import Preprocessing
 
 PROBES = ("knn", "linear")
 TUNED: dict[str, dict[str, Any]] = {
@@ -63,6 +65,7 @@ class Climb(NamedTuple):
         export: the encoder's folder.
         data: a recipe's `data:` section.
         shape: (height, width) of what the encoder sees, pixels.
+        how: pictures become features.
         options: of the command line.
         device: where everything runs.
     """
@@ -70,6 +73,7 @@ class Climb(NamedTuple):
     export: str
     data: Any
     shape: tuple[int, int]
+    how: Preprocessing
     options: argparse.Namespace
     device: torch.device
 
@@ -92,9 +96,9 @@ def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
 
 def splits_of(climb: Climb) -> Splits:
     """The labelled pictures as probes read them. Raises UserError when an option does not fit."""
-    options = climb.options
-    config = checked(Evaluation, pool=options.pool, crop_pct=options.crop_pct)
-    return Splits(config, climb.data, climb.device, options.workers)
+    from unlabeled.evaluate.command import prepared_as
+
+    return Splits(prepared_as(Evaluation(), climb.how), climb.data, climb.device, climb.options.workers)
 
 
 def probe_of(climb: Climb, rung: str) -> Protocol:
@@ -130,12 +134,14 @@ def recipe_of(climb: Climb, rung: str, fraction: float, seed: int) -> Any:
     from unlabeled.recipe import RecipeError, parse
     from unlabeled.schema import FinetuneRecipe
 
-    options, own, name = climb.options, TUNED[rung], f"{rung}_{100 * fraction:g}pct_seed{seed}"
+    options, how, own, name = climb.options, climb.how, TUNED[rung], f"{rung}_{100 * fraction:g}pct_seed{seed}"
     batch, epochs = _length(climb, fraction, seed)
     task = {
-        "pool": "attention" if rung == "attentive" else options.pool,
+        # a timm classifier reads no two kinds of tokens
+        "pool": "attention" if rung == "attentive" else "cls" if how.pool == "cls_mean" else how.pool,
         "view": {"size": list(climb.shape), "scale": [options.min_scale, 1.0]},
-        "crop_pct": options.crop_pct,
+        "crop_pct": how.crop_pct,
+        "interpolation": how.interpolation,
         "fraction": fraction,
         "fraction_seed": seed,
     }

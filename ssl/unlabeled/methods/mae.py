@@ -108,6 +108,10 @@ class MAE(Method):
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
 
+    def pooling(self) -> Literal["cls", "mean"]:
+        """The mean of the patches, as in MAE's fine-tuning: no loss reads the class token."""
+        return "mean"
+
     def symptoms(self) -> list[Symptom]:
         return [nothing_explained(clip=1.0)]
 

@@ -111,6 +111,10 @@ class SimMIM(Method):
         """Not 1-D tensors, class token and positions; mask token and relative table decay (official optimizer)."""
         return super().decays(name, parameter) and not name.endswith(("cls_token", "reg_token", "pos_embed"))
 
+    def pooling(self) -> Literal["cls", "mean"]:
+        """The mean of the patches, as in SimMIM's fine-tuning: no loss reads the class token."""
+        return "mean"
+
     def symptoms(self) -> list[Symptom]:
         return [nothing_explained(clip=5.0)]
 

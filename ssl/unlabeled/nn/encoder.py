@@ -16,6 +16,9 @@ from unlabeled.nn.families import build_encoder, is_beit, is_cnn, patch_size_of
 from unlabeled.nn.patches import PatchMask, gather, patchify
 from unlabeled.nn.positions import Grid, Interpolation, resample, sincos_2d, with_prefix
 
+# how tokens become a picture's one vector: class token, mean of the patches, both, or mean and maximum of the patches
+Pool = Literal["cls", "mean", "cls_mean", "mean_max"]
+
 
 class Tokens(NamedTuple):
     """What an encoder returns, after the final norm.
@@ -248,7 +251,13 @@ class Encoder(nn.Module):
 
         The class token if there is one, else the mean of the patches, which of a CNN is its global average pooling.
         """
-        return self(images).pool("cls" if self.has_class_token else "mean")
+        return self(images).pool(self.default_pool)
+
+    @property
+    def default_pool(self) -> Literal["cls", "mean"]:
+        """How its tokens become one vector where nobody says otherwise: the class token if there is one, else the mean
+        of the patches."""
+        return "cls" if self.has_class_token else "mean"
 
     @property
     def depth(self) -> int:

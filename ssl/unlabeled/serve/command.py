@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from unlabeled.data.source import SourceConfig
     from unlabeled.export import Preprocessing
-    from unlabeled.nn.encoder import Encoder
     from unlabeled.serve.embed import Bad, Embedding
 
 SHOWN = 5
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields of the recipe to change")
     parser.add_argument("--split", choices=("train", "val"), default="train", help="of a recipe or of shapes")
     parser.add_argument("--prefix", default="", help="subfolder of a folder or tar; default: all of it")
-    parser.add_argument("--pool", default="cls", choices=("cls", "mean", "mean_max", "cls_mean"), help="default: cls")
+    parser.add_argument("--pool", choices=("cls", "mean", "mean_max", "cls_mean"), help="default: as exported")
     parser.add_argument("--tokens", action="store_true", help="keep the patch tokens too")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of what is stored")
     parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"), help="of the encoder; no: float32")
@@ -97,23 +96,22 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
 
 def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
     from unlabeled.evaluate.command import check_side
-    from unlabeled.export import IMAGENET, load_encoder, preprocessing_of
+    from unlabeled.preparation import prepare
     from unlabeled.serve.embed import Embedding, Settings
     from unlabeled.serve.shards import check_format
     from unlabeled.train.distributed import on_main
 
     check_format(args.format)
-    known = preprocessing_of(args.export)
-    prepared = known or IMAGENET
+    encoder, how, words = prepare(args.export, args.size, crop_pct=args.crop_pct, pool=args.pool)
+    check_side(encoder, "--size", args.size)
     settings = checked(
         Settings,
-        crop_pct=prepared.crop_pct if args.crop_pct is None else args.crop_pct,
-        interpolation=prepared.interpolation,
-        **{name: getattr(args, name) for name in ("pool", "tokens", "dtype", "precision", "format", "shard")},
+        **{name: getattr(how, name) for name in ("pool", "crop_pct", "interpolation")},
+        **{name: getattr(args, name) for name in ("tokens", "dtype", "precision", "format", "shard")},
     )
-    encoder = load_encoder(args.export, args.size)
-    check_side(encoder, "--size", args.size)
-    data = _data(args, prepared, known is not None, encoder)
+    if accelerator.is_main_process:
+        print(f"{args.export}: {words}", file=sys.stderr, flush=True)
+    data = _data(args, how)
     data.keep_index(args.out / "index")
     # one process looks for pictures, the others read its index
     on_main(accelerator, lambda: data.open(args.split))
@@ -121,13 +119,13 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
     return Embedding(encoder.to(accelerator.device), source, data.mean, data.std, settings, args.out)
 
 
-def _data(args: argparse.Namespace, prepared: Preprocessing, known: bool, encoder: Encoder) -> SourceConfig:
+def _data(args: argparse.Namespace, prepared: Preprocessing) -> SourceConfig:
     """The pictures, scaled and normalised as the export was trained."""
     if args.data.endswith((".yaml", ".yml")):
-        return _recipes(args, {"mean": tuple(prepared.mean), "std": tuple(prepared.std)} if known else {})
+        return _recipes(args, {"mean": tuple(prepared.mean), "std": tuple(prepared.std)})
     if args.overrides:
         raise UserError(f"{args.overrides[0]}: only a recipe has fields to change, found data {args.data!r}")
-    return pictures(args.data, prepared, max(encoder.image_size), train=args.prefix, stray="keep")
+    return pictures(args.data, prepared, max(prepared.size or (0,)), train=args.prefix, stray="keep")
 
 
 def _recipes(args: argparse.Namespace, exported: dict[str, Any]) -> SourceConfig:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
+from unlabeled.export import TIMM_POOLS
 from unlabeled.nn.batchnorm import synchronise_
 from unlabeled.nn.conv import ConvEncoder, stages
 from unlabeled.nn.families import is_beit, is_cnn, timm_cnn
@@ -14,8 +15,6 @@ from unlabeled.nn.families import is_beit, is_cnn, timm_cnn
 if TYPE_CHECKING:
     from unlabeled.nn.encoder import Encoder
     from unlabeled.transfer.config import ClassifyConfig
-
-POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": "map"}
 
 
 class Trained(NamedTuple):
@@ -41,7 +40,7 @@ def timm_arguments(encoder: Encoder, config: ClassifyConfig) -> dict[str, Any]:
         UserError: the network cannot be pooled as asked.
     """
     check_pool(encoder, config.pool)
-    pool, size = POOLS[config.pool], list(config.view.shape)
+    pool, size = TIMM_POOLS[config.pool], list(config.view.shape)
     if isinstance(encoder, ConvEncoder):
         # timm's default is not spelt out, so that the arguments stay those of the encoder
         return {**encoder.arguments, **({} if pool == "avg" else {"global_pool": pool}), "img_size": size}

@@ -190,8 +190,6 @@ def _check_trained(labels: np.ndarray, train_counts: torch.Tensor, classes: Sequ
 def check_preprocessing(recipe: Any) -> None:
     """Raise UserError when the backbone was pretrained on pixels scaled or normalised otherwise."""
     prepared = preprocessing_of(recipe.encoder)
-    if prepared is None:
-        return
     theirs, ours = (tuple(prepared.mean), tuple(prepared.std)), (recipe.data.mean, recipe.data.std)
     # a mean of other channels cannot be the same: whether they may be fitted is another question, see `check_fits`
     if theirs != ours and len(prepared.mean) == recipe.data.channels:

@@ -1,0 +1,142 @@
+"""One encoder has one kNN, whoever asks: the run that trained it, `evaluate`, `ladder`, and the features of `embed`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from support import TINY_PRETRAIN, launch, metrics
+
+from unlabeled.__main__ import main
+from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.knn import knn_accuracy
+from unlabeled.export import IMAGENET, export_encoder, load_encoder, preprocessing_of
+from unlabeled.methods import dino, ibot, mae, mocov3, simclr, simmim
+from unlabeled.nn.encoder import EncoderConfig
+
+COUNTS = {"train": 40, "val": 20}
+CHANGES = (
+    "evaluate={crop_pct: 0.7, interpolation: bilinear, linear: null, knn: {k: 5}}",
+    "data.mean=[0.3, 0.4, 0.5]",
+    "data.std=[0.2, 0.3, 0.4]",
+    "train.epochs=2",
+)
+
+
+def draw(folder: Path) -> None:
+    """Noise of two classes, one a little brighter: features tell them apart now and then."""
+    random = np.random.default_rng(0)
+    for split, count in COUNTS.items():
+        for label, low in (("dark", 0), ("light", 2)):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(low, low + 120, (24, 28, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
+
+
+def list_in_table(folder: Path) -> Path:
+    with (folder / "pictures.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "split"])
+        for path in sorted(folder.glob("*/*/*.png")):
+            rows.writerow([path.relative_to(folder), path.parent.name, path.parent.parent.name])
+    return folder / "pictures.csv"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in folders, a table of them, and MAE pretrained on each: `folder/export`, `table/export`."""
+    home = tmp_path_factory.mktemp("one_number")
+    draw(home / "pictures")
+    (home / "recipe.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    table = list_in_table(home / "pictures")
+    data = {
+        "folder": f"data={{name: files, path: {home}/pictures, train: train, val: val}}",
+        "table": f"data={{name: table, path: {table}, label: label, split: split, val: val}}",
+    }
+    for name, section in data.items():
+        changes = [section, *CHANGES, f"run.output={home / name}"]
+        assert launch("pretrain", [str(home / "recipe.yaml"), *changes]) == [0]
+    return home
+
+
+def trained(run: Path) -> float:
+    """The kNN that pretraining ended with."""
+    return [line for line in metrics(run) if "knn" in line][-1]["knn"]
+
+
+def evaluated(*arguments: str, file: Path) -> float:
+    assert main(["evaluate", *arguments, "--protocol", "knn", "--set", "knn.k=5", "--json", str(file)]) == 0
+    scores: Any = json.loads(file.read_text(encoding="utf-8"))["rows"][0]["scores"]
+    return scores["knn"]["mean"]
+
+
+def climbed(*arguments: str, out: Path) -> float:
+    options = ["--rungs", "knn", "--fractions", "1", "--set", "knn.k=5", "--out", str(out)]
+    assert main(["ladder", *arguments, *options]) == 0
+    return json.loads((out / "ladder.json").read_text(encoding="utf-8"))["steps"][0]["mean"]
+
+
+def test_pretraining_evaluate_ladder_and_embed_agree(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export, pictures = str(home / "folder" / "export"), str(home / "pictures")
+    expected = trained(home / "folder")
+    assert evaluated(export, "--data", pictures, file=tmp_path / "a.json") == expected
+    said = "size 16, crop 0.7, bilinear, mean pooling, mean 0.3/0.4/0.5, std 0.2/0.3/0.4: from the export"
+    assert said in capsys.readouterr().err
+    assert climbed(export, pictures, out=tmp_path / "ladder") == expected
+    assert said in capsys.readouterr().err
+    features = []
+    for split in COUNTS:
+        out = tmp_path / split
+        assert main(["embed", export, pictures, str(out), "--prefix", split, "--device", "cpu", "--workers", "0"]) == 0
+        assert said in capsys.readouterr().err
+        found = safetensors.torch.load_file(out / "features-00000.safetensors")
+        features.append(Features(found["features"], found["label"]))
+    assert knn_accuracy(*features, k=5, temperature=0.07, num_classes=2) == expected
+
+
+def test_what_is_told_otherwise_is_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export, pictures = str(home / "folder" / "export"), str(home / "pictures")
+    told = ["--pool", "cls", "--crop-pct", "1", "--image-size", "24"]
+    evaluated(export, "--data", pictures, *told, file=tmp_path / "a.json")
+    said = capsys.readouterr().err
+    assert "bilinear, mean 0.3/0.4/0.5, std 0.2/0.3/0.4: from the export; size 24, crop 1, cls pooling: as told" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "pool"),
+    [(mae, "mean"), (simmim, "mean"), (simclr, "cls"), (mocov3, "cls"), (dino, "cls"), (ibot, "cls")],
+)
+def test_every_method_says_how_its_encoder_is_evaluated(module: Any, pool: str) -> None:
+    with torch.device("meta"):
+        method = module.Config().build()
+    assert method.pooling() == pool
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean_max", "cls_mean"])
+def test_timm_alone_pools_an_export_as_we_do(model: str, pool: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    positions: Any = {"positions": "relative"} if model.startswith("beit") else {}
+    config = EncoderConfig(model=model, patch_size=4, width=16, depth=2, heads=2, **positions)
+    export_encoder(tmp_path, config.build((16, 16)), IMAGENET._replace(pool=pool), "card", {})
+    assert preprocessing_of(tmp_path).pool == pool and preprocessing_of(tmp_path).size == (16, 16)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        tokens = load_encoder(tmp_path).eval()(images)
+        alone = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images)
+    cls, mean = tokens.pool("cls"), tokens.pool("mean")
+    both = cls if model.startswith("beit") else (mean + tokens.patches.amax(1)) / 2
+    # timm has no pooling of both kinds of tokens, its first token stands in
+    expected = {"cls": cls, "mean": mean, "mean_max": both, "cls_mean": cls}[pool]
+    torch.testing.assert_close(alone, expected, rtol=0, atol=1e-6)
