@@ -255,19 +255,9 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
             self.send_response(206)
             self.send_header("Content-Length", str(len(data)))
             self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{file.stat().st_size}")
+            self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
             self.end_headers()
             self.wfile.write(data)
-
-    def do_HEAD(self) -> None:
-        file = Path(self.translate_path(self.path))
-        if not file.is_file():
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(file.stat().st_size))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
-        self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -278,6 +268,6 @@ def served(folder: Path, fails: dict[str, int] | None = None) -> Iterator[str]:
     """A folder over HTTP on the loopback: its address. `fails` says which file refuses how many more ranges."""
     handler = type("Handler", (_Ranges,), {"fails": {} if fails is None else fails})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()

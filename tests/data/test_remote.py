@@ -14,7 +14,7 @@ from support import served
 
 from unlabeled.data import remote
 from unlabeled.data.sources import Files
-from unlabeled.errors import BadSample, UserError
+from unlabeled.errors import Interrupted, UserError
 
 pytest.importorskip("aiohttp")
 
@@ -41,25 +41,25 @@ def test_a_remote_tar_is_the_local_one(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_asked_for_again_and_then_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote.read_range, "__defaults__", ((0.01, 0.01, 0.01),))
+    monkeypatch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))
     local, fails = Files(path=str(pack(tmp_path / "a.tar", 0))).open("train"), {"a.tar": 0}
     with served(tmp_path, fails) as address:
         source = Files(path=f"{address}/a.tar").open("train")
         fails["a.tar"] = 3
         assert torch.equal(source.image(2), local.image(2)) and fails == {"a.tar": 0}
         fails["a.tar"] = 4
-        with pytest.raises(UserError, match="cannot be read any more: 503"):
+        with pytest.raises(Interrupted, match=r"cannot be read: the server answers 503\. .*the same command goes on"):
             source.image(2)
 
 
-def test_a_remote_tar_that_changed_is_a_bad_sample(tmp_path: Path) -> None:
+def test_a_remote_tar_that_changed_ends_the_run(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", 0)
     with served(tmp_path) as address:
         source = Files(path=f"{address}/a.tar").open("train")
         pack(tmp_path / "a.tar", 1, count=4)
-        remote.identity_seen_by.cache_clear()
-        with pytest.raises(BadSample, match="has changed since it was indexed"):
+        with pytest.raises(UserError, match=r"has changed since it was indexed\. Start again") as error:
             source.image(0)
+    assert not isinstance(error.value, Interrupted)
 
 
 def test_globs_of_other_file_systems(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from unlabeled.data.bands import Target
+from unlabeled.data.http import Identity
 from unlabeled.data.index import EXTENSIONS, Index, changed_folder, readable, scan_folder
 from unlabeled.data.labels import numbered
 from unlabeled.data.listing import Asked, Listing, Stamp, kept
-from unlabeled.data.remote import identities, identity_seen_by, is_remote, matching, read_range
+from unlabeled.data.remote import identities, is_remote, matching, read_range
 from unlabeled.data.source import EncodedConfig, Split
 from unlabeled.data.tar import Beside, local_identity, scan_tars
 from unlabeled.errors import BadSample, UserError
@@ -114,11 +115,14 @@ class Tars:
         return b"%b/%b" % (self.roots[index.shards[i]], index.name(i))
 
     def read(self, index: Index, i: int) -> bytes | None:
-        """The bytes of picture i, None where the archive is not the one that was indexed."""
+        """The bytes of picture i, None where the archive is not the one that was indexed.
+
+        Raises:
+            UserError: a remote archive is not, or (Interrupted) cannot be had.
+        """
         shard = self.shards[index.shards[i]]
         if is_remote(shard.path):
-            same = identity_seen_by(os.getpid(), shard.path) == (shard.size, shard.tag)
-            return read_range(shard.path, int(index.starts[i]), int(index.sizes[i])) if same else None
+            return read_range(shard.path, int(index.starts[i]), int(index.sizes[i]), Identity(shard.size, shard.tag))
         descriptor = _descriptor(os.getpid(), shard).number
         if local_identity(descriptor) != (shard.size, shard.tag):
             return None

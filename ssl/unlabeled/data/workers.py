@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -110,8 +111,8 @@ class Batches(Iterator[Any]):
 
 def _said(text: str) -> UserError | None:
     """The error at the end of a worker's traceback, if it is the user's."""
-    lines = [line for line in text.splitlines() if "UserError: " in line]
-    return UserError(lines[-1].split("UserError: ", 1)[1]) if lines else None
+    found = re.findall(r"^unlabeled\.errors\.(UserError|Interrupted): (.*)", text, re.MULTILINE)
+    return {"UserError": UserError, "Interrupted": Interrupted}[found[-1][0]](found[-1][1]) if found else None
 
 
 def _on_child(_number: int, _frame: FrameType | None) -> None:
