@@ -16,6 +16,7 @@ from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    from unlabeled.cli import print_any_script
     from unlabeled.data import prepare_command
     from unlabeled.doctor import command as doctor
     from unlabeled.evaluate import command
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from unlabeled.serve import command as serve
     from unlabeled.serve import deploy
 
+    print_any_script()
     parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
     commands = parser.add_subparsers(required=True)
     programs: dict[str, tuple[Any, str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import shutil
 import sys
@@ -69,6 +70,7 @@ class Stage(Protocol):
 
 def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     """Run one stage from the command line; returns the exit code."""
+    print_any_script()
     options = _parse(stage, arguments)
     try:
         with Bars(active=os.environ.get("RANK", "0") == "0"):
@@ -84,6 +86,13 @@ def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: cannot write: {error}. Make room; the same command goes on from there.", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def print_any_script() -> None:
+    """Let a terminal of any encoding show what it has no letters for as `\\xe9`, rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:

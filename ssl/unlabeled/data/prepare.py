@@ -99,7 +99,7 @@ class Preparation:
             stamps.append(Stamp(self._tar(number).name, done.size, ""))
             bad += [json.dumps({"key": self.source.key(i), "reason": reason}) + "\n" for i, reason in done.bad]
             for i, start, size in zip(self.pictures(number), done.starts, done.sizes, strict=True):
-                builder.add_stored(os.fsencode(self.source.key(i)), number, start, size)
+                builder.add_stored(self.source.key(i).encode("utf-8", "surrogateescape"), number, start, size)
         found = Listing.of(builder.build(), self.source.classes, self.source.labels, tuple(stamps))
         own = fingerprint(self.source.fingerprint(), self.settings)
         (self.folder / f"{self.split}_bad.jsonl").write_text("".join(bad), encoding="utf-8")
