@@ -95,7 +95,8 @@ class Pretrain:
 
         recipe.evaluate.must_suit(recipe.method.encoder.model)
         rank, world = accelerator.process_index, accelerator.num_processes
-        splits = Splits(recipe.evaluate, recipe.data, accelerator.device, recipe.run.workers, rank, world)
+        run = recipe.run
+        splits = Splits(recipe.evaluate, recipe.data, accelerator.device, run.workers, rank, world, timeout=run.timeout)
         splits.check()
         evaluator = Evaluator(splits, recipe.method.views[0].shape)
         return lambda method: evaluator(next(iter(method.exports().values())), method.pooling())

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unlabeled.errors import Interrupted, UserError
-from unlabeled.progress import Bars
-from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
+from unlabeled.cli import exit_code
+from unlabeled.errors import UserError
+from unlabeled.train.signals import EXIT_DONE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    from unlabeled.cli import print_any_script
+    """Run one command; returns the exit code. Without arguments, those of this process, which then ends."""
+    return exit_code(lambda: _run(arguments), last=arguments is None)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     from unlabeled.data import prepare_command
     from unlabeled.doctor import command as doctor
     from unlabeled.evaluate import command
@@ -26,7 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from unlabeled.serve import command as serve
     from unlabeled.serve import deploy
 
-    print_any_script()
     parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
     commands = parser.add_subparsers(required=True)
     programs: dict[str, tuple[Any, str]] = {
@@ -57,15 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
-    try:
-        with Bars(active=os.environ.get("RANK", "0") == "0"):
-            return options.run(options)
-    except Interrupted as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    return int(options.run(options))
 
 
 def _import(options: argparse.Namespace) -> int:

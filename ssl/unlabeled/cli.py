@@ -8,16 +8,12 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import ValidationError
-
-from unlabeled.errors import Interrupted, UserError
-from unlabeled.progress import Bars
-from unlabeled.recipe import describe, differences, dump, fields, format_differences, load
-from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED
+from unlabeled.errors import Interrupted, Stopped, UserError
+from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,9 +40,9 @@ OWN = (
 # nothing is wrong with the program: the disk is full, a quota is used up, or it may only be read
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped after a checkpoint by SIGTERM, SIGUSR1, Ctrl-C or for a
-lost loader worker, the same command goes on from there. Several processes, on GPUs or a CPU:
-accelerate launch --multi_gpu --num_processes N pretrain.py ..., or torchrun --nproc_per_node N pretrain.py ..."""
+EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1, Ctrl-C or for a lost loader
+worker, after a checkpoint if any step was made: the same command goes on from there. Several processes, on GPUs or a
+CPU: accelerate launch --multi_gpu --num_processes N pretrain.py ..., or torchrun --nproc_per_node N pretrain.py ..."""
 
 
 class Stage(Protocol):
@@ -69,23 +65,54 @@ class Stage(Protocol):
 
 
 def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
-    """Run one stage from the command line; returns the exit code."""
-    print_any_script()
-    options = _parse(stage, arguments)
-    try:
-        with Bars(active=os.environ.get("RANK", "0") == "0"):
-            return _run(stage, options)
-    except Interrupted as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except OSError as error:
-        if error.errno not in DISK_TROUBLE:
-            raise
-        print(f"error: cannot write: {error}. Make room; the same command goes on from there.", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    """Run one stage; returns the exit code.
+
+    Args:
+        stage: which.
+        arguments: of the command line; None = this process's own, which then ends deaf to signals.
+    """
+
+    where = " before the first step"
+    return exit_code(lambda: _run(stage, _parse(stage, arguments)), last=arguments is None, where=where)
+
+
+def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
+    """What a program ends with: its own code, or that of an error, which is said without a traceback.
+
+    Args:
+        run: the program. A signal ends it wherever it stands, see `unlabeled.train.signals`.
+        last: nothing comes after it, so later signals are ignored.
+        where: it is when it begins, to be said with a signal.
+    """
+    with stop:
+        stop.where = where
+        try:
+            with stop.now():
+                from unlabeled.progress import Bars
+
+                print_any_script()
+                with Bars(active=os.environ.get("RANK", "0") == "0"):
+                    code = run()
+        except Stopped as error:
+            code = _said(f"{error}. Nothing is lost: run the same command again.", EXIT_STOPPED)
+        except Interrupted as error:
+            code = _said(f"error: {error}", EXIT_STOPPED)
+        except UserError as error:
+            code = _said(f"error: {error}", EXIT_BAD_INPUT)
+        except OSError as error:
+            if error.errno not in DISK_TROUBLE:
+                raise
+            code = _said(
+                f"error: cannot write: {error}. Make room; the same command goes on from there.", EXIT_BAD_INPUT
+            )
+        if last:
+            stop.ignore()
+    return code
+
+
+def _said(text: str, code: int) -> int:
+    print(text, file=sys.stderr, flush=True)
+    return code
 
 
 def print_any_script() -> None:
@@ -98,6 +125,8 @@ def print_any_script() -> None:
 def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
     class Help(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+            from unlabeled.recipe import describe
+
             _show(parser.format_help() + "\nrecipe fields:\n\n" + describe(stage.schema()))
             parser.exit()
 
@@ -127,12 +156,12 @@ def _show(text: str) -> None:
 
 
 def _run(stage: Stage, options: argparse.Namespace) -> int:
+    from unlabeled.recipe import load
+    from unlabeled.train.distributed import make_accelerator, on_main
+
     _refuse_the_other_programs(stage, options.recipe)
     recipe = load(stage.schema(), options.recipe, options.overrides)
     output = Path(recipe.output)
-
-    from unlabeled.train.distributed import make_accelerator, on_main
-
     notes, run = _notes(recipe), recipe.run
     accelerator = make_accelerator(
         run.device, recipe.train.precision, run.timeout, list(run.trackers), str(output), planning=options.dry_run
@@ -140,7 +169,7 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
     recipe.data.keep_index(output / "index", write=not options.dry_run)
     try:
         # one process looks for pictures, the others read its index
-        on_main(accelerator, lambda: recipe.data.open("train"))
+        on_main(accelerator, lambda: recipe.data.open("train"), whole=False)
         job = stage.job(recipe, accelerator)
         _print_plan(stage, recipe, job, accelerator, notes)
         if options.dry_run:
@@ -154,6 +183,8 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
 
 
 def _refuse_the_other_programs(stage: Stage, path: str) -> None:
+    from unlabeled.recipe import fields
+
     found = fields(path)
     for field, program in {"method": "pretrain", "encoder": "finetune", "task": "finetune"}.items():
         if field in found and field not in stage.schema().model_fields:
@@ -197,6 +228,7 @@ def train(
     """Run a job from where an earlier run left it; returns the exit code. `options.fresh` and `.force` are read."""
     from unlabeled.engine import Engine
     from unlabeled.lock import claim
+    from unlabeled.recipe import dump
     from unlabeled.train.distributed import on_main
 
     lock = on_main(accelerator, lambda: claim(output, "run.output"))
@@ -207,7 +239,7 @@ def train(
         (output / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     if not engine.run():
         engine.display.say(
-            f"stopped by {engine.stop.received or 'another process'} at step {engine.step}; checkpoint in "
+            f"stopped by {stop.received or 'another process'} at step {engine.step}; checkpoint in "
             f"{engine.checkpoints.path(engine.step)}. The same command goes on from there."
         )
         return EXIT_STOPPED
@@ -233,6 +265,9 @@ def resume(engine: Engine, job: Job) -> None:
 
 
 def _refuse_changes(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
+    from pydantic import ValidationError
+
+    from unlabeled.recipe import differences, format_differences
     from unlabeled.schema import is_free
 
     advice = "Undo this, choose another run.output, or start over with --fresh --force."

@@ -17,7 +17,7 @@ from unlabeled.data.bad import BadSamples
 from unlabeled.data.feed import Feed
 from unlabeled.data.loader import Normalize, RawBatch, to_device
 from unlabeled.data.sampler import steps_per_epoch, total_steps
-from unlabeled.errors import UserError
+from unlabeled.errors import Stopped, UserError
 from unlabeled.evaluate.features import evaluating
 from unlabeled.job import Job
 from unlabeled.method import Batch, Method, Output, Progress
@@ -30,8 +30,8 @@ from unlabeled.train.cpu import settle
 from unlabeled.train.diagnosis import Diagnosis
 from unlabeled.train.distributed import gather_objects, on_main, raise_together, total
 from unlabeled.train.optim import param_groups, set_rates
-from unlabeled.train.signals import StopRequest
-from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers
+from unlabeled.train.signals import stop
+from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers, scores_at
 from unlabeled.train.watch import Watch
 
 
@@ -84,7 +84,7 @@ class Engine:
         kept = run.keep_last, run.keep_every, self.display.say, snapshot.check, accelerator.is_main_process
         self.checkpoints = Checkpoints(output / "checkpoints", *kept)
         self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
-        self.stop, self.clock = StopRequest(), Clock()
+        self.clock = Clock()
         self.meter, self.averages = Meter(), Averages()
         self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.display.say)
 
@@ -100,9 +100,10 @@ class Engine:
         self.trackers = Trackers(self.accelerator, self.job.recipe.name, self.job.recipe, self.display.say)
         self.model.train()
         feed = self._feed()
+        self.meter.reset(feed)
         try:
-            with self.stop, self.display:
-                return self._loop(feed)
+            with stop, self.display:
+                return self._owed() and self._loop(feed)
         finally:
             feed.close()
             self.trackers.close()
@@ -113,6 +114,11 @@ class Engine:
         pending, error = feed.next()
         self._note_bad(pending, error)
         self.meter.reset(feed)
+        with stop.later():
+            stop.where = ""
+            return self._steps(feed, pending)
+
+    def _steps(self, feed: Feed, pending: list[RawBatch]) -> bool:
         while not self.done:
             batch, norm = self._forward_backward(pending)
             pending, error = feed.next()
@@ -123,12 +129,28 @@ class Engine:
                 self.save()  # the step is whole: what the loader lost must not cost more
             if verdict.bad or verdict.failed:
                 self._note_bad(pending, error)
-            self._report(batch, norm, feed, verdict.loss)
-            if self._due(self.job.recipe.run.checkpoint_every) or self.done or verdict.stop or self._is_best():
-                self.save()
-            if verdict.stop and not self.done:
+            self._report(norm, feed, verdict.loss)
+            saves = self._due(self.job.recipe.run.checkpoint_every) or self.done or verdict.stop or self._is_best()
+            if saves:
+                self.save()  # before it is scored, which may take long
+            if verdict.stop:
+                return False
+            if self._is_scored() and not self._evaluate(batch):
+                if not saves:
+                    self.save()
                 return False
         return True
+
+    def _owed(self) -> bool:
+        """Score the step that a run goes on from, if that was left out; False when a signal cut it short."""
+        if not self.step or not self._is_scored():
+            return True
+        known = gather_objects(scores_at(self.output / "metrics.jsonl", self.step) if self.metrics else None)[0]
+        self.evaluated |= known
+        return bool(known) or self._evaluate(None)
+
+    def _is_scored(self) -> bool:
+        return self._due(self.job.recipe.evaluate and self.job.recipe.evaluate.every) or self.done
 
     @property
     def done(self) -> bool:
@@ -185,12 +207,12 @@ class Engine:
         """One exchange per step, and the only time the host waits for the device. The loss is the mean of all parts."""
         loss = torch.stack([output.loss for output in self._outputs]).mean()
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        bad = any(raw.bad for raw in pending)
-        flags = torch.tensor([self.stop.received is not None, bad, error is not None], device=self.device)
+        told, bad = stop.received is not None, any(raw.bad for raw in pending)
+        flags = torch.tensor([told, bad, error is not None], device=self.device)
         seen = torch.cat([broken.view(1), flags, loss.view(1) / self.accelerator.num_processes])
         *counts, mean = total(self.accelerator, seen.float()).tolist()
-        broken_anywhere, stop, bad_anywhere, failed = (count > 0 for count in counts)
-        return Verdict(broken_anywhere, stop, bad_anywhere, failed, mean)
+        broken_anywhere, told_anywhere, bad_anywhere, failed = (count > 0 for count in counts)
+        return Verdict(broken_anywhere, told_anywhere, bad_anywhere, failed, mean)
 
     def _update(self, broken: bool) -> None:
         """Step the optimizer, or skip on every process alike."""
@@ -243,7 +265,7 @@ class Engine:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
-    def _report(self, batch: Batch, norm: Tensor, feed: Feed, loss: float) -> None:
+    def _report(self, norm: Tensor, feed: Feed, loss: float) -> None:
         last = self.step == self.total_steps
         if self._due(self.job.recipe.run.log_every) or last:
             self._log(norm, feed)
@@ -251,8 +273,6 @@ class Engine:
             self.display.show(self.step, self.progress().epoch, loss, self.meter.pace)
         if self.watch is not None and (self._due(self.watch.config.every) or last):
             self._look(self.watch)
-        if self._due(self.job.recipe.evaluate and self.job.recipe.evaluate.every) or self.done:
-            self._evaluate(batch)
 
     def _log(self, norm: Tensor, feed: Feed) -> None:
         speed, epoch = self.meter.read(feed), self.progress().epoch
@@ -271,18 +291,27 @@ class Engine:
             self.metrics.write(self.step, values)
         self.trackers.log(self.step, values)
 
-    def _evaluate(self, batch: Batch) -> None:
-        """Evaluators and pictures."""
-        if self.job.evaluate is None and self.job.picture is None:
+    def _evaluate(self, batch: Batch | None) -> bool:
+        """Evaluators, and pictures of a batch; False when a signal cut them short."""
+        try:
+            with stop.now(), self._aside() as method:
+                self._score(method)
+                if self.job.picture is not None and batch is not None and self.accelerator.is_main_process:
+                    self.job.picture(self.step, method, batch)
+                raise_together(None)  # pictures may have taken long, and are drawn by one process
+        except Stopped:
+            return False
+        return True
+
+    def _score(self, method: Method) -> None:
+        if self.job.evaluate is None:
             return
-        with self._aside() as method:
-            if self.job.evaluate is not None:
-                self.evaluated = dict(self.job.evaluate(method))
-            if self.job.picture is not None and self.accelerator.is_main_process:
-                self.job.picture(self.step, method, batch)
-        if self.evaluated:
+        self.evaluated = dict(self.job.evaluate(method))
+        if not self.evaluated:
+            return
+        with stop.later():
             self._write(self.evaluated)
-            self.display.say(f"step {self.step}  " + "  ".join(f"{k} {v:.2f}" for k, v in self.evaluated.items()))
+        self.display.say(f"step {self.step}  " + "  ".join(f"{k} {v:.2f}" for k, v in self.evaluated.items()))
 
     def _look(self, watch: Watch) -> None:
         """The watched score decides which checkpoint stays, where the rate falls and when the run ends."""

@@ -11,6 +11,10 @@ class Interrupted(UserError):
     """Neither recipe nor data are to blame, and nothing is lost: the same command goes on."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asks the program to end, and nothing is lost if it does. No code that handles errors may swallow it."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of somebody else's code says, in one line; its kind where it says nothing."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__

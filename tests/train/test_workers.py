@@ -9,10 +9,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from injected import at, in_a_worker
 from support import TINY_PRETRAIN, checkpoint_bytes, launch
 
 LAST, WHEN = 15, 10
@@ -20,26 +19,35 @@ AHEAD = 5  # batches that are made before they are asked for
 STOPPED = 75
 
 
-def in_a_worker_at(step: int, what: Callable[[], None]) -> None:
-    """Do something in the worker that makes the first sample of a step."""
-    from unlabeled.data.loader import ViewDataset
-
-    original = ViewDataset.__getitem__
-
-    def getitem(self: ViewDataset, position: Any) -> Any:
-        if torch.utils.data.get_worker_info() is not None and position.step == step and position.row == 0:
-            what()
-        return original(self, position)
-
-    ViewDataset.__getitem__ = getitem  # type: ignore[method-assign]
-
-
 def killed() -> None:
-    in_a_worker_at(WHEN, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    in_a_worker(lambda: os.kill(os.getpid(), signal.SIGKILL), WHEN)
 
 
 def hanging() -> None:
-    in_a_worker_at(WHEN, lambda: time.sleep(600))
+    in_a_worker(lambda: time.sleep(600), WHEN)
+
+
+def frozen() -> None:
+    """The batches that it has made lie in memory that only it can hand over."""
+    in_a_worker(lambda: os.kill(os.getpid(), signal.SIGSTOP), WHEN)
+
+
+def frozen_when_told_to_stop() -> None:
+    """The main process gets SIGTERM a second later."""
+
+    def freeze() -> None:
+        subprocess.Popen(["sh", "-c", f"sleep 1; kill -TERM {os.getppid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    in_a_worker(freeze, WHEN)
+
+
+def frozen_in_evaluation() -> None:
+    at(
+        "unlabeled.evaluate.features:CentreCrops.__getitem__",
+        lambda: os.kill(os.getpid(), signal.SIGSTOP),
+        in_children=True,
+    )
 
 
 def without_shared_memory() -> None:
@@ -66,7 +74,13 @@ def may_mount() -> bool:
                 "was ended by SIGKILL. Out of memory? Lower run.workers. The same command goes on",
             ),
         ),
-        (hanging, ["run.timeout=8"], ("no loader worker gave a batch in run.timeout=8 seconds",)),
+        (hanging, ["run.timeout=6"], ("no loader worker gave a batch in run.timeout=6 seconds: does the storage",)),
+        (
+            frozen,
+            ["run.timeout=3"],
+            ("no loader worker gave a batch in run.timeout=3 ", "stopped by a signal (SIGSTOP)"),
+        ),
+        (frozen_when_told_to_stop, [], ("stopped by SIGTERM at step",)),
     ],
 )
 @pytest.mark.parametrize("world", [1, 2])
@@ -90,6 +104,15 @@ def test_a_lost_worker_costs_nothing(
     if world == 1:
         assert launch("pretrain", [*recipe, f"run.output={tmp_path}/whole"]) == [0]
         assert checkpoint_bytes(tmp_path / "cut", LAST) == checkpoint_bytes(tmp_path / "whole", LAST)
+
+
+def test_a_worker_that_freezes_in_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    arguments = [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path}/run", "run.workers=1", "evaluate.knn.k=3"]
+    assert launch("pretrain", [*arguments, "run.timeout=3"], hook=frozen_in_evaluation) == [STOPPED]
+    said = capsys.readouterr().err
+    assert "run.timeout=3" in said and "(SIGSTOP)" in said and "Traceback" not in said
+    assert (tmp_path / "run" / "checkpoints" / "step-00000015").exists()
 
 
 @pytest.mark.skipif(not may_mount(), reason="may not mount a file system")

@@ -10,6 +10,8 @@ import torch
 from unlabeled.data.loader import RawBatch, ViewDataset, collate, make_loader
 from unlabeled.data.sampler import EpochSampler
 from unlabeled.data.workers import Batches
+from unlabeled.errors import Stopped
+from unlabeled.train.signals import stop
 
 
 class Feed:
@@ -52,14 +54,18 @@ class Feed:
         self._iterator: Batches | None = None
 
     def next(self) -> tuple[list[RawBatch], Exception | None]:
-        """The next step's micro-batches, none after the last; or what went wrong, for all processes to agree on."""
+        """The next step's micro-batches, none after the last or a signal to stop; or what went wrong, for all processes
+        to agree on."""
         if not self.left:
             return [], None
         started = time.perf_counter()
         try:
             if self._iterator is None:
                 self._iterator = Batches(self._batches)
-            fetched = [next(self._iterator) for _ in range(self.accumulate)]
+            with stop.now(), stop.alone():
+                fetched = [next(self._iterator) for _ in range(self.accumulate)]
+        except Stopped:
+            return [], None  # nobody will ask for more
         except Exception as error:  # workers raise whatever their code raises
             return [], error
         self.left -= 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from unlabeled.data.photometric import Photometric, recolour
 from unlabeled.data.sampler import Order, Position
 from unlabeled.data.source import Source
 from unlabeled.data.views import Crops, View
-from unlabeled.data.workers import end_where_batches_cannot_be_sent
+from unlabeled.data.workers import end_where_batches_cannot_be_sent, listen_to_nobody
 from unlabeled.errors import BadSample, UserError
 from unlabeled.method import Batch, ViewBatch
 from unlabeled.nn.mixing import Mix
@@ -190,9 +189,7 @@ def _recoloured(pixels: Tensor, drawn: Photometric, normalize: Normalize) -> Ten
 
 
 def _begin(_worker: int) -> None:
-    # signals for the process group reach workers too, but only the main process may act on them
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
+    listen_to_nobody()
     end_where_batches_cannot_be_sent()
 
 

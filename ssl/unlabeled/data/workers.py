@@ -12,14 +12,17 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from unlabeled.errors import Interrupted, UserError
+from unlabeled.train.signals import STOP_SIGNALS
 
 DYING = 10.0  # seconds between the end of a worker's connection and its own
 GOES_ON = "The same command goes on."
@@ -46,16 +49,23 @@ class Batches(Iterator[Any]):
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._timeout = loader.timeout
-        self._iterator: Iterator[Any] = iter(loader)
-        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+        # a worker that a signal meets before it can ignore it would be lost
+        with _held_back():
+            self._iterator: Iterator[Any] = iter(loader)
+        if _hears() and hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, _on_child)
+            signal.signal(signal.SIGALRM, _on_alarm)
 
     def __next__(self) -> Any:
         global _waited_for
         self.check()
         _waited_for = self
         try:
-            return next(self._iterator)
+            with _within(self._timeout):
+                return next(self._iterator)
+        except _TooLong:
+            self.check()
+            raise self._nothing_came() from None
         except UserError as error:
             # torch raises a worker's under its own type, with the worker's traceback for a message
             raise _said(str(error)) or error from None
@@ -88,25 +98,87 @@ class Batches(Iterator[Any]):
         if said := _said(text):
             return said
         if "timed out" in text:
-            given = f"no loader worker gave a batch in run.timeout={self._timeout:g} seconds"
-            return Interrupted(f"{given}: does the storage answer? {GOES_ON}")
+            return self._nothing_came()
         if "shared memory" in text:
             return Interrupted(f"a loader worker cannot send a batch. {NO_SHARED_MEMORY}")
         return error
 
+    def _nothing_came(self) -> Interrupted:
+        given = f"no loader worker gave a batch in run.timeout={self._timeout:g} seconds"
+        frozen = [f"worker {n} (process {w.pid})" for n, w in enumerate(self._workers) if _is_frozen(w.pid)]
+        why = f"{' and '.join(frozen)} was stopped by a signal (SIGSTOP)." if frozen else "does the storage answer?"
+        return Interrupted(f"{given}: {why} {GOES_ON}")
+
     def close(self) -> None:
         """End all workers, now."""
-        workers = list(self._workers)
-        self._iterator = iter(())  # torch ends the workers of what nobody refers to any more
-        for worker in workers:
-            # that a traceback refers to, or that hang: they do not listen to SIGTERM, after which Python waits for ever
+        for worker in self._workers:
+            # first: they do not listen to SIGTERM, and torch would wait for one that hangs or is frozen
             worker.kill()
+        self._iterator = iter(())
 
     def __enter__(self) -> Batches:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _TooLong(Exception):
+    """Raised where a batch is waited for, when the time is over."""
+
+
+def _hears() -> bool:
+    """Whether this thread is the one that signals reach."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise _TooLong inside after so many seconds; 0 = never. torch's own timeout does not reach into the receipt of a
+    batch, of which a worker has sent a part only, or not yet the memory it lies in."""
+    if not seconds or not _hears() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _on_alarm(_number: int, _frame: FrameType | None) -> None:
+    if _waited_for is not None:
+        raise _TooLong
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Within, signals to stop wait; processes that are started inherit this, see `listen_to_nobody`."""
+    if not _hears() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def listen_to_nobody() -> None:
+    """In a worker: signals for the process group reach it too, but only the main process may act on them."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _is_frozen(process: int) -> bool:
+    """Whether SIGSTOP or a debugger holds a process, where /proc says so."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[:1] in (["T"], ["t"])
 
 
 def _said(text: str) -> UserError | None:

@@ -12,10 +12,11 @@ from unlabeled.data.loader import Normalize, ViewDataset, collate, make_loader, 
 from unlabeled.data.sampler import Position
 from unlabeled.data.views import View
 from unlabeled.data.workers import Batches
-from unlabeled.errors import UserError
-from unlabeled.evaluate.features import WORKER_TIMEOUT, Encode
+from unlabeled.errors import Stopped, UserError
+from unlabeled.evaluate.features import Encode
 from unlabeled.progress import track
 from unlabeled.train.distributed import gather_objects, raise_together
+from unlabeled.train.signals import stop
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.protocol import Splits
@@ -65,8 +66,9 @@ def view_features(encode: Encode, splits: Splits, view: View, most: int, seed: i
     share = _Share([], [])
     error = None
     try:
-        _encode(encode, splits, ViewDataset(source, [view], 1, seed), batches, share)
-    except Exception as caught:  # whatever it is, the other processes are waiting to hear of it
+        with stop.alone():
+            _encode(encode, splits, ViewDataset(source, [view], 1, seed), batches, share)
+    except (Exception, Stopped) as caught:  # whatever it is, the other processes are waiting to hear of it
         error = caught
     raise_together(error)
     return _whole(gather_objects(share) if splits.world > 1 else [share])
@@ -76,7 +78,7 @@ def _encode(encode: Encode, splits: Splits, dataset: ViewDataset, batches: list[
     device = splits.device
     normalize = Normalize(splits.data.mean, splits.data.std, device)
     loader = make_loader(
-        dataset, batches, workers=splits.workers, device=device, timeout=WORKER_TIMEOUT, collate=collate
+        dataset, batches, workers=splits.workers, device=device, timeout=splits.timeout, collate=collate
     )
     with Batches(loader) as made:
         pairs = zip(batches, made, strict=True)

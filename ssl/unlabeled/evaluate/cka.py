@@ -101,5 +101,6 @@ def _other(bench: Bench, path: str) -> Bench:
     data = splits.data
     if isinstance(data, BaseModel):
         data = data.model_copy(update={"mean": tuple(prepared.mean), "std": tuple(prepared.std)})
-    again = Splits(splits.config, data, splits.device, splits.workers, splits.rank, splits.world)
+    rank, world = splits.rank, splits.world
+    again = Splits(splits.config, data, splits.device, splits.workers, rank, world, timeout=splits.timeout)
     return Bench(encoder.to(bench.device), again, encoder.image_size, pool=bench.pool)

@@ -16,9 +16,10 @@ from unlabeled.data.loader import Normalize, make_loader
 from unlabeled.data.source import Source
 from unlabeled.data.views import Interpolation, center_crop
 from unlabeled.data.workers import Batches
-from unlabeled.errors import BadSample, UserError
+from unlabeled.errors import BadSample, Stopped, UserError
 from unlabeled.progress import track
 from unlabeled.train.distributed import gather_objects, raise_together
+from unlabeled.train.signals import stop
 
 Encode = Callable[[Tensor], Tensor]
 Bad = tuple[str, str]  # a picture's key, and why it cannot be used
@@ -108,6 +109,7 @@ def extract(
     indices: np.ndarray | None = None,
     rank: int = 0,
     world: int = 1,
+    timeout: float = WORKER_TIMEOUT,
 ) -> Features:
     """Features of the labelled pictures of a source, in its order; the same on every process.
 
@@ -126,18 +128,18 @@ def extract(
         workers: processes that load pictures.
         indices: [m] which samples of the source; None = all.
         rank, world: this process and how many there are.
+        timeout: seconds to wait for a batch of a worker.
 
     Raises:
         UserError: no picture is left.
+        Interrupted: a worker is lost, or gives nothing in time.
     """
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
     chosen = chosen[source.labels[chosen] >= 0]
     share = range(rank, len(chosen), world)
     batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
     dataset = CentreCrops(source, chosen, shape, crop_pct, interpolation)
-    loader = make_loader(
-        dataset, batches, workers=workers, device=device, timeout=WORKER_TIMEOUT, collate=stack_centred
-    )
+    loader = make_loader(dataset, batches, workers=workers, device=device, timeout=timeout, collate=stack_centred)
 
     x: list[Tensor] = []
     rows: list[int] = []
@@ -145,14 +147,14 @@ def extract(
     bad: list[Bad] = []
     error = None
     try:
-        with Batches(loader) as made:
+        with stop.alone(), Batches(loader) as made:
             for pixels, batch_rows, batch_labels, batch_bad in track(made, "encoding images", len(share), _images):
                 if pixels is not None:
                     x.append(encode(normalize(pixels.to(device, non_blocking=True))).float().cpu())
                 rows += batch_rows
                 labels += batch_labels
                 bad += batch_bad
-    except Exception as caught:  # whatever it is, the other processes are waiting to hear of it
+    except (Exception, Stopped) as caught:  # whatever it is, the other processes are waiting to hear of it
         error = caught
     raise_together(error)
     return _whole(x, rows, labels, bad, world)

@@ -18,7 +18,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.cka import Cka
-from unlabeled.evaluate.features import Encode, Features, extract
+from unlabeled.evaluate.features import WORKER_TIMEOUT, Encode, Features, extract
 from unlabeled.evaluate.fewshot import FewShot
 from unlabeled.evaluate.knn import Knn
 from unlabeled.evaluate.labelfree import LabelFree
@@ -113,6 +113,7 @@ class Splits:
         rank, world: this process and how many there are.
         labels: whether the class of every picture matters; if not, all are of one. None = as the evaluation's protocols
             say.
+        timeout: seconds to wait for a batch of a worker.
     """
 
     def __init__(
@@ -124,9 +125,10 @@ class Splits:
         rank: int = 0,
         world: int = 1,
         labels: bool | None = None,
+        timeout: float = WORKER_TIMEOUT,
     ) -> None:
         self.config, self.data, self.device = config, data, device
-        self.workers, self.rank, self.world = workers, rank, world
+        self.workers, self.rank, self.world, self.timeout = workers, rank, world, timeout
         self.known: dict[Protocol, Any] = {}  # what a protocol has found out of the pictures, to look once
         needed = [protocol.labels for protocol in config.protocols]
         self.labels = any(needed) or not needed if labels is None else labels
@@ -187,6 +189,7 @@ class Splits:
                 workers=self.workers,
                 rank=self.rank,
                 world=self.world,
+                timeout=self.timeout,
             )
             for source in self.sources
         )

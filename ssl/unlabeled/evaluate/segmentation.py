@@ -17,7 +17,7 @@ from unlabeled.data.workers import Batches
 from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.dense import Map, Standard, confusion, iou, miou, train_heads
-from unlabeled.evaluate.features import WORKER_TIMEOUT, evaluating
+from unlabeled.evaluate.features import evaluating
 from unlabeled.evaluate.linear import HELD_OUT, LearningRate
 from unlabeled.evaluate.mask_values import MAX_CLASSES, Coding, coding_of, name_of, number_of, shares, together
 from unlabeled.evaluate.masks import Scene, Scenes, open_scenes
@@ -215,7 +215,7 @@ def feature_maps(bench: Bench, scenes: Scenes, config: Segmentation) -> Iterator
         [some.tolist() for some in rows],
         workers=splits.workers,
         device=bench.device,
-        timeout=WORKER_TIMEOUT,
+        timeout=splits.timeout,
         collate=_of_equal_shape,
     )
     with Batches(loader) as made:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.errors import UserError
+from unlabeled.errors import Stopped, UserError
 from unlabeled.options import check_least, checked, cores, pictures
 from unlabeled.progress import duration, task
 from unlabeled.report.clock import Clock
+from unlabeled.train.signals import stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,10 +80,11 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     on_main(accelerator, lambda: embedding.claim(about))
     missing = gather_objects(embedding.missing())[0]  # before anyone begins
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    error = None
+    error: BaseException | None = None
     try:
-        _show(embedding.run(mine, accelerator, args.batch_size, args.workers), accelerator, embedding, mine)
-    except (UserError, OSError) as caught:
+        with stop.alone():
+            _show(embedding.run(mine, accelerator, args.batch_size, args.workers), accelerator, embedding, mine)
+    except (UserError, OSError, Stopped) as caught:
         error = caught
     raise_together(error)
     made = on_main(accelerator, embedding.finish)
@@ -114,7 +116,7 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
     data = _data(args, how)
     data.keep_index(args.out / "index")
     # one process looks for pictures, the others read its index
-    on_main(accelerator, lambda: data.open(args.split))
+    on_main(accelerator, lambda: data.open(args.split), whole=False)
     source = data.open(args.split)
     return Embedding(encoder.to(accelerator.device), source, data.mean, data.std, settings, args.out)
 

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unlabeled.errors import Interrupted, UserError
+from unlabeled.errors import Interrupted, Stopped, UserError
 from unlabeled.train import environment
+from unlabeled.train.signals import stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,6 +62,7 @@ def make_accelerator(
         )
     except (ValueError, ImportError, NotImplementedError) as error:  # of its environment, or the device
         raise UserError(f"Accelerate cannot start: {error}") from error
+    stop.several = accelerator.num_processes > 1
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("FSDP version 1 loses the names of parameters. Launch with --fsdp_version 2.")
     return accelerator
@@ -99,10 +101,14 @@ def raise_together(error: BaseException | None) -> None:
     """Raise on every process what any of them caught, so that none waits for the others.
 
     Raises:
+        Stopped: a signal asks one of them to end, and the work in hand may be left.
         UserError: the first process's error, by rank; Interrupted where it is one.
     """
     mine = None if error is None else (str(error), isinstance(error, Interrupted))
-    for rank, caught in enumerate(gather_objects(mine)):
+    found = gather_objects((mine, stop.received if stop.asks else None))
+    for received in filter(None, (asked for _, asked in found)):
+        raise Stopped(f"stopped by {received}{stop.where}")
+    for rank, (caught, _) in enumerate(found):
         if caught is not None:
             if error is not None and caught == mine:
                 raise error
@@ -110,13 +116,21 @@ def raise_together(error: BaseException | None) -> None:
             raise (Interrupted if interrupted else UserError)(f"process {rank}: {text}")
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
-    """Run something on the main process only; its error is every process's. None on the others."""
-    result, error = None, None
+def on_main(accelerator: Accelerator, action: Callable[[], T], *, whole: bool = True) -> T | None:
+    """Run something on the main process only; its error is every process's. None on the others.
+
+    Args:
+        accelerator: says which process this is.
+        action: what to run.
+        whole: a signal waits until it is done, as for what is written.
+    """
+    result: T | None = None
+    error: BaseException | None = None
     if accelerator.is_main_process:
         try:
-            result = action()
-        except (UserError, OSError) as caught:
+            with stop.later() if whole else stop.alone():
+                result = action()
+        except (UserError, OSError, Stopped) as caught:
             error = caught
     raise_together(error)
     return result

@@ -60,6 +60,17 @@ class MetricsFile:
         self._file.close()
 
 
+def scores_at(file: Path, step: int) -> dict[str, float]:
+    """What evaluators said of a step, from the end of `metrics.jsonl`; empty if they did not."""
+    with open(file, "rb") as opened:
+        opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL))
+        lines = opened.read().splitlines()
+    said = [json_object(line) for line in lines if _step_of(line) == step]
+    # other lines of a step are its loss, and a score that is watched
+    scores = [line for line in said if "loss" not in line and not any(name.startswith("watched_") for name in line)]
+    return {name: value for line in scores for name, value in line.items() if name != "step"}
+
+
 class Waits(Protocol):
     """Something whose total waiting time, in seconds, can be read."""
 

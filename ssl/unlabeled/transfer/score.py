@@ -93,6 +93,7 @@ def look(encode: Encode, method: Method, recipe: Any, accelerator: Accelerator, 
             workers=recipe.run.workers,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
+            timeout=recipe.run.timeout,
         )
 
 

@@ -1,0 +1,157 @@
+"""A signal anywhere ends a run with 75 or 0, leaves nothing half done, and costs nothing: the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from injected import at, in_a_worker, own_group, to_the_group, to_this_one
+from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
+
+STOPPED, LAST = 75, 15
+SCORED = ["evaluate.every=6", "evaluate.knn.k=3", "evaluate.crop_pct=1.0"]
+OPEN = "unlabeled.data.source:SourceConfig.open"
+ENGINE = "unlabeled.engine:Engine.__init__"
+ENCODE = "unlabeled.evaluate.features:stack_centred"
+SCORE = "unlabeled.evaluate.protocol:Evaluator.__call__"
+EXPORT = "unlabeled.export:split_heads"
+WRITE = "unlabeled.export:_write_model"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recipes and one uninterrupted run of each stage."""
+    home = tmp_path_factory.mktemp("signals")
+    (home / "pretrain.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    (home / "finetune.yaml").write_text(
+        TINY_FINETUNE.replace("UNSET", str(home / "pretrain" / "export")), encoding="utf-8"
+    )
+    for stage in ("pretrain", "finetune"):
+        assert launch(stage, command(home, stage, home / stage)) == [0]
+    return home
+
+
+def command(home: Path, stage: str, output: Path, *more: str) -> list[str]:
+    return [str(home / f"{stage}.yaml"), f"run.output={output}", *(SCORED if stage == "pretrain" else []), *more]
+
+
+def assert_same_end(home: Path, stage: str, output: Path) -> None:
+    assert checkpoint_bytes(output, LAST) == checkpoint_bytes(home / stage, LAST)
+    for file in (home / stage / "export").glob("*.safetensors"):
+        assert (output / "export" / file.name).read_bytes() == file.read_bytes()
+    assert steps_of(output) == steps_of(home / stage)
+    assert not [path for path in output.rglob("*") if "writing" in path.name]
+
+
+def steps_of(output: Path) -> list[tuple[int, bool]]:
+    return [(line["step"], "loss" in line) for line in metrics(output)]
+
+
+def strike(place: str, call: int = 1) -> Callable[[], None]:
+    """A fault: SIGTERM to the group there."""
+    return partial(at, place, to_the_group, call)
+
+
+PLACES: dict[str, tuple[Callable[[], None], ...]] = {
+    "start, while pictures are looked for": (strike(OPEN),),
+    "start, while the model is built": (strike(ENGINE),),
+    "warm-up, by the first worker": (partial(in_a_worker, to_the_group, 0),),
+    "warm-up, while workers start": (partial(at, "unlabeled.data.loader:_begin", to_the_group, in_children=True),),
+    "evaluation at step 6": (strike(SCORE),),
+    "a save": (strike("unlabeled.manifest:describe", 3),),
+    "the end of a save": (strike("unlabeled.train.checkpoint:Checkpoints._prune", 2),),
+    "evaluation after the last step": (strike(SCORE, 3),),
+    "before the export": (strike(EXPORT),),
+    "the export": (strike("unlabeled.export:write_export"),),
+    "a step, and again after its checkpoint": (
+        strike("unlabeled.engine:Engine._update", 7),
+        strike("unlabeled.data.feed:Feed.close"),
+        strike("torch.distributed:is_initialized", 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_group_is_stopped_anywhere(
+    home: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(home, "pretrain", tmp_path, "run.workers=1")
+    codes = launch("pretrain", arguments, hook=partial(own_group, *PLACES[place]))
+    said = capsys.readouterr().err
+    assert codes == [STOPPED] and "stopped by SIGTERM" in said and "Traceback" not in said
+    if place.startswith(("start", "warm-up")):
+        assert "before the first step" in said and not (tmp_path / "checkpoints").exists()
+    assert launch("pretrain", arguments) == [0]
+    assert_same_end(home, "pretrain", tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_so_do_other_signals(home: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    fault = partial(at, SCORE, partial(to_the_group, number))
+    assert launch("pretrain", command(home, "pretrain", tmp_path), hook=partial(own_group, fault)) == [STOPPED]
+    assert f"stopped by {signal.Signals(number).name} at step 6; checkpoint in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "rank"),
+    [
+        (OPEN, 1, 0),
+        (ENGINE, 1, 1),
+        (SCORE, 1, 1),
+        (SCORE, 3, 0),
+        (EXPORT, 1, 1),
+        ("unlabeled.export:write_export", 1, 0),
+    ],
+)
+def test_processes_stop_together_where_one_is_told(
+    home: Path, tmp_path: Path, place: str, call: int, rank: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(home, "pretrain", tmp_path)
+    fault = partial(at, place, to_this_one, call, rank=rank)
+    assert launch("pretrain", arguments, world=2, hook=fault) == [STOPPED] * 2
+    assert "Traceback" not in capsys.readouterr().err
+    if place == SCORE:
+        assert launch("pretrain", arguments, world=2) == [0, 0]
+        assert steps_of(tmp_path) == steps_of(home / "pretrain")
+
+
+def test_a_run_that_is_cut_off_in_its_last_scoring_goes_on_there(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(home, "finetune", tmp_path)
+    score = "unlabeled.transfer.score:Scorer.__call__"
+    killed = partial(at, score, partial(to_this_one, signal.SIGKILL))
+    assert launch("finetune", arguments, hook=killed) == [-signal.SIGKILL]
+    no_step = partial(at, "unlabeled.engine:Engine._forward_backward", partial(to_this_one, signal.SIGKILL))
+    stopped = partial(own_group, no_step, strike("unlabeled.transfer.score:write_result"))
+    assert launch("finetune", arguments, hook=stopped) == [STOPPED]
+    assert launch("finetune", arguments, hook=no_step) == [0]
+    assert_same_end(home, "finetune", tmp_path)
+
+
+def test_a_program_that_is_told_all_the_time_ends_as_told_once(home: Path, tmp_path: Path) -> None:
+    """From when it can hear signals, which is before it has imported anything, to its very end."""
+    program = [sys.executable, str(ROOT / "pretrain.py"), *command(home, "pretrain", tmp_path)]
+    run = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not hears(run.pid, signal.SIGTERM):
+        assert run.poll() is None
+        time.sleep(0.001)
+    while run.poll() is None:
+        os.killpg(run.pid, signal.SIGTERM)
+        time.sleep(0.01)
+    said = run.communicate()[1]
+    assert run.returncode == STOPPED and "stopped by SIGTERM before the first step" in said and "Traceback" not in said
+
+
+def hears(process: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
