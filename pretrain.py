@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.cli import main
@@ -83,11 +84,14 @@ class Pretrain:
             f"{len(engine.bad.keys)} bad pictures",
             f"  encoder    {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
             f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
-            f"next: python -m unlabeled ladder {output}/export LABELLED   (which way to use it pays)",
+            f"next: python -m unlabeled ladder {quote(f'{output}/export')} {_labelled(recipe, output)}"
+            "   (which way to use it pays)",
         ]
 
     def _evaluators(self, recipe: Any, accelerator: Accelerator) -> Any:
         if recipe.evaluate is None:
+            if recipe.data.has_val:  # nothing looks at it now, but what comes later will
+                recipe.data.pictures("val")
             return None
         if not recipe.data.has_val:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
@@ -100,6 +104,16 @@ class Pretrain:
         splits.check()
         evaluator = Evaluator(splits, recipe.method.views[0].shape)
         return lambda method: evaluator(next(iter(method.exports().values())), method.pooling())
+
+
+def _labelled(recipe: Any, output: Path) -> str:
+    """What to give a command that asks for labelled pictures: the run itself where it has some."""
+    try:
+        if recipe.data.has_val and recipe.data.open("train").classes and recipe.data.open("val").classes:
+            return quote(str(output))
+    except UserError:  # labels that nobody has asked for, and that do not fit
+        pass
+    return "LABELLED"
 
 
 if __name__ == "__main__":

@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from unlabeled.errors import UserError
-
-if TYPE_CHECKING:
-    from unlabeled.data.source import SourceConfig
-    from unlabeled.export import Preprocessing
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -47,27 +43,6 @@ def _complaints(model: type[BaseModel], error: ValidationError, fields: dict[str
         found = fields.get(str(spot.place[0])) if spot.whole else one["input"]
         said = complaint(one, spot.kind, found, spot.owner)
         yield f"--{option}: {said}" if option else said
-
-
-def pictures(path: str, prepared: Preprocessing, side: int, **files: str) -> SourceConfig:
-    """A command's pictures, scaled and normalised as an export was trained.
-
-    Args:
-        path: a folder, a tar, a glob of tars, or `shapes`.
-        prepared: the export's.
-        side: of drawn shapes, pixels.
-        files: fields of `Files`, such as its subfolders `train` and `val`.
-
-    Raises:
-        UserError: an option does not fit.
-    """
-    from unlabeled.data.shapes import Shapes
-    from unlabeled.data.sources import Files
-
-    how: dict[str, Any] = {"mean": tuple(prepared.mean), "std": tuple(prepared.std)}
-    if path == "shapes":
-        return checked(Shapes, size=side, **how)
-    return checked(Files, path=path, value_range=prepared.value_range, **files, **how)
 
 
 def cores() -> int:

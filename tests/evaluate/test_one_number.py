@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
+import shlex
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +68,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, section in data.items():
         changes = [section, *CHANGES, f"run.output={home / name}"]
-        assert launch("pretrain", [str(home / "recipe.yaml"), *changes]) == [0]
+        with redirect_stderr(io.StringIO()) as said:
+            assert launch("pretrain", [str(home / "recipe.yaml"), *changes]) == [0]
+        (home / f"{name}.txt").write_text(said.getvalue(), encoding="utf-8")
     return home
 
 
@@ -103,6 +109,69 @@ def test_pretraining_evaluate_ladder_and_embed_agree(
         found = safetensors.torch.load_file(out / "features-00000.safetensors")
         features.append(Features(found["features"], found["label"]))
     assert knn_accuracy(*features, k=5, temperature=0.07, num_classes=2) == expected
+
+
+@pytest.mark.parametrize("given", ["run", "recipe", "table"])
+def test_a_run_a_recipe_and_a_table_are_data_everywhere(home: Path, tmp_path: Path, given: str) -> None:
+    """After a run on a table, its folder, its recipe and the table itself lead to the run's own number."""
+    run, export = home / "table", str(home / "table" / "export")
+    data = {"run": run, "recipe": run / "recipe.yaml", "table": home / "pictures" / "pictures.csv"}[given]
+    expected = trained(run)
+    assert evaluated(export, "--data", str(data), file=tmp_path / "a.json") == expected
+    assert climbed(export, str(data), out=tmp_path / "ladder") == expected
+    assert main(["embed", export, str(data), str(tmp_path / "e"), "--device", "cpu", "--workers", "0"]) == 0
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text(encoding="utf-8"))
+    # a table alone does not say which column tells splits apart
+    assert manifest["written"] == 2 * (COUNTS["train"] + (COUNTS["val"] if given == "table" else 0))
+
+
+@pytest.mark.parametrize("name", ["folder", "table"])
+def test_the_next_step_works_as_printed(home: Path, tmp_path: Path, name: str) -> None:
+    said = (home / f"{name}.txt").read_text(encoding="utf-8")
+    [printed] = re.findall(r"^next: python -m unlabeled (ladder .*?)   \(", said, re.M)
+    options = ["--rungs", "knn", "--fractions", "1", "--out", str(tmp_path / "ladder")]
+    assert main([*shlex.split(printed), *options]) == 0
+
+
+def test_a_table_with_other_columns(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (home / "pictures" / "pictures.csv").read_text(encoding="utf-8")
+    table, export = tmp_path / "other.csv", str(home / "table" / "export")
+    table.write_text(text.replace("path,label,split", "file,species,fold").replace(",val", ",test"), encoding="utf-8")
+    asked = [export, "--data", str(table), "--val", "test", "--protocol", "knn", "--set", "knn.k=5"]
+    assert main(["evaluate", *asked]) == 2
+    assert "species" in capsys.readouterr().err
+    columns = ["data.image=file", "data.label=species", "data.split=fold", f"data.root={home / 'pictures'}"]
+    assert main(["evaluate", *asked, *columns, "--json", str(tmp_path / "a.json")]) == 0
+    scores = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["rows"][0]["scores"]
+    assert scores["knn"]["mean"] == trained(home / "table")
+
+
+def test_a_recipe_says_the_encoders_normalisation_or_none(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export, recipe = str(home / "folder" / "export"), tmp_path / "recipe.yaml"
+    data = f"data: {{name: files, path: {home}/pictures, train: train, val: val, MEAN}}"
+    text = f"name: it\nencoder: nowhere\n{data}\ntask: {{view: {{size: 16}}}}\n"
+    recipe.write_text(text.replace(", MEAN", ""), encoding="utf-8")
+    assert evaluated(export, "--data", str(recipe), file=tmp_path / "a.json") == trained(home / "folder")
+    recipe.write_text(text.replace("MEAN", "mean: [0.5, 0.5, 0.5]"), encoding="utf-8")
+    for command in (["evaluate", export, "--data", str(recipe)], ["ladder", export, str(recipe)]):
+        assert main(command) == 2
+        assert "trained with mean [0.3, 0.4, 0.5]" in capsys.readouterr().err
+
+
+def test_without_a_split_to_test_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = home / "table"
+    arguments = [str(run / "export"), "--data", str(run / "recipe.yaml"), "--set", "data.val=null"]
+    for protocol in ("knn", "labelfree"):
+        assert main(["evaluate", *arguments, "--protocol", protocol]) == 2
+        assert "data.val is null" in capsys.readouterr().err
+
+
+def test_the_plan_looks_for_the_split_that_nothing_evaluates(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = f"data={{name: files, path: {home}/pictures, train: train, val: vel}}"
+    assert launch("pretrain", [str(home / "recipe.yaml"), data, "--dry-run"]) == [2]
+    assert "no pictures" in (said := capsys.readouterr().err) and "'vel'" in said and "'val'" in said
 
 
 def test_what_is_told_otherwise_is_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,7 +173,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @cached_property
     def _train(self) -> Source:
-        return self._pictures("train")
+        return self.pictures("train")
 
     @cached_property
     def _val(self) -> Source:
@@ -181,9 +181,10 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
             raise UserError(f"data.val is null; expected {self.what_val_is}")
         val = getattr(self, "val", None)
         what = "data.val" if val is None else f"data.val={val!r}"
-        return numbered_as(self._pictures("val"), self._train.classes, what)
+        return numbered_as(self.pictures("val"), self._train.classes, what)
 
-    def _pictures(self, split: Split) -> Source:
+    def pictures(self, split: Split) -> Source:
+        """As `source`, from the cache where there is one."""
         if self.cache is None:
             return self.source(split)
         from unlabeled.data.prepared import open_prepared

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, create_model
 
 from unlabeled.card import versions
+from unlabeled.data.given import GIVEN, given
 from unlabeled.data.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol
@@ -24,7 +25,7 @@ from unlabeled.evaluate.results import Column, Result, Row, document, table
 from unlabeled.files import check_writable, write_text
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
-from unlabeled.options import checked, pictures
+from unlabeled.options import checked
 from unlabeled.progress import duration, track
 from unlabeled.recipe import parse
 from unlabeled.report.clock import Clock
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 # raw pixels are compared at most at this side: beyond it they are many and no better
 PIXELS_SIDE = 32
 DEFAULT = ("knn", "linear")
+OF_DATA = "data."  # how settings of the pictures begin
 
 
 class Subject(NamedTuple):
@@ -52,9 +54,9 @@ class Subject(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
     parser.add_argument("exports", nargs="+", metavar="EXPORT", help="export folders (runs/NAME/export)")
-    parser.add_argument("--data", required=True, help="a folder or tar of labelled pictures, or 'shapes'")
-    parser.add_argument("--train", default="train", metavar="PREFIX", help="subfolder to train probes on")
-    parser.add_argument("--val", default="val", metavar="PREFIX", help="subfolder to test them on")
+    parser.add_argument("--data", required=True, help=f"labelled pictures: {GIVEN}")
+    parser.add_argument("--train", metavar="SPLIT", help="subfolder or split to train probes on; default: train")
+    parser.add_argument("--val", metavar="SPLIT", help="subfolder or split to test them on; default: val")
     parser.add_argument(
         "--protocol",
         nargs="+",
@@ -69,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME.FIELD=VALUE",
-        help="settings of protocols, such as linear.epochs=50 linear.blocks=[1,4] knn.k=[10,20,100,200]",
+        help="settings of protocols, such as linear.epochs=50 linear.blocks=[1,4] knn.k=[10,20,100,200], and of the "
+        "pictures, such as data.label=species",
     )
     parser.add_argument("--against", metavar="EXPORT", help="another export, for cka to compare each one with")
     parser.add_argument("--fractions", nargs="+", type=float, default=[1.0], help="shares of the labels")
@@ -126,8 +129,8 @@ def settings(names: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
 
 
 def _changes(args: argparse.Namespace) -> list[str]:
-    """What `--set` says, and the options that are short for settings."""
-    changes = list(args.set)
+    """What `--set` says of protocols, and the options that are short for settings."""
+    changes = [change for change in args.set if not change.startswith(OF_DATA)]
     if args.against is not None:
         if "cka" not in args.protocol:
             raise UserError(f"--against {args.against} is what cka compares with. Add cka to --protocol.")
@@ -212,7 +215,11 @@ def check_side(encoder: Encoder, option: str, side: int | None) -> None:
 
 def data_of(args: argparse.Namespace, how: Preprocessing) -> DataConfig:
     """The pictures, scaled and normalised as the export was trained."""
-    return pictures(args.data, how, max(how.size or (0,)), train=args.train, val=args.val)
+    changes = [change for change in args.set if change.startswith(OF_DATA)]
+    data = given(args.data, how, {"train": args.train, "val": args.val}, changes)
+    if not data.has_val:
+        raise UserError(f"{args.data} has no pictures to test on: data.val is null, expected {data.what_val_is}")
+    return data
 
 
 def _untrained(encoder: Encoder) -> Encoder:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.card import versions
+from unlabeled.data.given import GIVEN
 from unlabeled.errors import UserError
+from unlabeled.evaluate.command import OF_DATA
 from unlabeled.ladder import report
 from unlabeled.ladder.rungs import (
     NEEDS_ATTENTION,
@@ -39,10 +41,10 @@ VERSION = "1"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ladder`."""
     parser.add_argument("export", help="an export folder (runs/NAME/export)")
-    parser.add_argument("data", help="a folder or tar of labelled pictures, or 'shapes'")
+    parser.add_argument("data", help=f"labelled pictures: {GIVEN}")
     parser.add_argument("--out", type=Path, help="where runs, table and plot go; default runs/ladder_NAME")
-    parser.add_argument("--train", default="train", metavar="PREFIX", help="subfolder to learn from")
-    parser.add_argument("--val", default="val", metavar="PREFIX", help="subfolder to test on")
+    parser.add_argument("--train", metavar="SPLIT", help="subfolder or split to learn from; default: train")
+    parser.add_argument("--val", metavar="SPLIT", help="subfolder or split to test on; default: val")
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, help="which to climb; default all that the network has")
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels")
     parser.add_argument("--seeds", type=int, default=3, help="of each share: labels, head, order, crops")
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="RUNG.a.b=value",
-        help="settings of a probe, fields of another rung's recipe to change",
+        help="settings of a probe, fields of another rung's recipe to change, and of the pictures: data.label=species",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--workers", type=int, default=1, help="processes that load pictures")
@@ -113,6 +115,8 @@ def _check(options: argparse.Namespace, climb: Climb) -> None:
     """Every recipe is made and compared with what is there before the first one runs; the pictures are looked for."""
     for change in options.set:
         rung = change.partition(".")[0]
+        if change.startswith(OF_DATA):
+            continue
         if rung not in RUNGS:
             raise UserError(f"--set {change}: expected RUNG.a.b=value with a rung of {', '.join(RUNGS)}")
         if rung not in options.rungs:

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlabeled.data.given import GIVEN, given
+from unlabeled.data.sources import Files
+from unlabeled.data.table import Table
 from unlabeled.errors import Stopped, UserError
-from unlabeled.options import check_least, checked, cores, pictures
+from unlabeled.options import check_least, checked, cores
 from unlabeled.progress import duration, task
 from unlabeled.report.clock import Clock
 from unlabeled.train.signals import stop
@@ -28,10 +31,10 @@ TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `embed`."""
     parser.add_argument("export", help="an export folder (runs/NAME/export), METHOD:FILE.pth, or timm:NAME")
-    parser.add_argument("data", help="a folder, a tar, a glob of tars, 'shapes', or a recipe (.yaml), whose data it is")
+    parser.add_argument("data", help=GIVEN)
     parser.add_argument("out", type=Path, help="folder to fill; the same command goes on after an interruption")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields of the recipe to change")
-    parser.add_argument("--split", choices=("train", "val"), default="train", help="of a recipe or of shapes")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change: data.label=species")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="of a recipe, a run or shapes")
     parser.add_argument("--prefix", default="", help="subfolder of a folder or tar; default: all of it")
     parser.add_argument("--pool", choices=("cls", "mean", "mean_max", "cls_mean"), help="default: as exported")
     parser.add_argument("--tokens", action="store_true", help="keep the patch tokens too")
@@ -121,26 +124,10 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
     return Embedding(encoder.to(accelerator.device), source, data.mean, data.std, settings, args.out)
 
 
-def _data(args: argparse.Namespace, prepared: Preprocessing) -> SourceConfig:
-    """The pictures, scaled and normalised as the export was trained."""
-    if args.data.endswith((".yaml", ".yml")):
-        return _recipes(args, {"mean": tuple(prepared.mean), "std": tuple(prepared.std)})
-    if args.overrides:
-        raise UserError(f"{args.overrides[0]}: only a recipe has fields to change, found data {args.data!r}")
-    return pictures(args.data, prepared, max(prepared.size or (0,)), train=args.prefix, stray="keep")
-
-
-def _recipes(args: argparse.Namespace, exported: dict[str, Any]) -> SourceConfig:
-    from unlabeled.schema import load_any
-
-    data = load_any(args.data, args.overrides).data
-    for name, value in exported.items():
-        if (found := tuple(getattr(data, name))) != value:
-            raise UserError(
-                f"{args.export} was trained with {name} {list(value)}, {args.data} says {list(found)}. Set data.{name} "
-                "to the encoder's."
-            )
-    return data
+def _data(args: argparse.Namespace, how: Preprocessing) -> SourceConfig:
+    """The pictures, scaled and normalised as the export was trained: all of them where no recipe knows of splits."""
+    own: dict[Any, dict[str, Any]] = {Files: {"stray": "keep"}, Table: {"label": None, "split": None}}
+    return given(args.data, how, {"train": args.prefix} if args.prefix else {}, args.overrides, own)
 
 
 def _show(
