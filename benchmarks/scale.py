@@ -13,6 +13,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def made_up(n: int) -> Listing:
         np.full(n, 1, np.int64),
         np.zeros(0, np.int32),
         np.zeros(0, np.int64),
-        0,
+        Counter(),
     )
     labels = np.arange(n, dtype=np.int64) // PER_CLASS
     return Listing.of(index, tuple(f"n{k:08d}" for k in range(labels[-1] + 1)), labels)

@@ -8,7 +8,8 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -217,9 +218,23 @@ def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, n
         accelerator.num_processes,
         device,
     )
-    text = format_plan(f"{recipe.name} ({stage.name})", [*lines, *notes])
+    text = format_plan(f"{recipe.name} ({stage.name})", [*lines, *_left_out(recipe, job), *notes])
     if accelerator.is_main_process:
         print(text, file=sys.stderr, flush=True)
+
+
+def _left_out(recipe: Any, job: Job) -> Iterator[Line]:
+    """Lines of the plan about files and pictures that nobody will see."""
+    from unlabeled.data.left_out import skipped_in, unlabelled_in
+    from unlabeled.data.skipped import in_words
+
+    splits = {"train": job.dataset.source}
+    if recipe.data.has_val and recipe.evaluate is not None:
+        with suppress(UserError):  # pictures without labels will do where an evaluation reads none
+            splits["val"] = recipe.data.open("val")
+    yield from (("skipped", f"{name}: {in_words(n)}") for name, source in splits.items() if (n := skipped_in(source)))
+    if count := unlabelled_in(job.dataset.source):
+        yield "unlabelled", f"{count:,} of the pictures of train have no label and are left out"
 
 
 def train(

@@ -90,7 +90,11 @@ def test_pictures_beside_class_folders_are_named_and_left_out_only_when_told(pac
         open_train(home, train="train")
     skipped = open_train(home, train="train", stray="skip")
     assert names(skipped, home / "train") == ["cat/a.jpg", "cat/c.JPEG", "dog/b.jpg", "dog/deep/er/d.jpg"]
-    assert skipped.classes == ("cat", "dog") and skipped.labels.tolist() == [0, 0, 1, 1] and skipped.ignored == 2
+    assert (
+        skipped.classes == ("cat", "dog")
+        and skipped.labels.tolist() == [0, 0, 1, 1]
+        and skipped.skipped == {"beside the folders": 2}
+    )
     assert [skipped.image(i).shape[2] for i in range(4)] == [10, 9, 8, 11]
     kept = open_train(home, train="train", stray="keep")
     assert len(kept) == 6 and kept.classes == ("cat", "dog") and kept.labels.tolist() == [0, 0, 1, 1, -1, -1]
@@ -116,7 +120,13 @@ def test_what_is_hidden_or_no_picture_is_counted(tmp_path: Path) -> None:
     )
     os.mkfifo(tmp_path / "pipe.jpg")
     source = open_train(tmp_path)
-    assert names(source, tmp_path) == ["a/1.jpg"] and source.ignored == 7
+    assert names(source, tmp_path) == ["a/1.jpg"] and source.skipped == {
+        "hidden": 3,
+        ".txt": 1,
+        ".pkl": 1,
+        "without an ending": 1,
+        "pipes, sockets and devices": 1,
+    }
 
     members = {
         "a/1.jpg": b"",
@@ -126,8 +136,8 @@ def test_what_is_hidden_or_no_picture_is_counted(tmp_path: Path) -> None:
         "b/3.json": b"",
     }
     tar = open_train(pack(tmp_path / "x.tar", members))
-    assert len(tar) == 1 and tar.ignored == 4
-    assert open_train(tmp_path / "x.tar", train="a").ignored == 2
+    assert len(tar) == 1 and tar.skipped == {"hidden": 2, ".pkl": 1, ".json": 1}
+    assert open_train(tmp_path / "x.tar", train="a").skipped == {"hidden": 1, ".pkl": 1}
 
 
 def test_a_symlinked_folder_is_read_once(tmp_path: Path) -> None:
@@ -203,7 +213,9 @@ def test_nothing_to_open_is_said_clearly(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         open_train(tmp_path / "shard-*.tar")
     (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
-    with pytest.raises(UserError, match=r"no pictures in .* \(1 other files"):
+    with pytest.raises(
+        UserError, match=r"no pictures in .*; 1 file is not read: 1 \.txt\. Expected files ending in \.jpg"
+    ):
         open_train(tmp_path)
     with pytest.raises(UserError, match="no tar archive"):
         open_train(tmp_path / "notes.txt")

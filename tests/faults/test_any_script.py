@@ -28,10 +28,13 @@ def pictures(home: Path, bad: bytes = b"") -> str:
                 Image.new("RGB", (16, 16), (40 * i, 80 * number, 0)).save(file, "PNG")
         with open(os.path.join(folder, b"bad\xe9.png"), "wb") as file:
             file.write(bad)
+    (home / "scan.jp2").touch()
     return str(home)
 
 
-def test_names_that_are_no_utf8_go_through_a_run_and_its_features(tmp_path: Path) -> None:
+def test_names_that_are_no_utf8_go_through_a_run_and_its_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = pictures(tmp_path / "d", b"no picture")
     recipe = TINY_PRETRAIN.replace(
         "{name: shapes, train_size: 42, val_size: 20, size: 16}",
@@ -51,6 +54,7 @@ def test_names_that_are_no_utf8_go_through_a_run_and_its_features(tmp_path: Path
     assert {one["key"] for one in bad} == expected
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["classes"] == ["caf\\xe9", "né", "日本"] and manifest["written"] == 12
+    assert manifest["skipped"] == {".jp2": 1} and "1 file is not read: 1 .jp2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -46,11 +46,12 @@ from torch import Tensor
 
 from unlabeled.data import npy, tiff
 from unlabeled.data.bands import GREY, RGB, Pixels, Range, Target, Values, bands_last, stacked, with_channels
+from unlabeled.data.index import AVIF
 from unlabeled.errors import BadSample, UserError
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # never EPS and its like: reading those runs programs
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if AVIF else ()), "BMP", "TIFF", "GIF", "PPM")
 
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})

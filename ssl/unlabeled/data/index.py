@@ -6,22 +6,32 @@ A million pictures are a million Python strings otherwise, and every process tha
 from __future__ import annotations
 
 import os
+import re
 import stat
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import features
 
 from unlabeled.errors import UserError
 
+AVIF = bool(features.check("avif"))
+HIDDEN, NO_ENDING, NO_FILE = "hidden", "without an ending", "pipes, sockets and devices"
 EXTENSIONS = (
     b".jpg",
     b".jpeg",
+    b".jpe",
+    b".jfif",
+    b".jif",
+    b".jfi",
     b".png",
     b".webp",
+    *((b".avif",) if AVIF else ()),
     b".bmp",
     b".tif",
     b".tiff",
@@ -29,6 +39,7 @@ EXTENSIONS = (
     b".ppm",
     b".pgm",
     b".pbm",
+    b".pnm",
     b".npy",
 )
 
@@ -36,6 +47,15 @@ EXTENSIONS = (
 def is_picture(name: bytes) -> bool:
     """Whether a relative path ends like a picture's and no part of it is hidden (`.git`, `._x.jpg`)."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(b".") and b"/." not in name
+
+
+def ending_of(name: bytes) -> str:
+    """What to count a file under that is not read, by its relative path: `.dcm`, `.nii.gz`, HIDDEN or NO_ENDING."""
+    if name.startswith(b".") or b"/." in name:
+        return HIDDEN
+    found = re.search(rb"((\.[a-z0-9_-]{1,9})?\.(gz|bz2|xz|zst|zip)|\.[a-z0-9_-]{1,9})$", name.lower())
+    # of `1.2.840.10008.5` each part is a number
+    return found[0].decode() if found and re.search(rb"[a-z]", found[0]) else NO_ENDING
 
 
 def readable(name: bytes) -> str:
@@ -53,7 +73,7 @@ class Index:
         sizes: int64 [n], bytes per file.
         shards: int32 [n], the tar's number; empty for a folder.
         starts: int64 [n], where in the tar the file begins; empty for a folder.
-        ignored: hidden files and folders, and files that are no pictures.
+        skipped: how many files are not read, by what `ending_of` says.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("names", "ends", "sizes", "shards", "starts")
@@ -63,7 +83,7 @@ class Index:
     sizes: NDArray[np.int64]
     shards: NDArray[np.int32]
     starts: NDArray[np.int64]
-    ignored: int
+    skipped: Counter[str]
 
     @classmethod
     def empty(cls) -> Index:
@@ -90,14 +110,13 @@ class Index:
         digest.update(self.names.data)
         return digest.hexdigest()
 
-    def only(self, chosen: NDArray[np.bool_]) -> Index:
-        """The chosen ones of the pictures, by a flag [n] for each; the others are ignored."""
+    def only(self, chosen: NDArray[np.bool_], others: Counter[str]) -> Index:
+        """The chosen ones of the pictures, by a flag [n] for each, and what to count the others under."""
         lengths = np.diff(self.ends)
         ends = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
         packed = chosen if len(self.shards) else chosen[:0]  # of tars
-        ignored = self.ignored + int((~chosen).sum())
         names = self.names[np.repeat(chosen, lengths)]
-        return Index(names, ends, self.sizes[chosen], self.shards[packed], self.starts[packed], ignored)
+        return Index(names, ends, self.sizes[chosen], self.shards[packed], self.starts[packed], self.skipped + others)
 
     def folders(self) -> tuple[tuple[bytes, ...], NDArray[np.int64]]:
         """The first folders of the names, and which of them each picture lies in: [n], -1 in none."""
@@ -114,7 +133,7 @@ class IndexBuilder:
 
     def __init__(self, prefix: bytes = b"") -> None:
         self.prefix = prefix + b"/" if prefix else b""
-        self.ignored = 0
+        self.skipped: Counter[str] = Counter()
         self._names = bytearray()
         self._ends, self._sizes, self._shards, self._starts = (
             array("q", [0]),
@@ -135,7 +154,7 @@ class IndexBuilder:
             return False
         name = name[len(self.prefix) :]
         if not is_picture(name):
-            self.ignored += 1
+            self.skipped[ending_of(name)] += 1
             return False
         self.add_stored(name, shard, start, size)
         return True
@@ -150,7 +169,7 @@ class IndexBuilder:
         """The index; the builder is not used again."""
         ends, sizes, starts = (np.frombuffer(a, np.int64) for a in (self._ends, self._sizes, self._starts))
         shards = np.frombuffer(self._shards, np.int32)
-        return Index(np.frombuffer(self._names, np.uint8), ends, sizes, shards, starts, self.ignored)
+        return Index(np.frombuffer(self._names, np.uint8), ends, sizes, shards, starts, self.skipped)
 
 
 def scan_folder(root: bytes) -> tuple[Index, Index]:
@@ -179,13 +198,15 @@ def _walk(
     for entry in _listing(root + b"/" + below):
         name = below + entry
         if entry.startswith(b"."):
-            builder.ignored += 1
+            builder.skipped[HIDDEN] += 1
         elif entry.endswith(b"/"):
             _walk(root, name, entered, builder, folders)
-        elif is_picture(entry) and (size := file_size(root + b"/" + name)) is not None:
-            builder.add(name, size)
+        elif not is_picture(entry):
+            builder.skipped[ending_of(entry)] += 1
+        elif (size := file_size(root + b"/" + name)) is None:
+            builder.skipped[NO_FILE] += 1
         else:
-            builder.ignored += 1
+            builder.add(name, size)
 
 
 def changed_folder(root: bytes, folders: Index) -> str | None:

@@ -10,6 +10,7 @@ import logging
 import mmap
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
@@ -19,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unlabeled.data.index import Index
+from unlabeled.data.index import EXTENSIONS, Index
 from unlabeled.data.labels import renumbered
 from unlabeled.data.source import Split, digest
 
-FORMAT = "2"
+FORMAT = f"2 {len(EXTENSIONS)}"  # what is read depends on Pillow
 # something may have changed again within the tick of its clock, as git has it for its index
 SETTLED = 2_000_000_000  # ns
 DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
@@ -134,7 +135,7 @@ def save(file: Path, listing: Listing, asked: str) -> None:
         "asked": asked,
         "classes": listing.classes,
         "files": listing.files,
-        "ignored": listing.pictures.ignored,
+        "skipped": listing.pictures.skipped,
         "fingerprint": listing.fingerprint,
     }
     text = json.dumps(header)
@@ -158,9 +159,9 @@ def read(file: Path, asked: str) -> Listing | None:
             return None
         if metadata["hash"] != _hash(metadata["listing"], columns):
             return None
-        pictures = _index(columns, "pictures", header["ignored"])
+        pictures = _index(columns, "pictures", Counter(header["skipped"]))
         files = tuple(Stamp(*stamp) for stamp in header["files"])
-        folders = _index(columns, "folders", 0)
+        folders = _index(columns, "folders", Counter())
         return Listing(pictures, tuple(header["classes"]), columns["labels"], files, folders, header["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -174,9 +175,9 @@ def _columns(listing: Listing) -> dict[str, NDArray[Any]]:
     return {**columns, "labels": listing.labels}
 
 
-def _index(columns: dict[str, NDArray[Any]], name: str, ignored: int) -> Index:
+def _index(columns: dict[str, NDArray[Any]], name: str, skipped: Counter[str]) -> Index:
     own: dict[str, Any] = {column: columns[f"{name}.{column}"] for column in Index.COLUMNS}
-    return Index(**own, ignored=ignored)
+    return Index(**own, skipped=skipped)
 
 
 def _hash(header: str, columns: dict[str, NDArray[Any]]) -> str:

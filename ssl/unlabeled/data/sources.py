@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, lru_cache, partial
 from typing import ClassVar, Literal, NamedTuple
@@ -20,6 +21,7 @@ from unlabeled.data.index import EXTENSIONS, Index, changed_folder, readable, sc
 from unlabeled.data.labels import numbered
 from unlabeled.data.listing import Asked, Listing, Stamp, kept
 from unlabeled.data.remote import identities, is_remote, matching, read_range
+from unlabeled.data.skipped import BESIDE, conversion, in_words
 from unlabeled.data.source import EncodedConfig, Split
 from unlabeled.data.tar import Beside, local_identity, scan_tars
 from unlabeled.errors import BadSample, UserError
@@ -41,11 +43,11 @@ class Pictures:
         target: what `decode` makes of them.
 
     Attributes:
-        ignored: files below the split that are hidden or no pictures.
+        skipped: how many files below the split are not read, see `unlabeled.data.skipped`.
     """
 
     def __init__(self, place: Folder | Tars, listing: Listing, target: Target) -> None:
-        self.classes, self.labels, self.ignored = listing.classes, listing.labels, listing.pictures.ignored
+        self.classes, self.labels, self.skipped = listing.classes, listing.labels, listing.pictures.skipped
         self._place, self._index, self._target = place, listing.pictures, target
         self._fingerprint = listing.fingerprint
 
@@ -253,7 +255,7 @@ class Files(EncodedConfig):
         """
         (path, prefix), listing = self._places[split], self._listings[split]
         if not len(listing.pictures):
-            raise UserError(_nothing_found(path, prefix, listing.pictures.ignored))
+            raise UserError(_nothing_found(path, prefix, listing.pictures.skipped))
         place = Tars(listing.files, os.fsencode(prefix)) if listing.files else Folder(_root(path, prefix))
         return Pictures(place, listing, self.target)
 
@@ -287,7 +289,7 @@ def _listing(
         if how.stray == "error":
             raise UserError(_beside_folders(where, index, stray))
         if how.stray == "skip":
-            index, found = index.only(~stray), found[~stray]
+            index, found = index.only(~stray, Counter({BESIDE: int(stray.sum())})), found[~stray]
     classes, ids = numbered(map(readable, names), how.order)
     return Listing.of(index, classes, np.append(ids, -1)[found], files, folders)
 
@@ -336,11 +338,13 @@ def _archives(path: str) -> list[str]:
     )
 
 
-def _nothing_found(path: str, prefix: str, ignored: int) -> str:
+def _nothing_found(path: str, prefix: str, skipped: Counter[str]) -> str:
     problem = f"no pictures in {path!r}"
     if prefix:
         problem += f" under {prefix!r}; it has {_prefixes(path) or 'no folders'}"
-    return f"{problem} ({ignored} other files; expected files ending in {_ENDINGS})"
+    others = f"; {in_words(skipped)}" if skipped else ""
+    problem = f"{problem}{others}. Expected files ending in {_ENDINGS}"
+    return problem + conversion(skipped, _root(path, prefix))
 
 
 def _prefixes(path: str, most: int = 10) -> str:

@@ -7,8 +7,9 @@ words, or with `--json` as one object:
     verdict, findings    in words; each finding has code, severity (stop, high, warning, note), text and advice
     refused              why the run would not start
     out_of_memory        whether a step did not fit into the GPU
-    splits.train, .val   pictures, looked_at, unreadable, short_side, aspect, smaller_than_crop, larger_than_twice_crop
-                         (shares), channels, mean, std, suspicious, classes
+    splits.train, .val   pictures, looked_at, skipped (files that are not read, by ending), unreadable, short_side,
+                         aspect, smaller_than_crop, larger_than_twice_crop (shares), channels, mean, std, suspicious,
+                         classes
     copies.train, .val   exact, near: count, groups, examples; conflicting_labels
     copies.overlap       exact, near: pictures of val that are in train too; examples are (train, val)
     speed                device, threads, cores, workers, images_per_s, bound_by, waiting (share), batch,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unlabeled.data.left_out import skipped_in
 from unlabeled.doctor.duplicates import Pairs, find_copies, groups
 from unlabeled.doctor.pictures import Survey
 from unlabeled.doctor.speed import Expected, Speed, memory_of
@@ -35,6 +36,7 @@ def split_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
     facts: Facts = {
         "pictures": len(found.source),
         "looked_at": found.looked,
+        "skipped": dict(skipped_in(found.source)),
         "unreadable": {"count": len(found.bad), "examples": [bad._asdict() for bad in found.bad[:EXAMPLES]]},
         "classes": class_facts(found.source.labels, found.source.classes),
     }

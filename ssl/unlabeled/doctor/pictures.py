@@ -25,14 +25,14 @@ BATCH = 16
 LEVELS = np.arange(256)
 # how files begin, and the endings of their names
 CONTENTS = (
-    (b"\xff\xd8\xff", "JPEG", (".jpg", ".jpeg")),
+    (b"\xff\xd8\xff", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi")),
     (b"\x89PNG", "PNG", (".png",)),
     (b"GIF8", "GIF", (".gif",)),
     (b"BM", "BMP", (".bmp",)),
     (b"II", "TIFF", (".tif", ".tiff")),
     (b"MM", "TIFF", (".tif", ".tiff")),
     (b"RIFF", "WebP", (".webp",)),
-    (b"P", "PNM", (".pbm", ".pgm", ".ppm")),
+    (b"P", "PNM", (".pbm", ".pgm", ".ppm", ".pnm")),
 )
 ENDINGS = tuple(ending for _, _, endings in CONTENTS for ending in endings)
 

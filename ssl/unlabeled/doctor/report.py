@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from unlabeled.data.skipped import in_words
 from unlabeled.doctor.facts import Facts
 from unlabeled.doctor.verdict import Finding, sentence
 from unlabeled.plan import Line, gigabytes, number
@@ -52,6 +54,8 @@ def _pictures(recipe: Any, split: Facts) -> Iterator[Line]:
     everything = split["looked_at"] == split["pictures"]
     looked = "all of them looked at" if everything else f"{split['looked_at']:,} of them looked at"
     yield "pictures", f"{split['pictures']:,} from {recipe.data.name}, {looked}"
+    if split["skipped"]:
+        yield "skipped", in_words(Counter(split["skipped"]))
     yield "unreadable", _counted(split["unreadable"]["count"])
     yield from (("", f"{bad['key']}: {bad['reason']}") for bad in split["unreadable"]["examples"])
     if "mean" in split:

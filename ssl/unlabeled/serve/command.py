@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    from unlabeled.data.skipped import in_words
     from unlabeled.lock import claim
     from unlabeled.train.distributed import gather_objects, on_main, raise_together
 
@@ -93,6 +95,7 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     made = on_main(accelerator, embedding.finish)
     if made:
         bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
+        bad += f"; {in_words(Counter(made['skipped']))}" if made["skipped"] else ""
         what = f"features of {made['written']:,} pictures in {len(made['files'])} files{bad}"
         print(f"done in {duration(clock.seconds)}: {what}", file=sys.stderr)
     if lock:

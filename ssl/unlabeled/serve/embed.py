@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from unlabeled.card import versions
+from unlabeled.data.left_out import skipped_in
 from unlabeled.data.loader import Normalize, make_loader
 from unlabeled.data.prepared import different
 from unlabeled.data.source import Source
@@ -150,6 +151,7 @@ class Embedding:
         (self.folder / BAD).write_text("".join(bad), encoding="utf-8")
         written = sum(note["pictures"] for note in notes.values())
         manifest |= {"complete": True, "written": written, "bad": len(bad), "files": notes}
+        manifest["skipped"] = dict(skipped_in(self.source))
         _write(self.folder / MANIFEST, manifest)
         for number in self.shards:
             self._note(number).unlink(missing_ok=True)
