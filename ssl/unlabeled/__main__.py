@@ -64,8 +64,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _import(options: argparse.Namespace) -> int:
     from unlabeled.importers import import_official
 
-    if (options.out / "config.json").exists():
-        raise UserError(f"{options.out} holds an export already. Choose another folder.")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UserError(f"{options.out} is there already. Choose another folder, or remove it.")
     import_official(options.method, options.file, options.out, options.heads, options.key)
     print(f"{options.out}  (timm.create_model('local-dir:{options.out}', pretrained=True))")
     return EXIT_DONE

@@ -6,7 +6,6 @@ import argparse
 import errno
 import io
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError
+from unlabeled.files import remove
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 OWN = (
     "checkpoints",
     "export",
+    ".export-writing",
+    ".export-former",
     "logs",
     "pictures",
     "metrics.jsonl",
@@ -311,8 +313,4 @@ def _make_room(output: Path, options: argparse.Namespace) -> None:
             f"{output} holds an earlier run ({found}). Add --force to remove it, or choose another run.output."
         )
     for name in left:
-        path = output / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:  # a link goes, what it leads to stays
-            path.unlink()
+        remove(output / name)  # a link goes, what it leads to stays

@@ -5,24 +5,28 @@ export/
   config.json         timm's local-dir format
   heads.safetensors   what else was trained (decoder, projector): to continue pretraining
   README.md           model card
+  MANIFEST.json       size and SHA-256 of every other file
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError, first_line
 from unlabeled.export_config import AGAIN, read_config
+from unlabeled.files import readable, remove, replace_folder
+from unlabeled.manifest import MANIFEST, Damaged, parse_tensors, read_file, read_manifest, write_folder
 from unlabeled.method import Method
 from unlabeled.nn.beit import fit_tables, is_relative
 from unlabeled.nn.encoder import Encoder, Pool
@@ -33,6 +37,34 @@ if TYPE_CHECKING:
     from unlabeled.importers import Imported
 
 Tensors = dict[str, Tensor]
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def steady(read: Callable[P, T]) -> Callable[P, T]:
+    """A reader of an export that begins again where another export took its place meanwhile."""
+
+    @wraps(read)
+    def whole(*arguments: P.args, **more: P.kwargs) -> T:
+        folder = str([*arguments, *more.values()][0]).removeprefix("scratch:")
+        while True:
+            before = _identity(folder)
+            try:
+                found = read(*arguments, **more)
+            except UserError:
+                if _identity(folder) == before:
+                    raise
+            else:
+                if _identity(folder) == before:
+                    return found
+
+    return whole
+
+
+def _identity(folder: str) -> int | None:
+    with suppress(OSError):
+        return os.stat(folder).st_ino
+    return None
+
 
 # poolings by timm's names for them
 TIMM_POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": "map"}
@@ -127,18 +159,26 @@ def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str
     """Write an export beside its place, then swap it in, so that a reader never sees half of one.
 
     Raises:
-        OSError: it cannot be written; an earlier export stays as it was.
+        UserError: it cannot be written; an earlier export stays as it was.
     """
-    temporary = folder.with_name(f".{folder.name}-writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    (temporary / "model.safetensors").write_bytes(safetensors.torch.save(_plain(model), metadata={"format": "pt"}))
-    if heads:
-        (temporary / "heads.safetensors").write_bytes(safetensors.torch.save(_plain(heads), metadata={"format": "pt"}))
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    place = Path(os.path.realpath(folder))  # it may be a link to another disk
+    temporary = place.with_name(f".{place.name}-writing")
+    parts = {"model": model, "heads": heads or {}}
+    files = {f"{stem}.safetensors": _packed(part) for stem, part in parts.items() if part}
+    files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+    files["README.md"] = card.encode()
+    try:
+        remove(temporary)
+        temporary.mkdir(parents=True)
+        write_folder(temporary, files)
+        replace_folder(temporary, place)
+    except OSError as error:
+        with suppress(OSError):
+            remove(temporary)
+        raise UserError(
+            f"cannot write {folder}: {error.strerror}. What was there is there still. Make room, then run the same "
+            "command again."
+        ) from error
 
 
 def export_encoder(folder: Path, encoder: Encoder, prepared: Preprocessing, card: str, heads: Tensors) -> None:
@@ -163,14 +203,10 @@ def load_method(method: Method, folder: str | Path) -> None:
     """
     from unlabeled.train.state import load_model
 
-    folder = _existing(folder)
-    heads = folder / "heads.safetensors"
-    if not heads.exists():
-        raise UserError(f"{folder} has no heads.safetensors, so pretraining cannot be continued from it")
+    weights, heads = _with_heads(folder)
     prefix = _prefix_of(method, next(iter(method.exports().values())))
-    weights = {f"{prefix}{name}": tensor for name, tensor in _read(folder / "model.safetensors").items()}
     try:
-        load_model(method, {**weights, **_read(heads)})
+        load_model(method, {**{f"{prefix}{name}": tensor for name, tensor in weights.items()}, **heads})
     except UserError as error:
         raise UserError(
             f"init={folder} was left by another method or network than this recipe's: {error}. Name an export of this "
@@ -178,6 +214,15 @@ def load_method(method: Method, folder: str | Path) -> None:
         ) from error
 
 
+@steady
+def _with_heads(path: str | Path) -> tuple[Tensors, Tensors]:
+    folder = _existing(path)
+    if not (folder / "heads.safetensors").exists():
+        raise UserError(f"{folder} has no heads.safetensors, so pretraining cannot be continued from it")
+    return read_weights(folder / "model.safetensors"), read_weights(folder / "heads.safetensors")
+
+
+@steady
 def load_encoder(path: str | Path, image_size: int | Grid | None = None, channels: int | None = None) -> Encoder:
     """An encoder from an export folder, an official `METHOD:FILE.pth` (MAE's also without its name), `timm:NAME`, or
     with random weights `scratch:FOLDER` or `scratch:timm:NAME`.
@@ -198,7 +243,7 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     folder = _existing(where)
     config = read_config(folder)
     arguments = {k: v for k, v in _arguments(config).items() if k not in OF_THE_HEAD}
-    weights = None if scratch else _read(folder / "model.safetensors")
+    weights = None if scratch else read_weights(folder / "model.safetensors")
     outline(folder, config)
     if weights and config["num_classes"]:
         raise UserError(
@@ -217,6 +262,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return hashed.hexdigest()[:16]
 
 
+@steady
 def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]:
     """A classifier's architecture as an encoder with random weights, timm's arguments, and its weights, head included.
 
@@ -230,7 +276,7 @@ def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]
             f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.mode."
         )
     arguments = _arguments(config)
-    weights = _read(folder / "model.safetensors")
+    weights = read_weights(folder / "model.safetensors")
     check_fits(outline(folder, config), weights)
     bare = {k: v for k, v in arguments.items() if k not in OF_THE_HEAD}
     return _network(config["architecture"], bare), arguments, weights
@@ -260,7 +306,7 @@ def load_timm(folder: Path, config: dict[str, Any]) -> nn.Module:
     Raises:
         UserError: see `outline`; weights and architecture do not match.
     """
-    weights = _read(folder / "model.safetensors")
+    weights = read_weights(folder / "model.safetensors")
     check_fits(outline(folder, config), weights)
     model = _of_timm(config)
     model.load_state_dict(weights)
@@ -295,6 +341,7 @@ def _official(where: str) -> Imported:
     return read(family or "mae", Path(file))
 
 
+@steady
 def preprocessing_of(path: str | Path) -> Preprocessing:
     """How pictures become features for whatever `load_encoder` and `load_classifier` take, also with `scratch:`.
 
@@ -471,7 +518,7 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _existing(path: str | Path) -> Path:
-    folder = Path(path)
+    folder = readable(Path(path))
     missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
     if missing:
         raise UserError(
@@ -481,15 +528,27 @@ def _existing(path: str | Path) -> Path:
     return folder
 
 
-def _read(file: Path) -> Tensors:
+def read_weights(file: Path) -> Tensors:
+    """The tensors of a file of an export, as its manifest says they are; exports of older versions have none.
+
+    Raises:
+        UserError: they cannot be read, or are not what was written.
+    """
     try:
-        return safetensors.torch.load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
+        return parse_tensors(_checked(file))
+    except (Damaged, OSError) as error:
+        raise UserError(f"{file} cannot be read: {error}. {AGAIN}") from error
 
 
-def _plain(tensors: Tensors) -> Tensors:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+def _checked(file: Path) -> bytes:
+    if not os.path.lexists(file.with_name(MANIFEST)):
+        return file.read_bytes()
+    return read_file(file.parent, file.name, read_manifest(file.parent))
+
+
+def _packed(tensors: Tensors) -> bytes:
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(plain, metadata={"format": "pt"})
 
 
 def _prefix_of(method: Method, encoder: Encoder) -> str:

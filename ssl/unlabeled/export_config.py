@@ -4,7 +4,10 @@ network larger than its weights."""
 from __future__ import annotations
 
 import json
+import logging
 import re
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +17,7 @@ from unlabeled.data.source import MAX_CHANNELS, Finite, Positive, ValueRange
 from unlabeled.data.views import Interpolation
 from unlabeled.errors import UserError, first_line
 from unlabeled.evaluate.pooling import Pool
+from unlabeled.manifest import Damaged, describe, read_manifest
 from unlabeled.recipe.faults import dotted, look_up, show
 
 AGAIN = "Copy the whole export folder again, or name another (runs/NAME/export)."
@@ -25,6 +29,8 @@ SHOWN = 3  # faults in a message
 # what an encoder needs of a `config.json`, and of the `pretrained_cfg` in it
 FIELDS = ("architecture", "num_classes", "model_args", "pretrained_cfg")
 PREPARED_FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation")
+
+log = logging.getLogger(__name__)
 
 Side = Annotated[int, Field(ge=1, le=16384)]
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
@@ -137,7 +143,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
         with file.open("rb") as opened:
-            config: Any = json.loads(_bounded(opened.read(MAX_BYTES + 1)).decode("utf-8"))
+            data = _bounded(opened.read(MAX_BYTES + 1))
+        config: Any = json.loads(data.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
     missing = _missing(config, FIELDS) or _missing(config["pretrained_cfg"], PREPARED_FIELDS)
@@ -146,6 +153,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{file} is not what pretrain.py and finetune.py write: {', '.join(missing)} not found in it. {AGAIN}"
         )
     _check(file, config)
+    _say_if_changed(file, data)
     return config
 
 
@@ -153,6 +161,18 @@ def _bounded(data: bytes) -> bytes:
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes")
     return data
+
+
+def _say_if_changed(file: Path, data: bytes) -> None:
+    """People may change it, and a disk may: the manifest of the export knows."""
+    with suppress(Damaged):
+        if describe(data) != read_manifest(file.parent).get(file.name):
+            _say(f"{file} is not as it was written: what it says now is taken")
+
+
+@cache
+def _say(text: str) -> None:
+    log.warning(text)
 
 
 def _check(file: Path, config: dict[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +20,59 @@ def replacing(file: Path) -> Iterator[Path]:
     temporary = file.with_suffix(".writing")
     yield temporary
     os.replace(temporary, file)
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a folder in the place of another by renaming alone, and flush that: a reader finds the one or the other.
+
+    Where the system cannot exchange two names, the old one is called `former(old)` for a moment. `readable(old)` finds
+    it there, also after a kill.
+    """
+    gone = new if _exchange(new, old) else former(old)
+    if gone != new:
+        if os.path.lexists(old):
+            remove(gone)
+            old.rename(gone)
+        new.rename(old)
+    sync(old.parent)
+    with suppress(OSError):  # somebody may be reading it
+        remove(gone)
+
+
+def former(folder: Path) -> Path:
+    """Where a folder lies while another takes its place, on systems that cannot exchange names."""
+    return folder.with_name(f".{folder.name}-former")
+
+
+def readable(folder: Path) -> Path:
+    """A folder, or the one whose place was being taken when that was cut short."""
+    return former(folder) if not os.path.lexists(folder) and former(folder).is_dir() else folder
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a link and not what it leads to; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange what two names stand for, in one step; False where the system or the file system has no such step."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def check_writable(files: Mapping[str, Path | None]) -> None:

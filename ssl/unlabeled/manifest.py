@@ -17,6 +17,7 @@ import safetensors.torch
 from torch import Tensor
 
 from unlabeled.errors import first_line
+from unlabeled.files import sync
 
 MANIFEST = "MANIFEST.json"
 Tensors = dict[str, Tensor]
@@ -34,15 +35,6 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
     sync(folder)
-
-
-def sync(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def describe(data: bytes) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def test_a_run_does_not_go_on_from_other_weights(output: Path, capfd: pytest.Cap
     assert launch("finetune", command) == [0]
     weights = safetensors.torch.load_file(home / "weights" / "model.safetensors")
     weights["cls_token"] += 1
+    (home / "weights" / "MANIFEST.json").unlink()
     safetensors.torch.save_file(weights, home / "weights" / "model.safetensors")
     assert launch("finetune", command) == [2]
     assert "holds a run on other pictures or weights" in capfd.readouterr().err

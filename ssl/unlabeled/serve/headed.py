@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor, nn
 
 from unlabeled.evaluate.pooling import Wanted, parts, read
+from unlabeled.export import read_weights
 from unlabeled.nn.encoder import Tokens
 
 
@@ -32,7 +32,7 @@ class Headed(nn.Module):
     @classmethod
     def of(cls, backbone: Any, config: Mapping[str, Any], export: Path) -> Headed:
         """With the head beside the backbone in an export, of which `config` is the `linear_head` section."""
-        head = safetensors.torch.load_file(export / "heads.safetensors")
+        head = read_weights(export / "heads.safetensors")
         return cls(backbone, Wanted(config["pool"], config["blocks"]), head).eval()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -23,7 +22,8 @@ from typing import Any, NamedTuple
 import safetensors.torch
 
 from unlabeled.errors import UserError
-from unlabeled.manifest import Damaged, Tensors, parse_json, parse_tensors, read_folder, sync, write_folder
+from unlabeled.files import remove, sync
+from unlabeled.manifest import Damaged, Tensors, parse_json, parse_tensors, read_folder, write_folder
 from unlabeled.train.distributed import gather_objects, raise_together
 
 WRITING, REMOVING = ".writing-", ".removing-"
@@ -93,7 +93,7 @@ class Checkpoints:
             temporary.rename(target)
             sync(self.folder)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._remove(temporary)
             kept = self.steps()
             intact = f"{self.path(kept[-1])} is intact" if kept else "there is no earlier checkpoint"
             raise UserError(
@@ -119,10 +119,7 @@ class Checkpoints:
     def _remove(self, path: Path) -> None:
         """Remove a folder, or a link and not what it leads to. One that stays is no reason to stop."""
         try:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove(path)
         except OSError as error:
             self.say(f"{path} cannot be removed: {error.strerror}")
 

@@ -18,7 +18,7 @@ def export_result(folder: Path, method: Method, recipe: Any, engine: Any, result
     Returns whether it is a classifier.
 
     Raises:
-        OSError: it cannot be written; an earlier one stays as it was.
+        UserError: it cannot be written; an earlier one stays as it was.
     """
     if isinstance(method, LinearSweep):
         whole = method.as_classifier()
