@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from unlabeled.importers import Imported
 
 Tensors = dict[str, Tensor]
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def steady(read: Callable[P, T]) -> Callable[P, T]:
@@ -45,7 +46,7 @@ def steady(read: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(read)
     def whole(*arguments: P.args, **more: P.kwargs) -> T:
-        folder = str([*arguments, *more.values()][0]).removeprefix("scratch:")
+        folder = str(next(iter((*arguments, *more.values())))).removeprefix("scratch:")
         while True:
             before = _identity(folder)
             try:
