@@ -10,6 +10,7 @@ from typing import Any
 
 from unlabeled.cli import exit_code
 from unlabeled.errors import UserError
+from unlabeled.text import one_line
 from unlabeled.train.signals import EXIT_DONE
 
 
@@ -67,7 +68,7 @@ def _import(options: argparse.Namespace) -> int:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} is there already. Choose another folder, or remove it.")
     import_official(options.method, options.file, options.out, options.heads, options.key)
-    print(f"{options.out}  (timm.create_model('local-dir:{options.out}', pretrained=True))")
+    print(one_line(f"{options.out}  (timm.create_model('local-dir:{options.out}', pretrained=True))"))
     return EXIT_DONE
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from unlabeled.recipe import dump
+from unlabeled.text import code, markdown
 
 PACKAGES = ("unlabeled", "torch", "torchvision", "timm", "accelerate", "numpy")
 
@@ -44,7 +45,7 @@ def head_card(
     """The card of a backbone with a linear head on features of several blocks, and how timm reads those."""
     source = engine.job.dataset.source
     body = (
-        f"A frozen backbone, `{recipe.encoder}`, and a linear head on {pool} of {blocks} block(s), trained on "
+        f"A frozen backbone, {code(recipe.encoder)}, and a linear head on {pool} of {blocks} block(s), trained on "
         f"{len(source):,} labelled pictures.\n\n```python\nimport torch\nfrom safetensors.torch import load_file\n"
         f"head = load_file('THIS_FOLDER/heads.safetensors')\nmodel.eval()\n{BLOCKS[family].format(n=blocks)}\n"
         f"{READ[pool]}\nlogits = features @ head['weight'].T + head['bias']\n```\n\n"
@@ -57,7 +58,7 @@ def classifier_card(recipe: Any, engine: Any, result: dict[str, Any]) -> str:
     """The card of a fine-tuned classifier."""
     source = engine.job.dataset.source
     body = (
-        f"Fine-tuned ({recipe.task.mode}) from `{recipe.encoder}` on {len(source):,} labelled pictures.\n\n"
+        f"Fine-tuned ({recipe.task.mode}) from {code(recipe.encoder)} on {len(source):,} labelled pictures.\n\n"
         f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures"
     )
     return _card(recipe, engine, f"{recipe.name}: classifier of {len(source.classes)} classes", body, "")
@@ -67,7 +68,7 @@ def _card(recipe: Any, engine: Any, title: str, body: str, arguments: str) -> st
     made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
     call = ", ".join(filter(None, ["'local-dir:THIS_FOLDER'", "pretrained=True", arguments]))
     return (
-        f"# {title}\n\n```python\nimport timm\nmodel = timm.create_model({call})\n```\n\n{body}\n\n"
+        f"# {markdown(title)}\n\n```python\nimport timm\nmodel = timm.create_model({call})\n```\n\n{body}\n\n"
         f"## Made with\n\n- {made_with}\n- pictures: fingerprint {engine.job.facts['pictures']}\n"
         f"- {engine.step:,} steps, {engine.skipped} skipped, {len(engine.bad.keys)} bad pictures\n\n"
         f"```yaml\n{dump(recipe)}```\n"

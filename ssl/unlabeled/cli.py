@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError
 from unlabeled.files import remove
+from unlabeled.text import plain
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
 
 
 def _said(text: str, code: int) -> int:
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
     return code
 
 

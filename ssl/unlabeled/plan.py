@@ -16,6 +16,7 @@ from unlabeled.data.views import View
 from unlabeled.errors import UserError
 from unlabeled.method import Batch, Method, Progress, ViewBatch
 from unlabeled.nn.patches import PatchMask
+from unlabeled.text import one_line
 from unlabeled.train.optim import param_groups
 
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
@@ -191,7 +192,7 @@ def gigabytes(count: float) -> str:
 
 def format_plan(title: str, lines: Iterable[Line]) -> str:
     """Aligned lines below a title."""
-    return "\n".join([title, *(f"  {topic:<10} {text}" for topic, text in lines)])
+    return "\n".join(map(one_line, [title, *(f"  {topic:<10} {text}" for topic, text in lines)]))
 
 
 def without_memory(build: Callable[[], Method]) -> Method:

@@ -12,6 +12,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from unlabeled.text import one_line
+
 T = TypeVar("T")
 SAY_EVERY = 20.0  # seconds between lines where there is no terminal
 FAST = 10.0  # items per second above which the rate is said
@@ -52,7 +54,7 @@ class Bars:
     def say(self, text: str) -> None:
         """Print one line above the bars."""
         if self.active:
-            self.console.print(text, markup=False)
+            self.console.print(one_line(text), markup=False)
             self.said = self.clock()
 
     def due(self, seconds: float = SAY_EVERY) -> bool:
@@ -75,7 +77,7 @@ class Task:
         self._bar: TaskID | None = None
         if bars and bars.progress:
             bars.progress.start()
-            self._bar = bars.progress.add_task(what, total=total, line="")
+            self._bar = bars.progress.add_task(one_line(what), total=total, line="")
 
     def advance(self, count: int = 1) -> None:
         """Count items that are done."""

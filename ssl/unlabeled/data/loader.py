@@ -24,6 +24,7 @@ from unlabeled.errors import BadSample, UserError
 from unlabeled.method import Batch, ViewBatch
 from unlabeled.nn.mixing import Mix
 from unlabeled.nn.patches import PatchMask
+from unlabeled.text import one_line
 
 SAMPLE_STREAM = 0x5A37
 BAD_IN_A_ROW = 64
@@ -104,7 +105,7 @@ class ViewDataset(Dataset[Sample]):
                 return self.source.image(used), used, bad
             except BadSample as error:
                 bad.append((error.key, error.reason))
-        raise UserError(f"{len(bad)} pictures in a row cannot be used, the last: {bad[-1][0]}: {bad[-1][1]}")
+        raise UserError(f"{len(bad)} pictures in a row cannot be used, the last: {one_line(': '.join(bad[-1]))}")
 
 
 def collate(samples: Sequence[Sample]) -> RawBatch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from unlabeled.lock import claim
 from unlabeled.options import checked, cores
 from unlabeled.progress import Task, duration, task
 from unlabeled.report.clock import Clock
+from unlabeled.text import say
 
 OPTIONS = {"short_side": int, "format": str, "quality": int, "shard": int}
 SHOWN = 5
@@ -73,12 +73,12 @@ def _prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int)
             tasks[packed.split] = task(f"preparing {packed.split}", packed.total)
         tasks[packed.split].advance(packed.pictures - tasks[packed.split].done)
         for key, reason in packed.bad[: SHOWN - shown]:
-            print(f"cannot be used: {key}: {reason}", file=sys.stderr)
+            say(f"cannot be used: {key}: {reason}")
         shown = min(SHOWN, shown + len(packed.bad))
     for done in tasks.values():
         done.close()
     size = sum(file.stat().st_size for file in folder.glob("*.tar"))
     bad = sum(file.read_text(encoding="utf-8").count("\n") for file in folder.glob("*_bad.jsonl"))
     unusable = f", {bad} pictures cannot be used: {folder}/*_bad.jsonl" if bad else ""
-    print(f"done in {duration(clock.seconds)}: {summary(folder)}, {size / 1e9:.2f} GB{unusable}", file=sys.stderr)
-    print(f"train with it: data.cache={folder}", file=sys.stderr)
+    say(f"done in {duration(clock.seconds)}: {summary(folder)}, {size / 1e9:.2f} GB{unusable}")
+    say(f"train with it: data.cache={folder}")

@@ -12,6 +12,7 @@ from unlabeled.doctor.facts import Facts
 from unlabeled.doctor.verdict import Finding, sentence
 from unlabeled.plan import Line, gigabytes, number
 from unlabeled.progress import duration
+from unlabeled.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,7 @@ TOPIC = 12
 
 def show(console: Console, recipe: Any, facts: Facts, found: Sequence[Finding]) -> None:
     """Print everything."""
-    console.print(f"{recipe.name} ({facts['stage']})", style="bold", markup=False)
+    console.print(one_line(f"{recipe.name} ({facts['stage']})"), style="bold", markup=False)
     for name, split in facts["splits"].items():
         lines = [*_pictures(recipe, split), *_copies(facts["copies"].get(name))]
         _section(console, f"pictures of {name}", lines)
@@ -44,7 +45,7 @@ def _hanging(console: Console, head: str, text: str, style: str = "") -> None:
     from rich.text import Text
 
     room = max(20, console.width - len(head))
-    first, *rest = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    first, *rest = textwrap.wrap(one_line(text), room, break_long_words=False, break_on_hyphens=False)
     console.print(Text.assemble((head, style), first), soft_wrap=True)
     for line in rest:
         console.print(Text(" " * len(head) + line), soft_wrap=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -29,6 +28,7 @@ from unlabeled.options import checked
 from unlabeled.progress import duration, track
 from unlabeled.recipe import parse
 from unlabeled.report.clock import Clock
+from unlabeled.text import say
 
 if TYPE_CHECKING:
     from unlabeled.export import Preprocessing
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     shown = track(subjects, "encoders", len(subjects))
     rows = [_evaluate(subject, protocols, device, args) for subject in shown]
     console.print(table(rows, protocols))
-    print(f"took {duration(clock.seconds)}", file=sys.stderr)
+    say(f"took {duration(clock.seconds)}")
     if args.json is not None:
         report = {"protocol": _protocol(args, config, protocols), "rows": [row.summary() for row in rows]}
         write_text(args.json, json.dumps(report, indent=2) + "\n")
@@ -167,7 +167,7 @@ def _subjects(args: argparse.Namespace, asked: Evaluation, device: torch.device)
     baselines: dict[Hashable, Subject] = {}
     for path in args.exports:
         encoder, how, words = _load(path, args)
-        print(f"{path}: {words}", file=sys.stderr, flush=True)
+        say(f"{path}: {words}")
         shape, data, config = encoder.image_size, data_of(args, how), prepared_as(asked, how)
         yield Subject(path, encoder.to(device), shape, data, config)
         if args.baselines:

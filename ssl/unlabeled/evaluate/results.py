@@ -12,6 +12,7 @@ import numpy as np
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.report.intervals import bootstrap
 from unlabeled.report.table import estimate, markdown
+from unlabeled.text import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -125,21 +126,22 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 def table(rows: Sequence[Row], protocols: Sequence[Protocol]) -> Table:
     """For a terminal: a row for every encoder, or where there are many scores for every score."""
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(title=f"{units(protocols)} (mean ± std over draws of the labels)")
     shown = columns(rows)
     found = [[row.scores.get(column) for column in shown] for row in rows]
     cells = [[estimate(r.mean, r.std, digits=r.digits) if r else "-" for r in line] for line in found]
     head = ["", *("\n".join(column.heading) for column in shown), "effective\nrank"]
-    lines = [[row.name, *line, rank(row)] for row, line in zip(rows, cells, strict=True)]
+    lines = [[one_line(row.name), *line, rank(row)] for row, line in zip(rows, cells, strict=True)]
     names_are_headings = len(shown) > WIDEST
     if names_are_headings:
         head, *lines = (list(line) for line in zip([word.replace("\n", " ") for word in head], *lines, strict=True))
     for place, heading in enumerate(head):
         whole = (place > 0) != names_are_headings  # names of encoders are paths, and may be folded
-        drawn.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=whole)
+        drawn.add_column(Text(heading), justify="right" if place else "left", overflow="fold", no_wrap=whole)
     for line in lines:
-        drawn.add_row(*line)
+        drawn.add_row(*map(Text, line))
     return drawn
 
 

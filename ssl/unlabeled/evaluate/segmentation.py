@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -24,6 +23,7 @@ from unlabeled.evaluate.masks import Scene, Scenes, open_scenes
 from unlabeled.evaluate.pooling import Wanted, check
 from unlabeled.nn.beit import BeitEncoder
 from unlabeled.progress import track
+from unlabeled.text import say
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -166,7 +166,7 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
             splits.known[self] = coding = coding_of(counts, self, train.lossy or test.lossy)
             if splits.rank == 0:
                 for split, scenes in (("train", train), ("val", test)):
-                    print(f"masks of {split}: {shares(scenes.counts, coding)}", file=sys.stderr, flush=True)
+                    say(f"masks of {split}: {shares(scenes.counts, coding)}")
             self._check_learnable(coding, *(coding.present(scenes.counts) for scenes in (train, test)))
         found: Coding = splits.known[self]
         return found

@@ -14,6 +14,7 @@ from unlabeled.importers import dino, dinov2, ibot, mae, mocov3, simmim
 from unlabeled.importers.reading import Imported, Key, read_pth
 from unlabeled.nn.encoder import Pool
 from unlabeled.nn.families import is_cnn
+from unlabeled.text import code
 
 FAMILIES = {module.FAMILY.name: module for module in (mae, simmim, mocov3, dino, ibot, dinov2)}
 
@@ -24,7 +25,7 @@ def import_official(name: str, file: Path, out: Path, heads: int | None = None, 
     prepared = IMAGENET._replace(interpolation=family.interpolation, pool=pool_of(name, imported))
     config = timm_config(imported.architecture, imported.arguments, imported.width, prepared)
     card = (
-        f"# {family.title}\n\nImported from the official checkpoint `{file.name}` ({family.repository}). "
+        f"# {family.title}\n\nImported from the official checkpoint {code(file.name)} ({family.repository}). "
         "License: see there.\n"
     )
     write_export(out, imported.encoder, config, card, imported.heads)

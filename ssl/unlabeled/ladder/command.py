@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from unlabeled.options import check_least
 from unlabeled.plan import number
 from unlabeled.progress import duration, track
 from unlabeled.report.clock import Clock
+from unlabeled.text import markdown, plain, say
 
 VERSION = "1"
 
@@ -82,8 +82,8 @@ def run(options: argparse.Namespace) -> int:
             steps.append(step)
             print(f"{report.NAMES[step.rung]}, {100 * step.fraction:g} %: {report.score(step)}", flush=True)
             _write(options, climb, steps)
-        print(f"took {duration(clock.seconds)}", file=sys.stderr)
-        print("\n" + (options.out / "ladder.md").read_text(encoding="utf-8"))
+        say(f"took {duration(clock.seconds)}")
+        print("\n" + plain((options.out / "ladder.md").read_text(encoding="utf-8")))
     return 0
 
 
@@ -92,7 +92,7 @@ def _climb(options: argparse.Namespace) -> Climb:
     from unlabeled.preparation import prepare
 
     encoder, how, words = prepare(options.export, crop_pct=options.crop_pct, pool=options.pool)
-    print(f"{options.export}: {words}", file=sys.stderr, flush=True)
+    say(f"{options.export}: {words}")
     options.out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
     options.rungs = _possible(options.rungs, encoder)
     options.fractions = sorted(set(options.fractions))
@@ -159,8 +159,8 @@ def _write(options: argparse.Namespace, climb: Climb, steps: list[Step]) -> None
         title = f"{climb.export}, {number(options.seeds, 'seed')}"
         sentences = "\n".join(f"- {report.verdict(steps, fraction)}" for fraction in done)
         (options.out / "ladder.md").write_text(
-            f"# {title}\n\nTop-1 accuracy in percent, mean ± deviation over seeds, CPU time of one seed; in bold the "
-            "cheapest rung that none beats by more than twice the error of the difference.\n\n"
+            f"# {markdown(title)}\n\nTop-1 accuracy in percent, mean ± deviation over seeds, CPU time of one seed; in "
+            "bold the cheapest rung that none beats by more than twice the error of the difference.\n\n"
             f"{report.table(steps, done)}\n\n{sentences}\n",
             encoding="utf-8",
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from unlabeled.ladder.rungs import Step
 from unlabeled.report.table import estimate, markdown
+from unlabeled.text import drawable
 
 NAMES = {
     "knn": "kNN",
@@ -80,7 +82,7 @@ def _price(step: Step) -> str:
 
 def _cut(title: str) -> str:
     """A title that fits above the plot: of a long path its end."""
-    return title if len(title) <= TITLE_LENGTH else f"…{title[1 - TITLE_LENGTH :]}"
+    return drawable(title if len(title) <= TITLE_LENGTH else f"…{title[1 - TITLE_LENGTH :]}")
 
 
 def plot(steps: Sequence[Step], fractions: Sequence[float], title: str, file: Path) -> None:
@@ -106,4 +108,6 @@ def plot(steps: Sequence[Step], fractions: Sequence[float], title: str, file: Pa
     axes.set(xlabel="labels", ylabel="top-1 accuracy, %", title=_cut(title))
     axes.grid(alpha=0.3)
     axes.legend(title="CPU time with the most labels", fontsize="small", title_fontsize="small")
-    figure.savefig(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font lacks
+        figure.savefig(file)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unlabeled.files import check_writable, write_text
 from unlabeled.report.several import document, grouped, read
+from unlabeled.text import plain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable({"--json": args.json, "--markdown": args.markdown})
     rows = grouped([read(path) for path in args.runs], args.over_encoders)
     text = document(rows)
-    print(text, end="")
+    print(plain(text), end="")
     summary = {"rows": [row.summary() for row in rows]}
     for file, content in ((args.json, json.dumps(summary, indent=2) + "\n"), (args.markdown, text)):
         if file is not None:

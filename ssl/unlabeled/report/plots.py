@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from unlabeled.files import replacing
 from unlabeled.report.calibration import Reliability
+from unlabeled.text import drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +56,7 @@ def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title:
     bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
     bar.set_label("share of the true class", fontsize=9)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(drawable(title), fontsize=11)
     _write(figure, file)
 
 
@@ -79,7 +81,7 @@ def draw_reliability(file: Path, found: Reliability, title: str = "") -> None:
     gap = {"color": "none", "edgecolor": RED, "hatch": "////", "lw": 0.8, "label": "gap"}
     upper.bar(centres[filled], (confidence - accuracy)[filled], 0.94 * width, accuracy[filled], **gap)
     upper.plot([0, 1], [0, 1], color=INK, lw=1, ls="--", label="perfect calibration")
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=drawable(title))
     upper.text(0.97, 0.05, f"ECE {100 * found.error:.2f} %", ha="right", transform=upper.transAxes, bbox=_paper())
     upper.legend(loc="upper left", fontsize=9)
     lower.bar(centres, counts, 0.94 * width, color=BLUE)
@@ -102,7 +104,8 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _write(figure: Figure, file: Path) -> None:
-    with replacing(file) as temporary:
+    with replacing(file) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font lacks
         figure.savefig(temporary, format="png")
 
 
@@ -118,8 +121,7 @@ def _name_classes(axes: Any, classes: Sequence[str]) -> None:
 
 
 def _cut(name: str) -> str:
-    # a $ would begin mathematics
-    return (name if len(name) <= LABEL_LENGTH else name[: LABEL_LENGTH - 1] + "…").replace("$", r"\$")
+    return drawable(name if len(name) <= LABEL_LENGTH else name[: LABEL_LENGTH - 1] + "…")
 
 
 def _write_cells(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:

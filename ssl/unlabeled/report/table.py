@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from unlabeled import text
 from unlabeled.report.intervals import student
 
 
@@ -16,7 +17,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
         rows: as many cells each.
         left: how many are aligned to the left.
     """
-    lines = [[_escaped(cell) for cell in row] for row in (head, *rows)]
+    lines = [[text.markdown(cell) for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(head))]
     rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "".join(f"| {' | '.join(_aligned(line, widths, left))} |\n" for line in (lines[0], rule, *lines[1:]))
@@ -38,10 +39,6 @@ def repeated(values: Sequence[float], digits: int = 2, level: float = 0.95) -> s
         return estimate(mean, digits=digits)
     half = student(values, level)
     return estimate(mean, statistics.stdev(values), (mean - half, mean + half), digits)
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> list[str]:

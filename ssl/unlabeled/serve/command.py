@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from unlabeled.errors import Stopped, UserError
 from unlabeled.options import check_least, checked, cores
 from unlabeled.progress import duration, task
 from unlabeled.report.clock import Clock
+from unlabeled.text import say
 from unlabeled.train.signals import stop
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
         bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
         bad += f"; {in_words(Counter(made['skipped']))}" if made["skipped"] else ""
         what = f"features of {made['written']:,} pictures in {len(made['files'])} files{bad}"
-        print(f"done in {duration(clock.seconds)}: {what}", file=sys.stderr)
+        say(f"done in {duration(clock.seconds)}: {what}")
     if lock:
         lock.close()
 
@@ -118,7 +118,7 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
         **{name: getattr(args, name) for name in ("tokens", "dtype", "precision", "format", "shard")},
     )
     if accelerator.is_main_process:
-        print(f"{args.export}: {words}", file=sys.stderr, flush=True)
+        say(f"{args.export}: {words}")
     data = _data(args, how)
     data.keep_index(args.out / "index")
     # one process looks for pictures, the others read its index
@@ -141,6 +141,6 @@ def _show(
     for count, bad in done:
         shown.advance(count)
         for key, reason in bad[:most] if accelerator.is_main_process else ():
-            print(f"skipped {key}: {reason}", file=sys.stderr)
+            say(f"skipped {key}: {reason}")
         most = max(0, most - len(bad))
     shown.close()

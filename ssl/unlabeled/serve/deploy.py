@@ -23,6 +23,7 @@ from unlabeled.errors import UserError, first_line
 from unlabeled.export import load_timm
 from unlabeled.export_config import read_config
 from unlabeled.serve.headed import Headed
+from unlabeled.text import one_line
 
 TOLERANCE = 1e-4
 ONE_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: there is no such export, the format cannot be had, or the program differs from the model.
     """
     worst = deploy(args.export, args.out, args.format, args.normalize or "normalised")
-    print(f"{args.out}: {args.format}, differs from the timm model by at most {worst:.1e}")
+    print(one_line(f"{args.out}: {args.format}, differs from the timm model by at most {worst:.1e}"))
     return 0
 
 
