@@ -134,7 +134,8 @@ more:
         ),
         ("optim:", "optim: expected a mapping, found null"),
         ("seed: 1.0", "seed: expected an integer of at least 0, found 1.0"),
-        ("note: 1e-4", "note: expected text, found 0.0001"),
+        ("note: 1e-4", 'note: expected text, found 0.0001. Quotes make it text: "0.0001"'),
+        ("note:", "note: expected text, found null"),
         ("compile: yes", "compile: expected true or false, found 'yes'"),
         ("compile: 1", "compile: expected true or false, found 1"),
         ("method: {mask_ratio: 2}", "method.name: missing. It is one of: mae, dino"),
@@ -152,7 +153,7 @@ more:
         ("also: {name: dino, mae: x}", "also.mae: expected an integer of at least 1, found 'x'"),
         ("more: [{name: mae}, 3]", "more.1: expected a mapping with name: mae, dino, found 3"),
         ("encoder: {lr: 0}", "encoder.lr: expected a number greater than 0, found 0"),
-        ("encoder: 3", "encoder: expected a mapping or text, found 3"),
+        ("encoder: 3", 'encoder: expected a mapping or text, found 3. Quotes make it text: "3"'),
         ("encoder: [1, {a: b}]", "encoder: expected a mapping or text, found [1, {a: 'b'}]"),
         ("shape: [1, b]", "shape: expected a list of 2 integers or list of integers or null, found [1, 'b']"),
         ("table: {a: b}", "table.a: expected an integer, found 'b'"),
@@ -202,6 +203,56 @@ def test_overrides_are_read_like_the_file_and_blamed_on_the_command_line() -> No
         "command line  seed: expected a finite number, found .nan",
         "command line  optim.steps: expected an integer of at least 1, found 0",
     ]
+
+
+def test_text_that_yaml_reads_as_something_else_is_to_be_quoted() -> None:
+    for typed, found in (("2024", "2024"), ("1e-4", "0.0001"), ("true", "true"), ("null", "null")):
+        message = f"command line  note: expected text, found {found}. Quotes make it text: note='\"{typed}\"'"
+        assert mistakes(GOOD, f"note={typed}") == [message]
+        assert parse(Recipe, GOOD, [f'note="{typed}"']).note == typed
+    empty = mistakes(GOOD, "note=")
+    assert empty == [
+        "command line  note: expected text, found null, which an empty value is. Quotes make it text: note='\"\"'"
+    ]
+    assert parse(Recipe, GOOD, ['note=""']).note == ""
+
+
+class Wide(Strict, frozen=True):
+    name: Literal["wide"] = "wide"
+    shared: int = 1
+    own: int = 2
+    inner: Method = Mae()
+
+
+class Narrow(Strict, frozen=True):
+    name: Literal["narrow"] = "narrow"
+    shared: int = 3
+    inner: Method = Mae()
+
+
+class Nested(Strict, frozen=True):
+    outer: Annotated[Wide | Narrow, Field(discriminator="name")]
+    many: list[Method] = []
+
+
+def test_another_name_drops_the_old_ones_fields() -> None:
+    """Those of the file alone; what both have stays, and what neither has is still a mistake."""
+    text = "outer: {name: wide, shared: 7, own: 8, inner: {name: mae, mask_ratio: 0.5}}\nmany: [{name: dino, mae: 4}]"
+    narrow = parse(Nested, text, ["outer.name=narrow"])
+    assert narrow.outer == Narrow(shared=7, inner=Mae(mask_ratio=0.5))
+    both = parse(Nested, text, ["outer.inner.name=dino", "outer.name=narrow", "many.0.name=mae"])
+    assert both.outer == Narrow(shared=7, inner=Dino()) and both.many == [Mae()]
+    assert parse(Nested, text, ["outer.name=wide"]).outer == parse(Nested, text).outer
+
+    def wrong(text: str, *overrides: str) -> str:
+        with pytest.raises(RecipeError) as caught:
+            parse(Nested, text, overrides)
+        return str(caught.value)
+
+    assert "outer.own: unknown field" in wrong(text, "outer.own=3", "outer.name=narrow")
+    assert "outer.other: unknown field" in wrong(text.replace("own", "other"), "outer.name=narrow")
+    assert "outer.own: unknown field" in wrong(text.replace("wide", "narrow"))
+    assert "outer.name: expected one of: wide, narrow, found 'narow'" in wrong(text, "outer.name=narow")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from support import stage_named
 
 from unlabeled import methods
 from unlabeled.cli import main
+from unlabeled.data.mixing import Mixing
 from unlabeled.data.sampler import steps_per_epoch, total_steps
-from unlabeled.recipe import dump, load, parse
+from unlabeled.errors import UserError
+from unlabeled.recipe import describe, dump, load, parse
 from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
@@ -106,3 +109,74 @@ def test_every_pretraining_recipe_has_a_plan(file: Path, capsys: pytest.CaptureF
     for topic in ("steps", "lr", "memory", "encoder"):
         assert f"\n  {topic} " in said
     assert not (tmp_path / "run").exists()
+
+
+def switched(file: str, *overrides: str) -> Any:
+    path = Path(__file__).parents[1] / "recipes" / f"{file}.yaml"
+    return load(schema_of(path), path, overrides)
+
+
+def test_another_kind_of_section_needs_one_override() -> None:
+    """Over recipes that set fields which only the old kind has."""
+    before = switched("pretrain/simmim_vitb_in1k")
+    assert before.optim.schedule.name == "steps"
+    assert switched("pretrain/simmim_vitb_in1k", "optim.schedule.name=constant").optim.schedule.name == "constant"
+    sgd = switched("pretrain/mae_vitb16_in1k", "optim.name=sgd").optim
+    assert sgd.name == "sgd" and sgd.base_lr == switched("pretrain/mae_vitb16_in1k").optim.base_lr
+    data = switched(
+        "pretrain/mae_vitb16_in1k", "data.name=huggingface", "data.path=uoft-cs/cifar10", "data.val=null"
+    ).data
+    assert data.name == "huggingface" and data.path == "uoft-cs/cifar10"
+    cross = switched("pretrain/mae_vitb16_in1k", "method.decoder.name=cross", "method.decoder.share=0.5").method.decoder
+    assert (cross.name, cross.share, cross.width) == ("cross", 0.5, 512)
+    assert switched("pretrain/mae_vitb16_in1k", "method.name=simmim").method.encoder.model == "vit_base_patch16_224"
+    with pytest.raises(
+        UserError, match=r"^command line  method.decoder.name: expected one of: self, cross, found 'l[^\n]*$"
+    ):
+        switched("pretrain/mae_vitb16_in1k", "method.decoder.name=linear")
+
+
+def test_null_turns_mixing_off_and_scores_at_the_end_alone() -> None:
+    assert switched("finetune/full_cifar10", "task.mixing=null").task.mixing == Mixing()
+    assert switched("finetune/full_cifar10", "evaluate=null").evaluate.every is None
+
+
+def test_an_empty_split_says_what_it_became_and_how_to_mean_the_folder_itself() -> None:
+    with pytest.raises(UserError) as caught:
+        switched("finetune/full_cifar10", "data.train=")
+    message = str(caught.value)
+    assert "data.train: expected text, found null, which an empty value is" in message
+    assert "data.train='\"\"'" in message and "'' or . = all of data.path" in message
+    for everything in (".", '""'):
+        assert switched("finetune/full_cifar10", f"data.train={everything}", "data.val=null").data.train == ""
+    with pytest.raises(
+        UserError, match=r"name: expected text like .*, found 2024\. Quotes make it text: name='\"2024\"'"
+    ):
+        switched("finetune/full_cifar10", "name=2024")
+    assert switched("finetune/full_cifar10", 'name="2024"').name == "2024"
+
+
+@pytest.mark.parametrize(
+    ("section", "begins", "has", "lacks"),
+    [
+        ("optim.schedule", "optim.schedule  mapping with name: cosine", "name: constant", "base_lr"),
+        ("method.ibot.head", "method.head\n", "method.head.prototypes  integer >= 2 = 8192", "teacher_shares"),
+        ("method.mae", "method.view\n", "method.decoder.width", "global_1"),
+        ("method.head", "method.name=dino:\nmethod.head", "method.name=ibot:\nmethod.head", "global_1"),
+        ("run.workers", "run.workers  integer >= 0", "processes that make samples", "accumulate"),
+        ("data.sources.0.path", "data.sources.N.name=files:\n", "data.sources.N.path", "mean"),
+        ("evaluate", "evaluate  mapping or null = null", "evaluate.every", "momentum"),
+    ],
+)
+def test_help_of_a_section(section: str, begins: str, has: str, lacks: str) -> None:
+    text = describe(pretrain_recipe(), section)
+    assert text.startswith(begins) and has in text and lacks not in text
+
+
+def test_help_of_no_section_suggests_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(stage_named("pretrain"), ["--help", "optim.shedule"])
+    assert ended.value.code == 2 and "Did you mean 'optim.schedule'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(stage_named("pretrain"), ["--help", str(RECIPES[0])])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: pretrain.py")

@@ -128,10 +128,16 @@ def print_any_script() -> None:
 
 def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
     class Help(argparse.Action):
-        def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, section: Any, *_: Any) -> None:
             from unlabeled.recipe import describe
 
-            _show(parser.format_help() + "\nrecipe fields:\n\n" + describe(stage.schema()))
+            if section is None or Path(section).is_file():  # a recipe behind --help is no section
+                _show(parser.format_help() + "\nrecipe fields:\n\n" + describe(stage.schema()))
+                parser.exit()
+            try:
+                _show(describe(stage.schema(), section))
+            except UserError as error:
+                parser.exit(EXIT_BAD_INPUT, f"error: {error}\n")
             parser.exit()
 
     parser = argparse.ArgumentParser(
@@ -143,7 +149,14 @@ def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("recipe", help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
-    parser.add_argument("-h", "--help", action=Help, nargs=0, help="show every field of a recipe, and stop")
+    parser.add_argument(
+        "-h",
+        "--help",
+        action=Help,
+        nargs="?",
+        metavar="SECTION",
+        help="show every field of a recipe, or those of a section such as optim.schedule or method.mae, and stop",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--fresh", action="store_true", help="start over instead of resuming; refuses to overwrite")
     parser.add_argument("--force", action="store_true", help="with --fresh: remove what an earlier run left")

@@ -132,7 +132,12 @@ class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
     watch: Watching | None = Field(
         None, description="a score that decides which weights are kept, when rates fall, when to stop; null = none does"
     )
-    evaluate: Scoring = Field(Scoring(), description="when to score")
+    evaluate: Scoring = Field(Scoring(), description="when to score; null = only at the end")
+
+    @field_validator("evaluate", mode="before")
+    @classmethod
+    def _at_the_end(cls, given: Any) -> Any:
+        return Scoring() if given is None else given
 
     @field_validator("task")
     @classmethod

@@ -177,7 +177,7 @@ class Files(EncodedConfig):
     path: str = Field(
         min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar' or s3://..."
     )
-    train: str = Field("", description="subfolder or prefix of the pictures to train on; '' = all")
+    train: str = Field("", description="subfolder or prefix of the pictures to train on; '' or . = all of data.path")
     val: str | None = Field(None, description="subfolder or prefix of labelled pictures to evaluate on; null = none")
     val_path: str | None = Field(
         None, min_length=1, description="where the pictures to evaluate on are, if not in `path`; null = there"

@@ -47,7 +47,8 @@ def load(schema: type[R], path: str | Path, overrides: Sequence[str] = ()) -> R:
         schema: the frozen pydantic model that the file must fit.
         path: a UTF-8 YAML file of at most `MAX_BYTES` bytes.
         overrides: `a.b=value`, applied in order; the value is read as YAML, or as text where it is no YAML.
-            A number picks an element of a list: `views.0.count=2`.
+            A number picks an element of a list: `views.0.count=2`. Where a section gets another `name`, fields of the
+            file that only its old kind has are dropped.
 
     Raises:
         RecipeError: listing everything wrong with the file, its fields and the overrides.
@@ -60,6 +61,7 @@ def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str 
     document = Document(text)
     for override in overrides:
         document.override(override)
+    document.drop_old_variants(schema)
     recipe = document.validate(schema) if document.readable else None
     if document.faults:
         raise report(document.faults, where)

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from unlabeled.recipe.explain import complaint, follow, missing, telling
 from unlabeled.recipe.faults import COMMAND_LINE, WHOLE_FILE, Fault, Place, dotted, look_up, show
-from unlabeled.recipe.kinds import Kind, tagged
+from unlabeled.recipe.kinds import Kind, kind_at, tagged, takes_text
 from unlabeled.recipe.reader import REFUSED, Reader, Unreadable, resolve
 
 R = TypeVar("R", bound=BaseModel)
@@ -28,6 +28,8 @@ class Document:
         reader = Reader(text)
         self.data: dict[str, Any] = {}
         self.lines, self.faults, self.refused = reader.lines, reader.faults, reader.refused
+        self.typed: dict[Place, str] = {}
+        self.switched: dict[Place, str] = {}
         self.readable = False
         try:
             data = reader.read()
@@ -54,7 +56,10 @@ class Document:
             self.faults.append(Fault(tuple(names), str(error.args[0]), COMMAND_LINE))
             return
         self.forget(place)
-        self.lines[place] = COMMAND_LINE
+        self.lines[place], self.typed[place] = COMMAND_LINE, text.strip()
+        before = look_up(self.data, place)
+        if place[-1] == "name" and isinstance(before, str):
+            self.switched.setdefault(place[:-1], before)
         look_up(self.data, place[:-1])[place[-1]] = self.value(text.strip(), place)
 
     def value(self, text: str, place: Place) -> Any:
@@ -70,6 +75,22 @@ class Document:
         self.refused |= {place + inner for inner in reader.refused}
         return value
 
+    def drop_old_variants(self, schema: type[BaseModel]) -> None:
+        """Where the command line gave a section another `name`, drop the file's fields that only the old one has."""
+        for place, name in sorted(self.switched.items(), key=lambda item: len(item[0])):
+            section, variants = look_up(self.data, place), tagged(kind_at(schema, place, self.data))
+            if not (isinstance(section, dict) and name in variants and section.get("name") in variants):
+                continue
+            gone = variants[name].model_fields.keys() - variants[section["name"]].model_fields.keys()
+            for field in gone & section.keys():
+                if not self.by_command(*place, field):
+                    del section[field]
+                    self.forget((*place, field))
+
+    def by_command(self, *place: str | int) -> bool:
+        """Whether the command line set a place or anything in it."""
+        return any(line == COMMAND_LINE and spot[: len(place)] == place for spot, line in self.lines.items())
+
     def make_way(self, names: list[str]) -> Place:
         """The place that `names` point to, with the mappings that lead there. Raises LookupError."""
         node: Any = self.data
@@ -83,9 +104,10 @@ class Document:
         return place
 
     def forget(self, place: Place) -> None:
-        """Drop the lines and the refusals of what an override replaces."""
+        """Drop the lines and the refusals of what is replaced."""
         self.lines = {old: line for old, line in self.lines.items() if old[: len(place)] != place}
         self.refused = {old for old in self.refused if old[: len(place)] != place}
+        self.switched = {old: name for old, name in self.switched.items() if old[: len(place)] != place}
 
     def line(self, place: Place) -> int:
         """The line that decided `place`: its own, or that of what holds it."""
@@ -125,7 +147,17 @@ class Document:
         if reason.startswith("union_tag"):
             place, kind = (*place, "name"), Kind(Literal[tuple(tagged(kind))], ())
             found = found.get("name")
-        yield Fault(place, complaint(error, kind, found, owner), self.line(place))
+        hint = self.quoting(place, found, owner) if takes_text(kind) else ""
+        yield Fault(place, complaint(error, kind, found, owner) + hint, self.line(place))
+
+    def quoting(self, place: Place, found: object, owner: type[BaseModel] | None) -> str:
+        """How to say that a value is text, where YAML reads it as something else."""
+        typed = self.typed.get(place)
+        if typed is not None and not isinstance(found, str | dict | list):
+            empty = "" if typed else ", which an empty value is"
+            meaning = owner.model_fields[str(place[-1])].description if owner and not typed else None
+            return f"{empty}. Quotes make it text: {dotted(place)}='\"{typed}\"'{f' ({meaning})' if meaning else ''}"
+        return f'. Quotes make it text: "{show(found)}"' if isinstance(found, int | float) else ""
 
 
 def _key(node: Any, name: str, place: Place) -> str | int:

@@ -4,24 +4,69 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from unlabeled.recipe.faults import show
+from unlabeled.errors import UserError
+from unlabeled.recipe.faults import show, suggest
 from unlabeled.recipe.kinds import Kind, is_model, kind_of, members_of, tagged, unwrap
 from unlabeled.recipe.words import words
 
 WIDTH = 100
 
 
-def describe(schema: type[BaseModel]) -> str:
-    """Every field of a schema, depth first: `a.b  TYPE = DEFAULT` and its meaning, 100 columns wide."""
-    text = "\n".join(_fields(schema, "", None, 0)).strip("\n")
-    return re.sub(r"\n{3,}", "\n\n", text) + "\n"
+def describe(schema: type[BaseModel], section: str = "") -> str:
+    """Every field of a schema, depth first: `a.b  TYPE = DEFAULT` and its meaning, 100 columns wide.
+
+    Args:
+        schema: of the recipes.
+        section: a field such as `optim.schedule`, to describe it and what is in it alone; of a section with several
+            kinds also one of them, such as `method.mae`. Empty = everything.
+
+    Raises:
+        UserError: there is no such field.
+    """
+    if not section:
+        return _tidy(_fields(schema, "", None, 0))
+    names = [name for name in section.split(".") if not (name == "N" or name.isdecimal())]
+    texts: dict[str, list[str]] = {}
+    for owner, text in _found(Kind(schema, ()), None, names, ""):
+        texts.setdefault(text, []).append(owner)
+    if not texts:
+        known = re.findall(r"^ *([a-z_]+[.\w]*)", describe(schema), re.MULTILINE)
+        near = suggest(section, known) or f". Sections: {', '.join(schema.model_fields)}"
+        raise UserError(f"--help {section}: recipes have no such field{near}")
+    if len(texts) == 1:
+        return next(iter(texts))
+    return "\n".join(f"{' or '.join(owners)}:\n{text}" for text, owners in texts.items())
+
+
+def _tidy(lines: Iterable[str]) -> str:
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines).strip("\n")) + "\n"
+
+
+def _found(
+    kind: Kind, default: object, names: Sequence[str], prefix: str, owner: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Which kind of section has it, and its text, for every field that `names` lead to."""
+    name, *rest = names or [""]
+    models = tagged(kind).items() or [("", member.type) for member in members_of(kind) if is_model(member)]
+    for tag, model in models:
+        of = f"{prefix}name={tag}" if tag else owner
+        if tag and name == tag:
+            inner = _fields(model, prefix, default, 0, hidden="name")
+            yield from _found(Kind(model, ()), default, rest, prefix, of) if rest else [(of, _tidy(inner))]
+        elif name in model.model_fields:
+            field = model.model_fields[name]
+            value = getattr(default, name) if isinstance(default, model) else _default(field)
+            item = _item(kind_of(field))
+            inside = f"{prefix}{name}." if item == kind_of(field) else f"{prefix}{name}.N."
+            text = _tidy(_field(prefix + name, field, value, 0))
+            yield from _found(item, value, rest, inside, of) if rest else [(of, text)]
 
 
 def _fields(
@@ -43,7 +88,7 @@ def _default(field: FieldInfo) -> object:
 
 def _field(path: str, field: FieldInfo, default: object, indent: int) -> Iterator[str]:
     kind = kind_of(field)
-    item = unwrap(get_args(kind.type)[0]) if get_origin(kind.type) in (list, tuple) else kind
+    item = _item(kind)
     section = any(map(is_model, members_of(item)))
     if section:
         yield ""
@@ -53,6 +98,11 @@ def _field(path: str, field: FieldInfo, default: object, indent: int) -> Iterato
     if section:
         yield from _section(path if item is kind else f"{path}.N", item, default, indent)
         yield ""
+
+
+def _item(kind: Kind) -> Kind:
+    """Of a list what its elements are; the kind itself of anything else."""
+    return unwrap(get_args(kind.type)[0]) if get_origin(kind.type) in (list, tuple) else kind
 
 
 def _state(field: FieldInfo, default: object, kind: Kind) -> str:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from unlabeled.recipe.faults import look_up
+
 
 class Kind(NamedTuple):
     """An annotation without its wrapping, and the bounds that were wrapped around it."""
@@ -60,6 +62,28 @@ def inner_kind(kind: Kind, key: str | int) -> Kind:
     if isinstance(key, int) and get_origin(kind.type) is tuple and Ellipsis not in args:
         return unwrap(args[key])
     return unwrap(args[-1 if get_origin(kind.type) is dict else 0]) if args else Kind(Any, ())
+
+
+def kind_at(schema: type[BaseModel], place: tuple[str | int, ...], data: Any) -> Kind:
+    """The kind of what lies at a place of `data`, whose sections say by `name` which of their kinds they are."""
+    kind = Kind(schema, ())
+    for key in place:
+        kind, data = inner_kind(_chosen(kind, data), key), look_up(data, (key,))
+    return kind
+
+
+def _chosen(kind: Kind, value: Any) -> Kind:
+    """Of a union the member that a mapping means."""
+    name = value.get("name") if isinstance(value, dict) else None
+    if isinstance(name, str) and name in (tags := tagged(kind)):
+        return Kind(tags[name], ())
+    models = [member for member in members_of(kind) if is_model(member)]
+    return models[0] if len(models) == 1 else kind
+
+
+def takes_text(kind: Kind) -> bool:
+    """Whether any text will do."""
+    return any(member.type is str for member in members_of(kind))
 
 
 def options_of(kind: Kind) -> list[object]:

@@ -88,6 +88,18 @@ class TimmCosine(BaseModel, frozen=True, extra="forbid"):
         return cosine(ramp.peak, ramp.minimum, late / progress.total_steps)
 
 
+class Constant(BaseModel, frozen=True, extra="forbid"):
+    """Linear warm-up, then level to the end, which may be put off (`--extend`). Ignores the minimum."""
+
+    name: Literal["constant"] = "constant"
+
+    def at(self, progress: Progress, ramp: Ramp) -> float:
+        """The learning rate of a step."""
+        if progress.epoch < ramp.warmup:
+            return ramp.start + (ramp.peak - ramp.start) * progress.epoch / ramp.warmup
+        return ramp.peak
+
+
 class Steps(BaseModel, frozen=True, extra="forbid"):
     """Linear warm-up, then a factor at each milestone, one step late (SimMIM's ViT recipe). Ignores the minimum."""
 
@@ -115,9 +127,7 @@ class Plateau(BaseModel, frozen=True, extra="forbid"):
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
         """The learning rate of a step, where it has not been lowered."""
-        if progress.epoch < ramp.warmup:
-            return ramp.start + (ramp.peak - ramp.start) * progress.epoch / ramp.warmup
-        return ramp.peak
+        return Constant().at(progress, ramp)
 
 
-Schedule = Annotated[Cosine | Table | TimmCosine | Steps | Plateau, Field(discriminator="name")]
+Schedule = Annotated[Cosine | Table | TimmCosine | Steps | Plateau | Constant, Field(discriminator="name")]

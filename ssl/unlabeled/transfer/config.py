@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -37,7 +37,7 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid"):
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    mixing: Mixing = Field(Mixing(), description="mixup and CutMix of neighbours in the batch")
+    mixing: Mixing = Field(Mixing(), description="mixup and CutMix of neighbours in the batch; null = neither")
     flood: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="level below which the loss is raised again; null = none"
     )
@@ -86,6 +86,11 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid"):
         None, ge=1, allow_inf_nan=False, description="make the classes unbalanced, the last so many times rarer"
     )
     fraction_seed: int = Field(0, ge=0, description="which labels those are")
+
+    @field_validator("mixing", mode="before")
+    @classmethod
+    def _none_is_off(cls, mixing: Any) -> Any:
+        return Mixing() if mixing is None else mixing
 
     @field_validator("pool")
     @classmethod
