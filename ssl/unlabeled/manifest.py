@@ -42,6 +42,15 @@ def describe(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file of any size, as hex digits."""
+    hashed = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            hashed.update(chunk)
+    return hashed.hexdigest()
+
+
 def read_folder(folder: Path) -> dict[str, bytes]:
     """Every file that the manifest lists, and it lists all. Raises Damaged."""
     manifest = read_manifest(folder)

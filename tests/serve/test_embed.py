@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -238,14 +239,72 @@ def test_other_features_are_refused(
     assert message in capsys.readouterr().err and files(tmp_path) == before
 
 
+@pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("format", ["safetensors", "parquet"])
-def test_a_damaged_file_is_made_again(home: Path, tmp_path: Path, format: str) -> None:
+def test_a_damaged_file_is_named_and_made_again(
+    home: Path, tmp_path: Path, format: str, complete: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     assert embed(home, tmp_path, "--format", format) == 0
-    file = tmp_path / f"features-00002.{format}"
-    good = file.read_bytes()
-    file.write_bytes(bytes(len(good)))  # of the right size
+    good = files(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    for name, noted in manifest["files"].items():
+        assert noted["sha256"] == hashlib.sha256(good[name]).hexdigest()
+    if not complete:  # cut off when the last file was written
+        for name, noted in manifest["files"].items():
+            (tmp_path / name).with_suffix(".json").write_text(json.dumps(noted), encoding="utf-8")
+        text = json.dumps({**manifest, "complete": False, "files": {}})
+        (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
+    caplog.clear()
+    for number, at in ((0, 10), (1, -1), (2, -40)):  # in the header and in the numbers
+        file = tmp_path / f"features-{number:05d}.{format}"
+        data = bytearray(good[file.name])
+        data[at] ^= 1
+        file.write_bytes(data)
+    (tmp_path / f"features-00003.{format}").write_bytes(bytes(len(good[f"features-00003.{format}"])))
     assert embed(home, tmp_path, "--format", format) == 0
-    assert file.read_bytes() == good
+    assert files(tmp_path) == good
+    assert caplog.text.count("is not what was written (size or SHA-256 differ): it is made again") == 4
+    assert json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["files"] == manifest["files"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "5", "[]", "{}", '{"asked": 3, "files": {}}', '{"asked": {}, "files": 3}']
+)
+def test_a_manifest_that_is_none_is_refused(
+    home: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
+    assert embed(home, tmp_path) == 2
+    assert "is no manifest of features" in capsys.readouterr().err
+
+
+def test_notes_that_are_none_are_made_again(home: Path, tmp_path: Path) -> None:
+    assert embed(home, tmp_path) == 0
+    good = files(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    names, before = list(manifest["files"]), manifest["files"].copy()
+    manifest["files"] |= {names[0]: 3, names[1]: {**before[names[1]], "bad": [[1, 2, 3]]}}
+    manifest["files"] |= {names[2]: {**before[names[2]], "sha256": "0"}, names[3]: {"size": before[names[3]]["size"]}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (tmp_path / names[4]).with_suffix(".json").write_bytes(b"\xff")
+    assert embed(home, tmp_path) == 0
+    assert files(tmp_path) == good
+    assert json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["files"] == before
+
+
+def test_the_split_that_was_read_is_written(home: Path, tmp_path: Path) -> None:
+    def split(out: str, data: str | Path, *options: str) -> Any:
+        assert main(["embed", str(home / "export"), str(data), str(tmp_path / out), *SMALL, *options]) == 0
+        return json.loads((tmp_path / out / "manifest.json").read_text(encoding="utf-8"))["split"]
+
+    assert split("all", home / "pictures") is None
+    assert split("b", home / "pictures", "--prefix", "b") == "b"
+    recipe = tmp_path / "recipe.yaml"
+    data = f"{{name: files, path: {home}/pictures, train: b}}"
+    recipe.write_text(f"name: it\nencoder: nowhere\ndata: {data}\ntask: {{view: {{size: 16}}}}\n", encoding="utf-8")
+    # the same pictures by another name: what is written is what was read last
+    assert split("b", recipe) == "train"
+    assert split("shapes", "shapes", "--split", "val", "data.val_size=6", "data.train_size=6") == "val"
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,11 @@ def given(
     return _prepared(what, data, how, said)
 
 
+def has_splits(what: str) -> bool:
+    """Whether what was given knows of pictures to train on and others to evaluate on: a recipe, a run, or `shapes`."""
+    return what == "shapes" or what.endswith((".yaml", ".yml")) or (Path(what) / RECIPE).is_file()
+
+
 def _section(what: str, side: int) -> tuple[type[SourceConfig], dict[str, Any]]:
     """The kind of source, and what is known of it; `side` is of drawn shapes, pixels."""
     if what == "shapes":

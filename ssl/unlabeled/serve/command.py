@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.data.given import GIVEN, given
+from unlabeled.data.given import GIVEN, given, has_splits
 from unlabeled.data.sources import Files
 from unlabeled.data.table import Table
 from unlabeled.errors import Stopped, UserError
@@ -81,9 +81,9 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     clock = Clock()
     lock = on_main(accelerator, lambda: claim(args.out, "OUT"))
     embedding = _opened(args, accelerator)
-    about = {"export": args.export, "data": args.data, "split": args.split}
+    about = {"export": args.export, "data": args.data, "split": _split(args)}
     on_main(accelerator, lambda: embedding.claim(about))
-    missing = gather_objects(embedding.missing())[0]  # before anyone begins
+    missing = gather_objects(on_main(accelerator, embedding.missing, whole=False))[0]  # before anyone begins
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     error: BaseException | None = None
     try:
@@ -125,6 +125,11 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
     on_main(accelerator, lambda: data.open(args.split), whole=False)
     source = data.open(args.split)
     return Embedding(encoder.to(accelerator.device), source, data.mean, data.std, settings, args.out)
+
+
+def _split(args: argparse.Namespace) -> str | None:
+    """Which pictures are read of all that there are; None = all of them."""
+    return args.split if has_splits(args.data) else args.prefix or None
 
 
 def _data(args: argparse.Namespace, how: Preprocessing) -> SourceConfig:

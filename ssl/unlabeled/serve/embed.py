@@ -10,14 +10,16 @@ A file is written when its pictures are done, and a note beside it says so; whic
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from unlabeled.card import versions
@@ -27,15 +29,18 @@ from unlabeled.data.prepared import different
 from unlabeled.data.source import Source
 from unlabeled.data.views import Interpolation
 from unlabeled.data.workers import Batches
-from unlabeled.errors import UserError
+from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.features import WORKER_TIMEOUT, Bad, CentreCrops, stack_centred
 from unlabeled.evaluate.pooling import Pool, Wanted, parts, read
 from unlabeled.export import weights_digest
-from unlabeled.files import write_text
+from unlabeled.files import json_object, write_text
+from unlabeled.manifest import sha256_of
 from unlabeled.nn.encoder import Encoder
+from unlabeled.progress import track
 from unlabeled.recipe import flat
-from unlabeled.serve.shards import Format, Shard, intact
+from unlabeled.serve.shards import Format, Shard
 
+log = logging.getLogger(__name__)
 MANIFEST, BAD = "manifest.json", "bad.jsonl"
 
 
@@ -54,10 +59,11 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     interpolation: Interpolation = Field("bicubic", description="how pictures are resized")
 
 
-class Note(NamedTuple):
-    """What one file holds: its size in bytes, how many pictures, and those that are missing."""
+class Note(BaseModel, frozen=True):
+    """What one file holds: its size in bytes and SHA-256, how many pictures, and those that are missing."""
 
     size: int
+    sha256: str
     pictures: int
     bad: list[Bad]
 
@@ -100,7 +106,7 @@ class Embedding:
         """Write the manifest of what is about to be made.
 
         Args:
-            about: what else it shall say, which may differ when the work goes on.
+            about: what else it shall say, as it is now: it may differ when the work goes on.
 
         Raises:
             UserError: the folder holds features of other pictures, or made otherwise.
@@ -110,6 +116,7 @@ class Embedding:
             before = _read(file)
             if others := different(flat(before["asked"]), flat(asked)):
                 raise UserError(f"{self.folder} holds other features: {others}. Choose another folder, or remove it.")
+            _write(file, {**before, **about})
             return
         shapes = {name: [None, *part.shape[1:]] for name, part in self._named(self.nothing).items()}
         about = {**about, "classes": list(self.source.classes), "shapes": shapes, "versions": versions()}
@@ -131,9 +138,13 @@ class Embedding:
         }
 
     def missing(self) -> list[int]:
-        """The files that are not there whole."""
+        """The files that are not there as they were written, of which damaged ones are named. All are read once."""
         manifest = _read(self.folder / MANIFEST)
-        return [number for number in self.shards if self._done(number, manifest) is None]
+        there = [number for number in self.shards if self._file(number).exists()]
+        good = {
+            number for number in track(there, "checking what is there", len(there)) if self._intact(number, manifest)
+        }
+        return [number for number in self.shards if number not in good]
 
     def count(self, numbers: Sequence[int]) -> int:
         """How many pictures some files will have, bad ones included."""
@@ -143,9 +154,9 @@ class Embedding:
         """Complete the manifest, which replaces the notes on each file, and list the bad pictures."""
         manifest, notes = _read(self.folder / MANIFEST), {}
         for number in self.shards:
-            note = self._done(number, manifest)
-            assert note is not None, "finished before it was done"
-            notes[self._file(number).name] = note._asdict()
+            if (note := self._noted(number, manifest)) is None:
+                raise Interrupted(f"{self._file(number)} is gone or has changed. The same command makes it again.")
+            notes[self._file(number).name] = note.model_dump(mode="json")
         refused = (entry for note in notes.values() for entry in note["bad"])
         bad = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in refused]
         (self.folder / BAD).write_text("".join(bad), encoding="utf-8")
@@ -157,15 +168,24 @@ class Embedding:
             self._note(number).unlink(missing_ok=True)
         return manifest
 
-    def _done(self, number: int, manifest: dict[str, Any]) -> Note | None:
-        """What a file holds; None where it is not there whole."""
+    def _intact(self, number: int, manifest: dict[str, Any]) -> bool:
+        """Whether a file is as it was written, which is said where it is not."""
+        note, file = self._noted(number, manifest), self._file(number)
+        with suppress(OSError):
+            if note is not None and sha256_of(file) == note.sha256:
+                return True
+        log.warning("%s is not what was written (size or SHA-256 differ): it is made again", file)
+        return False
+
+    def _noted(self, number: int, manifest: dict[str, Any]) -> Note | None:
+        """What a file holds; None where nothing is known of one of its size."""
         file = self._file(number)
-        try:
-            noted = manifest["files"].get(file.name) or json.loads(self._note(number).read_text(encoding="utf-8"))
-            whole = file.stat().st_size == noted["size"] and intact(file)
-            return Note(**noted) if whole else None
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+        for noted in (_object(self._note(number)), manifest["files"].get(file.name)):  # the note is newer
+            with suppress(OSError, ValidationError):
+                note = Note.model_validate(noted)
+                if file.stat().st_size == note.size:
+                    return note
+        return None
 
     def _file(self, number: int) -> Path:
         return self.folder / f"features-{number:05d}.{self.settings.format}"
@@ -223,7 +243,8 @@ class Embedding:
         keys, labels = [self.source.key(i) for i in good], torch.from_numpy(self.source.labels[good])
         named = self._named(encoded)
         Shard(index, keys, labels, named["features"], named.get("tokens")).write(file)
-        _write(self._note(number), Note(file.stat().st_size, len(good), bad)._asdict())
+        note = Note(size=file.stat().st_size, sha256=sha256_of(file), pictures=len(good), bad=bad)
+        _write(self._note(number), note.model_dump(mode="json"))
 
     def _named(self, parts: list[Tensor]) -> dict[str, Tensor]:
         return dict(zip(("features", "tokens"), parts, strict=False))
@@ -234,10 +255,18 @@ def _cut(pictures: range, size: int) -> Iterator[range]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    found = _object(file)
+    if not isinstance(found.get("asked"), dict) or not isinstance(found.get("files"), dict):
+        raise UserError(f"{file} cannot be read, or is no manifest of features. Remove {file.parent}, and embed again.")
+    return found
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where there is none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}. Remove {file.parent}, and embed again.") from error
+        return json_object(file.read_bytes())
+    except OSError:
+        return {}
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -82,19 +82,6 @@ def read(file: Path, token_shape: tuple[int, int] | None = None) -> Shard:
     with safe_open(file, "pt") as opened:
         found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
         return Shard(keys=json.loads(opened.metadata()["keys"]), **{"tokens": None, **found})
-
-
-def intact(file: Path) -> bool:
-    """Whether what a file says of itself can be read; the numbers in it are not looked at."""
-    try:
-        if file.suffix == ".parquet":
-            _pyarrow("parquet").read_metadata(file)
-        else:
-            with safe_open(file, "pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return True
 
 
 def check_format(name: Format) -> None:
