@@ -11,7 +11,7 @@ from unlabeled.data.masks import BlockMask, RandomMask, StratifiedBlockMask
 from unlabeled.data.views import View
 from unlabeled.errors import UserError
 from unlabeled.method import Method
-from unlabeled.plan import _empty_batch, millions, without_memory
+from unlabeled.plan import empty_batch, millions, without_memory
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from unlabeled.plan import _empty_batch, millions, without_memory
 def test_expects_as_many_hidden_patches_as_masks_hide(mask: object, share: float | None) -> None:
     view = View(size=224, count=2, mask=mask)  # type: ignore[arg-type]
     recipe = SimpleNamespace(data=SimpleNamespace(mean=(0.5, 0.5, 0.5)))
-    found = _empty_batch((view,), 16, 8, recipe).views[0].hidden
+    found = empty_batch((view,), 16, 8, recipe).views[0].hidden
     # blocks may fall short
     assert found is None if share is None else found / (2 * 8 * 196) == pytest.approx(share, abs=0.04)
 

@@ -188,6 +188,8 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
         # one process looks for pictures, the others read its index
         on_main(accelerator, lambda: recipe.data.open("train"), whole=False)
         job = stage.job(recipe, accelerator)
+        if options.dry_run:
+            notes = [*_time(recipe, job, accelerator), *notes]
         _print_plan(stage, recipe, job, accelerator, notes)
         if options.dry_run:
             return EXIT_DONE
@@ -239,8 +241,18 @@ def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, n
         print(text, file=sys.stderr, flush=True)
 
 
+def _time(recipe: Any, job: Job, accelerator: Accelerator) -> list[Line]:
+    """The line of the plan about how long the run would take here."""
+    from unlabeled.forecast import forecast, in_words
+    from unlabeled.plan import without_memory
+
+    method, processes = without_memory(job.build), accelerator.num_processes
+    return [("time", in_words(forecast(recipe, method, job.dataset, processes, accelerator.device)))]
+
+
 def _left_out(recipe: Any, job: Job) -> Iterator[Line]:
-    """Lines of the plan about files and pictures that nobody will see."""
+    """Lines of the plan about files and pictures that nobody will see, or that somebody may see who should not."""
+    from unlabeled.data.as_one import how_to_tell_apart, read_as_one
     from unlabeled.data.left_out import skipped_in, unlabelled_in
     from unlabeled.data.skipped import in_words
 
@@ -251,6 +263,8 @@ def _left_out(recipe: Any, job: Job) -> Iterator[Line]:
     yield from (("skipped", f"{name}: {in_words(n)}") for name, source in splits.items() if (n := skipped_in(source)))
     if count := unlabelled_in(job.dataset.source):
         yield "unlabelled", f"{count:,} of the pictures of train have no label and are left out"
+    if folders := read_as_one(recipe.data, job.dataset.source):
+        yield "as one", f"{', '.join(folders)} are all trained on; {how_to_tell_apart(folders)}"
 
 
 def train(

@@ -136,7 +136,7 @@ def memory(method: Method, views: tuple[View, ...], patch: int, micro: int, reci
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        method(_empty_batch(views, patch, micro, recipe), Progress(0, 1, 0.0, 1.0))
+        method(empty_batch(views, patch, micro, recipe), Progress(0, 1, 0.0, 1.0))
     own = {p.untyped_storage()._cdata for p in method.parameters()}
     activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
     return weights, activations * (1 if recipe.train.precision == "no" else HALF_PRECISION_SHARE)
@@ -208,7 +208,8 @@ def without_memory(build: Callable[[], Method]) -> Method:
     return method  # type: ignore[return-value]
 
 
-def _empty_batch(views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> Batch:
+def empty_batch(views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> Batch:
+    """A micro-batch of tensors without memory."""
     channels = len(recipe.data.mean)
     made = []
     for view in views:
