@@ -10,6 +10,7 @@ import re
 import stat
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar
@@ -71,8 +72,8 @@ class Index:
         names: uint8 [bytes], the names relative to the split, '/'-separated, one after the other.
         ends: int64 [n + 1], name i is `names[ends[i] : ends[i + 1]]`.
         sizes: int64 [n], bytes per file.
-        shards: int32 [n], the tar's number; empty for a folder.
-        starts: int64 [n], where in the tar the file begins; empty for a folder.
+        shards: int32 [n], the number of the tar, or of the folder where there are several; empty for one folder.
+        starts: int64 [n], where in the tar the file begins; empty for one folder.
         skipped: how many files are not read, by what `ending_of` says.
     """
 
@@ -96,6 +97,27 @@ class Index:
     def name(self, i: int) -> bytes:
         """The relative name of picture i."""
         return self.names[self.ends[i] : self.ends[i + 1]].tobytes()
+
+    def place(self, i: int) -> int:
+        """The number of the tar or of the folder that picture i lies in."""
+        return int(self.shards[i]) if len(self.shards) else 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Index]) -> Index:
+        """Of several folders, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        lengths = [len(part) for part in parts]
+        starts = np.repeat(np.cumsum([0, *(len(part.names) for part in parts[:-1])]), lengths)
+        ends = np.concatenate([part.ends[1:] for part in parts]) + starts
+        return cls(
+            np.concatenate([part.names for part in parts]),
+            np.concatenate([[0], ends]).astype(np.int64),
+            np.concatenate([part.sizes for part in parts]),
+            np.repeat(np.arange(len(parts), dtype=np.int32), lengths),
+            np.zeros(sum(lengths), np.int64),
+            sum((part.skipped for part in parts), Counter()),
+        )
 
     @property
     def nbytes(self) -> int:
@@ -172,18 +194,19 @@ class IndexBuilder:
         return Index(np.frombuffer(self._names, np.uint8), ends, sizes, shards, starts, self.skipped)
 
 
-def scan_folder(root: bytes) -> tuple[Index, Index]:
+def scan_folder(root: bytes, entered: set[tuple[int, int]] | None = None) -> tuple[Index, Index]:
     """Every picture below `root`, sorted by relative path, and every folder that was entered, when it was changed last.
 
     Symbolic links are followed, but each real folder is entered once, under the name that sorts first. A link
     to nothing is kept, so that it is counted as a bad sample rather than lost. No folder at all: no pictures.
+    `entered` are folders that were entered already, by device and number.
 
     Raises:
         UserError: a folder that may not be read.
     """
     pictures, folders = IndexBuilder(), IndexBuilder()
     if os.path.isdir(root):
-        _walk(root, b"", set(), pictures, folders)
+        _walk(root, b"", set() if entered is None else entered, pictures, folders)
     return pictures.build(), folders.build()
 
 
@@ -209,10 +232,10 @@ def _walk(
             builder.add(name, size)
 
 
-def changed_folder(root: bytes, folders: Index) -> str | None:
+def changed_folder(roots: Sequence[bytes], folders: Index) -> str | None:
     """The first of the folders of a scan that is not as it was then; None = all are."""
     for i in range(len(folders)):
-        path = root + b"/" + folders.name(i)
+        path = roots[folders.place(i)] + b"/" + folders.name(i)
         try:
             same = os.stat(path).st_mtime_ns == folders.sizes[i]
         except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 
 from unlabeled.data.index import HIDDEN, NO_ENDING
@@ -72,15 +73,15 @@ def in_words(skipped: Counter[str]) -> str:
     return f"{total:,} {'file is' if total == 1 else 'files are'} not read: {', '.join(shown)}"
 
 
-def conversion(skipped: Counter[str], root: bytes) -> str:
+def conversion(skipped: Counter[str], roots: Sequence[bytes]) -> str:
     """How to make pictures of the commonest format of files that are not read; '' where it is none of those known.
 
     Args:
         skipped: of a place without any picture.
-        root: the folder, to look into files without an ending.
+        roots: the folders, to look into files without an ending.
     """
     counts = Counter({ending: n for ending, n in skipped.items() if ending not in (HIDDEN, NO_ENDING)})
-    if skipped[NO_ENDING] and _begins_as_dicom(root):
+    if skipped[NO_ENDING] and any(map(_begins_as_dicom, roots)):
         counts[".dcm"] += skipped[NO_ENDING]
     for endings, name, package, lines in sorted(FOREIGN, key=lambda known: -sum(counts[e] for e in known[0])):
         if any(counts[ending] for ending in endings):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, lru_cache, partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +19,19 @@ from unlabeled.data.http import Identity
 from unlabeled.data.index import EXTENSIONS, Index, changed_folder, readable, scan_folder
 from unlabeled.data.labels import numbered
 from unlabeled.data.listing import Asked, Listing, Stamp, kept
-from unlabeled.data.remote import identities, is_remote, matching, read_range
+from unlabeled.data.paths import Paths, entries
+from unlabeled.data.remote import identities, is_remote, read_range
 from unlabeled.data.skipped import BESIDE, conversion, in_words
 from unlabeled.data.source import EncodedConfig, Split
-from unlabeled.data.tar import Beside, local_identity, scan_tars
+from unlabeled.data.tar import local_identity, scan_tars
+from unlabeled.data.webdataset import ALL, Beside
 from unlabeled.errors import BadSample, UserError
 
 FOLDERS = "folders"
 NAMED = 5
 Stray = Literal["error", "skip", "keep"]
+OnePath = Annotated[str, Field(min_length=1)]
+PathOrPaths = OnePath | Annotated[tuple[OnePath, ...], Field(min_length=1)]
 # the machine's trouble, not the picture's: skipping would make the pictures seen a matter of luck
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _ENDINGS = " ".join(ending.decode() for ending in EXTENSIONS)
@@ -90,14 +93,14 @@ class Pictures:
 
 
 class Folder:
-    """Reads files below a folder."""
+    """Reads files below a folder, or below several."""
 
-    def __init__(self, root: bytes) -> None:
-        self.root = root
+    def __init__(self, *roots: bytes) -> None:
+        self.roots = roots
 
     def path(self, index: Index, i: int) -> bytes:
         """Where picture i lies."""
-        return os.path.join(self.root, index.name(i))
+        return os.path.join(self.roots[index.place(i)], index.name(i))
 
     def read(self, index: Index, i: int) -> bytes:
         """The bytes of picture i, and no more than one beyond its indexed size."""
@@ -160,11 +163,12 @@ class Reading(NamedTuple):
 
     labels: str = FOLDERS
     stray: Stray = "error"
+    part: str | None = None
     order: tuple[str, ...] | None = None
 
 
 class Files(EncodedConfig):
-    """Pictures in a folder, in an uncompressed tar or in several.
+    """Pictures in folders or in uncompressed tars.
 
     Labels are the first folder below the split, or what files beside the pictures of a tar say; pictures that all lie
     right below the split are unlabelled. Hidden files and files with other endings than those of
@@ -174,20 +178,26 @@ class Files(EncodedConfig):
     what_val_is: ClassVar[str] = "the folder of labelled pictures, such as data.val=val"
 
     name: Literal["files"] = "files"
-    path: str = Field(
-        min_length=1, description="a folder, a .tar, or a glob of tars such as '/data/shard-*.tar' or s3://..."
+    path: PathOrPaths = Field(
+        description="a folder, a .tar, tars by a glob or braces, such as '/data/shard-*.tar' or "
+        "'s3://bucket/shard-{000..012}.tar', or a list of either",
     )
     train: str = Field("", description="subfolder or prefix of the pictures to train on; '' or . = all of data.path")
     val: str | None = Field(None, description="subfolder or prefix of labelled pictures to evaluate on; null = none")
-    val_path: str | None = Field(
-        None, min_length=1, description="where the pictures to evaluate on are, if not in `path`; null = there"
+    val_path: PathOrPaths | None = Field(
+        None, description="where the pictures to evaluate on are, if not in `path`; null = there"
     )
     labels: str = Field(
         FOLDERS,
-        pattern=r"^(folders|\w+|json:.+)$",
-        description="folders, or in tars the files beside pictures (WebDataset): cls, txt, json:KEY",
+        pattern=r"^(folders|\w+(\.\w+)*|(\w+\.)*json:.+)$",
+        description="folders, or in tars the files beside pictures (WebDataset): cls, txt, json:KEY, json:KEY.INNER",
     )
-
+    part: str | None = Field(
+        None,
+        pattern=r"^[^./][^/]*$",
+        description="ending of the pictures to use where WebDataset samples have several, such as left.jpg; null = the "
+        "plainest of each (jpg before left.jpg), all = every picture",
+    )
     stray: Stray = Field(
         "error",
         description="what becomes of pictures that lie beside the folders of classes: error = stop and name them, skip "
@@ -219,32 +229,34 @@ class Files(EncodedConfig):
         return self.val is not None or self.val_path is not None
 
     @property
-    def _places(self) -> dict[Split, tuple[str, str]]:
-        """Path and prefix of each split."""
-        places: dict[Split, tuple[str, str]] = {"train": (os.path.expanduser(self.path), self.train)}
+    def _places(self) -> dict[Split, tuple[Paths, str]]:
+        """Paths and prefix of each split."""
+        places: dict[Split, tuple[Paths, str]] = {"train": (_several(self.path), self.train)}
         if self.has_val:
-            places["val"] = os.path.expanduser(self.val_path or self.path), self.val or ""
+            places["val"] = _several(self.val_path or self.path), self.val or ""
         return places
 
     @property
     def _reading(self) -> Reading:
-        return Reading(self.labels, self.stray, self.order)
+        return Reading(self.labels, self.stray, self.part and self.part.lower(), self.order)
 
     @cached_property
     def _listings(self) -> dict[Split, Listing]:
         stamps = cache(_stamps)  # archives that hold both splits are asked about once
         asked = {
-            split: Asked(f"{self._reading} of {prefix!r} in {path!r}", partial(_changed, stamps, path, prefix))
-            for split, (path, prefix) in self._places.items()
+            split: Asked(
+                f"{self._reading} of {prefix!r} in {_folders(paths) or paths}", partial(_changed, stamps, paths, prefix)
+            )
+            for split, (paths, prefix) in self._places.items()
         }
         return kept(self._index_folder, asked, self._scan, self._index_written)
 
     def _scan(self) -> dict[Split, Listing]:
         # splits of one path at once: the headers of a large tar take minutes to read
         found: dict[Split, Listing] = {}
-        for path in dict.fromkeys(path for path, _ in self._places.values()):
-            prefixes = {split: prefix for split, (where, prefix) in self._places.items() if where == path}
-            found |= zip(prefixes, _scan(path, list(prefixes.values()), self._reading), strict=True)
+        for paths in dict.fromkeys(paths for paths, _ in self._places.values()):
+            prefixes = {split: prefix for split, (where, prefix) in self._places.items() if where == paths}
+            found |= zip(prefixes, _scan(paths, list(prefixes.values()), self._reading), strict=True)
         return found
 
     def source(self, split: Split) -> Pictures:
@@ -253,35 +265,65 @@ class Files(EncodedConfig):
         Raises:
             UserError: nothing at `path`, no pictures in the split, or an archive that cannot be used (see `scan_tars`).
         """
-        (path, prefix), listing = self._places[split], self._listings[split]
+        (paths, prefix), listing = self._places[split], self._listings[split]
         if not len(listing.pictures):
-            raise UserError(_nothing_found(path, prefix, listing.pictures.skipped))
-        place = Tars(listing.files, os.fsencode(prefix)) if listing.files else Folder(_root(path, prefix))
-        return Pictures(place, listing, self.target)
+            raise UserError(_nothing_found(paths, prefix, self._reading, listing.pictures.skipped))
+        if listing.files:
+            return Pictures(Tars(listing.files, os.fsencode(prefix)), listing, self.target)
+        return Pictures(Folder(*_roots(_folders(paths), prefix)), listing, self.target)
 
 
-def _scan(path: str, prefixes: Sequence[str], how: Reading) -> list[Listing]:
+def _several(path: PathOrPaths) -> Paths:
+    return tuple(map(os.path.expanduser, [path] if isinstance(path, str) else path))
+
+
+def _scan(paths: Paths, prefixes: Sequence[str], how: Reading) -> list[Listing]:
     """What there is below each of the prefixes."""
-    if os.path.isdir(path):
-        if how.labels != FOLDERS:
-            raise UserError(
-                f"data.labels={how.labels!r} is for tars, and {path!r} is a folder; expected data.labels=folders"
-            )
-        roots = [_root(path, prefix) for prefix in prefixes]
-        scans = [(root, *scan_folder(root)) for root in roots]
-        return [_listing(readable(root), index, how, folders=folders) for root, index, folders in scans]
-    shards, found = scan_tars(_archives(path), prefixes, None if how.labels == FOLDERS else Beside.of(how.labels))
+    if folders := _folders(paths):
+        for field, value, fitting in (("labels", how.labels, (FOLDERS,)), ("part", how.part, (ALL, None))):
+            if value not in fitting:
+                raise UserError(
+                    f"data.{field}={value!r} is for tars, and {folders[0]!r} is a folder; expected data.{field}="
+                    f"{fitting[0]}"
+                )
+        return [_listing(_shown(paths, prefix), *_looked_through(_roots(folders, prefix)), how) for prefix in prefixes]
+    beside = None if how.labels == FOLDERS else Beside(how.labels)
+    shards, found = scan_tars(entries(paths), prefixes, beside, how.part)
     if how.labels == FOLDERS:
         return [
-            _listing(os.path.join(path, prefix).rstrip("/"), scan.pictures, how, tuple(shards))
+            _listing(_shown(paths, prefix), scan.pictures, None, how, tuple(shards))
             for prefix, scan in zip(prefixes, found, strict=True)
         ]
     return [Listing.of(scan.pictures, *numbered(scan.labels, how.order), tuple(shards), named=True) for scan in found]
 
 
-def _listing(
-    where: str, index: Index, how: Reading, files: tuple[Stamp, ...] = (), folders: Index | None = None
-) -> Listing:
+def _folders(paths: Paths) -> list[str]:
+    """The folders that paths name; none where they name tars.
+
+    Raises:
+        UserError: they name both, or something that is not there.
+    """
+    if any(map(is_remote, paths)):
+        return []
+    found = entries(paths)
+    folders = [path for path in found if os.path.isdir(path)]
+    if folders and len(folders) < len(found):
+        other = next(path for path in found if path not in folders)
+        raise UserError(
+            f"{list(paths)} names folders, such as {folders[0]!r}, and archives, such as {other!r}; expected one kind. "
+            "Make a mixture of two sources of them"
+        )
+    return folders
+
+
+def _looked_through(roots: Sequence[bytes]) -> tuple[Index, Index]:
+    """Pictures below folders, and all folders there; each is entered once."""
+    entered: set[tuple[int, int]] = set()
+    pictures, folders = zip(*(scan_folder(root, entered) for root in roots), strict=True)
+    return Index.joined(pictures), Index.joined(folders)
+
+
+def _listing(where: str, index: Index, folders: Index | None, how: Reading, files: tuple[Stamp, ...] = ()) -> Listing:
     """With the first folder of each name for a label."""
     names, found = index.folders()
     stray = found < 0
@@ -304,52 +346,49 @@ def _beside_folders(where: str, index: Index, stray: NDArray[np.bool_]) -> str:
     )
 
 
-def _changed(stamps: Callable[[str], Sequence[Stamp]], path: str, prefix: str, listing: Listing) -> str | None:
+def _changed(stamps: Callable[[Paths], Sequence[Stamp]], paths: Paths, prefix: str, listing: Listing) -> str | None:
     """What is not as it was when it was listed: a folder, an archive, or which archives there are."""
-    if os.path.isdir(path):
-        return readable(_root(path, prefix)) if listing.files else changed_folder(_root(path, prefix), listing.folders)
-    now = stamps(path)
+    if folders := _folders(paths):
+        if listing.files:
+            return _shown(paths, prefix)
+        return changed_folder(_roots(folders, prefix), listing.folders)
+    now = stamps(paths)
     if len(now) != len(listing.files):
-        return path
+        return _shown(paths)
     return next((new.path for old, new in zip(listing.files, now, strict=True) if old != new), None)
 
 
-def _stamps(path: str) -> Sequence[Stamp]:
-    """The archives that `path` names, as they are now."""
-    archives = _archives(path)
-    found = identities(archives) if is_remote(path) else map(local_identity, archives)
-    return [Stamp(archive, *identity) for archive, identity in zip(archives, found, strict=True)]
+def _stamps(paths: Paths) -> Sequence[Stamp]:
+    """The archives that paths name, as they are now."""
+    archives = entries(paths)
+    remote = [archive for archive in archives if is_remote(archive)]
+    found = dict(zip(remote, identities(remote), strict=True))
+    return [Stamp(archive, *(found.get(archive) or local_identity(archive))) for archive in archives]
 
 
-def _root(path: str, prefix: str) -> bytes:
-    return os.fsencode(os.path.join(path, prefix).rstrip("/") or "/")
+def _roots(folders: Sequence[str], prefix: str) -> list[bytes]:
+    return [os.fsencode(os.path.join(folder, prefix).rstrip("/") or "/") for folder in folders]
 
 
-def _archives(path: str) -> list[str]:
-    """The archives that `path` names: itself, or what matches it as a glob, sorted."""
-    if is_remote(path):
-        return list(matching(path))
-    if os.path.exists(path):
-        return [path]
-    if found := sorted(glob.glob(path)):
-        return found
-    raise UserError(
-        f"{path!r} does not exist; expected a folder, a .tar or a glob of tars (data.path, data.val_path or DATA)"
-    )
+def _shown(paths: Paths, prefix: str = "") -> str:
+    """Paths for people."""
+    return ", ".join(os.path.join(path, prefix).rstrip("/") or "/" for path in paths)
 
 
-def _nothing_found(path: str, prefix: str, skipped: Counter[str]) -> str:
-    problem = f"no pictures in {path!r}"
+def _nothing_found(paths: Paths, prefix: str, how: Reading, skipped: Counter[str]) -> str:
+    problem = f"no pictures in {_shown(paths)!r}"
+    if how.part not in (None, ALL):
+        problem += f" whose names go on with {how.part!r} after the first dot (data.part)"
     if prefix:
-        problem += f" under {prefix!r}; it has {_prefixes(path) or 'no folders'}"
+        problem += f" under {prefix!r}; it has {_prefixes(paths) or 'no folders'}"
     others = f"; {in_words(skipped)}" if skipped else ""
     problem = f"{problem}{others}. Expected files ending in {_ENDINGS}"
-    return problem + conversion(skipped, _root(path, prefix))
+    return problem + conversion(skipped, _roots(_folders(paths), prefix))
 
 
-def _prefixes(path: str, most: int = 10) -> str:
-    """The first folders that exist at `path`, for people."""
-    [listing] = _scan(path, [""], Reading(stray="keep"))
+def _prefixes(paths: Paths, most: int = 10) -> str:
+    """The first folders that exist at paths, for people."""
+    [listing] = _scan(paths, [""], Reading(stray="keep"))
     index = listing.pictures
     names = (index.name(i).partition(b"/") for i in range(len(index)))
     folders = sorted({folder for folder, slash, _ in names if slash})

@@ -6,19 +6,20 @@ for a million, and takes a damaged header in the middle for the end.
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from unlabeled.data.index import Index, IndexBuilder, readable
 from unlabeled.data.listing import Stamp
 from unlabeled.data.remote import identity, is_remote, open_remote
+from unlabeled.data.webdataset import Beside, Found, Member, Samples, one_of_each, reads_samples, stem, whole_stem
 from unlabeled.errors import UserError
 
 _BLOCK = 512
-LABEL_BYTES = 1 << 20
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _PLAIN_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -35,11 +36,11 @@ class Scan(NamedTuple):
     """
 
     pictures: Index
-    labels: list[str | None]
+    labels: list[Any]
 
 
 def scan_tars(
-    paths: Sequence[str], prefixes: Sequence[str], beside: Beside | None = None
+    paths: Sequence[str], prefixes: Sequence[str], beside: Beside | None = None, part: str | None = None
 ) -> tuple[list[Stamp], list[Scan]]:
     """One pass over the headers of `paths`; what there is below each of `prefixes`.
 
@@ -47,74 +48,43 @@ def scan_tars(
         paths: of tars.
         prefixes: "" for everything.
         beside: reads labels from files beside the pictures; None = nothing is read but headers.
+        part: which picture of a WebDataset sample is used, see `Files.part`.
 
     Raises:
         UserError: compressed, truncated or corrupt archives, two members of one name, and members that are
             unsafe (absolute names, `..`, links, devices). Nothing is ever extracted.
     """
     builders = [IndexBuilder(os.fsencode(prefix)) for prefix in prefixes]
-    labels: list[list[str | None]] = [[] for _ in prefixes]
-    shards = []
+    labels: list[list[Any]] = [[] for _ in prefixes]
+    others: list[list[Any]] = [[] for _ in prefixes]
+    shards, samples = [], Samples()
     for number, path in enumerate(paths):
         with _open_tar(path) as file:
             shard = Stamp(path, *(identity(path) if is_remote(path) else local_identity(file.fileno())))
             shards.append(shard)
             members = list(_unique(path, sorted(_members(file, path, shard.size))))
-            found = {} if beside is None else beside.read(file, path, members)
+            samples.note(members)
+            found = Found({}, {}) if beside is None else beside.read(file, path, members)
             for name, start, size in members:
-                for builder, own in zip(builders, labels, strict=True):
+                for i, builder in enumerate(builders):
                     if builder.add_member(name, number, start, size):
-                        own.append(found.get(stem(name)[0]))
-    return shards, [Scan(builder.build(), own) for builder, own in zip(builders, labels, strict=True)]
+                        labels[i].append(found.labels.get(stem(name)[0]))
+                        others[i].append(found.others.get(whole_stem(name)[0]))
+    scans = [Scan(builder.build(), own) for builder, own in zip(builders, labels, strict=True)]
+    if beside is not None:
+        beside.check(paths[0])
+        for builder in builders:
+            builder.skipped.pop(f".{beside.ending.decode()}", None)  # read as labels
+        if beside.others and not beside.labels:
+            return shards, [Scan(scan.pictures, own) for scan, own in zip(scans, others, strict=True)]
+    if not reads_samples(paths[0], samples, part, beside is not None):
+        return shards, scans
+    return shards, [_sampled(scan, part) for scan in scans]
 
 
-class Beside(NamedTuple):
-    """Labels in files beside pictures, as WebDataset lays them out: `000001.jpg` and `000001.cls` or `000001.json`.
-
-    Attributes:
-        ending: of the file, such as `cls` or `json`.
-        key: in a JSON object; None = the whole file is the label.
-    """
-
-    ending: str
-    key: str | None
-
-    @classmethod
-    def of(cls, text: str) -> Beside:
-        """From `cls`, `txt` or `json:KEY`."""
-        ending, _, key = text.partition(":")
-        return cls(ending, key or None)
-
-    def read(self, file: BinaryIO, path: str, members: Sequence[tuple[bytes, int, int]]) -> dict[bytes, str]:
-        """The labels in one tar, by the stems of their files.
-
-        Raises:
-            UserError: a file holds no label.
-        """
-        labels = {}
-        for name, start, size in members:
-            root, ending = stem(name)
-            if ending == self.ending.encode():
-                if size > LABEL_BYTES:
-                    raise UserError(f"{path!r}: {readable(name)!r} has {size:,} bytes; expected a label")
-                file.seek(start)
-                labels[root] = self._label(file.read(size), path, name)
-        return labels
-
-    def _label(self, data: bytes, path: str, name: bytes) -> str:
-        try:
-            text = data.decode()
-            value = text.strip() if self.key is None else json.loads(text)[self.key]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path!r}: {readable(name)!r} holds no {self.key or 'text'} ({error!r})") from error
-        return str(value)
-
-
-def stem(name: bytes) -> tuple[bytes, bytes]:
-    """A member's name up to the first dot after the last slash, and what follows: WebDataset's rule."""
-    folder, slash, file = name.rpartition(b"/")
-    root, _, ending = file.partition(b".")
-    return folder + slash + root, ending
+def _sampled(scan: Scan, part: str | None) -> Scan:
+    pictures, chosen = one_of_each(scan.pictures, part)
+    return Scan(pictures, [scan.labels[i] for i in np.flatnonzero(chosen)])
 
 
 def local_identity(file: int | str) -> tuple[int, str]:
@@ -140,7 +110,7 @@ def _open_tar(path: str) -> BinaryIO:
     return file
 
 
-def _members(file: BinaryIO, path: str, total: int) -> Iterator[tuple[bytes, int, int]]:
+def _members(file: BinaryIO, path: str, total: int) -> Iterator[Member]:
     """(name, start, size) of every file in a tar, in its order."""
     position = 0
     override: dict[bytes, bytes] = {}
@@ -245,7 +215,7 @@ def _plain(name: bytes) -> bytes:
     return name
 
 
-def _unique(path: str, members: list[tuple[bytes, int, int]]) -> Iterator[tuple[bytes, int, int]]:
+def _unique(path: str, members: list[Member]) -> Iterator[Member]:
     last = None
     for name, start, size in members:
         if name == last:

@@ -142,7 +142,8 @@ def open_scenes(data: Any, split: Split, **how: Any) -> Scenes:
     if not isinstance(data, Files):
         raise UserError(f"segmentation needs masks beside pictures in a folder or a tar, found data {data.name!r}.")
     train, val = (None if prefix is None else f"{prefix}_masks" for prefix in (data.train, data.val))
-    beside = Files(path=data.path, val_path=data.val_path, train=train or "", val=val, max_pixels=data.max_pixels)
+    where = {"path": data.path, "val_path": data.val_path, "train": train or "", "val": val}
+    beside = Files(**where, stray="keep", part="all", max_pixels=data.max_pixels)
     try:
         masks = beside.source(split)
     except UserError as error:
