@@ -26,6 +26,7 @@ Tracker = Literal["tensorboard", "mlflow"]
 # fields that cannot change what is learnt: a run may be resumed with others
 FREE_FIELDS = (
     "run",
+    "data.allow_overlap",
     "data.path",
     "data.val_path",
     "data.root",

@@ -57,6 +57,8 @@ class FakeData:
     def source(self, split: Literal["train", "val"]) -> FakeSource:
         return self.splits[split]
 
+    def check_apart(self, train: object, val: object) -> None: ...
+
 
 @pytest.fixture
 def encoder() -> Encoder:

@@ -364,6 +364,7 @@ def test_the_command_needs_no_class_folders(tmp_path: Path) -> None:
     options = ["--baselines", "--device", "cpu", "--workers", "1", "--json", str(tmp_path / "found.json")]
     options += ["--markdown", str(tmp_path / "found.md")]
     protocol = ["--protocol", "segmentation", "--set", "segmentation.epochs=2", "segmentation.size=[8,12]"]
+    protocol += ["--allow-overlap"]  # both splits are drawn alike
     command = [str(tmp_path / "export"), "--data", str(tmp_path), *protocol, *options]
     assert run(parser.parse_args(command)) == 0
     rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]

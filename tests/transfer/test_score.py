@@ -151,7 +151,9 @@ def test_a_new_start_removes_them(output: Path) -> None:
 
 def test_classes_without_training_pictures_are_named() -> None:
     val = SimpleNamespace(labels=np.array([0, 2, 2, -1]), classes=("cat", "dog", "eel", "fox"))
-    recipe: Any = SimpleNamespace(data=SimpleNamespace(has_val=True, open=lambda split: val))
+    recipe: Any = SimpleNamespace(
+        data=SimpleNamespace(has_val=True, open=lambda split: val, check_apart=lambda *_: None)
+    )
     with pytest.raises(UserError, match="has pictures of 'eel', of which"):
         Scorer(recipe, None, val, np.array([0, 1, 1]))  # type: ignore[arg-type]
     Scorer(recipe, None, val, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]

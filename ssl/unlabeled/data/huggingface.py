@@ -15,6 +15,7 @@ from unlabeled.data.labels import numbered, renumbered
 from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
 
+ALONE = "train"  # the split of a data set that was saved by itself and has no name
 SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -84,6 +85,17 @@ class HuggingFaceSource:
     def __len__(self) -> int:
         return len(self._table)
 
+    @property
+    def marks(self) -> NDArray[np.int64] | None:
+        """Sizes [n] of the pictures that the table holds, bytes, -1 of others; None where rows were chosen."""
+        import pyarrow.compute
+
+        if self._table._indices is not None:
+            return None
+        cells = pyarrow.compute.struct_field(self._table.data.column(self._column), "bytes")
+        sizes = pyarrow.compute.fill_null(pyarrow.compute.binary_length(cells), -1)
+        return np.asarray(sizes, dtype=np.int64)
+
     def key(self, i: int) -> str:
         """The data set, the split and the row."""
         return f"{self._name}[{i}]"
@@ -128,8 +140,11 @@ def _loaded(path: str, config: str | None, revision: str | None, split: str) -> 
         )
     except Exception as error:  # the library raises whatever its loaders, the network and the hub raise
         raise UserError(f"the data set {path!r}, split {split!r}, cannot be had: {first_line(error)}") from error
-    if not isinstance(found, datasets.DatasetDict):
-        return found
-    if split not in found:
-        raise UserError(f"{path!r} has no split {split!r}; it has {sorted(found)}")
-    return found[split]
+    splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or ALONE): found}
+    # what was loaded by name is what was asked for: `train[:10%]` is a part of a split
+    if saved and split not in splits:
+        raise UserError(
+            f"{path!r} has no split {split!r}; it has {sorted(splits)}. Set data.train and data.val to some of "
+            "them, or data.val=null."
+        )
+    return splits[split] if saved else found

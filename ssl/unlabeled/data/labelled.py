@@ -49,6 +49,7 @@ def labelled(recipe: Any) -> Labelled:
             "folder of its own right below data.train."
         )
     test = recipe.data.open("val")
+    recipe.data.check_apart(source, test)
     rows = chosen(source.labels, recipe.task, source.classes)
     _refuse_empty(source, rows)
     if recipe.watch is None:

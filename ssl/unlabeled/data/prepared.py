@@ -26,7 +26,7 @@ from unlabeled.errors import UserError
 RECORD = "prepared.json"
 ASKED = "prepared"
 # what cannot change the pictures that are stored
-FREE = frozenset({"cache", "classes", "mean", "std", "max_bad_fraction"})
+FREE = frozenset({"allow_overlap", "cache", "classes", "mean", "std", "max_bad_fraction"})
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):

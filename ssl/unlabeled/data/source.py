@@ -108,6 +108,11 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         description="per channel, divides after that (ImageNet's)",
     )
 
+    allow_overlap: bool = Field(
+        False,
+        description="whether pictures that are scored may be among those that are learnt from: if not, more than "
+        "a tenth of them are refused",
+    )
     classes: str | None = Field(
         None,
         min_length=1,
@@ -144,6 +149,13 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     def keep_index(self, folder: Path, write: bool = True) -> None:
         """Look in a folder for what an earlier scan found, and `write` there what a new one finds."""
         self._index_folder, self._index_written = folder, write
+
+    def check_apart(self, train: Source, val: Source) -> None:
+        """Raise UserError when pictures of `val` are in `train` too, unless that is allowed. A sample is looked at."""
+        from unlabeled.data.overlap import refuse_shared
+
+        if not self.allow_overlap:
+            refuse_shared(train, val)
 
     @abstractmethod
     def source(self, split: Split) -> Source:

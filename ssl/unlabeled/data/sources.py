@@ -57,6 +57,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def marks(self) -> NDArray[np.int64]:
+        """Their sizes [n], bytes."""
+        return self._index.sizes
+
     def name(self, i: int) -> bytes:
         """The picture's path below the split."""
         return self._index.name(i)

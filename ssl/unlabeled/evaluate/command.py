@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help=f"labelled pictures: {GIVEN}")
     parser.add_argument("--train", metavar="SPLIT", help="subfolder or split to train probes on; default: train")
     parser.add_argument("--val", metavar="SPLIT", help="subfolder or split to test them on; default: val")
+    parser.add_argument("--allow-overlap", action="store_true", help="test pictures may be training pictures too")
     parser.add_argument(
         "--protocol",
         nargs="+",
@@ -216,6 +217,8 @@ def check_side(encoder: Encoder, option: str, side: int | None) -> None:
 def data_of(args: argparse.Namespace, how: Preprocessing) -> DataConfig:
     """The pictures, scaled and normalised as the export was trained."""
     changes = [change for change in args.set if change.startswith(OF_DATA)]
+    if args.allow_overlap:
+        changes.append("data.allow_overlap=true")
     data = given(args.data, how, {"train": args.train, "val": args.val}, changes)
     if not data.has_val:
         raise UserError(f"{args.data} has no pictures to test on: data.val is null, expected {data.what_val_is}")

@@ -101,6 +101,8 @@ class DataConfig(Structure):
 
     def source(self, split: Literal["train", "val"], /) -> Source: ...
 
+    def check_apart(self, train: Source, val: Source, /) -> None: ...
+
 
 class Splits:
     """The labelled pictures of both splits, opened when first asked for.
@@ -135,9 +137,15 @@ class Splits:
 
     @cached_property
     def sources(self) -> tuple[Source, Source]:
-        """(train, val). Raises UserError when one has no labels, or their classes differ."""
-        if not self.labels:
-            return _of_one_class(self.data.source("train")), _of_one_class(self.data.source("val"))
+        """(train, val). Raises UserError when one has no labels, their classes differ, or they share pictures."""
+        sources = self._labelled() if self.labels else self._unlabelled()
+        self.data.check_apart(*sources)
+        return sources
+
+    def _unlabelled(self) -> tuple[Source, Source]:
+        return _of_one_class(self.data.source("train")), _of_one_class(self.data.source("val"))
+
+    def _labelled(self) -> tuple[Source, Source]:
         train, val = self.data.open("train"), self.data.open("val")
         for name, source in (("train", train), ("val", val)):
             if not (np.asarray(source.labels) >= 0).any():

@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="where runs, table and plot go; default runs/ladder_NAME")
     parser.add_argument("--train", metavar="SPLIT", help="subfolder or split to learn from; default: train")
     parser.add_argument("--val", metavar="SPLIT", help="subfolder or split to test on; default: val")
+    parser.add_argument("--allow-overlap", action="store_true", help="test pictures may be training pictures too")
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, help="which to climb; default all that the network has")
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels")
     parser.add_argument("--seeds", type=int, default=3, help="of each share: labels, head, order, crops")
