@@ -86,6 +86,18 @@ def test_sinkhorn_shares_out_samples_and_prototypes() -> None:
     torch.testing.assert_close(cross, scores[0, 0] + scores[1, 1] - scores[0, 1] - scores[1, 0])
 
 
+def test_sinkhorn_keeps_prototypes_that_are_far_from_all_samples() -> None:
+    """The official rule in double precision: exp(logits / T), prototypes by their sum, then samples."""
+    noise = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) / 20
+    logits = noise + torch.linspace(-3.2, 3.2, 4)
+    plan = (logits.double() / 0.04).exp()
+    for _ in range(3):
+        plan = plan / plan.sum(0)
+        plan = plan / plan.sum(1, keepdim=True)
+    torch.testing.assert_close(sinkhorn(logits, 0.04).double(), plan, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sinkhorn(logits[:1] * 3, 0.04), torch.full((1, 4), 0.25))
+
+
 def test_sinkhorn_ignores_padding_and_survives_large_logits() -> None:
     logits = randn(5, 6)
     valid = torch.tensor([True, False, True, True, False])

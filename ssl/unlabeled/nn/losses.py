@@ -110,7 +110,7 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, valid: Ten
     """Teacher probabilities [B, K] that use all prototypes alike over the global batch (Sinkhorn-Knopp; DINOv2).
 
     Official `sinkhorn_knopp_teacher` without its divisions by B, K and the total, which cancel; the largest logit of
-    all processes is subtracted first, which cancels too and keeps exp finite.
+    every prototype is subtracted first, which cancels too and keeps exp finite and every prototype in use.
 
     Args:
         logits: [B, K] of the teacher, uncentred.
@@ -123,7 +123,7 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, valid: Ten
         scores = scores.masked_fill(~valid.unsqueeze(1), -torch.inf)
     lowest, tiny = torch.finfo(scores.dtype).min, torch.finfo(scores.dtype).tiny
     # no valid row at all has no largest logit
-    scores = (scores - max_over_processes(scores.max()).clamp_min(lowest)).exp()
+    scores = (scores - max_over_processes(scores.amax(0)).clamp_min(lowest)).exp()
     for _ in range(iterations):
         scores = scores / sum_over_processes(scores.sum(0)).clamp_min(tiny)
         scores = scores / scores.sum(1, keepdim=True).clamp_min(tiny)
