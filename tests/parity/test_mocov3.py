@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
-from parity.conftest import Golden, assert_close, each, read_json
+from parity.golden import Golden, Settings, assert_close, peek
+from parity.mocov3 import ours
+from parity.vit import (
+    BACKWARD,
+    FORWARD,
+    START,
+    assert_gradients,
+    encoder_config,
+    heads_in,
+    shapes_under,
+    use_eps,
+    without_keys,
+)
 from torch import Tensor
 
 from unlabeled.data.views import View
+from unlabeled.export import load_method
+from unlabeled.importers import import_official
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.methods.mocov3 import Branch, Config, MoCoV3
-from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.positions import sincos_2d, with_prefix
+from unlabeled.nn.schedules import cosine
 from unlabeled.nn.teacher import ema_
 from unlabeled.train.optim import LARS
-
-FORWARD, BACKWARD = 1e-5, 2e-5
-START = Progress(0, 1, 0.0, 1.0)
-# official name -> ours; anchored at the front, the first that fits
-RENAMES = {
-    "base_encoder.head.": "projector.",
-    "base_encoder.": "encoder.vit.",
-    "momentum_encoder.head.": "teacher.projector.",
-    "momentum_encoder.": "teacher.encoder.vit.",
-}
+from unlabeled.train.schedules import Cosine, Ramp
 
 
-def ours(name: str) -> str:
-    for old, new in RENAMES.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per temperature, optimizer and table of whatever set is given, as its names tell."""
+    patterns = {
+        "temperature": ("model", r"out/loss_T([\d.]+)$"),
+        "contrast": ("contrastive", r"out/loss_T([\d.]+)$"),
+        "optimizer": ("lars", r"out/(\w+)/p_after"),
+        "table": ("pos_embed", r"out/(\w+)$"),
+    }
+    for name, (file, pattern) in patterns.items():
+        if name in metafunc.fixturenames:
+            golden = peek(metafunc.config, "mocov3", f"{file}.safetensors")
+            metafunc.parametrize(name, (golden and golden.found(pattern)) or ["absent"])
 
 
 @pytest.fixture(scope="module")
@@ -41,36 +56,28 @@ def golden(folder: Path) -> Golden:
     return Golden(folder / "model.safetensors")
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per temperature of whatever set is given."""
-    if "temperature" in metafunc.fixturenames:
-        metafunc.parametrize("temperature", each(metafunc.config, "mocov3", "model", "T"))
+def config_of(golden: Golden, temperature: float = 0.2, heads: int | None = None) -> Config:
+    """Our settings of the set's network."""
+    shapes, c = shapes_under(golden, "sd/base_encoder."), golden.config
+    settings = Settings({**c, "num_heads": heads}) if heads else c
+    view = View(size=golden.shape("in/x1")[-2:])
+    return Config(
+        first=view,
+        second=view,
+        encoder=encoder_config(shapes, settings, "vit_small_patch16_224", positions="sincos_rows"),
+        freeze_patches=c.get("stop_grad_conv1", True),
+        hidden=shapes["head.0.weight"][0],
+        dim=golden.shape("out/q1")[1],
+        temperature=temperature,
+    )
 
 
 def build(golden: Golden, temperature: float = 0.2) -> MoCoV3:
     """The model of the set, before its step; the teacher has taken the update that precedes its keys."""
-    c = golden.config
-    assert (c["mlp_ratio"], c["ln_eps"], c["qkv_bias"]) == (4, 1e-6, True)
-    view = View(size=c["img_size"])
-    encoder = EncoderConfig(
-        model="vit_small_patch16_224",
-        patch_size=c["patch_size"],
-        width=c["embed_dim"],
-        depth=c["depth"],
-        heads=c["num_heads"],
-        positions="sincos_rows",
-    )
-    model = Config(
-        first=view,
-        second=view,
-        encoder=encoder,
-        freeze_patches=c["stop_grad_conv1"],
-        hidden=c["moco_mlp_dim"],
-        dim=c["moco_dim"],
-        temperature=temperature,
-    ).build()
+    model = config_of(golden, temperature).build()
     model.load_state_dict({ours(name): tensor for name, tensor in golden.under("sd").items()})
-    ema_(model.teacher, model, c["m"])
+    ema_(model.teacher, model, golden.config.get("momentum_teacher", 0.99))
+    use_eps(model, golden.config)
     return model.train()
 
 
@@ -96,25 +103,20 @@ def test_queries_and_keys(golden: Golden) -> None:
         assert_close(key, golden[f"out/k{i}"], FORWARD, f"k{i}")
 
 
-def test_loss_and_gradients(golden: Golden, temperature: float) -> None:
-    model = build(golden, temperature)
+def test_loss_and_gradients(golden: Golden, temperature: str) -> None:
+    model = build(golden, float(temperature))
     loss = model(views(golden), START).loss
     assert_close(loss, golden[f"out/loss_T{temperature}"], FORWARD, "loss")
     loss.backward()
-    mine = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    official = {ours(name): g for name, g in golden.under(f"grad_T{temperature}").items()}
-    assert official.keys() <= mine.keys()
-    # analytically zero: the norm's bias shifts all class tokens alike, and batch normalisation takes that out
-    zero = "encoder.vit.norm.bias"
-    for name, gradient in official.items():
-        if name == zero:
-            assert mine[name].abs().max() < 1e-5  # type: ignore[union-attr]
-        elif name.endswith("attn.qkv.bias"):
-            width = len(gradient) // 3  # so is the key third
-            parts = (torch.cat([g[:width], g[2 * width :]]) for g in (mine[name], gradient))  # type: ignore[index]
-            assert_close(*parts, BACKWARD, name)
-        else:
-            assert_close(mine[name], gradient, BACKWARD, name)  # type: ignore[arg-type]
+    # the norm's bias shifts all class tokens alike, and batch normalisation takes that out
+    assert_gradients(model, golden.under(f"grad_T{temperature}"), ours, ["base_encoder.norm.bias"])
+
+
+def test_both_terms_of_the_loss(golden: Golden, temperature: str) -> None:
+    """From the official queries and keys: the first view's queries meet the second view's keys, and the reverse."""
+    for query, key in ((1, 2), (2, 1)):
+        term = info_nce(golden[f"out/q{query}"], golden[f"out/k{key}"], 0, float(temperature))
+        assert_close(term, golden[f"out/loss_q{query}k{key}_T{temperature}"], FORWARD, f"q{query} and k{key}")
 
 
 def test_state_after_the_step(golden: Golden) -> None:
@@ -123,62 +125,81 @@ def test_state_after_the_step(golden: Golden) -> None:
     model(views(golden), START)
     state = model.state_dict()
     for name, tensor in golden.under("after").items():
-        assert_close(state[ours(name)].double(), tensor.double(), FORWARD, name)
+        mine = state[ours(name)].double()
+        if name.endswith("attn.qkv.bias"):
+            mine, tensor = without_keys(mine), without_keys(tensor)
+        assert_close(mine, tensor.double(), FORWARD, name)
 
 
-@pytest.mark.parametrize("key", ["out/pos_embed_14x14_48", "out/pos_embed_4x4_48"])
-def test_positions(folder: Path, key: str) -> None:
-    table = Golden(folder / "pos_embed.safetensors")[key]
-    side = int(key.split("_")[-2].split("x")[0])
-    assert_close(with_prefix(sincos_2d(table.shape[-1], (side, side), rows_first=True), 1), table, FORWARD, key)
+def test_the_imported_network(golden: Golden, tmp_path: Path) -> None:
+    """Projections by timm alone; another number of heads has the same shapes and other features."""
+    weights = {f"module.{name}": tensor for name, tensor in golden.under("sd").items()}
+    torch.save({"state_dict": weights}, tmp_path / "official.pth")
+    width = len(weights["module.base_encoder.patch_embed.proj.weight"])
+    right = heads_in(golden.config, width)
+    for heads in (right, next(n for n in range(1, width + 1) if width % n == 0 and n != right)):
+        home = tmp_path / str(heads)
+        import_official("mocov3", tmp_path / "official.pth", home, heads)
+        backbone = timm.create_model(f"local-dir:{home}", pretrained=True).eval()
+        method = config_of(golden, heads=heads).build().train()
+        load_method(method, home)
+        use_eps(backbone, golden.config)
+        with torch.no_grad():
+            projected = method.projector(backbone.forward_features(golden["in/x1"])[:, 0])
+        official = golden["out/z1"]
+        if heads == right:
+            assert_close(projected, official, FORWARD, "z1")
+        else:
+            assert (projected - official).abs().max() > 0.01 * official.abs().max()
 
 
-def test_contrastive_loss(folder: Path) -> None:
+def test_positions(folder: Path, table: str) -> None:
+    golden = Golden(folder / "pos_embed.safetensors")
+    size = re.fullmatch(r"pos_embed_(\d+)x(\d+)_(\d+)", table)
+    assert size, f"unknown key {table}"
+    rows, columns, width = map(int, size.groups())
+    assert golden.config.get("T", 10000) == 10000, "the one temperature that official networks have"
+    mine = with_prefix(sincos_2d(width, (rows, columns), rows_first=True), 1)
+    assert_close(mine, golden[f"out/{table}"], FORWARD, table)
+
+
+def test_contrastive_loss(folder: Path, contrast: str) -> None:
     golden = Golden(folder / "contrastive.safetensors")
-    for temperature in golden.config["T"]:
-        queries = golden["in/q"].clone().requires_grad_()
-        loss = info_nce(queries, golden["in/k"], 0, temperature)
-        loss.backward()
-        assert queries.grad is not None
-        assert_close(loss, golden[f"out/loss_T{temperature}"], FORWARD, f"loss at {temperature}")
-        assert_close(queries.grad, golden[f"out/dloss_dq_T{temperature}"], BACKWARD, f"gradient at {temperature}")
+    queries = golden["in/q"].requires_grad_()
+    loss = info_nce(queries, golden["in/k"], 0, float(contrast))
+    loss.backward()
+    assert queries.grad is not None
+    assert_close(loss, golden[f"out/loss_T{contrast}"], FORWARD, "loss")
+    assert_close(queries.grad, golden[f"out/dloss_dq_T{contrast}"], BACKWARD, "gradient")
 
 
-@pytest.mark.parametrize("name", ["A", "B", "C"])
-def test_lars(folder: Path, name: str) -> None:
+def test_lars(folder: Path, optimizer: str) -> None:
     golden = Golden(folder / "lars.safetensors")
-    settings = golden.config["configs"][name]
-    parameters = {key: torch.nn.Parameter(p.clone()) for key, p in golden.under("in/p").items()}
-    optimizer = LARS(parameters.values(), **settings, trust=golden.config["trust_coefficient"])
-    for step in (1, 2):
-        for key, gradient in golden.under(f"in/g{step}").items():
-            parameters[key].grad = gradient.clone()
-        optimizer.step()
-        for key, official in golden.under(f"out/{name}/p_after{step}").items():
+    c: Any = golden.config.get("configs", golden.config)[optimizer]
+    parameters = {key: torch.nn.Parameter(p) for key, p in golden.under("in/p").items()}
+    lars = LARS(
+        parameters.values(),
+        lr=c["lr"],
+        momentum=c.get("momentum", 0.9),
+        weight_decay=c.get("weight_decay", 0.0),
+        trust=c.get("trust_coefficient", golden.config.get("trust_coefficient", 0.001)),
+    )
+    for step in sorted(golden.found(r"in/g(\d+)/"), key=int):
+        gradients = golden.under(f"in/g{step}")
+        for key, parameter in parameters.items():
+            parameter.grad = gradients.get(key)
+        lars.step()
+        for key, official in golden.under(f"out/{optimizer}/p_after{step}").items():
             assert_close(parameters[key], official, FORWARD, f"{key} after step {step}")
-        for key, official in golden.under(f"out/{name}/mu_after{step}").items():
-            assert_close(optimizer.state[parameters[key]]["momentum_buffer"], official, FORWARD, f"velocity of {key}")
+        for key, official in golden.under(f"out/{optimizer}/mu_after{step}").items():
+            assert_close(lars.state[parameters[key]]["momentum_buffer"], official, FORWARD, f"velocity of {key}")
 
 
-def test_initial_ranges_and_what_is_frozen(folder: Path) -> None:
-    official = read_json(folder / "init_and_requires_grad.json")["vit_small_moco_dim256_mlp4096_stop_grad"]
-    torch.manual_seed(0)
-    model = Config(
-        encoder=EncoderConfig(model="vit_small_patch16_224", heads=12, depth=1, positions="sincos_rows")
-    ).build()
-    vit, bounds = model.encoder.vit, official["bounds"]
-    block = vit.blocks[0]
-    for key, weight in (
-        ("qkv", block.attn.qkv.weight),
-        ("attn_proj", block.attn.proj.weight),
-        ("mlp", block.mlp.fc1.weight),
-        ("patch_proj", vit.patch_embed.proj.weight),
-    ):
-        assert bounds[key] * 0.999 < weight.abs().max() <= bounds[key], key
-    assert not vit.patch_embed.proj.bias.any() and vit.cls_token.std() < 2e-6
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and not name.startswith("teacher.")}
-    theirs = {ours(name) for name in official["frozen"] if not name.startswith("momentum_encoder.")}
-    assert frozen == theirs
-    assert all(not p.requires_grad for p in model.teacher.parameters())
-    for head in (model.projector, model.predictor):
-        assert head[0].weight.abs().max() <= head[0].in_features ** -0.5
+def test_schedules(folder: Path) -> None:
+    golden = Golden(folder / "schedules.safetensors")
+    c, epochs = golden.config, golden["in/epoch"].tolist()
+    ramp = Ramp(0.0, c["lr"], c.get("min_lr", 0.0), c.get("warmup_epochs", 0))
+    rates = [Cosine().at(Progress(0, 1, epoch, c["epochs"]), ramp) for epoch in epochs]
+    assert_close(torch.tensor(rates, dtype=torch.float64), golden["out/lr"].double(), 1e-12, "lr")
+    momenta = [cosine(c.get("momentum_teacher", 0.99), 1.0, epoch / c["epochs"]) for epoch in epochs]
+    assert_close(torch.tensor(momenta, dtype=torch.float64), golden["out/momentum"].double(), 1e-12, "momentum")

@@ -1,0 +1,32 @@
+"""What is in a set and compared by nobody fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from parity.golden import METHODS, NOT_YET, READ, files_of, golden_folders, names_in
+from parity.whole import modules_of, ran_whole
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_name_of_the_set_is_compared(request: pytest.FixtureRequest, method: str) -> None:
+    """Every file, and every name in it, was read by the method's tests, which are run here unless they just were."""
+    folder = golden_folders(request.config).get(method)
+    if folder is None:
+        pytest.skip(f"the given set has no folder {method}")
+    if not ran_whole(request.config, method):
+        given = request.config.getoption("--golden")
+        pytest.main([*map(str, modules_of(method)), "-p", "no:cacheprovider", *(["--golden", given] if given else [])])
+    left = {file.name: missed for file in files_of(folder) if (missed := leftover(method, file))}
+    assert not left, f"compared by nobody: {left}"
+
+
+def leftover(method: str, file: Path) -> list[str]:
+    """Names in a file that nobody read, but for files that are not compared yet."""
+    return [] if f"{method}/{file.name}" in NOT_YET else sorted(names_in(file) - READ[file])
+
+
+def test_what_is_not_compared_yet_is_little_and_says_why() -> None:
+    assert set(NOT_YET) == {"simmim/swin.safetensors", "simmim/param_groups_pretrain.json: swin"}
+    assert all(NOT_YET.values())
