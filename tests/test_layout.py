@@ -85,3 +85,22 @@ def test_text_is_utf8_whatever_the_locale() -> None:
         for call in filter(opens_text, calls):
             said = [ast.unparse(k.value) for k in call.keywords if k.arg == "encoding"]
             assert said in (["'utf-8'"], ["'utf-8-sig'"]), f"{file}:{call.lineno} must say encoding='utf-8'"
+
+
+def extras() -> dict[str, set[str]]:
+    """The libraries of every extra of pyproject.toml, by its name."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]\n")[2]
+    lines = re.findall(r"^(\w+) = \[(.*)\]$", text.partition("\n[")[0], re.M)
+    return {name: set(re.findall(r'"([A-Za-z0-9_-]+)', listed)) for name, listed in lines}
+
+
+def test_what_people_are_told_to_install_exists() -> None:
+    known = extras()
+    docs = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    assert set(re.findall(r"\.\[(\w+)\]", docs)) <= known.keys() and {"data", "s3", "gs", "onnx"} <= known.keys()
+    assert "s3fs" in known["s3"] and "gcsfs" in known["gs"] and "fsspec" in known["data"]
+    libraries = set().union(*known.values())
+    for file in PACKAGE.rglob("*.py"):
+        for advice in re.findall(r"pip install ([^`\"),:{]+)", file.read_text(encoding="utf-8")):
+            names = {re.sub(r"\[.*?\]", "", name.strip("'\\")) for name in advice.partition(" or ")[0].split()}
+            assert names - {"-e", "or"} <= libraries, f"{file}: pip install {advice}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from unlabeled.cli import exit_code
 from unlabeled.errors import UserError
+from unlabeled.paths import user_path
 from unlabeled.text import one_line
 from unlabeled.train.signals import EXIT_DONE
 
@@ -46,8 +46,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         one.set_defaults(run=program.run)
     importer = commands.add_parser("import", help="official weights into an export folder")
     importer.add_argument("method", choices=list(FAMILIES), help="whose format the file has")
-    importer.add_argument("file", type=Path, help="the official .pth")
-    importer.add_argument("out", type=Path, help="folder to write")
+    importer.add_argument("file", type=user_path, help="the official .pth")
+    importer.add_argument("out", type=user_path, help="folder to write")
     importer.add_argument("--heads", type=int, help="attention heads, where the width does not tell")
     importer.add_argument(
         "--key", choices=["student", "teacher"], help="which network of a full checkpoint; default: the one evaluated"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError
 from unlabeled.files import remove
+from unlabeled.paths import expand
 from unlabeled.text import plain
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 
@@ -147,7 +148,7 @@ def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
         add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a YAML file, see recipes/")
+    parser.add_argument("recipe", type=expand, help="a YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
     parser.add_argument(
         "-h",

@@ -32,6 +32,7 @@ from unlabeled.nn.beit import fit_tables, is_relative
 from unlabeled.nn.encoder import Encoder, Pool
 from unlabeled.nn.families import build_encoder, for_timm, is_beit, is_cnn, stride_of
 from unlabeled.nn.positions import Grid, resample
+from unlabeled.paths import expand
 
 if TYPE_CHECKING:
     from unlabeled.importers import Imported
@@ -236,11 +237,11 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     Raises:
         UserError: nothing loadable is there, or weights and architecture do not match exactly.
     """
-    where, scratch = str(path).removeprefix("scratch:"), str(path).startswith("scratch:")
+    where, scratch = expand(str(path)).removeprefix("scratch:"), str(path).startswith("scratch:")
     if where.startswith("timm:"):
         return _from_timm(where.removeprefix("timm:"), image_size, channels, pretrained=not scratch)
     if where.endswith(OFFICIAL):
-        return _from_official(str(path), image_size, channels)
+        return _from_official(expand(str(path)), image_size, channels)
     folder = _existing(where)
     config = read_config(folder)
     arguments = {k: v for k, v in _arguments(config).items() if k not in OF_THE_HEAD}
@@ -349,7 +350,7 @@ def preprocessing_of(path: str | Path) -> Preprocessing:
     Raises:
         UserError: there is no such thing, or it is damaged.
     """
-    where = str(path).removeprefix("scratch:")
+    where = expand(str(path)).removeprefix("scratch:")
     if where.startswith("timm:"):
         return _as_timm_says(where.removeprefix("timm:"))
     if where.endswith(OFFICIAL):
@@ -519,7 +520,7 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _existing(path: str | Path) -> Path:
-    folder = readable(Path(path))
+    folder = readable(Path(expand(str(path))))
     missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
     if missing:
         raise UserError(

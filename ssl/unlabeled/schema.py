@@ -15,6 +15,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.protocol import Evaluation
 from unlabeled.methods import config_union
 from unlabeled.options import cores
+from unlabeled.paths import UserPath
 from unlabeled.recipe import fields, load
 from unlabeled.train.optim import AdamW, OptimConfig
 from unlabeled.train.watch import Watching
@@ -55,7 +56,7 @@ def spare_cores() -> int:
 class Run(BaseModel, frozen=True, extra="forbid"):
     """The machine and the output: nothing here changes the result, rounding aside."""
 
-    output: str | None = Field(None, description="output folder; null = runs/NAME")
+    output: UserPath | None = Field(None, description="output folder; null = runs/NAME")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto = an accelerator if there is one")
     threads: int | None = Field(
         None, ge=1, description="CPU threads per process; null = torch's choice. Small models are fastest with 1"
@@ -119,7 +120,7 @@ class Scoring(BaseModel, frozen=True, extra="forbid"):
 class FinetuneRecipe(_Recipe, frozen=True, extra="forbid"):
     """A recipe for finetune.py."""
 
-    encoder: str = Field(
+    encoder: UserPath = Field(
         description="the backbone: an export folder, METHOD:FILE.pth of an official release (mae:, simmim:, mocov3:, "
         "dino:, ibot:, dinov2:), or timm:NAME; scratch:FOLDER or scratch:timm:NAME for an architecture with random "
         "weights"
@@ -188,7 +189,7 @@ def pretrain_recipe() -> Any:
         __validators__={"channels_match": field_validator("method")(_channels_match)},
         method=(config_union(), Field(description="what is learnt and from what")),
         init=(
-            str | None,
+            UserPath | None,
             Field(None, description="export folder to go on from, encoder and heads; null = from scratch"),
         ),
         evaluate=(

@@ -218,7 +218,7 @@ def test_other_bands_are_bad(data: bytes, reason: str) -> None:
 def test_without_tifffile_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
     monkeypatch.setattr(reader, "installed", lambda: False)
-    with pytest.raises(UserError, match=r"pip install 'unlabeled\[data\]'"):
+    with pytest.raises(UserError, match=r"pip install tifffile imagecodecs"):
         decode(FOUR, CAP, channels=4)
     with pytest.raises(BadSample, match="not a picture"):
         decode(b"II*\0" + bytes(99), CAP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
@@ -75,3 +76,10 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         Files(path=f"{address}/absent.tar").open("train")
     with pytest.raises(UserError, match="cannot be reached"):
         Files(path="gopher://x/a.tar").open("train")
+
+
+@pytest.mark.parametrize(("start", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
+def test_what_a_bucket_needs_is_named(start: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"pip install {package}$"):
+        Files(path=f"{start}://bucket/a.tar").open("train")

@@ -356,4 +356,4 @@ def test_parquet_without_pyarrow(
 
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert embed(home, tmp_path, "--format", "parquet") == 2
-    assert "pip install 'unlabeled[data]'" in capsys.readouterr().err
+    assert "pip install pyarrow" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -17,6 +16,7 @@ from unlabeled.data.bands import Target
 from unlabeled.data.labels import numbered
 from unlabeled.data.source import VALUE_RANGE, SourceConfig, Split, ValueRange, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError
+from unlabeled.paths import UserPath
 
 MARKED = 1 << 17
 Layout = Literal["NHWC", "NCHW"]
@@ -31,10 +31,10 @@ class Arrays(SourceConfig):
     what_val_is: ClassVar[str] = "the .npy of the pictures to evaluate on"
 
     name: Literal["arrays"] = "arrays"
-    train: str = Field(min_length=1, description="the .npy of the pictures to train on")
-    train_labels: str | None = Field(None, description="the .npy of their labels [N]; null = unlabelled")
-    val: str | None = Field(None, description="the .npy of the pictures to evaluate on; null = none")
-    val_labels: str | None = Field(None, description="the .npy of their labels")
+    train: UserPath = Field(description="the .npy of the pictures to train on")
+    train_labels: UserPath | None = Field(None, description="the .npy of their labels [N]; null = unlabelled")
+    val: UserPath | None = Field(None, description="the .npy of the pictures to evaluate on; null = none")
+    val_labels: UserPath | None = Field(None, description="the .npy of their labels")
     layout: Layout = Field("NHWC", description="order of the axes")
     value_range: ValueRange | None = VALUE_RANGE
 
@@ -60,7 +60,7 @@ class ArraySource:
     def __init__(
         self, path: str, labels: str | None, layout: Layout, target: Target, order: tuple[str, ...] | None = None
     ) -> None:
-        self.path, self.layout, self._target = os.path.expanduser(path), layout, target
+        self.path, self.layout, self._target = path, layout, target
         shape, dtype = self._pictures.shape, self._pictures.dtype
         if len(shape) not in (3, 4) or not _is_number(dtype) or not all(shape):
             raise UserError(
@@ -80,7 +80,7 @@ class ArraySource:
         return _loaded(self.path)
 
     def _named(self, file: str) -> list[Any]:
-        found = _loaded(os.path.expanduser(file))
+        found = _loaded(file)
         if found.shape not in ((len(self),), (len(self), 1)):
             raise UserError(
                 f"{file!r} has labels {list(found.shape)} for {len(self)} pictures in {self.path!r}; expected "

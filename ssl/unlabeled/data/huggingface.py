@@ -14,6 +14,7 @@ from unlabeled.data.bands import Target
 from unlabeled.data.labels import numbered, renumbered
 from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
+from unlabeled.paths import UserPath
 
 ALONE = "train"  # the split of a data set that was saved by itself and has no name
 SAVED = ("dataset_dict.json", "state.json")
@@ -25,7 +26,7 @@ class HuggingFace(EncodedConfig):
     what_val_is: ClassVar[str] = "the labelled split, such as data.val=test"
 
     name: Literal["huggingface"] = "huggingface"
-    path: str = Field(min_length=1, description="a repository such as uoft-cs/cifar10, or a folder")
+    path: UserPath = Field(description="a repository such as uoft-cs/cifar10, or a folder")
     config: str | None = Field(None, description="the data set's configuration; null = its only one")
     revision: str | None = Field(None, description="branch, tag or commit of the repository; null = the newest")
     train: str = Field("train", description="the split to train on")
@@ -37,7 +38,7 @@ class HuggingFace(EncodedConfig):
         """The rows of one split."""
         name = self.train if split == "train" else self.val
         assert name is not None, "asked for only where there is one"
-        table = _loaded(os.path.expanduser(self.path), self.config, self.revision, name)
+        table = _loaded(self.path, self.config, self.revision, name)
         missing = [name for name in (self.image, self.label) if name is not None and name not in table.column_names]
         if missing:
             raise UserError(
@@ -130,7 +131,7 @@ def _loaded(path: str, config: str | None, revision: str | None, split: str) -> 
     try:
         import datasets
     except ImportError as error:
-        raise UserError("Hugging Face data sets need the library: pip install 'unlabeled[data]'") from error
+        raise UserError("Hugging Face data sets need the library: pip install datasets") from error
     saved = any(os.path.isfile(os.path.join(path, name)) for name in SAVED)
     try:
         found = (

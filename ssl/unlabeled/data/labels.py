@@ -105,7 +105,7 @@ def read_classes(path: str) -> tuple[str, ...]:
         UserError: it cannot be read, is empty, or has a name twice.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"data.classes={path!r} is no UTF-8 at byte {error.start}. Save it as UTF-8") from error
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from unlabeled.data.source import SourceConfig, Split
 from unlabeled.errors import UserError
 from unlabeled.lock import claim
 from unlabeled.options import checked, cores
+from unlabeled.paths import expand
 from unlabeled.progress import Task, duration, task
 from unlabeled.report.clock import Clock
 from unlabeled.text import say
@@ -22,7 +23,9 @@ SHOWN = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `prepare`."""
-    parser.add_argument("recipe", help="a recipe of either program; its data.cache is the folder that is filled")
+    parser.add_argument(
+        "recipe", type=expand, help="a recipe of either program; its data.cache is the folder that is filled"
+    )
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
     for name, kind in OPTIONS.items():
         field = Settings.model_fields[name]
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 def _with_cache(data: SourceConfig) -> Iterator[tuple[SourceConfig, Path]]:
     """The sources to prepare, and where to."""
     parts: Sequence[SourceConfig] = getattr(data, "parts", (data,))
-    found = [(part, Path(part.cache).expanduser()) for part in parts if part.cache is not None]
+    found = [(part, Path(part.cache)) for part in parts if part.cache is not None]
     if not found:
         field = "data.cache" if len(parts) == 1 else "data.sources.0.cache"
         raise UserError(f"{field} is null; expected the folder to fill, such as {field}=/fast/disk/pictures")

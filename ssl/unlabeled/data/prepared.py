@@ -22,6 +22,7 @@ from unlabeled.data.listing import Listing
 from unlabeled.data.source import MAX_PIXELS, SourceConfig, Split, digest
 from unlabeled.data.sources import Pictures, Tars
 from unlabeled.errors import UserError
+from unlabeled.paths import expand
 
 RECORD = "prepared.json"
 ASKED = "prepared"
@@ -104,13 +105,18 @@ def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
     if record is None or found is None:
         state = "has not been prepared" if record is None else f"lacks {split}.safetensors or has a damaged one"
         raise UserError(f"data.cache={str(folder)!r} {state}. {again}, or set data.cache=null.")
-    if others := different(record.data, which(data)):
+    if others := different(_expanded(record.data), which(data)):
         raise UserError(
             f"data.cache={str(folder)!r} was prepared from other pictures: {others}. {again} to another folder."
         )
     if data.order is not None:
         found = found.renumbered(data.order)
     return Pictures(PreparedTars(_located(folder, found), b""), found, Target(MAX_PIXELS, data.channels))
+
+
+def _expanded(said: dict[str, Any]) -> dict[str, Any]:
+    """As a recipe's paths are now: older records have `~` in them."""
+    return {name: expand(value) if isinstance(value, str) else value for name, value in said.items()}
 
 
 def different(prepared: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from unlabeled.errors import Interrupted, UserError, first_line
 HEADERS = 1 << 16  # bytes fetched at a time while headers are read
 AT_ONCE = 16  # files asked about
 WAITS = (0.2, 1.0, 5.0, 15.0)  # seconds before a range is asked for again
+SYSTEMS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # what fsspec needs, by how a path begins
 TAGS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
 
 T = TypeVar("T")
@@ -172,9 +173,13 @@ def _system_of(pid: int, path: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise UserError(f"{path!r} needs fsspec: pip install 'unlabeled[data]'") from error
+        raise UserError(f"{path!r} needs fsspec: pip install 'fsspec[http]'") from error
     try:
         system, name = fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        package = SYSTEMS.get(path.partition(":")[0])
+        advice = f"pip install {package}" if package else first_line(error)
+        raise UserError(f"{path!r} needs a library that is not installed: {advice}") from error
+    except ValueError as error:
         raise UserError(f"{path!r} cannot be reached: {first_line(error)}") from error
     return system, name

@@ -17,6 +17,7 @@ from torch import Tensor
 from unlabeled.data.bands import Target
 from unlabeled.data.labels import read_classes
 from unlabeled.errors import UserError
+from unlabeled.paths import UserPath
 
 Split = Literal["train", "val"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -81,9 +82,8 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     what_val_is: ClassVar[str] = "labelled pictures to evaluate on"
 
     name: str
-    cache: str | None = Field(
+    cache: UserPath | None = Field(
         None,
-        min_length=1,
         description="folder of small copies to read instead, filled by `python -m unlabeled prepare RECIPE "
         "data.cache=FOLDER`; null = none",
     )
@@ -113,9 +113,8 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         description="whether pictures that are scored may be among those that are learnt from: if not, more than "
         "a tenth of them are refused",
     )
-    classes: str | None = Field(
+    classes: UserPath | None = Field(
         None,
-        min_length=1,
         description="text file with the names of all classes, one on a line, in the order of their numbers; null = the "
         "natural order of those that occur (2 before 10)",
     )
@@ -173,7 +172,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
             return self.name
         from unlabeled.data.prepared import summary
 
-        return f"{self.name}, small copies in {summary(Path(self.cache).expanduser())}"
+        return f"{self.name}, small copies in {summary(Path(self.cache))}"
 
     def open(self, split: Split) -> Source:
         """The pictures of a split, found once. Labels of `val` are numbered as in `train`, where that is labelled.
@@ -201,7 +200,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
             return self.source(split)
         from unlabeled.data.prepared import open_prepared
 
-        return open_prepared(self, Path(self.cache).expanduser(), split)
+        return open_prepared(self, Path(self.cache), split)
 
 
 class EncodedConfig(SourceConfig):

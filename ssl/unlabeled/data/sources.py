@@ -26,12 +26,12 @@ from unlabeled.data.source import EncodedConfig, Split
 from unlabeled.data.tar import local_identity, scan_tars
 from unlabeled.data.webdataset import ALL, Beside
 from unlabeled.errors import BadSample, UserError
+from unlabeled.paths import UserPath
 
 FOLDERS = "folders"
 NAMED = 5
 Stray = Literal["error", "skip", "keep"]
-OnePath = Annotated[str, Field(min_length=1)]
-PathOrPaths = OnePath | Annotated[tuple[OnePath, ...], Field(min_length=1)]
+PathOrPaths = UserPath | Annotated[tuple[UserPath, ...], Field(min_length=1)]
 # the machine's trouble, not the picture's: skipping would make the pictures seen a matter of luck
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _ENDINGS = " ".join(ending.decode() for ending in EXTENSIONS)
@@ -279,7 +279,7 @@ class Files(EncodedConfig):
 
 
 def _several(path: PathOrPaths) -> Paths:
-    return tuple(map(os.path.expanduser, [path] if isinstance(path, str) else path))
+    return (path,) if isinstance(path, str) else tuple(path)
 
 
 def _scan(paths: Paths, prefixes: Sequence[str], how: Reading) -> list[Listing]:

@@ -27,6 +27,7 @@ from unlabeled.data.source import EncodedConfig, Split
 from unlabeled.data.sources import Folder, Pictures
 from unlabeled.data.tar import local_identity
 from unlabeled.errors import UserError, first_line
+from unlabeled.paths import UserPath
 from unlabeled.recipe.faults import show
 
 Row = tuple[str, ...]
@@ -42,8 +43,8 @@ class Table(EncodedConfig):
     what_val_is: ClassVar[str] = "the value of `split` in labelled rows, such as data.split=split data.val=test"
 
     name: Literal["table"] = "table"
-    path: str = Field(min_length=1, description="a .csv, .tsv or .parquet with a row per picture")
-    root: str | None = Field(None, description="folder that the paths are relative to; null = the table's own")
+    path: UserPath = Field(description="a .csv, .tsv or .parquet with a row per picture")
+    root: UserPath | None = Field(None, description="folder that the paths are relative to; null = the table's own")
     header: bool = Field(True, description="whether the first line names the columns; if not, they have numbers from 0")
     separator: str | None = Field(
         None,
@@ -71,7 +72,7 @@ class Table(EncodedConfig):
 
     def source(self, split: Split) -> Pictures:
         """Its rows of one split."""
-        path, root = os.path.expanduser(self.path), os.fsencode(self._root)
+        path, root = self.path, os.fsencode(self._root)
         text = repr([path, self._dialect, self._wanted(split), self.order])
         asked = {split: Asked(text, partial(_changed, path))}
         listings = kept(self._index_folder, asked, lambda: {split: self._scan(split)}, self._index_written)
@@ -79,7 +80,7 @@ class Table(EncodedConfig):
 
     @property
     def _root(self) -> str:
-        return os.path.expanduser(self.root or os.path.dirname(self.path) or ".")
+        return self.root or os.path.dirname(self.path) or "."
 
     @property
     def _dialect(self) -> Dialect:
@@ -91,10 +92,10 @@ class Table(EncodedConfig):
 
     def _scan(self, split: Split) -> Listing:
         wanted, root = self._wanted(split), os.fsencode(self._root)
-        stamp = _stamp(os.path.expanduser(self.path))
+        stamp = _stamp(self.path)
         builder, labels, values = IndexBuilder(), [], set()
         # rows are read for each split anew: millions of them would stay as Python objects otherwise
-        for path, *rest in _read(os.path.expanduser(self.path), self._dialect):
+        for path, *rest in _read(self.path, self._dialect):
             if wanted is None or rest[-1] == wanted:
                 name = path_bytes(path)
                 builder.add(name, file_size(os.path.join(root, name)) or 0)
@@ -192,7 +193,7 @@ def _parquet(path: str, asked: Dialect) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("Parquet needs pyarrow: pip install 'unlabeled[data]', or give a CSV") from error
+        raise UserError("Parquet needs pyarrow: pip install pyarrow, or give a CSV") from error
     try:
         file = pyarrow.parquet.ParquetFile(path)
         names: list[str] = file.schema_arrow.names

@@ -34,7 +34,7 @@ def values_of(data: bytes, target: Target) -> Values:
     try:
         import tifffile
     except ImportError as error:
-        raise UserError("TIFFs of many or wide bands need tifffile: pip install 'unlabeled[data]'") from error
+        raise UserError("TIFFs of many or wide bands need tifffile: pip install tifffile imagecodecs") from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         pages = _chosen(file.pages, target, count_pages(data, target.channels + 1))
         for page in pages:

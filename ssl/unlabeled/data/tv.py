@@ -14,6 +14,7 @@ from unlabeled.data.bands import Target
 from unlabeled.data.labels import is_missing, numbered, renumbered
 from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
+from unlabeled.paths import UserPath
 
 # where torchvision's classes keep their labels
 LABELS = ("targets", "labels", "_labels", "_targets", "y")
@@ -27,7 +28,7 @@ class TorchVision(EncodedConfig):
 
     name: Literal["torchvision"] = "torchvision"
     dataset: str = Field(description="the class, such as CIFAR10, STL10 or Flowers102")
-    root: str = Field(min_length=1, description="folder that it keeps its files in")
+    root: UserPath = Field(description="folder that it keeps its files in")
     train: Arguments = Field(
         {}, description="its arguments for the pictures to train on, such as {train: true, download: true}"
     )

@@ -21,6 +21,7 @@ from unlabeled.doctor.speed import Encode, expect, measure
 from unlabeled.doctor.verdict import findings, sentence
 from unlabeled.errors import UserError
 from unlabeled.evaluate.protocol import Splits
+from unlabeled.paths import expand
 from unlabeled.progress import task
 from unlabeled.schema import FinetuneRecipe, load_any
 from unlabeled.train.distributed import make_accelerator
@@ -52,7 +53,7 @@ FINETUNE = Stage("finetune", finetuning, lambda r: (r.task.view,), lambda _: Tru
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `doctor`."""
-    parser.add_argument("recipe", help="a YAML file for pretrain.py or finetune.py")
+    parser.add_argument("recipe", type=expand, help="a YAML file for pretrain.py or finetune.py")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
     parser.add_argument("--pictures", type=int, default=2000, metavar="N", help="to look at per split (default 2000)")
     parser.add_argument("--full", action="store_true", help="look at all pictures")

@@ -15,6 +15,7 @@ from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.pooling import Pool, Wanted
 from unlabeled.nn.conv import ConvEncoder
 from unlabeled.nn.measures import linear_cka
+from unlabeled.paths import UserPath
 
 
 class Cka(Protocol, frozen=True, extra="forbid"):
@@ -34,7 +35,7 @@ class Cka(Protocol, frozen=True, extra="forbid"):
     blocks: int | None = Field(
         None, ge=1, description="how many of the last blocks to compare; null = all, of a CNN its last map"
     )
-    against: str | None = Field(None, description="an export folder to compare with; null = blocks of one encoder")
+    against: UserPath | None = Field(None, description="an export folder to compare with; null = blocks of one encoder")
     unbiased: bool = Field(
         False, description="the unbiased estimate, which few pictures of many dimensions do not raise"
     )

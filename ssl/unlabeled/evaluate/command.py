@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Hashable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
@@ -25,6 +24,7 @@ from unlabeled.files import check_writable, write_text
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
 from unlabeled.options import checked
+from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, track
 from unlabeled.recipe import parse
 from unlabeled.report.clock import Clock
@@ -53,8 +53,8 @@ class Subject(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
-    parser.add_argument("exports", nargs="+", metavar="EXPORT", help="export folders (runs/NAME/export)")
-    parser.add_argument("--data", required=True, help=f"labelled pictures: {GIVEN}")
+    parser.add_argument("exports", nargs="+", type=expand, metavar="EXPORT", help="export folders (runs/NAME/export)")
+    parser.add_argument("--data", type=expand, required=True, help=f"labelled pictures: {GIVEN}")
     parser.add_argument("--train", metavar="SPLIT", help="subfolder or split to train probes on; default: train")
     parser.add_argument("--val", metavar="SPLIT", help="subfolder or split to test them on; default: val")
     parser.add_argument("--allow-overlap", action="store_true", help="test pictures may be training pictures too")
@@ -75,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings of protocols, such as linear.epochs=50 linear.blocks=[1,4] knn.k=[10,20,100,200], and of the "
         "pictures, such as data.label=species",
     )
-    parser.add_argument("--against", metavar="EXPORT", help="another export, for cka to compare each one with")
+    parser.add_argument(
+        "--against", type=expand, metavar="EXPORT", help="another export, for cka to compare each one with"
+    )
     parser.add_argument("--fractions", nargs="+", type=float, default=[1.0], help="shares of the labels")
     parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 1")
     parser.add_argument("--pool", choices=get_args(Pool), help="how tokens become one vector; default: as exported")
@@ -84,8 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--crop-pct", type=float, help="share of the side that is kept; default: as exported")
     parser.add_argument("--baselines", action="store_true", help="also raw pixels and untrained encoders")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and the protocol here")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the results and the protocol here")
+    parser.add_argument("--markdown", type=user_path, metavar="FILE", help="write the table here")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--workers", type=int, default=2, help="processes that load pictures")
 

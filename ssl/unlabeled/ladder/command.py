@@ -30,6 +30,7 @@ from unlabeled.lock import claim
 from unlabeled.nn.conv import ConvEncoder
 from unlabeled.nn.encoder import Encoder
 from unlabeled.options import check_least
+from unlabeled.paths import expand, user_path
 from unlabeled.plan import number
 from unlabeled.progress import duration, track
 from unlabeled.report.clock import Clock
@@ -40,9 +41,9 @@ VERSION = "1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ladder`."""
-    parser.add_argument("export", help="an export folder (runs/NAME/export)")
-    parser.add_argument("data", help=f"labelled pictures: {GIVEN}")
-    parser.add_argument("--out", type=Path, help="where runs, table and plot go; default runs/ladder_NAME")
+    parser.add_argument("export", type=expand, help="an export folder (runs/NAME/export)")
+    parser.add_argument("data", type=expand, help=f"labelled pictures: {GIVEN}")
+    parser.add_argument("--out", type=user_path, help="where runs, table and plot go; default runs/ladder_NAME")
     parser.add_argument("--train", metavar="SPLIT", help="subfolder or split to learn from; default: train")
     parser.add_argument("--val", metavar="SPLIT", help="subfolder or split to test on; default: val")
     parser.add_argument("--allow-overlap", action="store_true", help="test pictures may be training pictures too")

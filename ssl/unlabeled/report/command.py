@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from unlabeled.files import check_writable, write_text
+from unlabeled.paths import user_path
 from unlabeled.report.several import document, grouped, read
 from unlabeled.text import plain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `report`."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs (runs/NAME)")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folders of finished runs (runs/NAME)")
     parser.add_argument(
         "--over-encoders",
         action="store_true",
         help="runs from different weights are repetitions too: pretrained again, or re-trained heads",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, settings, seeds and costs here")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write scores, settings, seeds and costs here")
+    parser.add_argument("--markdown", type=user_path, metavar="FILE", help="write the tables here")
 
 
 def run(args: argparse.Namespace) -> int:

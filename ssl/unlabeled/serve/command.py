@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.data.given import GIVEN, given, has_splits
@@ -13,6 +12,7 @@ from unlabeled.data.sources import Files
 from unlabeled.data.table import Table
 from unlabeled.errors import Stopped, UserError
 from unlabeled.options import check_least, checked, cores
+from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, task
 from unlabeled.report.clock import Clock
 from unlabeled.text import say
@@ -31,9 +31,11 @@ TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `embed`."""
-    parser.add_argument("export", help="an export folder (runs/NAME/export), METHOD:FILE.pth, or timm:NAME")
-    parser.add_argument("data", help=GIVEN)
-    parser.add_argument("out", type=Path, help="folder to fill; the same command goes on after an interruption")
+    parser.add_argument(
+        "export", type=expand, help="an export folder (runs/NAME/export), METHOD:FILE.pth, or timm:NAME"
+    )
+    parser.add_argument("data", type=expand, help=GIVEN)
+    parser.add_argument("out", type=user_path, help="folder to fill; the same command goes on after an interruption")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change: data.label=species")
     parser.add_argument("--split", choices=("train", "val"), default="train", help="of a recipe, a run or shapes")
     parser.add_argument("--prefix", default="", help="subfolder of a folder or tar; default: all of it")

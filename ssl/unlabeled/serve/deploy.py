@@ -22,6 +22,7 @@ from unlabeled.card import versions
 from unlabeled.errors import UserError, first_line
 from unlabeled.export import load_timm
 from unlabeled.export_config import read_config
+from unlabeled.paths import user_path
 from unlabeled.serve.headed import Headed
 from unlabeled.text import one_line
 
@@ -35,8 +36,10 @@ Model = Callable[[Tensor], Tensor]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `export`."""
-    parser.add_argument("export", type=Path, help="an export folder of pretrain.py or finetune.py (runs/NAME/export)")
-    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument(
+        "export", type=user_path, help="an export folder of pretrain.py or finetune.py (runs/NAME/export)"
+    )
+    parser.add_argument("out", type=user_path, help="folder to write")
     parser.add_argument("--format", choices=("torch", "onnx"), default="torch", help="a .pt2 of torch.export, or ONNX")
     parser.add_argument(
         "--normalize",
@@ -156,7 +159,9 @@ def check_onnx() -> None:
         for module in ("onnx", "onnxscript", "onnxruntime"):
             importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}, not installed. Run `pip install 'unlabeled[onnx]'`.") from error
+        raise UserError(
+            f"ONNX needs {error.name}, not installed. Run `pip install onnx onnxruntime onnxscript`."
+        ) from error
 
 
 def _write_torch(model: Prepared, file: Path) -> None:

@@ -97,8 +97,7 @@ def _pyarrow(module: str) -> Any:
         return importlib.import_module(f"pyarrow.{module}")
     except ImportError as error:
         raise UserError(
-            "parquet needs pyarrow, which is not installed. Run `pip install 'unlabeled[data]'`, or use "
-            "--format safetensors."
+            "parquet needs pyarrow, which is not installed. Run `pip install pyarrow`, or use --format safetensors."
         ) from error
 
 
