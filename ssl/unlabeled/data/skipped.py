@@ -65,10 +65,9 @@ FOREIGN = (
 
 def in_words(skipped: Counter[str]) -> str:
     """Such as `10 files are not read: 7 .jp2, 3 without an ending`."""
-    total = skipped.total()
-    shown = [f"{count:,} {kind}" for kind, count in skipped.most_common(SHOWN)]
-    rest = total - sum(count for _, count in skipped.most_common(SHOWN))
-    if rest:
+    total, most = skipped.total(), sorted(skipped.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
+    shown = [f"{count:,} {kind}" for kind, count in most]
+    if rest := total - sum(count for _, count in most):
         shown.append(f"{rest:,} of {len(skipped) - SHOWN} other kinds")
     return f"{total:,} {'file is' if total == 1 else 'files are'} not read: {', '.join(shown)}"
 
