@@ -111,6 +111,13 @@ def test_every_pretraining_recipe_has_a_plan(file: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("file", [f for f in RECIPES if f.parent.name == "finetune"], ids=lambda file: file.stem)
+def test_recipes_leave_no_labelled_picture_out_unasked(file: Path) -> None:
+    """Whoever names pictures of his own wants them all learnt from; demonstrations draw theirs."""
+    task = load(FinetuneRecipe, file).task
+    assert (task.long_tail, task.shots, task.fraction) == (None, None, 1.0)
+
+
 def switched(file: str, *overrides: str) -> Any:
     path = Path(__file__).parents[1] / "recipes" / f"{file}.yaml"
     return load(schema_of(path), path, overrides)

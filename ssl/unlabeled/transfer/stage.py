@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from unlabeled.data.labelled import Labelled
+    from unlabeled.data.source import Source
     from unlabeled.engine import Engine
     from unlabeled.job import Job
     from unlabeled.plan import Line
@@ -78,7 +79,7 @@ class Finetune:
         some = "".join(f", {name} {text}" for name, text in chosen.items() if text)
         watch = recipe.watch
         return [
-            ("pictures", f"{len(source):,} from {recipe.data.whence}, {len(source.classes)} classes{some}"),
+            ("pictures", f"{_count(source)} from {recipe.data.whence}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
             ("task", f"classify, mode {task.mode}, {_reading(task)}"),
             *([("waking", _waking(recipe, job))] if task.mode == "gradual" else []),
@@ -114,6 +115,14 @@ class Finetune:
             if whole
             else f"  backbone   {output}/export  ({load}), the linear head is in heads.safetensors",
         ]
+
+
+def _count(source: Source) -> str:
+    """How many pictures are learnt from, and of how many."""
+    from unlabeled.data.part import Part
+
+    whole = len(source.source) if isinstance(source, Part) else len(source)
+    return f"{len(source):,}" + (f" of {whole:,}" if whole > len(source) else "")
 
 
 def _reading(task: Any) -> str:
