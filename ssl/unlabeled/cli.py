@@ -161,7 +161,25 @@ def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--fresh", action="store_true", help="start over instead of resuming; refuses to overwrite")
     parser.add_argument("--force", action="store_true", help="with --fresh: remove what an earlier run left")
-    return parser.parse_intermixed_args(arguments)
+    parser.add_argument(
+        "--extend",
+        type=_epochs,
+        metavar="EPOCHS",
+        help="go on with an earlier run, so many epochs beyond the recipe's, where it goes on as if it had always been "
+        "that long (schedule constant, plateau or steps)",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    if options.fresh and options.extend is not None:
+        parser.error("--fresh starts over and --extend goes on: choose one")
+    return options
+
+
+def _epochs(text: str) -> float:
+    """A number of epochs above 0."""
+    with suppress(ValueError):
+        if 0 < (number := float(text)) < float("inf"):
+            return number
+    raise argparse.ArgumentTypeError(f"expected a number of epochs above 0, found {text!r}")
 
 
 def _show(text: str) -> None:
@@ -175,11 +193,15 @@ def _show(text: str) -> None:
 
 def _run(stage: Stage, options: argparse.Namespace) -> int:
     from unlabeled.recipe import load
+    from unlabeled.resume import length
     from unlabeled.train.distributed import make_accelerator, on_main
 
     _refuse_the_other_programs(stage, options.recipe)
     recipe = load(stage.schema(), options.recipe, options.overrides)
-    output = Path(recipe.output)
+    output, asked = Path(recipe.output), recipe.train.epochs
+    epochs = asked if options.fresh else length(output, asked, options.extend)
+    if epochs != asked:
+        recipe = load(stage.schema(), options.recipe, [*options.overrides, f"train.epochs={epochs!r}"])
     notes, run = _notes(recipe), recipe.run
     accelerator = make_accelerator(
         run.device, recipe.train.precision, run.timeout, list(run.trackers), str(output), planning=options.dry_run
@@ -194,6 +216,7 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
         _print_plan(stage, recipe, job, accelerator, notes)
         if options.dry_run:
             return EXIT_DONE
+        options.longer = epochs != asked
         return train(stage, recipe, job, accelerator, output, options)
     finally:
         import torch.distributed as dist
@@ -271,16 +294,20 @@ def _left_out(recipe: Any, job: Job) -> Iterator[Line]:
 def train(
     stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, output: Path, options: argparse.Namespace
 ) -> int:
-    """Run a job from where an earlier run left it; returns the exit code. `options.fresh` and `.force` are read."""
+    """Run a job from where an earlier run left it; returns the exit code.
+
+    Of the options `fresh`, `force`, `longer` and `extend` are read.
+    """
     from unlabeled.engine import Engine
     from unlabeled.lock import claim
     from unlabeled.recipe import dump
+    from unlabeled.resume import resume
     from unlabeled.train.distributed import on_main
 
     lock = on_main(accelerator, lambda: claim(output, "run.output"))
     on_main(accelerator, lambda: _make_room(output, options))
     engine = Engine(job, accelerator, output)
-    resume(engine, job)
+    resume(engine, job, options.longer, options.extend)
     if accelerator.is_main_process:
         (output / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     if not engine.run():
@@ -294,42 +321,6 @@ def train(
     if lock:
         lock.close()
     return EXIT_DONE
-
-
-def resume(engine: Engine, job: Job) -> None:
-    """Go on from the newest good checkpoint, if there is one and it belongs to this recipe and data.
-
-    Raises:
-        UserError: the recipe or the data have changed in a way that can change the result.
-    """
-    checkpoint = engine.checkpoints.newest()
-    if checkpoint is None:
-        return
-    _refuse_changes(engine, job, checkpoint.state)
-    engine.restore(checkpoint)
-    engine.display.say(f"resuming from {checkpoint.folder}")
-
-
-def _refuse_changes(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
-    from pydantic import ValidationError
-
-    from unlabeled.recipe import differences, format_differences
-    from unlabeled.schema import is_free
-
-    advice = "Undo this, choose another run.output, or start over with --fresh --force."
-    try:
-        before = type(job.recipe).model_validate(saved["recipe"])
-    except ValidationError as error:
-        raise UserError(
-            f"{engine.output} holds a run of another program, or of another version of this one. {advice}"
-        ) from error
-    changed = [d for d in differences(before, job.recipe) if not is_free(d.path)]
-    if changed:
-        raise UserError(f"{engine.output} holds a run of another recipe:\n{format_differences(changed)}\n{advice}")
-    if saved["facts"] != job.facts:
-        raise UserError(
-            f"{engine.output} holds a run on other pictures or weights: {saved['facts']}, now {job.facts}. {advice}"
-        )
 
 
 def _make_room(output: Path, options: argparse.Namespace) -> None:

@@ -63,6 +63,7 @@ class Engine:
         self.watch = job.watch
         self.first_step = 0  # of this process: where it went on from
         self.evaluated: dict[str, float] = {}
+        self.lengths: list[float] = []  # epochs of the run before it was extended
         self._ahead: tuple[RawBatch, Batch] | None = None
 
         if self.device.type == "cpu":

@@ -18,6 +18,8 @@ from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 
 from unlabeled.data.loader import Normalize
+from unlabeled.data.part import Part
+from unlabeled.data.shapes import Shapes
 from unlabeled.data.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
@@ -107,7 +109,7 @@ def test_a_run_does_not_go_on_from_other_weights(output: Path, capfd: pytest.Cap
     (home / "weights" / "MANIFEST.json").unlink()
     safetensors.torch.save_file(weights, home / "weights" / "model.safetensors")
     assert launch("finetune", command) == [2]
-    assert "holds a run on other pictures or weights" in capfd.readouterr().err
+    assert "holds a run that began with other weights than encoder=" in capfd.readouterr().err
 
 
 def test_the_page_says_which_labels_and_which_weights(output: Path, result: dict[str, Any]) -> None:
@@ -141,6 +143,14 @@ def test_the_plan_says_which_layers_never_wake(output: Path, every: float, says:
     recipe = load(FinetuneRecipe, output / "recipe.yaml", changes)
     found = _waking(recipe, SimpleNamespace(build=finetuning(recipe).build))  # type: ignore[arg-type]
     assert found.startswith(says) and ("never" in found) == ("never" in says)
+
+
+def test_the_plan_says_how_many_are_left_out() -> None:
+    from unlabeled.transfer.stage import _count
+
+    whole = Shapes(train_size=1200).open("train")
+    assert _count(whole) == _count(Part(whole, np.arange(1200))) == "1,200"
+    assert _count(Part(whole, np.arange(0, 1200, 3))) == "400 of 1,200"
 
 
 def test_a_new_start_removes_them(output: Path) -> None:

@@ -187,7 +187,8 @@ def _train(recipe: Any) -> dict[str, Any]:
     stage, run = Finetune(), recipe.run
     accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout, [], recipe.output)
     job = stage.job(recipe, accelerator)
-    if train(stage, recipe, job, accelerator, output, argparse.Namespace(fresh=False, force=False)) != EXIT_DONE:
+    options = argparse.Namespace(fresh=False, force=False, longer=False, extend=None)
+    if train(stage, recipe, job, accelerator, output, options) != EXIT_DONE:
         raise Interrupted(f"stopped in {output}. The same command goes on from there.")
     result: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
     return result

@@ -65,6 +65,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
 
     paper: ClassVar = Setting(batch=1024, epochs=800, steps=1_000_800)
+    ends: ClassVar = {"momentum": 1.0}
     rules: ClassVar = {
         "momentum": Rule(0.996, same_window),
         "teacher_temperature_epochs": Rule(30, same_share),

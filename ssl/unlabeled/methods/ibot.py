@@ -95,6 +95,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     patch_embed_lr: float = Field(1.0, gt=0, description="factor on the patch embedding's learning rate")
 
     paper: ClassVar = Setting(batch=1024, epochs=800, steps=1_000_800)
+    ends: ClassVar = {"momentum": 1.0}
     rules: ClassVar = {
         "momentum": Rule(0.996, same_window),
         "teacher_temperature_epochs": Rule(30, same_share),

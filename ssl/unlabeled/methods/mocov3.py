@@ -57,6 +57,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
 
     paper: ClassVar = Setting(batch=4096, epochs=300, steps=93_600)
+    ends: ClassVar = {"momentum": 1.0}
     rules: ClassVar = {"momentum": Rule(0.99, same_window)}
 
     @field_validator("first", "second")

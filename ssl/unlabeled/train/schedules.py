@@ -1,10 +1,13 @@
-"""Learning-rate schedules: pure functions of progress, written into the param groups every step."""
+"""Learning-rate schedules: pure functions of progress, written into the param groups every step.
+
+`ends` says whether the end of the run is part of it, so that another end would have changed every step.
+"""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
@@ -42,6 +45,7 @@ class Ramp(NamedTuple):
 class Cosine(BaseModel, frozen=True, extra="forbid"):
     """Linear warm-up, then half a cosine, both of the fractional epoch (MAE's `util/lr_sched.py`; MoCo v3)."""
 
+    ends: ClassVar = True
     name: Literal["cosine"] = "cosine"
     per_epoch: bool = Field(
         False, description="changes at the beginning of an epoch only (probes of MoCo v3, DINO, iBOT)"
@@ -64,6 +68,7 @@ class Table(BaseModel, frozen=True, extra="forbid"):
     """A warm-up of evenly spaced values that reaches its peak on its last step, then half a cosine that starts there
     again (DINO's `utils.cosine_scheduler`; iBOT, DINOv2)."""
 
+    ends: ClassVar = True
     name: Literal["table"] = "table"
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
@@ -77,6 +82,7 @@ class Table(BaseModel, frozen=True, extra="forbid"):
 class TimmCosine(BaseModel, frozen=True, extra="forbid"):
     """A cosine that counts from step 0, so that it does not start at its peak, one step late (SimMIM with timm)."""
 
+    ends: ClassVar = True
     name: Literal["timm_cosine"] = "timm_cosine"
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
@@ -91,6 +97,7 @@ class TimmCosine(BaseModel, frozen=True, extra="forbid"):
 class Constant(BaseModel, frozen=True, extra="forbid"):
     """Linear warm-up, then level to the end, which may be put off (`--extend`). Ignores the minimum."""
 
+    ends: ClassVar = False
     name: Literal["constant"] = "constant"
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
@@ -103,6 +110,7 @@ class Constant(BaseModel, frozen=True, extra="forbid"):
 class Steps(BaseModel, frozen=True, extra="forbid"):
     """Linear warm-up, then a factor at each milestone, one step late (SimMIM's ViT recipe). Ignores the minimum."""
 
+    ends: ClassVar = False
     name: Literal["steps"] = "steps"
     milestones: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, description="epochs, ascending")
     factor: float = Field(0.1, gt=0, lt=1, description="on the learning rate at each milestone")
@@ -121,6 +129,7 @@ class Plateau(BaseModel, frozen=True, extra="forbid"):
     """Linear warm-up, then level; lowered by a factor whenever the watched score (`watch`) has not improved for
     `patience` looks, down to the minimum."""
 
+    ends: ClassVar = False
     name: Literal["plateau"] = "plateau"
     factor: float = Field(0.1, gt=0, lt=1, description="on the learning rate where the score stands still")
     patience: int = Field(5, ge=1, description="looks without an improvement before that")

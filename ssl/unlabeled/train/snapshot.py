@@ -24,6 +24,8 @@ class State(BaseModel, strict=True):
     scaler: dict[str, float] | None
     processes: int = Field(ge=1)
     facts: dict[str, Any]
+    samples: int | None = None
+    lengths: list[float] = []
     recipe: dict[str, Any]
 
 
@@ -48,6 +50,8 @@ def state_of(engine: Any) -> dict[str, Any]:
         "scaler": None if scaler is None else scaler.state_dict(),
         "processes": engine.accelerator.num_processes,
         "facts": engine.job.facts,
+        "samples": len(engine.job.dataset.source),
+        "lengths": engine.lengths,
         "recipe": engine.job.recipe.model_dump(mode="json"),
     }
 
@@ -80,7 +84,7 @@ def restore_(engine: Any, checkpoint: Checkpoint) -> None:
     if scaler is not None and saved["scaler"] is not None:
         scaler.load_state_dict(saved["scaler"])
     engine.step = engine.first_step = saved["step"]
-    engine.evaluated = saved["evaluated"]
+    engine.evaluated, engine.lengths = saved["evaluated"], saved.get("lengths", [])
     engine.skipped, engine.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
     if engine.watch is not None and saved.get("watch") is not None:
         engine.watch.restore(saved["watch"])
