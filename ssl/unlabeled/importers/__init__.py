@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, first_line
 from unlabeled.export import IMAGENET, timm_config, write_export
 from unlabeled.importers import dino, dinov2, ibot, mae, mocov3, simmim
 from unlabeled.importers.reading import Imported, Key, read_pth
@@ -51,7 +51,16 @@ def read(name: str, file: Path, heads: int | None = None, key: Key | None = None
     module = FAMILIES[name]
     if key is not None and key not in module.FAMILY.keys:
         raise UserError(f"{module.FAMILY.title} checkpoint holds no {key} of its own. Leave out --key.")
-    return module.convert(read_pth(file), heads, key or module.FAMILY.default_key)
+    if heads is not None and heads < 1:
+        raise UserError(f"--heads {heads}: expected at least 1")
+    checkpoint = read_pth(file)
+    try:
+        return module.convert(checkpoint, heads, key or module.FAMILY.default_key)
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        # what `convert` asks of names and shapes is said above; what it takes for granted is not there either
+        raise UserError(f"{file} is not {module.FAMILY.title}: {type(error).__name__}: {first_line(error)}") from error
 
 
 __all__ = ["FAMILIES", "Imported", "import_official", "pool_of", "read"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from unlabeled.errors import UserError
-from unlabeled.importers.reading import Family, Imported, Key, Rule, Tensors, checked, sort, unwrap
+from unlabeled.importers.reading import Family, Imported, Key, Rule, Tensors, checked, named, some, sort, unwrap
 from unlabeled.importers.resnet import any_arguments
 
 FAMILY = Family(
@@ -38,7 +38,7 @@ def _resumed(checkpoint: dict[str, Any]) -> Tensors:
     """Student, both heads and the centre, named as in `methods/dino.py`."""
     student, head = network(FAMILY, checkpoint, "student")
     _, teacher_head = network(FAMILY, checkpoint, "teacher")
-    centre = checkpoint.get("dino_loss", {}).get("center")
+    centre = named(FAMILY, checkpoint.get("dino_loss", {})).get("center")
     return {
         **under("encoder.vit.", student),
         **under("head.", head),
@@ -52,7 +52,7 @@ def is_backbone(checkpoint: dict[str, Any]) -> bool:
     return not {"student", "teacher"} & checkpoint.keys()
 
 
-def backbone_of(checkpoint: dict[str, Any]) -> Tensors:
+def backbone_of(checkpoint: dict[str, Any]) -> Any:
     """The weights of a backbone file."""
     return checkpoint.get("state_dict", checkpoint)
 
@@ -64,8 +64,8 @@ def network(family: Family, checkpoint: dict[str, Any], key: Key) -> tuple[Tenso
         UserError: it is absent.
     """
     if key not in checkpoint:
-        raise UserError(f"the checkpoint holds {sorted(checkpoint)}, no {key}. Choose another --key.")
-    backbone, head = sort(family, unwrap(checkpoint[key]), NETWORK)
+        raise UserError(f"the checkpoint holds {some(map(str, checkpoint))}, no {key}. Choose another --key.")
+    backbone, head = sort(family, unwrap(family, checkpoint[key]), NETWORK)
     return backbone, {_old_name(name): tensor for name, tensor in head.items()}
 
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from unlabeled.importers.reading import Family, Imported, Key, Rule, Tensors, checked, sort, unwrap, vit_arguments
+from unlabeled.errors import UserError
+from unlabeled.importers.reading import (
+    Family,
+    Imported,
+    Key,
+    Rule,
+    Tensors,
+    checked,
+    shape_of,
+    sort,
+    unwrap,
+    vit_arguments,
+)
 
 FAMILY = Family(
     "dinov2",
@@ -32,14 +44,14 @@ TEACHER = (
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
     """An official DINOv2 under timm's names; its heads are not resumed."""
     full = "teacher" in checkpoint
-    weights = unwrap(checkpoint["teacher"] if full else checkpoint)
+    weights = unwrap(FAMILY, checkpoint["teacher"] if full else checkpoint)
     encoder, _ = sort(FAMILY, weights, TEACHER if full else FLAT)
     encoder = {_timm_name(name): tensor for name, tensor in encoder.items()}
     architecture, arguments = vit_arguments(FAMILY, encoder, heads)
     if "blocks.0.ls1.gamma" not in encoder:
         arguments["init_values"] = 0.0
     if "reg_token" in encoder:
-        registers = {"reg_tokens": encoder["reg_token"].shape[1], "no_embed_class": True}
+        registers = {"reg_tokens": shape_of(FAMILY, encoder, "reg_token", 3)[1], "no_embed_class": True}
         architecture, arguments = architecture.replace("_dinov2", "_reg4_dinov2"), {**arguments, **registers}
         encoder = _without_class_position(encoder)
     return checked(FAMILY, architecture, arguments, encoder, {})
@@ -55,4 +67,6 @@ def _timm_name(name: str) -> str:
 def _without_class_position(encoder: Tensors) -> Tensors:
     """Beside registers timm keeps positions of patches only: the class token's goes into the token."""
     table = encoder["pos_embed"]
+    if shape_of(FAMILY, encoder, "cls_token", 3) != (1, 1, table.shape[2]):
+        raise UserError(f"not {FAMILY.title}: cls_token {list(encoder['cls_token'].shape)}, expected one token")
     return {**encoder, "cls_token": encoder["cls_token"] + table[:, :1], "pos_embed": table[:, 1:]}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from unlabeled.importers.dino import FLAT, backbone_of, is_backbone, network, under
-from unlabeled.importers.reading import Family, Imported, Key, Tensors, checked, sort, vit_arguments
+from unlabeled.importers.reading import Family, Imported, Key, Tensors, checked, named, sort, vit_arguments
 
 FAMILY = Family(
     "ibot",
@@ -41,7 +41,7 @@ def _resumed(checkpoint: dict[str, Any]) -> Tensors:
     """Student with its mask token, both heads and both centres, named as in `methods/ibot.py`."""
     student, head = network(FAMILY, checkpoint, "student")
     _, teacher_head = network(FAMILY, checkpoint, "teacher")
-    loss = checkpoint.get("ibot_loss", {})
+    loss = named(FAMILY, checkpoint.get("ibot_loss", {}))
     centres = {"centre.value": loss.get("center"), "patch_centre.value": loss.get("center2")}
     token = student.pop(MASK_TOKEN, None)
     return {

@@ -40,6 +40,6 @@ TEACHER = (
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
     """An official MoCo v3 under our names; heads only beside the base encoder, which resumes."""
-    weights = unwrap(checkpoint.get("state_dict", checkpoint))
+    weights = unwrap(FAMILY, checkpoint.get("state_dict", checkpoint))
     encoder, rest = sort(FAMILY, weights, STUDENT if key == "student" else TEACHER)
     return checked(FAMILY, *any_arguments(FAMILY, encoder, heads), encoder, rest)

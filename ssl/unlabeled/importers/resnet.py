@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unlabeled.errors import UserError
-from unlabeled.importers.reading import Family, Tensors, vit_arguments
+from unlabeled.importers.reading import Family, Tensors, shape_of, vit_arguments
 
 # (blocks of each stage, whether they have three convolutions)
 LAYOUTS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -39,7 +39,7 @@ def _arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[str
     if model is None or "conv1.weight" not in encoder:
         known = ", ".join(LAYOUTS.values())
         raise UserError(f"not {family.title}: a ResNet with stages of {blocks} blocks is none of {known}")
-    return model, {"img_size": [SIDE, SIDE], "in_chans": encoder["conv1.weight"].shape[1]}
+    return model, {"img_size": [SIDE, SIDE], "in_chans": shape_of(family, encoder, "conv1.weight", 4)[1]}
 
 
 def _blocks(encoder: Tensors, stage: int) -> int:

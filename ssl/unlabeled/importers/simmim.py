@@ -23,7 +23,9 @@ from unlabeled.importers.reading import (
     checked,
     depth_of,
     known_model,
+    named,
     patch_shape,
+    shape_of,
     sort,
 )
 from unlabeled.nn.beit import EXTRA, SHARED, TABLE
@@ -42,7 +44,7 @@ RULES = (
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
     """An official SimMIM under our names."""
-    weights = checkpoint.get("model", checkpoint)
+    weights = named(FAMILY, checkpoint.get("model", checkpoint))
     encoder, rest = sort(FAMILY, {n: t for n, t in weights.items() if not n.endswith(INDEX)}, RULES)
     width, channels, patch = patch_shape(FAMILY, encoder)
     cells, number = _positions(encoder, width, heads)
@@ -52,7 +54,7 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
         "patch_size": patch,
         "in_chans": channels,
         "embed_dim": width,
-        "depth": depth_of(encoder),
+        "depth": depth_of(FAMILY, encoder),
         "num_heads": number,
         **block_arguments(encoder, width),
         **({} if "blocks.0.gamma_1" in encoder else {"init_values": 0.0}),
@@ -72,11 +74,12 @@ def _positions(encoder: Tensors, width: int, heads: int | None) -> tuple[int, in
             raise UserError(
                 f"not {FAMILY.title}: missing {SHARED} or pos_embed. Only pretraining checkpoints of the ViT are read."
             )
-        return round((encoder["pos_embed"].shape[1] - 1) ** 0.5), known_model(FAMILY, width, heads)[1]
-    offsets, number = table.shape
+        tokens = shape_of(FAMILY, encoder, "pos_embed", 3)[1]
+        return round((tokens - 1) ** 0.5), known_model(FAMILY, width, heads)[1]
+    offsets, number = shape_of(FAMILY, encoder, SHARED if SHARED in encoder else OWN, 2)
     if heads not in (None, number):
         raise UserError(f"the relative positions are of {number} heads, found --heads {heads}. Leave it out.")
-    return (round((offsets - EXTRA) ** 0.5) + 1) // 2, number
+    return (round(max(0, offsets - EXTRA) ** 0.5) + 1) // 2, number
 
 
 def _pixels(head: Tensor, channels: int) -> Tensor:
