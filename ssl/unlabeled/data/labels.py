@@ -25,6 +25,7 @@ from unlabeled.errors import UserError
 MISSING = frozenset({"", "-1", "-1.0", "NA", "None", "NaT"})
 MISSING_IN_ANY_CASE = frozenset({"nan", "-nan", "null", "n/a", "#n/a", "<na>"})
 SHOWN = 10
+LONGEST = 4096  # characters of a name
 Numbered = tuple[tuple[str, ...], NDArray[np.int64]]
 
 
@@ -68,6 +69,8 @@ def numbered(labels: Iterable[Any], order: Sequence[str] | None = None) -> Numbe
     ids: dict[str, int] = {}
     found = np.fromiter((ids.setdefault(_text(label), len(ids)) for label in labels), np.int64)
     names = list(map(canonical, ids))
+    if odd := next((name for name in names if len(name) > LONGEST), None):
+        raise UserError(f"a label of {len(odd):,} characters, {odd[:30]!r}...; expected names of at most {LONGEST:,}")
     present = {name for name in names if not is_missing(name)}
     classes = tuple(sorted(present, key=natural)) if order is None else tuple(order)
     rank = {name: number for number, name in enumerate(classes)}

@@ -164,7 +164,7 @@ def read(file: Path, asked: str) -> Listing | None:
         files = tuple(Stamp(*stamp) for stamp in header["files"])
         folders = _index(columns, "folders", Counter())
         return Listing(pictures, tuple(header["classes"]), columns["labels"], files, folders, header["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -78,7 +78,7 @@ class Preparation:
             said = json.loads(self._note(number).read_text(encoding="utf-8"))
             done = Done(**{**said, "bad": [(i, reason) for i, reason in said["bad"]]})
             return done if self._tar(number).stat().st_size == done.size else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def pack(self, number: int) -> Done:

@@ -20,6 +20,8 @@ from unlabeled.data.webdataset import Beside, Found, Member, Samples, one_of_eac
 from unlabeled.errors import UserError
 
 _BLOCK = 512
+LENGTH_DIGITS = 20  # of a size in a PAX record
+EXTENSION_BYTES = 1 << 20  # of what is said about a member beyond its header
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONG_NAME, _LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _PLAIN_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -123,6 +125,8 @@ def _members(file: BinaryIO, path: str, total: int) -> Iterator[Member]:
                 f"{path!r} is truncated or corrupt: the member {header.name!r} at byte {position} claims "
                 f"{size:,} bytes, {total - start:,} are left. Copy the archive again"
             )
+        if extends and size > EXTENSION_BYTES:
+            raise UserError(f"{path!r} is corrupt: at byte {position} a name or its like claims {size:,} bytes")
         if extends:
             override |= _override(header, file, path, size)
         else:
@@ -180,14 +184,16 @@ def _override(header: tarfile.TarInfo, file: BinaryIO, path: str, size: int) -> 
 
 def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Records "LENGTH KEY=VALUE\\n", LENGTH counting the whole record."""
-    while data:
-        digits, _, _ = data.partition(b" ")
-        length = int(digits)
-        key, equals, value = data[len(digits) + 1 : length].partition(b"=")
-        whole = length <= len(data) and equals and value.endswith(b"\n")
-        if not whole or (key == b"size" and not value[:-1].isdigit()):
-            raise ValueError(data[:length])
-        data = data[length:]
+    at = 0
+    while at < len(data):
+        blank = data.find(b" ", at, at + LENGTH_DIGITS)
+        length = int(data[at:blank]) if blank > at else 0
+        record = data[blank + 1 : at + max(0, length)]
+        key, equals, value = record.partition(b"=")
+        whole = at + length <= len(data) and equals and value.endswith(b"\n")
+        if not whole or (key == b"size" and not (value[:-1].isdigit() and len(value) <= LENGTH_DIGITS)):
+            raise ValueError(record)
+        at += length
         yield key, value[:-1]
 
 

@@ -116,7 +116,7 @@ def read(path: Path) -> Run:
     try:
         run = Run(str(path), json.loads(file.read_text(encoding="utf-8")))
         run.settings(), run.seeds, run.result["interval"], run.result["groups"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is no result of finetune.py: {error}") from error
     return run
 
