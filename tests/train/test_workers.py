@@ -71,7 +71,7 @@ def may_mount() -> bool:
             [],
             (
                 "loader worker 0 (process ",
-                "was ended by SIGKILL. Out of memory? Lower run.workers. The same command goes on",
+                "was ended by SIGKILL. Out of memory? Lower run.workers, or data.max_pixels, which bounds",
             ),
         ),
         (hanging, ["run.timeout=6"], ("no loader worker gave a batch in run.timeout=6 seconds: does the storage",)),

@@ -40,13 +40,14 @@ from contextlib import suppress
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from unlabeled.data import npy, tiff
 from unlabeled.data.bands import GREY, RGB, Pixels, Range, Target, Values, bands_last, stacked, with_channels
 from unlabeled.data.index import AVIF
+from unlabeled.data.memory import raise_if_out_of_memory
 from unlabeled.errors import BadSample, UserError
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -76,6 +77,7 @@ def decode(
     Raises:
         BadSample: for whatever is wrong with the picture.
         UserError: it takes a library that is not installed.
+        Interrupted: no memory is left.
     """
     if not data:
         raise BadSample(key, "the file is empty")
@@ -87,6 +89,7 @@ def decode(
     except UnidentifiedImageError:
         raise BadSample(key, f"not a picture in one of {', '.join(FORMATS)}") from None
     except Exception as error:
+        raise_if_out_of_memory(error, key)
         raise BadSample(key, _reason(error)) from error
 
 
@@ -101,6 +104,7 @@ def from_pillow(
     try:
         return _tensor(_converted(image, Target(max_pixels, channels, value_range)))
     except Exception as error:
+        raise_if_out_of_memory(error, key)
         raise BadSample(key, _reason(error)) from error
 
 
@@ -225,7 +229,10 @@ def _count_pages(image: TiffImageFile, most: int) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image  # which would copy it
+    except MemoryError:
+        raise
     except Exception:  # broken metadata must not cost a sound picture
         return image
 
@@ -236,7 +243,7 @@ def _colours(image: Image.Image, target: Target) -> Pixels:
     if not target.photographs:
         values = np.array(image)
         return target.of(values if values.ndim == 3 else values[:, :, None])
-    rgb = image.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
     return np.array(rgb) if target.channels == RGB else np.array(rgb.convert("L"))[:, :, None]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unlabeled.data.bands import Target
 from unlabeled.data.labels import numbered, renumbered
+from unlabeled.data.memory import raise_if_out_of_memory
 from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
@@ -118,6 +119,7 @@ class HuggingFaceSource:
             with open(cell["path"], "rb") as file:
                 return file.read()
         except OSError as error:
+            raise_if_out_of_memory(error, self.key(i))
             raise BadSample(self.key(i), f"cannot be read: {error.strerror}") from error
 
     def fingerprint(self) -> str:

@@ -19,6 +19,7 @@ from unlabeled.data.http import Identity
 from unlabeled.data.index import EXTENSIONS, Index, changed_folder, readable, scan_folder
 from unlabeled.data.labels import numbered
 from unlabeled.data.listing import Asked, Listing, Stamp, kept
+from unlabeled.data.memory import raise_if_out_of_memory
 from unlabeled.data.paths import Paths, entries
 from unlabeled.data.remote import identities, is_remote, read_range
 from unlabeled.data.skipped import BESIDE, conversion, in_words
@@ -87,6 +88,7 @@ class Pictures:
         except OSError as error:
             if error.errno in _SHORTAGES:
                 raise
+            raise_if_out_of_memory(error, self.key(i))
             raise BadSample(self.key(i), f"cannot be read: {error.strerror}") from error
         if data is None or len(data) != self._index.sizes[i]:
             raise BadSample(self.key(i), "has changed since it was indexed")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unlabeled.data.bands import Target
 from unlabeled.data.labels import is_missing, numbered, renumbered
+from unlabeled.data.memory import raise_if_out_of_memory
 from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
@@ -99,6 +100,7 @@ class TorchVisionSource:
         try:
             picture = self._dataset[i][0]
         except Exception as error:  # whatever its files do to it
+            raise_if_out_of_memory(error, self.key(i))
             raise BadSample(self.key(i), f"cannot be read: {error}") from error
         return from_pillow(picture, key=self.key(i), **self._target._asdict())
 

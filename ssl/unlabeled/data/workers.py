@@ -21,17 +21,22 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from unlabeled.data.memory import ADVICE, is_out_of_memory
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.train.signals import STOP_SIGNALS
 
 DYING = 10.0  # seconds between the end of a worker's connection and its own
 GOES_ON = "The same command goes on."
-NO_MEMORY = f"Out of memory? Lower run.workers. {GOES_ON}"
 NO_SHARED_MEMORY = (
     "/dev/shm is full: make it larger (docker: --shm-size=8g or --ipc=host), lower run.workers, or set run.workers=0. "
     + GOES_ON
 )
-REASONS = {-signal.SIGKILL: NO_MEMORY, -signal.SIGBUS: NO_SHARED_MEMORY, errno.ENOSPC: NO_SHARED_MEMORY}
+REASONS = {
+    -signal.SIGKILL: ADVICE,
+    errno.ENOMEM: ADVICE,
+    -signal.SIGBUS: NO_SHARED_MEMORY,
+    errno.ENOSPC: NO_SHARED_MEMORY,
+}
 
 _waited_for: Batches | None = None
 
@@ -43,7 +48,7 @@ class Batches(Iterator[Any]):
         loader: with or without workers.
 
     Raises:
-        Interrupted: a worker is gone, gives nothing for the loader's timeout, or has no shared memory left.
+        Interrupted: a worker is gone, gives nothing for the loader's timeout, or has no memory left.
         UserError: what a worker raised.
     """
 
@@ -69,9 +74,10 @@ class Batches(Iterator[Any]):
         except UserError as error:
             # torch raises a worker's under its own type, with the worker's traceback for a message
             raise _said(str(error)) or error from None
-        except (RuntimeError, OSError, EOFError) as error:
+        except (RuntimeError, OSError, EOFError, MemoryError) as error:
             # torch, or the connection, may have noticed first
-            self.check(0 if isinstance(error, RuntimeError) else DYING)
+            told = isinstance(error, RuntimeError) or is_out_of_memory(error)
+            self.check(0 if told else DYING)
             raise self._plain(error) from error
         finally:
             _waited_for = None
@@ -101,6 +107,8 @@ class Batches(Iterator[Any]):
             return self._nothing_came()
         if "shared memory" in text:
             return Interrupted(f"a loader worker cannot send a batch. {NO_SHARED_MEMORY}")
+        if is_out_of_memory(error):
+            return Interrupted(f"no memory was left to make a batch. {ADVICE}")
         return error
 
     def _nothing_came(self) -> Interrupted:
@@ -193,13 +201,15 @@ def _on_child(_number: int, _frame: FrameType | None) -> None:
 
 
 def end_where_batches_cannot_be_sent() -> None:
-    """In a worker: end where shared memory is full. The thread that sends would print a traceback and send nothing."""
+    """In a worker: end where memory is full. The thread that sends would print a traceback and send nothing."""
 
     say = Queue._on_queue_feeder_error  # type: ignore[attr-defined]
 
     def end(error: Exception, batch: Any) -> None:
         if "shared memory" in str(error):
             os._exit(errno.ENOSPC)
+        if is_out_of_memory(error):
+            os._exit(errno.ENOMEM)
         say(error, batch)
         os._exit(1)
 

@@ -1,0 +1,45 @@
+"""Memory that runs out while a picture is read is not the picture's fault: what is learnt must not depend on it."""
+
+from __future__ import annotations
+
+import errno
+
+from unlabeled.errors import Interrupted
+
+# of C++, torch, Python, numpy, Pillow, libjpeg and libtiff
+WORDS = (
+    "bad_alloc",
+    "can't allocate memory",
+    "can't start new thread",
+    "cannot allocate memory",
+    "insufficient memory",
+    "not enough memory",
+    "out of memory",
+    "unable to allocate",
+)
+ADVICE = (
+    "Out of memory? Lower run.workers, or data.max_pixels, which bounds what one picture takes (8 to 40 bytes per "
+    "pixel). The same command goes on."
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    said = str(error).lower()
+    return any(word in said for word in WORDS)
+
+
+def raise_if_out_of_memory(error: BaseException, key: str) -> None:
+    """Raise Interrupted where a picture could not be read for want of memory.
+
+    Args:
+        error: caught while it was read.
+        key: the picture's.
+    """
+    if is_out_of_memory(error):
+        raise Interrupted(
+            f"no memory was left to read {key or 'a picture'}. {ADVICE} If it is always this picture, it is damaged: "
+            "remove it."
+        ) from error
