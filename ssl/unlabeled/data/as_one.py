@@ -45,10 +45,10 @@ def _folders(source: Pictures) -> Iterator[tuple[bytes, bytes]]:
     """Every folder of the names that are looked at, and what it lies in."""
     for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), SEEN)).astype(np.int64)):
         folder = os.path.dirname(source.name(int(i)))
-        while folder:
-            above, name = os.path.split(folder)
+        above, name = os.path.split(folder)
+        while name:  # the root has none
             yield above, name
-            folder = above
+            above, name = os.path.split(above)
 
 
 def _splits(folders: set[bytes]) -> list[bytes]:
