@@ -151,6 +151,10 @@ class Method(nn.Module, ABC):
         """Factor on the learning rate of a parameter."""
         return 1.0
 
+    def begins(self, name: str) -> float:
+        """Epoch before which a parameter's learning rate is 0, while its moments grow (DINOv2's last layers)."""
+        return 0.0
+
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Tensor | None:
         """What a person would want to see of this batch: [B, rows, C, H, W] normalised; None = the crops themselves."""

@@ -20,6 +20,8 @@ from unlabeled.nn.collectives import mean_over_processes, rank, world
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.nn.heads import HeadConfig
 from unlabeled.nn.patches import PatchMask, hidden_rows
+from unlabeled.train.optim import AdamW, param_groups, set_rates
+from unlabeled.train.schedules import Plateau
 
 START = Progress(0, 100, 0.0, 10.0)
 ROWS, PATCHES = 4, 16
@@ -232,6 +234,34 @@ def test_the_last_layer_is_held_in_the_first_epoch(name: str, expected: set[str]
     held = {names[id(p)] for p in model.held(Progress(9, 100, 0.9, 10.0)) if p.requires_grad}
     assert held == expected
     assert not list(model.held(Progress(10, 100, 1.0, 10.0)))
+
+
+def test_dinov2s_last_layers_stand_still_while_their_moments_grow() -> None:
+    """Officially their learning rate is 0 in the first epochs: no decay either, but AdamW remembers gradients."""
+    config = DINOV2.model_copy(update={"frozen_by": "rate", "frozen_epochs": 1.0})
+    model, last = build(config), "patch_head.last_layer.weight_v"
+    rates = AdamW(weight_decay=0.1, schedule=Plateau())
+    optimizer = rates.build(param_groups(model, 0.1))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for epoch in (0.0, 0.9, 1.0):
+        progress = Progress(int(10 * epoch), 100, epoch, 10.0)
+        assert not list(model.held(progress))
+        set_rates(optimizer, rates, 0.01, progress)
+        model(batch(config), progress).loss.backward()
+        optimizer.step()
+        after = dict(model.named_parameters())
+        assert torch.equal(after[last], before[last]) == (epoch < 1)
+        assert optimizer.state[after[last]]["exp_avg"].any()
+    assert not torch.equal(after["head.mlp.0.weight"], before["head.mlp.0.weight"])
+
+
+def test_registers_learn_as_the_top_does() -> None:
+    """Official `param_groups.py` lists the other tokens, positions and patches as its lowest layer."""
+    encoder = ENCODER.model_copy(update={"registers": 2})
+    model = build(DINOV2.model_copy(update={"encoder": encoder, "layer_decay": 0.5}))
+    names = ("reg_token", "norm.weight", "cls_token", "pos_embed")
+    scales = [model.lr_scale(f"encoder.vit.{name}") for name in names]
+    assert scales == [1.0, 1.0, *[0.5 ** (model.encoder.depth + 1)] * 2]  # type: ignore[union-attr, operator]
 
 
 def test_dinov2_rates_and_clip_groups() -> None:

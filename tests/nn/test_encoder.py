@@ -220,6 +220,9 @@ def test_a_config_builds_what_it_says() -> None:
     assert encoder.native_grid == (4, 6) and encoder.vit.blocks[0].attn.num_heads == 3
     assert not encoder.vit.pos_embed.requires_grad
     assert [block.drop_path1.drop_prob for block in encoder.vit.blocks[1:]] == pytest.approx([0.05, 0.1])
+    alike = config.model_copy(update={"drop_path_uniform": True}).build((16, 24))
+    rates = [(block.drop_path1.drop_prob, block.drop_path2.drop_prob) for block in alike.vit.blocks]
+    assert rates == [(0.1, 0.1)] * 3 and alike.vit.state_dict().keys() == encoder.vit.state_dict().keys()
     learned = EncoderConfig(model=CLASS_TOKEN, positions="learned", width=24, depth=1, heads=3).build((32, 32))
     assert learned.vit.pos_embed.requires_grad
     dinov2 = EncoderConfig(model=CLASS_TOKEN, width=24, depth=1, heads=3, init_values=1e-5, registers=4).build((32, 32))

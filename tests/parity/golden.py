@@ -80,10 +80,9 @@ class Settings(dict[str, Any]):
         return Settings(value) if isinstance(value, dict) else value
 
     def __getitem__(self, name: str) -> Any:
-        found = self.get(name, self)
-        if found is self:
+        if self.find(name) is None:
             pytest.fail(f"the settings have no {name}, only {sorted(self)}")
-        return found
+        return self.get(name)
 
 
 class Part(Mapping[str, Tensor]):

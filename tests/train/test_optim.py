@@ -128,6 +128,19 @@ def test_layer_scales_hold_for_everything_or_for_the_peak_alone(whole: bool) -> 
     assert rates == pytest.approx([0.1, 0.3, 0.5, 0.05] if whole else [0.2, 0.35, 0.5, 0.1])
 
 
+@pytest.mark.parametrize(("batch", "growth"), [(512, 1.0), (2048, 4.0), (256, 0.5)])
+def test_both_ends_grow_with_the_batch_where_told(batch: int, growth: float) -> None:
+    """SimMIM's `main_simmim.py` multiplies peak, warm-up and minimum alike."""
+    ends = {"min_lr": 2.5e-7, "warmup_lr": 5e-7, "warmup_epochs": 2.0, "base_lr": 1e-4, "reference_batch": 512}
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0, "decays": True}], lr=0.0)
+    for grown, config in ((growth, AdamW(**ends, scale_ends=True)), (1.0, AdamW(**ends))):
+        rates = []
+        for epoch in (0.0, 2.0, 10.0):
+            set_rates(optimizer, config, config.peak(batch), Progress(0, 1, epoch, 10.0))
+            rates.append(optimizer.param_groups[0]["lr"])
+        assert rates == pytest.approx([5e-7 * grown, 1e-4 * growth, 2.5e-7 * grown])
+
+
 def test_a_plateau_is_level_after_its_warm_up_and_lowered_by_what_is_watched() -> None:
     config = AdamW(base_lr=1.0, min_lr=0.2, warmup_epochs=2.0, schedule=Plateau())
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0, "decays": True}], lr=0.0)

@@ -6,7 +6,7 @@ teacher sees them whole. Where paper and code differ this follows the code, and 
 recipes: heads are shared (for what the code's flags do unless set: `teacher_shares`), half of the large crops have
 nothing hidden, and patches are averaged per crop, then over all crops, those with nothing hidden included. As in DINO
 the last layer is left alone in the first epoch (DINOv2's code sets its learning rate to 0 instead, and lets its moments
-grow).
+grow: `frozen_by`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
 LOCAL = GLOBAL_1.model_copy(update={"count": 10, "size": 96, "scale": (0.05, 0.25), "blur": 0.5, "mask": None})
 SMALL = EncoderConfig(model="vit_small_patch16_224", positions="learned", interpolation="scale", drop_path=0.1)
 PADDED_TO = 64  # hidden patches, in multiples
+TOP = ("encoder.vit.norm.", "encoder.vit.reg_token")  # parameters that learn as the last block's outputs do
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -83,6 +84,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
     frozen_epochs: float | None = Field(
         None, ge=0, description="epochs in which the last layers are left alone; null = 1 of 800, rescaled"
+    )
+    frozen_by: Literal["gradient", "rate"] = Field(
+        "gradient",
+        description="what leaves them alone: no gradient (DINO, iBOT), or a learning rate of 0 under which the "
+        "optimizer's moments grow (DINOv2)",
     )
     patch_start_epoch: float = Field(
         0.0, ge=0, description="epoch from which patches are hidden, and their temperature warms up"
@@ -272,8 +278,18 @@ class IBOT(Method):
 
     def held(self, progress: Progress) -> Iterable[nn.Parameter]:
         """The last layers, at first (official `cancel_gradients_last_layer`)."""
-        if progress.epoch >= self.config.frozen_epochs:
+        if self.config.frozen_by == "rate" or progress.epoch >= self.config.frozen_epochs:
             return ()
+        return self._last_layers()
+
+    def begins(self, name: str) -> float:
+        """Later for the last layers, where their rate is what holds them (DINOv2, official `apply_optim_scheduler`)."""
+        if self.config.frozen_by == "gradient":
+            return 0.0
+        last = {id(parameter) for parameter in self._last_layers()}
+        return self.config.frozen_epochs if id(self.get_parameter(name)) in last else 0.0
+
+    def _last_layers(self) -> list[nn.Parameter]:
         return [p for head in (self.head, self.patch_head) if head is not None for p in head.prototypes()]
 
     def compares_pictures(self) -> bool:
@@ -285,12 +301,15 @@ class IBOT(Method):
         return [[*self.encoder.parameters(), self.mask_token], *heads]
 
     def lr_scale(self, name: str) -> float:
-        """Less for lower blocks, and once more for the patch embedding (DINOv2, official `param_groups.py`)."""
+        """Less for lower blocks, and once more for the patch embedding (DINOv2, official `param_groups.py`).
+
+        Registers count as the top there, unlike other tokens.
+        """
         if not name.startswith(("encoder.", "mask_token")):
             return 1.0
         top = self.encoder.depth + 1
         block = re.match(r"encoder\.vit\.blocks\.(\d+)\.", name)
-        layer = int(block[1]) + 1 if block else top if name.startswith("encoder.vit.norm.") else 0
+        layer = int(block[1]) + 1 if block else top if name.startswith(TOP) else 0
         patches = self.config.patch_embed_lr if ".patch_embed." in name else 1.0
         return patches * self.config.layer_decay ** (top - layer)
 

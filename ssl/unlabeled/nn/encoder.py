@@ -80,6 +80,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         None, ge=1, description="register tokens; prefix tokens then have no positions; null = the timm model's"
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block, growing from 0")
+    drop_path_uniform: bool = Field(False, description="drop-path rate of all blocks alike (DINOv2), not growing")
 
     @field_validator("model")
     @classmethod
@@ -106,7 +107,16 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         return patch
 
     @field_validator(
-        "width", "depth", "heads", "mlp_ratio", "qkv_bias", "positions", "interpolation", "init_values", "registers"
+        "width",
+        "depth",
+        "heads",
+        "mlp_ratio",
+        "qkv_bias",
+        "positions",
+        "interpolation",
+        "init_values",
+        "registers",
+        "drop_path_uniform",
     )
     @classmethod
     def _of_transformers(cls, value: Any, info: Any) -> Any:
@@ -196,6 +206,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         if any(side % self.crop_unit for side in image_size):
             raise ValueError(f"patch_size {self.patch_size} does not divide an image of {image_size} pixels")
         encoder = build_encoder(self.model, self.timm_arguments(image_size), self.interpolation, self.drop_path)
+        if self.drop_path_uniform:
+            drop_alike_(encoder.vit, self.drop_path)
         if self.positions.startswith("sincos") and not is_cnn(self.model):
             encoder.fix_positions(rows_first=self.positions == "sincos_rows")
         return encoder
@@ -392,6 +404,14 @@ class Encoder(nn.Module):
             return 0.0, resample(table, self.native_grid, grid, self.interpolation)
         prefix, patches = table[:, : self.num_prefix], table[:, self.num_prefix :]
         return prefix, resample(patches, self.native_grid, grid, self.interpolation)
+
+
+def drop_alike_(vit: Any, rate: float) -> None:
+    """Give both branches of every block of a timm transformer one drop-path rate."""
+    from timm.layers import DropPath
+
+    for block in vit.blocks:
+        block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
 
 
 def fill_in(tokens: Tensor, mask: PatchMask, fill: Tensor | None) -> Tensor:

@@ -27,9 +27,9 @@ class _Schedule(BaseModel, frozen=True, extra="forbid"):
     )
     lr_rule: Literal["linear", "sqrt", "none"] = Field("linear", description="how the peak grows with the batch")
     reference_batch: int = Field(REFERENCE_BATCH, ge=1, description="batch that base_lr is meant for")
-    min_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end, not scaled")
+    min_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end")
     warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False, description="epochs of linear warm-up")
-    warmup_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="where the warm-up starts, not scaled")
+    warmup_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="where the warm-up starts")
     schedule: Schedule = Field(Cosine(), description="how the learning rate goes")
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="of the parameters that the method decays")
     weight_decay_end: float | None = Field(
@@ -39,6 +39,9 @@ class _Schedule(BaseModel, frozen=True, extra="forbid"):
         True,
         description="whether layers' factors on the rate also hold for min_lr and warmup_lr (MAE, iBOT), or for the "
         "peak alone (SimMIM)",
+    )
+    scale_ends: bool = Field(
+        False, description="whether min_lr and warmup_lr grow with the batch as the peak does (SimMIM)"
     )
     clip: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest gradient norm; null = no clipping")
     clip_by: ClipBy = Field(
@@ -51,6 +54,11 @@ class _Schedule(BaseModel, frozen=True, extra="forbid"):
     def peak(self, batch_size: int) -> float:
         """The peak learning rate of an effective batch."""
         return peak_lr(self.base_lr, batch_size, self.lr_rule, self.reference_batch)
+
+    def ends(self, peak: float) -> tuple[float, float]:
+        """The learning rates where the warm-up starts and at the end of the run, beside a peak."""
+        growth = peak / self.base_lr if self.scale_ends else 1.0
+        return self.warmup_lr * growth, self.min_lr * growth
 
 
 class AdamW(_Schedule, frozen=True, extra="forbid"):
@@ -137,15 +145,22 @@ class LARS(Optimizer):
 
 
 def param_groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by the method's rules: learning-rate scale and whether weight decay applies."""
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    """Trainable parameters grouped by the method's rules: learning-rate scale, whether weight decay applies, and the
+    epoch in which their learning begins."""
+    groups: dict[tuple[float, bool, float], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            key = (method.lr_scale(name), method.decays(name, parameter))
+            key = (method.lr_scale(name), method.decays(name, parameter), method.begins(name))
             groups.setdefault(key, []).append(parameter)
     return [
-        {"params": members, "lr_scale": scale, "decays": decay, "weight_decay": weight_decay if decay else 0.0}
-        for (scale, decay), members in groups.items()
+        {
+            "params": members,
+            "lr_scale": scale,
+            "decays": decay,
+            "weight_decay": weight_decay if decay else 0.0,
+            "begins": begins,
+        }
+        for (scale, decay, begins), members in groups.items()
     ]
 
 
@@ -163,14 +178,16 @@ def set_rates(optimizer: Optimizer, config: Any, peak: float, progress: Progress
     if config.weight_decay_end is not None:
         decay = cosine(decay, config.weight_decay_end, progress.step / progress.total_steps)
     for group in optimizer.param_groups:
-        group["lr"] = _rate(config, peak, progress, watched, group["lr_scale"])
+        asleep = progress.epoch < group.get("begins", 0.0)
+        group["lr"] = 0.0 if asleep else _rate(config, peak, progress, watched, group["lr_scale"])
         group["weight_decay"] = decay if group["decays"] else 0.0
 
 
 def _rate(config: Any, peak: float, progress: Progress, watched: float, scale: float) -> float:
     """The learning rate of a group. Its scale is on everything, or on the peak alone."""
     whole, top = (scale, 1.0) if config.scale_minimum else (1.0, scale)
-    ramp = Ramp(config.warmup_lr, peak * top, config.min_lr, config.warmup_epochs)
+    start, minimum = config.ends(peak)
+    ramp = Ramp(start, peak * top, minimum, config.warmup_epochs)
     lr = config.schedule.at(progress, ramp)
     return whole * (lr if watched == 1 else max(lr * watched, ramp.minimum))
 

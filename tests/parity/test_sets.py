@@ -1,0 +1,102 @@
+"""Sets that are changed: what is missing or compared by nobody fails, other names and part of the gradients do not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from parity.golden import DEFAULT, Golden, Settings, folders_of
+from parity.whole import modules_of
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Change = Callable[[dict[str, Tensor], dict[str, str]], None]
+HERE = Path(__file__).parent
+
+
+def copied(method: str, home: Path) -> Path:
+    """A copy of one method's numbers; a session keeps what it read by file, so every copy has a place of its own."""
+    shutil.copytree(DEFAULT / method, home / method)
+    return home / method
+
+
+def rewrite(file: Path, change: Change) -> None:
+    with safe_open(file, "pt") as opened:
+        metadata, tensors = dict(opened.metadata()), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    change(tensors, metadata)
+    save_file(tensors, file, metadata)
+
+
+def run(home: Path, *arguments: str) -> tuple[int, set[str]]:
+    """The exit status of a run over a set in this process, and the names of the tests that failed."""
+    failed: set[str] = set()
+
+    class Failures:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            if report.failed:
+                failed.add(report.nodeid.rpartition("::")[2])
+
+    options = ["-q", "-p", "no:cacheprovider", "--golden", str(home)]
+    return int(pytest.main([*arguments, *options], plugins=[Failures()])), failed
+
+
+def test_other_names_of_settings_and_part_of_the_gradients_pass(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        settings = json.loads(metadata.pop("config"))
+        settings["heads"], settings["moco_m"] = settings.pop("num_heads"), settings.pop("m")
+        del settings["embed_dim"], settings["depth"], settings["T"]
+        metadata["options"] = json.dumps(settings)
+        for key in [key for key in tensors if key.startswith("grad") and "norm" not in key]:
+            del tensors[key]
+
+    rewrite(copied("mocov3", tmp_path) / "model.safetensors", change)
+    assert run(tmp_path, *map(str, modules_of("mocov3")), str(HERE / "test_whole.py")) == (0, set())
+
+
+def test_what_is_missing_or_wrong_or_compared_by_nobody_fails(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
+        tensors["out/new"] = tensors["out/two/loss"] + 1
+        tensors["out/x/grad"][3, 3] += 1e-3
+        del tensors["out/two/loss"]
+
+    folder = copied("dinov2", tmp_path)
+    rewrite(folder / "koleo.safetensors", change)
+    (folder / "head.safetensors").unlink()
+    status, failed = run(tmp_path, *map(str, modules_of("dinov2")), str(HERE / "test_whole.py"), "-k", "not masks")
+    expected = {"test_koleo[two]", "test_koleo[x]", "test_head", "test_every_name_of_the_set_is_compared[dinov2]"}
+    assert (status, failed) == (1, expected)
+
+
+def test_a_method_without_a_folder_is_left_out_and_a_set_of_nothing_refused(tmp_path: Path) -> None:
+    copied("dinov2", tmp_path)
+    assert run(tmp_path, str(HERE / "test_mocov3.py"), "-k", "schedules") == (0, set())
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty", str(HERE / "test_mocov3.py"), "-k", "schedules")[0] != 0
+
+
+def test_a_set_may_be_the_folder_of_one_method(tmp_path: Path) -> None:
+    copied("dinov2", tmp_path).rename(tmp_path / "numbers")
+    assert folders_of(tmp_path / "numbers") == {"dinov2": tmp_path / "numbers"}
+    assert folders_of(DEFAULT / "dinov2") == {"dinov2": DEFAULT / "dinov2"}
+    assert len(folders_of(DEFAULT)) == 6 and folders_of(tmp_path) == {}
+
+
+def test_settings_go_by_synonyms_and_say_what_is_missing() -> None:
+    settings = Settings({"n_heads": 3, "step": {"base_lr": 0.1}})
+    assert (settings["num_heads"], settings["step"]["lr"], settings.get("epochs", 7)) == (3, 0.1, 7)
+    with pytest.raises(pytest.fail.Exception, match="the settings have no epochs, only"):
+        settings["epochs"]
+
+
+def test_numbers_that_were_looked_at_for_their_shape_alone_are_not_compared() -> None:
+    from parity.golden import READ
+
+    golden = Golden(DEFAULT / "dinov2" / "koleo.safetensors")
+    before = set(READ.pop(golden.file, set()))
+    assert golden.shape("in/two") == (2, 24) and "in/two" not in READ[golden.file]
+    assert golden["in/two"].shape == (2, 24) and READ[golden.file] == {"in/two"}
+    READ[golden.file] |= before
