@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +230,7 @@ def test_evaluation_without_labels(
     override: str, expected: list[str], recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture(60).save(recipe.parent / "pictures" / "train" / "in_no_class.png")
-    found = report(capsys, recipe, override, "data.mean=[0.5,0.5,0.5]")
+    found = report(capsys, recipe, override, "data.mean=[0.5,0.5,0.5]", "data.stray=keep")
     assert codes(found) == expected and all("no picture of train has one" in f["text"] for f in found["findings"])
 
 
@@ -290,6 +292,7 @@ def test_measures_for_real_and_leaves_nothing(
     monkeypatch.setattr(Engine, "rehearse", noted)
     found = report(capsys, recipe, f"run.workers={workers}", "run.accumulate=2", "--seconds", 0.01)
     documented = {"recipe", "stage", "verdict", "findings", "refused", "out_of_memory", "splits", "copies", "speed"}
+    documented |= {"as_one", "time_limit"}
     assert found.keys() - {"code"} == documented | {"versions"}
     speed = found["speed"]
     assert all(rate > 0 for rate in speed["images_per_s"].values())
@@ -298,6 +301,56 @@ def test_measures_for_real_and_leaves_nothing(
     # three epochs of two steps, and one evaluation at the end
     assert (speed["time"]["steps"], speed["time"]["evaluations"]) == (6, 1)
     assert sorted(path.name for path in recipe.parent.iterdir()) == ["pictures", "recipe.yaml"]
+
+
+@pytest.mark.usefixtures("speed")
+def test_a_run_that_takes_too_long_is_not_ready(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = recipe.parent / "recipes" / "own"
+    recipes.mkdir(parents=True)
+    file = recipe.rename(recipes / "long.yaml")
+    smaller = (
+        file.read_text(encoding="utf-8").replace("size: 32, mask", "size: 16, mask").replace("epochs: 3", "epochs: 2")
+    )
+    (recipes.parent / "short.yaml").write_text(smaller, encoding="utf-8")
+    (recipes.parent / "other.yaml").write_text("name: other\ndata: {name: shapes}\n", encoding="utf-8")
+    monkeypatch.chdir(recipe.parent)
+    command = [file, "run.workers=1", "data.mean=[0.5,0.5,0.5]", "train.epochs=3"]
+    usual = report(capsys, *command)
+    times = usual["speed"]["time"]
+    assert (usual["verdict"], usual["time_limit"]) == ("ready", {"hours": 72, "fits": []})
+
+    # 2.5 of its 3 epochs
+    limit = (2.5 / 3 * times["training_s"] + times["evaluation_s"]) / 3600
+    late = report(capsys, *command, "--hours", limit)
+    assert (late["code"], codes(late)) == (2, ["too_long"]) and "ready" not in late["verdict"]
+    epochs, crops, other = late["time_limit"]["fits"]
+    assert epochs.startswith("train.epochs=2 (") and other.startswith("recipes/short.yaml: crops of 16 px, 2 epochs (")
+    assert crops.startswith("method.view.size=24 (about ")
+    assert epochs in late["findings"][0]["advice"]
+    assert report(capsys, *command, epochs.split()[0], "--hours", limit)["verdict"] == "ready"
+
+
+@pytest.mark.usefixtures("speed")
+def test_training_and_test_pictures_read_as_one(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = ["data.mean=[0.5,0.5,0.5]", "run.workers=1", "evaluate=null", "data.val=null"]
+    found = report(capsys, recipe, *same, "data.train=''")
+    assert codes(found) == ["as_one"] and found["as_one"] == ["train", "val"]
+    assert "data.train=train" in found["findings"][0]["advice"]
+    assert report(capsys, recipe, *same)["findings"] == []
+
+
+@pytest.mark.usefixtures("speed")
+def test_torch_does_not_repeat_what_a_finding_says(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        main(["doctor", str(recipe), "run.workers=2"])
+    assert not [str(one.message) for one in said if "DataLoader" in str(one.message)]
+    assert "run.workers=2, but this machine has" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("speed")

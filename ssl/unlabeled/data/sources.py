@@ -71,6 +71,10 @@ class Pictures:
         """The picture's path; in a tar, the archive's path and the member's name."""
         return readable(self._place.path(self._index, i))
 
+    def path(self, i: int) -> bytes | None:
+        """Where the picture lies as a file of its own; None in a tar."""
+        return self._place.path(self._index, i) if isinstance(self._place, Folder) else None
+
     def image(self, i: int) -> Tensor:
         """uint8 [C, H, W], see `unlabeled.data.decode`."""
         from unlabeled.data.decode import decode

@@ -12,9 +12,13 @@ words, or with `--json` as one object:
                          classes
     copies.train, .val   exact, near: count, groups, examples; conflicting_labels
     copies.overlap       exact, near: pictures of val that are in train too; examples are (train, val)
+    as_one               folders such as train and val that are all trained on
+    time_limit           hours that a run may take; fits: what would be done in that time, where this recipe is not
     speed                device, threads, cores, workers, images_per_s, bound_by, waiting (share), batch,
                          memory (bytes), time (seconds); null where it could not be measured
     versions             of what decides numbers
 
-Exit code 2 where the run would fail or be spoiled (a finding of severity stop), else 0. Nothing is written.
+`--csv FILE` writes every copy and leak, `--split FILE` a table of all pictures with a train and a val that share none.
+
+Exit code 2 where the run would fail, be spoiled or take longer than `--hours` (a finding of severity stop), else 0.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,20 @@ import torch
 from rich.console import Console
 
 from unlabeled.card import versions
+from unlabeled.data.as_one import read_as_one
 from unlabeled.data.source import Source
+from unlabeled.doctor.compared import Compared, compare
 from unlabeled.doctor.facts import Facts, copy_facts, speed_facts, split_facts
+from unlabeled.doctor.fits import fitting
 from unlabeled.doctor.pictures import Survey, survey
 from unlabeled.doctor.report import show
 from unlabeled.doctor.speed import Encode, expect, measure
+from unlabeled.doctor.tables import check_split, write_copies, write_split
 from unlabeled.doctor.verdict import findings, sentence
 from unlabeled.errors import UserError
 from unlabeled.evaluate.protocol import Splits
-from unlabeled.paths import expand
+from unlabeled.files import check_writable
+from unlabeled.paths import expand, user_path
 from unlabeled.progress import task
 from unlabeled.schema import FinetuneRecipe, load_any
 from unlabeled.train.distributed import make_accelerator
@@ -58,6 +64,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, default=2000, metavar="N", help="to look at per split (default 2000)")
     parser.add_argument("--full", action="store_true", help="look at all pictures")
     parser.add_argument("--seconds", type=float, default=5, help="for each measurement of speed (default 5)")
+    parser.add_argument(
+        "--hours", type=float, default=72, help="how long a run may take before it is not ready (default 72)"
+    )
+    parser.add_argument("--csv", type=user_path, metavar="FILE", help="write every copy and leak that was found")
+    parser.add_argument(
+        "--split",
+        type=user_path,
+        metavar="FILE",
+        help="write all pictures as a table for data: {name: table} with a train and a val that share no copies",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="folder|REGEX",
+        help="with --split: pictures of one folder, or whose paths match alike, such as 'patient(\\d+)', stay together",
+    )
+    parser.add_argument("--val-share", type=float, default=0.2, help="with --split: of the pictures (default 0.2)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -69,21 +91,52 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.pictures < 1 or not 0 < args.seconds < 3600:
         raise UserError(f"--pictures {args.pictures} --seconds {args.seconds}: expected at least 1, and up to an hour")
+    if not args.hours > 0:
+        raise UserError(f"--hours {args.hours:g}: expected more than 0")
+    check_split(args)
+    check_writable({"--csv": args.csv, "--split": args.split})
     recipe = load_any(args.recipe, args.overrides)
     stage = FINETUNE if isinstance(recipe, FinetuneRecipe) else PRETRAIN
     recipe.data.keep_index(Path(recipe.output) / "index", write=False)
-    facts = examine(stage, recipe, None if args.full else args.pictures, args.seconds)
+    # a split is of all pictures
+    most = None if args.full or args.split else args.pictures
+    with warnings.catch_warnings():
+        # torch says it of every loader anew; a finding says it once
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        warnings.simplefilter("once", append=True)
+        facts, compared = examine(stage, recipe, most, args.seconds)
+        facts["time_limit"] = time_limit(args, recipe, facts["speed"])
+    written = write_tables(args, recipe, compared)
     found = findings(recipe, facts)
     if args.json:
         judged = {"verdict": sentence(found), "findings": [finding._asdict() for finding in found]}
         print(json.dumps({"recipe": recipe.name, **facts, **judged, "versions": versions()}, indent=2))
     else:
         show(Console(highlight=False), recipe, facts, found)
+        print("".join(f"\n{line}" for line in written), end="\n" if written else "")
     return EXIT_BAD_INPUT if any(finding.severity == "stop" for finding in found) else EXIT_DONE
 
 
-def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> Facts:
-    """All there is to know of a recipe, its pictures and this machine.
+def time_limit(args: argparse.Namespace, recipe: Any, speed: Facts | None) -> Facts:
+    """How long a run may take, and what would be done in time where it would take longer."""
+    limit: Facts = {"hours": args.hours, "fits": []}
+    if speed is None or speed["time"]["training_s"] + speed["time"]["evaluation_s"] <= 3600 * args.hours:
+        return limit
+    return {**limit, "fits": fitting(args.recipe, args.overrides, recipe, speed, args.hours)}
+
+
+def write_tables(args: argparse.Namespace, recipe: Any, compared: Compared | None) -> list[str]:
+    """The files of `--csv` and `--split`; a line about each."""
+    if compared is None:
+        return []
+    return [
+        *([] if args.csv is None else [write_copies(args.csv, compared)]),
+        *([] if args.split is None else write_split(args.split, compared, args.group, args.val_share, recipe.seed)),
+    ]
+
+
+def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> tuple[Facts, Compared | None]:
+    """All there is to know of a recipe, its pictures and this machine; and which pictures are copies.
 
     Args:
         stage: which program the recipe is for.
@@ -110,12 +163,14 @@ def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> Fact
     surveys = _surveys(recipe, splits, most)
     crop = max((view.shape for view in stage.views(recipe)), key=lambda shape: shape[0] * shape[1])
     patch = 1 if training is None else training.dataset.patch
+    compared = compare(surveys["train"], surveys.get("val"))
     facts: Facts = {
         "stage": stage.name,
         "refused": refused,
         "out_of_memory": False,
         "splits": {name: split_facts(found, crop, patch) for name, found in surveys.items()},
-        "copies": copy_facts(surveys["train"], surveys.get("val")),
+        "as_one": read_as_one(recipe.data, training_pictures),
+        "copies": {} if compared is None else copy_facts(compared),
         "speed": None,
     }
     if training is not None and not refused:
@@ -124,7 +179,7 @@ def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> Fact
             facts["speed"] = attempt(partial(_speed, stage, recipe, training, seconds, evaluated))
         except torch.OutOfMemoryError:
             facts["out_of_memory"] = True
-    return facts
+    return facts, compared
 
 
 def _surveys(recipe: Any, splits: dict[str, Source], most: int | None) -> dict[str, Survey]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from unlabeled.data.left_out import skipped_in
-from unlabeled.doctor.duplicates import Pairs, find_copies, groups
+from unlabeled.doctor.compared import FLAT, Compared, Keys
+from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import Survey
 from unlabeled.doctor.speed import Expected, Speed, memory_of
 from unlabeled.options import cores
 
 EXAMPLES = 5
 QUANTILES = {"min": 0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1}
-FLAT = 2 / 255
 ELONGATED = 5
 TINY = 16
 
@@ -95,38 +95,17 @@ def class_facts(labels: NDArray[np.int64], classes: Sequence[str]) -> Facts | No
     }
 
 
-def copy_facts(train: Survey, val: Survey | None) -> Facts:
+def copy_facts(compared: Compared) -> Facts:
     """Duplicates within each split, and pictures of `val` that are in `train` too."""
-    surveys = {name: found for name, found in (("train", train), ("val", val)) if found is not None and len(found)}
-    if not surveys:
-        return {}
-    parts = list(surveys.values())
-    spectra, digests = (np.concatenate([getattr(p, name) for p in parts]) for name in ("spectrum", "digest"))
-    copies = find_copies(digests, spectra, np.concatenate([part.contrast < FLAT for part in parts]))
-    keys = _Keys(parts)
-    split = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    split, copies, keys = compared.split, compared.copies, compared.keys
     facts: Facts = {}
-    for i, (name, found) in enumerate(surveys.items()):
+    for i, (name, found) in enumerate(compared.surveys.items()):
         inside = {kind: _within(pairs, split == i) for kind, pairs in copies._asdict().items()}
         facts[name] = {kind: _group_facts(pairs, len(split), keys) for kind, pairs in inside.items()}
         facts[name]["conflicting_labels"] = _conflicts(found, inside["exact"] - int((split < i).sum()))
-    if len(parts) == 2:
+    if len(compared.surveys) == 2:
         facts["overlap"] = {kind: _leak_facts(_across(p, split), keys) for kind, p in copies._asdict().items()}
     return facts
-
-
-class _Keys:
-    """Names of the pictures of several surveys, numbered through."""
-
-    def __init__(self, surveys: Sequence[Survey]) -> None:
-        self.surveys, self.starts = surveys, np.cumsum([0, *map(len, surveys)])
-
-    def __call__(self, numbers: Iterable[int]) -> list[str]:
-        found = []
-        for number in numbers:
-            part = int(np.searchsorted(self.starts, number, side="right")) - 1
-            found.append(self.surveys[part].key(int(number - self.starts[part])))
-        return found
 
 
 def _within(pairs: Pairs, members: NDArray[np.bool_]) -> Pairs:
@@ -137,7 +116,7 @@ def _across(pairs: Pairs, split: NDArray[np.int64]) -> Pairs:
     return pairs[split[pairs[:, 0]] != split[pairs[:, 1]]]
 
 
-def _group_facts(pairs: Pairs, n: int, keys: _Keys) -> Facts:
+def _group_facts(pairs: Pairs, n: int, keys: Keys) -> Facts:
     """`count` pictures are copies of another one, which is not counted."""
     label = groups(pairs, n)
     copies = np.flatnonzero(label != np.arange(n))
@@ -146,7 +125,7 @@ def _group_facts(pairs: Pairs, n: int, keys: _Keys) -> Facts:
     return {"count": len(copies), "groups": len(leaders), "examples": [keys(group) for group in shown]}
 
 
-def _leak_facts(pairs: Pairs, keys: _Keys) -> Facts:
+def _leak_facts(pairs: Pairs, keys: Keys) -> Facts:
     """`count` pictures of `val` are in `train`; examples are (train, val)."""
     _, first = np.unique(pairs[:, 1], return_index=True)
     return {"count": len(first), "examples": [keys(pair) for pair in pairs[first[:EXAMPLES]]]}

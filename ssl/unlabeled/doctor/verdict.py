@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+from unlabeled.data.as_one import how_to_tell_apart
 from unlabeled.data.mixture import Mixture
 from unlabeled.doctor.facts import Facts
 from unlabeled.plan import gigabytes, number
+from unlabeled.progress import duration
 
 Severity = Literal["stop", "high", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "high", "warning", "note")
@@ -50,17 +52,21 @@ def findings(recipe: Any, facts: Facts) -> list[Finding]:
     pretrains = facts["stage"] == "pretrain"
     # fine-tuning normalises as the encoder was trained
     found += [*(_channels(recipe, train) if pretrains else ()), *_sizes(train), *_classes(train, pretrains)]
-    found += _speed(recipe, facts["speed"], train)
+    found += [*_speed(recipe, facts["speed"], train), *_as_one(facts["as_one"])]
+    found += _too_long(facts["speed"], facts["time_limit"])
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def sentence(found: list[Finding]) -> str:
     """The verdict in words."""
-    stops = sum(finding.severity == "stop" for finding in found)
+    stops = [finding for finding in found if finding.severity == "stop"]
     warnings = sum(finding.severity in ("high", "warning") for finding in found)
+    looks = f"{number(warnings, 'thing')} to look at" if warnings else ""
+    if [finding.code for finding in stops] == ["too_long"]:
+        return f"not in time: {stops[0].text}" + (f"; {looks}" if looks else "")
     if stops:
-        return f"not ready: {number(stops, 'thing')} to mend first"
-    return f"ready, but {number(warnings, 'thing')} to look at" if warnings else "ready"
+        return f"not ready: {number(len(stops), 'thing')} to mend first"
+    return f"ready, but {looks}" if looks else "ready"
 
 
 def _start(facts: Facts) -> Iterator[Finding]:
@@ -189,6 +195,25 @@ def _speed(recipe: Any, speed: Facts | None, split: Facts) -> Iterator[Finding]:
             "raise run.accumulate (where the method allows it), lower train.batch_size, or use train.precision=bf16"
         )
         yield Finding("memory", "high", text, advice)
+
+
+def _as_one(folders: list[str]) -> Iterator[Finding]:
+    if folders:
+        text = f"{', '.join(folders)} are all trained on, as one"
+        yield Finding("as_one", "warning", text, f"if some are to test on: {how_to_tell_apart(folders)}")
+
+
+def _too_long(speed: Facts | None, limit: Facts) -> Iterator[Finding]:
+    if speed is None:
+        return
+    seconds = speed["time"]["training_s"] + speed["time"]["evaluation_s"]
+    if seconds <= 3600 * limit["hours"]:
+        return
+    allowed = duration(3600 * limit["hours"])
+    text = f"a run would take {duration(seconds)} in one process on this machine, and {allowed} are allowed (--hours)"
+    fits = "; ".join(limit["fits"])
+    advice = f"what fits in {allowed}: {fits}" if fits else f"no crop and no recipe of this method fits in {allowed}"
+    yield Finding("too_long", "stop", text, f"{advice}. Or use more processes or another machine, or raise --hours")
 
 
 def _faster_loader(recipe: Any, speed: Facts, split: Facts) -> str:

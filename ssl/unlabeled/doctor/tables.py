@@ -1,0 +1,151 @@
+"""What the doctor writes: a table of copies and leaks, and a split of all pictures that keeps groups together."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlabeled.data.mixture import MixtureSource
+from unlabeled.data.part import Part
+from unlabeled.data.source import Source
+from unlabeled.data.sources import Pictures
+from unlabeled.doctor.compared import Compared
+from unlabeled.doctor.duplicates import Pairs, groups
+from unlabeled.errors import UserError
+from unlabeled.files import replacing
+
+SPLIT_STREAM = 0x5B117
+FOLDER = "folder"
+COPIES = ("kind", "split", "picture", "class", "copy_of_split", "copy_of", "copy_of_class")
+TABLE = ("path", "label", "split", "group")
+
+
+def check_split(args: argparse.Namespace) -> None:
+    """Raise UserError where options of a split do not fit."""
+    if not 0 < args.val_share < 1:
+        raise UserError(f"--val-share {args.val_share:g}: expected a share between 0 and 1, such as 0.2")
+    if args.group is None:
+        return
+    if args.split is None:
+        raise UserError("--group says which pictures a split keeps together. Add --split FILE.csv, or leave it out.")
+    try:
+        re.compile(args.group)
+    except re.error as error:
+        raise UserError(f"--group {args.group!r} is neither 'folder' nor a regular expression: {error}") from error
+
+
+def write_copies(file: Path, compared: Compared) -> str:
+    """Every pair of copies as a row of a CSV: `exact` to the pixel, or `near`. Returns a line about it."""
+    names, keys, split = list(compared.surveys), compared.keys, compared.split
+    rows = [
+        (kind, *(cell for n in (copy, first) for cell in (names[split[n]], keys([n])[0], keys.label(n))))
+        for kind, pairs in compared.copies._asdict().items()
+        for first, copy in pairs.tolist()
+    ]
+    _write(file, COPIES, rows)
+    leaks = sum(row[1] != row[4] for row in rows)
+    return f"{file}: {len(rows):,} copies, {leaks:,} of them leaks from one split to the other"
+
+
+def write_split(file: Path, compared: Compared, group: str | None, share: float, seed: int) -> list[str]:
+    """All pictures as a table with a train and a val that share neither copies nor groups. Returns lines about it.
+
+    Raises:
+        UserError: pictures lie in tars, or no group is small enough for val.
+    """
+    keys, n = compared.keys, len(compared.split)
+    paths = [path_of(*keys.place(number)) for number in range(n)]
+    named = _named(paths, group)
+    together = np.concatenate([compared.copies.exact, compared.copies.near, _linked(named)])
+    group_of, labels = groups(together, n), [keys.label(number) for number in range(n)]
+    held_out = grouped_split(group_of, np.unique(labels, return_inverse=True)[1], share, seed)
+    if not held_out.any():
+        raise UserError(
+            f"--split: no group is small enough for a val of {share:g} of {n:,} pictures; the largest of "
+            f"{len(np.unique(group_of)):,} groups has {Counter(group_of.tolist()).most_common(1)[0][1]:,}. Raise "
+            "--val-share, or group less."
+        )
+    splits = np.where(held_out, "val", "train")
+    _write(file, TABLE, zip(paths, labels, splits.tolist(), map(str, group_of.tolist()), strict=True))
+    count, kinds = int(held_out.sum()), len(np.unique(group_of))
+    label = ", label: label" if any(labels) else ""
+    matched = "" if group is None else f"; {sum(name is not None for name in named):,} paths match --group"
+    return [
+        f"{file}: {n - count:,} pictures of train and {count:,} of val, in {kinds:,} groups{matched}",
+        f"  data: {{name: table, path: {file}{label}, split: split, train: train, val: val}}",
+    ]
+
+
+def grouped_split(group_of: NDArray[np.int64], labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which of n pictures are held out: whole groups, of every class about its share.
+
+    Groups come by size, the largest first, equal ones in random order; one is held out where that brings the classes
+    it has pictures of nearer to their share.
+
+    Args:
+        group_of: [n] number of each picture's group.
+        labels: [n] number of each picture's class.
+        share: in (0, 1).
+        seed: of the order.
+    """
+    _, group, sizes = np.unique(group_of, return_inverse=True, return_counts=True)
+    counts = np.zeros((len(sizes), labels.max() + 1), np.int64)
+    np.add.at(counts, (group, labels), 1)
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SPLIT_STREAM))))
+    wanted, held = share * counts.sum(axis=0), np.zeros(counts.shape[1])
+    chosen = np.zeros(len(sizes), bool)
+    for one in np.lexsort((random.random(len(sizes)), -sizes)).tolist():
+        if (counts[one] * (wanted - held - counts[one] / 2)).sum() > 0:
+            chosen[one], held = True, held + counts[one]
+    return chosen[group]
+
+
+def path_of(source: Source, i: int) -> str:
+    """Where a picture lies as a file. Raises UserError where it is none."""
+    if isinstance(source, Part):
+        return path_of(source.source, int(source.indices[i]))
+    if isinstance(source, MixtureSource):
+        return path_of(*source.place(i))
+    path = source.path(i) if isinstance(source, Pictures) else None
+    if path is None:
+        raise UserError(
+            f"--split lists paths, and {source.key(i)} is no file of its own. Unpack the pictures into a folder, or "
+            "leave --split out."
+        )
+    return os.path.abspath(os.fsdecode(path))
+
+
+def _named(paths: Sequence[str], group: str | None) -> list[str | None]:
+    """The group of each path as a person names it; None = none."""
+    if group is None:
+        return [None] * len(paths)
+    if group == FOLDER:
+        return [os.path.dirname(path) for path in paths]
+    found = [re.search(group, path) for path in paths]
+    return [match and "\0".join(part or "" for part in (match.groups() or (match[0],))) for match in found]
+
+
+def _linked(named: Sequence[str | None]) -> Pairs:
+    """Pairs [m, 2] of each picture and the first of its group."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(name, i), i) for i, name in enumerate(named) if name is not None]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _write(file: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # a path that is no UTF-8 is written as it is, which is how tables are read
+    with (
+        replacing(file) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out,
+    ):
+        csv.writer(out).writerows([head, *rows])
