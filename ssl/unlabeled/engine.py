@@ -136,7 +136,8 @@ class Engine:
                 self.save()  # before it is scored, which may take long
             if verdict.stop:
                 return False
-            if self._is_scored() and not self._evaluate(batch):
+            scored, drawn = self._is_scored(), self._is_drawn()
+            if (scored or drawn) and not self._evaluate(batch if drawn else None, scored):
                 if not saves:
                     self.save()
                 return False
@@ -152,6 +153,11 @@ class Engine:
 
     def _is_scored(self) -> bool:
         return self._due(self.job.recipe.evaluate and self.job.recipe.evaluate.every) or self.done
+
+    def _is_drawn(self) -> bool:
+        every = self.job.recipe.run.pictures_every
+        due = self._is_scored() if every is None else self._due(every) or self.done
+        return due and self.job.picture is not None
 
     @property
     def done(self) -> bool:
@@ -292,13 +298,16 @@ class Engine:
             self.metrics.write(self.step, values)
         self.trackers.log(self.step, values)
 
-    def _evaluate(self, batch: Batch | None) -> bool:
+    def _evaluate(self, batch: Batch | None, scored: bool = True) -> bool:
         """Evaluators, and pictures of a batch; False when a signal cut them short."""
         try:
             with stop.now(), self._aside() as method:
-                self._score(method)
+                if scored:
+                    self._score(method)
                 if self.job.picture is not None and batch is not None and self.accelerator.is_main_process:
-                    self.job.picture(self.step, method, batch)
+                    file = self.job.picture(self.step, method, batch)
+                    with stop.later():
+                        self.trackers.show(self.step, file)
                 raise_together(None)  # pictures may have taken long, and are drawn by one process
         except Stopped:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlabeled.data.loader import ViewDataset
@@ -21,7 +22,7 @@ class Job(NamedTuple):
         dataset: training samples.
         evaluate: yields (name, value) of a whole method; None = nothing.
         facts: what a checkpoint must agree on beside the recipe (the data's fingerprint).
-        picture: called with (step, method, batch) where results are shown.
+        picture: called with (step, method, batch), draws them and returns the PNG; None = nothing is drawn.
         watch: reads one of the evaluated values: the best weights, plateaus, early stopping; None = nobody does.
     """
 
@@ -30,5 +31,5 @@ class Job(NamedTuple):
     dataset: ViewDataset
     evaluate: Evaluate | None
     facts: dict[str, Any]
-    picture: Callable[[int, Method, Batch], None] | None = None
+    picture: Callable[[int, Method, Batch], Path] | None = None
     watch: Watch | None = None

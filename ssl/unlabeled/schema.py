@@ -73,6 +73,12 @@ class Run(BaseModel, frozen=True, extra="forbid"):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="newest checkpoints to keep")
     keep_every: int | None = Field(None, ge=1, description="also keep checkpoints whose step this divides")
+    pictures_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between pictures of what is learnt from (crops, reconstructions), as PNGs and in trackers; "
+        "null = where pretraining is evaluated. The end of the run has one too",
+    )
     trackers: tuple[Tracker, ...] = Field((), description="also log to tensorboard, mlflow, or both")
     max_skipped: int = Field(20, ge=1, description="steps in a row with a non-finite loss or gradient before stopping")
     timeout: float = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tracemalloc
@@ -9,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import TINY_PRETRAIN, launch, metrics
 
 from unlabeled.data.bad import BadSamples
@@ -55,7 +58,8 @@ def test_tensorboard_and_mlflow_at_once(tmp_path: Path, recipe: str) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     output, store = tmp_path / "run", tmp_path / "mlflow"
-    assert launch("pretrain", [recipe, f"run.output={output}", BOTH], hook=partial(keep_mlflow_in, store)) == [0]
+    arguments = [recipe, f"run.output={output}", BOTH, "run.pictures_every=6"]
+    assert launch("pretrain", arguments, hook=partial(keep_mlflow_in, store)) == [0]
     expected = [(line["step"], line["loss"]) for line in metrics(output)]
     assert len(expected) == 15
 
@@ -66,6 +70,16 @@ def test_tensorboard_and_mlflow_at_once(tmp_path: Path, recipe: str) -> None:
     [file] = store.glob("*/*/metrics/loss")
     logged = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     assert [(int(step), float(value)) for _, value, step, *_ in logged] == expected
+    # every six steps and at the end
+    drawn = [output / "pictures" / f"step-{step:08d}.png" for step in (6, 12, 15)]
+    assert sorted((output / "pictures").iterdir()) == drawn
+    shown = events.Images("pictures")
+    assert [image.step for image in shown] == [6, 12, 15]
+    for file, image in zip(drawn, shown, strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+        assert np.array_equal(pixels, np.asarray(Image.open(file)))
+        [artifact] = store.glob(f"*/*/artifacts/pictures/{file.name}")
+        assert artifact.read_bytes() == file.read_bytes()
     [rate] = store.glob("*/*/params/optim.base_lr")
     assert rate.read_text(encoding="utf-8") == "0.03"
 

@@ -145,9 +145,11 @@ def test_what_must_be_adapted_is_said(home: Path, tmp_path: Path, capfd: pytest.
         "task.view: patch_size 4 does not divide a crop of 17x24 pixels. The nearest size that it does: [16, 24"
         in error
     )
-    short = ("train.epochs=0.4", "optim.warmup_epochs=0")
+    short = ("train.epochs=0.4", "optim.warmup_epochs=0", "run.pictures_every=1")
     assert launch("finetune", command(home, tmp_path, "full", "task.view.size=24", "adapt=[size]", *short)) == [0]
     assert "model.pos_embed" in weights(tmp_path, 2) and weights(tmp_path, 2)["model.pos_embed"].shape == (1, 37, 16)
+    drawn = sorted(file.name for file in (tmp_path / "pictures").iterdir())
+    assert drawn == ["step-00000001.png", "step-00000002.png"]
 
 
 def test_grey_pictures_through_an_encoder_of_colours(

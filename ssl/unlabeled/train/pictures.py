@@ -1,4 +1,4 @@
-"""Pictures of what a method does, one PNG per evaluation."""
+"""Pictures of what a method does, a PNG now and then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PictureWriter:
     def __init__(self, folder: Path, mean: Sequence[float], std: Sequence[float]) -> None:
         self.folder, self.mean, self.std = folder, mean, std
 
-    def __call__(self, step: int, method: Method, batch: Batch) -> None:
+    def __call__(self, step: int, method: Method, batch: Batch) -> Path:
         """Draw the first pictures of a batch: what the method shows of them, else the crops that it sees."""
         import torchvision
 
@@ -35,7 +35,9 @@ class PictureWriter:
         drawn = crops(batch) if shown is None else shown
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = Normalize(self.mean, self.std, drawn.device).undo(drawn).cpu()
-        torchvision.io.write_png(sheet(rows), str(self.folder / f"step-{step:08d}.png"))
+        file = self.folder / f"step-{step:08d}.png"
+        torchvision.io.write_png(sheet(rows), str(file))
+        return file
 
 
 def crops(batch: Batch) -> Tensor:

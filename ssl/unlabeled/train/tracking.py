@@ -219,6 +219,20 @@ class Trackers:
         """Send one step's values."""
         self._try(lambda: self.accelerator.log(dict(values), step=step))
 
+    def show(self, step: int, file: Path) -> None:
+        """Send a PNG: an image of TensorBoard's, an artifact of MLflow's."""
+        self._try(lambda: self._show(step, file))
+
+    def _show(self, step: int, file: Path) -> None:
+        import torchvision
+
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                image = torchvision.io.read_image(str(file)).unsqueeze(0).numpy()
+                tracker.log_images({file.parent.name: image}, step=step)
+            else:
+                tracker.log_artifact(str(file), file.parent.name)
+
     def close(self) -> None:
         """Flush and end."""
         self._try(self.accelerator.end_training)

@@ -35,6 +35,7 @@ class Finetune:
         """Load the backbone, choose the labels, set up the task."""
         from unlabeled.data.sampler import per_process
         from unlabeled.job import Job
+        from unlabeled.train.pictures import PictureWriter
         from unlabeled.training import finetuning
         from unlabeled.transfer.choice import Choice
         from unlabeled.transfer.score import Scorer
@@ -53,7 +54,9 @@ class Finetune:
 
         facts = {"pictures": dataset.source.fingerprint(), "encoder": training.weights}
         watch = self._watch(recipe, accelerator, pictures)
-        return Job(recipe, training.build, dataset, accuracy, facts, watch=watch)
+        writer = PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std)
+        picture = writer if recipe.run.pictures_every else None
+        return Job(recipe, training.build, dataset, accuracy, facts, picture, watch)
 
     def _watch(self, recipe: Any, accelerator: Accelerator, pictures: Labelled) -> Watch | None:
         from unlabeled.train.schedules import Plateau
