@@ -45,6 +45,8 @@ OWN = (
 # nothing is wrong with the program: the disk is full, a quota is used up, or it may only be read
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
+LONGEST = 20_000  # characters of an error, however many faults it lists
+
 EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1, Ctrl-C or for a lost loader
 worker, after a checkpoint if any step was made: the same command goes on from there. Several processes, on GPUs or a
 CPU: accelerate launch --multi_gpu --num_processes N pretrain.py ..., or torchrun --nproc_per_node N pretrain.py ..."""
@@ -116,6 +118,8 @@ def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
 
 
 def _said(text: str, code: int) -> int:
+    more = len(text) - LONGEST
+    text = f"{text[:LONGEST]}\n... and {more:,} more characters" if more > 0 else text
     print(plain(text), file=sys.stderr, flush=True)
     return code
 

@@ -18,6 +18,7 @@ from unlabeled.data.views import Interpolation
 from unlabeled.errors import UserError, first_line
 from unlabeled.evaluate.pooling import Pool
 from unlabeled.manifest import Damaged, describe, read_manifest
+from unlabeled.nn.families import is_cnn
 from unlabeled.recipe.faults import dotted, look_up, show
 
 AGAIN = "Copy the whole export folder again, or name another (runs/NAME/export)."
@@ -25,6 +26,7 @@ MAX_BYTES = 16 << 20  # of a config.json: the names of 20,000 classes take one
 MAX_CLASSES = 1_000_000
 MAX_GRID, MAX_RELATIVE_GRID = 1024, 64  # patches in a row; a relative index holds the square of all patches
 SHOWN = 3  # faults in a message
+OF_CNNS = {"in_chans", "global_pool"}
 
 # what an encoder needs of a `config.json`, and of the `pretrained_cfg` in it
 FIELDS = ("architecture", "num_classes", "model_args", "pretrained_cfg")
@@ -44,7 +46,7 @@ class ModelArgs(BaseModel, strict=True):
     in_chans: Channels
     patch_size: int | None = Field(None, ge=1, le=1024)
     embed_dim: int | None = Field(None, ge=1, le=16384)
-    depth: int | None = Field(None, ge=1, le=256)
+    depth: int | None = Field(None, ge=1, le=128)
     num_heads: int | None = Field(None, ge=1, le=256)
     reg_tokens: int | None = Field(None, ge=0, le=256)
     mlp_ratio: float | None = Field(None, gt=0, le=64)
@@ -126,6 +128,9 @@ class Config(BaseModel, strict=True):
 
     @model_validator(mode="after")
     def _agrees(self) -> Config:
+        shaped = self.model_args.model_fields_set - OF_CNNS
+        if is_cnn(self.architecture) and shaped:
+            raise ValueError(f"model_args: {show(sorted(shaped))} do not shape the CNN '{self.architecture}'")
         channels, seen = self.model_args.in_chans, self.pretrained_cfg.input_size[0]
         if channels != seen:
             raise ValueError(f"model_args.in_chans is {channels}, pretrained_cfg.input_size begins with {seen}")

@@ -18,9 +18,11 @@ from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 
 from unlabeled import text
 from unlabeled.__main__ import main
+from unlabeled.cli import exit_code
 from unlabeled.doctor import command
 from unlabeled.doctor import report as doctor
 from unlabeled.doctor.speed import Speed
+from unlabeled.errors import UserError
 from unlabeled.evaluate.results import Row, document, table
 from unlabeled.export import IMAGENET, timm_config, write_export
 from unlabeled.ladder import report as ladder
@@ -132,6 +134,15 @@ def test_errors(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(arguments) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: ") and is_clean(said)
+
+
+def test_errors_of_megabytes_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise UserError("field: unknown\n" * 1_000_000)
+
+    assert exit_code(fail, last=False) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 21_000 and said.endswith("more characters\n")
 
 
 # ---------------------------------------------------------------- diagrams

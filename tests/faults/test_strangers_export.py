@@ -227,6 +227,27 @@ def test_a_network_larger_than_its_weights_is_never_built(export: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"img_size": [16384, 16384]}),
+        ("resnet18", {"depth": 2}),
+        ("vit_relpos_small_patch16_224", {"img_size": [16384, 16384]}),
+        ("eva02_tiny_patch14_224", {"img_size": [16384, 16384]}),
+    ],
+)
+def test_networks_whose_tables_are_larger_than_their_weights(
+    export: Path, architecture: str, arguments: dict[str, Any]
+) -> None:
+    change(export, "architecture", architecture)
+    change(export, "model_args", {"in_chans": 3, **arguments})
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in every_way(export)[:2]:
+        with pytest.raises(UserError, match=r"asks for a network of|do not shape the CNN"):
+            read()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 200_000
+
+
+@pytest.mark.parametrize(
     "text",
     ["[" * 100_000, '{"architecture": ' * 100_000, "1" * 10_000, "null", "5", '"x"', "\ufeff{}", "{} {}", "<html>"],
 )

@@ -162,7 +162,7 @@ def _place(path: str, first: list[str], column: Column, header: bool) -> int:
         raise UserError(f"{path!r} has the column {show(column)} {first.count(str(column))} times; expected it once.")
     if column not in first:
         refuse_other_encodings(path, 1, list(first), first)
-        raise UserError(f"{path!r} has no column {show(column)}; it has {_some_of(first, str(column))}. {_mend(first)}")
+        raise UserError(f"{path!r} has no column {show(column)}; it has {some_of(first, str(column))}. {_mend(first)}")
     return first.index(str(column))
 
 
@@ -179,7 +179,7 @@ def _listed(first: list[str]) -> str:
     return f"{len(first):,} column{'s' if len(first) > 1 else ''}: {shown}{more}"
 
 
-def _some_of(names: list[str], wanted: str) -> str:
+def some_of(names: list[str], wanted: str) -> str:
     """Names for a message: all where they are few, else the nearest to the one that is wanted."""
     if len(names) <= 2 * NEAREST:
         return f"[{', '.join(map(show, names))}]"

@@ -11,11 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.data.bands import Target
+from unlabeled.data.dialect import some_of
 from unlabeled.data.labels import numbered, renumbered
 from unlabeled.data.memory import raise_if_out_of_memory
 from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
+from unlabeled.recipe.faults import show
 
 ALONE = "train"  # the split of a data set that was saved by itself and has no name
 SAVED = ("dataset_dict.json", "state.json")
@@ -43,7 +45,8 @@ class HuggingFace(EncodedConfig):
         missing = [name for name in (self.image, self.label) if name is not None and name not in table.column_names]
         if missing:
             raise UserError(
-                f"{self.path!r} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "
+                f"{self.path!r} has no column {', '.join(map(show, missing))}; it has "
+                f"{some_of(table.column_names, missing[0])}. "
                 "Set data.image and data.label."
             )
         return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.target, self.order)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlabeled.errors import UserError
+from unlabeled.recipe.faults import show
 
 # spelt as programs spell them; `none` and `na` are words, and may be classes
 MISSING = frozenset({"", "-1", "-1.0", "NA", "None", "NaT"})
@@ -69,19 +70,23 @@ def numbered(labels: Iterable[Any], order: Sequence[str] | None = None) -> Numbe
     ids: dict[str, int] = {}
     found = np.fromiter((ids.setdefault(_text(label), len(ids)) for label in labels), np.int64)
     names = list(map(canonical, ids))
-    if odd := next((name for name in names if len(name) > LONGEST), None):
-        raise UserError(f"a label of {len(odd):,} characters, {odd[:30]!r}...; expected names of at most {LONGEST:,}")
+    _refuse_long(names)
     present = {name for name in names if not is_missing(name)}
     classes = tuple(sorted(present, key=natural)) if order is None else tuple(order)
     rank = {name: number for number, name in enumerate(classes)}
     if strange := sorted(present - rank.keys(), key=natural):
         raise UserError(
-            f"data.classes lacks {', '.join(map(repr, strange[:SHOWN]))}{', ...' if strange[SHOWN:] else ''}, which "
+            f"data.classes lacks {', '.join(map(show, strange[:SHOWN]))}{', ...' if strange[SHOWN:] else ''}, which "
             f"label pictures; it lists {len(classes)}, such as {classes[0]!r}. Add them to the file, one on a line"
         )
     if not rank.keys() & set(names):
         classes = ()
     return classes, np.array([rank.get(name, -1) for name in names], np.int64)[found]
+
+
+def _refuse_long(names: Iterable[str]) -> None:
+    if odd := next((name for name in names if len(name) > LONGEST), None):
+        raise UserError(f"a label of {len(odd):,} characters, {show(odd)}; expected names of at most {LONGEST:,}")
 
 
 def _text(label: Any) -> str:
@@ -114,6 +119,7 @@ def read_classes(path: str) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise UserError(f"data.classes={path!r} cannot be read: {getattr(error, 'strerror', error)}") from error
     names = [name for name in map(canonical, lines) if name]
+    _refuse_long(names)
     if not names:
         raise UserError(f"data.classes={path!r} is empty; expected the names of the classes, one on a line")
     name, times = Counter(names).most_common(1)[0]

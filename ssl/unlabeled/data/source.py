@@ -18,6 +18,7 @@ from unlabeled.data.bands import Target
 from unlabeled.data.labels import read_classes
 from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
+from unlabeled.recipe.faults import show
 
 Split = Literal["train", "val"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -240,7 +241,7 @@ def numbered_as(val: Source, classes: tuple[str, ...], what: str) -> Source:
     rank = {name: i for i, name in enumerate(classes)}
     if extra := [name for name in val.classes if name not in rank]:
         raise UserError(
-            f"{what} has classes that data.train lacks: {', '.join(map(repr, extra[:10]))}; "
+            f"{what} has classes that data.train lacks: {', '.join(map(show, extra[:10]))}; "
             f"train has {len(classes)}, such as {classes[0]!r}"
         )
     ids = np.array([rank[name] for name in val.classes], dtype=np.int64)
