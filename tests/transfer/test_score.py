@@ -179,7 +179,7 @@ def test_pictures_are_prepared_as_the_task_says_and_the_method_is_in_evaluation(
         how.update(asked, training=method.training)
 
     monkeypatch.setattr(module, "extract", noted)
-    data, run = SimpleNamespace(mean=(0.5,), std=(0.5,)), SimpleNamespace(workers=0)
+    data, run = SimpleNamespace(mean=(0.5,), std=(0.5,)), SimpleNamespace(workers=0, timeout=9.0)
     accelerator: Any = SimpleNamespace(device=torch.device("cpu"), process_index=1, num_processes=2)
     view = View(size=(8, 12), interpolation="bilinear")
     for asked, used in ((None, "bilinear"), ("bicubic", "bicubic")):

@@ -111,6 +111,7 @@ def extract(
     rank: int = 0,
     world: int = 1,
     timeout: float = WORKER_TIMEOUT,
+    reduce: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Features:
     """Features of the labelled pictures of a source, in its order; the same on every process.
 
@@ -130,6 +131,7 @@ def extract(
         indices: [m] which samples of the source; None = all.
         rank, world: this process and how many there are.
         timeout: seconds to wait for a batch of a worker.
+        reduce: makes of features [B, D] and labels [B], on the device, what is kept of them [B, K]; None = features.
 
     Raises:
         UserError: no picture is left.
@@ -151,7 +153,9 @@ def extract(
         with stop.alone(), Batches(loader) as made:
             for pixels, batch_rows, batch_labels, batch_bad in track(made, "encoding images", len(share), _images):
                 if pixels is not None:
-                    x.append(encode(normalize(pixels.to(device, non_blocking=True))).float().cpu())
+                    made_of = encode(normalize(pixels.to(device, non_blocking=True))).float()
+                    kept = made_of if reduce is None else reduce(made_of, torch.tensor(batch_labels, device=device))
+                    x.append(kept.cpu())
                 rows += batch_rows
                 labels += batch_labels
                 bad += batch_bad

@@ -39,10 +39,15 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
         bins: how many; the paper has 15.
     """
     confidence, predicted = logits.double().softmax(-1).max(-1)
+    return by_confidence(confidence, predicted == labels, bins)
+
+
+def by_confidence(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Reliability:
+    """The same from the probability of the predicted class and whether it is right, [n] each."""
     place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
     counts = torch.bincount(place, minlength=bins)
 
     def mean(values: Tensor) -> Tensor:
         return torch.bincount(place, values, minlength=bins) / counts.clamp(min=1)
 
-    return Reliability(counts, mean((predicted == labels).double()), mean(confidence))
+    return Reliability(counts, mean(correct.double()), mean(confidence))

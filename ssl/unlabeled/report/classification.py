@@ -10,12 +10,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.report.calibration import Reliability, reliability
+from unlabeled.report.calibration import Reliability, by_confidence
+from unlabeled.report.confusion import MOST_CELLS, Confusion
 from unlabeled.report.intervals import bootstrap
 from unlabeled.report.per_class import MOST_CURVES, auroc, precision, recall
 
 TOP = 5
 MANY, FEW = 100, 20
+
+
+class Outcomes(NamedTuple):
+    """What matters of the logits of n pictures, whatever the number of classes.
+
+    Attributes:
+        labels: [n] int64, the true classes.
+        predicted: [n] int64.
+        among: [n] bool, whether the true class is among the five best.
+        nll: [n] float64, negative log-likelihood of the true class, nats.
+        confidence: [n] float64, probability of the predicted class.
+    """
+
+    labels: Tensor
+    predicted: Tensor
+    among: Tensor
+    nll: Tensor
+    confidence: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Outcomes:
+        """Of logits [n, C] and labels [n] in [0, C)."""
+        logits = logits.float()
+        among = (logits.topk(min(TOP, logits.shape[1])).indices == labels.unsqueeze(1)).any(1)
+        nll = F.cross_entropy(logits.double(), labels, reduction="none")
+        return cls(labels, logits.argmax(-1), among, nll, logits.double().softmax(-1).amax(-1))
+
+    def columns(self) -> Tensor:
+        """[n, 4] float64: all but the labels, which hold every number exactly."""
+        return torch.stack([part.double() for part in self[1:]], dim=1)
+
+    @classmethod
+    def read(cls, columns: Tensor, labels: Tensor) -> Outcomes:
+        """Back from `columns`."""
+        predicted, among, nll, confidence = columns.unbind(1)
+        return cls(labels, predicted.long(), among.bool(), nll, confidence)
 
 
 class Group(NamedTuple):
@@ -44,7 +81,7 @@ class Classification(NamedTuple):
         per_class: share of each class's pictures that was recognised, its recall.
         precision: share of the pictures called so that are of the class; 0 where none was.
         auroc: area under the ROC curve of each class against all others; none above 1,000 classes.
-        confusion: [C, C] int64, rows the true class, columns the predicted one.
+        confusion: which classes were taken for which.
         reliability: the bins behind `ece`.
     """
 
@@ -63,21 +100,30 @@ class Classification(NamedTuple):
     per_class: dict[str, float]
     precision: dict[str, float]
     auroc: dict[str, float]
-    confusion: Tensor
+    confusion: Confusion
     reliability: Reliability
 
     def summary(self) -> dict[str, Any]:
-        """As JSON, percentages to three digits where there are many of them."""
+        """As JSON, percentages to three digits where there are many of them.
+
+        `confusion` is [C, C], rows the true class; above 1,000 classes there is `confused` instead: of the classes that
+        are recognised least, the predicted classes with their counts.
+        """
         return {
-            **self._asdict(),
+            **{name: value for name, value in self._asdict().items() if name != "confusion"},
+            **self._confusion(),
             "groups": {name: group._asdict() for name, group in self.groups.items()},
             **{
                 measure: {name: round(share, 3) for name, share in getattr(self, measure).items()}
                 for measure in ("per_class", "precision", "auroc")
             },
-            "confusion": self.confusion.tolist(),
             "reliability": {name: values.tolist() for name, values in self.reliability._asdict().items()},
         }
+
+    def _confusion(self) -> dict[str, Any]:
+        if self.confusion.classes <= MOST_CELLS:
+            return {"confusion": self.confusion.dense().tolist()}
+        return {"confused": {i: self.confusion.row(i) for i in self.confusion.hardest()}}
 
 
 def classification(
@@ -91,32 +137,39 @@ def classification(
         classes: C names.
         train_counts: [C] training pictures of each class; None = `groups` is empty.
     """
-    logits, predicted = logits.float(), logits.argmax(-1)
-    correct = predicted == labels
+    areas = auroc(logits, labels) if len(classes) <= MOST_CURVES else None
+    return classification_of(Outcomes.of(logits, labels), classes, train_counts, areas)
+
+
+def classification_of(
+    found: Outcomes, classes: Sequence[str], train_counts: Tensor | None = None, areas: Tensor | None = None
+) -> Classification:
+    """The same from what matters of the logits, of at least one picture, and the areas under ROC curves [C]."""
+    labels, predicted, correct = found.labels, found.predicted, found.predicted == found.labels
     recalls = recall(predicted, labels, len(classes))
     precisions = precision(predicted, labels, len(classes))
-    areas = auroc(logits, labels) if len(classes) <= MOST_CURVES else torch.full_like(recalls, float("nan"))
+    areas = torch.full_like(recalls, float("nan")) if areas is None else areas
     counts = torch.bincount(labels, minlength=len(classes))
     present = counts > 0
-    binned = reliability(logits, labels)
+    binned = by_confidence(found.confidence, correct)
     low, high = bootstrap(correct.cpu().numpy())
     return Classification(
         pictures=len(labels),
         accuracy=100 * correct.double().mean().item(),
         interval=(100 * low, 100 * high),
-        top5=100 * topk_accuracy(logits, labels, TOP) if len(classes) > TOP else None,
+        top5=100 * found.among.double().mean().item() if len(classes) > TOP else None,
         majority=None if train_counts is None else 100 * (labels == train_counts.argmax()).double().mean().item(),
         balanced_accuracy=100 * recalls[present].mean().item(),
         mean_precision=100 * precisions[present].mean().item(),
         mean_auroc=None if areas.isnan().all() else 100 * areas.nanmean().item(),
         uneven=counts.max().item() / counts[present].min().item(),
         groups={} if train_counts is None else groups(recalls, train_counts),
-        nll=F.cross_entropy(logits.double(), labels).item(),
+        nll=found.nll.mean().item(),
         ece=100 * binned.error,
         per_class=_percent(recalls, classes),
         precision=_percent(precisions.where(present, float("nan")), classes),
         auroc=_percent(areas, classes),
-        confusion=confusion_matrix(predicted, labels, len(classes)),
+        confusion=Confusion.of(predicted, labels, len(classes)),
         reliability=binned,
     )
 
@@ -129,12 +182,6 @@ def _percent(shares: Tensor, classes: Sequence[str]) -> dict[str, float]:
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """[C, C] counts int64: rows the true class, columns the predicted one, of classes [n]."""
     return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
-
-
-def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share of pictures whose class is among the k with the highest logits [n, C]."""
-    best = logits.topk(min(k, logits.shape[1])).indices
-    return (best == labels.unsqueeze(1)).any(1).double().mean().item()
 
 
 def groups(recalls: Tensor, train_counts: Tensor) -> dict[str, Group]:

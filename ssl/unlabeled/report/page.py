@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from unlabeled.report.confusion import HARDEST
 from unlabeled.report.table import estimate, markdown
 
-HARDEST = 20
 HARDEST_HEAD = ("class", "recall, %", "precision, %", "AUROC, %", "pictures", "taken for")
 RANGES = {"many": "> 100", "medium": "20 to 100", "few": "< 20"}
 
@@ -49,16 +49,26 @@ def _scores(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _hardest(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Classes by recall, the lowest first, and what each is mostly taken for."""
     rows, names = [], list(result["classes"].values())
-    for i, (name, counts) in enumerate(zip(names, result["confusion"], strict=True)):
+    for i, counts in _confused(result).items():
+        name = names[i]
         if name not in result["per_class"]:
             continue
-        wrong = {j: count for j, count in enumerate(counts) if j != i and count}
+        wrong = {j: count for j, count in counts.items() if j != i}
         most = max(wrong, key=lambda j: wrong[j], default=None)
         taken_for = "" if most is None else f"{names[most]} ({wrong[most]})"
         shares = (result[measure].get(name) for measure in ("per_class", "precision", "auroc"))
         cells = ("-" if share is None else estimate(share) for share in shares)
-        rows.append((name, *cells, f"{sum(counts)}", taken_for))
+        rows.append((name, *cells, f"{sum(counts.values())}", taken_for))
     return sorted(rows, key=lambda row: float(row[1]))[:HARDEST]
+
+
+def _confused(result: dict[str, Any]) -> dict[int, dict[int, int]]:
+    """Counts of predicted classes by true class: of all, or of many classes the hardest."""
+    if "confusion" not in result:
+        confused: dict[int, dict[int, int]] = result["confused"]
+        return confused
+    matrix = enumerate(result["confusion"])
+    return {i: {j: count for j, count in enumerate(counts) if count} for i, counts in matrix}
 
 
 def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from unlabeled.card import versions
 from unlabeled.data.loader import Normalize
@@ -22,9 +23,11 @@ from unlabeled.export import Preprocessing, preprocessing_of
 from unlabeled.files import json_lines, write_text
 from unlabeled.method import Method
 from unlabeled.report.calibration import Reliability
-from unlabeled.report.classification import classification
+from unlabeled.report.classification import Classification, Outcomes, classification, classification_of
 from unlabeled.report.clock import Clock
+from unlabeled.report.confusion import Confusion
 from unlabeled.report.page import page
+from unlabeled.report.per_class import MOST_CURVES
 from unlabeled.transfer.classify import Classifier
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ class Scorer:
         self.choice = choice
         self.train_counts = class_counts(train_labels, len(self.classes))
         self.latest: dict[str, Any] | None = None
+        self.confusion: Confusion
         self.clock = Clock()
         _check_trained(self.source.labels, self.train_counts, self.classes)
 
@@ -72,14 +76,32 @@ class Scorer:
         if self.choice is not None:
             self.choice(method)  # type: ignore[arg-type]
             chosen = {"sweep": self.choice.summary(method)}  # type: ignore[arg-type]
-        scored = look(method.predict, method, self.recipe, self.accelerator, self.source)
-        report = classification(scored.x, scored.y, self.classes, self.train_counts).summary()
+        found = self._classify(method)
+        report, self.confusion = found.summary(), found.confusion
         self.latest = {**report, "mean_class_accuracy": report["balanced_accuracy"], **chosen}
         return self.latest
 
+    def _classify(self, method: Classifier | LinearSweep) -> Classification:
+        """Above so many classes that curves are left out, no logits are kept either."""
+        reduce = None if len(self.classes) <= MOST_CURVES else lambda logits, y: Outcomes.of(logits, y).columns()
+        scored = look(method.predict, method, self.recipe, self.accelerator, self.source, reduce)
+        if reduce is None:
+            return classification(scored.x, scored.y, self.classes, self.train_counts)
+        return classification_of(Outcomes.read(scored.x, scored.y), self.classes, self.train_counts)
 
-def look(encode: Encode, method: Method, recipe: Any, accelerator: Accelerator, source: Source) -> Features:
-    """What `encode`, which runs `method`, makes of the pictures of a source, prepared as in evaluation."""
+
+def look(
+    encode: Encode,
+    method: Method,
+    recipe: Any,
+    accelerator: Accelerator,
+    source: Source,
+    reduce: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Features:
+    """What `encode`, which runs `method`, makes of the pictures of a source, prepared as in evaluation.
+
+    `reduce` says what is kept of it, see `extract`.
+    """
     task, device = recipe.task, accelerator.device
     with torch.no_grad(), evaluating(method):
         return extract(
@@ -94,6 +116,7 @@ def look(encode: Encode, method: Method, recipe: Any, accelerator: Accelerator, 
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             timeout=recipe.run.timeout,
+            reduce=reduce,
         )
 
 
@@ -121,7 +144,7 @@ def write_result(output: Path, engine: Any, scorer: Scorer) -> None:
     for name, text in texts.items():
         write_text(output / name, text)
     title = f"{scorer.recipe.name}: {content['accuracy']:.2f} % of {content['pictures']:,} pictures"
-    draw_confusion(output / "confusion.png", torch.tensor(content["confusion"]), scorer.classes, title)
+    draw_confusion(output / "confusion.png", *scorer.confusion.drawn(scorer.classes), title)
     bins = Reliability(**{name: torch.tensor(values) for name, values in content["reliability"].items()})
     draw_reliability(output / "reliability.png", bins, title)
 
