@@ -120,6 +120,40 @@ def test_what_was_interrupted_goes_on(pictures: Files, tmp_path: Path, monkeypat
     assert list(prepare(pictures, cut, SMALL, 1)) == [Packed("train", COUNT, COUNT, [])]
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_tars_that_are_damaged_or_lost_are_named_and_made_again(
+    pictures: Files, tmp_path: Path, finished: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    if finished:
+        done(pictures, cache)
+    else:
+        packing = prepare(pictures, cache, SMALL, 1)
+        assert [next(packing).pictures for _ in range(5)][-1] == COUNT
+        packing.close()
+    good = tars(cache)
+    data = bytearray(good["train-00001.tar"])
+    data[1500] ^= 1  # a pixel
+    (cache / "train-00001.tar").write_bytes(data)
+    (cache / "train-00002.tar").write_bytes(b"cut short")
+    (cache / "train-00003.tar").unlink()
+    done(pictures, cache)
+    assert {name: tars(cache)[name] for name in good} == good and not list(cache.glob("train-*.json"))
+    assert caplog.text.count("is not what was written (size or SHA-256 differ): it is made again") == 2
+    assert list(prepare(pictures, cache, SMALL, 1)) == [Packed("train", COUNT, COUNT, [])]
+
+
+def test_a_tar_that_becomes_another_is_refused(
+    pictures: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done(pictures, tmp_path / "cache")
+    (tmp_path / "cache" / "train-00001.tar").unlink()
+    monkeypatch.setattr(module, "shrink", lambda picture, _: picture[:, :16, :16])
+    with pytest.raises(UserError, match=r"train-00001\.tar is not what it was, though it was made again"):
+        done(pictures, tmp_path / "cache")
+
+
 def test_what_was_written_is_read_back(pictures: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rot(_: int) -> None:
         file = next((tmp_path / "cache").glob("*.writing"))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import multiprocessing
 import os
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -32,7 +33,10 @@ from unlabeled.data.prepared import ASKED, Record, Settings, different, fingerpr
 from unlabeled.data.source import MAX_PIXELS, Encoded, Source, SourceConfig, Split
 from unlabeled.data.views import resize
 from unlabeled.errors import BadSample, UserError
+from unlabeled.manifest import sha256_of
+from unlabeled.progress import track
 
+log = logging.getLogger(__name__)
 ENDINGS = {"raw": "npy", "jpeg": "jpg"}
 
 
@@ -41,11 +45,13 @@ class Done(NamedTuple):
 
     Attributes:
         size: of the tar, bytes.
+        sha256: of the tar.
         starts, sizes, sums: where its pictures lie, and their CRC-32.
         bad: numbers and reasons of pictures that cannot be used. They are in the tar as they were.
     """
 
     size: int
+    sha256: str
     starts: list[int]
     sizes: list[int]
     sums: list[int]
@@ -67,13 +73,35 @@ class Preparation:
         self.source, self.split, self.folder, self.settings = source, split, folder, settings
         self.channels = channels
         self.tars = -(-len(source) // settings.shard)
+        self.index = listing.read(index_file(folder, split), ASKED)  # written when all is done
 
     def pictures(self, number: int) -> range:
         """The pictures of a tar."""
         return range(number * self.settings.shard, min((number + 1) * self.settings.shard, len(self.source)))
 
+    def missing(self) -> list[int]:
+        """The tars that are not there as they were written, of which damaged ones are named. All are read once."""
+        there = [number for number in range(self.tars) if self._tar(number).exists()]
+        good = {number for number in track(there, "checking what is there", len(there)) if self._intact(number)}
+        return [number for number in range(self.tars) if number not in good]
+
+    def _intact(self, number: int) -> bool:
+        """Whether a tar is as it was written, which is said where it is not."""
+        tar, known = self._tar(number), self._stamp(number)
+        if known is not None and tar.stat().st_size == known.size and known.tag in ("", _tag(sha256_of(tar))):
+            return True
+        log.warning("%s is not what was written (size or SHA-256 differ): it is made again", tar)
+        return False
+
+    def _stamp(self, number: int) -> Stamp | None:
+        """What is known of a tar; its tag is '' in folders that older versions prepared."""
+        if self.index is not None:
+            return self.index.files[number]
+        done = self.done(number)
+        return None if done is None else Stamp(self._tar(number).name, done.size, _tag(done.sha256))
+
     def done(self, number: int) -> Done | None:
-        """What a tar holds; None where it is not there whole."""
+        """What the note on a tar says, while there is no index; None where it is of another size."""
         try:
             said = json.loads(self._note(number).read_text(encoding="utf-8"))
             done = Done(**{**said, "bad": [(i, reason) for i, reason in said["bad"]]})
@@ -86,6 +114,7 @@ class Preparation:
         temporary = self._tar(number).with_suffix(".writing")
         done = self._write(temporary, self.pictures(number))
         self._check(temporary, done, self.pictures(number))
+        done = done._replace(sha256=sha256_of(temporary))
         os.replace(temporary, self._tar(number))
         self._note(number).write_text(json.dumps(done._asdict()), encoding="utf-8")
         return done
@@ -96,7 +125,7 @@ class Preparation:
         for number in range(self.tars):
             done = self.done(number)
             assert done is not None, "finished before it was done"
-            stamps.append(Stamp(self._tar(number).name, done.size, ""))
+            stamps.append(Stamp(self._tar(number).name, done.size, _tag(done.sha256)))
             bad += [json.dumps({"key": self.source.key(i), "reason": reason}) + "\n" for i, reason in done.bad]
             for i, start, size in zip(self.pictures(number), done.starts, done.sizes, strict=True):
                 builder.add_stored(self.source.key(i).encode("utf-8", "surrogateescape"), number, start, size)
@@ -107,12 +136,22 @@ class Preparation:
         for number in range(self.tars):
             self._note(number).unlink()
 
-    def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return listing.read(index_file(self.folder, self.split), ASKED) is not None
+    def mended(self, numbers: Sequence[int]) -> None:
+        """Tars that the index knows were made again.
+
+        Raises:
+            UserError: they became others than they had been, so that they do not suit it.
+        """
+        for number in numbers:
+            if not self._intact(number):
+                raise UserError(
+                    f"{self._tar(number)} is not what it was, though it was made again: by other versions of packages? "
+                    f"Remove {self.folder} and prepare it again."
+                )
+            self._note(number).unlink()
 
     def _write(self, file: Path, pictures: range) -> Done:
-        done = Done(0, [], [], [], [])
+        done = Done(0, "", [], [], [], [])
         with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in pictures:
                 data, problem = self._stored(i)
@@ -151,6 +190,10 @@ class Preparation:
 
     def _note(self, number: int) -> Path:
         return self._tar(number).with_suffix(".json")
+
+
+def _tag(sha256: str) -> str:
+    return f"sha256:{sha256}"
 
 
 def _as_it_is(source: Source, i: int) -> bytes:
@@ -217,11 +260,12 @@ def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) 
     _claim(folder, Record(settings=settings, data=which(data), fingerprints=fingerprints))
     for split, source in sources.items():
         preparation = Preparation(source, split, folder, settings, data.channels)
-        if preparation.finished():
-            yield Packed(split, len(source), len(source), [])
-            continue
-        yield from _packed(preparation, workers)
-        preparation.finish()
+        missing = preparation.missing()
+        yield from _packed(preparation, missing, workers)
+        if preparation.index is None:
+            preparation.finish()
+        else:
+            preparation.mended(missing)
 
 
 class Packed(NamedTuple):
@@ -247,8 +291,7 @@ def _claim(folder: Path, record: Record) -> None:
         )
 
 
-def _packed(preparation: Preparation, workers: int) -> Iterator[Packed]:
-    missing = [number for number in range(preparation.tars) if preparation.done(number) is None]
+def _packed(preparation: Preparation, missing: list[int], workers: int) -> Iterator[Packed]:
     count = len(preparation.source) - sum(len(preparation.pictures(number)) for number in missing)
     yield Packed(preparation.split, count, len(preparation.source), [])
     for number, done in _pack_all(preparation, missing, workers):
