@@ -6,12 +6,16 @@ import resource
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
+
+from unlabeled.cli import _make_room
+from unlabeled.errors import UserError
 
 BAD = """
 name: tiny
@@ -153,6 +157,18 @@ def test_outputs_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
     files = [f"data={{name: files, path: {tmp_path}, stray: skip}}", "train.batch_size=1"]
     files.append(f"run.output={tmp_path / 'a.png'}")
     assert "cannot write to" in refuse(capsys, "pretrain", [str(tmp_path / "pretrain.yaml"), *files])
+
+
+def test_links_of_an_earlier_run_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    output, disk = tmp_path / "run", tmp_path / "disk"
+    output.mkdir()
+    (disk / "step-00000003").mkdir(parents=True)
+    (output / "checkpoints").symlink_to(disk)
+    (output / "export").symlink_to("unmounted")
+    with pytest.raises(UserError, match=r"holds an earlier run \(checkpoints, export\)"):
+        _make_room(output, Namespace(fresh=True, force=False))
+    _make_room(output, Namespace(fresh=True, force=True))
+    assert not list(output.iterdir()) and (disk / "step-00000003").is_dir()
 
 
 def test_help_may_be_cut_off() -> None:

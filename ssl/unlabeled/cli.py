@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError
-from unlabeled.files import remove
+from unlabeled.files import remove, write_text
 from unlabeled.paths import expand
 from unlabeled.text import plain
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
@@ -313,7 +313,7 @@ def train(
     engine = Engine(job, accelerator, output)
     resume(engine, job, options.longer, options.extend)
     if accelerator.is_main_process:
-        (output / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        write_text(output / "recipe.yaml", dump(recipe))
     if not engine.run():
         engine.display.say(
             f"stopped by {stop.received or 'another process'} at step {engine.step}; checkpoint in "

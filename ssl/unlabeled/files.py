@@ -57,6 +57,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def flush(folder: Path) -> None:
+    """Flush the files of a folder to disk, and its entries."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    sync(folder)
+
+
 def sync(folder: Path) -> None:
     """Flush a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -20,6 +20,7 @@ from unlabeled.errors import first_line
 from unlabeled.files import sync
 
 MANIFEST = "MANIFEST.json"
+MAX_BYTES = 16 << 20  # of a manifest: a million files take more, and there are a handful
 Tensors = dict[str, Tensor]
 
 
@@ -65,9 +66,12 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What is said of every file by its name. Raises Damaged."""
+    file = folder / MANIFEST
     try:
-        manifest = parse_json(_read(folder / MANIFEST))
-    except Damaged as error:
+        if os.path.lexists(file) and os.stat(file).st_size > MAX_BYTES:
+            raise Damaged(f"it has more than {MAX_BYTES:,} bytes")
+        manifest = parse_json(_read(file))
+    except (Damaged, OSError) as error:
         raise Damaged(f"no readable {MANIFEST} ({error})") from error
     if not isinstance(manifest, dict):
         raise Damaged(f"no readable {MANIFEST} (it holds no names of files)")

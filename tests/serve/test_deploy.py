@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
@@ -107,6 +108,8 @@ def test_what_is_written_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["export", str(folder), str(tmp_path / "out"), "--normalize", "unit"]) == 0
     about = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
     assert about["label_names"] == list(CLASSES)
+    [program] = (path for path in (tmp_path / "out").iterdir() if path.name != "model.json")
+    assert about["sha256"] == {program.name: hashlib.sha256(program.read_bytes()).hexdigest()}
     assert about["input"] == {"name": "pixels", "shape": ["batch", 3, 32, 32], "dtype": "float32", "pixels": "x / 255"}
     assert about["output"] == {"name": "logits", "shape": ["batch", 3]}
     assert about["preprocessing"] == {

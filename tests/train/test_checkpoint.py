@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -86,6 +87,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no sizes": (lambda f: rewrite(f, "MANIFEST.json", b'{"model.safetensors": 3}'), "missing files"),
     "a folder for a file": (lambda f: instead(f / "model.safetensors", Path.mkdir), "model.safetensors is not what"),
     "a folder for the manifest": (lambda f: instead(f / "MANIFEST.json", Path.mkdir), "MANIFEST.json is no file"),
+    "a manifest without end": (lambda f: os.truncate(f / "MANIFEST.json", 1 << 40), "no readable MANIFEST.json"),
+    "a manifest on a broken disk": (
+        # of all files the one that answers with EIO
+        lambda f: instead(f / "MANIFEST.json", lambda p: p.symlink_to("/proc/self/mem")),
+        "Input/output error",
+    ),
     "a pipe": (lambda f: instead(f / "MANIFEST.json", os.mkfifo), "MANIFEST.json is no file"),
     "a link to nothing": (lambda f: instead(f / "state.json", lambda p: p.symlink_to("gone")), "state.json cannot be"),
     "a link to itself": (lambda f: instead(f / "state.json", lambda p: p.symlink_to(p)), "state.json cannot be read"),
@@ -210,6 +217,50 @@ def test_what_cannot_be_removed_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert run.save(6).is_dir()
     assert "cannot be removed: Device or resource busy" in run.said[0]
     assert run.checkpoints.steps() == [6], "what is half removed looks like no checkpoint"
+
+
+def _killed_before(call: int, folder: Path) -> bool:
+    """Save step 9 in a process that is killed before so manieth change of the disk; whether there were so many."""
+    if (child := os.fork()) == 0:
+        left = [call]
+
+        def counted(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **more)
+
+        try:
+            for owner, name in ((os, "fsync"), (os, "mkdir"), (os, "rename"), (os, "unlink"), (os, "rmdir")):
+                setattr(owner, name, partial(counted, getattr(owner, name)))
+            Run(folder, keep_last=2).save(9)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+def test_killed_at_any_stage_of_a_save(tmp_path: Path) -> None:
+    """Before it is renamed the one before loads, after that the new one; what is left is swept by the next start."""
+    found, call = [], 1
+    while True:
+        folder = tmp_path / str(call)
+        Run(folder, 3, 6)
+        killed = _killed_before(call, folder)
+        run = Run(folder, keep_last=2)
+        found.append(run.newest())
+        assert not run.said, "nothing half written goes by the name of a checkpoint"
+        assert run.names() in (
+            ["step-00000003", "step-00000006"],
+            ["step-00000003", "step-00000006", "step-00000009"],
+            ["step-00000006", "step-00000009"],
+        )
+        if not killed:
+            break
+        call += 1
+    assert found == [6] * found.count(6) + [9] * found.count(9) and found.count(6) >= 7 and found.count(9) >= 4
 
 
 def test_the_newest_is_by_step_whatever_the_clock_said(tmp_path: Path) -> None:

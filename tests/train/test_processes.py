@@ -78,11 +78,15 @@ def test_same_samples_losses_and_weights(home: Path, other: str) -> None:
 def test_two_one_two(home: Path) -> None:
     stop = {"step": 6, "signal": 15}
     arguments = [str(home / "pretrain.yaml"), f"run.output={home / 'mixed'}", *MORE]
-    assert launch("pretrain", arguments, world=2, kill=stop) == [75, 75]
-    assert launch("pretrain", arguments, world=1, kill=stop | {"step": 12}) == [75]
-    assert launch("pretrain", arguments, world=2) == [0, 0]
-    one, mixed = ([line["loss"] for line in metrics(home / name)] for name in ("one", "mixed"))
-    assert mixed == pytest.approx(one, rel=1e-5)
+    (home / "mixed.samples").mkdir()
+    hook = partial(write_samples, str(home / "mixed.samples"))
+    assert launch("pretrain", arguments, world=2, kill=stop, hook=hook) == [75, 75]
+    assert launch("pretrain", [*arguments, "run.workers=2"], world=1, kill=stop | {"step": 12}, hook=hook) == [75]
+    assert launch("pretrain", arguments, world=2, hook=hook) == [0, 0]
+    one, mixed = (metrics(home / name) for name in ("one", "mixed"))
+    assert [line["loss"] for line in mixed] == pytest.approx([line["loss"] for line in one], rel=1e-5)
+    assert [line["lr"] for line in mixed] == [line["lr"] for line in one]
+    assert samples(home / "mixed.samples") == samples(home / "one.samples"), "the same crops and masks"
     assert_close_weights(home / "one", home / "mixed", STEPS)
 
 

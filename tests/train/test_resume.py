@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -23,6 +24,7 @@ from unlabeled.train.signals import EXIT_STOPPED
 from unlabeled.train.snapshot import check
 
 LAST = 15  # 3 epochs of 5 steps
+YEAR = 365 * 24 * 3600
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +74,18 @@ def test_killed_and_resumed(home: Path, tmp_path: Path, stage: str, workers: int
     )
     for kill in kills:
         assert launch(stage, arguments, kill=kill) == [-signal.SIGKILL]
-    assert launch(stage, arguments) == [0]
+    for file in tmp_path.glob("checkpoints/step-*"):  # as if the clock had been set back before every save
+        os.utime(file, (-int(file.name[5:]) * YEAR, -int(file.name[5:]) * YEAR))
+    # whatever was made with other workers goes on with these
+    assert launch(stage, [*arguments, f"run.workers={1 - workers // 2}"], hook=_a_year_back) == [0]
     assert_same_end(home, stage, tmp_path)
+
+
+def _a_year_back() -> None:
+    """Set this process's clock back a year."""
+    now, precise = time.time, time.time_ns
+    time.time = lambda: now() - YEAR
+    time.time_ns = lambda: precise() - YEAR * 10**9
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

@@ -1,7 +1,7 @@
 """Exports as programs that run without this package and without timm: `torch.export` (.pt2) or ONNX.
 
 OUT/model.pt2 or model.onnx   batches of any size
-OUT/model.json                input, preprocessing, names of the classes, how far it is from the timm model
+OUT/model.json                input, preprocessing, names of the classes, how far it is from the timm model, SHA-256
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from unlabeled.card import versions
 from unlabeled.errors import UserError, first_line
 from unlabeled.export import load_timm
 from unlabeled.export_config import read_config
+from unlabeled.files import flush, replace_folder
+from unlabeled.manifest import sha256_of
 from unlabeled.paths import user_path
 from unlabeled.serve.headed import Headed
 from unlabeled.text import one_line
@@ -90,11 +92,11 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
         file = temporary / ("model.pt2" if format == "torch" else "model.onnx")
         WRITERS[format](model, file)
         worst = difference(model, READERS[format](file))
-        about = {**_about(model, config), "max_abs_difference": worst, "versions": versions()}
+        sums = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+        about = {**_about(model, config), "max_abs_difference": worst, "versions": versions(), "sha256": sums}
         (temporary / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
+        flush(temporary)
+        replace_folder(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return worst

@@ -66,7 +66,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, good or not, ascending. By name, so that a wrong clock changes nothing."""
-        return [step for step in self._named() if self.path(step).is_dir()]
+        return [step for step in self._named() if os.path.isdir(self.path(step))]
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
