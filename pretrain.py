@@ -32,6 +32,10 @@ class Pretrain:
 
         return pretrain_recipe()
 
+    def complete(self, recipe: Any) -> Any:
+        """The recipe as it is: it says everything."""
+        return recipe
+
     def job(self, recipe: Any, accelerator: Accelerator) -> Job:
         """Open the pictures and set up method, views and evaluators."""
         from unlabeled.job import Job
@@ -63,7 +67,8 @@ class Pretrain:
             ("rescaled", f"{field}: paper {paper:g}, yours {yours:.6g}: {why}")
             for field, paper, yours, why in self.rescaled
         ]
-        return [("pictures", f"{len(source):,} from {recipe.data.whence}{labels}"), ("method", model), *changed]
+        seen = [] if recipe.evaluate is None else [("evaluate", _evaluated(recipe, job))]
+        return [("pictures", f"{len(source):,} from {recipe.data.whence}{labels}"), ("method", model), *seen, *changed]
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Export the encoder, with heads and a model card."""
@@ -104,6 +109,16 @@ class Pretrain:
         splits.check()
         evaluator = Evaluator(splits, recipe.method.views[0].shape)
         return lambda method: evaluator(next(iter(method.exports().values())), method.pooling())
+
+
+def _evaluated(recipe: Any, job: Job) -> str:
+    """What is measured while it trains, and how pictures become features for it; the export says the same."""
+    from unlabeled.plan import without_memory
+
+    how, (height, width) = recipe.evaluate, recipe.method.views[0].shape
+    pool = how.pool or f"{without_memory(job.build).pooling()} (as {recipe.method.name} is evaluated)"
+    names = ", ".join(protocol.protocol for protocol in how.protocols)
+    return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}"
 
 
 def _labelled(recipe: Any, output: Path) -> str:

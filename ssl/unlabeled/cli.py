@@ -61,6 +61,9 @@ class Stage(Protocol):
     def schema(self) -> Any:
         """The type of its recipes."""
 
+    def complete(self, recipe: Any) -> Any:
+        """A recipe with what can only be known from what it names."""
+
     def job(self, recipe: Any, accelerator: Accelerator) -> Job:
         """Open the data and say what to run."""
 
@@ -206,6 +209,7 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
     epochs = asked if options.fresh else length(output, asked, options.extend)
     if epochs != asked:
         recipe = load(stage.schema(), options.recipe, [*options.overrides, f"train.epochs={epochs!r}"])
+    recipe = stage.complete(recipe)
     notes, run = _notes(recipe), recipe.run
     accelerator = make_accelerator(
         run.device, recipe.train.precision, run.timeout, list(run.trackers), str(output), planning=options.dry_run

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import launch
 
 from unlabeled.data.views import View
 from unlabeled.errors import UserError
-from unlabeled.export import IMAGENET, export_encoder, weights_digest
+from unlabeled.export import IMAGENET, Preprocessing, export_encoder, weights_digest
 from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.recipe import dump, parse
 from unlabeled.schema import FinetuneRecipe
 from unlabeled.training import finetuning
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.losses import effective_weights
-from unlabeled.transfer.start import load_start
+from unlabeled.transfer.start import complete, load_start
 
 
 def recipe(encoder: str, channels: int = 3, size: int = 16, adapt: tuple[str, ...] = (), seed: int = 0) -> Any:
@@ -81,6 +83,64 @@ def test_what_a_task_says_of_pictures_reaches_samples_and_loss(export: str) -> N
         counts = torch.tensor([int((labels == c).sum()) for c in range(len(dataset.source.classes))])
         assert counts[0] > counts[-1]
         torch.testing.assert_close(method.objective.weight, effective_weights(counts, 0.9))
+
+
+ODD = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 0.7, "bilinear", pool="mean")
+BARE = "name: it\ndata: {name: shapes, train_size: 60, size: 16}\n"
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> str:
+    tiny = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=2, heads=2)
+    export_encoder(tmp_path / "odd", tiny.build((16, 16)), ODD, "# card\n", {})
+    return str(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("scratch", ["", "scratch:"])
+def test_what_a_recipe_does_not_say_is_the_encoders(odd: str, scratch: str) -> None:
+    found, taken = complete(parse(FinetuneRecipe, f"{BARE}encoder: {scratch}{odd}"))
+    task, data = found.task, found.data
+    assert (data.mean, data.std) == (ODD.mean, ODD.std)
+    assert (task.view.shape, task.crop_pct, task.evaluated_with, task.pool) == ((16, 16), 0.7, "bilinear", "mean")
+    assert {'task.pool="mean"', "task.view.size=[16, 16]", "data.mean=[0.5, 0.4, 0.3]"} <= set(taken)
+    finetuning(found)
+    # a recipe that was written out says everything, and stays as it is
+    assert complete(parse(FinetuneRecipe, dump(found))) == (found, [])
+
+
+def test_what_a_recipe_says_stays(odd: str) -> None:
+    said = "task: {pool: cls, crop_pct: 1.0, view: {size: 24, interpolation: bicubic}}\nadapt: [size]\n"
+    found, _ = complete(parse(FinetuneRecipe, f"{BARE}{said}encoder: {odd}"))
+    task = found.task
+    assert (task.view.shape, task.crop_pct, task.evaluated_with, task.pool) == ((24, 24), 1.0, "bicubic", "cls")
+    other = parse(FinetuneRecipe, f"{BARE}encoder: {odd}", ["data.mean=[0.1, 0.1, 0.1]"])
+    with pytest.raises(UserError, match=r"pretrained with mean \(0.5, 0.4, 0.3\)"):
+        finetuning(complete(other)[0])
+
+
+@pytest.mark.parametrize("mode", ["attentive", "retrain"])
+def test_heads_that_pool_by_themselves_are_left(odd: str, mode: str) -> None:
+    found, taken = complete(parse(FinetuneRecipe, f"{BARE}encoder: {odd}\ntask: {{mode: {mode}}}"))
+    assert not [change for change in taken if "pool" in change] and found.task.mode == mode
+
+
+def test_an_encoder_of_other_channels_decides_how_pictures_are_decoded(tmp_path: Path) -> None:
+    tiny: Any = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2, "channels": 5}
+    encoder = EncoderConfig(model="vit_tiny_patch16_224", **tiny).build((16, 16))
+    export_encoder(tmp_path / "five", encoder, Preprocessing((0.2,) * 5, (0.1,) * 5), "# card\n", {})
+    text = f"name: it\nencoder: {tmp_path}/five\ndata: {{name: files, path: {tmp_path}}}\n"
+    assert complete(parse(FinetuneRecipe, text))[0].data.channels == 5
+    with pytest.raises(UserError, match="five was trained"):  # drawn shapes have three channels, whoever asks
+        complete(parse(FinetuneRecipe, f"{BARE}encoder: {tmp_path}/five"))
+
+
+def test_finetuning_goes_by_the_export_and_says_so(
+    odd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{BARE}encoder: {odd}\ntrain: {{batch_size: 8}}\nrun: {{device: cpu}}\n", encoding="utf-8")
+    assert launch("finetune", [str(recipe), "--dry-run", f"run.output={tmp_path / 'run'}"]) == [0]
+    assert "from the encoder: task.crop_pct=0.7, task.view.size=[16, 16]" in capsys.readouterr().err
 
 
 def test_official_weights_are_named_by_method(tmp_path: Path) -> None:

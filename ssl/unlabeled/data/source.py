@@ -99,14 +99,14 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         (0.485, 0.456, 0.406),
         min_length=1,
         max_length=MAX_CHANNELS,
-        description="per channel, subtracted from pixels in 0..1 (ImageNet's); as many as the pictures have channels. "
-        "`python -m unlabeled doctor RECIPE` measures it",
+        description="per channel, subtracted from pixels in 0..1; as many as the pictures have channels. Unless set, "
+        "fine-tuning takes the encoder's, pretraining ImageNet's. `python -m unlabeled doctor RECIPE` measures it",
     )
     std: tuple[Positive, ...] = Field(
         (0.229, 0.224, 0.225),
         min_length=1,
         max_length=MAX_CHANNELS,
-        description="per channel, divides after that (ImageNet's)",
+        description="per channel, divides after that; unless set, as `mean`",
     )
 
     allow_overlap: bool = Field(

@@ -33,6 +33,7 @@ from unlabeled.schema import FinetuneRecipe, load_any
 from unlabeled.train.distributed import make_accelerator
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.training import Training, finetuning, pretraining
+from unlabeled.transfer.start import complete
 
 T = TypeVar("T")
 
@@ -96,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
     check_split(args)
     check_writable({"--csv": args.csv, "--split": args.split})
     recipe = load_any(args.recipe, args.overrides)
-    stage = FINETUNE if isinstance(recipe, FinetuneRecipe) else PRETRAIN
+    stage = PRETRAIN
+    if isinstance(recipe, FinetuneRecipe):
+        stage, (recipe, _) = FINETUNE, complete(recipe)
     recipe.data.keep_index(Path(recipe.output) / "index", write=False)
     # a split is of all pictures
     most = None if args.full or args.split else args.pictures

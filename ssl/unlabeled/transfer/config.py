@@ -28,12 +28,22 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid"):
         "cls",
         validate_default=True,
         description="class token, mean of the patches (CNN), half the sum of their mean and maximum, or a learnt query "
-        "that attends to all tokens (attentive always does this; retrain keeps what the classifier has)",
+        "that attends to all tokens (attentive always does this; retrain keeps what the classifier has); unless set, "
+        "as the encoder is evaluated",
     )
-    view: View = Field(View(size=224, scale=(0.08, 1.0)), description="the crop trained on; its size is evaluated too")
-    crop_pct: float = Field(0.875, gt=0, le=1, description="centre share of the resized picture used in evaluation")
+    view: View = Field(
+        View(size=224, scale=(0.08, 1.0)),
+        description="the crop trained on; its size, unless set the encoder's, is evaluated too",
+    )
+    crop_pct: float = Field(
+        0.875,
+        gt=0,
+        le=1,
+        description="centre share of the resized picture used in evaluation; unless set, the encoder's",
+    )
     interpolation: Interpolation | None = Field(
-        None, description="how pictures are resized in evaluation; null = as the view's"
+        None,
+        description="how pictures are resized in evaluation; null = as the view's, or the encoder's where it has none",
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,20 @@ class Finetune:
     name = "finetune"
     summary = "Fine-tune a pretrained encoder on labelled pictures."
     scorer: Scorer
+    taken: Sequence[str] = ()
 
     def schema(self) -> Any:
         """The type of its recipes."""
         from unlabeled.schema import FinetuneRecipe
 
         return FinetuneRecipe
+
+    def complete(self, recipe: Any) -> Any:
+        """A recipe with what only its encoder can say."""
+        from unlabeled.transfer.start import complete
+
+        recipe, self.taken = complete(recipe)
+        return recipe
 
     def job(self, recipe: Any, accelerator: Accelerator) -> Job:
         """Load the backbone, choose the labels, set up the task."""
@@ -84,6 +92,7 @@ class Finetune:
         return [
             ("pictures", f"{_count(source)} from {recipe.data.whence}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
+            *([("taken", f"from the encoder: {', '.join(self.taken)}")] if self.taken else []),
             ("task", f"classify, mode {task.mode}, {_reading(task)}"),
             *([("waking", _waking(recipe, job))] if task.mode == "gradual" else []),
             *([("watch", f"{watch.metric} every {watch.every} steps, keep the {watch.keep}")] if watch else []),

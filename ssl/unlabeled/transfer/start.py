@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from unlabeled.errors import UserError
-from unlabeled.export import load_classifier, load_encoder
+from unlabeled.export import Preprocessing, load_classifier, load_encoder, preprocessing_of
 from unlabeled.nn.conv import ConvEncoder
 from unlabeled.nn.encoder import Encoder
+from unlabeled.recipe import dump, parse
 from unlabeled.transfer.build import Trained
+
+
+def complete(recipe: Any) -> tuple[Any, list[str]]:
+    """A recipe whose encoder decides what it does not say of pictures: size, crop, pooling, interpolation and
+    normalisation. Also those fields, as `a.b=value`.
+
+    Raises:
+        UserError: there is no such encoder, or what it says does not fit the rest.
+    """
+    wanted = _of_the_encoder(recipe, preprocessing_of(recipe.encoder))
+    taken = [f"{path}={json.dumps(value)}" for path, value in wanted.items() if not is_said(recipe, path)]
+    if not taken:
+        return recipe, []
+    return parse(type(recipe), dump(recipe), taken, where=f"as {recipe.encoder} was trained"), taken
+
+
+def _of_the_encoder(recipe: Any, how: Preprocessing) -> dict[str, Any]:
+    """Fields of a recipe, by path, as the encoder has them; none where the recipe is about to change them."""
+    task = recipe.task
+    wanted: dict[str, Any] = {"task.crop_pct": how.crop_pct}
+    if how.size is not None:
+        wanted["task.view.size"] = list(how.size)
+    if not is_said(recipe, "task.view.interpolation"):
+        wanted["task.interpolation"] = how.interpolation
+    # an attentive head pools by itself, a classifier as it was trained, and no classifier reads both kinds of tokens
+    if how.pool not in (None, "cls_mean") and task.mode not in ("attentive", "retrain"):
+        wanted["task.pool"] = how.pool
+    alike = len(how.mean) == recipe.data.channels or "channels" not in recipe.adapt
+    if alike and not is_said(recipe, "data.mean") and not is_said(recipe, "data.std"):
+        wanted |= {"data.mean": list(how.mean), "data.std": list(how.std)}
+    if "value_range" in type(recipe.data).model_fields and how.value_range is not None:
+        wanted["data.value_range"] = list(how.value_range)
+    return wanted
+
+
+def is_said(recipe: BaseModel, path: str) -> bool:
+    """Whether a recipe has a field of its own accord, and not by default."""
+    section: Any = recipe
+    for name in path.split("."):
+        if name not in section.model_fields_set:
+            return False
+        section = getattr(section, name)
+    return True
 
 
 def load_start(recipe: Any) -> tuple[Encoder, Trained | None]:
