@@ -43,6 +43,12 @@ def code(text: str) -> str:
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
+def spreadsheet(text: str) -> str:
+    """A name in a table that people open: one line, and no formula; numbers stay numbers."""
+    text = one_line(text)
+    return f"'{text}" if re.match(r"[=@]|[+\-](?!\d)", text) else text
+
+
 def drawable(text: str) -> str:
     """A name as matplotlib draws it, for which a `$` would begin mathematics."""
     return one_line(text).replace("$", r"\$")

@@ -3,8 +3,10 @@ passes them on."""
 
 from __future__ import annotations
 
+import csv
 import io
 import re
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ HOSTILE = (
     "&lt;b&gt;",
     "\\|\\<b>",
     "```\n# heading",
+    "=HYPERLINK(1)",
+    "@SUM(1)",
 )
 
 
@@ -212,6 +216,13 @@ def test_a_look_at_the_pictures(
     data = f"{{name: files, path: {fill(tmp_path / 'pictures')}, train: train, val: val}}"
     recipe = TINY_PRETRAIN.replace("{name: shapes, train_size: 42, val_size: 20, size: 16}", data)
     (tmp_path / "r.yaml").write_text(recipe, encoding="utf-8")
-    assert main(["doctor", str(tmp_path / "r.yaml"), "--pictures", "50"]) in (0, 2)
-    captured = capsys.readouterr()
+    train, val = (tmp_path / "pictures" / split for split in ("train", "val"))
+    for name in HOSTILE[1:]:
+        shutil.copy(train / name / "0.png", val / HOSTILE[0] / f"{name.replace('/', '_')}.png")
+    options = ("--pictures", "99", "--csv", str(tmp_path / "copies.csv"))
+    assert main(["doctor", str(tmp_path / "r.yaml"), *options]) in (0, 2)
+    captured, copies = capsys.readouterr(), (tmp_path / "copies.csv").read_text(encoding="utf-8")
+    rows = list(csv.reader(io.StringIO(copies)))
+    assert len(rows) == len(HOSTILE) and is_clean(copies, len(rows))
+    assert not any(cell.startswith(("=", "@")) for row in rows for cell in row)
     assert "unreadable" in captured.out and is_clean(captured.out) and is_clean(captured.err)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import TINY_PRETRAIN, launch
 
 from unlabeled.data import http as ranges
 from unlabeled.data import remote
@@ -321,3 +322,22 @@ def test_what_a_worker_met_keeps_its_exit_code(kind: type[UserError]) -> None:
     )
     said = _said(text)
     assert type(said) is kind and str(said) == "so"
+
+
+def impatient_run() -> None:
+    remote.WAITS = (0.0,)
+
+
+def test_a_run_whose_server_goes_ends_with_75_and_goes_on(tmp_path: Path) -> None:
+    """In loader workers, for good; when the server is back the same command ends well."""
+    with serving() as (address, answers, _):
+        recipe = TINY_PRETRAIN.replace(
+            "{name: shapes, train_size: 42, val_size: 20, size: 16}", f"{{name: files, path: '{address}'}}"
+        ).replace("batch_size: 8", "batch_size: 2")
+        (tmp_path / "r.yaml").write_text(recipe, encoding="utf-8")
+        run = [str(tmp_path / "r.yaml"), f"run.output={tmp_path / 'run'}", "run.workers=1", "run.checkpoint_every=1"]
+        answers += [well] * 8 + [refuses(503)] * 1000
+        assert launch("pretrain", run, hook=impatient_run) == [75]
+        answers.clear()
+        assert launch("pretrain", run, hook=impatient_run) == [0]
+    assert not (tmp_path / "run" / "bad_samples.jsonl").exists()

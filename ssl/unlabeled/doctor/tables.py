@@ -22,6 +22,7 @@ from unlabeled.doctor.compared import Compared
 from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.errors import UserError
 from unlabeled.files import replacing
+from unlabeled.text import spreadsheet
 
 SPLIT_STREAM = 0x5B117
 FOLDER = "folder"
@@ -51,7 +52,7 @@ def write_copies(file: Path, compared: Compared) -> str:
         for kind, pairs in compared.copies._asdict().items()
         for first, copy in pairs.tolist()
     ]
-    _write(file, COPIES, rows)
+    _write(file, COPIES, ([spreadsheet(cell) for cell in row] for row in rows))
     leaks = sum(row[1] != row[4] for row in rows)
     return f"{file}: {len(rows):,} copies, {leaks:,} of them leaks from one split to the other"
 
