@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from parity.golden import Golden, Settings, assert_close
-from parity.vit import FORWARD, encoder_config, shapes_under, without_keys
+from parity.vit import FORWARD, encoder_config, heads_in, shapes_under, without_keys
 from torch import Tensor
 
 from unlabeled.method import Batch, Method, Output, Progress
@@ -95,12 +95,12 @@ def is_linear(name: str, tensor: Tensor) -> bool:
     return name.startswith("mlp.") and name.count(".") == 2 and name.endswith(".weight") and tensor.ndim == 2
 
 
-def head_name(shape: HeadShape, name: str) -> str | None:
-    """Our name of an official one; None for a second name of a shared layer."""
+def head_name(shape: HeadShape, name: str) -> str:
+    """Our name of an official one; a shared last layer has two names there and one here."""
     if name in ("mlp.weight", "mlp.bias"):
         name = name.replace("mlp.", "mlp.0.")
     if name.startswith(("last_layer2.", "mlp2.")):
-        return None if shape.patch_prototypes is None else f"patch_layer.{name.split('.', 1)[1]}"
+        return f"{'last' if shape.patch_prototypes is None else 'patch'}_layer.{name.split('.', 1)[1]}"
     if not shape.bottleneck and name.startswith(f"mlp.{shape.last}."):
         return name.replace(f"mlp.{shape.last}.", "last_layer.")
     return name
@@ -108,7 +108,7 @@ def head_name(shape: HeadShape, name: str) -> str | None:
 
 def head_weights(shape: HeadShape, weights: Tensors) -> dict[str, Tensor]:
     """Official parameters or buffers of a head under our names."""
-    return {mine: tensor for name, tensor in weights.items() if (mine := head_name(shape, name)) is not None}
+    return {head_name(shape, name): tensor for name, tensor in weights.items()}
 
 
 def build_head(weights: Tensors, settings: Settings) -> DistillHead:
@@ -160,15 +160,28 @@ class Networks(NamedTuple):
 
     def encoder(self) -> EncoderConfig:
         shapes = shapes_under(self.golden, "sd_student/backbone.")
-        return encoder_config(shapes, self.settings, positions="learned", interpolation="scale")
+        settings = Settings({**self.settings, "num_heads": self.heads})
+        return encoder_config(shapes, settings, positions="learned", interpolation="scale")
 
-    def ours(self, name: str, encoder: str = "encoder", head: str = "head") -> str | None:
+    @property
+    def heads(self) -> int:
+        """Attention heads, of which attention maps tell too."""
+        maps = self.golden.found(r"out/(last_selfattention\w*)$")
+        known = self.golden.shape(f"out/{maps[0]}")[1] if maps else None
+        return known or heads_in(self.settings, self.golden.shape("sd_student/backbone.cls_token")[-1])
+
+    @property
+    def side(self) -> int:
+        """The side of the pictures that positions are stored for, which crops need not have."""
+        _, tokens, _ = self.golden.shape("sd_student/backbone.pos_embed")
+        return round((tokens - 1) ** 0.5) * self.golden.shape("sd_student/backbone.patch_embed.proj.weight")[-1]
+
+    def ours(self, name: str, encoder: str = "encoder", head: str = "head") -> str:
         """Our name of an official parameter of a student or teacher."""
         part, rest = name.split(".", 1)
         if part == "backbone":
             return "mask_token" if rest == "masked_embed" else f"{encoder}.vit.{rest}"
-        mine = head_name(getattr(self, head), rest)
-        return None if mine is None else f"{head}.{mine}"
+        return f"{head}.{head_name(getattr(self, head), rest)}"
 
     def crops(self) -> list[int]:
         """Numbers of the crops, global ones first."""
@@ -184,16 +197,18 @@ SIDES = (("student", ("encoder", "head")), ("teacher", ("teacher", "teacher_head
 
 def load_both(method: Method, official: Networks) -> None:
     """Official student and teacher, and centres."""
-    golden, state = official.golden, dict(method.state_dict())
+    golden, state = official.golden, method.state_dict()
+    left = set(state)
     for which, parts in SIDES:
         for name, tensor in golden.under(f"sd_{which}").items():
             mine = official.ours(name, *parts)
-            if mine is not None:
-                assert state.pop(mine).shape == tensor.shape, name
-                method.state_dict()[mine].copy_(tensor)
-    for name in [name for name in state if "centre" in name]:
-        state.pop(name).copy_(golden["in/center2" if name.startswith("patch_") else "in/center"].flatten())
-    assert not state, f"the official set has no {sorted(state)}"
+            assert state[mine].shape == tensor.shape, name
+            state[mine].copy_(tensor)
+            left.discard(mine)
+    for name in [name for name in left if "centre" in name]:
+        state[name].copy_(golden["in/center2" if name.startswith("patch_") else "in/center"].flatten())
+        left.discard(name)
+    assert not left, f"the official set has no {sorted(left)}"
 
 
 def one_step(method: Method, batch: Batch, step: Settings, epoch: int) -> Output:
@@ -225,10 +240,7 @@ def assert_after(method: Method, official: Networks, prefix: str) -> None:
     allowed = {"student": tenth, "teacher": (1 - step.get("momentum_teacher", 0.996)) * tenth + 1e-7}
     for which, parts in SIDES:
         for name, tensor in official.golden.under(f"{prefix}/{which}").items():
-            mine = official.ours(name, *parts)
-            if mine is None:
-                continue
-            ours = state[mine]
+            ours = state[official.ours(name, *parts)]
             if name.endswith("qkv.bias"):
                 ours, tensor = without_keys(ours), without_keys(tensor)
             error = (ours - tensor).abs().max().item()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_position_interpolation(folder: Path, table: str) -> None:
     assert parts, f"unknown key {table}"
     stored = golden[f"in/pos_embed_{parts[1]}"]
     height, width = int(parts[2]), int(parts[3])
-    patch = patch_of(golden.config.get(parts[1]), stored.shape[1])
+    patch = patch_of(golden, parts[1], stored.shape[1])
     side = round((stored.shape[1] - 1) ** 0.5) * patch
     config = EncoderConfig(
         patch_size=patch, width=stored.shape[2], depth=1, heads=1, positions="learned", interpolation="scale"
@@ -94,12 +94,19 @@ def test_position_interpolation(folder: Path, table: str) -> None:
     assert_close(torch.cat([prefix, patches], dim=1), golden[f"out/{table}"], FORWARD, table)  # type: ignore[list-item]
 
 
-def patch_of(setting: Any, tokens: int) -> int:
-    """The patch size: the second number of a text such as "img 224 patch 16", a setting of its own, or 16."""
-    numbers = [int(word) for word in re.findall(r"\d+", str(setting))]
-    if isinstance(setting, dict):
-        return setting["patch_size" if "patch_size" in setting else "patch"]
-    return numbers[1] if len(numbers) > 1 else numbers[0] // round((tokens - 1) ** 0.5) if numbers else 16
+def patch_of(golden: Golden, table: str, tokens: int) -> int:
+    """The patch size: the last number of a setting such as "img 224 patch 16", else what all shapes allow."""
+    said = golden.config.get(table)
+    numbers = [int(word) for word in re.findall(r"\d+", json.dumps(said))]
+    if len(numbers) > 1:
+        return numbers[-1]
+    sizes = [
+        (*map(int, name.split("_h")[1].split("_w")), golden.shape(f"out/{name}")[1])
+        for name in golden.found(rf"out/({table}_h\d+_w\d+)$")
+    ]
+    fits = [p for p in range(1, 65) if all((h // p) * (w // p) + 1 == n for h, w, n in sizes)]
+    assert fits, f"no patch size fits the shapes of {table}"
+    return next((p for p in fits if numbers and numbers[0] // p == round((tokens - 1) ** 0.5)), fits[-1])
 
 
 def test_nearest_neighbours(folder: Path, k: str) -> None:

@@ -22,12 +22,13 @@ from parity.distill import (
     teacher_temperature,
 )
 from parity.golden import Golden, assert_begins, assert_close, peek, read_json
-from parity.vit import BACKWARD, FORWARD, assert_gradient, assert_gradients, heads_in, names_by_decay, use_eps
+from parity.vit import BACKWARD, FORWARD, assert_gradient, assert_gradients, names_by_decay, use_eps
 
+from unlabeled.data.views import View
 from unlabeled.export import load_method
 from unlabeled.importers import import_official
 from unlabeled.method import Batch, Progress, ViewBatch
-from unlabeled.methods.dino import DINO, GLOBAL_1, GLOBAL_2, LOCAL, Config
+from unlabeled.methods.dino import DINO, Config
 from unlabeled.train.clip import clip_gradients
 
 
@@ -45,15 +46,13 @@ def golden(folder: Path) -> Golden:
     return Golden(folder / "multicrop.safetensors")
 
 
-def config_of(official: Networks, **local: Any) -> Config:
-    golden, step = official.golden, official.step
-    size, crops = golden.shape("in/crop0")[-2:], official.crops()
-    small = {"size": golden.shape(f"in/crop{crops[-1]}")[-2:], "count": max(1, len(crops) - 2)}
+def config_of(official: Networks) -> Config:
+    step, crops, view = official.step, official.crops(), View(size=official.side)
     warmup = teacher_temperature(step, "warmup_teacher_temp", "teacher_temp", epochs=0)
     return Config(
-        global_1=GLOBAL_1.model_copy(update={"size": size}),
-        global_2=GLOBAL_2.model_copy(update={"size": size}),
-        local=LOCAL.model_copy(update=small) if len(crops) > 2 else None,
+        global_1=view,
+        global_2=view,
+        local=View(size=official.side, count=len(crops) - 2) if len(crops) > 2 else None,
         encoder=official.encoder(),
         head=official.head_config(),
         head_norm=official.head.norm,
@@ -149,7 +148,7 @@ def test_gradients_before_and_after_clipping(official: Networks, model: DINO, ba
     clip_gradients(model, official.step.get("clip_grad", 3.0), "tensor")
     gradients = {name: p.grad for name, p in model.named_parameters()}
     for name, clipped in golden.under("clipped_grad").items():
-        mine = gradients[official.ours(name) or ""]
+        mine = gradients[official.ours(name)]
         assert mine is not None
         assert_gradient(mine, clipped, f"clipped {name}")
     assert_norms(any_gradients(model), golden, "out/clipped_grad_norms")
@@ -189,13 +188,12 @@ def test_parameter_groups(official: Networks, model: DINO, folder: Path) -> None
 # ---------------------------------------------------------------- what the importer makes of the weights
 
 
-def backbone_of(golden: Golden, checkpoint: dict[str, Any], home: Path, **options: Any) -> Any:
+def backbone_of(official: Networks, checkpoint: dict[str, Any], home: Path, **options: Any) -> Any:
     """The backbone as timm alone loads it, from `home/out`."""
     torch.save(checkpoint, home / "official.pth")
-    heads = heads_in(golden.config, golden.shape("sd_student/backbone.patch_embed.proj.weight")[0])
-    import_official("dino", home / "official.pth", home / "out", heads, **options)
+    import_official("dino", home / "official.pth", home / "out", official.heads, **options)
     backbone = timm.create_model(f"local-dir:{home / 'out'}", pretrained=True).eval()
-    use_eps(backbone, golden.config)
+    use_eps(backbone, official.settings)
     return backbone
 
 
@@ -204,7 +202,7 @@ def test_the_imported_teacher(official: Networks, tmp_path: Path) -> None:
     golden = official.golden
     student = {f"module.{name}": tensor for name, tensor in golden.under("sd_student").items()}
     checkpoint = {"student": student, "teacher": dict(golden.under("sd_teacher"))}
-    backbone = backbone_of(golden, {**checkpoint, "dino_loss": {"center": golden["in/center"]}}, tmp_path)
+    backbone = backbone_of(official, {**checkpoint, "dino_loss": {"center": golden["in/center"]}}, tmp_path)
     method = config_of(official).build()
     load_method(method, tmp_path / "out")
     crops = torch.cat([golden["in/crop0"], golden["in/crop1"]])
@@ -214,8 +212,9 @@ def test_the_imported_teacher(official: Networks, tmp_path: Path) -> None:
     assert torch.equal(method.centre.value, golden["in/center"].flatten())
 
 
-def test_the_imported_student(golden: Golden, tmp_path: Path) -> None:
-    backbone = backbone_of(golden, {"student": dict(golden.under("sd_student"))}, tmp_path, key="student")
+def test_the_imported_student(official: Networks, tmp_path: Path) -> None:
+    golden = official.golden
+    backbone = backbone_of(official, {"student": dict(golden.under("sd_student"))}, tmp_path, key="student")
     crops = torch.cat([golden["in/crop0"], golden["in/crop1"]])
     with torch.no_grad():
         features = backbone.forward_features(crops)[:, 0]

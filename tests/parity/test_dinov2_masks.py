@@ -46,8 +46,9 @@ def test_masks(folder: Path, setting: str) -> None:
     golden = Golden(folder / "masks.safetensors")
     c, official = golden.config, golden.under(f"out/{setting}")
     rows, columns = golden.shape(f"out/{setting}/cell_frequency")
-    target = target_of(c.get("settings", c).get(setting, Settings()), setting)
-    smallest, largest = c.get("min_num_patches", DINOV2_SMALLEST), most(c, (rows, columns))
+    settings = Settings({**c, **c.get("settings", c).get(setting, {})})
+    target = target_of(settings, setting)
+    smallest, largest = settings.get("min_num_patches", DINOV2_SMALLEST), most(settings, (rows, columns))
     aspect = StratifiedBlockMask().aspect
     rng = np.random.default_rng(0)
     masks = [blocks.hide_blocks(rng, (rows, columns), target, smallest, largest, aspect) for _ in range(DRAWS)]
@@ -61,7 +62,8 @@ def test_masks(folder: Path, setting: str) -> None:
     assert_same_spread(hidden.mean((1, 2)), deviation, "ratio")
     assert error * math.sqrt(n) == pytest.approx(deviation, rel=1e-3, abs=1e-12)
 
-    # masks that are stored whole are those that were counted
+    # what the set says twice agrees
+    assert counts.mean().item() / (rows * columns) == pytest.approx(mean)
     first = official[next(name for name in official if name.startswith("first"))].double()
     assert torch.equal(first.sum((1, 2)), counts[: len(first)])
 

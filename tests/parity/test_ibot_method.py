@@ -20,14 +20,15 @@ from parity.distill import (
     teacher_temperature,
 )
 from parity.golden import Golden, assert_begins, assert_close, read_json
-from parity.vit import FORWARD, assert_gradients, heads_in, names_by_decay, use_eps
+from parity.vit import FORWARD, assert_gradients, names_by_decay, use_eps
 from torch import Tensor
 
 from unlabeled.data.masks import BlockMask
+from unlabeled.data.views import View
 from unlabeled.export import load_method
 from unlabeled.importers import import_official
 from unlabeled.method import Batch, ViewBatch
-from unlabeled.methods.ibot import GLOBAL_1, GLOBAL_2, IBOT, LOCAL, Config
+from unlabeled.methods.ibot import IBOT, Config
 from unlabeled.nn.patches import PatchMask
 
 
@@ -51,15 +52,14 @@ def local_crops(official: Networks) -> list[int]:
 
 
 def config_of(official: Networks) -> Config:
-    golden, step, head = official.golden, official.step, official.head
-    size, small = golden.shape("in/crop0")[-2:], local_crops(official)
-    local = {"count": len(small), "size": golden.shape(f"in/crop{small[0]}")[-2:]} if small else {}
+    step, head, small = official.step, official.head, local_crops(official)
+    view = View(size=official.side, mask=BlockMask())
     warmup = teacher_temperature(step, "warmup_teacher_temp", "teacher_temp", epochs=30)
     patches = teacher_temperature(step, "warmup_teacher_patch_temp", "teacher_patch_temp", epochs=30, final=0.07)
     return Config(
-        global_1=GLOBAL_1.model_copy(update={"size": size, "mask": BlockMask()}),
-        global_2=GLOBAL_2.model_copy(update={"size": size}),
-        local=LOCAL.model_copy(update=local) if small else None,
+        global_1=view,
+        global_2=view,
+        local=View(size=official.side, count=len(small)) if small else None,
         encoder=official.encoder(),
         head=official.head_config(),
         patch_prototypes=head.patch_prototypes,
@@ -190,10 +190,10 @@ def test_one_training_step(official: Networks, model: IBOT) -> None:
 def test_parameter_groups(official: Networks, model: IBOT, folder: Path) -> None:
     groups = read_json(folder / "param_groups.json")
     decayed = names_by_decay(model)
-    assert decayed[True] == {official.ours(name) for name in groups["regularized"]} - {None}
-    assert decayed[False] == {official.ours(name) for name in groups["not_regularized"]} - {None}
+    assert decayed[True] == {official.ours(name) for name in groups["regularized"]}
+    assert decayed[False] == {official.ours(name) for name in groups["not_regularized"]}
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad and not n.startswith("teacher")}
-    assert frozen == {official.ours(name) for name in groups["frozen"]} - {None}
+    assert frozen == {official.ours(name) for name in groups["frozen"]}
 
 
 def test_what_by_the_default_flags_only_the_student_has(official: Networks, folder: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_shared_last_layer_is_saved_under_two_names(official: Networks, folder
     head = official.head._replace(patch_prototypes=None)
     shared = official._replace(head=head, teacher_head=head)
     names = {name for name in config_of(shared).build().state_dict() if name.startswith(("head.last", "head.patch"))}
-    assert {shared.ours(name) for name in groups["shared_student_state_dict_head_keys"]} - {None} == names
+    assert {shared.ours(name) for name in groups["shared_student_state_dict_head_keys"]} == names
 
 
 def test_what_else_the_groups_have_is_known(folder: Path) -> None:
@@ -229,13 +229,12 @@ def teacher_of(model: IBOT) -> list[tuple[str, Tensor]]:
 # ---------------------------------------------------------------- what the importer makes of the weights
 
 
-def backbone_of(golden: Golden, checkpoint: dict[str, Any], home: Path, **options: Any) -> Any:
+def backbone_of(official: Networks, checkpoint: dict[str, Any], home: Path, **options: Any) -> Any:
     """The backbone as timm alone loads it, from `home/out`."""
     torch.save(checkpoint, home / "official.pth")
-    heads = heads_in(golden.config, golden.shape("sd_student/backbone.patch_embed.proj.weight")[0])
-    import_official("ibot", home / "official.pth", home / "out", heads, **options)
+    import_official("ibot", home / "official.pth", home / "out", official.heads, **options)
     backbone = timm.create_model(f"local-dir:{home / 'out'}", pretrained=True).eval()
-    use_eps(backbone, golden.config)
+    use_eps(backbone, official.settings)
     return backbone
 
 
@@ -245,7 +244,7 @@ def test_the_imported_teacher(official: Networks, tmp_path: Path) -> None:
     student = {f"module.{name}": tensor for name, tensor in golden.under("sd_student").items()}
     centres = {"center": golden["in/center"], "center2": golden["in/center2"]}
     checkpoint = {"student": student, "teacher": dict(golden.under("sd_teacher")), "ibot_loss": centres}
-    backbone = backbone_of(golden, checkpoint, tmp_path)
+    backbone = backbone_of(official, checkpoint, tmp_path)
     method = config_of(official).build()
     load_method(method, tmp_path / "out")
     crops, head = torch.cat([golden["in/crop0"], golden["in/crop1"]]), method.teacher_head
@@ -257,8 +256,9 @@ def test_the_imported_teacher(official: Networks, tmp_path: Path) -> None:
     assert torch.equal(method.mask_token, student["module.backbone.masked_embed"])
 
 
-def test_the_imported_student(golden: Golden, tmp_path: Path) -> None:
-    backbone = backbone_of(golden, {"student": dict(golden.under("sd_student"))}, tmp_path, key="student")
+def test_the_imported_student(official: Networks, tmp_path: Path) -> None:
+    golden = official.golden
+    backbone = backbone_of(official, {"student": dict(golden.under("sd_student"))}, tmp_path, key="student")
     with torch.no_grad():
         tokens = backbone.forward_features(golden["in/crop0"])
     assert_begins(tokens, golden["out/student_tokens_unmasked_crop0"], FORWARD, "student's tokens")

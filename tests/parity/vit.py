@@ -67,7 +67,7 @@ def use_eps(model: nn.Module, settings: Settings) -> None:
 def assert_gradients(
     model: nn.Module,
     official: Mapping[str, Tensor],
-    ours: Callable[[str], str | None],
+    ours: Callable[[str], str],
     zero: Iterable[str] = (),
     as_ours: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
 ) -> None:
@@ -76,15 +76,13 @@ def assert_gradients(
     Args:
         model: after backward.
         official: by official name.
-        ours: our name of an official one; None = a second name of another.
+        ours: our name of an official one.
         zero: official names whose gradients are rounding noise.
         as_ours: an official gradient in our layout.
     """
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     for name, tensor in official.items():
         mine = ours(name)
-        if mine is None:
-            continue
         assert mine in gradients, f"{name}: officially trained, here there is no trained {mine}"
         gradient = gradients[mine]
         assert gradient is not None, f"{name}: no gradient here"
