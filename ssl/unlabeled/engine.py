@@ -278,7 +278,8 @@ class Engine:
             self._log(norm, feed)
         else:
             self.display.show(self.step, self.progress().epoch, loss, self.meter.pace)
-        if self.watch is not None and (self._due(self.watch.config.every) or last):
+        if self.watch is not None and ((in_turn := self._due(self.watch.config.every)) or last):
+            self.watch.begin_look(in_turn)
             self._look(self.watch)
 
     def _log(self, norm: Tensor, feed: Feed) -> None:

@@ -56,10 +56,12 @@ def _of_method(config: Any, batch: int, old: Progress, new: Progress) -> Iterato
 
 
 def _of_watch(watch: Any, saved: dict[str, Any], total: int) -> Iterator[str]:
-    if watch is None:
-        return
     noted = saved.get("watch")
-    if watch.patience is not None and noted is not None and noted["since_best"] >= watch.patience:
+    if watch is None or noted is None:
+        return
+    before = noted.get("before") or noted
+    if watch.patience is not None and before["since_best"] >= watch.patience:
         yield "watch.patience: it has ended the run, and would have ended a longer one there"
-    if saved["step"] >= total and total % watch.every:
-        yield f"watch.every: at the end, step {total}, the score was looked at out of turn"
+    out_of_turn = saved["step"] >= total and total % watch.every
+    if out_of_turn and watch.keep == "best" and noted["best_step"] == total:
+        yield f"watch.keep: the end, step {total}, is the best so far, out of turn, and those before are not kept"

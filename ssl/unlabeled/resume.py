@@ -62,8 +62,16 @@ def resume(engine: Engine, job: Job, longer: bool = False, extend: float | None 
     _refuse_other_pictures(engine, job, checkpoint.state)
     engine.restore(checkpoint)
     if before.train.epochs < job.recipe.train.epochs:
-        engine.lengths = [*engine.lengths, before.train.epochs]
+        _make_longer(engine, before.train.epochs)
     engine.display.say(f"resuming from {checkpoint.folder}")
+
+
+def _make_longer(engine: Engine, epochs: float) -> None:
+    """Forget what the end of a shorter run did."""
+    engine.lengths = [*engine.lengths, epochs]
+    if engine.watch is not None:
+        engine.watch.forget_end()
+        engine.checkpoints.best = engine.watch.kept_step
 
 
 def _before(engine: Engine, job: Job, saved: dict[str, Any]) -> Any:

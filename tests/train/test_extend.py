@@ -14,9 +14,11 @@ from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, stage_named
 
 from unlabeled.cli import main
+from unlabeled.export import IMAGENET, export_encoder
 from unlabeled.extend import obstacles
 from unlabeled.method import Progress
 from unlabeled.methods import config_of, names
+from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.recipe import load, parse
 from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 
@@ -137,6 +139,28 @@ def test_schedules_that_end_with_the_run_are_refused_with_their_reason(
     assert f"init={home / 'cosine'}/export run.output=OTHER" in said
 
 
+def test_a_watched_fine_tuning_goes_on_as_if_it_had_not_looked_at_its_end(home: Path) -> None:
+    torch.manual_seed(0)
+    tiny: Any = {"patch_size": 4, "width": 16, "depth": 1, "heads": 2}
+    encoder = EncoderConfig(model="vit_tiny_patch16_224", **tiny).build((16, 16))
+    export_encoder(home / "encoder", encoder, IMAGENET, "# card\n", {})
+    (home / "finetune.yaml").write_text(TINY_FINETUNE.replace("UNSET", str(home / "encoder")), encoding="utf-8")
+    watched = "watch={every: 2, hold_out: 0.3, min_delta: 90}"
+
+    def finetune(output: str, *more: str) -> int:
+        level = ("optim.schedule={name: plateau, patience: 1, factor: 0.5}", "optim.warmup_epochs=0")
+        arguments = [str(home / "finetune.yaml"), watched, *level, f"run.output={home / output}", *more]
+        return main(stage_named("finetune"), arguments)
+
+    assert finetune("watched-long", "train.epochs=2") == 0
+    assert finetune("watched", "train.epochs=1") == 0
+    at_the_end = state(home, "watched", 3)["watch"]
+    assert at_the_end["before"]["since_best"] < at_the_end["since_best"], "three steps, a look every two"
+    assert finetune("watched", "train.epochs=1", "--extend", "1") == 0
+    assert checkpoint_bytes(home / "watched", 6) == checkpoint_bytes(home / "watched-long", 6)
+    assert state(home, "watched", 6)["watch"] == state(home, "watched-long", 6)["watch"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -167,7 +191,7 @@ def pretraining(method: str, *more: str) -> Any:
 
 def reasons(recipe: Any, epochs: float = 6, step: int = 4 * PER_EPOCH, **noted: Any) -> list[str]:
     after = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs})})
-    watch = {"since_best": 0, **noted} if getattr(recipe, "watch", None) else None
+    watch = {"since_best": 0, "best_step": 5, **noted} if getattr(recipe, "watch", None) else None
     return [reason.split(":")[0] for reason in obstacles(recipe, after, PER_EPOCH, {"step": step, "watch": watch})]
 
 
@@ -204,10 +228,13 @@ def test_of_a_watched_score() -> None:
         return parse(FinetuneRecipe, TINY_FINETUNE, ["optim.schedule.name=plateau", "train.epochs=4", *more])
 
     assert reasons(watched("watch={every: 5}")) == []
-    assert reasons(watched("watch={every: 3}")) == ["watch.every"]
-    assert reasons(watched("watch={every: 3}"), step=10) == []
+    assert reasons(watched("watch={every: 3}")) == []
+    assert reasons(watched("watch={every: 3}"), best_step=20) == ["watch.keep"]
+    assert reasons(watched("watch={every: 3, keep: last}"), best_step=20) == []
+    assert reasons(watched("watch={every: 5}"), best_step=20) == []
     assert reasons(watched("watch={every: 5, patience: 2}"), since_best=2) == ["watch.patience"]
-    assert reasons(watched("watch={every: 5, patience: 2}"), since_best=1) == []
+    out_of_turn = {"since_best": 2, "before": {"since_best": 1, "best_step": 5}}
+    assert reasons(watched("watch={every: 3, patience: 2}"), **out_of_turn) == []
 
 
 @pytest.mark.parametrize("name", names())

@@ -11,14 +11,20 @@ from pydantic import BaseModel, Field
 from unlabeled.train.schedules import Plateau
 
 
-class Noted(BaseModel, strict=True):
-    """What a watch has noted so far, for a checkpoint."""
+class Counters(BaseModel, strict=True):
+    """What a watch has noted so far."""
 
     best: float | None
     best_step: int | None
     since_best: int
     since_cut: int
     rate: float
+
+
+class Noted(Counters, strict=True):
+    """The same for a checkpoint, and what it was before a look out of turn, which a longer run would not have had."""
+
+    before: Counters | None = None
 
 
 class Watching(BaseModel, frozen=True, extra="forbid"):
@@ -62,6 +68,7 @@ class Watch:
         self.best: float | None = None
         self.best_step: int | None = None
         self.since_best, self.since_cut, self.rate = 0, 0, 1.0
+        self.before: dict[str, Any] | None = None
 
     @property
     def over(self) -> bool:
@@ -93,11 +100,21 @@ class Watch:
         gain = self.best - score if self.config.metric == "nll" else score - self.best
         return gain > self.config.min_delta
 
+    def begin_look(self, in_turn: bool) -> None:
+        """Before a score is read: remember what was noted, where the end of the run is the only reason for the look."""
+        self.before = None if in_turn else {name: getattr(self, name) for name in Counters.model_fields}
+
+    def forget_end(self) -> None:
+        """Go on as if there had been no look out of turn."""
+        if self.before is not None:
+            self.restore(self.before)
+
     def state(self) -> dict[str, Any]:
         """What has been noted, for a checkpoint."""
         return {name: getattr(self, name) for name in Noted.model_fields}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint noted."""
-        for name in Noted.model_fields:
+        for name in Counters.model_fields:
             setattr(self, name, state[name])
+        self.before = state.get("before")
