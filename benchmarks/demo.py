@@ -26,7 +26,7 @@ def main() -> None:
     times: dict[str, float] = {}
     run(times, "pretrain", "pretrain.py", "recipes/demo/simclr_resnet_shapes.yaml", "--fresh", "--force")
     scores = PRETRAINED / "evaluation.json"
-    arguments = ["--data", "shapes", "--pool", "mean", "--crop-pct", "1.0", "--baselines", "--workers", "2"]
+    arguments = ["--data", "shapes", "--pool", "mean", "--crop-pct", "1.0", "--workers", "2"]
     run(times, "evaluate", "-m", "unlabeled", "evaluate", str(EXPORT), *arguments, "--json", str(scores))
     for name, encoder in (("scratch", f"scratch:{EXPORT}"), ("pretrained", str(EXPORT))):
         recipe = ["recipes/demo/finetune_shapes.yaml", f"name=shapes_{name}", f"encoder={encoder}"]
@@ -50,7 +50,8 @@ def show(evaluated: dict[str, Any], times: dict[str, float]) -> None:
     for row in evaluated["rows"]:
         knn, linear = (f"{row['scores'][score]['mean']:.1f}" for score in ("knn", "linear"))
         first_word = row["name"].split()[0]
-        accuracy = {"raw": "-", "untrained": f"{tuned['scratch']:.1f}"}.get(first_word, f"{tuned['pretrained']:.1f}")
+        others = {"raw": "-", "most": "-", "untrained": f"{tuned['scratch']:.1f}"}
+        accuracy = others.get(first_word, f"{tuned['pretrained']:.1f}")
         table.add_row(row["name"], knn, linear, accuracy)
     console.print(table)
     console.print("took  " + "  ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items()))

@@ -117,7 +117,8 @@ def probe(run: Run, data: str, untrained: bool, raw: bool) -> dict[str, dict[str
     file = ROOT / Path(run.export).parent / "evaluation.json"
     exports = (run.export, *([f"scratch:{run.export}"] if untrained and not raw else []))
     options = (*PROBES, "--pool", recipe_of(run.method).evaluate.pool, "--json", str(file))
-    python("-m", "unlabeled", "evaluate", *exports, "--data", data, *options, *(["--baselines"] if raw else []))
+    rivals = "--baselines" if raw else "--no-baselines"
+    python("-m", "unlabeled", "evaluate", *exports, "--data", data, *options, rivals)
     names = (run.method, *(["raw pixels"] if raw else []), f"untrained, as {run.method}")
     return dict(zip(names, json.loads(file.read_text(encoding="utf-8"))["rows"], strict=False))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,12 @@ from PIL import Image
 
 from unlabeled.data.sources import Files
 from unlabeled.errors import UserError
-from unlabeled.evaluate import command
+from unlabeled.evaluate import baselines, command
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.command import add_arguments, run
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.results import Result
+from unlabeled.evaluate.results import Column, Result, Row
 from unlabeled.export import Preprocessing, export_encoder, load_encoder
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.report.intervals import bootstrap
@@ -64,7 +65,8 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
     rows = {row["name"]: row for row in report["rows"]}
     # two exports of one architecture share their baselines
     names = [row["name"] for row in report["rows"]]
-    assert names == [*exports, "raw pixels 8x8", "untrained vit_tiny_patch16_224 (1 x 16)"]
+    assert names == [*exports, "raw pixels 8x8", "untrained vit_tiny_patch16_224 (1 x 16)", "most frequent class"]
+    assert all(score["mean"] == 50 for score in rows.pop("most frequent class")["scores"].values())
     assert rows["raw pixels 8x8"]["dimensions"] == 192
     for row in rows.values():
         assert (row["train_size"], row["test_size"]) == (40, 10)
@@ -178,7 +180,63 @@ def test_every_protocol_with_settings_intervals_and_what_it_rests_on(
     assert "kNN k5 20 %" in head and f"{row['scores']['linear_20%']['mean']:.1f} ± " in first
     said = capsys.readouterr().out
     assert "mean accuracy of episodes" in said
-    assert any(line.count("│") == 5 and "fewshot logistic 2way 2shot" in line for line in said.splitlines())
+    assert any(line.count("│") == 6 and "fewshot logistic 2way 2shot" in line for line in said.splitlines())
+
+
+def test_baselines_come_unasked_and_may_be_left_out(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):  # the darker class is now the larger one
+        shutil.copy(pictures / "val" / "dark" / "0.png", pictures / "val" / "dark" / f"more{i}.png")
+    options = ["--data", str(pictures), "--pool", "mean", "--crop-pct", "1", "--protocol", "knn"]
+    files = ["--json", str(tmp_path / "found.json"), "--markdown", str(tmp_path / "found.md")]
+    assert evaluate(export(tmp_path / "a", 0), *options, *files) == 0
+    report = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    encoder, pixels, untrained, most = report["rows"]
+    assert most["scores"]["knn"]["mean"] == pytest.approx(100 * 8 / 13)
+    details = most["scores"]["knn"]["details"][0]
+    assert (details["balanced_accuracy"], details["recall"], details["uneven"]) == (50, {"dark": 100, "light": 0}, 1.6)
+    said = capsys.readouterr()
+    assert "raw pixels 8x8, untrained vit_tiny_patch16_224 (1 x 16): about" in said.err and "--no-baselines" in said.err
+    # random weights against raw pixels: nothing is gained, and the last line says so
+    best = max(row["scores"]["knn"]["mean"] for row in (pixels, untrained, most))
+    told = report["over_baselines"][encoder["name"]]["knn"]
+    assert told["best"] == best and told["difference"] == pytest.approx(encoder["scores"]["knn"]["mean"] - best)
+    assert not told["clear"] and told["interval"][0] <= told["difference"] <= told["interval"][1]
+    last = said.out.strip().splitlines()[-1]
+    page = (tmp_path / "found.md").read_text(encoding="utf-8")
+    for text in (last, page.splitlines()[-1]):
+        assert "pretraining did not pay: kNN" in text and "What to try" in text
+    assert "has 1.6 times as many as the smallest. Balanced accuracy" in page
+
+    assert evaluate(export(tmp_path / "b", 0), *options, "--no-baselines", *files[:2]) == 0
+    assert len(json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]) == 1
+    monkeypatch.setattr(command, "CHEAP", 0.0)
+    assert evaluate(export(tmp_path / "c", 0), *options, *files[:2]) == 0
+    names = [row["name"] for row in json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]]
+    assert names[1:] == ["most frequent class"] and "baselines left out" in capsys.readouterr().err
+
+
+def row_of(name: str, **each: np.ndarray) -> Row:
+    scores = {Column(score, 1.0): Result(None, [Score(score, values.mean(), values)]) for score, values in each.items()}
+    return Row(name, (8, 8), 4, 10, 10, 2.0, {}, scores, {})
+
+
+def test_gains_over_the_best_baseline_of_the_same_pictures() -> None:
+    random = np.random.default_rng(0)
+    hits = 100.0 * (random.random((3, 200)) < np.array([[0.8], [0.5], [0.3]]))
+    ours = row_of("net", knn=hits[0], linear=hits[1])
+    rivals = [row_of("worst", knn=hits[2]), row_of("twin", knn=hits[1])]
+    rivals.append(row_of("twin of linear", linear=hits[1]))
+    knn, linear = baselines.gains(ours, rivals)
+    assert (knn.baseline, linear.baseline) == ("twin", "twin of linear")
+    assert knn.interval == bootstrap(hits[0] - hits[1]) and knn.clear and linear.interval == (0, 0)
+    text = baselines.verdict(ours, rivals)
+    assert text and "What to try" in text
+    assert text.startswith("net: pretraining did not pay in 1 of 2 scores: linear 47.5 against 47.5 of twin of linear")
+    paid = baselines.verdict(row_of("net", knn=hits[0]), rivals)
+    assert paid and paid.startswith("net: pretraining paid in every score: kNN ")
+    assert baselines.verdict(ours, []) is None
 
 
 def test_a_result_of_several_seeds() -> None:

@@ -15,11 +15,13 @@ from unlabeled.data.given import GIVEN, given
 from unlabeled.data.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.base import Protocol
+from unlabeled.evaluate.baselines import ACCURACY, majority, verdict
+from unlabeled.evaluate.baselines import summary as gained
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.pooling import Pixels, Pool, Wanted
 from unlabeled.evaluate.protocol import DataConfig, Evaluation, Splits, measured, runs
 from unlabeled.evaluate.protocols import PROTOCOLS
-from unlabeled.evaluate.results import Column, Result, Row, document, table
+from unlabeled.evaluate.results import Column, Result, Row, document, table, with_recalls
 from unlabeled.files import check_writable, write_text
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.measures import spectral_rank
@@ -28,7 +30,7 @@ from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, track
 from unlabeled.recipe import parse
 from unlabeled.report.clock import Clock
-from unlabeled.text import say
+from unlabeled.text import plain, say
 
 if TYPE_CHECKING:
     from unlabeled.export import Preprocessing
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 # raw pixels are compared at most at this side: beyond it they are many and no better
 PIXELS_SIDE = 32
 DEFAULT = ("knn", "linear")
+CHEAP = 600.0  # seconds that baselines may take unasked
 OF_DATA = "data."  # how settings of the pictures begin
 
 
@@ -85,7 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size", type=int, metavar="SIDE", help="other than the export's; positions are resampled"
     )
     parser.add_argument("--crop-pct", type=float, help="share of the side that is kept; default: as exported")
-    parser.add_argument("--baselines", action="store_true", help="also raw pixels and untrained encoders")
+    parser.add_argument(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        help="the most frequent class, raw pixels and the untrained network; unless told, the last two only where they "
+        f"take less than {duration(CHEAP)}",
+    )
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the results and the protocol here")
     parser.add_argument("--markdown", type=user_path, metavar="FILE", help="write the table here")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -103,16 +111,22 @@ def run(args: argparse.Namespace) -> int:
     config, protocols, device = _evaluation(args), settings(args.protocol, _changes(args)), device_of(args.device)
     check_writable({"--json": args.json, "--markdown": args.markdown})
     console, clock = Console(), Clock()
-    subjects = list(_subjects(args, config, device))
+    subjects = _subjects(args, config, device)
     shown = track(subjects, "encoders", len(subjects))
     rows = [_evaluate(subject, protocols, device, args) for subject in shown]
-    console.print(table(rows, protocols))
+    baselines = _baselines(args, subjects, rows, protocols, device)
     say(f"took {duration(clock.seconds)}")
+    verdicts = [text for row in rows if (text := verdict(row, baselines))]
+    console.print(table([*rows, *baselines], protocols))
     if args.json is not None:
-        report = {"protocol": _protocol(args, config, protocols), "rows": [row.summary() for row in rows]}
+        told = {row.name: gained(row, baselines) for row in rows} if baselines else {}
+        results = [row.summary() for row in (*rows, *baselines)]
+        report = {"protocol": _protocol(args, config, protocols), "rows": results, "over_baselines": told}
         write_text(args.json, json.dumps(report, indent=2) + "\n")
     if args.markdown is not None:
-        write_text(args.markdown, document(rows, protocols))
+        write_text(args.markdown, document([*rows, *baselines], protocols, verdicts))
+    for text in verdicts:
+        console.print(plain(text), markup=False, soft_wrap=True)
     return 0
 
 
@@ -165,24 +179,57 @@ def device_of(name: str) -> torch.device:
         raise UserError(f"--device {name} cannot be used: {reason}. Use --device auto.") from error
 
 
-def _subjects(args: argparse.Namespace, asked: Evaluation, device: torch.device) -> Iterator[Subject]:
-    """Every export, prepared as it says or as was asked for, then the baselines they need, each once."""
-    baselines: dict[Hashable, Subject] = {}
+def _subjects(args: argparse.Namespace, asked: Evaluation, device: torch.device) -> list[Subject]:
+    """Every export, prepared as it says or as was asked for."""
+    subjects = []
     for path in args.exports:
         encoder, how, words = _load(path, args)
         say(f"{path}: {words}")
-        shape, data, config = encoder.image_size, data_of(args, how), prepared_as(asked, how)
-        yield Subject(path, encoder.to(device), shape, data, config)
-        if args.baselines:
-            small = (min(shape[0], PIXELS_SIDE), min(shape[1], PIXELS_SIDE))
-            if any(PROTOCOLS[name].pixels for name in args.protocol):
-                pixels = Subject(f"raw pixels {_times(small)}", Pixels(), small, data, config)
-                baselines.setdefault((small, data, config), pixels)
-            name = f"untrained {encoder.model} ({encoder.depth} x {encoder.width})"
-            twin = _untrained(encoder).to(device)
-            key = encoder.model, str(encoder.arguments), data, config
-            baselines.setdefault(key, Subject(name, twin, shape, data, config))
-    yield from baselines.values()
+        data, config = data_of(args, how), prepared_as(asked, how)
+        subjects.append(Subject(path, encoder.to(device), encoder.image_size, data, config))
+    return subjects
+
+
+def _baselines(
+    args: argparse.Namespace,
+    subjects: Sequence[Subject],
+    rows: Sequence[Row],
+    protocols: Sequence[Protocol],
+    device: torch.device,
+) -> list[Row]:
+    """What the encoders must be better than, each once, with a word about what it costs."""
+    if args.baselines is False:
+        return []
+    rivals = list(_rivals(args, subjects, device))
+    about = sum(row.cost["seconds"] for row in rows) * len(rivals) / len(rows)
+    words = f"{', '.join(rival.name for rival in rivals)}: about {duration(about)}"
+    if args.baselines is None and about > CHEAP:
+        say(f"baselines left out, {words}; --baselines adds them")
+        rivals = []
+    else:
+        say(f"baselines, {words}; --no-baselines leaves them out")
+    found = [_evaluate(rival, protocols, device, args) for rival in track(rivals, "baselines", len(rivals))]
+    if any(protocol.unit == ACCURACY for protocol in protocols):
+        subject = subjects[0]
+        splits = Splits(subject.config, subject.data, device, args.workers, labels=True)
+        found.append(majority(splits, rows[0], protocols))
+    return found
+
+
+def _rivals(args: argparse.Namespace, subjects: Sequence[Subject], device: torch.device) -> Iterator[Subject]:
+    """Raw pixels, then untrained twins of the encoders, each once."""
+    pixels: dict[Hashable, Subject] = {}
+    twins: dict[Hashable, Subject] = {}
+    for _, encoder, shape, data, config in subjects:
+        small = (min(shape[0], PIXELS_SIDE), min(shape[1], PIXELS_SIDE))
+        if any(PROTOCOLS[name].pixels for name in args.protocol):
+            rival = Subject(f"raw pixels {_times(small)}", Pixels(), small, data, config)
+            pixels.setdefault((small, data, config), rival)
+        name, key = f"untrained {encoder.model} ({encoder.depth} x {encoder.width})", str(encoder.arguments)
+        twin = Subject(name, _untrained(encoder).to(device), shape, data, config)
+        twins.setdefault((encoder.model, key, data, config), twin)
+    yield from pixels.values()
+    yield from twins.values()
 
 
 def _load(path: str, args: argparse.Namespace) -> Prepared:
@@ -277,6 +324,8 @@ def _scores(
         for seed in range(1 if fraction == 1 else seeds):
             size = len(stratified(labels, fraction, seed, names=names)) if protocol.few_labels else None
             for score in measured(protocol, bench.few(fraction, seed)):
+                if protocol.unit == ACCURACY and score.each is not None:
+                    score = with_recalls(score, bench.features()[1].y.cpu().numpy(), names)
                 column = Column(score.name, fraction if protocol.few_labels else None)
                 scores.setdefault(column, Result(size)).found.append(score)
     return scores

@@ -12,6 +12,7 @@ import numpy as np
 from unlabeled.evaluate.base import Protocol, Score
 from unlabeled.report.intervals import bootstrap
 from unlabeled.report.table import estimate, markdown
+from unlabeled.text import markdown as _in_markdown
 from unlabeled.text import one_line
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 WIDEST = 4  # scores side by side in a terminal
+MOST_NAMED = 1000  # classes that are listed
+UNEVEN = 1.5  # from here on the largest class counts for clearly more than the smallest
 
 
 class Column(NamedTuple):
@@ -145,8 +148,53 @@ def table(rows: Sequence[Row], protocols: Sequence[Protocol]) -> Table:
     return drawn
 
 
-def document(rows: Sequence[Row], protocols: Sequence[Protocol]) -> str:
-    """The table as Markdown, with intervals."""
+def with_recalls(score: Score, labels: np.ndarray, names: Sequence[str]) -> Score:
+    """An accuracy with that of every class, their mean, and how uneven the classes are.
+
+    Args:
+        score: whose `each` is 100 for pictures that were recognised and 0 for others.
+        labels: [n] of the same pictures.
+        names: of the classes.
+    """
+    if score.each is None or len(score.each) != len(labels):
+        return score
+    counts = np.bincount(labels, minlength=len(names))
+    recalls = np.bincount(labels, score.each, minlength=len(names)) / np.maximum(counts, 1)
+    present = np.flatnonzero(counts)
+    found: dict[str, Any] = {"balanced_accuracy": float(recalls[present].mean())}
+    found["uneven"] = float(counts.max() / counts[present].min())
+    if len(names) <= MOST_NAMED:
+        found["recall"] = {names[i]: round(float(recalls[i]), 3) for i in present.tolist()}
+    return score._replace(details={**(score.details or {}), **found})
+
+
+def _uneven(rows: Sequence[Row]) -> str:
+    """Balanced accuracies, where classes of the test pictures are uneven."""
+    shown = {row.name: {c: b for c, r in row.scores.items() if (b := _balanced(r))} for row in rows}
+    columns = list(dict.fromkeys(column for found in shown.values() for column in found))
+    uneven = max((ratio for found in shown.values() for _, ratio in found.values()), default=1.0)
+    if uneven < UNEVEN:
+        return ""
+    cells = [
+        [name, *(f"{found[column][0]:.1f}" if column in found else "-" for column in columns)]
+        for name, found in shown.items()
+        if found
+    ]
+    head = ["encoder", *(" ".join(column.heading) for column in columns)]
+    return (
+        f"\nThe largest class of the test pictures has {uneven:.1f} times as many as the smallest. Balanced accuracy, "
+        f"the mean recall of the classes, %:\n\n{markdown(head, cells)}"
+    )
+
+
+def _balanced(result: Result) -> tuple[float, float] | None:
+    """The mean recall of the classes over seeds, and how uneven they are."""
+    found = [score.details for score in result.found if score.details and "uneven" in score.details]
+    return (statistics.mean(one["balanced_accuracy"] for one in found), found[0]["uneven"]) if found else None
+
+
+def document(rows: Sequence[Row], protocols: Sequence[Protocol], verdicts: Sequence[str] = ()) -> str:
+    """The table as Markdown, with intervals; `verdicts` are its last words."""
     shown = columns(rows)
     cells = [
         [row.name, *(_cell(row.scores.get(column)) for column in shown), rank(row), f"{row.cost['cpu_seconds']:.0f}"]
@@ -159,7 +207,9 @@ def document(rows: Sequence[Row], protocols: Sequence[Protocol]) -> str:
     )
     pictures = f"{rows[0].train_size:,} training and {rows[0].test_size:,} test pictures"
     versions = ", ".join(protocol.version for protocol in protocols)
-    return f"{markdown(head, cells)}\n{meaning}. {pictures}. Protocols {versions}.\n{_ious(rows)}"
+    said = "".join(f"\n{_in_markdown(text)}\n" for text in verdicts)
+    table = f"{markdown(head, cells)}\n{meaning}. {pictures}. Protocols {versions}.\n"
+    return f"{table}{_uneven(rows)}{_ious(rows)}{said}"
 
 
 def _ious(rows: Sequence[Row]) -> str:
@@ -192,7 +242,7 @@ def units(protocols: Sequence[Protocol]) -> str:
 
 def rank(row: Row) -> str:
     """`31 of 192`."""
-    return f"{row.effective_rank:.0f} of {row.dimensions}"
+    return f"{row.effective_rank:.0f} of {row.dimensions}" if row.dimensions else "-"
 
 
 def _cell(result: Result | None) -> str:

@@ -1,0 +1,103 @@
+"""What an encoder must be better than: the most frequent class, raw pixels, the same network untrained. Is it?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unlabeled.evaluate.base import Protocol, Score
+from unlabeled.evaluate.protocol import Splits
+from unlabeled.evaluate.results import Column, Result, Row, with_recalls
+from unlabeled.report.intervals import bootstrap
+
+ACCURACY = "top-1 accuracy, %"
+WHAT_TO_TRY = (
+    "What to try: other features (--pool mean, --set linear.blocks=[1,4]), fine-tuning (python -m unlabeled ladder), "
+    "more epochs or pictures, crops as large as what tells the classes apart, another method"
+)
+
+
+class Gain(NamedTuple):
+    """How much better an encoder is than the best baseline in one score.
+
+    Attributes:
+        column: the score.
+        value, best: of the encoder and of that baseline.
+        baseline: its name.
+        interval: of the difference, 95 % by bootstrap over test pictures, the same ones for both.
+    """
+
+    column: Column
+    value: float
+    best: float
+    baseline: str
+    interval: tuple[float, float]
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is better beyond the interval."""
+        return self.interval[0] > 0
+
+
+def majority(splits: Splits, like: Row, protocols: Sequence[Protocol]) -> Row:
+    """The row of calling every test picture the most frequent class of training, in all scores that are accuracies."""
+    train, test = (source.labels[source.labels >= 0] for source in splits.sources)
+    each = 100.0 * (test == np.bincount(train).argmax())
+    accuracies = tuple(protocol.protocol for protocol in protocols if protocol.unit == ACCURACY)
+    score = with_recalls(Score("majority", float(each.mean()), each), test, splits.sources[0].classes)
+    scores = {
+        column: Result(result.labels, [score._replace(name=column.name)])
+        for column, result in like.scores.items()
+        if column.name.startswith(accuracies) and not column.name.endswith("top5")
+    }
+    cost = {"seconds": 0.0, "cpu_seconds": 0.0, "pictures_per_second": 0.0}
+    return Row("most frequent class", like.shape, 0, len(train), len(test), 0.0, like.fingerprints, scores, cost)
+
+
+def gains(row: Row, baselines: Sequence[Row]) -> list[Gain]:
+    """What an encoder gains in every score that is a mean over test pictures and that a baseline has too."""
+    found = []
+    for column, result in row.scores.items():
+        rivals = [(other.scores[column].mean, other) for other in baselines if column in other.scores]
+        if not rivals or result.interval is None:
+            continue
+        best, rival = max(rivals, key=lambda pair: pair[0])
+        ours, theirs = (_each(one) for one in (result, rival.scores[column]))
+        if ours.shape == theirs.shape:
+            found.append(Gain(column, result.mean, best, rival.name, bootstrap(ours - theirs)))
+    return found
+
+
+def _each(result: Result) -> np.ndarray:
+    return np.mean([score.each for score in result.found if score.each is not None], axis=0)
+
+
+def verdict(row: Row, baselines: Sequence[Row]) -> str | None:
+    """Whether pretraining paid, in a sentence, and what to try where it did not; None where nothing can be compared."""
+    found = gains(row, baselines)
+    if not found:
+        return None
+    not_clear = [gain for gain in found if not gain.clear]
+    told = "; ".join(_words(gain) for gain in (not_clear or found))
+    if not not_clear:
+        return f"{row.name}: pretraining paid in every score: {told}."
+    where = "" if len(not_clear) == len(found) else f" in {len(not_clear)} of {len(found)} scores"
+    return f"{row.name}: pretraining did not pay{where}: {told}. {WHAT_TO_TRY}."
+
+
+def _words(gain: Gain) -> str:
+    low, high = gain.interval
+    name = gain.column.key.replace("_", " ").replace("knn", "kNN")
+    return f"{name} {gain.value:.1f} against {gain.best:.1f} of {gain.baseline}, difference [{low:.1f}, {high:.1f}]"
+
+
+def summary(row: Row, baselines: Sequence[Row]) -> dict[str, Any]:
+    """The same as JSON, by score."""
+    found = gains(row, baselines)
+    return {gain.column.key: {"best": gain.best, "baseline": gain.baseline, **_told(gain)} for gain in found}
+
+
+def _told(gain: Gain) -> dict[str, Any]:
+    return {"difference": gain.value - gain.best, "interval": gain.interval, "clear": gain.clear}
