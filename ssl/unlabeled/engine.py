@@ -77,6 +77,7 @@ class Engine:
                 part.compile()
         optimizer = recipe.optim.build(param_groups(self.method.to(self.device), recipe.optim.weight_decay))
         self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
+        self.statistics = state.Statistics(self.method)
         self.peak = recipe.optim.peak(recipe.train.batch_size)
         self.normalize = Normalize(recipe.data.mean, recipe.data.std, self.device)
 
@@ -183,6 +184,7 @@ class Engine:
         progress, optim = self.progress(), self.job.recipe.optim
         set_rates(self.optimizer, optim, self.peak, progress, self.watch.rate if self.watch else 1.0)
         self._outputs = []
+        self.statistics.keep()
         for i, raw in enumerate(pending):
             batch = self._on_device(raw)
             is_last = i + 1 == len(pending)
@@ -231,6 +233,7 @@ class Engine:
         self.step += 1
         self.meter.count(self.job.recipe.train.batch_size)
         if broken:
+            self.statistics.restore_()
             self._count_skipped()
             return
         self.skipped_in_a_row = 0

@@ -18,7 +18,11 @@ from unlabeled.errors import UserError
 def replacing(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place when all is written; after an error it does not."""
     temporary = file.with_suffix(".writing")
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, file)
 
 

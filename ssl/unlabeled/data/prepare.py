@@ -32,7 +32,7 @@ from unlabeled.data.listing import Listing, Stamp
 from unlabeled.data.prepared import ASKED, Record, Settings, different, fingerprint, index_file, which
 from unlabeled.data.source import MAX_PIXELS, Encoded, Source, SourceConfig, Split
 from unlabeled.data.views import resize
-from unlabeled.errors import BadSample, UserError
+from unlabeled.errors import BadSample, Interrupted, Stopped, UserError
 from unlabeled.manifest import sha256_of
 from unlabeled.progress import track
 
@@ -312,7 +312,12 @@ def _pack_all(preparation: Preparation, numbers: list[int], workers: int) -> Ite
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
-        raise UserError("a worker was killed: out of memory? Use fewer --workers; the same command goes on") from error
+        advice = "out of memory? Use fewer --workers; the same command goes on"
+        raise Interrupted(f"a worker was killed: {advice}") from error
+    except Stopped:
+        for process in list(pool._processes.values()):
+            process.kill()  # a tar may take minutes, and is begun anew
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

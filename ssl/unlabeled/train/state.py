@@ -33,6 +33,29 @@ def load_model(model: nn.Module, tensors: Tensors) -> None:
             tensor.copy_(sharded_like(tensors[name], tensor))
 
 
+class Statistics:
+    """Running statistics and centres as they were before a step: a forward changes some, whatever becomes of the step.
+
+    Args:
+        model: whose buffers; they are changed in place, never replaced.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # integers are tables of positions, but for the counters of batches
+        self._own = [buffer for buffer in model.buffers() if buffer.is_floating_point() or not buffer.dim()]
+        self._kept = [buffer.clone() for buffer in self._own]
+
+    def keep(self) -> None:
+        """Remember them as they are."""
+        if self._own:
+            torch._foreach_copy_(self._kept, self._own)
+
+    def restore_(self) -> None:
+        """Put back what was remembered."""
+        if self._own:
+            torch._foreach_copy_(self._own, self._kept)
+
+
 def whole(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
     """A model with whole weights: itself, or a copy from `build` where they are sharded (all processes must ask)."""
     if not is_sharded(model):
