@@ -9,7 +9,6 @@ from typing import Any
 
 from unlabeled.cli import exit_code
 from unlabeled.errors import UserError
-from unlabeled.paths import user_path
 from unlabeled.text import one_line
 from unlabeled.train.signals import EXIT_DONE
 
@@ -25,6 +24,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     from unlabeled.evaluate import command
     from unlabeled.importers import FAMILIES
     from unlabeled.ladder import command as ladder
+    from unlabeled.paths import user_path
     from unlabeled.report import command as report
     from unlabeled.serve import command as serve
     from unlabeled.serve import deploy

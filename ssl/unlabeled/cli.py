@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError
 from unlabeled.files import remove, write_text
-from unlabeled.paths import expand
 from unlabeled.text import plain
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 
@@ -147,6 +146,8 @@ def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
             except UserError as error:
                 parser.exit(EXIT_BAD_INPUT, f"error: {error}\n")
             parser.exit()
+
+    from unlabeled.paths import expand
 
     parser = argparse.ArgumentParser(
         prog=f"{stage.name}.py",

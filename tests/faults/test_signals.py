@@ -150,6 +150,13 @@ def test_a_program_that_is_told_all_the_time_ends_as_told_once(home: Path, tmp_p
     assert run.returncode == STOPPED and "stopped by SIGTERM before the first step" in said and "Traceback" not in said
 
 
+def test_nothing_heavy_is_imported_before_signals_are_heard() -> None:
+    heavy = "{'torch', 'numpy', 'pydantic', 'rich', 'timm', 'PIL', 'yaml'}"
+    for module in ("pretrain", "finetune", "unlabeled.__main__"):
+        asked = f"import sys, {module}; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
+        subprocess.run([sys.executable, "-c", asked], check=True, cwd=ROOT)
+
+
 def hears(process: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
