@@ -10,49 +10,14 @@ from typing import Any
 import pytest
 import timm
 import torch
-from support import ROOT, assert_close_weights, checkpoint_bytes, launch, metrics
+from every_method import LAST, QUIET, SMALL, START, batch_of, build, every_method, recipe_file
+from support import assert_close_weights, checkpoint_bytes, launch, metrics
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from unlabeled.data.loader import Normalize, ViewDataset, collate, to_device
-from unlabeled.data.sampler import EpochSampler
 from unlabeled.export import IMAGENET, export_encoder, split_heads
-from unlabeled.method import Batch, Method, Progress
 from unlabeled.methods import names
-from unlabeled.recipe import load
-from unlabeled.schema import pretrain_recipe
-
-SMALL = ["data.train_size=42", "data.val_size=20", "train.batch_size=8", "train.epochs=2", "optim.warmup_epochs=0.5"]
-QUIET = ["evaluate=null", "run.device=cpu", "run.workers=0", "run.log_every=1", "run.checkpoint_every=3"]
-LAST = 10
-START = Progress(0, LAST, 0.0, 2.0)
-
-every_method = pytest.mark.parametrize("name", names())
-
-
-def recipe_file(name: str) -> Path:
-    file = ROOT / "recipes" / "demo" / f"{name}_shapes.yaml"
-    assert file.is_file(), f"methods/{name}.py needs {file.relative_to(ROOT)}: minutes on a laptop, and what tests run"
-    return file
-
-
-def recipe_of(name: str) -> Any:
-    return load(pretrain_recipe(), str(recipe_file(name)), [*SMALL, *QUIET])
-
-
-def build(name: str) -> Method:
-    torch.manual_seed(0)
-    return recipe_of(name).method.build()
-
-
-def batch_of(name: str) -> Batch:
-    """The first batch of eight samples, on the CPU."""
-    recipe = recipe_of(name)
-    dataset = ViewDataset(recipe.data.open("train"), recipe.method.views, recipe.method.encoder.patch_size, recipe.seed)
-    positions = next(iter(EpochSampler(42, 8, LAST, seed=recipe.seed)))
-    cpu = torch.device("cpu")
-    return to_device(collate([dataset[p] for p in positions]), cpu, Normalize(IMAGENET.mean, IMAGENET.std, cpu))
 
 
 @every_method

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from methods.test_contract import batch_of, build
+from every_method import batch_of, build
 from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, stage_named
 
