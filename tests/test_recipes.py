@@ -14,6 +14,7 @@ from unlabeled.cli import main
 from unlabeled.data.mixing import Mixing
 from unlabeled.data.sampler import steps_per_epoch, total_steps
 from unlabeled.errors import UserError
+from unlabeled.plan import _rate as rate
 from unlabeled.recipe import describe, dump, load, parse
 from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 
@@ -128,6 +129,8 @@ def test_another_kind_of_section_needs_one_override() -> None:
     before = switched("pretrain/simmim_vitb_in1k")
     assert before.optim.schedule.name == "steps"
     assert switched("pretrain/simmim_vitb_in1k", "optim.schedule.name=constant").optim.schedule.name == "constant"
+    level = switched("pretrain/mae_vitb16_in1k", "optim.schedule.name=constant")
+    assert rate(level).endswith("warm-up 40 epochs, constant")
     sgd = switched("pretrain/mae_vitb16_in1k", "optim.name=sgd").optim
     assert sgd.name == "sgd" and sgd.base_lr == switched("pretrain/mae_vitb16_in1k").optim.base_lr
     data = switched(
