@@ -51,7 +51,8 @@ def head_card(
         f"{READ[pool]}\nlogits = features @ head['weight'].T + head['bias']\n```\n\n"
         f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures"
     )
-    return _card(recipe, engine, f"{recipe.name}: linear head of {len(source.classes)} classes", body, "")
+    title = f"{recipe.name}: linear head of {len(source.classes)} classes"
+    return _card(recipe, engine, title, body + _classes(recipe), "")
 
 
 def classifier_card(recipe: Any, engine: Any, result: dict[str, Any]) -> str:
@@ -61,7 +62,16 @@ def classifier_card(recipe: Any, engine: Any, result: dict[str, Any]) -> str:
         f"Fine-tuned ({recipe.task.mode}) from {code(recipe.encoder)} on {len(source):,} labelled pictures.\n\n"
         f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures"
     )
-    return _card(recipe, engine, f"{recipe.name}: classifier of {len(source.classes)} classes", body, "")
+    title = f"{recipe.name}: classifier of {len(source.classes)} classes"
+    return _card(recipe, engine, title, body + _classes(recipe), "")
+
+
+def _classes(recipe: Any) -> str:
+    """How classes are numbered."""
+    rule = "the natural order of their names (2 before 10), or the data set's own"
+    if recipe.data.classes is not None:
+        rule = f"the order of `{recipe.data.classes}`"
+    return f"\n\n## Classes\n\n`label_names` in config.json has them by number: {rule}."
 
 
 def _card(recipe: Any, engine: Any, title: str, body: str, arguments: str) -> str:

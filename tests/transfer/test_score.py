@@ -67,6 +67,7 @@ def test_timm_alone_finds_the_same_confusions(output: Path, result: dict[str, An
     assert list(result["per_class"].values()) == pytest.approx(recalls, abs=1e-3)
     config = json.loads((output / "export" / "config.json").read_text(encoding="utf-8"))
     assert config["pretrained_cfg"]["crop_pct"] == 1.0 and config["label_names"] == list(val.classes)
+    assert "natural order of their names" in (output / "export" / "README.md").read_text(encoding="utf-8")
 
 
 def test_protocol_seeds_and_cost(output: Path, result: dict[str, Any]) -> None:

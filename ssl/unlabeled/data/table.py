@@ -185,6 +185,8 @@ def _rows(path: str, reader: Any) -> Iterator[list[str]]:
 def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, float) and value.is_integer():  # integers of which some are missing
+        return str(int(value))
     return "" if value is None else str(value)
 
 
