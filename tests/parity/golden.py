@@ -146,6 +146,10 @@ class Golden:
             pytest.fail(f"the set's {self.file} has nothing under {prefix}{end}")
         return part
 
+    def some(self, prefix: str) -> Part:
+        """Tensors below `prefix/` of which a set may store some or none: gradients, and what a step makes of them."""
+        return Part(self, f"{prefix}/")
+
     def found(self, pattern: str) -> list[str]:
         """What the group of a regular expression matches at the beginning of names, each once, sorted."""
         return sorted({match[1] for key in self._tensors if (match := re.match(pattern, key))})
@@ -181,6 +185,13 @@ def assert_close(ours: Tensor, golden: Tensor, tolerance: float, what: str) -> N
     scale = golden.abs().max().clamp_min(torch.finfo(golden.dtype).tiny)
     error = ((ours.detach() - golden).abs().max() / scale).item()
     assert error <= tolerance, f"{what}: off by {error:.2e} of the tensor's maximum, allowed {tolerance:.0e}"
+
+
+def assert_gradient_at(ours: Tensor | None, golden: Golden, key: str, tolerance: float) -> None:
+    """As `assert_begins`, with a gradient that the set may leave out: `test_whole` sees to it that it holds some."""
+    assert ours is not None, f"{key}: no gradient here"
+    if key in golden:
+        assert_begins(ours, golden[key], tolerance, key)
 
 
 def assert_begins(ours: Tensor, golden: Tensor, tolerance: float, what: str) -> None:

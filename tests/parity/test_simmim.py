@@ -170,7 +170,7 @@ def test_gradients(golden: Golden, export: Path) -> None:
             return gradient
         return gradient.squeeze().unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)
 
-    assert_gradients(model, golden.under("grad"), ours, as_ours=in_our_order)
+    assert_gradients(model, golden.some("grad"), ours, as_ours=in_our_order)
     norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
     assert_close(torch.stack(norms).norm(), golden["out/grad_norm_total"], BACKWARD, "norm of all gradients")
 

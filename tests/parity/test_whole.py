@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from parity.golden import METHODS, NOT_YET, READ, files_of, golden_folders, names_in
 from parity.whole import modules_of, ran_whole
+
+WITH_GRADIENTS = (
+    "mae/model.safetensors",
+    "simmim/vit.safetensors",
+    "mocov3/model.safetensors",
+    "mocov3/contrastive.safetensors",
+    "dino/head.safetensors",
+    "dino/loss.safetensors",
+    "dino/multicrop.safetensors",
+    "ibot/head.safetensors",
+    "ibot/loss.safetensors",
+    "ibot/model.safetensors",
+    "dinov2/koleo.safetensors",
+    "dinov2/losses.safetensors",
+)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -25,6 +41,17 @@ def test_every_name_of_the_set_is_compared(request: pytest.FixtureRequest, metho
 def leftover(method: str, file: Path) -> list[str]:
     """Names in a file that nobody read, but for files that are not compared yet."""
     return [] if f"{method}/{file.name}" in NOT_YET else sorted(names_in(file) - READ[file])
+
+
+@pytest.mark.parametrize("file", WITH_GRADIENTS)
+def test_there_are_gradients_to_compare(request: pytest.FixtureRequest, file: str) -> None:
+    """A set may store some of them, not none."""
+    method, _, name = file.partition("/")
+    folder = golden_folders(request.config).get(method)
+    if folder is None:
+        pytest.skip(f"the given set has no folder {method}")
+    found = [key for key in names_in(folder / name) if re.search(r"(^|/)(grad|dloss_d|d\w+_d)", key)]
+    assert found, f"{file} holds no gradient"
 
 
 def test_what_is_not_compared_yet_is_little_and_says_why() -> None:
