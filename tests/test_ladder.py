@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import torch
 from unlabeled.__main__ import main
 from unlabeled.data.shapes import Shapes
 from unlabeled.data.source import Source, Split
+from unlabeled.data.subset import few_shot
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.knn import Knn
 from unlabeled.evaluate.linear import Linear
 from unlabeled.evaluate.protocol import Evaluation, Splits
 from unlabeled.export import IMAGENET, export_encoder, load_encoder
 from unlabeled.ladder import command, report, rungs
+from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.rungs import Step
 from unlabeled.nn.encoder import EncoderConfig
 
@@ -40,8 +43,25 @@ def test_the_cheapest_rung_that_none_clearly_beats_pays() -> None:
     assert report.pays([CHEAP, MIDDLE, DEAR._replace(accuracies=[58.5, 60.5])]).rung == "lora"
     assert report.pays([CHEAP._replace(accuracies=[57.0]), MIDDLE, DEAR]).rung == "knn"
     assert "linear probe pays, 56.0 % for 2.0 s; LoRA, 57.0 % for 90 s, is not better" in report.verdict(
-        [CHEAP, MIDDLE, DEAR], 0.1
+        [CHEAP, MIDDLE, DEAR], Amount(0.1)
     )
+
+
+def test_whether_pretraining_paid() -> None:
+    steps = [step._replace(pictures=1000) for step in (CHEAP, MIDDLE, DEAR)]
+    guess, scratch = Step("majority", 0.1, [10.0], 0.0), Step("scratch", 0.1, [49.0, 51.0], 80.0)
+    rivals = [guess._replace(pictures=1000), scratch._replace(pictures=1000)]
+    # 57 against 50: errors of 1 and 1 by seeds, and of sqrt(57 * 43 / 1000) and sqrt(50 * 50 / 1000) by pictures
+    found = report.gain([*rivals, *steps], Amount(0.1))
+    assert found and (found.rung, found.baseline, found.points) == ("lora", "scratch", 7)
+    assert found.error == pytest.approx(2 * math.sqrt(1 + 1 + 57 * 43 / 1000 + 50 * 50 / 1000))
+    assert report.worth([*rivals, *steps], [Amount(0.1)]).startswith("\nPretraining paid: with 10 % of the labels LoRA")
+    closer = [rivals[0], rivals[1]._replace(accuracies=[52.0, 54.0])]
+    said = report.worth([*closer, *steps], [Amount(0.1)])
+    assert "did not pay: with 10 % of the labels LoRA is +4.0 points (± 5.3) against trained from scratch. What" in said
+    # a rung without pretraining is no way to use it
+    assert report.pays([*rivals, *steps]).rung == "linear"
+    assert report.gain(steps, Amount(0.1)) is None and report.worth(steps, [Amount(0.1)]) == ""
 
 
 def test_cells_and_titles_are_short() -> None:
@@ -86,12 +106,26 @@ def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
 
 
 def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = ["--set", "lora.task.lora.rank=2", "layer_decay.optim.base_lr=1e-4"]
+    changed = [
+        "--set",
+        "lora.task.lora.rank=2",
+        "layer_decay.optim.base_lr=1e-4",
+        "pixels.epochs=1",
+        "untrained.epochs=1",
+    ]
     assert main([*arguments, *changed]) == 0
     content = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))
     found = {(step["rung"], step["fraction"]): step["accuracies"] for step in content["steps"]}
     assert set(found) == {(rung, fraction) for rung in rungs.RUNGS for fraction in (0.1, 1.0)}
-    assert all(len(scores) == (1 if key in {("knn", 1.0), ("linear", 1.0)} else 2) for key, scores in found.items())
+    read = (*rungs.BASELINES, *rungs.PROBES)
+    assert all(len(scores) == (1 if key in {(rung, 1.0) for rung in read} else 2) for key, scores in found.items())
+    train, val = (FEW.open(split) for split in ("train", "val"))
+    assert found["majority", 1.0] == [100 * np.mean(val.labels == np.bincount(train.labels).argmax())]
+    last = (tmp_path / "out" / "ladder.md").read_text(encoding="utf-8").splitlines()[-1]
+    assert last.startswith("Pretraining did not pay: ") and "What to try: " in last
+    scratch = (tmp_path / "out" / "scratch_10pct_seed1" / "recipe.yaml").read_text(encoding="utf-8")
+    assert f"scratch:{arguments[1]}" in scratch and "mode: full" in scratch
+    assert {step["labels"] for step in content["steps"] if step["fraction"] == 0.1} == {20}
     for rung, fraction in (("attentive", 0.1), ("lora", 1.0)):
         results = [tmp_path / "out" / f"{rung}_{100 * fraction:g}pct_seed{seed}" / "result.json" for seed in (0, 1)]
         assert found[rung, fraction] == [json.loads(file.read_text(encoding="utf-8"))["accuracy"] for file in results]
@@ -102,7 +136,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
         assert found[probe.protocol, 0.1] == by_hand
     recipe = (tmp_path / "out" / "lora_10pct_seed1" / "recipe.yaml").read_text(encoding="utf-8")
     assert "rank: 2" in recipe and "fraction_seed: 1" in recipe and "fraction: 0.1" in recipe
-    assert set(content["pays"]) == {"0.1", "1"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000
+    assert set(content["pays"]) == {"10 %", "100 %"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000
 
     # again: nothing is trained, the same is said
     monkeypatch.setattr("unlabeled.cli.train", lambda *_: pytest.fail("trained again"))
@@ -121,7 +155,7 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
     climb = rungs.Climb(
         export, FEW, (16, 16), IMAGENET._replace(pool="mean", crop_pct=0.9), options, torch.device("cpu")
     )
-    made = {rung: rungs.recipe_of(climb, rung, 0.1, 3) for rung in rungs.TUNED}
+    made = {rung: rungs.recipe_of(climb, rung, Amount(0.1), 3) for rung in rungs.TUNED}
     for recipe in made.values():
         assert recipe.seed == recipe.task.fraction_seed == 3 and recipe.task.fraction == 0.1
         # 20 labels in batches of a quarter: ten epochs of four steps, one of them warm-up
@@ -133,15 +167,20 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
         ("attentive", "attention"),
         ("lora", "mean"),
         ("differential_lr", "mean"),
+        ("full", "mean"),
     ]
+    assert [recipe.encoder for recipe in made.values()] == [export] * 3 + [f"scratch:{export}"]
+    few = rungs.recipe_of(climb, "lora", Amount(shots=2), 3)
+    assert (few.name, few.task.shots, few.task.fraction) == ("lora_2shots_seed3", 2, 1.0)
+    assert few.train.batch_size * 4 <= 2 * len(FEW.open("train").classes)
     assert (tasks["lora"].lora.rank, tasks["layer_decay"].layer_decay) == (2, 0.75)
-    assert [task.drop_path for task in tasks.values()] == [0.3, 0.0, 0.1]
+    assert [task.drop_path for task in tasks.values()] == [0.3, 0.0, 0.1, 0.1]
 
 
 def test_a_rung_of_another_recipe_is_refused(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*arguments, "--rungs", "knn", "attentive"]
+    arguments = [*arguments, "--rungs", "knn", "attentive", "--no-baselines"]
     assert main(arguments) == 0
     left = {name: (tmp_path / "out" / name).read_bytes() for name in ("ladder.json", "ladder.md", "ladder.png")}
     assert main([*arguments, "--set", "attentive.optim.base_lr=0.5", "knn.k=1"]) == 2
@@ -152,7 +191,7 @@ def test_a_rung_of_another_recipe_is_refused(
 def test_a_probe_can_be_changed_too(arguments: list[str], tmp_path: Path) -> None:
     found = []
     for k in (1, 60):
-        assert main([*arguments, "--rungs", "knn", "--set", f"knn.k={k}", "knn.temperature=1"]) == 0
+        assert main([*arguments, "--no-baselines", "--rungs", "knn", "--set", f"knn.k={k}", "knn.temperature=1"]) == 0
         found.append(
             [
                 step["mean"]
@@ -160,6 +199,27 @@ def test_a_probe_can_be_changed_too(arguments: list[str], tmp_path: Path) -> Non
             ]
         )
     assert found[0] != found[1]
+
+
+def test_shots(arguments: list[str], tmp_path: Path) -> None:
+    place = arguments.index("--fractions")
+    few = [*arguments[:place], *arguments[place + 3 :], "--rungs", "knn", "--no-baselines"]
+    assert main([*few, "--shots", "3", "1"]) == 0
+    steps = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
+    classes = len(FEW.open("train").classes)
+    assert [(step["shots"], step["labels"], len(step["accuracies"])) for step in steps] == [
+        (1, classes, 2),
+        (3, 3 * classes, 2),
+    ]
+    splits = Splits(Evaluation(pool="mean", crop_pct=1.0), FEW, torch.device("cpu"))
+    bench = Bench(load_encoder(arguments[1]), splits, (16, 16))
+    kept = few_shot(bench.features()[0].y.numpy(), 3, 1)
+    train, _ = bench.few(1.0, 1, shots=3).features()
+    assert torch.equal(train.x, bench.features()[0].x[kept])
+    assert "3 labels a class" in (tmp_path / "out" / "ladder.md").read_text(encoding="utf-8")
+    assert main([*few, "--shots", "1", "--fractions", "1"]) == 0
+    steps = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
+    assert [(step["shots"], step["fraction"]) for step in steps] == [(1, 1.0), (None, 1.0)]
 
 
 def test_a_folder_that_cannot_be_written_is_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,10 +247,11 @@ def test_a_cnn_has_fewer_rungs(arguments: list[str], tmp_path: Path, capsys: pyt
     arguments = [arguments[0], str(tmp_path / "cnn"), *arguments[2:], "--pool", "mean"]
     assert main([*arguments, "--rungs", "knn", "lora"]) == 2
     said = capsys.readouterr().err
-    assert "--rungs lora: it needs a transformer's attention" in said and "knn, linear, layer_decay" in said
-    assert main([*arguments, "--fractions", "1", "--seeds", "1"]) == 0
+    assert "--rungs lora: it needs a transformer's attention" in said and "knn, linear, layer_decay, scratch" in said
+    fast = ["--fractions", "1", "--seeds", "1", "--set", "pixels.epochs=1", "untrained.epochs=1", "linear.epochs=1"]
+    assert main([*arguments, *fast]) == 0
     steps = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
-    assert [step["rung"] for step in steps] == ["knn", "linear", "layer_decay"]
+    assert [step["rung"] for step in steps] == [*rungs.BASELINES, "knn", "linear", "layer_decay", "scratch"]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +262,8 @@ def test_a_cnn_has_fewer_rungs(arguments: list[str], tmp_path: Path, capsys: pyt
         (["--set", "knn.kk=1"], "knn.kk: unknown field"),
         (["--set", "knn.kk=1", "--set", "linear.epochs=5"], "knn.kk: unknown field"),
         (["--set", "lora.seed=1", "--rungs", "knn"], "lora is not climbed. Add it to --rungs"),
+        (["--shots", "0"], "--shots 0: expected at least 1"),
+        (["--shots", "4000"], "4000 shots were asked for"),
         (["--seeds", "0"], "--seeds 0: expected at least 1"),
         (["--batch-size", "0"], "--batch-size 0: expected at least 2"),
         (["--workers", "-1"], "--workers -1: expected at least 0"),

@@ -275,7 +275,7 @@ def test_every_share_is_drawn_once_for_every_seed() -> None:
 
 def test_an_untrained_twin_is_always_the_same_other_one(tmp_path: Path) -> None:
     encoder = load_encoder(export(tmp_path / "a", 1))
-    one, two = (command._untrained(encoder).state_dict() for _ in range(2))
+    one, two = (command.untrained_twin(encoder).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     name = "vit.blocks.0.attn.qkv.weight"
     assert not torch.equal(one[name], encoder.state_dict()[name])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unlabeled.data.subset import stratified
+from unlabeled.data.subset import few_shot, stratified
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.pooling import Part, Pool, Wanted, check, parts, reader
 from unlabeled.nn.encoder import Encoder
@@ -29,6 +29,7 @@ class Bench:
 
     Attributes:
         fraction: share of the training labels that `features` gives out; 1 = all.
+        shots: labels of every class that it gives out; None = as `fraction` says.
         seed: of what protocols draw, and of which labels that share holds.
     """
 
@@ -38,6 +39,7 @@ class Bench:
         self.encoder, self.splits, self.shape, self.seed = encoder, splits, shape, seed
         self._pool = pool
         self.fraction = 1.0
+        self.shots: int | None = None
         self._parts: dict[Part, tuple[Features, Features]] = {}
 
     @property
@@ -55,10 +57,11 @@ class Bench:
         """What features are where a protocol does not say."""
         return self.splits.config.pool or self._pool or self.encoder.default_pool
 
-    def few(self, fraction: float, seed: int = 0) -> Bench:
-        """The same bench with a share of the training labels; features are computed once for both."""
+    def few(self, fraction: float, seed: int = 0, shots: int | None = None) -> Bench:
+        """The same bench with a share of the training labels, or so many of every class; features are computed once
+        for both."""
         twin = copy.copy(self)
-        twin.fraction, twin.seed = fraction, seed
+        twin.fraction, twin.seed, twin.shots = fraction, seed, shots
         return twin
 
     def prepare(self, wanted: Iterable[Wanted]) -> None:
@@ -93,8 +96,10 @@ class Bench:
         self.prepare([wanted])
         found = [self._parts[part] for part in parts(wanted)]
         train, test = (_joined([pair[side] for pair in found]) for side in (0, 1))
-        if self.fraction < 1:
-            names = self.splits.sources[0].classes
+        names = self.splits.sources[0].classes
+        if self.shots is not None:
+            train = train.take(few_shot(train.y.cpu().numpy(), self.shots, self.seed, names))
+        elif self.fraction < 1:
             train = train.take(stratified(train.y.cpu().numpy(), self.fraction, self.seed, names=names))
         return train, test
 

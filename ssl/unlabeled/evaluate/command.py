@@ -226,7 +226,7 @@ def _rivals(args: argparse.Namespace, subjects: Sequence[Subject], device: torch
             rival = Subject(f"raw pixels {_times(small)}", Pixels(), small, data, config)
             pixels.setdefault((small, data, config), rival)
         name, key = f"untrained {encoder.model} ({encoder.depth} x {encoder.width})", str(encoder.arguments)
-        twin = Subject(name, _untrained(encoder).to(device), shape, data, config)
+        twin = Subject(name, untrained_twin(encoder).to(device), shape, data, config)
         twins.setdefault((encoder.model, key, data, config), twin)
     yield from pixels.values()
     yield from twins.values()
@@ -274,7 +274,7 @@ def data_of(args: argparse.Namespace, how: Preprocessing) -> DataConfig:
     return data
 
 
-def _untrained(encoder: Encoder) -> Encoder:
+def untrained_twin(encoder: Encoder) -> Encoder:
     """The same architecture with random weights, always the same."""
     from unlabeled.export import untrained
 

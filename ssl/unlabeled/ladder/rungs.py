@@ -1,4 +1,4 @@
-"""The rungs: two probes of frozen features and three ways of fine-tuning, each a complete recipe."""
+"""The rungs: what needs no pretraining, two probes of frozen features, and ways of training, each a complete recipe."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.base import Protocol
 from unlabeled.evaluate.protocol import Evaluation, Splits, measured
+from unlabeled.ladder.amount import Amount
 from unlabeled.report.clock import Clock
 
 if TYPE_CHECKING:
     from unlabeled.export import Preprocessing
 
+# what an encoder must be better than: majority of the labels, and linear probes of pixels and of random weights
+BASELINES = ("majority", "pixels", "untrained")
 PROBES = ("knn", "linear")
 TUNED: dict[str, dict[str, Any]] = {
     "attentive": {"task": {"mode": "attentive"}, "optim": {"base_lr": 1e-3, "weight_decay": 0.01}},
@@ -27,8 +31,13 @@ TUNED: dict[str, dict[str, Any]] = {
         "task": {"mode": "differential_lr", "layer_decay": 0.75, "drop_path": 0.1},
         "optim": {"base_lr": 1e-3, "weight_decay": 0.05},
     },
+    "scratch": {"task": {"mode": "full", "drop_path": 0.1}, "optim": {"base_lr": 1e-3, "weight_decay": 0.05}},
 }
-RUNGS = (*PROBES, *TUNED)
+WAYS = (*PROBES, *TUNED)
+RUNGS = (*BASELINES, *WAYS)
+UNPRETRAINED = (*BASELINES, "scratch")
+# the protocol that reads a rung's features
+PROTOCOL = {"pixels": "linear", "untrained": "linear"}
 NEEDS_ATTENTION = ("attentive", "lora")
 
 
@@ -40,12 +49,23 @@ class Step(NamedTuple):
         fraction: share of the labels.
         accuracies: one per seed.
         seconds: CPU time of one seed, the pass over the pictures included.
+        shots: labels of every class; None = a share.
+        labels: how many labels that is.
+        pictures: that were tested on.
     """
 
     rung: str
     fraction: float
     accuracies: list[float]
     seconds: float
+    shots: int | None = None
+    labels: int = 0
+    pictures: int = 0
+
+    @property
+    def amount(self) -> Amount:
+        """Of the labels."""
+        return Amount(self.fraction, self.shots)
 
     @property
     def mean(self) -> float:
@@ -78,20 +98,50 @@ class Climb(NamedTuple):
     device: torch.device
 
 
+def guessed(climb: Climb) -> Iterator[Step]:
+    """Calling every picture the class that most of the labels are of."""
+    splits = splits_of(climb)
+    train, test = splits.sources
+    truth = test.labels[test.labels >= 0]
+    for amount in climb.options.amounts:
+        clock, found, labels = Clock(), [], np.empty(0)
+        for seed in seeds_of(amount, climb.options.seeds):
+            labels = train.labels[amount.choose(train.labels, seed, train.classes)]
+            found.append(100 * float((truth == np.bincount(labels[labels >= 0]).argmax()).mean()))
+        cost = clock.cpu_seconds / len(found)
+        yield Step("majority", amount.fraction, found, cost, amount.shots, len(labels), len(truth))
+
+
 def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
-    """Rungs that are read out of frozen features: one pass over the pictures, then every share and seed."""
+    """Rungs that are read out of frozen features of one encoder: one pass over the pictures, then all amounts and
+    seeds."""
     from unlabeled.evaluate.bench import Bench
-    from unlabeled.export import load_encoder
 
     options, clock = climb.options, Clock()
-    bench = Bench(load_encoder(climb.export).to(climb.device), splits_of(climb), climb.shape)
+    encoder, shape = _encoder(climb, rungs[0])
+    bench = Bench(encoder.to(climb.device), splits_of(climb), shape)
     bench.features()
     looking = clock.cpu_seconds
     for rung in rungs:
-        for fraction in options.fractions:
-            seeds, clock = seeds_of(fraction, options.seeds), Clock()
-            scores = [measured(probe_of(climb, rung), bench.few(fraction, seed))[0].value for seed in seeds]
-            yield Step(rung, fraction, scores, looking + clock.cpu_seconds / len(scores))
+        for amount in options.amounts:
+            seeds, clock = seeds_of(amount, options.seeds), Clock()
+            benches = [bench.few(amount.fraction, seed, amount.shots) for seed in seeds]
+            scores = [measured(probe_of(climb, rung), one)[0].value for one in benches]
+            train, test = benches[0].features()
+            cost = looking + clock.cpu_seconds / len(scores)
+            yield Step(rung, amount.fraction, scores, cost, amount.shots, len(train.y), len(test.y))
+
+
+def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
+    """What makes the features of a rung, and the size of its images."""
+    from unlabeled.evaluate.command import PIXELS_SIDE, untrained_twin
+    from unlabeled.evaluate.pooling import Pixels
+    from unlabeled.export import load_encoder
+
+    if rung == "pixels":
+        return Pixels(), (min(climb.shape[0], PIXELS_SIDE), min(climb.shape[1], PIXELS_SIDE))
+    encoder = load_encoder(climb.export)
+    return untrained_twin(encoder) if rung == "untrained" else encoder, climb.shape
 
 
 def splits_of(climb: Climb) -> Splits:
@@ -109,23 +159,29 @@ def probe_of(climb: Climb, rung: str) -> Protocol:
     """
     from unlabeled.evaluate.command import settings
 
-    return settings([rung], [change for change in climb.options.set if change.startswith(f"{rung}.")])[0]
+    name, start = PROTOCOL.get(rung, rung), f"{rung}."
+    changes = [f"{name}.{one.removeprefix(start)}" for one in climb.options.set if one.startswith(start)]
+    return settings([name], changes)[0]
 
 
 def tuned(climb: Climb, rung: str) -> Iterator[Step]:
-    """A rung that is trained, on every share. What an earlier climb has finished is not trained again."""
-    for fraction in climb.options.fractions:
-        results = [_train(recipe_of(climb, rung, fraction, seed)) for seed in range(climb.options.seeds)]
-        seconds = statistics.mean(result["cost"]["cpu_s"] for result in results)
-        yield Step(rung, fraction, [result["accuracy"] for result in results], seconds)
+    """A rung that is trained, on every amount of labels. What an earlier climb has finished is not trained again."""
+    for amount in climb.options.amounts:
+        results = [_train(recipe_of(climb, rung, amount, seed)) for seed in range(climb.options.seeds)]
+        seconds, accuracies = (
+            statistics.mean(result["cost"]["cpu_s"] for result in results),
+            [result["accuracy"] for result in results],
+        )
+        labels, pictures = results[0]["protocol"]["labelled_pictures"], results[0]["pictures"]
+        yield Step(rung, amount.fraction, accuracies, seconds, amount.shots, labels, pictures)
 
 
-def seeds_of(fraction: float, count: int) -> range:
-    """Probes of all labels are the same whatever the seed."""
-    return range(1 if fraction == 1 else count)
+def seeds_of(amount: Amount, count: int) -> range:
+    """What is read from all labels is the same whatever the seed."""
+    return range(1 if amount.all else count)
 
 
-def recipe_of(climb: Climb, rung: str, fraction: float, seed: int) -> Any:
+def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> Any:
     """The recipe of a rung that is trained, as finetune.py reads it; `--set` has the last word.
 
     Raises:
@@ -134,21 +190,22 @@ def recipe_of(climb: Climb, rung: str, fraction: float, seed: int) -> Any:
     from unlabeled.recipe import RecipeError, parse
     from unlabeled.schema import FinetuneRecipe
 
-    options, how, own, name = climb.options, climb.how, TUNED[rung], f"{rung}_{100 * fraction:g}pct_seed{seed}"
-    batch, epochs = _length(climb, fraction, seed)
+    options, how, own, name = climb.options, climb.how, TUNED[rung], f"{rung}_{amount.key}_seed{seed}"
+    batch, epochs = _length(climb, amount, seed)
     task = {
         # a timm classifier reads no two kinds of tokens
         "pool": "attention" if rung == "attentive" else "cls" if how.pool == "cls_mean" else how.pool,
         "view": {"size": list(climb.shape), "scale": [options.min_scale, 1.0]},
         "crop_pct": how.crop_pct,
         "interpolation": how.interpolation,
-        "fraction": fraction,
+        "fraction": amount.fraction,
+        "shots": amount.shots,
         "fraction_seed": seed,
     }
     content = {
         "name": name,
         "seed": seed,
-        "encoder": climb.export,
+        "encoder": f"scratch:{climb.export}" if rung == "scratch" else climb.export,
         "data": climb.data.model_dump(mode="json"),
         "task": {**task, **own["task"]},
         "optim": {"lr_rule": "none", "betas": [0.9, 0.999], "clip": 1.0, "warmup_epochs": epochs / 10, **own["optim"]},
@@ -163,12 +220,10 @@ def recipe_of(climb: Climb, rung: str, fraction: float, seed: int) -> Any:
         raise UserError(f"rung {rung}: {error}") from error
 
 
-def _length(climb: Climb, fraction: float, seed: int) -> tuple[int, float]:
-    """Batch size and epochs of `--steps` steps on a share of the labels, which must fill a batch."""
-    from unlabeled.data.subset import stratified
-
+def _length(climb: Climb, amount: Amount, seed: int) -> tuple[int, float]:
+    """Batch size and epochs of `--steps` steps on some of the labels, which must fill a batch."""
     train = climb.data.open("train")
-    labels = len(stratified(train.labels, fraction, seed, names=train.classes))
+    labels = len(amount.choose(train.labels, seed, train.classes))
     batch = min(climb.options.batch_size, max(2, labels // 4))
     return batch, climb.options.steps / (labels // batch)
 

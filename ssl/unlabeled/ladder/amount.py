@@ -1,0 +1,48 @@
+"""How many of the labels a rung is climbed with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from unlabeled.data.subset import few_shot, stratified
+
+
+class Amount(NamedTuple):
+    """A share of the labels of every class, or so many labels of each.
+
+    Attributes:
+        fraction: the share; 1 where `shots` says how many.
+        shots: labels of every class; None = a share.
+    """
+
+    fraction: float = 1.0
+    shots: int | None = None
+
+    @property
+    def short(self) -> str:
+        """`10 %` or `5 a class`."""
+        return f"{100 * self.fraction:g} %" if self.shots is None else f"{self.shots} a class"
+
+    @property
+    def words(self) -> str:
+        """`10 % of the labels` or `5 labels a class`."""
+        return f"{self.short} of the labels" if self.shots is None else f"{self.shots} labels a class"
+
+    @property
+    def key(self) -> str:
+        """For names of folders: `10pct` or `5shots`."""
+        return f"{100 * self.fraction:g}pct" if self.shots is None else f"{self.shots}shots"
+
+    @property
+    def all(self) -> bool:
+        """Whether it is every label, so that there is nothing to draw."""
+        return self.shots is None and self.fraction == 1
+
+    def choose(self, labels: np.ndarray, seed: int, names: Sequence[str] = ()) -> np.ndarray:
+        """Sorted indices into labels [n]. Raises UserError where a class has too few."""
+        if self.shots is not None:
+            return few_shot(labels, self.shots, seed, names)
+        return stratified(labels, self.fraction, seed, names=names)
