@@ -71,7 +71,8 @@ def test_rates_fall_with_depth(mode: str) -> None:
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
         assert scale[name] == pytest.approx(0.00005), name
     assert classifier(mode=mode, pool="mean", **settings).lr_scale("model.fc_norm.weight") == 1.0
-    assert {classifier(mode="full", **settings).lr_scale(f"model.{name}") for name in scale} == {1.0}
+    full = classifier(mode="full", **settings)
+    assert {full.lr_scale(f"model.{name}") for name in scale} == {1.0}
 
 
 def test_norms_biases_tokens_and_positions_do_not_decay() -> None:
