@@ -475,15 +475,15 @@ def test_more_shards_than_descriptors_held(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before + 128
 
 
-def test_a_million_pictures_stay_under_200_megabytes() -> None:
+def test_a_picture_stays_under_200_bytes() -> None:
     builder = IndexBuilder()
-    for i in range(1_000_000):
+    for i in range(200_000):
         builder.add_member(b"n%08d/a_photograph_of_something_%08d.jpg" % (i // 1000, i), 0, 4096 * i, 4000)
     index = builder.build()
     classes, labels = index.folders()
-    assert len(index) == 1_000_000 and len(classes) == 1000
-    assert index.name(999_999) == b"n00000999/a_photograph_of_something_00999999.jpg"
-    assert index.nbytes + labels.nbytes < 200e6
+    assert len(index) == 200_000 and len(classes) == 200
+    assert index.name(199_999) == b"n00000199/a_photograph_of_something_00199999.jpg"
+    assert index.nbytes + labels.nbytes < 200 * len(index)
 
 
 # ---------------------------------------------------------------- files beside pictures, as WebDataset has them

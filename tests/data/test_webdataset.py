@@ -192,6 +192,16 @@ def test_labels_of_names_with_more_dots(tmp_path: Path, caplog: pytest.LogCaptur
     assert labels_of(mixed)[-1] == "9" and "2 .cls files have more dots in their names" in caplog.text
 
 
+@pytest.mark.parametrize("content", ["x" * 5000, "a\0b", '{"y": ' + "7" * 5000 + "}", "[" * 100_000])
+def test_labels_beyond_reason_are_refused(content: str, tmp_path: Path) -> None:
+    pack(tmp_path / "s.tar", ["0.jpg", "0.cls", "0.json"], cls=content, json=content)
+    for labels, problem in (("cls", "holds no text"), ("json:y", "holds no y")):
+        if labels == "cls" or content.startswith(("{", "[")):
+            with pytest.raises(UserError, match=problem) as error:
+                opened(tmp_path / "s.tar", labels=labels)
+            assert len(str(error.value)) < 1000
+
+
 def test_two_labels_of_one_picture(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'0\.cls' is a second label"):
         opened(pack(tmp_path / "s.tar", ["0.jpg", "0.cls", "0.CLS"], cls="1"), labels="cls")

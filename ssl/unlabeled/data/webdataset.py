@@ -7,20 +7,23 @@ read and why is said once.
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from unlabeled.data.dialect import LONGEST
 from unlabeled.data.index import EXTENSIONS, Index, is_picture, readable
 from unlabeled.data.said import say_once
 from unlabeled.errors import UserError
 from unlabeled.recipe.faults import show
 
 Member = tuple[bytes, int, int]  # name, start, size
-LABEL_BYTES = 1 << 20
+LABEL_BYTES = 1 << 20  # of a file
 ALL = "all"
 OTHER_PARTS = "other parts of samples"
 SHOWN = 5
@@ -100,7 +103,10 @@ class Beside:
         file.seek(start)
         try:
             text = file.read(size).decode("utf-8-sig")
-            return self._value(json.loads(text)) if self.key else text
+            label = self._value(json.loads(text)) if self.key else text.strip()
+            if isinstance(label, str) and (len(label) > LONGEST or "\0" in label):
+                raise ValueError(f"expected at most {LONGEST:,} characters without NUL, found {len(label):,}")
+            return label
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path!r}: {readable(name)!r} holds no {self.key or 'text'} ({error!r})") from error
 
@@ -132,13 +138,9 @@ class Samples:
         self._labelled = self._named = 0
 
     def note(self, members: Sequence[Member]) -> None:
-        """Look at the names of one tar."""
-        endings: dict[bytes, list[bytes]] = {}
-        for name, _, _ in members:
-            root, ending = stem(name)
-            if ending:
-                endings.setdefault(root, []).append(ending.lower())
-        for root, found in endings.items():
+        """Look at the sorted names of one tar."""
+        for root, sample in itertools.groupby(map(stem, (name for name, _, _ in members)), operator.itemgetter(0)):
+            found = [ending.lower() for _, ending in sample if ending]
             pictures = [ending for ending in found if is_picture(b"_." + ending)]
             if len(pictures) > 1 and is_picture(root + b"." + pictures[0]):
                 self._note(
@@ -172,17 +174,15 @@ def one_of_each(index: Index, part: str | None) -> tuple[Index, np.ndarray]:
     """One picture of every sample, and which those are: a flag [n] for each picture.
 
     Args:
-        index: of tars.
+        index: of tars, whose names are sorted.
         part: the ending of the pictures to use; None = the plainest: `000.jpg` before `000.left.jpg`, JPEG before PNG.
     """
-    best: dict[tuple[int, bytes], tuple[Any, int]] = {}
-    for i in range(len(index)):
-        root, ending = stem(index.name(i))
-        if part is None or ending.lower() == part.encode():
-            sample = int(index.shards[i]), root
-            best[sample] = min(best.get(sample, (_rank(ending), i)), (_rank(ending), i))
     chosen = np.zeros(len(index), np.bool_)
-    chosen[[i for _, i in best.values()]] = True
+    for _, sample in itertools.groupby(range(len(index)), lambda i: (index.place(i), stem(index.name(i))[0])):
+        endings = {i: stem(index.name(i))[1] for i in sample}
+        fitting = [i for i, ending in endings.items() if part is None or ending.lower() == part.encode()]
+        if fitting:
+            chosen[min(fitting, key=lambda i: _rank(endings[i]))] = True
     return index.only(chosen, Counter({OTHER_PARTS: int((~chosen).sum())})), chosen
 
 
