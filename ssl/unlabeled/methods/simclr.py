@@ -3,7 +3,8 @@
 Two augmentations of a picture attract each other and repel all other pictures of the global batch; no teacher, no
 predictor. The official code is for ResNets in TensorFlow; the loss and the projector follow the paper (equation 1 and
 section 4.2), a ViT's initialisation and its frozen patch projection follow MoCo v3, whose paper trains SimCLR on ViTs
-the same way (Chen, Xie, He 2021, table 3). Both views go through a CNN in one batch, as in the official code.
+the same way (Chen, Xie, He 2021, table 3). Both views go through a CNN in one batch, as in the official code. Not as
+there: the projector's last norm learns no gain (MoCo v3's heads), and the blur is Pillow's.
 """
 
 from __future__ import annotations
