@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from unlabeled.errors import UserError, first_line
 from unlabeled.export_config import AGAIN, read_config
 from unlabeled.files import readable, remove, replace_folder
-from unlabeled.manifest import MANIFEST, Damaged, parse_tensors, read_file, read_manifest, write_folder
+from unlabeled.manifest import MANIFEST, Damaged, parse_tensors, read_file, read_manifest, read_plain, write_folder
 from unlabeled.method import Method
 from unlabeled.nn.beit import fit_tables, is_relative
 from unlabeled.nn.encoder import Encoder, Pool
@@ -547,7 +547,7 @@ def read_weights(file: Path) -> Tensors:
 
 def _checked(file: Path) -> bytes:
     if not os.path.lexists(file.with_name(MANIFEST)):
-        return file.read_bytes()
+        return read_plain(file)
     return read_file(file.parent, file.name, read_manifest(file.parent))
 
 

@@ -70,7 +70,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if os.path.lexists(file) and os.stat(file).st_size > MAX_BYTES:
             raise Damaged(f"it has more than {MAX_BYTES:,} bytes")
-        manifest = parse_json(_read(file))
+        manifest = parse_json(read_plain(file))
     except (Damaged, OSError) as error:
         raise Damaged(f"no readable {MANIFEST} ({error})") from error
     if not isinstance(manifest, dict):
@@ -86,7 +86,7 @@ def read_file(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
         raise Damaged(f"{name} cannot be read ({error.strerror})") from error
     said = manifest.get(name)
     # a file of another size is not read: it may be of any
-    if not isinstance(said, dict) or said.get("bytes") != size or describe(data := _read(folder / name)) != said:
+    if not isinstance(said, dict) or said.get("bytes") != size or describe(data := read_plain(folder / name)) != said:
         raise Damaged(f"{name} is not what was written (size or SHA-256 differ)")
     return data
 
@@ -116,7 +116,7 @@ def parse_tensors(data: bytes) -> Tensors:
         raise Damaged(f"no safetensors: {first_line(error)}") from error
 
 
-def _read(file: Path) -> bytes:
+def read_plain(file: Path) -> bytes:
     """The bytes of a plain file; whatever else goes by that name might never end."""
     try:
         if not file.is_file():

