@@ -116,7 +116,7 @@ def probe(run: Run, data: str, untrained: bool, raw: bool) -> dict[str, dict[str
     """What `python -m unlabeled evaluate` finds, by the name of the row: the method, and what else is asked for."""
     file = ROOT / Path(run.export).parent / "evaluation.json"
     exports = (run.export, *([f"scratch:{run.export}"] if untrained and not raw else []))
-    options = (*PROBES, "--pool", recipe_of(run.method).evaluate.pool, "--json", str(file))
+    options = (*PROBES, "--json", str(file))
     rivals = "--baselines" if raw else "--no-baselines"
     python("-m", "unlabeled", "evaluate", *exports, "--data", data, *options, rivals)
     names = (run.method, *(["raw pixels"] if raw else []), f"untrained, as {run.method}")

@@ -23,6 +23,7 @@ from unlabeled.__main__ import main
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.knn import knn_accuracy
 from unlabeled.export import IMAGENET, export_encoder, load_encoder, preprocessing_of
+from unlabeled.importers import FAMILIES
 from unlabeled.methods import dino, ibot, mae, mocov3, simclr, simmim
 from unlabeled.nn.encoder import EncoderConfig
 
@@ -190,6 +191,16 @@ def test_every_method_says_how_its_encoder_is_evaluated(module: Any, pool: str) 
     with torch.device("meta"):
         method = module.Config().build()
     assert method.pooling() == pool
+
+
+def test_weights_of_others_are_pooled_by_a_rule() -> None:
+    """As the official code evaluates them; timm's as timm does, but MAE's by the mean."""
+    assert {name: module.FAMILY.pool for name, module in FAMILIES.items()} == {
+        **dict.fromkeys(("mae", "simmim"), "mean"),
+        **dict.fromkeys(("mocov3", "dino", "ibot", "dinov2"), "cls"),
+    }
+    names = {"vit_base_patch16_224.mae": "mean", "vit_small_patch16_224.dino": "cls", "resnet50": "mean"}
+    assert {name: preprocessing_of(f"timm:{name}").pool for name in names} == names
 
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "beit_base_patch16_224"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
@@ -15,6 +17,7 @@ from unlabeled.errors import BadSample, UserError
 
 TESTED = 200  # test pictures that are looked for
 READ = 1000  # training pictures that are read to find them, at most
+AT_ONCE = 16  # files that are read
 FEW = 20  # with fewer test pictures a share says little
 SHARE = 0.1  # of the test pictures: what is allowed, as real data sets hold copies
 Rows = NDArray[np.int64]
@@ -108,11 +111,18 @@ def _marks(source: Source) -> NDArray[np.int64] | None:
     return cast("Marked", source).marks if isinstance(source, Marked) else None
 
 
-def _digests(source: Source, rows: Rows) -> Iterator[tuple[int, bytes]]:
+def _digests(source: Source, rows: Rows) -> list[tuple[int, bytes]]:
     """(number, digest) of pictures; those that cannot be read are left out."""
-    for i in map(int, rows):
-        try:
-            data = source.read(i) if isinstance(source, Encoded) else source.image(i).numpy().tobytes()
-        except BadSample:
-            continue
-        yield i, blake2b(data, digest_size=16).digest()
+    numbers = rows.tolist()
+    # files may lie far away
+    with ThreadPoolExecutor(AT_ONCE if isinstance(source, Encoded) else 1) as pool:
+        found = pool.map(partial(_digest, source), numbers)
+        return [(number, digest) for number, digest in zip(numbers, found, strict=True) if digest is not None]
+
+
+def _digest(source: Source, i: int) -> bytes | None:
+    try:
+        data = source.read(i) if isinstance(source, Encoded) else source.image(i).numpy().tobytes()
+    except BadSample:
+        return None
+    return blake2b(data, digest_size=16).digest()
