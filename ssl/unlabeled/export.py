@@ -376,10 +376,11 @@ def _as_timm_says(name: str) -> Preprocessing:
         raise UserError(f"timm has no such weights of '{name}': {error}") from error
     if config is None:
         return IMAGENET
-    with torch.device("meta"):
-        pool = OUR_POOLS.get(getattr(timm.create_model(architecture, num_classes=0), "global_pool", ""))
-    if name.removeprefix(architecture).startswith(".mae"):
-        pool = "mean"
+    if is_cnn(architecture) or name.removeprefix(architecture).startswith(".mae"):
+        pool: Pool | None = "mean"
+    else:
+        with torch.device("meta"):
+            pool = OUR_POOLS.get(getattr(timm.create_model(architecture, num_classes=0), "global_pool", ""))
     return Preprocessing(
         config.mean, config.std, config.crop_pct, config.interpolation, pool=pool, size=config.input_size[1:]
     )

@@ -159,7 +159,11 @@ def test_grey_pictures_through_an_encoder_of_colours(
     np.save(tmp_path / "x.npy", pictures)
     np.save(tmp_path / "y.npy", labels)
     files = ", ".join(f"{name}: {tmp_path}/{file}.npy" for name, file in SPLITS.items())
-    grey = (f"data={{name: arrays, {files}, mean: [0.5], std: [0.5]}}", "train.epochs=0.4", "optim.warmup_epochs=0")
+    grey = (
+        f"data={{name: arrays, {files}, mean: [0.5], std: [0.5], allow_overlap: true}}",
+        "train.epochs=0.4",
+        "optim.warmup_epochs=0",
+    )
     command_line = [str(home / "finetune.yaml"), f"run.output={tmp_path}/run", *grey]
     assert launch("finetune", command_line) == [2]
     assert "the encoder sees 3 channels, the pictures have 1" in capfd.readouterr().err
