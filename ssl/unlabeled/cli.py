@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError
 from unlabeled.files import remove, write_text
-from unlabeled.text import plain
+from unlabeled.text import escape_logs, plain
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
                 from unlabeled.progress import Bars
 
                 print_any_script()
+                escape_logs()
                 with Bars(active=os.environ.get("RANK", "0") == "0"):
                     code = run()
         except Stopped as error:

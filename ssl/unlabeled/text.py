@@ -5,6 +5,7 @@ JSON needs none of this: Python's escapes all that is not ASCII.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 
@@ -57,6 +58,19 @@ def drawable(text: str) -> str:
 def say(text: str) -> None:
     """Print one line for a person, on standard error."""
     print(one_line(text), file=sys.stderr, flush=True)
+
+
+class _Escaped(logging.Formatter):
+    """Of log lines, all in one line; what comes with a traceback in several."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return (plain if record.exc_info else one_line)(super().format(record))
+
+
+def escape_logs() -> None:
+    """Escape what is logged where nobody said how: Python prints warnings and errors on standard error then."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Escaped())
 
 
 def _escape(character: str) -> str:

@@ -3,8 +3,10 @@ passes them on."""
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
+import logging
 import re
 import shutil
 import unicodedata
@@ -155,9 +157,51 @@ def test_errors_of_megabytes_are_cut(capsys: pytest.CaptureFixture[str]) -> None
 def test_diagrams_of_any_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     names = [*HOSTILE, "日本", "\udcff", "$", "$a$b$"]
     draw_confusion(tmp_path / "a.png", torch.eye(len(names), dtype=torch.int64), names, "$\\x \x1b[2J")
-    ladder.plot([Step("knn", 1.0, [1.0], 1.0)], [1.0], "$\\frac{ \x1b[2J\n日本", tmp_path / "b.png")
+    step = Step("knn", 1.0, [1.0], 1.0)
+    ladder.plot([step], [step.amount], "$\\frac{ \x1b[2J\n日本", tmp_path / "b.png")
     assert all(Image.open(tmp_path / file).size for file in ("a.png", "b.png"))
     assert not [str(w.message) for w in recwarn if "lyph" in str(w.message)]
+
+
+# ---------------------------------------------------------------- every writer
+
+SAFE = {"one_line", "plain", "dumps", "table"}
+OWN_WORDS = {
+    "cli.py:_show": "the help",
+    "cli.py:_print_plan": "escaped by format_plan",
+    "ladder/command.py:run": "names of rungs",
+}
+
+
+def test_whatever_prints_escapes_or_prints_no_names() -> None:
+    """A new `print` with something in it must go through one of these functions."""
+    root, raw = Path(text.__file__).parent, []
+    for file in sorted(root.rglob("*.py")):
+        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            place = f"{file.relative_to(root).as_posix()}:{getattr(function, 'name', '')}"
+            if isinstance(function, ast.FunctionDef) and place not in OWN_WORDS:
+                raw += [place for call in ast.walk(function) if _prints(call) and not _escapes(call)]
+    assert not raw
+
+
+def _prints(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+
+
+def _escapes(call: ast.AST) -> bool:
+    nodes = list(ast.walk(call))
+    used = {getattr(n.func, "id", getattr(n.func, "attr", "")) for n in nodes if isinstance(n, ast.Call)}
+    return bool(used & SAFE) or (
+        not any(isinstance(n, ast.JoinedStr) for n in nodes)
+        and "text" not in {n.id for n in nodes if isinstance(n, ast.Name)}
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_logged_is_one_line(name: str) -> None:
+    assert exit_code(lambda: 0, last=False) == 0 and logging.lastResort is not None
+    record = logging.LogRecord("unlabeled.data", logging.WARNING, "", 0, "%s is not there", (name,), None)
+    assert is_clean(logging.lastResort.format(record), 0)
 
 
 # ---------------------------------------------------------------- whole programs

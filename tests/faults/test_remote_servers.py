@@ -335,7 +335,7 @@ def test_a_run_whose_server_goes_ends_with_75_and_goes_on(tmp_path: Path) -> Non
             "{name: shapes, train_size: 42, val_size: 20, size: 16}", f"{{name: files, path: '{address}'}}"
         ).replace("batch_size: 8", "batch_size: 2")
         (tmp_path / "r.yaml").write_text(recipe, encoding="utf-8")
-        run = [str(tmp_path / "r.yaml"), f"run.output={tmp_path / 'run'}", "run.workers=1", "run.checkpoint_every=1"]
+        run = [str(tmp_path / "r.yaml"), f"run.output={tmp_path / 'run'}", "run.workers=1", "train.epochs=2"]
         answers += [well] * 8 + [refuses(503)] * 1000
         assert launch("pretrain", run, hook=impatient_run) == [75]
         answers.clear()

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from unlabeled.data.index import EXTENSIONS, Index
 from unlabeled.data.labels import renumbered
 from unlabeled.data.source import Split, digest
-from unlabeled.text import one_line
 
 FORMAT = f"2 {len(EXTENSIONS)}"  # what is read depends on Pillow
 # something may have changed again within the tick of its clock, as git has it for its index
@@ -122,7 +121,7 @@ def _current(file: Path, question: Asked) -> Listing | None:
         return None
     if (what := question.changed(listing)) is None:
         return listing
-    log.warning("%s has changed since the pictures were indexed: looking for them again", one_line(what))
+    log.warning("%s has changed since the pictures were indexed: looking for them again", what)
     return None
 
 
@@ -146,7 +145,7 @@ def save(file: Path, listing: Listing, asked: str) -> None:
         temporary.write_bytes(packed(columns, {"listing": text, "hash": _hash(text, columns)}))
         os.replace(temporary, file)
     except OSError as error:
-        log.warning("the index cannot be kept in %s: %s", one_line(str(file)), error.strerror)
+        log.warning("the index cannot be kept in %s: %s", file, error.strerror)
         with suppress(OSError):
             temporary.unlink()
 

@@ -30,6 +30,7 @@ from unlabeled.files import check_writable
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import task
 from unlabeled.schema import FinetuneRecipe, load_any
+from unlabeled.text import one_line
 from unlabeled.train.distributed import make_accelerator
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.training import Training, finetuning, pretraining
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"recipe": recipe.name, **facts, **judged, "versions": versions()}, indent=2))
     else:
         show(Console(highlight=False), recipe, facts, found)
-        print("".join(f"\n{line}" for line in written), end="\n" if written else "")
+        print("".join(f"\n{one_line(line)}" for line in written), end="\n" if written else "")
     return EXIT_BAD_INPUT if any(finding.severity == "stop" for finding in found) else EXIT_DONE
 
 

@@ -18,7 +18,6 @@ from unlabeled.data.views import Interpolation, center_crop
 from unlabeled.data.workers import Batches
 from unlabeled.errors import BadSample, Stopped, UserError
 from unlabeled.progress import track
-from unlabeled.text import one_line
 from unlabeled.train.distributed import gather_objects, raise_together
 from unlabeled.train.signals import stop
 
@@ -177,7 +176,7 @@ def _whole(x: list[Tensor], rows: list[int], labels: list[int], bad: list[Bad], 
         shares = gather_objects(shares[0])
     unusable = [bad for share in shares for bad in share[3]]
     if unusable:
-        log.warning("evaluation leaves out %d pictures, the first: %s", len(unusable), one_line(": ".join(unusable[0])))
+        log.warning("evaluation leaves out %d pictures, the first: %s", len(unusable), ": ".join(unusable[0]))
     parts = [share[0] for share in shares if share[0] is not None]
     if not parts:
         raise UserError(
