@@ -16,13 +16,13 @@ from injected import at, in_a_worker, own_group, to_the_group, to_this_one
 from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
 
 STOPPED, LAST = 75, 15
-SCORED = ["evaluate.every=6", "evaluate.knn.k=3", "evaluate.crop_pct=1.0"]
+SCORED = ["evaluate.every=6", "evaluate.knn.k=3", "evaluate.crop_pct=1.0", "evaluate.linear=null"]
 OPEN = "unlabeled.data.source:SourceConfig.open"
 ENGINE = "unlabeled.engine:Engine.__init__"
 ENCODE = "unlabeled.evaluate.features:stack_centred"
 SCORE = "unlabeled.evaluate.protocol:Evaluator.__call__"
 EXPORT = "unlabeled.export:split_heads"
-WRITE = "unlabeled.export:_write_model"
+WRITE = "unlabeled.export:write_export"
 
 
 @pytest.fixture(scope="module")
@@ -54,72 +54,59 @@ def steps_of(output: Path) -> list[tuple[int, bool]]:
     return [(line["step"], "loss" in line) for line in metrics(output)]
 
 
-def strike(place: str, call: int = 1) -> Callable[[], None]:
-    """A fault: SIGTERM to the group there."""
-    return partial(at, place, to_the_group, call)
+def strike(place: str, number: int = signal.SIGTERM, call: int = 1) -> Callable[[], None]:
+    """A fault: a signal to the group there."""
+    return partial(at, place, partial(to_the_group, number), call)
 
 
+# one after the other, each in the run that the one before has stopped
 PLACES: dict[str, tuple[Callable[[], None], ...]] = {
     "start, while pictures are looked for": (strike(OPEN),),
-    "start, while the model is built": (strike(ENGINE),),
+    "start, while the model is built": (strike(ENGINE, signal.SIGINT),),
     "warm-up, by the first worker": (partial(in_a_worker, to_the_group, 0),),
     "warm-up, while workers start": (partial(at, "unlabeled.data.loader:_begin", to_the_group, in_children=True),),
-    "evaluation at step 6": (strike(SCORE),),
-    "a save": (strike("unlabeled.manifest:describe", 3),),
-    "the end of a save": (strike("unlabeled.train.checkpoint:Checkpoints._prune", 2),),
-    "evaluation after the last step": (strike(SCORE, 3),),
-    "before the export": (strike(EXPORT),),
-    "the export": (strike("unlabeled.export:write_export"),),
+    "a save": (strike("unlabeled.manifest:describe", call=3),),
+    "the end of a save": (strike("unlabeled.train.checkpoint:Checkpoints._prune", signal.SIGUSR1),),
+    "the evaluation that was left out": (strike(SCORE),),
     "a step, and again after its checkpoint": (
-        strike("unlabeled.engine:Engine._update", 7),
+        strike("unlabeled.engine:Engine._update", call=2),
         strike("unlabeled.data.feed:Feed.close"),
-        strike("torch.distributed:is_initialized", 0),
+        strike("torch.distributed:is_initialized", call=0),
     ),
+    "evaluation at step 12": (strike(SCORE, signal.SIGINT),),
+    "evaluation after the last step": (strike(SCORE, call=2),),
+    "before the export": (strike(EXPORT),),
+    "the export": (strike(WRITE, signal.SIGUSR1),),
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_the_group_is_stopped_anywhere(
-    home: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_group_is_stopped_anywhere(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = command(home, "pretrain", tmp_path, "run.workers=1")
-    codes = launch("pretrain", arguments, hook=partial(own_group, *PLACES[place]))
-    said = capsys.readouterr().err
-    assert codes == [STOPPED] and "stopped by SIGTERM" in said and "Traceback" not in said
-    if place.startswith(("start", "warm-up")):
-        assert "before the first step" in said and not (tmp_path / "checkpoints").exists()
+    for place, faults in PLACES.items():
+        codes = launch("pretrain", arguments, hook=partial(own_group, *faults))
+        said = capsys.readouterr().err
+        assert codes == [STOPPED] and "stopped by SIG" in said and "Traceback" not in said, (place, codes, said)
+        if place.startswith(("start", "warm-up")):
+            assert "before the first step" in said and not (tmp_path / "checkpoints").exists(), place
     assert launch("pretrain", arguments) == [0]
     assert_same_end(home, "pretrain", tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_so_do_other_signals(home: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    fault = partial(at, SCORE, partial(to_the_group, number))
-    assert launch("pretrain", command(home, "pretrain", tmp_path), hook=partial(own_group, fault)) == [STOPPED]
-    assert f"stopped by {signal.Signals(number).name} at step 6; checkpoint in" in capsys.readouterr().err
+# (where, which call, of which process): again one after the other
+TOLD = [(OPEN, 1, 0), (SCORE, 1, 1), (EXPORT, 1, 1), (WRITE, 1, 0)]
 
 
-@pytest.mark.parametrize(
-    ("place", "call", "rank"),
-    [
-        (OPEN, 1, 0),
-        (ENGINE, 1, 1),
-        (SCORE, 1, 1),
-        (SCORE, 3, 0),
-        (EXPORT, 1, 1),
-        ("unlabeled.export:write_export", 1, 0),
-    ],
-)
 def test_processes_stop_together_where_one_is_told(
-    home: Path, tmp_path: Path, place: str, call: int, rank: int, capsys: pytest.CaptureFixture[str]
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = command(home, "pretrain", tmp_path)
-    fault = partial(at, place, to_this_one, call, rank=rank)
-    assert launch("pretrain", arguments, world=2, hook=fault) == [STOPPED] * 2
-    assert "Traceback" not in capsys.readouterr().err
-    if place == SCORE:
-        assert launch("pretrain", arguments, world=2) == [0, 0]
-        assert steps_of(tmp_path) == steps_of(home / "pretrain")
+    for place, call, rank in TOLD:
+        fault = partial(at, place, to_this_one, call, rank=rank)
+        codes = launch("pretrain", arguments, world=2, hook=fault)
+        said = capsys.readouterr().err
+        assert codes == [STOPPED] * 2 and "Traceback" not in said, (place, call, codes, said)
+    assert launch("pretrain", arguments, world=2) == [0, 0]
+    assert steps_of(tmp_path) == steps_of(home / "pretrain")
 
 
 def test_a_run_that_is_cut_off_in_its_last_scoring_goes_on_there(
