@@ -7,6 +7,7 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from support import TINY_PRETRAIN, stage_named
 
 from unlabeled.cli import main
 from unlabeled.data.index import ending_of
-from unlabeled.data.left_out import skipped_in
+from unlabeled.data.left_out import skipped_in, unlabelled_in
 from unlabeled.data.mixture import Mixture
 from unlabeled.data.part import Part
 from unlabeled.data.skipped import FOREIGN, in_words
+from unlabeled.data.source import Source
 from unlabeled.data.sources import Files
 from unlabeled.doctor.facts import split_facts
 from unlabeled.doctor.pictures import survey
@@ -120,6 +122,11 @@ def test_plan_and_doctor_say_what_is_not_read(tmp_path: Path, capsys: pytest.Cap
     facts = split_facts(found, (16, 16), 4)
     assert facts["skipped"] == COUNTED and json.loads(json.dumps(facts)) == facts
     assert ("skipped", WORDS) in list(_pictures(SimpleNamespace(data=Files(path="x")), facts))
+
+
+def test_a_plan_counts_what_fine_tuning_leaves_out_for_want_of_a_label() -> None:
+    source = cast(Source, SimpleNamespace(labels=np.array([0, -1, 1, -1, -1]), classes=("a", "b")))
+    assert unlabelled_in(Part(source, np.array([0, 2]))) == 3 and unlabelled_in(source) == 0
 
 
 # ---------------------------------------------------------------- formats that are not read

@@ -29,6 +29,7 @@ def pictures(home: Path, bad: bytes = b"") -> str:
         with open(os.path.join(folder, b"bad\xe9.png"), "wb") as file:
             file.write(bad)
     (home / "scan.jp2").touch()
+    Image.new("RGB", (16, 16)).save(home / "stray.png")
     return str(home)
 
 
@@ -38,10 +39,10 @@ def test_names_that_are_no_utf8_go_through_a_run_and_its_features(
     data = pictures(tmp_path / "d", b"no picture")
     recipe = TINY_PRETRAIN.replace(
         "{name: shapes, train_size: 42, val_size: 20, size: 16}",
-        f"{{name: files, path: {data}, train: '', max_bad_fraction: 0.5}}",
+        f"{{name: files, path: {data}, stray: keep, max_bad_fraction: 0.5}}",
     )
     (tmp_path / "tiny.yaml").write_text(
-        recipe.replace("epochs: 3, batch_size: 8", "epochs: 1, batch_size: 5"), encoding="utf-8"
+        recipe.replace("epochs: 3, batch_size: 8", "epochs: 1, batch_size: 4"), encoding="utf-8"
     )
     assert launch("pretrain", [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / 'run'}"]) == [0]
     lines = (tmp_path / "run" / "bad_samples.jsonl").read_text(encoding="utf-8").splitlines()
@@ -53,7 +54,7 @@ def test_names_that_are_no_utf8_go_through_a_run_and_its_features(
     bad = [json.loads(line) for line in (out / "bad.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {one["key"] for one in bad} == expected
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["classes"] == ["caf\\xe9", "né", "日本"] and manifest["written"] == 12
+    assert manifest["classes"] == ["caf\\xe9", "né", "日本"] and manifest["written"] == 13
     assert manifest["skipped"] == {".jp2": 1} and "1 file is not read: 1 .jp2" in capsys.readouterr().err
 
 
