@@ -191,4 +191,4 @@ def test_a_run_keeps_its_index_and_notices_new_pictures(tmp_path: Path, capsys: 
     capsys.readouterr()
     assert launch("pretrain", arguments) == [2]
     said = capsys.readouterr().err
-    assert "has changed since the pictures were indexed" in said and "a run on other pictures" in said
+    assert "has changed since the pictures were indexed" in said and "on 10 pictures, and there are 11 now" in said
