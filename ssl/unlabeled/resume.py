@@ -64,6 +64,12 @@ def resume(engine: Engine, job: Job, longer: bool = False, extend: float | None 
     if before.train.epochs < job.recipe.train.epochs:
         _make_longer(engine, before.train.epochs)
     engine.display.say(f"resuming from {checkpoint.folder}")
+    if extend is not None and engine.done:
+        epochs = job.recipe.train.epochs
+        engine.display.say(
+            f"this run has been {epochs:g} epochs long already: --extend counts from the recipe's {epochs - extend:g}. "
+            f"For more, give --extend a number above {extend:g}."
+        )
 
 
 def _make_longer(engine: Engine, epochs: float) -> None:

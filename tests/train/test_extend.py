@@ -54,8 +54,11 @@ def state(home: Path, output: str, step: int) -> dict[str, Any]:
     return found
 
 
-def test_it_goes_on_as_if_it_had_always_been_that_long(home: Path, ended: str) -> None:
+def test_it_goes_on_as_if_it_had_always_been_that_long(
+    home: Path, ended: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pretrain(home, ended, "train.epochs=2", "--extend", "1") == 0
+    assert "long already" not in capsys.readouterr().err
     assert checkpoint_bytes(home / ended, 15) == checkpoint_bytes(home / "long", 15)
     for file in ("model.safetensors", "config.json", "heads.safetensors"):
         assert (home / ended / "export" / file).read_bytes() == (home / "long" / "export" / file).read_bytes()
@@ -64,6 +67,7 @@ def test_it_goes_on_as_if_it_had_always_been_that_long(home: Path, ended: str) -
     kept = load(pretrain_recipe(), home / ended / "recipe.yaml")
     assert kept.train.epochs == 3 and state(home, ended, 15)["lengths"] == [2.0]
     assert pretrain(home, ended, "train.epochs=2", "--extend", "1") == 0
+    assert "has been 3 epochs long already: --extend counts from the recipe's 2." in capsys.readouterr().err
     assert pretrain(home, ended, "train.epochs=2") == 0
     assert not (home / ended / "checkpoints" / "step-00000016").exists()
     assert pretrain(home, ended, "--extend", "0.4", recipe=home / ended / "recipe.yaml") == 0
