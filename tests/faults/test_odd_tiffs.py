@@ -63,7 +63,7 @@ def quickly(data: bytes, channels: int) -> str:
         said = "picture"
     except BadSample as error:
         said = error.reason
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 3  # 15 to 27 where all pages are read
     return said
 
 

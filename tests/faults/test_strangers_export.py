@@ -212,7 +212,7 @@ def test_sizes_and_kinds_beyond_reason_cost_nothing(export: Path, where: str, va
         with pytest.raises(UserError, match=r"config\.json"):
             read()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 50_000  # kB
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 8
 
 
 def test_a_network_larger_than_its_weights_is_never_built(export: Path) -> None:
