@@ -12,6 +12,7 @@ from torch import nn
 from unlabeled import forecast as module
 from unlabeled.cli import main
 from unlabeled.data.views import View
+from unlabeled.errors import UserError
 from unlabeled.forecast import Work, count_work, forecast, in_words, per_picture
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.plan import without_memory
@@ -89,6 +90,22 @@ def test_the_plan_says_how_long_and_a_run_does_not_measure(
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  time ")]
     assert "about" in line and "images/s" in line
     assert torch.get_num_threads() == before
+
+
+def test_a_plan_goes_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="no network of timm's"):
+        module._part(Perceptron(), pretraining(parse(pretrain_recipe(), TINY_PRETRAIN)).dataset)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("the GPU is full")
+
+    monkeypatch.setattr(module, "measured_flops", full)
+    (tmp_path / "recipe.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    arguments = [str(tmp_path / "recipe.yaml"), f"run.output={tmp_path}/run", "--dry-run"]
+    assert main(stage_named("pretrain"), arguments) == 0
+    assert "time       not known: the GPU is full" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["resnet10t", "beit_base_patch16_224"])

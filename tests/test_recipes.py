@@ -102,12 +102,17 @@ def stand_in(channels: int, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("file", [file for file in RECIPES if "finetune" not in str(file)], ids=lambda file: file.stem)
-def test_every_pretraining_recipe_has_a_plan(file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_every_pretraining_recipe_has_a_plan(
+    file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unlabeled.forecast.SECONDS", 0.01)
+    if file.parent.name != "demo":  # of large networks the work takes seconds to count
+        monkeypatch.setattr("unlabeled.cli._time", lambda *_: [("time", "")])
     data = stand_in(load(pretrain_recipe(), file).data.channels, tmp_path)
     run = [f"run.output={tmp_path / 'run'}", "run.device=cpu", "evaluate=null", "train.precision=no"]
     assert main(stage_named("pretrain"), [str(file), data, *run, "--dry-run"]) == 0
     said = capsys.readouterr().err
-    for topic in ("steps", "lr", "memory", "encoder"):
+    for topic in ("steps", "lr", "memory", "encoder", "time"):
         assert f"\n  {topic} " in said
     assert not (tmp_path / "run").exists()
 

@@ -277,11 +277,16 @@ def _print_plan(stage: Stage, recipe: Any, job: Job, accelerator: Accelerator, n
 
 def _time(recipe: Any, job: Job, accelerator: Accelerator) -> list[Line]:
     """The line of the plan about how long the run would take here."""
+    from unlabeled.errors import first_line
     from unlabeled.forecast import forecast, in_words
     from unlabeled.plan import without_memory
 
     method, processes = without_memory(job.build), accelerator.num_processes
-    return [("time", in_words(forecast(recipe, method, job.dataset, processes, accelerator.device)))]
+    try:
+        text = in_words(forecast(recipe, method, job.dataset, processes, accelerator.device))
+    except (UserError, RuntimeError) as error:  # a plan is worth having without it: a full GPU, a picture that is gone
+        text = f"not known: {first_line(error)}"
+    return [("time", text)]
 
 
 def _left_out(recipe: Any, job: Job) -> Iterator[Line]:

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from unlabeled.data.loader import Normalize, Sample, ViewDataset, collate, to_device
 from unlabeled.data.sampler import Position, per_process, steps_per_epoch, total_steps
 from unlabeled.data.views import View
+from unlabeled.errors import UserError
 from unlabeled.method import Method, Progress
 from unlabeled.options import cores
 from unlabeled.plan import empty_batch
@@ -110,7 +111,8 @@ def forecast(recipe: Any, method: Method, dataset: ViewDataset, processes: int, 
         device: of one of them.
 
     Raises:
-        UserError: no picture can be read.
+        UserError: no picture can be read, or the method has no network that can be measured.
+        RuntimeError: the device has no room, or cannot do what it takes.
     """
     train, workers = recipe.train, recipe.run.workers
     micro = per_process(train.batch_size, processes, recipe.run.accumulate)
@@ -169,7 +171,9 @@ def measured_flops(method: Method, dataset: ViewDataset, device: torch.device, p
 def _part(method: Method, dataset: ViewDataset) -> tuple[nn.Module, tuple[int, ...]]:
     """What stands for the network, and what it sees of one picture: a block and its tokens, or a whole CNN."""
     height, width = dataset.views[0].shape
-    network: Any = next(part for part in method.modules() if hasattr(part, "forward_features"))
+    network: Any = next((part for part in method.modules() if hasattr(part, "forward_features")), None)
+    if network is None:
+        raise UserError("the method has no network of timm's to measure")
     if hasattr(network, "patch_embed") and hasattr(network, "blocks"):
         return network.blocks[0], (height // dataset.patch * (width // dataset.patch), network.embed_dim)
     return network, (next(p for p in network.parameters() if p.ndim == 4).shape[1], height, width)
