@@ -27,18 +27,8 @@ NO_PATHS = {
 }
 # positionals and options of text that are no paths
 NO_PATH_OPTIONS = {
-    "overrides",
-    "train",
-    "val",
-    "protocol",
-    "set",
-    "device",
-    "prefix",
-    "rungs",
-    "split",
-    "method",
-    "format",
-    "help",
+    *("overrides", "train", "val", "protocol", "set", "device", "prefix", "rungs", "split", "method", "format", "help"),
+    "group",
 }
 
 
