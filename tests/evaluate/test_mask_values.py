@@ -153,6 +153,20 @@ def test_colours_are_listed_to_be_pasted(tmp_path: Path) -> None:
     assert number_of("#808080") == 128 and name_of(number_of("#0080ff")) == "#0080ff"
 
 
+def test_palettes_that_differ_are_not_one_set_of_classes(tmp_path: Path) -> None:
+    def indexed(colours: tuple[str, str]) -> Image.Image:
+        image = Image.new("P", (40, 30), 0)
+        image.putpalette(b"".join(bytes.fromhex(colour) for colour in colours))
+        image.paste(1, (5, 5, 30, 20))
+        return image
+
+    same = write(tmp_path / "same", lambda _: indexed(("000000", "ff0000")))
+    assert meaning(same).names == ("0", "1")
+    differ = write(tmp_path / "differ", lambda i: indexed(("000000", "00ff00" if i == 2 else "ff0000")))
+    with pytest.raises(UserError, match=r"value 1 is #ff0000 in .*0.png and #00ff00 in .*2.png: palettes differ"):
+        meaning(differ)
+
+
 def encoded(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **how)

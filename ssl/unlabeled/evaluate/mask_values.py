@@ -169,6 +169,15 @@ def _packed(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
     return np.where((red == green) & (green == blue), red, COLOUR + (red << 16) + (green << 8) + blue)
 
 
+def palette_of(data: bytes, values: NDArray[np.int32]) -> dict[int, bytes]:
+    """The colour that a palette file shows each of its values in; {} where it has no palette."""
+    if data.startswith(MAGIC):
+        return {}
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        colours = bytes(image.getpalette("RGB") or ()) if image.mode == "P" else b""
+    return {value: colours[3 * value : 3 * value + 3] for value in np.unique(values).tolist()} if colours else {}
+
+
 def count(masks: Iterable[tuple[str, NDArray[np.int32]]]) -> dict[int, Held]:
     """How often every value occurs in (name, mask) pairs, ascending."""
     found: dict[int, Held] = {}

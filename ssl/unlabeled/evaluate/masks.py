@@ -17,7 +17,7 @@ from unlabeled.data.source import Split
 from unlabeled.data.sources import Files, Pictures
 from unlabeled.data.views import Interpolation, resize
 from unlabeled.errors import BadSample, UserError, first_line
-from unlabeled.evaluate.mask_values import JPEG, Coding, Held, count, decode_mask
+from unlabeled.evaluate.mask_values import JPEG, Coding, Held, count, decode_mask, palette_of
 from unlabeled.progress import track
 
 # of two masks of one picture, the one whose ending stands first: others may be coloured to look at
@@ -111,11 +111,15 @@ class Scenes(Dataset[Scene]):
 
     def values(self, i: int) -> NDArray[np.int32]:
         """The values of picture i's mask as they are stored [H, W]. Raises UserError where it is no mask."""
+        return self._decoded(i)[0]
+
+    def _decoded(self, i: int) -> tuple[NDArray[np.int32], bytes]:
+        """The same, and the file."""
         try:
             data = self.masks.read(self.pairs[i])
             if data.startswith(JPEG):
                 self.lossy = self.lossy or self.masks.key(self.pairs[i])
-            return decode_mask(data)
+            return decode_mask(data), data
         except Exception as error:  # whatever is wrong with a file, the person must hear which
             reason = error.reason if isinstance(error, BadSample) else first_line(error)
             key = self.masks.key(self.pairs[i])
@@ -123,9 +127,26 @@ class Scenes(Dataset[Scene]):
 
     @cached_property
     def counts(self) -> dict[int, Held]:
-        """How often every value occurs. Reads all masks. Raises UserError as `values`."""
-        rows = track(range(len(self)), "counting the values of masks", len(self))
-        return count((self.masks.key(self.pairs[i]), self.values(i)) for i in rows)
+        """How often every value occurs. Reads all masks.
+
+        Raises:
+            UserError: as `values`, or a value has one colour in one mask and another in the next.
+        """
+        return count(self._counted())
+
+    def _counted(self) -> Iterator[tuple[str, NDArray[np.int32]]]:
+        shown: dict[int, tuple[bytes, str]] = {}
+        for i in track(range(len(self)), "counting the values of masks", len(self)):
+            (values, data), key = self._decoded(i), self.masks.key(self.pairs[i])
+            for value, colour in palette_of(data, values).items():
+                before, first = shown.setdefault(value, (colour, key))
+                if before != colour:
+                    raise UserError(
+                        f"value {value} is #{before.hex()} in the mask {first} and #{colour.hex()} in {key}: palettes "
+                        "differ, so their numbers are not the same classes. Save masks with one palette, or as RGB and "
+                        "list the colours in segmentation.values."
+                    )
+            yield key, values
 
 
 def open_scenes(data: Any, split: Split, **how: Any) -> Scenes:
