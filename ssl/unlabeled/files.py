@@ -17,7 +17,7 @@ from unlabeled.errors import UserError
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place when all is written; after an error it does not."""
-    temporary = file.with_suffix(".writing")
+    temporary = file.with_name(f"{file.name}.writing")
     try:
         yield temporary
     except BaseException:
