@@ -155,7 +155,7 @@ def _kill_before(shard: int) -> None:
 
     def armed(self: Shard, file: Path) -> None:
         if file.stem == f"features-{shard:05d}":
-            file.with_suffix(".writing").write_bytes(b"half")
+            file.with_name(f"{file.name}.writing").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         write(self, file)
 
