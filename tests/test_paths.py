@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel
 from support import stage_named
 
 from unlabeled.__main__ import main
+from unlabeled.data.table import Table
 from unlabeled.export import IMAGENET, export_encoder, load_encoder, preprocessing_of
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.paths import expand, user_path
@@ -36,6 +37,11 @@ NO_PATH_OPTIONS = {
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
+
+
+def test_no_path_has_a_nul() -> None:
+    with pytest.raises(ValueError, match="a path without NUL is expected"):
+        Table(path="a\0b.csv")
 
 
 def test_words_before_the_path_stay(home: Path) -> None:

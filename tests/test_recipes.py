@@ -193,5 +193,8 @@ def test_help_of_no_section_suggests_one(capsys: pytest.CaptureFixture[str]) -> 
         main(stage_named("pretrain"), ["--help", "optim.shedule"])
     assert ended.value.code == 2 and "Did you mean 'optim.schedule'?" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
+        main(stage_named("pretrain"), ["--help", "x" * 5000])
+    assert ended.value.code == 2 and "recipes have no such field" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
         main(stage_named("pretrain"), ["--help", str(RECIPES[0])])
     assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: pretrain.py")

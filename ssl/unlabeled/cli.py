@@ -46,9 +46,10 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 LONGEST = 20_000  # characters of an error, however many faults it lists
 
-EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1, Ctrl-C or for a lost loader
-worker, after a checkpoint if any step was made: the same command goes on from there. Several processes, on GPUs or a
-CPU: accelerate launch --multi_gpu --num_processes N pretrain.py ..., or torchrun --nproc_per_node N pretrain.py ..."""
+EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1, SIGHUP, Ctrl-C or for a lost
+loader worker, after a checkpoint if any step was made: the same command goes on from there. Several processes, on GPUs
+or a CPU: accelerate launch --multi_gpu --num_processes N pretrain.py ..., or torchrun --nproc_per_node N ...
+"""
 
 
 class Stage(Protocol):
@@ -139,7 +140,7 @@ def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
         def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, section: Any, *_: Any) -> None:
             from unlabeled.recipe import describe
 
-            if section is None or Path(section).is_file():  # a recipe behind --help is no section
+            if section is None or os.path.isfile(section):  # a recipe behind --help is no section
                 _show(parser.format_help() + "\nrecipe fields:\n\n" + describe(stage.schema()))
                 parser.exit()
             try:

@@ -24,6 +24,7 @@ from unlabeled.recipe.faults import dotted, look_up, show
 AGAIN = "Copy the whole export folder again, or name another (runs/NAME/export)."
 MAX_BYTES = 16 << 20  # of a config.json: the names of 20,000 classes take one
 MAX_CLASSES = 1_000_000
+MAX_SIDE, MAX_RESIZED = 16384, 65536  # pixels of a network, and of a picture before its crop
 MAX_GRID, MAX_RELATIVE_GRID = 1024, 64  # patches in a row; a relative index holds the square of all patches
 SHOWN = 3  # faults in a message
 OF_CNNS = {"in_chans", "global_pool"}
@@ -34,7 +35,7 @@ PREPARED_FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation")
 
 log = logging.getLogger(__name__)
 
-Side = Annotated[int, Field(ge=1, le=16384)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 Names = Annotated[list[str], Field(max_length=MAX_CLASSES), FailFast()]
 
@@ -77,6 +78,8 @@ class ModelArgs(BaseModel, strict=True):
         most = MAX_RELATIVE_GRID if self.use_rel_pos_bias or self.use_shared_rel_pos_bias else MAX_GRID
         if self.img_size and max(self.img_size) // (self.patch_size or 16) > most:
             raise ValueError(f"expected at most {most} patches in a row, found {self.img_size} pixels")
+        if self.img_size and min(self.img_size) < (self.patch_size or 1):
+            raise ValueError(f"expected pictures of at least one patch, found {self.img_size} pixels")
         return self
 
 
@@ -131,6 +134,11 @@ class Config(BaseModel, strict=True):
         shaped = self.model_args.model_fields_set - OF_CNNS
         if is_cnn(self.architecture) and shaped:
             raise ValueError(f"model_args: {show(sorted(shaped))} do not shape the CNN '{self.architecture}'")
+        if not is_cnn(self.architecture) and "img_size" in shaped and self.model_args.img_size is None:
+            raise ValueError("model_args.img_size=null: expected [height, width]")
+        size = self.model_args.img_size or self.pretrained_cfg.input_size[1:]
+        if (side := max(size) / self.pretrained_cfg.crop_pct) > MAX_RESIZED:
+            raise ValueError(f"pictures would be resized to {side:.0f} pixels, expected at most {MAX_RESIZED:,}")
         channels, seen = self.model_args.in_chans, self.pretrained_cfg.input_size[0]
         if channels != seen:
             raise ValueError(f"model_args.in_chans is {channels}, pretrained_cfg.input_size begins with {seen}")

@@ -11,7 +11,13 @@ from pydantic import AfterValidator, Field
 
 
 def expand(path: str) -> str:
-    """With `~` or `~name` at the beginning replaced; words with colons before it stay: `scratch:~/x`, `mae:~/x.pth`."""
+    """With `~` or `~name` at the beginning replaced; words with colons before it stay: `scratch:~/x`, `mae:~/x.pth`.
+
+    Raises:
+        ValueError: no file has such a name.
+    """
+    if "\0" in path:
+        raise ValueError(f"a path without NUL is expected, found {path!r}")
     words = re.match(r"(\w+:)*", path)
     start = words.end() if words else 0
     return path[:start] + os.path.expanduser(path[start:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from unlabeled.errors import UserError
 from unlabeled.extend import obstacles
+from unlabeled.manifest import Damaged, parse_json, read_file, read_manifest
 from unlabeled.recipe import differences, format_differences
 
 if TYPE_CHECKING:
@@ -29,12 +30,11 @@ def length(output: Path, epochs: float, extend: float | None) -> float:
     """
     if extend is not None:
         return epochs + extend
-    newest = max(output.glob("checkpoints/step-*/state.json"), default=None)
-    try:
-        state = json.loads(newest.read_text(encoding="utf-8")) if newest else {}
-        return float(state["recipe"]["train"]["epochs"]) if epochs in state["lengths"] else epochs
-    except (OSError, ValueError, LookupError, TypeError):  # damaged, which whoever loads it says
-        return epochs
+    for folder in sorted(output.glob("checkpoints/step-*"), reverse=True):
+        with suppress(Damaged, ArithmeticError, ValueError, LookupError, TypeError):  # which whoever loads it says
+            state = parse_json(read_file(folder, "state.json", read_manifest(folder)))
+            return float(state["recipe"]["train"]["epochs"]) if epochs in state["lengths"] else epochs
+    return epochs
 
 
 def resume(engine: Engine, job: Job, longer: bool = False, extend: float | None = None) -> None:

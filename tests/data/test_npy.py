@@ -59,7 +59,7 @@ GOOD = npy(image(4, 6, 3))
         (npy(np.array([[None, {}]], dtype=object)), "array of object"),
         (npy(np.array([["a", "b"]])), "array of <U1"),
         (npy(np.zeros((2, 2), [("x", "u1")])), "expected integers or floats"),
-        (npy(np.zeros((2, 2), bool)), "array of bool"),
+        (npy(np.zeros((2, 2), bool)), "pixels of type bool"),
         (npy(np.zeros((2, 2), np.complex64)), "array of complex64"),
         (npy(image(4, 6, 5)), r"shape \[4, 6, 5\], expected \[H, W, 3\]"),
         (npy(image(4)), r"shape \[4\]"),

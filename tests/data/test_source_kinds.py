@@ -104,7 +104,7 @@ def test_paths_may_be_absolute_or_below_another_folder(tmp_path: Path) -> None:
         ('path\n""\n', {}, "row 1 has nothing under 'path'"),
         ("path,l\na.png\n", {"label": "l"}, "line 2 has 1 values"),
         ("path,s\na.png,x\n", {"split": "s"}, r"no row of .* has s='train'; found \['x'\]"),
-        ("", {}, "has no column 'path'"),
+        ("", {}, "is empty"),
     ],
 )
 def test_tables_that_cannot_be_used(text: str, fields: dict[str, str], problem: str, tmp_path: Path) -> None:
@@ -152,7 +152,17 @@ def test_arrays_that_cannot_be_used(tmp_path: Path) -> None:
     np.save(tmp_path / "five.npy", np.zeros((2, 4, 4, 5), np.uint8))
     np.save(tmp_path / "objects.npy", np.array([object()]), allow_pickle=True)
     np.save(tmp_path / "x.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(2))
+    for name, shape in {"huge": 10**20, "true": True}.items():
+        head = str({"descr": "|u1", "fortran_order": False, "shape": (2, shape)}).encode()
+        (tmp_path / f"{name}.npy").write_bytes(b"\x93NUMPY\1\0" + len(head).to_bytes(2, "little") + head)
+    for name, data in {"empty": b"", "zip": b"PK\3\4", "half": b"\x93NUMPY\1\0\2\0(("}.items():
+        (tmp_path / f"{name}.npy").write_bytes(data)
     problems = {
+        **dict.fromkeys(
+            ("huge.npy", "true.npy", "empty.npy", "zip.npy", "half.npy", "several.npy"), "is no plain .npy file"
+        ),
         "long.npy": "holds int64",
         "five.npy": "in the layout NHWC has 5 bands, expected 3",
         "objects.npy": "is no plain .npy file",
@@ -164,6 +174,14 @@ def test_arrays_that_cannot_be_used(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.zeros(3))
     with pytest.raises(UserError, match=r"has labels \[3\] for 2 pictures"):
         Arrays(train=str(tmp_path / "x.npy"), train_labels=str(tmp_path / "y.npy")).open("train")
+    np.save(tmp_path / "y.npy", np.zeros(2, [("a", "i4")]))
+    with pytest.raises(UserError, match="expected numbers or text"):
+        Arrays(train=str(tmp_path / "x.npy"), train_labels=str(tmp_path / "y.npy")).open("train")
+    np.save(tmp_path / "y.npy", np.array([1, 2], np.longdouble))
+    assert Arrays(train=str(tmp_path / "x.npy"), train_labels=str(tmp_path / "y.npy")).open("train").classes == (
+        "1",
+        "2",
+    )
 
 
 # ---------------------------------------------------------------- Hugging Face

@@ -147,3 +147,30 @@ def test_a_path_may_be_any_bytes_that_name_a_file(tmp_path: Path) -> None:
     fill(tmp_path, (b"caf\xe9.png",))
     source = opened(tmp_path, b"path,kind\ncaf\xe9.png,x\n", label="kind")
     assert source.image(0).shape == (3, 8, 8) and source.key(0).endswith(r"caf\xe9.png")
+
+
+# ---------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("\ufeff", "is empty"),
+        ("\n\r\n\n", "is empty"),
+        ("path,kind\n", "has no rows below its columns"),
+        ('path,kind\na.png,"x\nb c.png,y\nd.png,x\n', "line 4 cannot be read: unexpected end of data"),
+    ],
+)
+def test_tables_without_rows_or_with_half_of_one(text: str, said: str, tmp_path: Path) -> None:
+    fill(tmp_path)
+    with pytest.raises(UserError, match=said):
+        opened(tmp_path, text, label="kind")
+
+
+def test_blanks_around_a_split_lose_no_row(tmp_path: Path) -> None:
+    fill(tmp_path)
+    source = opened(
+        tmp_path, "path,kind,part\na.png,x, train\nb c.png,y,train \nd.png,x,test", label="kind", split="part"
+    )
+    assert labels_of(source) == ["x", "y"]

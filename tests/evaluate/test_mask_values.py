@@ -193,6 +193,9 @@ def test_every_kind_of_file_gives_the_values_it_was_made_of() -> None:
     }
     for kind, data in files.items():
         assert np.array_equal(decode_mask(data), values), kind
+    npy = io.BytesIO()
+    np.save(npy, values > 0)
+    assert np.array_equal(decode_mask(npy.getvalue()), values > 0)
 
 
 def test_what_has_no_one_value_per_pixel_is_refused() -> None:
@@ -207,6 +210,7 @@ def test_what_has_no_one_value_per_pixel_is_refused() -> None:
         (encoded(Image.fromarray(random.random((4, 4)).astype(np.float32)), "TIFF"), "float32"),
         (encoded(Image.new("CMYK", (4, 4)), "JPEG"), "mode CMYK"),
         (npy.getvalue(), "float64"),
+        (encoded(Image.new("RGB", (4, 4)), "WEBP"), "no PNG, TIFF, BMP, GIF, JPEG or .npy"),
     ):
         with pytest.raises(ValueError, match=message):
             decode_mask(data)
@@ -232,6 +236,8 @@ def test_counts_against_a_loop() -> None:
         ({"values": (0, "#000000")}, "stands in the list twice"),
         ({"values": (0, 255), "ignore": 255}, "255 is in values"),
         ({"values": (0, "red")}, "'red' is no value of a mask"),
+        ({"values": (0, 10**30)}, "is no value of a mask; expected a number of 16 bits"),
+        ({"values": (0, "#zzzzzz")}, "'#zzzzzz' is no value of a mask"),
         ({"ignore": "white"}, "'white' is no value of a mask"),
     ],
 )

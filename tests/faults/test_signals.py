@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 from injected import at, in_a_worker, own_group, to_the_group, to_this_one
 from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
+
+from unlabeled.train.signals import stop
 
 STOPPED, LAST = 75, 15
 SCORED = ["evaluate.every=6", "evaluate.knn.k=3", "evaluate.crop_pct=1.0", "evaluate.linear=null"]
@@ -149,3 +152,30 @@ def hears(process: int, number: int) -> bool:
     status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_the_end_of_a_terminal_is_a_signal_like_others() -> None:
+    before, ours, terminal = signal.signal(signal.SIGHUP, signal.SIG_DFL), *pty.openpty()
+    kept = os.dup(2)
+    try:
+        os.dup2(terminal, 2)
+        os.close(ours)  # whoever looks at it has gone
+        with pytest.raises(OSError, match="Input/output"):
+            os.write(2, b"x")
+        with stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received == "SIGHUP" and os.write(2, b"stopped") == 7
+    finally:
+        os.dup2(kept, 2)
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_nohup_is_obeyed() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

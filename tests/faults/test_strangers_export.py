@@ -24,7 +24,8 @@ from unlabeled.export import (
     timm_config,
     write_export,
 )
-from unlabeled.export_config import read_config
+from unlabeled.export_config import ModelArgs, read_config
+from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.nn.families import build_encoder
 from unlabeled.serve.deploy import deploy, network
 
@@ -198,6 +199,9 @@ TOO_MUCH: list[tuple[str, Any]] = [
     ("pretrained_cfg.std", [1.0]),
     ("pretrained_cfg.crop_pct", 0),
     ("pretrained_cfg.crop_pct", None),
+    ("pretrained_cfg.crop_pct", 1e-6),
+    ("model_args.img_size", None),
+    ("model_args.img_size", [2, 2]),
     ("pretrained_cfg.interpolation", "../bicubic"),
     ("model_args", [1, 2]),
     ("architecture", ["vit"]),
@@ -213,6 +217,16 @@ def test_sizes_and_kinds_beyond_reason_cost_nothing(export: Path, where: str, va
             read()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 50_000  # kB
     assert time.process_time() - began < 8
+
+
+def test_what_a_recipe_may_ask_for_can_be_read_back() -> None:
+    names = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "heads": "num_heads"}
+    for ours, theirs in {**names, "registers": "reg_tokens", "mlp_ratio": "mlp_ratio", "channels": "in_chans"}.items():
+        bounds = [
+            next(rule.le for rule in model.model_fields[name].metadata if hasattr(rule, "le"))
+            for model, name in ((EncoderConfig, ours), (ModelArgs, theirs))
+        ]
+        assert bounds[0] == bounds[1], ours
 
 
 def test_a_network_larger_than_its_weights_is_never_built(export: Path) -> None:

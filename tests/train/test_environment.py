@@ -16,7 +16,7 @@ from support import TINY_PRETRAIN, checkpoint_bytes, launch, stage_named
 from unlabeled.cli import main
 from unlabeled.errors import UserError
 from unlabeled.train.distributed import make_accelerator
-from unlabeled.train.environment import FOLLOWED, NOTHING, ON_CPU, REFUSED, REFUSED_WITH_FSDP, drop, overruled
+from unlabeled.train.environment import FOLLOWED, NOTHING, ON_CPU, REFUSED, REFUSED_WITH_FSDP, SWITCHES, drop, overruled
 
 # values that would change what is learnt, if anybody listened
 HOSTILE = {
@@ -149,6 +149,18 @@ def test_other_ways_to_train_are_refused(name: str, monkeypatch: pytest.MonkeyPa
     for word in NOTHING:
         monkeypatch.setenv(name, word)
         drop()
+
+
+def test_a_switch_is_on_or_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SWITCHES:
+        for value in ("", "none", "FALSE"):
+            monkeypatch.setenv(name, value)
+            drop()
+            assert name not in os.environ
+        monkeypatch.setenv(name, "maybe")
+        with pytest.raises(UserError, match=f"{name}=maybe in the environment: expected true or false"):
+            drop()
+        monkeypatch.delenv(name)
 
 
 def test_a_device_of_the_recipe_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from unlabeled.method import Progress
 from unlabeled.methods import config_of, names
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.recipe import load, parse
+from unlabeled.resume import length
 from unlabeled.schema import FinetuneRecipe, pretrain_recipe
+from unlabeled.train.checkpoint import Checkpoints
 
 PER_EPOCH = 5
 LEVEL = ("optim.schedule.name=constant", "evaluate=null")
@@ -178,6 +181,21 @@ def test_epochs_that_are_none(home: Path, capsys: pytest.CaptureFixture[str], ar
     with pytest.raises(SystemExit) as ended:
         pretrain(home, "short", *arguments)
     assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_length_is_read_from_a_good_checkpoint_only(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 100, None, print)
+    for step, epochs in ((3, 5.0), (6, 7.0)):
+        state = {"step": step, "lengths": [2.0], "recipe": {"train": {"epochs": epochs}}}
+        file = checkpoints.save(step, {}, state) / "state.json"
+    assert length(tmp_path, 2.0, None) == 7 and length(tmp_path, 4.0, None) == 4
+    file.write_text(file.read_text(encoding="utf-8").replace("7.0", "9.0"), encoding="utf-8")
+    assert length(tmp_path, 2.0, None) == 5
+    file.unlink()
+    os.mkfifo(file)  # which would never end
+    assert length(tmp_path, 2.0, None) == 5
+    checkpoints.save(9, {}, {**state, "recipe": {"train": {"epochs": 10**400}}, "step": 9})
+    assert length(tmp_path, 2.0, None) == 5
 
 
 def test_no_run_cannot_be_extended(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from unlabeled.data.bands import Target
 from unlabeled.data.labels import numbered
 from unlabeled.data.source import VALUE_RANGE, SourceConfig, Split, ValueRange, digest, sample_numbers
-from unlabeled.errors import BadSample, UserError
+from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
 
 MARKED = 1 << 17
@@ -86,7 +86,10 @@ class ArraySource:
                 f"{file!r} has labels {list(found.shape)} for {len(self)} pictures in {self.path!r}; expected "
                 f"[{len(self)}]"
             )
-        return list(found.reshape(-1).tolist())
+        if found.dtype.kind in "cV":
+            raise UserError(f"{file!r} has labels of {found.dtype}; expected numbers or text")
+        # of floats of any width, whole ones are integers
+        return list((found.astype(np.float64) if found.dtype.kind == "f" else found).reshape(-1).tolist())
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_pictures"}
@@ -133,9 +136,8 @@ def _is_number(dtype: np.dtype[Any]) -> bool:
 
 def _loaded(path: str) -> NDArray[Any]:
     try:
-        loaded: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path!r} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path!r} is no plain .npy file: {error}") from error
-    return loaded
+    except Exception as error:  # numpy raises of any kind where a header says what cannot be
+        raise UserError(f"{path!r} is no plain .npy file: {first_line(error)}") from error

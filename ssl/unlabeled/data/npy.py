@@ -49,7 +49,7 @@ def header_of(data: bytes) -> tuple[Header, int]:
 def _parsed(head: bytes) -> Header:
     _, read = _VERSIONS[head[6:8]]
     header = Header(*read(io.BytesIO(head[8:])))
-    if header.dtype.kind not in "uif":
+    if header.dtype.kind not in "buif":
         raise ValueError(f"an array of {header.dtype}, expected integers or floats")
     if not header.shape or min(header.shape) < 1:
         raise ValueError(f"an array of shape {list(header.shape)}, expected no side to be 0")

@@ -118,8 +118,8 @@ class Shapes(SourceConfig):
     """
 
     name: Literal["shapes"] = "shapes"
-    train_size: int = Field(default=10_000, ge=1, description="pictures in the train split")
-    val_size: int = Field(default=2_000, ge=1, description="pictures in the val split")
+    train_size: int = Field(default=10_000, ge=1, le=100_000_000, description="pictures in the train split")
+    val_size: int = Field(default=2_000, ge=1, le=100_000_000, description="pictures in the val split")
     size: int = Field(default=32, ge=8, le=512, description="side of the square pictures, pixels")
     seed: int = Field(default=0, ge=0, lt=2**63, description="which pictures are drawn")
     max_bad_fraction: float = Field(default=0.0, ge=0, le=1, description="share of bad pictures a run survives")

@@ -96,14 +96,16 @@ class Table(EncodedConfig):
         builder, labels, values = IndexBuilder(), [], set()
         # rows are read for each split anew: millions of them would stay as Python objects otherwise
         for path, *rest in _read(self.path, self._dialect):
-            if wanted is None or rest[-1] == wanted:
+            if wanted is None or rest[-1].strip() == wanted.strip():
                 name = path_bytes(path)
                 builder.add(name, file_size(os.path.join(root, name)) or 0)
                 labels.append("" if self.label is None else rest[0])
             elif not labels:
                 values.add(rest[-1])
         if not labels:
-            found = f"[{', '.join(map(show, sorted(values)[:10]))}]" if values else "no rows"
+            if not values:
+                raise UserError(f"{self.path!r} has no rows below its columns; expected one for each picture")
+            found = f"[{', '.join(map(show, sorted(values)[:10]))}]"
             raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {found}")
         return Listing.of(builder.build(), *numbered(labels, self.order), (stamp,), named=True)
 
@@ -144,9 +146,10 @@ def _csv(path: str, asked: Dialect) -> Iterator[Row]:
     delimiter = separator_of(path, asked)
     # a byte order mark, which spreadsheets write, is no part of the first name
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(_lines(path, file), delimiter=delimiter)
+        reader = csv.reader(_lines(path, file), delimiter=delimiter, strict=True)
         rows = _rows(path, reader)
-        first = next(rows, [])
+        if not (first := next(filter(None, rows), [])):
+            raise UserError(f"{path!r} is empty; expected a row for each picture")
         wanted = places(path, first, asked)
         for row in rows if asked.header else itertools.chain([first], rows):
             if row:

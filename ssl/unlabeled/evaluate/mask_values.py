@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from typing import Protocol as Structure
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from unlabeled.data.npy import MAGIC, values_of
 from unlabeled.errors import UserError
@@ -106,11 +107,13 @@ def name_of(value: int) -> str:
 
 def number_of(value: int | str) -> int:
     """The number that a value of the settings is counted as. Raises ValueError where it is none."""
-    if isinstance(value, int):
+    if isinstance(value, int) and abs(value) <= MOST:
         return value
-    digits = value.removeprefix("#")
-    if len(digits) != 6 or digits == value:
-        raise ValueError(f"{value!r} is no value of a mask; expected a number, or a colour such as '#00ff80'")
+    digits = str(value).removeprefix("#")
+    if not re.fullmatch("[0-9a-fA-F]{6}", digits) or digits == str(value):
+        raise ValueError(
+            f"{value!r} is no value of a mask; expected a number of 16 bits, or a colour such as '#00ff80'"
+        )
     return int(_packed(np.array([[list(bytes.fromhex(digits))]], np.uint8))[0, 0])
 
 
@@ -137,7 +140,11 @@ def decode_mask(data: bytes) -> NDArray[np.int32]:
 
 def _decoded(data: bytes) -> NDArray[Any]:
     """The pixels of a picture file, palette numbers not looked up."""
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"no {', '.join(_FORMATS)} or .npy, or a damaged one") from error
+    with opened as image:
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise ValueError(f"{frames} pages, expected one mask per picture")
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "F", "LA", "PA", "RGB", "RGBA"):
@@ -158,7 +165,10 @@ def _one_channel(values: NDArray[Any]) -> NDArray[np.int32]:
         raise ValueError(f"{channels} channels of {values.dtype}, expected one class number per pixel")
     if channels in (2, 4):
         if values[..., -1].min() != values[..., -1].max():
-            raise ValueError("an alpha channel that varies: save class numbers or colours without alpha")
+            raise ValueError(
+                f"an alpha channel that varies, of shape {list(values.shape)}: save class numbers [H, W], or colours "
+                "without alpha"
+            )
         values = values[..., :-1]
     return values[..., 0].astype(np.int32) if values.shape[2] == 1 else _packed(values)
 

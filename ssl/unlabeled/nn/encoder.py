@@ -48,11 +48,12 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     patch_size: int = Field(
         default_factory=lambda fields: patch_size_of(fields.get("model", "")),
         ge=1,
+        le=1024,
         description="side of a patch, pixels: 16 unless set; a CNN's is its total stride",
     )
-    width: int | None = Field(None, ge=4, description="token width; null = the timm model's")
-    depth: int | None = Field(None, ge=1, description="number of blocks; null = the timm model's")
-    heads: int | None = Field(None, ge=1, description="attention heads; null = the timm model's")
+    width: int | None = Field(None, ge=4, le=16384, description="token width; null = the timm model's")
+    depth: int | None = Field(None, ge=1, le=128, description="number of blocks; null = the timm model's")
+    heads: int | None = Field(None, ge=1, le=256, description="attention heads; null = the timm model's")
     mlp_ratio: float | None = Field(
         None,
         ge=0.25,
@@ -77,7 +78,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         None, ge=0, description="layer scale begins here; 0 = none, null = the timm model's"
     )
     registers: int | None = Field(
-        None, ge=1, description="register tokens; prefix tokens then have no positions; null = the timm model's"
+        None,
+        ge=1,
+        le=256,
+        description="register tokens; prefix tokens then have no positions; null = the timm model's",
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block, growing from 0")
     drop_path_uniform: bool = Field(False, description="drop-path rate of all blocks alike (DINOv2), not growing")

@@ -28,7 +28,9 @@ REFUSED_WITH_FSDP = {
     "FSDP_OFFLOAD_PARAMS": "weights must stay on their device",
     "FSDP_ACTIVATION_CHECKPOINTING": "it renames parameters. To save memory, set run.accumulate",
 }
+SWITCHES = [f"{PREFIX}{name}" for name in ("USE_FSDP", "DEBUG_MODE", "CPU_AFFINITY", "USE_CPU")]
 NOTHING = frozenset({"", "0", "no", "none", "false", "f", "n", "off"})
+SOMETHING = frozenset({"1", "yes", "true", "t", "y", "on"})
 # what `accelerate launch` sets unasked
 USUAL = {f"{PREFIX}GRADIENT_ACCUMULATION_STEPS": "1", f"{PREFIX}DYNAMO_MODE": "default"}
 PRECISION = f"{PREFIX}MIXED_PRECISION"
@@ -62,8 +64,11 @@ def drop() -> None:
                 f"{name}={os.environ[name]} in the environment: {reason}. Unset it, or run `accelerate config` again "
                 "with plain data parallelism or FSDP version 2."
             )
+    for name in SWITCHES:
+        if _is_on(name) and os.environ[name].strip().lower() not in SOMETHING:
+            raise UserError(f"{name}={os.environ[name]} in the environment: expected true or false. Unset it.")
     for name in list(os.environ):
-        if _is_dropped(name):
+        if _is_dropped(name) or (name in SWITCHES and not _is_on(name)):
             del os.environ[name]
 
 

@@ -7,6 +7,7 @@ is put off to the next time they meet (`raise_together`), except in work that en
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 from unlabeled.errors import Stopped
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
@@ -45,7 +46,9 @@ class StopRequest:
         if self._depth == 1:
             self.received, self.several, self.where = None, os.environ.get("WORLD_SIZE", "1") != "1", ""
             self._may_end, self._alone, self._process = False, False, os.getpid()
-            self._before = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
+            self._before = {
+                number: signal.signal(number, self._hear) for number in STOP_SIGNALS if _may_be_heard(number)
+            }
         return self
 
     def __exit__(
@@ -59,6 +62,8 @@ class StopRequest:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a child that has not yet set its own handler: only the main process acts
+        if number == signal.SIGHUP:
+            _leave_the_terminal()
         if self.received is None:
             self.received = signal.Signals(number).name
             self.check()
@@ -106,6 +111,28 @@ class StopRequest:
         """From now to the end of the process, signals do nothing: the exit code is known."""
         self._may_end = False
         self._before = dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN)
+
+
+def _may_be_heard(number: signal.Signals) -> bool:
+    """Whether a signal means anything: `nohup` says that the end of a terminal does not."""
+    return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+
+
+def _leave_the_terminal() -> None:
+    """Let what is said go nowhere where it went to a terminal that is gone: writing there is an error."""
+    for stream in (1, 2):
+        if _is_lost(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
+def _is_lost(stream: int) -> bool:
+    import termios
+
+    try:
+        termios.tcgetattr(stream)
+    except termios.error as error:  # of another number where it is no terminal
+        return bool(error.args[0] == errno.EIO)
+    return False
 
 
 stop = StopRequest()
