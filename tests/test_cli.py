@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
 
-from unlabeled.cli import _make_room
+from unlabeled.__main__ import main as commands
+from unlabeled.cli import _make_room, _notes
 from unlabeled.errors import UserError
+from unlabeled.options import cores
 
 BAD = """
 name: tiny
@@ -228,3 +230,28 @@ def fill(disk: Path) -> None:
     """Leave a page or so."""
     with open(disk / "filling", "wb", buffering=0) as file:
         file.write(bytes(shutil.disk_usage(disk).free - 8192))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "e", "--data", "d", "knn.k=[10, 20]"], "come after --set: --set 'knn.k=[10, 20]'"),
+        (["ladder", "e", "d", "data.stray=skip"], "come after --set: --set data.stray=skip"),
+        (["embed", "e", "d", "o", "--set", "data.label=kind"], "stand without --set: data.label=kind"),
+        (["doctor", "r", "--set"], "stand without --set: a.b=value"),
+    ],
+)
+def test_fields_behind_the_wrong_option_are_shown_as_they_should_be(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        commands(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_more_loader_workers_than_cores_are_said_once_by_the_plan() -> None:
+    run = Namespace(device="cpu", workers=10_000)
+    said = dict(_notes(Namespace(run=run, train=Namespace(precision="no"))))["workers"]
+    assert said.startswith("10000 loader workers, ") and f"run.workers={cores()} is enough" in said
+    run.workers = 0
+    assert "workers" not in dict(_notes(Namespace(run=run, train=Namespace(precision="no"))))

@@ -121,6 +121,10 @@ def test_scratch_of_timm_has_the_architecture_and_its_preprocessing() -> None:
 def test_what_is_no_export_is_said_so(tmp_path: Path, export: Path) -> None:
     with pytest.raises(UserError, match=r"is not an export: config\.json and model.safetensors not found"):
         load_encoder(tmp_path / "nothing")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "export").symlink_to(export.resolve())
+    with pytest.raises(UserError, match=r"It is a run's folder: name .*run/export\."):
+        load_encoder(tmp_path / "run")
     with pytest.raises(UserError, match="timm has no model 'vit_huger'"):
         load_encoder("timm:vit_huger")
     weights = safetensors.torch.load_file(export / "model.safetensors")

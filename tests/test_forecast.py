@@ -13,7 +13,7 @@ from unlabeled import forecast as module
 from unlabeled.cli import main
 from unlabeled.data.views import View
 from unlabeled.errors import UserError
-from unlabeled.forecast import Work, count_work, forecast, in_words, per_picture
+from unlabeled.forecast import Forecast, Work, count_work, forecast, in_words, per_picture
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.plan import without_memory
 from unlabeled.recipe import parse
@@ -119,3 +119,8 @@ def test_networks_of_every_family_are_measured(model: str, monkeypatch: pytest.M
     recipe = parse(pretrain_recipe(), TINY_PRETRAIN, [change, "data.size=32"])
     training = pretraining(recipe)
     assert module.measured_flops(without_memory(training.build), training.dataset, CPU, "no") > 1e5
+
+
+@pytest.mark.parametrize(("pace", "said"), [(2.954, "2.95"), (99.6, "99.6"), (1034.4, "1,034"), (123456.7, "123,457")])
+def test_no_pace_is_said_in_powers_of_ten(pace: float, said: str) -> None:
+    assert f": {said} images/s, bound by the model" in in_words(Forecast(pace, 2 * pace, pace, 60.0))

@@ -101,6 +101,20 @@ def test_the_bar_of_a_run_shows_every_step() -> None:
     assert "loss 6.9000  10 min left" in shown and "nearest neighbours" in shown
 
 
+@pytest.mark.parametrize("name", ["run", "mae_vits16_1gpu"])
+def test_a_narrow_terminal_shows_count_loss_and_time_left_on_one_line(name: str) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, highlight=False, soft_wrap=True)
+    with Bars(console=console) as bars, Display(name, 16000, 400, active=True) as display:
+        display.show(12345, 308.6, 0.6939, 0.6, "1,534 img/s  data 16 %")
+        assert bars.progress is not None
+        bars.progress.refresh()
+    rows = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()))
+    shown = next(row for row in rows if "loss" in row)
+    assert max(map(len, rows)) <= 80
+    assert shown.startswith(f"{name} ") and "12345/16000 loss 0.6939  37 min left" in shown
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (720, "12 min"), (12240, "3.4 h"), (181440, "2.1 d")])
 def test_durations_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text

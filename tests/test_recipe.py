@@ -190,9 +190,10 @@ def test_overrides_are_read_like_the_file_and_blamed_on_the_command_line() -> No
     text = GOOD + "seed: -1\nmore: [{name: mae}]"
     assert mistakes(text, "abc", "=3", "a..b=1", "seed.x=1", "more.1.name=mae", "optim.l=1") == [
         "x.yaml:2      seed: expected an integer of at least 0, found -1",
-        "command line  expected FIELD=VALUE such as optim.lr=0.1, found 'abc'",
-        "command line  expected FIELD=VALUE such as optim.lr=0.1, found '=3'",
-        "command line  expected FIELD=VALUE such as optim.lr=0.1, found 'a..b=1'",
+        "command line  expected FIELD=VALUE such as train.epochs=10, found 'abc'. A value with blanks stands in "
+        "quotes: 'data.path=/my pictures'",
+        "command line  expected FIELD=VALUE such as train.epochs=10, found '=3'",
+        "command line  expected FIELD=VALUE such as train.epochs=10, found 'a..b=1'",
         "command line  seed.x: seed is -1, which has no fields",
         "command line  more.1.name: more has 1 elements, counted from 0, and no '1'",
         "command line  optim.l: unknown field. Did you mean 'lr'?",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -56,10 +57,20 @@ def _run(arguments: Sequence[str] | None) -> int:
     options, rest = parser.parse_known_args(arguments)
     # argparse takes no positional after an option: `doctor RECIPE --json a.b=value`
     if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{_mend(options, rest)}")
     if rest:
         options.overrides += rest
     return int(options.run(options))
+
+
+def _mend(options: argparse.Namespace, rest: Sequence[str]) -> str:
+    """How fields are written for this command: some take `--set`, others do without."""
+    fields = shlex.join(word for word in rest if "=" in word and not word.startswith("-"))
+    if "set" in options and fields:
+        return f". Fields of this command come after --set: --set {fields}"
+    if "overrides" in options and "--set" in rest:
+        return f". Fields of this command stand without --set: {fields or 'a.b=value'}"
+    return ""
 
 
 def _import(options: argparse.Namespace) -> int:

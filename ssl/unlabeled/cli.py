@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -102,6 +103,8 @@ def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
 
                 print_any_script()
                 escape_logs()
+                # torch says it of every loader anew; the plan says it once
+                warnings.filterwarnings("ignore", "This DataLoader will create")
                 with Bars(active=os.environ.get("RANK", "0") == "0"):
                     code = run()
         except Stopped as error:
@@ -247,11 +250,15 @@ def _refuse_the_other_programs(stage: Stage, path: str) -> None:
 
 def _notes(recipe: Any) -> list[Line]:
     """Lines of the plan about what is around the recipe: this machine and its environment."""
+    from unlabeled.options import cores
     from unlabeled.train.distributed import cannot_run
     from unlabeled.train.environment import overruled
 
     lacking, ignored = cannot_run(recipe.run.device, recipe.train.precision), overruled(recipe.train.precision)
     lines = [("machine", f"this one cannot run it: {lacking}")] if lacking else []
+    here, workers = cores(), recipe.run.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if workers > here:
+        lines.append(("workers", f"{workers} loader workers, {here} cores here: run.workers={here} is enough"))
     if ignored:
         lines.append(("launcher", f"{', '.join(ignored)}: not followed, the recipe decides"))
     return lines

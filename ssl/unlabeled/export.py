@@ -527,10 +527,11 @@ def _existing(path: str | Path) -> Path:
     folder = readable(Path(expand(str(path))))
     missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
     if missing:
-        raise UserError(
-            f"{folder} is not an export: {' and '.join(missing)} not found. Pretrain first, or name the folder that "
-            f"pretrain.py printed (runs/NAME/export)."
-        )
+        inside = folder / "export"
+        mend = "Pretrain first, or name the folder that pretrain.py printed (runs/NAME/export)."
+        if (inside / "config.json").is_file():
+            mend = f"It is a run's folder: name {inside}."
+        raise UserError(f"{folder} is not an export: {' and '.join(missing)} not found. {mend}")
     return folder
 
 

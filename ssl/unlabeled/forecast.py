@@ -133,8 +133,9 @@ def forecast(recipe: Any, method: Method, dataset: ViewDataset, processes: int, 
 def in_words(found: Forecast) -> str:
     """A forecast as a line of the plan."""
     bound = "loader" if found.loader < found.model else "model"
+    pace = f"{found.together:,.0f}" if found.together >= 100 else f"{found.together:.3g}"
     return (
-        f"about {duration(found.seconds)} without evaluation: {found.together:,.3g} images/s, bound by the {bound}. An "
+        f"about {duration(found.seconds)} without evaluation: {pace} images/s, bound by the {bound}. An "
         "estimate from seconds of measuring here, half or twice as long is possible; `doctor` takes real steps"
     )
 

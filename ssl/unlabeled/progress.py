@@ -11,11 +11,13 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from unlabeled.text import one_line
 
 T = TypeVar("T")
 SAY_EVERY = 20.0  # seconds between lines where there is no terminal
+WIDE = 110  # columns of a terminal that has room for a long bar
 FAST = 10.0  # items per second above which the rate is said
 
 _current: ContextVar[Bars | None] = ContextVar("bars", default=None)
@@ -144,12 +146,14 @@ def duration(seconds: float) -> str:
 
 
 def _progress(console: Console) -> Progress:
-    # what is printed on standard output must not end up among the bars
+    # what is printed on standard output must not end up among the bars. On a narrow terminal the line beside the bar is
+    # cut at its end, never the count
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=24 if console.width >= WIDE else 6),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[line]}", markup=False),
+        TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
         console=console,
         redirect_stdout=False,
+        expand=True,
     )

@@ -67,6 +67,12 @@ def test_a_separator_that_is_given_is_not_looked_for(tmp_path: Path) -> None:
             Table(path="t.csv", separator=wrong)
 
 
+@pytest.mark.parametrize("rows", ["path;art;teil\na b.png;x;train\n", "\ufeffpath\tart\tteil\r\na b.png\tx\ty\r\n"])
+def test_a_wrong_column_is_named_beside_the_columns_that_are_there(rows: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no column 'kind'; it has \['path', 'art', 'teil'\]"):
+        opened(tmp_path, rows, label="kind")
+
+
 def test_a_column_of_paths_alone_with_blanks_in_them(tmp_path: Path) -> None:
     fill(tmp_path)
     for header in ("path\n", ""):

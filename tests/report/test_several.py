@@ -134,6 +134,8 @@ def test_what_cannot_be_compared_is_refused(
 def test_a_run_without_a_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path} has no result.json" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "gone")]) == 2
+    assert f"{tmp_path / 'gone'} does not exist" in capsys.readouterr().err
     for text in ("{", "[]", '{"protocol": {}}'):
         (tmp_path / "result.json").write_text(text, encoding="utf-8")
         assert main(["report", str(tmp_path)]) == 2

@@ -67,6 +67,9 @@ def separator_of(path: str, asked: Dialect) -> str:
     text = head.decode("utf-8", "replace").removeprefix("\ufeff")
     rows = {sign: _first_rows(text, sign) for sign in dict.fromkeys([usual, *SEPARATORS.values()])}
     fitting = [sign for sign in rows if _fits(rows[sign], asked)]
+    if not fitting and any(isinstance(column, str) for column in asked.columns):
+        # a name is wrong: the message lists the columns as a person sees them
+        fitting = [sign for sign in rows if sign != " " and len({len(row) for row in rows[sign]}) == 1]
     # file names have blanks in them
     best = max(fitting, key=lambda sign: (sign != " ", len(rows[sign][0])), default=usual)
     if best != usual:

@@ -47,7 +47,8 @@ class Document:
         path, equals, text = argument.partition("=")
         names = path.strip().split(".")
         if not equals or not all(names) or not path.isprintable():
-            message = f"expected FIELD=VALUE such as optim.lr=0.1, found {argument!r}"
+            quotes = "" if equals else ". A value with blanks stands in quotes: 'data.path=/my pictures'"
+            message = f"expected FIELD=VALUE such as train.epochs=10, found {argument!r}{quotes}"
             self.faults.append(Fault((), message, COMMAND_LINE))
             return
         try:

@@ -108,6 +108,8 @@ def read(path: Path) -> Run:
         UserError: there is no result.
     """
     file = path if path.is_file() else path / "result.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; expected the folder of a finished run of finetune.py, runs/NAME.")
     if not file.is_file():
         raise UserError(
             f"{path} has no result.json: expected the folder of a finished run of finetune.py. Finish it: the same "

@@ -179,10 +179,11 @@ class Display:
         first, self.speed = self.task.done == 0, speed or self.speed
         self.task.done = step
         left = f"{duration((self.total - step) * seconds_per_step)} left"
-        line = "  ".join(filter(None, [f"epoch {epoch:.1f}/{self.epochs:g}  loss {loss:.4f}", self.speed, left]))
-        if self.bars.progress:
-            self.task.show(line)
+        epochs, loss_now = f"epoch {epoch:.1f}/{self.epochs:g}", f"loss {loss:.4f}"
+        if self.bars.progress:  # the first is what a narrow terminal shows
+            self.task.show("  ".join(filter(None, [loss_now, left, epochs, self.speed])))
         elif first or speed or self.bars.due(STALE):
+            line = "  ".join(filter(None, [epochs, loss_now, self.speed, left]))
             self.say(f"step {step}/{self.total}  {line}")
 
 
