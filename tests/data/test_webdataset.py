@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from unlabeled.data.arrays import Arrays
 from unlabeled.data.paths import braces
 from unlabeled.data.sources import Files
+from unlabeled.data.table import Table
 from unlabeled.errors import UserError
 from unlabeled.recipe import parse
 
@@ -325,3 +327,21 @@ def test_samples_keep_their_labels_when_parts_are_left_out(tmp_path: Path) -> No
     source = opened(tmp_path / "s.tar", labels="cls")
     assert labels_of(source) == [str(n % 3) if n % 4 else None for n in range(20)]
     assert [source.image(i).shape[2] for i in range(20)] == [8 + n for n in range(20)]
+
+
+@pytest.mark.parametrize("names", [["0.png", "1.png"], ["a/0.png", "0.cls"], ["x.y.png", "x.z.cls"]])
+def test_labels_of_no_picture_are_said(names: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = str(pack(tmp_path / "t.tar", names, cls="3"))
+    with caplog.at_level(logging.WARNING):
+        source = Files(path=path, train=".", labels="cls").open("train")
+    assert set(source.labels.tolist()) == {-1}
+    found = sum(name.endswith("cls") for name in names)
+    assert f"{found} .cls files, none beside a picture of its name" in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_what_might_have_no_end_is_not_read(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    for kind, field in ((Files, "path"), (Table, "path"), (Arrays, "train")):
+        with pytest.raises(UserError, match="no plain file"):
+            kind(**{field: str(tmp_path / "x")}).open("train")

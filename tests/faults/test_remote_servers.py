@@ -64,6 +64,10 @@ class Server(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def leads_to(place: str) -> Answer:
+    return lambda server, *_: server.head(302, {"Location": place, "Content-Length": 0})
+
+
 def well(server: Server, data: bytes, first: int, last: int) -> None:
     if server.headers.get("If-Match", server.etag) != server.etag:
         server.head(412, {"Content-Length": 0})
@@ -237,6 +241,26 @@ def test_a_server_that_will_not_do_is_named_at_once(answer: Answer, said: str) -
     assert not answers and not isinstance(error.value, Interrupted)
 
 
+@pytest.mark.parametrize("place", ["a.tar", "ftp://x/a.tar", "http://[::1"])
+def test_a_server_that_leads_nowhere_is_named_at_once(place: str) -> None:
+    with serving(*[leads_to(place)] * 20) as (address, _, _), pytest.raises(UserError, match="leads on to") as error:
+        Files(path=address).source("train")
+    assert not isinstance(error.value, Interrupted)
+
+
+@pytest.mark.parametrize("address", ["http://", "http://[::1/a.tar", "https://x:99999/a.tar"])
+def test_what_is_no_address_is_named_at_once(address: str) -> None:
+    with pytest.raises(UserError, match="this is no address") as error:
+        Files(path=address).source("train")
+    assert not isinstance(error.value, Interrupted)
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1:1/a.tar", "http://127.0.0.1:1/*.tar"])
+def test_nobody_there_ends_with_75(address: str) -> None:
+    with pytest.raises(Interrupted, match=r"refused|Connect call failed"):
+        Files(path=address).source("train")
+
+
 def test_a_packed_tar_is_named() -> None:
     with serving() as (address, _, server):
         server.data = gzip.compress(archive())
@@ -310,8 +334,10 @@ def test_other_file_systems_that_send_less(tmp_path: Path, monkeypatch: pytest.M
     assert source.image(0).shape == (3, 9, 7) and len(calls) == 3
     calls[:] = []
     monkeypatch.setattr(remote, "WAITS", ())
-    with pytest.raises(Interrupted, match=r"asked for \d+ bytes, was sent \d+"):
-        source.image(0)
+    for reads in (lambda: source.image(0), lambda: Files(path="memory://a.tar").source("train")):
+        calls[:] = []
+        with pytest.raises(Interrupted, match=r"asked for [\d,]+ bytes, was sent [\d,]+"):
+            reads()
 
 
 @pytest.mark.parametrize("kind", [Interrupted, UserError])

@@ -15,6 +15,7 @@ from torch import Tensor
 from unlabeled.data.bands import Target
 from unlabeled.data.labels import numbered
 from unlabeled.data.source import VALUE_RANGE, SourceConfig, Split, ValueRange, digest, sample_numbers
+from unlabeled.data.tar import local_identity
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
 
@@ -136,6 +137,7 @@ def _is_number(dtype: np.dtype[Any]) -> bool:
 
 def _loaded(path: str) -> NDArray[Any]:
     try:
+        local_identity(path)
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path!r} cannot be read: {error.strerror or error}") from error

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from unlabeled.errors import first_line
+
 SECONDS = 120.0  # for one range, whole
 SILENCE = 30.0  # seconds without a byte
 
@@ -53,7 +55,7 @@ def read(system: Any, url: str, start: int, size: int, file: Identity | None = N
     if status == 412 or (file is not None and status == 416):
         raise Changed
     _refuse_other_kinds(status, headers)
-    sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", "").strip())
+    sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", "").strip(), re.ASCII | re.I)
     if sent is None or (int(sent[1]), int(sent[2])) != (start, start + size - 1):
         found = headers.get("Content-Range", "no Content-Range")
         raise ValueError(f"asked for bytes {start}-{start + size - 1}, was sent {found[:80]}")
@@ -89,11 +91,24 @@ async def _fetch(system: Any, url: str, headers: dict[str, str], most: int) -> t
     session, options = await system.set_session(), dict(system.kwargs)
     headers = {**options.pop("headers", {}), **headers}
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=SILENCE, sock_read=SILENCE)
-    async with session.get(system.encode_url(url), headers=headers, timeout=limits, **options) as answer:
-        body = bytearray()
-        while answer.status == 206 and len(body) < most and (part := await answer.content.read(most - len(body))):
-            body += part
-        return answer.status, answer.headers, bytes(body)
+    try:
+        async with session.get(_address(system, url), headers=headers, timeout=limits, **options) as answer:
+            body = bytearray()
+            while answer.status == 206 and len(body) < most and (part := await answer.content.read(most - len(body))):
+                body += part
+            return answer.status, answer.headers, bytes(body)
+    except (aiohttp.TooManyRedirects, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
+        raise Unsuitable(f"the server leads on to where nobody can follow ({type(error).__name__})") from error
+
+
+def _address(system: Any, url: str) -> Any:
+    try:
+        address = system.encode_url(url)
+        if address.host:
+            return address
+    except ValueError as error:
+        raise Unsuitable(f"this is no address: {first_line(error)}") from error
+    raise Unsuitable("this is no address: it names no server")
 
 
 def _refuse_other_kinds(status: int, headers: Mapping[str, str]) -> None:

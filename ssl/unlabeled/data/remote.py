@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 from unlabeled.data import http
 from unlabeled.data.http import Identity
@@ -18,6 +18,7 @@ HEADERS = 1 << 16  # bytes fetched at a time while headers are read
 AT_ONCE = 16  # files asked about
 WAITS = (0.2, 1.0, 5.0, 15.0)  # seconds before a range is asked for again
 SYSTEMS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # what fsspec needs, by how a path begins
+AGAIN = "Nothing is lost: the same command goes on when it can be had again."
 TAGS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
 
 T = TypeVar("T")
@@ -34,17 +35,11 @@ def open_remote(path: str) -> BinaryIO:
     Raises:
         UserError: it cannot be had.
     """
-    if _is_http(path):
-        return io.BufferedReader(_Ranges(path, identity(path)), HEADERS)
-    system, name = _system(path)
-    try:
-        return cast(BinaryIO, system.open(name, "rb", block_size=HEADERS, cache_type="readahead"))
-    except Exception as error:  # every file system raises its own
-        raise UserError(f"{path!r} cannot be read: {first_line(error)}") from error
+    return io.BufferedReader(_Ranges(path, identity(path)), HEADERS)
 
 
 class _Ranges(io.RawIOBase):
-    """A file over HTTP, read where it is asked for."""
+    """A file that lies elsewhere, read where it is asked for."""
 
     def __init__(self, path: str, file: Identity) -> None:
         self._path, self._file, self._at = path, file, 0
@@ -134,8 +129,7 @@ def _tried(path: str, read: Callable[[], T], for_good: tuple[type[Exception], ..
             raise UserError(f"{path!r} cannot be read: {first_line(error)}") from error
         except Exception as error:  # every file system raises its own
             if wait is None:
-                again = "Nothing is lost: the same command goes on when it can be had again."
-                raise Interrupted(f"{path!r} cannot be read: {first_line(error)}. {again}") from error
+                raise Interrupted(f"{path!r} cannot be read: {first_line(error)}. {AGAIN}") from error
         time.sleep(wait)
     raise AssertionError("the last try raises")
 
@@ -152,15 +146,13 @@ def matching(path: str) -> Sequence[str]:
     """The files that a path with `*` names, sorted; the path itself where there is none.
 
     Raises:
-        UserError: the file system cannot be asked.
+        UserError: the file system does not say, or (Interrupted) cannot be asked.
     """
     if "*" not in path:
         return [path]
     system, name = _system(path)
-    try:
-        return sorted(system.unstrip_protocol(found) for found in system.glob(name))
-    except Exception as error:
-        raise UserError(f"{path!r} cannot be listed: {first_line(error)}") from error
+    found = _tried(path, lambda: system.glob(name), for_good=(FileNotFoundError, PermissionError, NotImplementedError))
+    return sorted(map(system.unstrip_protocol, found))
 
 
 def _system(path: str) -> tuple[Any, str]:
@@ -180,6 +172,8 @@ def _system_of(pid: int, path: str) -> tuple[Any, str]:
         package = SYSTEMS.get(path.partition(":")[0])
         advice = f"pip install {package}" if package else first_line(error)
         raise UserError(f"{path!r} needs a library that is not installed: {advice}") from error
-    except ValueError as error:
+    except OSError as error:  # some connect at once
+        raise Interrupted(f"{path!r} cannot be reached: {first_line(error)}. {AGAIN}") from error
+    except Exception as error:  # every file system raises its own
         raise UserError(f"{path!r} cannot be reached: {first_line(error)}") from error
     return system, name

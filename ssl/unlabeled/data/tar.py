@@ -6,7 +6,9 @@ for a million, and takes a damaged header in the middle for the end.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -72,6 +74,8 @@ def scan_tars(
                     if builder.add_member(name, number, start, size):
                         labels[i].append(found.labels.get(stem(name)[0]))
                         others[i].append(found.others.get(whole_stem(name)[0]))
+                        if beside is not None:
+                            beside.used = beside.used or found.names(name)
     scans = [Scan(builder.build(), own) for builder, own in zip(builders, labels, strict=True)]
     if beside is not None:
         beside.check(paths[0])
@@ -90,17 +94,15 @@ def _sampled(scan: Scan, part: str | None) -> Scan:
 
 
 def local_identity(file: int | str) -> tuple[int, str]:
-    """Size and time of the last change of a file, open or by its path."""
+    """Size and time of the last change of a plain file, open or by its path. OSError where it is none."""
     status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "no plain file: it might have no end")
     return status.st_size, str(status.st_mtime_ns)
 
 
 def _open_tar(path: str) -> BinaryIO:
-    try:
-        # a small buffer: of large members only the headers are read
-        file = open_remote(path) if is_remote(path) else open(path, "rb", buffering=1 << 14)  # noqa: SIM115 - closed by the caller
-    except OSError as error:
-        raise UserError(f"the archive {path!r} cannot be read: {error.strerror}") from error
+    file = open_remote(path) if is_remote(path) else _open_local(path)
     magic = file.read(6)
     for start, compression in _COMPRESSED.items():
         if magic.startswith(start):
@@ -110,6 +112,15 @@ def _open_tar(path: str) -> BinaryIO:
                 f"expected a plain tar. Pictures are compressed already: unpack it to a .tar"
             )
     return file
+
+
+def _open_local(path: str) -> BinaryIO:
+    try:
+        local_identity(path)
+        # a small buffer: of large members only the headers are read
+        return open(path, "rb", buffering=1 << 14)
+    except OSError as error:
+        raise UserError(f"the archive {path!r} cannot be read: {error.strerror}") from error
 
 
 def _members(file: BinaryIO, path: str, total: int) -> Iterator[Member]:

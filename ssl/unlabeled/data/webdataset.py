@@ -49,6 +49,10 @@ class Found(NamedTuple):
     labels: dict[bytes, Any]
     others: dict[bytes, Any]
 
+    def names(self, picture: bytes) -> bool:
+        """Whether one belongs to a picture of this name."""
+        return stem(picture)[0] in self.labels or whole_stem(picture)[0] in self.others
+
 
 class Beside:
     """Labels in files beside pictures: `000001.jpg` and `000001.cls` or `000001.json`.
@@ -58,12 +62,14 @@ class Beside:
 
     Attributes:
         labels, others: how many were found, see `Found`.
+        used: whether one of them belongs to a picture.
     """
 
     def __init__(self, text: str) -> None:
         ending, _, self.key = text.partition(":")
         self.ending = ending.lower().encode()
         self.labels = self.others = self._lacking = 0
+        self.used = False
         self._keys = ""
 
     def read(self, file: BinaryIO, path: str, members: Sequence[Member]) -> Found:
@@ -89,7 +95,10 @@ class Beside:
     def check(self, path: str) -> None:
         """Say what was left out of the tars that begin with `path`. Raises UserError when no file had the key."""
         ending = self.ending.decode()
-        if self.others and self.labels:
+        if not self.used:
+            count = self.labels + self.others
+            say_once(f"{path}: {count:,} .{ending} files, none beside a picture of its name: no picture has a label")
+        elif self.others and self.labels:
             say_once(f"{path}: {self.others:,} .{ending} files have more dots in their names and label nothing")
         elif self.others:
             say_once(f"{path}: labels belong to names up to the last dot, where WebDataset looks for the first")
