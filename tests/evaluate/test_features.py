@@ -87,6 +87,14 @@ def test_nothing_left_is_the_users_error() -> None:
         raw_pixels(FakeSource(), indices=np.array([2, 4]))
 
 
+def test_a_class_of_which_nothing_can_be_used_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    raw_pixels(FakeSource(bad=(3, 6)))
+    assert "evaluation leaves out 2 of 9 pictures, the first: 3.png: truncated" in caplog.text
+    assert "can be used, such as" not in caplog.text
+    raw_pixels(FakeSource(bad=(3, 6, 10)))
+    assert "no picture of 1 classes can be used, such as 'c': scores say nothing of them" in caplog.text
+
+
 def test_torch_random_state_is_untouched() -> None:
     before = torch.get_rng_state()
     raw_pixels(FakeSource(), workers=1)

@@ -161,7 +161,7 @@ def extract(
     except (Exception, Stopped) as caught:  # whatever it is, the other processes are waiting to hear of it
         error = caught
     raise_together(error)
-    return _whole(x, rows, labels, bad, world)
+    return _whole(x, rows, labels, bad, world, source, chosen)
 
 
 def _images(batch: tuple[Tensor | None, list[int], list[int], list[Bad]]) -> int:
@@ -169,14 +169,24 @@ def _images(batch: tuple[Tensor | None, list[int], list[int], list[Bad]]) -> int
     return len(batch[1]) + len(batch[3])
 
 
-def _whole(x: list[Tensor], rows: list[int], labels: list[int], bad: list[Bad], world: int) -> Features:
+def _whole(
+    x: list[Tensor],
+    rows: list[int],
+    labels: list[int],
+    bad: list[Bad],
+    world: int,
+    source: Source,
+    chosen: np.ndarray,
+) -> Features:
     """Every process's share put together, in order of the rows."""
     shares = [(torch.cat(x) if x else None, rows, labels, bad)]
     if world > 1:
         shares = gather_objects(shares[0])
     unusable = [bad for share in shares for bad in share[3]]
     if unusable:
-        log.warning("evaluation leaves out %d pictures, the first: %s", len(unusable), ": ".join(unusable[0]))
+        log.warning(
+            "evaluation leaves out %d of %d pictures, the first: %s", len(unusable), len(chosen), ": ".join(unusable[0])
+        )
     parts = [share[0] for share in shares if share[0] is not None]
     if not parts:
         raise UserError(
@@ -185,6 +195,13 @@ def _whole(x: list[Tensor], rows: list[int], labels: list[int], bad: list[Bad], 
         )
     order = torch.tensor([row for share in shares for row in share[1]]).argsort()
     y = torch.tensor([label for share in shares for label in share[2]])
+    if lost := sorted(set(source.labels[chosen].tolist()) - set(y.tolist())):
+        log.warning(
+            "no picture of %d classes can be used, such as %r: scores say nothing of them. Mend those pictures, or the "
+            "paths of the table",
+            len(lost),
+            source.classes[lost[0]],
+        )
     return Features(torch.cat(parts)[order], y[order])
 
 
