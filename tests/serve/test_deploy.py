@@ -157,5 +157,5 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=r"cannot write to /proc/out: .*Choose another folder"):
         deploy(folder, Path("/proc/out"), "torch")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"ONNX needs onnxscript.*unlabeled\[onnx\]"):
+    with pytest.raises(UserError, match=r"ONNX needs onnxscript.*pip install onnx onnxruntime onnxscript"):
         deploy(folder, tmp_path / "out", "onnx")

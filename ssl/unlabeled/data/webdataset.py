@@ -19,7 +19,7 @@ import numpy as np
 from unlabeled.data.dialect import LONGEST
 from unlabeled.data.index import EXTENSIONS, Index, is_picture, readable
 from unlabeled.data.said import say_once
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, first_line
 from unlabeled.recipe.faults import show
 
 Member = tuple[bytes, int, int]  # name, start, size
@@ -113,11 +113,15 @@ class Beside:
         try:
             text = file.read(size).decode("utf-8-sig")
             label = self._value(json.loads(text)) if self.key else text.strip()
-            if isinstance(label, str) and (len(label) > LONGEST or "\0" in label):
-                raise ValueError(f"expected at most {LONGEST:,} characters without NUL, found {len(label):,}")
-            return label
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path!r}: {readable(name)!r} holds no {self.key or 'text'} ({error!r})") from error
+            why = first_line(error)
+            raise UserError(f"{path!r}: {readable(name)!r} holds no {self.key or 'text'}: {why}") from error
+        if isinstance(label, str) and (len(label) > LONGEST or "\0" in label):
+            raise UserError(
+                f"{path!r}: {readable(name)!r} holds a label of {len(label):,} characters, {show(label)}; expected at "
+                f"most {LONGEST:,}, without NUL"
+            )
+        return label
 
     def _value(self, document: Any) -> Any:
         """What a document has under the key, None where it lacks it."""

@@ -5,13 +5,11 @@ DINO on class tokens, and the same distillation on patches: the student sees lar
 teacher sees them whole. Where paper and code differ this follows the code, and where code and recipes differ the
 recipes: heads are shared (for what the code's flags do unless set: `teacher_shares`), half of the large crops have
 nothing hidden, and patches are averaged per crop, then over all crops, those with nothing hidden included. As in DINO
-the last layer is left alone in the first epoch (DINOv2's code sets its learning rate to 0 instead, and lets its moments
-grow: `frozen_by`).
+the last layer is left alone in the first epoch (in DINOv2's code by a learning rate of 0: `frozen_by`).
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from typing import ClassVar, Literal, NamedTuple
@@ -28,7 +26,7 @@ from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.init import distilled_vit_
 from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sinkhorn
 from unlabeled.nn.measures import contrast, feature_std, teaching
-from unlabeled.nn.patches import PatchMask, hidden_rows
+from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
 from unlabeled.nn.schedules import Temperature, cosine
 from unlabeled.nn.teacher import Centre, ema_, follow_
 from unlabeled.rescale import Rule, Setting, as_in_paper, same_share, same_window
@@ -38,7 +36,6 @@ GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gr
 GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
 LOCAL = GLOBAL_1.model_copy(update={"count": 10, "size": 96, "scale": (0.05, 0.25), "blur": 0.5, "mask": None})
 SMALL = EncoderConfig(model="vit_small_patch16_224", positions="learned", interpolation="scale", drop_path=0.1)
-PADDED_TO = 64  # hidden patches, in multiples
 TOP = ("encoder.vit.norm.", "encoder.vit.reg_token")  # parameters that learn as the last block's outputs do
 
 
@@ -57,9 +54,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         None, ge=2, description="patches get a last layer of their own with so many prototypes; null = shared"
     )
     teacher_shares: bool = Field(
-        False,
-        description="with patch_prototypes: the teacher has one last layer for both, which begins as the patches' and "
-        "follows the class tokens' (the official flags' defaults, --shared_head false --shared_head_teacher true)",
+        False, description="with patch_prototypes: the teacher has one last layer for both (official flags' defaults)"
     )
     patch_head: HeadConfig | None = Field(None, description="patches get a whole head of their own (DINOv2)")
     targets: Literal["centre", "sinkhorn"] = Field("centre", description="how the teacher is kept from collapsing")
@@ -77,18 +72,13 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     teacher_temperature_per_step: bool = Field(False, description="warm up every step (DINOv2), not every epoch")
     centre_momentum: float = Field(0.9, ge=0, lt=1, description="of the running centres of the teacher's logits")
     momentum: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="of the teacher at the start, a cosine takes it to 1; null = 0.996 at batch 1024, rescaled",
+        None, ge=0, le=1, description="of the teacher at first, by a cosine to 1; null = 0.996 at batch 1024, rescaled"
     )
     frozen_epochs: float | None = Field(
         None, ge=0, description="epochs in which the last layers are left alone; null = 1 of 800, rescaled"
     )
     frozen_by: Literal["gradient", "rate"] = Field(
-        "gradient",
-        description="what leaves them alone: no gradient (DINO, iBOT), or a learning rate of 0 under which the "
-        "optimizer's moments grow (DINOv2)",
+        "gradient", description="how: no gradient (DINO, iBOT), or a learning rate of 0 while moments grow (DINOv2)"
     )
     patch_start_epoch: float = Field(
         0.0, ge=0, description="epoch from which patches are hidden, and their temperature warms up"
@@ -134,10 +124,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         if self.patch_prototypes is not None and self.patch_head is not None:
             raise ValueError("expected patch_prototypes or patch_head, found both. Set patch_head.prototypes instead.")
         if self.teacher_shares and self.patch_prototypes != self.head.prototypes:
-            raise ValueError(
-                f"teacher_shares: the teacher's one last layer has head.prototypes, {self.head.prototypes}: set "
-                f"patch_prototypes to as many, found {self.patch_prototypes}"
-            )
+            found, expected = self.patch_prototypes, self.head.prototypes
+            raise ValueError(f"teacher_shares: set patch_prototypes={expected}, as head.prototypes; found {found}")
         return self
 
     @property
@@ -205,7 +193,7 @@ class IBOT(Method):
         hidden = torch.cat([view.flat()[1].hidden for view in batch.views[:2]])  # type: ignore[union-attr]
         if progress.epoch < self.config.patch_start_epoch:
             hidden = torch.zeros_like(hidden)
-        index, weight = hidden_rows(hidden, _length(batch, hidden.numel()))
+        index, weight = hidden_rows(hidden, padded_count([view.hidden for view in batch.views[:2]], hidden.numel()))
         taught = self._teach(large, index, weight, progress)
 
         # the student sees large crops with patches hidden, small ones whole
@@ -237,7 +225,8 @@ class IBOT(Method):
 
         # the centre of all patches needs their MLP; prototypes, being linear, see the mean of what it makes alone
         head = self.teacher_head if self.teacher_patch_head is None else self.teacher_patch_head
-        patches, everything = tokens.patches.flatten(0, 1), self._centres_all
+        everything = self.config.targets == "centre" and self.config.patch_centre == "all"
+        patches = tokens.patches.flatten(0, 1)
         embedded = head.embed(patches if everything else patches[index])
         hidden = head.patch_logits(embedded[index] if everything else embedded)
 
@@ -257,16 +246,11 @@ class IBOT(Method):
             sharpen(hidden, self.patch_centre.value, patch_temperature),
         )
 
-    @property
-    def _centres_all(self) -> bool:
-        return self.config.targets == "centre" and self.config.patch_centre == "all"
-
     def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(follower, followed)."""
-        pairs: list[tuple[nn.Module, nn.Module]] = [(self.teacher, self.encoder), (self.teacher_head, self.head)]
-        if self.teacher_patch_head is not None and self.patch_head is not None:
-            pairs.append((self.teacher_patch_head, self.patch_head))
-        return pairs
+        teachers = self.teacher, self.teacher_head, self.teacher_patch_head
+        students = self.encoder, self.head, self.patch_head
+        return [(t, s) for t, s in zip(teachers, students, strict=True) if t is not None and s is not None]
 
     def after_step(self, progress: Progress) -> None:
         momentum = cosine(self.config.momentum, 1.0, progress.step / progress.total_steps)
@@ -278,15 +262,12 @@ class IBOT(Method):
 
     def held(self, progress: Progress) -> Iterable[nn.Parameter]:
         """The last layers, at first (official `cancel_gradients_last_layer`)."""
-        if self.config.frozen_by == "rate" or progress.epoch >= self.config.frozen_epochs:
-            return ()
-        return self._last_layers()
+        frozen = self.config.frozen_by == "gradient" and progress.epoch < self.config.frozen_epochs
+        return self._last_layers() if frozen else ()
 
     def begins(self, name: str) -> float:
         """Later for the last layers, where their rate is what holds them (DINOv2, official `apply_optim_scheduler`)."""
-        if self.config.frozen_by == "gradient":
-            return 0.0
-        last = {id(parameter) for parameter in self._last_layers()}
+        last = {id(parameter) for parameter in self._last_layers()} if self.config.frozen_by == "rate" else ()
         return self.config.frozen_epochs if id(self.get_parameter(name)) in last else 0.0
 
     def _last_layers(self) -> list[nn.Parameter]:
@@ -301,10 +282,7 @@ class IBOT(Method):
         return [[*self.encoder.parameters(), self.mask_token], *heads]
 
     def lr_scale(self, name: str) -> float:
-        """Less for lower blocks, and once more for the patch embedding (DINOv2, official `param_groups.py`).
-
-        Registers count as the top there, unlike other tokens.
-        """
+        """Less for lower blocks and the patch embedding; registers are the top (DINOv2, official `param_groups.py`)."""
         if not name.startswith(("encoder.", "mask_token")):
             return 1.0
         top = self.encoder.depth + 1
@@ -320,10 +298,3 @@ class IBOT(Method):
         c, calm = self.config, same_features("set optim.clip=0.3 and optim.clip_by=tensor")
         uniform = uniform_teacher(c.head.prototypes, c.teacher_temperature)
         return [uniform, calm, *([one_prototype(c.centre_momentum)] if c.targets == "centre" else [])]
-
-
-def _length(batch: Batch, most: int) -> int:
-    """Rows for all hidden patches: as the host counted them, else for every patch."""
-    counts = [view.hidden for view in batch.views[:2]]
-    known = sum(most if count is None else count for count in counts)
-    return min(most, max(1, math.ceil(known / PADDED_TO)) * PADDED_TO)

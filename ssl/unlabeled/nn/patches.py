@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+PADDED_TO = 64  # hidden patches, in multiples
 
 
 class PatchMask(NamedTuple):
@@ -81,6 +84,17 @@ def triptych(images: Tensor, prediction: Tensor, mask: PatchMask, patch: int) ->
 def gather(tokens: Tensor, index: Tensor) -> Tensor:
     """Pick rows of tokens [B, N, D] by index [B, K]: [B, K, D]."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def padded_count(counts: Sequence[int | None], most: int) -> int:
+    """A length for the list of hidden patches: their number as the host knows it, padded so that few lengths occur.
+
+    Args:
+        counts: hidden patches of each view; None = unknown, so that there may be `most`.
+        most: patches there are.
+    """
+    known = sum(most if count is None else count for count in counts)
+    return min(most, max(1, math.ceil(known / PADDED_TO)) * PADDED_TO)
 
 
 def hidden_rows(hidden: Tensor, rows: int) -> tuple[Tensor, Tensor]:
