@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support import on_processes
 from torch import Tensor
 
-import unlabeled
 from unlabeled.data.loader import Normalize
 from unlabeled.errors import BadSample, UserError
 from unlabeled.evaluate.features import extract
@@ -101,21 +97,8 @@ def test_torch_random_state_is_untouched() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_processes_share_the_work_and_all_get_the_whole(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(unlabeled.__file__).parents[1])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], errors
-    for rank in range(2):
-        both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+def test_processes_share_the_work_and_all_get_the_whole() -> None:
+    for rank, both in enumerate(on_processes(_one_rank)):
         for (x, y, encoded), rows, counts in zip(both, GOOD_OF_TWO, ENCODED_OF_TWO, strict=True):
             expected_x, expected_y = naive(FakeSource(), rows)
             torch.testing.assert_close(x, expected_x)
@@ -154,8 +137,7 @@ GOOD_OF_TWO = [[0, 1, 3, 5, 6, 7, 8, 10], [0, 3, 5, 7, 10]]
 ENCODED_OF_TWO = [(5, 3), (5, 0)]
 
 
-def _one_rank(rank: int, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def _one_rank(rank: int) -> list[tuple[Tensor, Tensor, int]]:
     both = []
     for bad in BAD_OF_TWO:
         encoded: list[Tensor] = []
@@ -176,9 +158,4 @@ def _one_rank(rank: int, folder: Path) -> None:
             world=2,
         )
         both.append((x, y, sum(map(len, encoded))))
-    torch.save(both, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _one_rank(int(sys.argv[1]), Path(sys.argv[2]))
+    return both
