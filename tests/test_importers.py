@@ -393,3 +393,11 @@ def test_swin_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"encoder.layers.0.blocks.0.norm1.weight": torch.zeros(3)}}, tmp_path / "official.pth")
     with pytest.raises(UserError, match="not a SimMIM ViT"):
         read("simmim", tmp_path / "official.pth")
+
+
+@pytest.mark.parametrize("data", [b"name: it\n", b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.", b""])
+def test_nobody_is_advised_to_switch_the_safeguard_off(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(data)
+    with pytest.raises(UserError, match="cannot be read as plain weights") as caught:
+        read("mae", tmp_path / "x.pth")
+    assert "weights_only" not in str(caught.value) and "Expected the .pth that" in str(caught.value)

@@ -118,5 +118,5 @@ def enough(labels: np.ndarray, classes: tuple[str, ...], config: FewShot, shots:
         name, count = classes[found[counts.argmin()]], counts.min()
         raise UserError(
             f"class {name!r} has {count} test pictures, fewer than {shots} shots and {queries} queries ask for. Lower "
-            "fewshot.shots or fewshot.queries."
+            f"fewshot.shots or fewshot.queries: together at most {count}."
         )

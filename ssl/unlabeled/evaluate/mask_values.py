@@ -275,7 +275,11 @@ def _known(counts: Mapping[int, Held], coding: Coding, settings: Settings) -> Co
     strange = [value for value in counts if value not in known]
     if not strange:
         return coding
-    classes = f"classes 0 to {len(coding.names) - 1}" if settings.values is None else f"the {len(coding.names)} values"
+    classes = (
+        f"classes 0 to {len(coding.names) - 1}"
+        if settings.values is None
+        else f"one of {', '.join(coding.names[:SHOWN])}"
+    )
     unlabelled = "" if coding.ignore is None else f", or {name_of(coding.ignore)} where unlabelled"
     held, names = counts[strange[0]], ", ".join(map(name_of, strange[:SHOWN]))
     field = "segmentation.classes" if settings.values is None else "segmentation.values"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -94,8 +95,12 @@ def read_pth(file: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of files that are anything: whatever it was, it is no checkpoint
-        reason = show(first_line(error), 200)[1:-1]
-        raise UserError(f"{file} is refused: it cannot be read as plain weights ({reason})") from error
+        # torch's own words advise to read it with its safeguard switched off
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({show(first_line(error), 200)[1:-1]})"
+        raise UserError(
+            f"{file} is refused: it cannot be read as plain weights{reason}. It is not a checkpoint of PyTorch, is "
+            "damaged, or holds code besides tensors. Expected the .pth that the method's authors publish"
+        ) from error
     if not isinstance(loaded, dict):
         raise UserError(f"{file} holds a {type(loaded).__name__}, expected a dict of weights")
     sizes = sum(_size(name, tensor) for name, tensor in _tensors("", loaded))
