@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import io
 import os
 import sys
 import warnings
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError
 from unlabeled.files import remove, write_text
+from unlabeled.streams import make_lasting
 from unlabeled.text import escape_logs, plain
 from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 
@@ -101,7 +101,7 @@ def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
             with stop.now():
                 from unlabeled.progress import Bars
 
-                print_any_script()
+                make_lasting()
                 escape_logs()
                 # torch says it of every loader anew; the plan says it once
                 warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -131,23 +131,16 @@ def _said(text: str, code: int) -> int:
     return code
 
 
-def print_any_script() -> None:
-    """Let a terminal of any encoding show what it has no letters for as `\\xe9`, rather than fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
     class Help(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, section: Any, *_: Any) -> None:
             from unlabeled.recipe import describe
 
             if section is None or os.path.isfile(section):  # a recipe behind --help is no section
-                _show(parser.format_help() + "\nrecipe fields:\n\n" + describe(stage.schema()))
+                print(parser.format_help() + "\nrecipe fields:\n\n" + describe(stage.schema()))
                 parser.exit()
             try:
-                _show(describe(stage.schema(), section))
+                print(describe(stage.schema(), section))
             except UserError as error:
                 parser.exit(EXIT_BAD_INPUT, f"error: {error}\n")
             parser.exit()
@@ -193,15 +186,6 @@ def _epochs(text: str) -> float:
         if 0 < (number := float(text)) < float("inf"):
             return number
     raise argparse.ArgumentTypeError(f"expected a number of epochs above 0, found {text!r}")
-
-
-def _show(text: str) -> None:
-    """Print many lines, of which `| head` may want the first."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # nothing is left for Python to write when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(stage: Stage, options: argparse.Namespace) -> int:

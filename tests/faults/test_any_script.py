@@ -13,7 +13,7 @@ from PIL import Image
 from support import TINY_PRETRAIN, launch
 
 from unlabeled.__main__ import main
-from unlabeled.cli import print_any_script
+from unlabeled.streams import make_lasting
 
 WINDOWS = b"caf\xe9"  # in Windows-1252, and no UTF-8
 CLASSES = (WINDOWS, "né".encode(), "日本".encode())
@@ -63,7 +63,7 @@ def test_a_terminal_of_any_encoding_shows_any_name(encoding: str, monkeypatch: p
     written = {name: io.BytesIO() for name in ("stdout", "stderr")}
     for name, buffer in written.items():
         monkeypatch.setattr(sys, name, io.TextIOWrapper(buffer, encoding, write_through=True))
-    print_any_script()
+    make_lasting()
     for stream in (sys.stdout, sys.stderr):
         print("日本 caf\udce9", file=stream)
     shown = {"utf-8": "日本".encode()}.get(encoding, rb"\u65e5\u672c") + rb" caf\udce9"

@@ -33,7 +33,7 @@ Numbered = tuple[tuple[str, ...], NDArray[np.int64]]
 def canonical(label: Any) -> str:
     """A label of any type as text: composed (NFC), without blanks around it. A column of integers of which some are
     missing comes as floats: 1.0 is 1."""
-    if isinstance(label, float) and label.is_integer():
+    if isinstance(label, float | np.floating) and label.is_integer():
         label = int(label)
     text = label.decode("utf-8", "backslashreplace") if isinstance(label, bytes) else str(label)
     return unicodedata.normalize("NFC", text).strip()

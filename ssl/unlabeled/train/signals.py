@@ -7,7 +7,6 @@ is put off to the next time they meet (`raise_together`), except in work that en
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -62,8 +61,6 @@ class StopRequest:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a child that has not yet set its own handler: only the main process acts
-        if number == signal.SIGHUP:
-            _leave_the_terminal()
         if self.received is None:
             self.received = signal.Signals(number).name
             self.check()
@@ -116,23 +113,6 @@ class StopRequest:
 def _may_be_heard(number: signal.Signals) -> bool:
     """Whether a signal means anything: `nohup` says that the end of a terminal does not."""
     return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-
-
-def _leave_the_terminal() -> None:
-    """Let what is said go nowhere where it went to a terminal that is gone: writing there is an error."""
-    for stream in (1, 2):
-        if _is_lost(stream):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-
-
-def _is_lost(stream: int) -> bool:
-    import termios
-
-    try:
-        termios.tcgetattr(stream)
-    except termios.error as error:  # of another number where it is no terminal
-        return bool(error.args[0] == errno.EIO)
-    return False
 
 
 stop = StopRequest()
