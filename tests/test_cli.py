@@ -161,6 +161,18 @@ def test_outputs_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "cannot write to" in refuse(capsys, "pretrain", [str(tmp_path / "pretrain.yaml"), *files])
 
 
+def test_what_lies_in_the_way_of_an_output_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pretrain.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    arguments = [str(tmp_path / "pretrain.yaml"), f"run.output={tmp_path / 'run'}", "evaluate=null"]
+    (tmp_path / "run" / "recipe.yaml").mkdir(parents=True)
+    assert "run/recipe.yaml" in (said := refuse(capsys, "pretrain", arguments)) and "Move it away, or mend it" in said
+    (tmp_path / "run" / "recipe.yaml").rmdir()
+    (tmp_path / "run" / "pictures").touch()
+    assert "run/pictures" in refuse(capsys, "pretrain", arguments)
+    (tmp_path / "run" / "pictures").unlink()
+    assert launch("pretrain", arguments) == [0]
+
+
 def test_links_of_an_earlier_run_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
     output, disk = tmp_path / "run", tmp_path / "disk"
     output.mkdir()

@@ -45,6 +45,12 @@ OWN = (
 # nothing is wrong with the program: the disk is full, a quota is used up, or it may only be read
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
+# nor here: something else has the name of what is written, or lies in its way
+PLACE_TROUBLE = (
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE),
+)
+
 LONGEST = 20_000  # characters of an error, however many faults it lists
 
 EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1, SIGHUP, Ctrl-C or for a lost
@@ -114,11 +120,10 @@ def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
         except UserError as error:
             code = _said(f"error: {error}", EXIT_BAD_INPUT)
         except OSError as error:
-            if error.errno not in DISK_TROUBLE:
+            if error.errno not in (*DISK_TROUBLE, *PLACE_TROUBLE):
                 raise
-            code = _said(
-                f"error: cannot write: {error}. Make room; the same command goes on from there.", EXIT_BAD_INPUT
-            )
+            mend = "Make room" if error.errno in DISK_TROUBLE else "Move it away, or mend it"
+            code = _said(f"error: cannot write: {error}. {mend}; the same command goes on from there.", EXIT_BAD_INPUT)
         if last:
             stop.ignore()
     return code

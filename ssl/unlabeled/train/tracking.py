@@ -48,7 +48,7 @@ class MetricsFile:
             self._file = open(file, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open as long as the run
         except OSError as error:
             raise UserError(
-                f"{file} cannot be written: {error.strerror}. Move it away, or make it writable."
+                f"{file} cannot be written: {error.strerror or error}. Move it away, or make it writable."
             ) from error
 
     def write(self, step: int, values: Values) -> None:
