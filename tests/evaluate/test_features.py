@@ -91,6 +91,12 @@ def test_a_class_of_which_nothing_can_be_used_is_named(caplog: pytest.LogCapture
     assert "no picture of 1 classes can be used, such as 'c': scores say nothing of them" in caplog.text
 
 
+def test_too_many_bad_pictures_are_refused() -> None:
+    raw_pixels(FakeSource(bad=(3, 6)), max_bad=2 / 9)
+    with pytest.raises(UserError, match=r"2 of 9 labelled pictures cannot be used, more than .*max_bad_fraction 0.2 "):
+        raw_pixels(FakeSource(bad=(3, 6)), max_bad=0.2)
+
+
 def test_torch_random_state_is_untouched() -> None:
     before = torch.get_rng_state()
     raw_pixels(FakeSource(), workers=1)

@@ -44,7 +44,7 @@ class FakeSource:
 
 
 class FakeData:
-    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    mean, std, max_bad_fraction = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 0.5
 
     def __init__(self) -> None:
         self.splits = {"train": FakeSource(90, seed=0), "val": FakeSource(30, seed=1)}

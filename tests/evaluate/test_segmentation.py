@@ -311,7 +311,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
         ),
         (lambda _: None, {"ignore": 11, "classes": 2}, "holds 255; expected classes 0 to 1, or 11 .*ignore=255"),
         (lambda at: save(at / "val_masks/a/3.png", np.full((16, 24, 3), 1, np.uint8)), {}, None),
-        (lambda at: (at / "val_masks/a/3.png").write_bytes(b"none"), {}, "val_masks/a/3.png: cannot identify"),
+        (lambda at: (at / "val_masks/a/3.png").write_bytes(b"none"), {}, "val_masks/a/3.png: no PNG.* Mend it"),
         (lambda at: (at / "train/a/3.png").write_bytes(b"none"), {}, "train/a/3.png: not a picture.* Mend it"),
         (lambda _: None, {"ignore": 1, "classes": 256}, None),
         (lambda at: [save(p, np.zeros((16, 24), np.uint8)) for p in (at / "train_masks/a").iterdir()], {}, r"\['0'\]"),

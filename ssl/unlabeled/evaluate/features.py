@@ -111,6 +111,7 @@ def extract(
     world: int = 1,
     timeout: float = WORKER_TIMEOUT,
     reduce: Callable[[Tensor, Tensor], Tensor] | None = None,
+    max_bad: float = 1.0,
 ) -> Features:
     """Features of the labelled pictures of a source, in its order; the same on every process.
 
@@ -131,9 +132,10 @@ def extract(
         rank, world: this process and how many there are.
         timeout: seconds to wait for a batch of a worker.
         reduce: makes of features [B, D] and labels [B], on the device, what is kept of them [B, K]; None = features.
+        max_bad: share of the pictures that may be unusable, in [0, 1].
 
     Raises:
-        UserError: no picture is left.
+        UserError: no picture is left, or too few are.
         Interrupted: a worker is lost, or gives nothing in time.
     """
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
@@ -161,7 +163,7 @@ def extract(
     except (Exception, Stopped) as caught:  # whatever it is, the other processes are waiting to hear of it
         error = caught
     raise_together(error)
-    return _whole(x, rows, labels, bad, world, source, chosen)
+    return _whole(x, rows, labels, bad, world, source, chosen, max_bad)
 
 
 def _images(batch: tuple[Tensor | None, list[int], list[int], list[Bad]]) -> int:
@@ -177,6 +179,7 @@ def _whole(
     world: int,
     source: Source,
     chosen: np.ndarray,
+    max_bad: float,
 ) -> Features:
     """Every process's share put together, in order of the rows."""
     shares = [(torch.cat(x) if x else None, rows, labels, bad)]
@@ -186,6 +189,12 @@ def _whole(
     if unusable:
         log.warning(
             "evaluation leaves out %d of %d pictures, the first: %s", len(unusable), len(chosen), ": ".join(unusable[0])
+        )
+    if len(unusable) > max_bad * len(chosen):
+        raise UserError(
+            f"{len(unusable)} of {len(chosen)} labelled pictures cannot be used, more than data.max_bad_fraction "
+            f"{max_bad:g} allows; the first: {': '.join(unusable[0])}. Mend or remove them, or a table's paths, "
+            "or raise data.max_bad_fraction."
         )
     parts = [share[0] for share in shares if share[0] is not None]
     if not parts:

@@ -97,6 +97,9 @@ class DataConfig(Structure):
     @property
     def std(self) -> tuple[float, ...]: ...
 
+    @property
+    def max_bad_fraction(self) -> float: ...
+
     def open(self, split: Literal["train", "val"], /) -> Source: ...
 
     def source(self, split: Literal["train", "val"], /) -> Source: ...
@@ -198,6 +201,7 @@ class Splits:
                 rank=self.rank,
                 world=self.world,
                 timeout=self.timeout,
+                max_bad=self.data.max_bad_fraction,
             )
             for source in self.sources
         )

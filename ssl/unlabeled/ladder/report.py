@@ -86,7 +86,9 @@ def worth(steps: Sequence[Step], amounts: Sequence[Amount]) -> str:
         for amount, one in (unclear or found).items()
     )
     if unclear:
-        return f"\nPretraining did not pay: {told}. {WHAT_TO_TRY}\n"
+        ahead = all(one.points > 0 for one in unclear.values())
+        judged = "It is not certain that pretraining paid" if ahead else "Pretraining did not pay"
+        return f"\n{judged}: {told}. {WHAT_TO_TRY}\n"
     return f"\nPretraining paid: {told}.\n"
 
 
