@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -89,6 +90,20 @@ def test_parquet_that_is_none(data: bytes, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "t.parquet").write_bytes(data)
     assert "is no Parquet file" in refused(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([b"a", b"caf\xe9"], r"line 2, column 'label' holds b'caf\xe9'"),
+        ([[1], [2]], "has lists or mappings under 'label'"),
+        ([{"a": 1}, None], "has lists or mappings under 'label'"),
+    ],
+)
+def test_parquet_whose_labels_are_none(labels: list[Any], said: str, tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"path": ["a.png", "b.png"], "label": labels}), tmp_path / "t.parquet")
+    assert said in refused(tmp_path / "t.parquet")
 
 
 def test_parquet_without_the_column(tmp_path: Path) -> None:

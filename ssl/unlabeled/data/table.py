@@ -203,10 +203,14 @@ def _parquet(path: str, asked: Dialect) -> Iterator[Row]:
         file = pyarrow.parquet.ParquetFile(path)
         names: list[str] = file.schema_arrow.names
         wanted = [names[place] for place in places(path, names, asked._replace(header=True))]
+        if odd := next((name for name in wanted if pyarrow.types.is_nested(file.schema_arrow.field(name).type)), None):
+            raise UserError(f"{path!r} has lists or mappings under {odd!r}; expected one value for each picture")
+        numbers = itertools.count(1)
         for batch in file.iter_batches(columns=wanted):
-            yield from zip(
-                *([_text(value) for value in batch.column(name).to_pylist()] for name in wanted), strict=True
-            )
+            columns = ([_text(value) for value in batch.column(name).to_pylist()] for name in wanted)
+            for row in zip(*columns, strict=True):
+                refuse_other_encodings(path, next(numbers), asked.columns, row, asked.root)
+                yield row
     except (pyarrow.ArrowException, ArithmeticError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # not pyarrow's, the disk's
             raise
