@@ -298,8 +298,8 @@ def test_dinov2_rates_and_clip_groups() -> None:
         (IBOT, {"global_1": WHOLE}, "one masked crop, found count 1 and mask None"),
         (IBOT, {"local": MASKED}, "whole local crops, found mask"),
         (DINOV2, {"patch_prototypes": 7}, "patch_prototypes or patch_head, found both"),
-        (IBOT, {"teacher_shares": True}, "set patch_prototypes to as many, found None"),
-        (IBOT, {"teacher_shares": True, "patch_prototypes": 7}, "set patch_prototypes to as many, found 7"),
+        (IBOT, {"teacher_shares": True}, "set patch_prototypes=20, as head.prototypes; found None"),
+        (IBOT, {"teacher_shares": True, "patch_prototypes": 7}, "found 7"),
         (IBOT, {"head": {"prototypes": 1}}, "greater than or equal to 2"),
     ],
 )
