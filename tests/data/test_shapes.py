@@ -123,11 +123,11 @@ def test_raw_pixels_do_not_tell_the_class() -> None:
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (recipe.mean, recipe.std))
     bank, queries = (
         F.normalize(((pictures(source, count) - mean) / std).flatten(1))
-        for source, count in ((train, 4000), (val, 1000))
+        for source, count in ((train, 2000), (val, 500))
     )
     similarity, nearest = (queries @ bank.T).topk(20)
     votes = F.one_hot(torch.from_numpy(train.labels)[nearest], 10) * (similarity / 0.07).exp().unsqueeze(-1)
-    accuracy = (votes.sum(1).argmax(1) == torch.from_numpy(val.labels[:1000])).float().mean()
+    accuracy = (votes.sum(1).argmax(1) == torch.from_numpy(val.labels[:500])).float().mean()
     assert accuracy < 0.25
 
 

