@@ -26,7 +26,7 @@ def main() -> None:
     times: dict[str, float] = {}
     run(times, "pretrain", "pretrain.py", "recipes/demo/simclr_resnet_shapes.yaml", "--fresh", "--force")
     scores = PRETRAINED / "evaluation.json"
-    arguments = ["--data", "shapes", "--pool", "mean", "--crop-pct", "1.0", "--workers", "2"]
+    arguments = ["--data", str(PRETRAINED), "--workers", "2"]
     run(times, "evaluate", "-m", "unlabeled", "evaluate", str(EXPORT), *arguments, "--json", str(scores))
     for name, encoder in (("scratch", f"scratch:{EXPORT}"), ("pretrained", str(EXPORT))):
         recipe = ["recipes/demo/finetune_shapes.yaml", f"name=shapes_{name}", f"encoder={encoder}"]
