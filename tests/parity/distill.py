@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import timm
 import torch
 from parity.golden import Golden, Settings, assert_close
-from parity.vit import FORWARD, encoder_config, heads_in, shapes_under, without_keys
-from torch import Tensor
+from parity.vit import FORWARD, encoder_config, heads_in, shapes_under, use_eps, without_keys
+from torch import Tensor, nn
 
+from unlabeled.importers import import_official
 from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.nn.heads import DistillHead, HeadConfig
@@ -209,6 +212,17 @@ def load_both(method: Method, official: Networks) -> None:
         state[name].copy_(golden["in/center2" if name.startswith("patch_") else "in/center"].flatten())
         left.discard(name)
     assert not left, f"the official set has no {sorted(left)}"
+
+
+def imported_backbone(
+    method: str, official: Networks, checkpoint: dict[str, Any], home: Path, **options: Any
+) -> nn.Module:
+    """The backbone of a method's checkpoint as timm alone loads it, from `home/out`."""
+    torch.save(checkpoint, home / "official.pth")
+    import_official(method, home / "official.pth", home / "out", official.heads, **options)
+    backbone: nn.Module = timm.create_model(f"local-dir:{home / 'out'}", pretrained=True).eval()
+    use_eps(backbone, official.settings)
+    return backbone
 
 
 def one_step(method: Method, batch: Batch, step: Settings, epoch: int) -> Output:

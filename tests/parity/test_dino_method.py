@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from parity.distill import (
     START,
@@ -16,6 +15,7 @@ from parity.distill import (
     assert_after,
     assert_norms,
     before_norms,
+    imported_backbone,
     load_both,
     networks,
     one_step,
@@ -26,7 +26,6 @@ from parity.vit import BACKWARD, FORWARD, assert_gradient, assert_gradients, nam
 
 from unlabeled.data.views import View
 from unlabeled.export import load_method
-from unlabeled.importers import import_official
 from unlabeled.method import Batch, Progress, ViewBatch
 from unlabeled.methods.dino import DINO, Config
 from unlabeled.train.clip import clip_gradients
@@ -188,21 +187,14 @@ def test_parameter_groups(official: Networks, model: DINO, folder: Path) -> None
 # ---------------------------------------------------------------- what the importer makes of the weights
 
 
-def backbone_of(official: Networks, checkpoint: dict[str, Any], home: Path, **options: Any) -> Any:
-    """The backbone as timm alone loads it, from `home/out`."""
-    torch.save(checkpoint, home / "official.pth")
-    import_official("dino", home / "official.pth", home / "out", official.heads, **options)
-    backbone = timm.create_model(f"local-dir:{home / 'out'}", pretrained=True).eval()
-    use_eps(backbone, official.settings)
-    return backbone
-
-
 def test_the_imported_teacher(official: Networks, tmp_path: Path) -> None:
     """The teacher by timm alone, and the whole state by our method."""
     golden = official.golden
     student = {f"module.{name}": tensor for name, tensor in golden.under("sd_student").items()}
     checkpoint = {"student": student, "teacher": dict(golden.under("sd_teacher"))}
-    backbone = backbone_of(official, {**checkpoint, "dino_loss": {"center": golden["in/center"]}}, tmp_path)
+    backbone = imported_backbone(
+        "dino", official, {**checkpoint, "dino_loss": {"center": golden["in/center"]}}, tmp_path
+    )
     method = config_of(official).build()
     load_method(method, tmp_path / "out")
     crops = torch.cat([golden["in/crop0"], golden["in/crop1"]])
@@ -214,7 +206,9 @@ def test_the_imported_teacher(official: Networks, tmp_path: Path) -> None:
 
 def test_the_imported_student(official: Networks, tmp_path: Path) -> None:
     golden = official.golden
-    backbone = backbone_of(official, {"student": dict(golden.under("sd_student"))}, tmp_path, key="student")
+    backbone = imported_backbone(
+        "dino", official, {"student": dict(golden.under("sd_student"))}, tmp_path, key="student"
+    )
     crops = torch.cat([golden["in/crop0"], golden["in/crop1"]])
     with torch.no_grad():
         features = backbone.forward_features(crops)[:, 0]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from parity.distill import (
     START,
@@ -14,6 +13,7 @@ from parity.distill import (
     any_gradients,
     assert_after,
     assert_norms,
+    imported_backbone,
     load_both,
     networks,
     one_step,
@@ -26,7 +26,6 @@ from torch import Tensor
 from unlabeled.data.masks import BlockMask
 from unlabeled.data.views import View
 from unlabeled.export import load_method
-from unlabeled.importers import import_official
 from unlabeled.method import Batch, ViewBatch
 from unlabeled.methods.ibot import IBOT, Config
 from unlabeled.nn.patches import PatchMask
@@ -229,22 +228,13 @@ def teacher_of(model: IBOT) -> list[tuple[str, Tensor]]:
 # ---------------------------------------------------------------- what the importer makes of the weights
 
 
-def backbone_of(official: Networks, checkpoint: dict[str, Any], home: Path, **options: Any) -> Any:
-    """The backbone as timm alone loads it, from `home/out`."""
-    torch.save(checkpoint, home / "official.pth")
-    import_official("ibot", home / "official.pth", home / "out", official.heads, **options)
-    backbone = timm.create_model(f"local-dir:{home / 'out'}", pretrained=True).eval()
-    use_eps(backbone, official.settings)
-    return backbone
-
-
 def test_the_imported_teacher(official: Networks, tmp_path: Path) -> None:
     """The teacher by timm alone, and the whole state by our method."""
     golden = official.golden
     student = {f"module.{name}": tensor for name, tensor in golden.under("sd_student").items()}
     centres = {"center": golden["in/center"], "center2": golden["in/center2"]}
     checkpoint = {"student": student, "teacher": dict(golden.under("sd_teacher")), "ibot_loss": centres}
-    backbone = backbone_of(official, checkpoint, tmp_path)
+    backbone = imported_backbone("ibot", official, checkpoint, tmp_path)
     method = config_of(official).build()
     load_method(method, tmp_path / "out")
     crops, head = torch.cat([golden["in/crop0"], golden["in/crop1"]]), method.teacher_head
@@ -258,7 +248,9 @@ def test_the_imported_teacher(official: Networks, tmp_path: Path) -> None:
 
 def test_the_imported_student(official: Networks, tmp_path: Path) -> None:
     golden = official.golden
-    backbone = backbone_of(official, {"student": dict(golden.under("sd_student"))}, tmp_path, key="student")
+    backbone = imported_backbone(
+        "ibot", official, {"student": dict(golden.under("sd_student"))}, tmp_path, key="student"
+    )
     with torch.no_grad():
         tokens = backbone.forward_features(golden["in/crop0"])
     assert_begins(tokens, golden["out/student_tokens_unmasked_crop0"], FORWARD, "student's tokens")

@@ -105,8 +105,6 @@ def run(args: argparse.Namespace) -> int:
     # a split is of all pictures
     most = None if args.full or args.split else args.pictures
     with warnings.catch_warnings():
-        # torch says it of every loader anew; a finding says it once
-        warnings.filterwarnings("ignore", "This DataLoader will create")
         warnings.simplefilter("once", append=True)
         facts, compared = examine(stage, recipe, most, args.seconds)
         facts["time_limit"] = time_limit(args, recipe, facts["speed"])
