@@ -188,12 +188,18 @@ def look(source: Source, number: int) -> Look:
     )
 
 
+def origin(source: Source, number: int) -> tuple[Source, int]:
+    """The source that a picture of a part or a mixture comes from, and its number there."""
+    if isinstance(source, Part):
+        return origin(source.source, int(source.indices[number]))
+    if isinstance(source, MixtureSource):
+        return origin(*source.place(number))
+    return source, number
+
+
 def wrong_ending(source: Source, number: int) -> str:
     """What the file is, when its name ends like that of another kind of picture."""
-    if isinstance(source, Part):
-        return wrong_ending(source.source, int(source.indices[number]))
-    if isinstance(source, MixtureSource):
-        return wrong_ending(*source.place(number))
+    source, number = origin(source, number)
     if not isinstance(source, Pictures):
         return ""
     name, data = source.key(number).lower(), source.read(number)

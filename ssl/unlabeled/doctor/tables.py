@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unlabeled.data.mixture import MixtureSource
-from unlabeled.data.part import Part
 from unlabeled.data.source import Source
 from unlabeled.data.sources import Pictures
 from unlabeled.doctor.compared import Compared
 from unlabeled.doctor.duplicates import Pairs, groups
+from unlabeled.doctor.pictures import origin
 from unlabeled.errors import UserError
 from unlabeled.files import replacing
 from unlabeled.text import spreadsheet
@@ -112,10 +111,7 @@ def grouped_split(group_of: NDArray[np.int64], labels: NDArray[np.int64], share:
 
 def path_of(source: Source, i: int) -> str:
     """Where a picture lies as a file. Raises UserError where it is none."""
-    if isinstance(source, Part):
-        return path_of(source.source, int(source.indices[i]))
-    if isinstance(source, MixtureSource):
-        return path_of(*source.place(i))
+    source, i = origin(source, i)
     path = source.path(i) if isinstance(source, Pictures) else None
     if path is None:
         raise UserError(

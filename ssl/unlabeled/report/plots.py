@@ -48,7 +48,7 @@ def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title:
     axes.set_facecolor(GRID)  # a class without pictures
     # a square root: a hundredth of a class can be told from nothing
     drawn = axes.imshow(
-        shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest" if n <= 200 else "auto"
+        shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest" if n <= COARSE else "auto"
     )
     _name_classes(axes, classes)
     if n <= SHARED:
