@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from unlabeled.cli import main
-from unlabeled.transfer.stage import Finetune
+from unlabeled.launch.program import main
+from unlabeled.stages.finetune import Finetune
 
 if __name__ == "__main__":
     sys.exit(main(Finetune()))

@@ -7,16 +7,16 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.cli import main
 from unlabeled.errors import UserError
+from unlabeled.launch.program import main
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from unlabeled.engine import Engine
-    from unlabeled.job import Job
-    from unlabeled.plan import Line
-    from unlabeled.rescale import Rescaled
+    from unlabeled.launch.plan import Line
+    from unlabeled.pretrain.rescale import Rescaled
+    from unlabeled.train.engine import Engine
+    from unlabeled.train.job import Job
 
 
 class Pretrain:
@@ -28,7 +28,7 @@ class Pretrain:
 
     def schema(self) -> Any:
         """The type of its recipes."""
-        from unlabeled.schema import pretrain_recipe
+        from unlabeled.launch.schema import pretrain_recipe
 
         return pretrain_recipe()
 
@@ -38,9 +38,9 @@ class Pretrain:
 
     def job(self, recipe: Any, accelerator: Accelerator) -> Job:
         """Open the pictures and set up method, views and evaluators."""
-        from unlabeled.job import Job
+        from unlabeled.launch.training import pretraining
+        from unlabeled.train.job import Job
         from unlabeled.train.pictures import PictureWriter
-        from unlabeled.training import pretraining
 
         training = pretraining(recipe)
         self.rescaled = training.rescaled
@@ -55,7 +55,7 @@ class Pretrain:
 
     def what(self, recipe: Any, job: Job) -> list[Line]:
         """Its own lines of the plan."""
-        from unlabeled.nn.families import is_cnn
+        from unlabeled.backbone.build import is_cnn
 
         source = job.dataset.source
         labels = f", {len(source.classes)} classes (not used to pretrain)" if source.classes else ""
@@ -72,11 +72,11 @@ class Pretrain:
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Export the encoder, with heads and a model card."""
-        from unlabeled.card import pretrain_card
-        from unlabeled.evaluate.protocol import Evaluation
-        from unlabeled.export import Preprocessing, export_encoder, split_heads
+        from unlabeled.backbone.folder import Preprocessing, export_encoder, split_heads
+        from unlabeled.evaluate.evaluation import Evaluation
+        from unlabeled.processes import on_main
         from unlabeled.progress import duration
-        from unlabeled.train.distributed import on_main
+        from unlabeled.report.card import pretrain_card
 
         method = engine.whole_method()
         encoder, heads = split_heads(method)
@@ -100,7 +100,7 @@ class Pretrain:
             return None
         if not recipe.data.has_val:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
-        from unlabeled.evaluate.protocol import Evaluator, Splits
+        from unlabeled.evaluate.evaluation import Evaluator, Splits
 
         recipe.evaluate.must_suit(recipe.method.encoder.model)
         rank, world = accelerator.process_index, accelerator.num_processes
@@ -113,7 +113,7 @@ class Pretrain:
 
 def _evaluated(recipe: Any, job: Job) -> str:
     """What is measured while it trains, and how pictures become features for it; the export says the same."""
-    from unlabeled.plan import without_memory
+    from unlabeled.launch.plan import without_memory
 
     how, (height, width) = recipe.evaluate, recipe.method.views[0].shape
     pool = how.pool or f"{without_memory(job.build).pooling()} (as {recipe.method.name} is evaluated)"

@@ -17,12 +17,12 @@ import torch
 from common import finish, machine, on_one_core, seconds, table
 from torch import Tensor
 
-from unlabeled.data.loader import Normalize
-from unlabeled.data.percrop import recolour_and_normalize
-from unlabeled.data.photometric import Photometric, draw, recolour
-from unlabeled.data.sources import Files
-from unlabeled.data.views import View
-from unlabeled.methods import dino, mocov3
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.sources.files import Files
+from unlabeled.data.view.percrop import recolour_and_normalize
+from unlabeled.data.view.photometric import Photometric, draw, recolour
+from unlabeled.data.view.views import View
+from unlabeled.pretrain.methods import dino, mocov3
 
 SIDE = 224
 ONE = {"brightness": 0, "contrast": 1, "saturation": 2, "hue": 3}

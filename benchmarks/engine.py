@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from common import finish, machine, options, seconds, table
 
-from unlabeled.data.loader import Normalize, Sample, ViewDataset, collate, to_device
-from unlabeled.data.sampler import Position
-from unlabeled.engine import Engine
-from unlabeled.job import Job
-from unlabeled.method import Method, Progress
+from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, to_device
+from unlabeled.data.batch.sampler import Position
+from unlabeled.launch.schema import pretrain_recipe
+from unlabeled.pretrain.method import Method, Progress
+from unlabeled.processes import make_accelerator
 from unlabeled.progress import Bars
 from unlabeled.recipe import load
-from unlabeled.schema import pretrain_recipe
-from unlabeled.train.distributed import make_accelerator
+from unlabeled.train.engine import Engine
+from unlabeled.train.job import Job
 from unlabeled.train.optim import param_groups
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "mae_shapes.yaml"

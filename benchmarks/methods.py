@@ -24,8 +24,8 @@ from typing import Any
 
 from common import finish, machine, picked, table
 
+from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.recipe import load
-from unlabeled.schema import pretrain_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES, ENDING = ROOT / "recipes" / "pretrain", "_cifar10.yaml"

@@ -20,17 +20,17 @@ import torch.nn.functional as F
 from common import THREADS, finish, machine, table
 from torch import Tensor, nn
 
-from unlabeled.data.loader import Normalize
-from unlabeled.data.part import Part
+from unlabeled.backbone.folder import IMAGENET, load_encoder, preprocessing_of
+from unlabeled.backbone.pooling import encoder_features
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.label.part import Part
+from unlabeled.data.label.subset import stratified
 from unlabeled.data.source import Source
-from unlabeled.data.sources import Files
-from unlabeled.data.subset import stratified
+from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features, extract
-from unlabeled.evaluate.knn import accuracy
-from unlabeled.evaluate.linear import Linear, batches, linear_probe
-from unlabeled.evaluate.pooling import encoder_features
-from unlabeled.export import IMAGENET, load_encoder, preprocessing_of
+from unlabeled.evaluate.protocols.knn import accuracy
+from unlabeled.evaluate.protocols.linear import Linear, batches, linear_probe
 from unlabeled.train.cpu import settle
 
 CPU = torch.device("cpu")

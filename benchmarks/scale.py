@@ -23,13 +23,13 @@ import torch
 from common import finish, machine, seconds, table
 from torch.utils.data import Dataset
 
-from unlabeled.data import listing
-from unlabeled.data.bands import Target
-from unlabeled.data.index import Index
-from unlabeled.data.listing import Listing
-from unlabeled.data.loader import make_loader
-from unlabeled.data.sampler import EpochSampler, Position, epoch_order
-from unlabeled.data.sources import Files, Folder, Pictures
+from unlabeled.data.archive import listing
+from unlabeled.data.archive.index import Index
+from unlabeled.data.archive.listing import Listing
+from unlabeled.data.batch.loader import make_loader
+from unlabeled.data.batch.sampler import EpochSampler, Position, epoch_order
+from unlabeled.data.decoding.bands import Target
+from unlabeled.data.sources.files import Files, Folder, Pictures
 
 WORKERS, BATCH, MOST = 4, 1000, 1_000_000
 PER_CLASS = 1000

@@ -26,7 +26,7 @@ from common import finish, forget_peak_memory, machine, matmul_peak, options, pe
 from contenders import METHODS, comparison
 from contenders.parts import DEPTH, PROGRESS, Comparison, Peer, Step, lightly_step, our_step
 
-from unlabeled.method import Method
+from unlabeled.pretrain.method import Method
 from unlabeled.train.cpu import keep_freed_memory
 
 OURS, LIGHTLY, LIGHTLY_KEPT = "ours", "lightly", "lightly + our allocator"

@@ -25,15 +25,15 @@ from common import THREADS, finish, machine, table
 from engine import Prepared, Turns, run_engine
 from torch import Tensor, nn
 
-from unlabeled.data.loader import Normalize, collate, to_device
-from unlabeled.data.sampler import Position
-from unlabeled.export import IMAGENET, export_encoder
-from unlabeled.job import Job
-from unlabeled.method import Batch, Progress
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.data.batch.loader import Normalize, collate, to_device
+from unlabeled.data.batch.sampler import Position
+from unlabeled.launch.schema import FinetuneRecipe
+from unlabeled.launch.training import finetuning
+from unlabeled.pretrain.method import Batch, Progress
 from unlabeled.recipe import load
-from unlabeled.schema import FinetuneRecipe
-from unlabeled.training import finetuning
+from unlabeled.train.job import Job
 from unlabeled.transfer.classify import Classifier
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "finetune_shapes.yaml"

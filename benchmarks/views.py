@@ -25,14 +25,14 @@ from common import finish, machine, on_one_core, seconds, table
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from unlabeled.data.decode import decode
-from unlabeled.data.loader import Normalize, Sample, collate, to_device
-from unlabeled.data.prepare import encode, shrink
-from unlabeled.data.prepared import Settings
+from unlabeled.data.archive.prepare import encode, shrink
+from unlabeled.data.archive.prepared import Settings
+from unlabeled.data.batch.loader import Normalize, Sample, collate, to_device
+from unlabeled.data.decoding.decode import decode
 from unlabeled.data.source import MAX_PIXELS
-from unlabeled.data.sources import Files
-from unlabeled.data.views import View
-from unlabeled.methods import dino, mae, mocov3
+from unlabeled.data.sources.files import Files
+from unlabeled.data.view.views import View
+from unlabeled.pretrain.methods import dino, mae, mocov3
 
 BATCH, PATCH, LOCALS = 8, 16, 8
 CPU = torch.device("cpu")

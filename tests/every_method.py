@@ -9,13 +9,13 @@ import pytest
 import torch
 from support import ROOT
 
-from unlabeled.data.loader import Normalize, ViewDataset, collate, to_device
-from unlabeled.data.sampler import EpochSampler
-from unlabeled.export import IMAGENET
-from unlabeled.method import Batch, Method, Progress
-from unlabeled.methods import names
+from unlabeled.backbone.folder import IMAGENET
+from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.launch.schema import pretrain_recipe
+from unlabeled.pretrain.method import Batch, Method, Progress
+from unlabeled.pretrain.methods import names
 from unlabeled.recipe import load
-from unlabeled.schema import pretrain_recipe
 
 every_method = pytest.mark.parametrize("name", names())
 

@@ -44,7 +44,7 @@ def at(
 
 def in_a_worker(what: Callable[[], None], step: int) -> None:
     """Do something in the worker that makes the first sample of a step."""
-    from unlabeled.data.loader import ViewDataset
+    from unlabeled.data.batch.loader import ViewDataset
 
     original = ViewDataset.__getitem__
 

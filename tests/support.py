@@ -31,18 +31,18 @@ PRELOAD = [
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "rich._emoji_codes",
-    "unlabeled.cli",
-    "unlabeled.engine",
+    "unlabeled.launch.program",
+    "unlabeled.train.engine",
     "unlabeled.lock",
-    "unlabeled.plan",
+    "unlabeled.launch.plan",
     "unlabeled.report.plots",
-    "unlabeled.schema",
-    "unlabeled.training",
+    "unlabeled.launch.schema",
+    "unlabeled.launch.training",
     "unlabeled.transfer.exports",
     "unlabeled.transfer.score",
-    "unlabeled.transfer.stage",
+    "unlabeled.stages.finetune",
     "unlabeled.transfer.start",
-    *(f"unlabeled.methods.{name}" for name in ("dino", "ibot", "mae", "mocov3", "simclr", "simmim")),
+    *(f"unlabeled.pretrain.methods.{name}" for name in ("dino", "ibot", "mae", "mocov3", "simclr", "simmim")),
 ]
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -198,7 +198,7 @@ def _child(
         hook()
     if kill is not None and rank in kill.get("ranks", range(world)):
         _arm(kill)
-    from unlabeled.cli import main
+    from unlabeled.launch.program import main
 
     sys.exit(main(stage_named(stage), arguments))
 
@@ -206,8 +206,8 @@ def _child(
 def _arm(kill: dict[str, Any]) -> None:
     """Send ourselves a signal at a place in the code."""
     from unlabeled import manifest
-    from unlabeled.engine import Engine
     from unlabeled.train import checkpoint
+    from unlabeled.train.engine import Engine
 
     def strike() -> None:
         os.kill(os.getpid(), kill.get("signal", signal.SIGKILL))

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from support import ROOT
 
-from unlabeled.export import IMAGENET, export_encoder
-from unlabeled.methods import names
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.launch.schema import pretrain_recipe
+from unlabeled.pretrain.methods import names
 from unlabeled.recipe import load
-from unlabeled.schema import pretrain_recipe
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import colours

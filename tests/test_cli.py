@@ -15,9 +15,9 @@ from PIL import Image
 from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
 
 from unlabeled.__main__ import main as commands
-from unlabeled.cli import _make_room, _notes
 from unlabeled.errors import UserError
-from unlabeled.options import cores
+from unlabeled.launch.options import cores
+from unlabeled.launch.program import _make_room, _notes
 
 BAD = """
 name: tiny
@@ -84,7 +84,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], override:
         ("dino", ["method.global_2=null"], "method.global_2: expected a mapping, found null"),
         ("mocov3", ["method.local={size: 16}"], "method.local: unknown field"),
         ("mocov3", ["method.second.size=16"], "views of one size, found (32, 32) and (16, 16)"),
-        ("mae", ["method.view.mask={name: block}"], "found mask block. Use random, fixed_block or inverse"),
+        ("mae", ["method.view.mask={name: block}"], "found mask block. Use fixed_block, inverse or random"),
         ("ibot", ["method.global_1.mask=null"], "one masked crop, found count 1 and mask None"),
         ("ibot", ["method.class_weight=0", "method.patch_weight=0"], "class_weight or patch_weight above 0, found 0"),
         ("ibot", ["method.head.prototypes=1"], "at least 2, found 1"),

@@ -16,10 +16,8 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from unlabeled.data.masks import RandomMask
-from unlabeled.data.views import View
-from unlabeled.errors import UserError
-from unlabeled.export import (
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import (
     IMAGENET,
     Preprocessing,
     export_encoder,
@@ -29,10 +27,12 @@ from unlabeled.export import (
     preprocessing_of,
     split_heads,
 )
-from unlabeled.importers import read
-from unlabeled.methods.mae import MAE, Config
-from unlabeled.nn.decoders import SelfDecoderConfig
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.importers import read
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
+from unlabeled.errors import UserError
+from unlabeled.pretrain.decoder import SelfDecoderConfig
+from unlabeled.pretrain.methods.mae import MAE, Config
 
 PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 TIMM_ALONE = """

@@ -9,16 +9,16 @@ import torch
 from support import TINY_PRETRAIN, stage_named
 from torch import nn
 
-from unlabeled import forecast as module
-from unlabeled.cli import main
-from unlabeled.data.views import View
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.forecast import Forecast, Work, count_work, forecast, in_words, per_picture
-from unlabeled.method import Batch, Method, Output, Progress
-from unlabeled.plan import without_memory
+from unlabeled.launch import forecast as module
+from unlabeled.launch.forecast import Forecast, Work, count_work, forecast, in_words, per_picture
+from unlabeled.launch.plan import without_memory
+from unlabeled.launch.program import main
+from unlabeled.launch.schema import pretrain_recipe
+from unlabeled.launch.training import pretraining
+from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.recipe import parse
-from unlabeled.schema import pretrain_recipe
-from unlabeled.training import pretraining
 
 CPU = torch.device("cpu")
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.__main__ import main
+from unlabeled.backbone.folder import load_method
+from unlabeled.backbone.importers import FAMILIES, import_official, read
+from unlabeled.backbone.importing import checked, known_model
 from unlabeled.errors import UserError
-from unlabeled.export import load_method
-from unlabeled.importers import FAMILIES, import_official, read
-from unlabeled.importers.reading import checked, known_model
-from unlabeled.methods import mocov3 as mocov3_method
-from unlabeled.methods import simmim as simmim_method
+from unlabeled.pretrain.methods import mocov3 as mocov3_method
+from unlabeled.pretrain.methods import simmim as simmim_method
 
 Tensors = dict[str, Tensor]
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -296,7 +296,7 @@ def test_swiglu_of_the_giant(tmp_path: Path) -> None:
     model = random(timm.create_model("vit_giant_patch14_dinov2", num_classes=0, **arguments))
     family = FAMILIES["dinov2"].FAMILY._replace(known={768: ("vit_giant_patch14_dinov2", 24)})
     named = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for n, t in model.state_dict().items()}
-    from unlabeled.importers.dinov2 import _timm_name
+    from unlabeled.backbone.importers.dinov2 import _timm_name
 
     encoder = {_timm_name(name): tensor for name, tensor in named.items()}
     arguments |= {"img_size": [28, 28], "in_chans": 3}

@@ -14,18 +14,19 @@ import pytest
 import torch
 
 from unlabeled.__main__ import main
-from unlabeled.data.shapes import Shapes
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder
+from unlabeled.commands import ladder as command
+from unlabeled.data.label.subset import few_shot
 from unlabeled.data.source import Source, Split
-from unlabeled.data.subset import few_shot
+from unlabeled.data.sources.shapes import Shapes
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.knn import Knn
-from unlabeled.evaluate.linear import Linear
-from unlabeled.evaluate.protocol import Evaluation, Splits
-from unlabeled.export import IMAGENET, export_encoder, load_encoder
-from unlabeled.ladder import command, report, rungs
+from unlabeled.evaluate.evaluation import Evaluation, Splits
+from unlabeled.evaluate.protocols.knn import Knn
+from unlabeled.evaluate.protocols.linear import Linear
+from unlabeled.ladder import report, rungs
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.rungs import Step
-from unlabeled.nn.encoder import EncoderConfig
 
 FEW = Shapes(train_size=200, val_size=40, size=16)
 CHEAP, MIDDLE, DEAR = (
@@ -88,7 +89,7 @@ def export(tmp_path: Path) -> str:
 
 @pytest.fixture
 def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("unlabeled.evaluate.command.data_of", lambda *_: FEW)
+    monkeypatch.setattr("unlabeled.commands.evaluate.data_of", lambda *_: FEW)
     flags = [
         "--fractions",
         "0.1",
@@ -141,7 +142,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     assert set(content["pays"]) == {"10 %", "100 %"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000
 
     # again: nothing is trained, the same is said
-    monkeypatch.setattr("unlabeled.cli.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("unlabeled.launch.program.train", lambda *_: pytest.fail("trained again"))
     assert main([*arguments, *changed]) == 0
     again = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))
     assert [step["accuracies"] for step in again["steps"]] == [step["accuracies"] for step in content["steps"]]

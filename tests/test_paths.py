@@ -13,13 +13,13 @@ from pydantic import AfterValidator, BaseModel
 from support import stage_named
 
 from unlabeled.__main__ import main
-from unlabeled.data.table import Table
-from unlabeled.export import IMAGENET, export_encoder, load_encoder, preprocessing_of
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder, preprocessing_of
+from unlabeled.data.sources.table import Table
+from unlabeled.launch.schema import FinetuneRecipe, pretrain_recipe
 from unlabeled.paths import expand, user_path
 from unlabeled.recipe import parse
 from unlabeled.recipe.kinds import Kind, is_model, kind_of, members_of, unwrap
-from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 
 # fields of text that are no paths of this machine's file system
 NO_PATHS = {
@@ -90,7 +90,7 @@ def parsers(monkeypatch: pytest.MonkeyPatch) -> dict[str, argparse.ArgumentParse
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", catch)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", catch)
-    from unlabeled import cli
+    from unlabeled.launch import program as cli
 
     for call in (main, lambda: cli.main(stage_named("pretrain"), [])):
         with pytest.raises(KeyboardInterrupt):

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unlabeled.data.masks import BlockMask, RandomMask, StratifiedBlockMask
-from unlabeled.data.views import View
+from unlabeled.data.masks.block import Config as BlockMask
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.masks.stratified_block import Config as StratifiedBlockMask
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.method import Method
-from unlabeled.plan import empty_batch, millions, without_memory
+from unlabeled.launch.plan import empty_batch, millions, without_memory
+from unlabeled.pretrain.method import Method
 
 
 @pytest.mark.parametrize(

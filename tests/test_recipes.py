@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from support import stage_named
 
-from unlabeled import methods
-from unlabeled.cli import main
-from unlabeled.data.mixing import Mixing
-from unlabeled.data.sampler import steps_per_epoch, total_steps
+from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
+from unlabeled.data.view.mixing import Mixing
 from unlabeled.errors import UserError
-from unlabeled.plan import _rate as rate
+from unlabeled.launch.plan import _rate as rate
+from unlabeled.launch.program import main
+from unlabeled.launch.schema import FinetuneRecipe, pretrain_recipe
+from unlabeled.pretrain import methods
 from unlabeled.recipe import describe, dump, load, parse
-from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 
@@ -105,9 +105,9 @@ def stand_in(channels: int, folder: Path) -> str:
 def test_every_pretraining_recipe_has_a_plan(
     file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unlabeled.forecast.SECONDS", 0.01)
+    monkeypatch.setattr("unlabeled.launch.forecast.SECONDS", 0.01)
     if file.parent.name != "demo":  # of large networks the work takes seconds to count
-        monkeypatch.setattr("unlabeled.cli._time", lambda *_: [("time", "")])
+        monkeypatch.setattr("unlabeled.launch.program._time", lambda *_: [("time", "")])
     data = stand_in(load(pretrain_recipe(), file).data.channels, tmp_path)
     run = [f"run.output={tmp_path / 'run'}", "run.device=cpu", "evaluate=null", "train.precision=no"]
     assert main(stage_named("pretrain"), [str(file), data, *run, "--dry-run"]) == 0

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 from pydantic import BaseModel
 
-from unlabeled.rescale import Rescaled, Rule, Setting, check_epochs, rescale, same_share, same_window
+from unlabeled.pretrain.rescale import Rescaled, Rule, Setting, check_epochs, rescale, same_share, same_window
 
 
 class Config(BaseModel, frozen=True):
@@ -41,7 +41,7 @@ def test_a_pinned_value_stays() -> None:
 
 
 def test_a_method_without_rules_is_left_alone() -> None:
-    from unlabeled.methods.mae import Config as Mae
+    from unlabeled.pretrain.methods.mae import Config as Mae
 
     config = Mae()
     assert rescale(config, Setting(64, 3, 60_000)) == (config, [])

@@ -28,9 +28,9 @@ from contenders.parts import (
     patch_embedding,
     timm_vit,
 )
-from unlabeled.method import Batch, Method, ViewBatch
-from unlabeled.methods.dino import LOCAL, Config
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.pretrain.methods.dino import LOCAL, Config
 
 LOCALS, HIDDEN, BOTTLENECK, PROTOTYPES, DROP_PATH, TEACHER_TEMPERATURE = 8, 2048, 256, 65536, 0.1, 0.07
 

@@ -39,9 +39,9 @@ from contenders.parts import (
     frozen_copy,
     linear,
 )
-from unlabeled.method import Batch, Method, ViewBatch
-from unlabeled.methods.ibot import LOCAL, Config
 from unlabeled.nn.patches import PatchMask
+from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.pretrain.methods.ibot import LOCAL, Config
 
 PROTOTYPES = 8192
 # what iBOT's ratios give on average: half of the crops hide nothing, the others 30 %

@@ -31,12 +31,12 @@ from contenders.parts import (
     timm_vit,
     with_class_token,
 )
-from unlabeled.data.masks import RandomMask
-from unlabeled.data.views import View
-from unlabeled.method import Batch, Method, ViewBatch
-from unlabeled.methods.mae import Config
-from unlabeled.nn.decoders import CrossDecoderConfig, SelfDecoderConfig
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
+from unlabeled.pretrain.decoder import CrossDecoderConfig, SelfDecoderConfig
+from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.pretrain.methods.mae import Config
 
 RATIO, DECODER_WIDTH, DECODER_DEPTH, DECODER_HEADS = 0.75, 512, 8, 16
 VISIBLE = int(PATCHES * (1 - RATIO))

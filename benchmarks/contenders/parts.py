@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from unlabeled.method import Batch, Method, Progress, ViewBatch
 from unlabeled.nn.patches import PatchMask
+from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
 from unlabeled.train.optim import AdamW, param_groups
 
 MODEL, SIDE, LOCAL_SIDE, PATCH = "vit_small_patch16_224", 224, 96, 16

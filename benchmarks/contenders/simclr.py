@@ -24,9 +24,9 @@ from contenders.parts import (
     patch_embedding,
     timm_vit,
 )
-from unlabeled.method import Batch, Method, ViewBatch
-from unlabeled.methods.simclr import Config
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.pretrain.methods.simclr import Config
 
 HIDDEN, DIM, TEMPERATURE = 2048, 128, 0.1
 

@@ -29,11 +29,11 @@ from contenders.parts import (
     timm_vit,
     with_class_token,
 )
-from unlabeled.data.masks import RandomMask
-from unlabeled.data.views import View
-from unlabeled.method import Batch, Method, ViewBatch
-from unlabeled.methods.simmim import Config
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
+from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.pretrain.methods.simmim import Config
 
 HIDDEN = 120  # 30 of 49 units of 2 x 2 patches
 

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from unlabeled.cli import exit_code
 from unlabeled.errors import UserError
+from unlabeled.launch.program import exit_code
 from unlabeled.text import one_line
 from unlabeled.train.signals import EXIT_DONE
 
@@ -20,14 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    from unlabeled.data import prepare_command
-    from unlabeled.doctor import command as doctor
-    from unlabeled.evaluate import command
-    from unlabeled.importers import FAMILIES
-    from unlabeled.ladder import command as ladder
+    from unlabeled.backbone.importers import FAMILIES
+    from unlabeled.commands import doctor, ladder, report
+    from unlabeled.commands import embed as serve
+    from unlabeled.commands import evaluate as command
+    from unlabeled.commands import prepare as prepare_command
     from unlabeled.paths import user_path
-    from unlabeled.report import command as report
-    from unlabeled.serve import command as serve
     from unlabeled.serve import deploy
 
     parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
@@ -74,7 +72,7 @@ def _mend(options: argparse.Namespace, rest: Sequence[str]) -> str:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from unlabeled.importers import import_official
+    from unlabeled.backbone.importers import import_official
 
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} is there already. Choose another folder, or remove it.")

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from support import TINY_PRETRAIN, stage_named
 
-from unlabeled.cli import main
-from unlabeled.data.as_one import read_as_one
-from unlabeled.data.mixture import Mixture
-from unlabeled.data.sources import Files
+from unlabeled.data.label.as_one import read_as_one
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.mixture import Mixture
+from unlabeled.launch.program import main
 
 
 def write(root: Path, *names: str) -> Files:

@@ -15,12 +15,12 @@ from timm.data import random_erasing
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
-from unlabeled.data.augment import Erased, draw_erased, rand_augment
-from unlabeled.data.loader import Normalize, ViewDataset, collate, make_loader, to_device
-from unlabeled.data.sampler import Position
-from unlabeled.data.views import View
+from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.sampler import Position
+from unlabeled.data.view.augment import Erased, draw_erased, rand_augment
+from unlabeled.data.view.views import View
 from unlabeled.doctor.speed import _repeated
-from unlabeled.plan import describe_view
+from unlabeled.launch.plan import describe_view
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

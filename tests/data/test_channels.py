@@ -14,8 +14,8 @@ from encoded import UPRIGHT, encode, npy
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data import tiff as reader
-from unlabeled.data.decode import decode
+from unlabeled.data.decoding import tiff as reader
+from unlabeled.data.decoding.decode import decode
 from unlabeled.errors import BadSample, UserError
 
 CAP = 89_478_485

@@ -14,7 +14,7 @@ from encoded import UPRIGHT, encode
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unlabeled.data.decode import decode
+from unlabeled.data.decoding.decode import decode
 from unlabeled.errors import BadSample
 
 CAP = 89_478_485

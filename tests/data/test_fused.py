@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.data.fused import compose, tint_fused
-from unlabeled.data.loader import Normalize
-from unlabeled.data.percrop import recolour_and_normalize
-from unlabeled.data.photometric import HUE, UNCHANGED, Photometric, draw, recolour
-from unlabeled.data.views import View
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.view.fused import compose, tint_fused
+from unlabeled.data.view.percrop import recolour_and_normalize
+from unlabeled.data.view.photometric import HUE, UNCHANGED, Photometric, draw, recolour
+from unlabeled.data.view.views import View
 
 ORDERS = torch.tensor(list(permutations(range(4))))
 N = len(ORDERS)

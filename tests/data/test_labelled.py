@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unlabeled.data.labelled import Labelled, chosen, labelled
 from unlabeled.errors import UserError
 from unlabeled.train.watch import Watching
 from unlabeled.transfer.config import ClassifyConfig
+from unlabeled.transfer.labels import Labelled, chosen, labelled
 
 # 100 of each of five classes and 40 unlabelled, in no order
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3, 4, -1], [100] * 5 + [40]))

@@ -16,16 +16,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unlabeled.data.arrays import Arrays
-from unlabeled.data.labels import MISSING, MISSING_IN_ANY_CASE, is_missing, natural, numbered, read_classes, renumbered
-from unlabeled.data.mixture import Mixture
-from unlabeled.data.prepare import Settings, prepare
+from unlabeled.data.archive.prepare import Settings, prepare
+from unlabeled.data.label.labels import (
+    MISSING,
+    MISSING_IN_ANY_CASE,
+    is_missing,
+    natural,
+    numbered,
+    read_classes,
+    renumbered,
+)
 from unlabeled.data.source import SourceConfig
-from unlabeled.data.sources import Files
-from unlabeled.data.table import Table
-from unlabeled.data.tv import TorchVisionSource
+from unlabeled.data.sources.arrays import Arrays
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.mixture import Mixture
+from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.torchvision import TorchVisionSource
 from unlabeled.errors import UserError
-from unlabeled.schema import is_free
+from unlabeled.launch.schema import is_free
 
 ABSENT = [
     -1,
@@ -155,7 +163,7 @@ def arrays(home: Path, names: list[Any]) -> SourceConfig:
 
 def hugging_face(home: Path, names: list[Any]) -> SourceConfig:
     datasets = pytest.importorskip("datasets")
-    from unlabeled.data.huggingface import HuggingFace
+    from unlabeled.data.sources.huggingface import HuggingFace
 
     cells = [{"bytes": picture(), "path": None} for _ in names]
     rows = datasets.Dataset.from_dict({"image": cells, "label": names})

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from support import TINY_PRETRAIN, launch
 
-from unlabeled.data import sources, table
-from unlabeled.data.mixture import Mixture
 from unlabeled.data.source import Source, SourceConfig
-from unlabeled.data.sources import Files
-from unlabeled.data.table import Table
+from unlabeled.data.sources import files as sources
+from unlabeled.data.sources import table
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.mixture import Mixture
+from unlabeled.data.sources.table import Table
 
 LONG_AGO = 1_000_000_000
 NAMES = ("cat/0.png", "cat/1.png", "dog/0.png", "dog/deep/2.png", "notes.txt")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from unlabeled.data.bad import BadSamples
-from unlabeled.data.loader import Normalize, RawBatch, ViewDataset, collate, make_loader, to_device
-from unlabeled.data.masks import RandomMask
-from unlabeled.data.sampler import Position
-from unlabeled.data.views import View
+from unlabeled.data.batch.bad import BadSamples
+from unlabeled.data.batch.loader import Normalize, RawBatch, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.sampler import Position
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
 from unlabeled.errors import BadSample, UserError
 
 CPU = torch.device("cpu")

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.data.masks import BlockMask, FixedBlockMask, RandomMask, Rounding
-from unlabeled.methods.ibot import Config as IBOT
-from unlabeled.methods.mae import Config as MAE
-from unlabeled.methods.simmim import Config as SimMIM
+from unlabeled.data.mask import Rounding
+from unlabeled.data.masks.block import Config as BlockMask
+from unlabeled.data.masks.fixed_block import Config as FixedBlockMask
+from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.nn.patches import PatchMask
+from unlabeled.pretrain.methods.ibot import Config as IBOT
+from unlabeled.pretrain.methods.mae import Config as MAE
+from unlabeled.pretrain.methods.simmim import Config as SimMIM
 
 Grid = tuple[int, int]
 RULES: tuple[Rounding, ...] = ("floor_visible", "ceil_hidden", "floor_hidden")

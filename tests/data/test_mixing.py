@@ -11,11 +11,11 @@ import torch
 from timm.data import Mixup
 from torch import Tensor
 
-from unlabeled.data.loader import Normalize, ViewDataset, collate, to_device
-from unlabeled.data.mixing import Mixing, stack
-from unlabeled.data.sampler import Position
-from unlabeled.data.shapes import Shapes
-from unlabeled.data.views import View
+from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.batch.sampler import Position
+from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.view.mixing import Mixing, stack
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.nn.mixing import Mix, mix_images, mix_targets
 

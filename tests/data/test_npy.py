@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from encoded import npy
 
-from unlabeled.data.decode import decode
+from unlabeled.data.decoding.decode import decode
 from unlabeled.errors import BadSample
 
 CAP = 10_000

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from unlabeled.__main__ import main
-from unlabeled.data import overlap
-from unlabeled.data.arrays import Arrays
-from unlabeled.data.mixture import Mixture
-from unlabeled.data.shapes import Shapes
+from unlabeled.data.label import overlap
 from unlabeled.data.source import SourceConfig
-from unlabeled.data.sources import Files
-from unlabeled.data.table import Table
-from unlabeled.data.tv import TorchVision
+from unlabeled.data.sources.arrays import Arrays
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.mixture import Mixture
+from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.torchvision import TorchVision
 from unlabeled.errors import UserError
 
 TRAIN, VAL = 30, 20
@@ -149,7 +149,7 @@ def test_torchvisions_arguments(pictures: Path) -> None:
 
 
 def test_shapes_are_apart_without_being_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlabeled.data.shapes.ShapesSource.image", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr("unlabeled.data.sources.shapes.ShapesSource.image", lambda *_: pytest.fail("drawn"))
     data = Shapes(train_size=5000, val_size=500)
     found = overlap.overlap(data.open("train"), data.open("val"))
     assert found.looked == overlap.TESTED and not found.found
@@ -172,7 +172,7 @@ def test_no_more_training_pictures_are_read_than_stated(
 
 def test_hugging_face(tmp_path: Path, pictures: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    from unlabeled.data.huggingface import HuggingFace
+    from unlabeled.data.sources.huggingface import HuggingFace
 
     def table(numbers: range, split: Any = None) -> Any:
         rows = {"image": [noise(i) for i in numbers], "label": [i % 2 for i in numbers]}
@@ -205,8 +205,8 @@ def test_hugging_face(tmp_path: Path, pictures: Path) -> None:
 def test_commands_refuse_and_can_be_told(
     pictures: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from unlabeled.export import IMAGENET, export_encoder
-    from unlabeled.nn.encoder import EncoderConfig
+    from unlabeled.backbone.encoder import EncoderConfig
+    from unlabeled.backbone.folder import IMAGENET, export_encoder
 
     tiny = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=1, heads=2)
     export_encoder(tmp_path / "export", tiny.build((8, 8)), IMAGENET, "card", {})
@@ -220,10 +220,10 @@ def test_commands_refuse_and_can_be_told(
 
 
 def test_recipes_of_both_programs_refuse_and_can_be_told(pictures: Path, tmp_path: Path) -> None:
-    from unlabeled.data.labelled import labelled
-    from unlabeled.evaluate.protocol import Evaluation, Splits
+    from unlabeled.evaluate.evaluation import Evaluation, Splits
+    from unlabeled.launch.schema import FinetuneRecipe
     from unlabeled.recipe import parse
-    from unlabeled.schema import FinetuneRecipe
+    from unlabeled.transfer.labels import labelled
 
     text = f"name: it\nencoder: nowhere\ndata: {{name: files, path: {pictures}, train: train, val: train}}"
     recipe, allowed = parse(FinetuneRecipe, text), parse(FinetuneRecipe, text, ["data.allow_overlap=true"])

@@ -16,10 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import functional as V1
 from torchvision.transforms.v2 import functional as V2
 
-from unlabeled.data.loader import Normalize, ViewDataset, collate, make_loader, to_device
-from unlabeled.data.percrop import Blurs, recolour_and_normalize, turn_hue_
-from unlabeled.data.photometric import DRAWS as UNIFORMS
-from unlabeled.data.photometric import (
+from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.sampler import Position
+from unlabeled.data.view.percrop import Blurs, recolour_and_normalize, turn_hue_
+from unlabeled.data.view.photometric import DRAWS as UNIFORMS
+from unlabeled.data.view.photometric import (
     Photometric,
     blur,
     box_radius,
@@ -30,8 +31,7 @@ from unlabeled.data.photometric import (
     solarize,
     turn_hue,
 )
-from unlabeled.data.sampler import Position
-from unlabeled.data.views import View
+from unlabeled.data.view.views import View
 
 CPU = torch.device("cpu")
 ORDERS = list(permutations(range(4)))

@@ -13,12 +13,12 @@ from PIL import Image
 from support import TINY_PRETRAIN, checkpoint_bytes, launch
 
 from unlabeled.__main__ import main
-from unlabeled.data import prepare as module
-from unlabeled.data.decode import decode
-from unlabeled.data.prepare import Packed, prepare, shrink
-from unlabeled.data.prepared import Settings
+from unlabeled.data.archive import prepare as module
+from unlabeled.data.archive.prepare import Packed, prepare, shrink
+from unlabeled.data.archive.prepared import Settings
+from unlabeled.data.decoding.decode import decode
 from unlabeled.data.source import MAX_PIXELS, Source
-from unlabeled.data.sources import Files
+from unlabeled.data.sources.files import Files
 from unlabeled.errors import BadSample, UserError
 
 COUNT = 11

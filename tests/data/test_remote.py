@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from support import served
 
-from unlabeled.data import remote
-from unlabeled.data.sources import Files
+from unlabeled.data.archive import remote
+from unlabeled.data.sources.files import Files
 from unlabeled.errors import Interrupted, UserError
 
 pytest.importorskip("aiohttp")

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.loader import RawBatch, ViewDataset, collate, make_loader
-from unlabeled.data.masks import RandomMask
-from unlabeled.data.prepare import prepare
-from unlabeled.data.prepared import Settings
-from unlabeled.data.sampler import EpochSampler
+from unlabeled.data.archive.prepare import prepare
+from unlabeled.data.archive.prepared import Settings
+from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate, make_loader
+from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.source import SourceConfig
-from unlabeled.data.sources import Files
-from unlabeled.data.views import View
+from unlabeled.data.sources.files import Files
+from unlabeled.data.view.views import View
 
 COUNT, BATCH, STEPS, PATCH = 13, 4, 6, 4
 VIEWS = (

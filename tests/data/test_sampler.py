@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from unlabeled.data.loader import ViewDataset, sample_rng
-from unlabeled.data.sampler import EpochSampler, Order, Position, epoch_order
-from unlabeled.data.shapes import Shapes
-from unlabeled.data.views import View
+from unlabeled.data.batch.loader import ViewDataset, sample_rng
+from unlabeled.data.batch.sampler import EpochSampler, Order, Position, epoch_order
+from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 
 N, BATCH, STEPS, SEED = 100, 36, 7, 3

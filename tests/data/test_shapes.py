@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from unlabeled.data.shapes import OUTLINES, RADIUS, Shapes, ShapesSource
+from unlabeled.data.sources.shapes import OUTLINES, RADIUS, Shapes, ShapesSource
 
 # of the outlines in a disc of radius one, by schoolbook geometry
 AREAS = {

@@ -14,18 +14,18 @@ import pytest
 from PIL import Image, features
 from support import TINY_PRETRAIN, stage_named
 
-from unlabeled.cli import main
-from unlabeled.data.index import ending_of
-from unlabeled.data.left_out import skipped_in, unlabelled_in
-from unlabeled.data.mixture import Mixture
-from unlabeled.data.part import Part
-from unlabeled.data.skipped import FOREIGN, in_words
+from unlabeled.data.archive.index import ending_of
+from unlabeled.data.archive.skipped import FOREIGN, in_words
+from unlabeled.data.label.left_out import skipped_in, unlabelled_in
+from unlabeled.data.label.part import Part
 from unlabeled.data.source import Source
-from unlabeled.data.sources import Files
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.mixture import Mixture
 from unlabeled.doctor.facts import split_facts
 from unlabeled.doctor.pictures import survey
 from unlabeled.doctor.report import _pictures
 from unlabeled.errors import UserError
+from unlabeled.launch.program import main
 
 FORMATS = {"jpg": "JPEG", "JFIF": "JPEG", "jpe": "JPEG", "jif": "JPEG", "jfi": "JPEG", "PNG": "PNG", "pnm": "PPM"}
 

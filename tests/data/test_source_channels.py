@@ -11,15 +11,15 @@ from encoded import encode
 from PIL import Image
 from pydantic import ValidationError
 
-from unlabeled.data.arrays import Arrays
-from unlabeled.data.loader import ViewDataset
-from unlabeled.data.mixture import Mixture
-from unlabeled.data.sampler import Position
-from unlabeled.data.shapes import Shapes
-from unlabeled.data.sources import Files
-from unlabeled.data.table import Table
-from unlabeled.data.tv import TorchVision
-from unlabeled.data.views import View
+from unlabeled.data.batch.loader import ViewDataset
+from unlabeled.data.batch.sampler import Position
+from unlabeled.data.sources.arrays import Arrays
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.mixture import Mixture
+from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.torchvision import TorchVision
+from unlabeled.data.view.views import View
 from unlabeled.errors import BadSample, UserError
 
 RGBA = np.random.default_rng(0).integers(0, 256, (3, 6, 8, 4), dtype=np.uint8)
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 def hugging_face(folder: Path, **how: Any) -> Any:
     datasets = pytest.importorskip("datasets")
-    from unlabeled.data.huggingface import HuggingFace
+    from unlabeled.data.sources.huggingface import HuggingFace
 
     cells = [{"bytes": (folder / f"{number}.png").read_bytes(), "path": None} for number in range(3)]
     features = datasets.Features({"image": datasets.Image()})

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from unlabeled.data.arrays import Arrays
-from unlabeled.data.mixture import Mixture
-from unlabeled.data.sources import Files
-from unlabeled.data.table import Table
-from unlabeled.data.tv import TorchVision
+from unlabeled.data.sources.arrays import Arrays
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.mixture import Mixture
+from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.torchvision import TorchVision
 from unlabeled.errors import BadSample, UserError
 
 datasets = pytest.importorskip("datasets")
@@ -202,7 +202,7 @@ def hugging_face(folder: Path) -> Any:
 
 
 def config_of(path: Path, **fields: Any) -> Any:
-    from unlabeled.data.huggingface import HuggingFace
+    from unlabeled.data.sources.huggingface import HuggingFace
 
     return HuggingFace(path=str(path), label="label", **fields)
 

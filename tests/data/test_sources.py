@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from unlabeled.data.index import IndexBuilder
-from unlabeled.data.sources import Files, Pictures
-from unlabeled.data.tar import scan_tars
+from unlabeled.data.archive.index import IndexBuilder
+from unlabeled.data.archive.tar import scan_tars
+from unlabeled.data.sources.files import Files, Pictures
 from unlabeled.errors import BadSample, UserError
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "datasets"

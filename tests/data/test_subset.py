@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unlabeled.data.subset import exponential, few_shot, stratified
+from unlabeled.data.label.subset import exponential, few_shot, stratified
 from unlabeled.errors import UserError
 
 # 100 of class 0, 30 of class 1, 4 of class 2, one of class 3, 20 unlabelled, in no order

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from unlabeled.data.table import Table
+from unlabeled.data.sources.table import Table
 from unlabeled.errors import UserError
 
 CLASSES = {0: "chat", 1: "café", 2: "10"}

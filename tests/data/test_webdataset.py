@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from unlabeled.data.arrays import Arrays
 from unlabeled.data.paths import braces
-from unlabeled.data.sources import Files
-from unlabeled.data.table import Table
+from unlabeled.data.sources.arrays import Arrays
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.table import Table
 from unlabeled.errors import UserError
 from unlabeled.recipe import parse
 

@@ -16,11 +16,11 @@ from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN
 
 from unlabeled.__main__ import main
-from unlabeled.doctor import command
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import Preprocessing, export_encoder
+from unlabeled.commands import doctor as command
 from unlabeled.doctor.speed import Speed
-from unlabeled.engine import Engine
-from unlabeled.export import Preprocessing, export_encoder
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.train.engine import Engine
 
 SHAPES = "{name: shapes, train_size: 42, val_size: 20, size: 16}"
 FAST_LOADER = Speed(loader=1000, model=100, together=95, encode=300, batch=8, peak=10**9)

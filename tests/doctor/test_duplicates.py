@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unlabeled.data.decode import decode
-from unlabeled.data.shapes import Shapes
+from unlabeled.data.decoding.decode import decode
+from unlabeled.data.sources.shapes import Shapes
 from unlabeled.doctor.duplicates import close_pairs, differing_bits, find_copies, groups, hashes, spectrum
 
 

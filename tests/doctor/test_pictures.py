@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.mixture import MixtureSource
-from unlabeled.data.part import Part
-from unlabeled.data.sources import Files
+from unlabeled.data.label.part import Part
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.mixture import MixtureSource
 from unlabeled.doctor.facts import class_facts, split_facts
 from unlabeled.doctor.pictures import Survey, evenly, survey, wrong_ending
 from unlabeled.errors import BadSample

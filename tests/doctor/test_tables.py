@@ -14,8 +14,8 @@ from PIL import Image
 from support import TINY_PRETRAIN
 
 from unlabeled.__main__ import main
-from unlabeled.data.table import Table
-from unlabeled.doctor import command
+from unlabeled.commands import doctor as command
+from unlabeled.data.sources.table import Table
 from unlabeled.doctor.speed import Speed
 from unlabeled.doctor.tables import grouped_split
 

@@ -10,12 +10,12 @@ import torch
 from evaluate.test_protocol import FakeData
 from torch import Tensor, nn
 
-from unlabeled.data.subset import stratified
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.pooling import Pool, Wanted, encoder_features
+from unlabeled.data.label.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.pooling import Pool, Wanted, encoder_features
-from unlabeled.evaluate.protocol import Evaluation, Splits
-from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.evaluate.evaluation import Evaluation, Splits
 
 DEPTH = 3
 

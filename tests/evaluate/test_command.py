@@ -14,16 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from unlabeled.data.sources import Files
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import Preprocessing, export_encoder, load_encoder
+from unlabeled.commands import evaluate as command
+from unlabeled.commands.evaluate import add_arguments, run
+from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
-from unlabeled.evaluate import baselines, command
-from unlabeled.evaluate.base import Protocol, Score
+from unlabeled.evaluate import baselines
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.command import add_arguments, run
 from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.results import Column, Result, Row
-from unlabeled.export import Preprocessing, export_encoder, load_encoder
-from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.report.intervals import bootstrap
 
 

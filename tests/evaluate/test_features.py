@@ -8,11 +8,11 @@ import torch
 from support import on_processes
 from torch import Tensor
 
-from unlabeled.data.loader import Normalize
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.pooling import encoder_features
+from unlabeled.data.batch.loader import Normalize
 from unlabeled.errors import BadSample, UserError
 from unlabeled.evaluate.features import extract
-from unlabeled.evaluate.pooling import encoder_features
-from unlabeled.nn.encoder import Encoder, EncoderConfig
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from evaluate.test_linear import blobs
 
 from unlabeled.errors import UserError
-from unlabeled.evaluate import fewshot
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.fewshot import FewShot, episodes
-from unlabeled.evaluate.logistic import Logistic, fit
+from unlabeled.evaluate.protocols import fewshot
+from unlabeled.evaluate.protocols.fewshot import FewShot, episodes
+from unlabeled.evaluate.protocols.logistic import Logistic, fit
 
 CONFIG = FewShot(ways=3, shots=(2,), queries=4, episodes=30, c=0.5)
 

@@ -14,18 +14,18 @@ from evaluate.test_protocol import FakeData, FakeSource
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.loader import Normalize, sample_rng
-from unlabeled.data.percrop import recolour_and_normalize
-from unlabeled.data.views import View
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.folder import load_encoder
+from unlabeled.data.batch.loader import Normalize, sample_rng
+from unlabeled.data.view.percrop import recolour_and_normalize
+from unlabeled.data.view.views import View
 from unlabeled.errors import BadSample, UserError
 from unlabeled.evaluate import augmented
 from unlabeled.evaluate.augmented import choose, view_features
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.cka import Cka
-from unlabeled.evaluate.labelfree import LabelFree
-from unlabeled.evaluate.protocol import Evaluation, Evaluator, Splits
-from unlabeled.export import load_encoder
-from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
+from unlabeled.evaluate.protocols.cka import Cka
+from unlabeled.evaluate.protocols.labelfree import LabelFree
 from unlabeled.nn.measures import alignment, lidar, linear_cka, spectral_rank, uniformity
 
 CPU = torch.device("cpu")

@@ -13,9 +13,9 @@ from evaluate.test_linear import blobs
 from torch import Tensor
 
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.knn import accuracy
-from unlabeled.evaluate.linear import hold_out, standardize
-from unlabeled.evaluate.logistic import Logistic, fit, logistic_probe
+from unlabeled.evaluate.protocols.knn import accuracy
+from unlabeled.evaluate.protocols.linear import hold_out, standardize
+from unlabeled.evaluate.protocols.logistic import Logistic, fit, logistic_probe
 
 
 def problem(n: int = 60, noise: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:

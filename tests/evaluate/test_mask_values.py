@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageFilter
 from pydantic import ValidationError
 
-from unlabeled.data.sources import Files
+from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
+from unlabeled.evaluate.evaluation import Evaluation, Splits
 from unlabeled.evaluate.mask_values import Coding, count, decode_mask, name_of, number_of, together
-from unlabeled.evaluate.protocol import Evaluation, Splits
-from unlabeled.evaluate.segmentation import Segmentation
+from unlabeled.evaluate.protocols.segmentation import Segmentation
 
 
 def write(folder: Path, make: Any, ending: str = "png", **how: Any) -> Splits:

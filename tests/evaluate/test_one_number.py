@@ -20,12 +20,12 @@ from PIL import Image
 from support import TINY_PRETRAIN, launch, metrics
 
 from unlabeled.__main__ import main
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder, preprocessing_of
+from unlabeled.backbone.importers import FAMILIES
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.knn import knn_accuracy
-from unlabeled.export import IMAGENET, export_encoder, load_encoder, preprocessing_of
-from unlabeled.importers import FAMILIES
-from unlabeled.methods import dino, ibot, mae, mocov3, simclr, simmim
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.evaluate.protocols.knn import knn_accuracy
+from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simclr, simmim
 
 COUNTS = {"train": 40, "val": 20}
 CHANGES = (

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.data.subset import stratified
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.data.label.subset import stratified
 from unlabeled.errors import UserError
-from unlabeled.evaluate.base import Protocol
 from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits, measured
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.knn import Knn, knn_accuracy
-from unlabeled.evaluate.linear import Linear, linear_probe
-from unlabeled.evaluate.protocol import Evaluation, Evaluator, Splits, measured
-from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.evaluate.protocol import Protocol
+from unlabeled.evaluate.protocols.knn import Knn, knn_accuracy
+from unlabeled.evaluate.protocols.linear import Linear, linear_probe
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from evaluate.test_protocol import FakeData, encoder  # noqa: F401 - a fixture
 
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
-from unlabeled.evaluate import retrieval
 from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.protocol import Evaluation, Evaluator, Splits
-from unlabeled.evaluate.retrieval import Retrieval, average_precision, rank
-from unlabeled.nn.encoder import Encoder
+from unlabeled.evaluate.protocols import retrieval
+from unlabeled.evaluate.protocols.retrieval import Retrieval, average_precision, rank
 
 CPU = torch.device("cpu")
 

@@ -18,20 +18,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from unlabeled.data.sources import Files
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.folder import Preprocessing, export_encoder
+from unlabeled.commands.evaluate import add_arguments, run
+from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
-from unlabeled.evaluate import segmentation
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.cka import Cka
-from unlabeled.evaluate.command import add_arguments, run
 from unlabeled.evaluate.dense import Heads, Map, Standard, confusion, iou, miou, nearest, train_heads
-from unlabeled.evaluate.linear import batches
+from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
 from unlabeled.evaluate.mask_values import UNLABELLED, Coding, decode_mask
 from unlabeled.evaluate.masks import open_scenes
-from unlabeled.evaluate.protocol import Evaluation, Evaluator, Splits
-from unlabeled.evaluate.segmentation import Segmentation, feature_maps
-from unlabeled.export import Preprocessing, export_encoder
-from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.evaluate.protocols import segmentation
+from unlabeled.evaluate.protocols.cka import Cka
+from unlabeled.evaluate.protocols.linear import batches
+from unlabeled.evaluate.protocols.segmentation import Segmentation, feature_maps
 
 CPU = torch.device("cpu")
 PATCH = 4

@@ -16,10 +16,10 @@ from PIL import Image
 from support import TINY_PRETRAIN
 
 from unlabeled.__main__ import main
-from unlabeled.data.prepare import Preparation
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.data.archive.prepare import Preparation
 from unlabeled.evaluate import features
-from unlabeled.export import IMAGENET, export_encoder
-from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.serve.embed import Embedding
 
 STOPPED = 75

@@ -17,10 +17,8 @@ import timm
 import torch
 
 from unlabeled import files
-from unlabeled.data.masks import RandomMask
-from unlabeled.data.views import View
-from unlabeled.errors import UserError
-from unlabeled.export import (
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import (
     IMAGENET,
     export_encoder,
     load_encoder,
@@ -29,9 +27,11 @@ from unlabeled.export import (
     read_weights,
     split_heads,
 )
-from unlabeled.methods.mae import MAE, Config
-from unlabeled.nn.decoders import SelfDecoderConfig
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
+from unlabeled.errors import UserError
+from unlabeled.pretrain.decoder import SelfDecoderConfig
+from unlabeled.pretrain.methods.mae import MAE, Config
 from unlabeled.serve.deploy import deploy
 
 WEIGHTS = ("model.safetensors", "heads.safetensors")

@@ -22,17 +22,17 @@ from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 
 from unlabeled import text
 from unlabeled.__main__ import main
-from unlabeled.cli import exit_code
-from unlabeled.doctor import command
+from unlabeled.backbone.build import build_encoder
+from unlabeled.backbone.folder import IMAGENET, timm_config, write_export
+from unlabeled.commands import doctor as command
 from unlabeled.doctor import report as doctor
 from unlabeled.doctor.speed import Speed
 from unlabeled.errors import UserError
 from unlabeled.evaluate.results import Row, document, table
-from unlabeled.export import IMAGENET, timm_config, write_export
 from unlabeled.ladder import report as ladder
 from unlabeled.ladder.rungs import Step
-from unlabeled.nn.families import build_encoder
-from unlabeled.plan import format_plan
+from unlabeled.launch.plan import format_plan
+from unlabeled.launch.program import exit_code
 from unlabeled.progress import Bars
 from unlabeled.report.plots import draw_confusion
 from unlabeled.report.table import markdown

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from unlabeled.data.table import LONGEST_LINE, Table
+from unlabeled.data.sources.table import LONGEST_LINE, Table
 from unlabeled.errors import UserError
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from unlabeled.__main__ import main
-from unlabeled.data.sources import Files
+from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 
 

@@ -35,7 +35,7 @@ def test_one_raises_then_cannot_save_then_cannot_export(
 ) -> None:
     arguments = command(home, tmp_path)
     defect = partial(fail, RuntimeError("a defect of the program"))
-    fault = partial(at, "unlabeled.engine:Engine._micro", defect, 4, rank=1)
+    fault = partial(at, "unlabeled.train.engine:Engine._micro", defect, 4, rank=1)
     codes = launch("pretrain", [*arguments, "run.timeout=10"], world=2, hook=fault)
     assert all(code not in (0, 75) for code in codes) and names(tmp_path / "checkpoints") == ["step-00000002"]
     capsys.readouterr()
@@ -48,7 +48,7 @@ def test_one_raises_then_cannot_save_then_cannot_export(
     assert names(tmp_path / "checkpoints") == ["step-00000002"]
 
     quota = partial(fail, OSError(errno.EDQUOT, "Disk quota exceeded"))
-    fault = partial(at, "unlabeled.export:write_export", quota, rank=0)
+    fault = partial(at, "unlabeled.backbone.folder:write_export", quota, rank=0)
     assert launch("pretrain", arguments, world=2, hook=fault) == [2, 2]
     said = capsys.readouterr().err
     assert "Disk quota exceeded" in said and "Traceback" not in said and not (tmp_path / "export").exists()

@@ -18,9 +18,9 @@ from PIL import Image
 from support import TINY_PRETRAIN, checkpoint_bytes, launch
 from torch.utils.data import Dataset
 
-from unlabeled.data import decode
-from unlabeled.data.loader import make_loader
-from unlabeled.data.workers import Batches
+from unlabeled.data.batch.loader import make_loader
+from unlabeled.data.batch.workers import Batches
+from unlabeled.data.decoding import decode
 from unlabeled.errors import Interrupted
 
 STOPPED, SIDE = 75, 6000
@@ -45,7 +45,7 @@ def test_a_picture_for_which_there_is_no_memory_is_not_skipped(
     few = ["train.epochs=1", "train.batch_size=1", "run.workers=1", "optim.warmup_epochs=0"]
     arguments = [str(tmp_path / "tiny.yaml"), data, f"run.output={tmp_path}/run", *few]
     # once a worker has the thread that sends, for which there must be memory too
-    short = partial(at, "unlabeled.data.loader:ViewDataset.__getitem__", leave_little_room, 2, in_children=True)
+    short = partial(at, "unlabeled.data.batch.loader:ViewDataset.__getitem__", leave_little_room, 2, in_children=True)
     assert launch("pretrain", arguments, hook=short) == [STOPPED]
     said = capsys.readouterr().err
     assert re.search(r"no memory was left to read \S*large.png\. .*run.workers.*data.max_pixels", said)

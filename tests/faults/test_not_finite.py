@@ -32,7 +32,7 @@ KINDS = (math.nan, math.inf, -math.inf)
 
 def losses(rank: int) -> None:
     """In one process, the losses of steps 1, 2 and 3 are NaN and infinite."""
-    from unlabeled.engine import Engine
+    from unlabeled.train.engine import Engine
 
     make = Engine.__init__
 
@@ -52,7 +52,7 @@ def losses(rank: int) -> None:
 
 def gradients(rank: int) -> None:
     """In one process, one number of one gradient of those steps is; their losses are finite."""
-    from unlabeled.engine import Engine
+    from unlabeled.train.engine import Engine
 
     make = Engine.__init__
 
@@ -73,7 +73,7 @@ def gradients(rank: int) -> None:
 
 def pictures(_rank: int) -> None:
     """Activations, and with them statistics of a batch, are NaN in steps 1, 2 and 3."""
-    from unlabeled import engine
+    from unlabeled.train import engine
 
     moved, calls = engine.to_device, [0]
 

@@ -19,9 +19,9 @@ import test_importers as official
 import torch
 from torch import Tensor
 
+from unlabeled.backbone.importers import FAMILIES, read
+from unlabeled.backbone.importing import MOST_BLOCKS
 from unlabeled.errors import UserError
-from unlabeled.importers import FAMILIES, read
-from unlabeled.importers.reading import MOST_BLOCKS
 
 FAMILY_NAMES = sorted(FAMILIES)
 

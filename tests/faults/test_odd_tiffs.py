@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 import pytest
 
-from unlabeled.data.decode import decode
-from unlabeled.data.tiff import count_pages
+from unlabeled.data.decoding.decode import decode
+from unlabeled.data.decoding.tiff import count_pages
 from unlabeled.errors import BadSample
 
 pytest.importorskip("tifffile")

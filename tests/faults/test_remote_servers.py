@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from support import TINY_PRETRAIN, launch
 
-from unlabeled.data import http as ranges
-from unlabeled.data import remote
-from unlabeled.data.sources import Files, Pictures
-from unlabeled.data.workers import _said
+from unlabeled.data.archive import http as ranges
+from unlabeled.data.archive import remote
+from unlabeled.data.batch.workers import _said
+from unlabeled.data.sources.files import Files, Pictures
 from unlabeled.errors import Interrupted, UserError
 
 pytest.importorskip("aiohttp")

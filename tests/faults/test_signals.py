@@ -22,11 +22,11 @@ from unlabeled.train.signals import stop
 STOPPED, LAST = 75, 15
 SCORED = ["evaluate.every=6", "evaluate.knn.k=3", "evaluate.crop_pct=1.0", "evaluate.linear=null"]
 OPEN = "unlabeled.data.source:SourceConfig.open"
-ENGINE = "unlabeled.engine:Engine.__init__"
+ENGINE = "unlabeled.train.engine:Engine.__init__"
 ENCODE = "unlabeled.evaluate.features:stack_centred"
-SCORE = "unlabeled.evaluate.protocol:Evaluator.__call__"
-EXPORT = "unlabeled.export:split_heads"
-WRITE = "unlabeled.export:write_export"
+SCORE = "unlabeled.evaluate.evaluation:Evaluator.__call__"
+EXPORT = "unlabeled.backbone.folder:split_heads"
+WRITE = "unlabeled.backbone.folder:write_export"
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +68,15 @@ PLACES: dict[str, tuple[Callable[[], None], ...]] = {
     "start, while pictures are looked for": (strike(OPEN),),
     "start, while the model is built": (strike(ENGINE, signal.SIGINT),),
     "warm-up, by the first worker": (partial(in_a_worker, to_the_group, 0),),
-    "warm-up, while workers start": (partial(at, "unlabeled.data.loader:_begin", to_the_group, in_children=True),),
+    "warm-up, while workers start": (
+        partial(at, "unlabeled.data.batch.loader:_begin", to_the_group, in_children=True),
+    ),
     "a save": (strike("unlabeled.manifest:describe", call=3),),
     "the end of a save": (strike("unlabeled.train.checkpoint:Checkpoints._prune", signal.SIGUSR1),),
     "the evaluation that was left out": (strike(SCORE),),
     "a step, and again after its checkpoint": (
-        strike("unlabeled.engine:Engine._update", call=2),
-        strike("unlabeled.data.feed:Feed.close"),
+        strike("unlabeled.train.engine:Engine._update", call=2),
+        strike("unlabeled.data.batch.feed:Feed.close"),
         strike("torch.distributed:is_initialized", call=0),
     ),
     "evaluation at step 12": (strike(SCORE, signal.SIGINT),),
@@ -120,7 +122,7 @@ def test_a_run_that_is_cut_off_in_its_last_scoring_goes_on_there(
     score = "unlabeled.transfer.score:Scorer.__call__"
     killed = partial(at, score, partial(to_this_one, signal.SIGKILL))
     assert launch("finetune", arguments, hook=killed) == [-signal.SIGKILL]
-    no_step = partial(at, "unlabeled.engine:Engine._forward_backward", partial(to_this_one, signal.SIGKILL))
+    no_step = partial(at, "unlabeled.train.engine:Engine._forward_backward", partial(to_this_one, signal.SIGKILL))
     stopped = partial(own_group, no_step, strike("unlabeled.transfer.score:write_result"))
     assert launch("finetune", arguments, hook=stopped) == [STOPPED]
     assert launch("finetune", arguments, hook=no_step) == [0]

@@ -15,8 +15,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from unlabeled.errors import UserError
-from unlabeled.export import (
+from unlabeled.backbone.build import build_encoder
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import (
     IMAGENET,
     load_classifier,
     load_encoder,
@@ -24,9 +25,8 @@ from unlabeled.export import (
     timm_config,
     write_export,
 )
-from unlabeled.export_config import ModelArgs, read_config
-from unlabeled.nn.encoder import EncoderConfig
-from unlabeled.nn.families import build_encoder
+from unlabeled.backbone.folder_config import ModelArgs, read_config
+from unlabeled.errors import UserError
 from unlabeled.serve.deploy import deploy, network
 
 NAME = "vit_tiny_patch16_224"

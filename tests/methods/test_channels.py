@@ -12,17 +12,17 @@ import torch
 from pydantic import ValidationError
 from support import ROOT
 
-from unlabeled.data.loader import Normalize, ViewDataset, collate, to_device
-from unlabeled.data.sampler import EpochSampler
-from unlabeled.data.views import View
+from unlabeled.backbone.folder import Preprocessing, export_encoder, load_encoder, split_heads
+from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.export import Preprocessing, export_encoder, load_encoder, split_heads
-from unlabeled.method import Progress
-from unlabeled.methods import config_of, names
-from unlabeled.plan import plan
+from unlabeled.launch.plan import plan
+from unlabeled.launch.schema import FinetuneRecipe, pretrain_recipe
+from unlabeled.pretrain.method import Progress
+from unlabeled.pretrain.methods import config_of, names
 from unlabeled.recipe import load
 from unlabeled.recipe.faults import RecipeError
-from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 from unlabeled.train.pictures import PictureWriter
 
 CPU = torch.device("cpu")

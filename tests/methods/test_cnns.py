@@ -12,13 +12,14 @@ import torch
 from support import ROOT, TINY_FINETUNE, checkpoint_bytes, launch, metrics, on_processes
 from torch import Tensor
 
-from unlabeled.data.masks import BlockMask, RandomMask
-from unlabeled.data.views import View
-from unlabeled.method import Batch, Method, Progress, ViewBatch
-from unlabeled.methods import dino, ibot, mae, mocov3, simclr, simmim
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.data.masks.block import Config as BlockMask
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import mean_over_processes, rank, world
-from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.nn.heads import HeadConfig
+from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
+from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simclr, simmim
 
 START = Progress(0, 100, 0.0, 10.0)
 ROWS, SIDE = 8, 64

@@ -9,12 +9,12 @@ import pytest
 import torch
 from support import ROOT, launch, metrics
 
-from unlabeled.data.views import View
-from unlabeled.methods import dino, names
-from unlabeled.nn.encoder import Encoder
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.data.view.views import View
+from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.nn.heads import DistillHead
+from unlabeled.pretrain.methods import dino, names
 from unlabeled.recipe import load
-from unlabeled.schema import pretrain_recipe
 
 # 60 steps, of which the last three readings may speak
 SHORT = ["data.train_size=80", "data.val_size=20", "data.size=16", "train.batch_size=16", "train.epochs=12"]

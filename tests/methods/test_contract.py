@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from unlabeled.export import IMAGENET, export_encoder, split_heads
-from unlabeled.methods import names
+from unlabeled.backbone.folder import IMAGENET, export_encoder, split_heads
+from unlabeled.pretrain.methods import names
 
 
 @every_method
@@ -136,7 +136,7 @@ def test_two_processes_learn_what_one_does(name: str, runs: dict[str, Path], tmp
 
 @every_method
 def test_is_documented(name: str) -> None:
-    module = importlib.import_module(f"unlabeled.methods.{name}")
+    module = importlib.import_module(f"unlabeled.pretrain.methods.{name}")
     assert module.__doc__ and re.search(r"\b20\d\d\b", module.__doc__), "the docstring names the paper and its year"
     assert "paper" in module.__doc__.lower() and "code" in module.__doc__.lower(), "and says which it follows"
     undescribed = [key for key, field in module.Config.model_fields.items() if key != "name" and not field.description]

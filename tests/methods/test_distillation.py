@@ -12,14 +12,14 @@ import torch
 from support import on_processes
 from torch import Tensor, nn
 
-from unlabeled.data.masks import BlockMask
-from unlabeled.data.views import View
-from unlabeled.method import Batch, Method, Progress, ViewBatch
-from unlabeled.methods import dino, ibot
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.data.masks.block import Config as BlockMask
+from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import mean_over_processes, rank, world
-from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.nn.heads import HeadConfig
 from unlabeled.nn.patches import PatchMask, hidden_rows
+from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
+from unlabeled.pretrain.methods import dino, ibot
 from unlabeled.train.optim import AdamW, param_groups, set_rates
 from unlabeled.train.schedules import Plateau
 

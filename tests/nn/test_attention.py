@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from unlabeled.nn.encoder import Encoder, EncoderConfig
-from unlabeled.nn.families import build_encoder
+from unlabeled.backbone.build import build_encoder
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "num_heads": 2, "patch_size": 8, "img_size": (32, 24), "in_chans": 3}
 RELATIVE = {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": True, "use_abs_pos_emb": True}

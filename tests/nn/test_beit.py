@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.data.masks import RandomMask
-from unlabeled.data.views import View
-from unlabeled.export import IMAGENET, export_encoder, load_encoder
-from unlabeled.nn.beit import EXTRA, SHARED, BeitEncoder, fit_tables, resize_table
-from unlabeled.nn.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.backbone.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.backbone.families.beit import EXTRA, SHARED, BeitEncoder, fit_tables, resize_table
+from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask
 
 MODEL = "beit_base_patch16_224"
@@ -156,7 +156,7 @@ def test_positions_and_tables_that_do_not_fit_are_refused() -> None:
 
 
 def test_mae_refuses_it() -> None:
-    from unlabeled.methods.mae import Config
+    from unlabeled.pretrain.methods.mae import Config
 
     with pytest.raises(ValueError, match=f"MAE drops patches, which '{MODEL}' cannot"):
         Config(view=View(size=32, mask=RandomMask()), encoder=CONFIG)

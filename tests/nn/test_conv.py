@@ -9,10 +9,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from unlabeled.backbone.build import build_encoder, stride_of
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.families.cnn import ConvEncoder, stages
 from unlabeled.nn.batchnorm import BatchNorm2d, synchronise_
-from unlabeled.nn.conv import ConvEncoder, stages
-from unlabeled.nn.encoder import Encoder, EncoderConfig
-from unlabeled.nn.families import build_encoder, stride_of
 from unlabeled.nn.patches import PatchMask
 
 # stem, stages and norms of resnet50 and of efficientnet_b0, in miniature

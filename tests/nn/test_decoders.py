@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.data.masks import RandomMask
-from unlabeled.nn.decoders import (
+from unlabeled.backbone.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.nn.patches import PatchMask
+from unlabeled.pretrain.decoder import (
     CrossDecoder,
     CrossDecoderConfig,
     Decoder,
@@ -20,8 +22,6 @@ from unlabeled.nn.decoders import (
     SelfDecoder,
     SelfDecoderConfig,
 )
-from unlabeled.nn.encoder import Encoder, EncoderConfig, Tokens
-from unlabeled.nn.patches import PatchMask
 
 Grid = tuple[int, int]
 NATIVE, OUT, WIDTH, HEADS = (3, 5), 7, 16, 2

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.data.masks import RandomMask
-from unlabeled.export import IMAGENET, export_encoder, load_encoder
-from unlabeled.nn.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.backbone.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder
+from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.nn.patches import PatchMask
 
 PATCH = 8

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.masks import Mask
+from unlabeled.data.mask import Mask
 
 DRAWS = 2000
 LIMIT = 4.5  # standard errors

@@ -12,13 +12,13 @@ from parity.distill import before_norms, build_head, head_name, head_shape, head
 from parity.golden import Golden, assert_begins, assert_close, assert_gradient_at, peek
 from parity.vit import BACKWARD, FORWARD, assert_gradients
 
+from unlabeled.backbone.encoder import EncoderConfig
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.knn import accuracy, hits_of, knn_predict
-from unlabeled.method import Progress
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.evaluate.protocols.knn import accuracy, hits_of, knn_predict
 from unlabeled.nn.losses import cross_view, sharpen
 from unlabeled.nn.schedules import cosine
 from unlabeled.nn.teacher import Centre
+from unlabeled.pretrain.method import Progress
 from unlabeled.train.schedules import Ramp, Table
 
 

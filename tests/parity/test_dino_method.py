@@ -24,10 +24,10 @@ from parity.distill import (
 from parity.golden import Golden, assert_begins, assert_close, peek, read_json
 from parity.vit import BACKWARD, FORWARD, assert_gradient, assert_gradients, names_by_decay, use_eps
 
-from unlabeled.data.views import View
-from unlabeled.export import load_method
-from unlabeled.method import Batch, Progress, ViewBatch
-from unlabeled.methods.dino import DINO, Config
+from unlabeled.backbone.folder import load_method
+from unlabeled.data.view.views import View
+from unlabeled.pretrain.method import Batch, Progress, ViewBatch
+from unlabeled.pretrain.methods.dino import DINO, Config
 from unlabeled.train.clip import clip_gradients
 
 

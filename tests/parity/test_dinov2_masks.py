@@ -18,8 +18,9 @@ from parity.statistics import (
     assert_same_spread,
 )
 
-from unlabeled.data.masks import StratifiedBlockMask, blocks
-from unlabeled.data.masks.varying import DINOV2_SMALLEST
+from unlabeled.data.masking import blocks
+from unlabeled.data.masks.block import DINOV2_SMALLEST
+from unlabeled.data.masks.stratified_block import Config as StratifiedBlockMask
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

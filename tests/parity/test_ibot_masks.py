@@ -20,7 +20,8 @@ from parity.statistics import (
 )
 from torch import Tensor
 
-from unlabeled.data.masks import BlockMask, blocks
+from unlabeled.data.masking import blocks
+from unlabeled.data.masks.block import Config as BlockMask
 
 LEVELS = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 

@@ -13,8 +13,8 @@ from parity.golden import read_json
 from parity.mocov3 import ours
 from parity.vit import encoder_config
 
-from unlabeled.data.views import View
-from unlabeled.methods.mocov3 import Config, MoCoV3
+from unlabeled.data.view.views import View
+from unlabeled.pretrain.methods.mocov3 import Config, MoCoV3
 
 SEQUENCES = ("projector", "predictor")
 FROZEN = "frozen_without_stop_grad_conv1_excluding_momentum"

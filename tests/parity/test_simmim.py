@@ -23,15 +23,15 @@ from parity.vit import (
 )
 from torch import Tensor
 
-from unlabeled.data.masks import RandomMask
-from unlabeled.data.views import View
-from unlabeled.export import load_method
-from unlabeled.importers import import_official
-from unlabeled.importers.simmim import RULES
-from unlabeled.method import Batch, ViewBatch
-from unlabeled.methods.simmim import Config, SimMIM
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import load_method
+from unlabeled.backbone.importers import import_official
+from unlabeled.backbone.importers.simmim import RULES
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask, unpatchify
+from unlabeled.pretrain.method import Batch, ViewBatch
+from unlabeled.pretrain.methods.simmim import Config, SimMIM
 
 TABLE = "relative_position_bias_table"
 

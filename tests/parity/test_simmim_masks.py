@@ -12,7 +12,7 @@ from parity.golden import Golden, peek
 from parity.statistics import DRAWS, LIMIT, assert_same_frequency, draws
 from torch import Tensor
 
-from unlabeled.data.masks import RandomMask
+from unlabeled.data.masks.random import Config as RandomMask
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

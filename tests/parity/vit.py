@@ -9,8 +9,8 @@ import torch
 from parity.golden import Golden, Settings, assert_close
 from torch import Tensor, nn
 
-from unlabeled.method import Method, Progress
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.pretrain.method import Method, Progress
 from unlabeled.train.optim import param_groups
 
 FORWARD, BACKWARD = 1e-5, 2e-5

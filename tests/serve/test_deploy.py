@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.__main__ import main
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import Preprocessing, export_encoder, timm_config, write_export
 from unlabeled.errors import UserError
-from unlabeled.export import Preprocessing, export_encoder, timm_config, write_export
-from unlabeled.nn.encoder import EncoderConfig
 from unlabeled.serve import deploy as module
 from unlabeled.serve.deploy import deploy
 

@@ -20,15 +20,15 @@ from PIL import Image
 from support import CONTEXT, free_port
 from torch import Tensor
 
+from unlabeled import processes as distributed
 from unlabeled.__main__ import main
-from unlabeled.data.loader import Normalize
-from unlabeled.data.sources import Files
-from unlabeled.data.views import center_crop
-from unlabeled.export import Preprocessing, export_encoder, load_encoder
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import Preprocessing, export_encoder, load_encoder
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.sources.files import Files
+from unlabeled.data.view.views import center_crop
 from unlabeled.serve.embed import Embedding, Settings
 from unlabeled.serve.shards import Shard, read
-from unlabeled.train import distributed
 
 COUNT, BAD = 23, (4, 11)
 PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.9, interpolation="bilinear")

@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 from torch import Tensor
 
-from unlabeled.data.decode import decode
-from unlabeled.evaluate.command import add_arguments, run
+from unlabeled.commands.evaluate import add_arguments, run
+from unlabeled.data.decoding.decode import decode
 
 BANDS, SIDE = 4, 16
 
@@ -71,7 +71,7 @@ def test_four_bands_all_the_way(
         return decode(*given, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr("unlabeled.data.decode.decode", noted)
+        patched.setattr("unlabeled.data.decoding.decode.decode", noted)
         assert run(parser.parse_args(arguments)) == 0
     assert ranges == {(0, 10_000)}
     rows = {row["name"]: row for row in json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["rows"]}

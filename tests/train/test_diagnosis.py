@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unlabeled.method import Symptom
+from unlabeled.pretrain.method import Symptom
 from unlabeled.train.diagnosis import Diagnosis
 
 FLAT = Symptom("feature_std", "all pictures get the same features", "Lower optim.base_lr.", at_most=0.01)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.engine import Engine
-from unlabeled.export import IMAGENET, export_encoder
-from unlabeled.nn.encoder import EncoderConfig
-from unlabeled.schema import FinetuneRecipe
-from unlabeled.train.distributed import make_accelerator
-from unlabeled.transfer.stage import Finetune
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.launch.schema import FinetuneRecipe
+from unlabeled.processes import make_accelerator
+from unlabeled.stages.finetune import Finetune
+from unlabeled.train.engine import Engine
 
 
 def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any], **more: Any) -> Engine:

@@ -13,10 +13,19 @@ import pytest
 import torch
 from support import TINY_PRETRAIN, checkpoint_bytes, launch, stage_named
 
-from unlabeled.cli import main
 from unlabeled.errors import UserError
-from unlabeled.train.distributed import make_accelerator
-from unlabeled.train.environment import FOLLOWED, NOTHING, ON_CPU, REFUSED, REFUSED_WITH_FSDP, SWITCHES, drop, overruled
+from unlabeled.launch.environment import (
+    FOLLOWED,
+    NOTHING,
+    ON_CPU,
+    REFUSED,
+    REFUSED_WITH_FSDP,
+    SWITCHES,
+    drop,
+    overruled,
+)
+from unlabeled.launch.program import main
+from unlabeled.processes import make_accelerator
 
 # values that would change what is learnt, if anybody listened
 HOSTILE = {

@@ -14,15 +14,15 @@ from every_method import batch_of, build
 from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, stage_named
 
-from unlabeled.cli import main
-from unlabeled.export import IMAGENET, export_encoder
-from unlabeled.extend import obstacles
-from unlabeled.method import Progress
-from unlabeled.methods import config_of, names
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.launch.extend import obstacles
+from unlabeled.launch.program import main
+from unlabeled.launch.resume import length
+from unlabeled.launch.schema import FinetuneRecipe, pretrain_recipe
+from unlabeled.pretrain.method import Progress
+from unlabeled.pretrain.methods import config_of, names
 from unlabeled.recipe import load, parse
-from unlabeled.resume import length
-from unlabeled.schema import FinetuneRecipe, pretrain_recipe
 from unlabeled.train.checkpoint import Checkpoints
 
 PER_EPOCH = 5
@@ -80,7 +80,7 @@ def test_it_goes_on_as_if_it_had_always_been_that_long(
 def test_stopped_on_the_way_it_goes_on_to_the_longer_end(
     home: Path, ended: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unlabeled.engine import Engine
+    from unlabeled.train.engine import Engine
 
     save = Engine.save
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unlabeled.method import Batch, Method, Output, Progress
-from unlabeled.nn.encoder import Encoder
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.optim import SGD, AdamW, Lars, param_groups, set_rates
 from unlabeled.train.schedules import Cosine, Plateau, Ramp, Steps, TimmCosine, peak_lr

@@ -20,7 +20,7 @@ def write_samples(folder: str) -> None:
     """Log a digest of every sample that reaches the model, by step and row."""
     import hashlib
 
-    from unlabeled.engine import Engine
+    from unlabeled.train.engine import Engine
 
     original = Engine._micro
 
@@ -112,7 +112,7 @@ def test_a_failed_save_ends_both(home: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def _nan_on_rank_one() -> None:
-    from unlabeled.methods.mae import MAE
+    from unlabeled.pretrain.methods.mae import MAE
 
     forward = MAE.forward
 

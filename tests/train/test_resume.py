@@ -241,7 +241,7 @@ def test_fresh_refuses_then_overwrites(home: Path, tmp_path: Path, capsys: pytes
 
 def _broken_losses() -> None:
     """Make the loss NaN at steps 4 and 5."""
-    from unlabeled.methods.mae import MAE
+    from unlabeled.pretrain.methods.mae import MAE
 
     forward = MAE.forward
 

@@ -20,7 +20,7 @@ def shard() -> None:
     from accelerate.utils import DistributedType
     from torch.distributed.tensor import DTensor
 
-    from unlabeled.engine import Engine
+    from unlabeled.train.engine import Engine
 
     made, ran = Accelerator.__init__, Engine.run
 

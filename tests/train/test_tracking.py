@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from support import TINY_PRETRAIN, launch, metrics
 
-from unlabeled.data.bad import BadSamples
+from unlabeled.data.batch.bad import BadSamples
 from unlabeled.errors import UserError
 from unlabeled.train import tracking
 from unlabeled.train.tracking import MetricsFile

@@ -11,11 +11,11 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from unlabeled.data.views import View
-from unlabeled.export import IMAGENET, load_classifier, timm_config, write_export
-from unlabeled.method import Batch, Progress, ViewBatch
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, load_classifier, timm_config, write_export
+from unlabeled.data.view.views import View
 from unlabeled.nn.mixing import Mix
+from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.train.optim import LARS, param_groups
 from unlabeled.transfer.build import Trained, retrained
 from unlabeled.transfer.classify import Classifier

@@ -11,12 +11,20 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from unlabeled.data.views import View
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.folder import (
+    IMAGENET,
+    export_encoder,
+    load_encoder,
+    load_method,
+    split_heads,
+    timm_config,
+    write_export,
+)
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.export import IMAGENET, export_encoder, load_encoder, load_method, split_heads, timm_config, write_export
-from unlabeled.method import Batch, Progress, ViewBatch
-from unlabeled.methods import mocov3
-from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.pretrain.method import Batch, Progress, ViewBatch
+from unlabeled.pretrain.methods import mocov3
 from unlabeled.train.optim import param_groups
 from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.config import ClassifyConfig
@@ -174,9 +182,9 @@ def test_attention_is_asked_of_a_cnn() -> None:
 
 
 def test_a_cnn_is_fine_tuned_on_crops_of_any_size(tmp_path: Path) -> None:
+    from unlabeled.launch.schema import FinetuneRecipe
+    from unlabeled.launch.training import finetuning
     from unlabeled.recipe import parse
-    from unlabeled.schema import FinetuneRecipe
-    from unlabeled.training import finetuning
 
     export_encoder(tmp_path, make("test_resnet"), IMAGENET, "card", {})
     text = (

@@ -13,12 +13,12 @@ import timm
 import torch
 from support import TINY_FINETUNE, assert_close_weights, checkpoint_bytes, launch, metrics, weights
 
-from unlabeled.data.loader import Normalize
-from unlabeled.data.views import center_crop
-from unlabeled.export import IMAGENET, export_encoder
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.view.views import center_crop
+from unlabeled.launch.schema import FinetuneRecipe
 from unlabeled.recipe import load
-from unlabeled.schema import FinetuneRecipe
 
 # rounding stays small: rates are low, nothing is drawn in the network (tests/train/test_resume.py resumes drop path)
 PLAIN = ("task.drop_path=0.0", "optim.base_lr=0.003")

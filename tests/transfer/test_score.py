@@ -17,16 +17,16 @@ import torch
 from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 
-from unlabeled.data.loader import Normalize
-from unlabeled.data.part import Part
-from unlabeled.data.shapes import Shapes
-from unlabeled.data.views import View, center_crop
+from unlabeled.backbone.folder import load_encoder, weights_digest
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.label.part import Part
+from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.view.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
-from unlabeled.export import load_encoder, weights_digest
+from unlabeled.launch.schema import FinetuneRecipe
+from unlabeled.launch.training import finetuning
 from unlabeled.recipe import load
-from unlabeled.schema import FinetuneRecipe
-from unlabeled.training import finetuning
 from unlabeled.transfer import score as module
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.score import Scorer, compact
@@ -138,7 +138,7 @@ def test_the_page_says_which_labels_and_which_weights(output: Path, result: dict
     ],
 )
 def test_the_plan_says_which_layers_never_wake(output: Path, every: float, says: str) -> None:
-    from unlabeled.transfer.stage import _waking
+    from unlabeled.stages.finetune import _waking
 
     changes = ["task.mode=gradual", f"task.wake_every={every}"]
     recipe = load(FinetuneRecipe, output / "recipe.yaml", changes)
@@ -147,7 +147,7 @@ def test_the_plan_says_which_layers_never_wake(output: Path, every: float, says:
 
 
 def test_the_plan_says_how_many_are_left_out() -> None:
-    from unlabeled.transfer.stage import _count
+    from unlabeled.stages.finetune import _count
 
     whole = Shapes(train_size=1200).open("train")
     assert _count(whole) == _count(Part(whole, np.arange(1200))) == "1,200"
@@ -155,7 +155,7 @@ def test_the_plan_says_how_many_are_left_out() -> None:
 
 
 def test_a_new_start_removes_them(output: Path) -> None:
-    from unlabeled.cli import OWN
+    from unlabeled.launch.program import OWN
 
     assert set(FILES) <= set(OWN) and all((output / name).is_file() for name in FILES)
 

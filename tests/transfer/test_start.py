@@ -11,13 +11,13 @@ import pytest
 import torch
 from support import launch
 
-from unlabeled.data.views import View
+from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, Preprocessing, export_encoder, weights_digest
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.export import IMAGENET, Preprocessing, export_encoder, weights_digest
-from unlabeled.nn.encoder import EncoderConfig
+from unlabeled.launch.schema import FinetuneRecipe
+from unlabeled.launch.training import finetuning
 from unlabeled.recipe import dump, parse
-from unlabeled.schema import FinetuneRecipe
-from unlabeled.training import finetuning
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.losses import effective_weights
 from unlabeled.transfer.start import complete, load_start

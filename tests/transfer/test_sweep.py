@@ -18,16 +18,16 @@ from support import TINY_FINETUNE, launch, weights
 from torch import Tensor
 
 from unlabeled.__main__ import main
-from unlabeled.data.loader import Normalize
-from unlabeled.data.views import View, center_crop
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.backbone.folder_config import read_config
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.view.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
-from unlabeled.export import IMAGENET, export_encoder
-from unlabeled.export_config import read_config
-from unlabeled.method import Batch, Progress, ViewBatch
-from unlabeled.nn.encoder import Encoder, EncoderConfig
+from unlabeled.launch.schema import FinetuneRecipe
+from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.recipe import load
-from unlabeled.schema import FinetuneRecipe
 from unlabeled.serve.deploy import network
 from unlabeled.train.optim import param_groups, set_rates
 from unlabeled.train.watch import Watching

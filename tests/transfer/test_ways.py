@@ -9,11 +9,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from unlabeled.data.views import View
+from unlabeled.backbone.build import for_timm
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.method import Batch, Progress, ViewBatch
-from unlabeled.nn.encoder import Encoder, EncoderConfig
-from unlabeled.nn.families import for_timm
+from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.train.optim import param_groups
 from unlabeled.transfer.build import Trained
 from unlabeled.transfer.classify import Classifier

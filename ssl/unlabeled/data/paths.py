@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from unlabeled.data.remote import is_remote, matching
+from unlabeled.data.archive.remote import is_remote, matching
 from unlabeled.errors import UserError
 
 MANY, DEEP = 100_000, 50  # names that braces may spell, and braces in one

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from unlabeled.data.bands import Target
-from unlabeled.data.labels import read_classes
+from unlabeled.data.decoding.bands import Target
+from unlabeled.data.label.labels import read_classes
 from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
 from unlabeled.recipe.faults import show
@@ -152,7 +152,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
 
     def check_apart(self, train: Source, val: Source) -> None:
         """Raise UserError when pictures of `val` are in `train` too, unless that is allowed. A sample is looked at."""
-        from unlabeled.data.overlap import refuse_shared
+        from unlabeled.data.label.overlap import refuse_shared
 
         if not self.allow_overlap:
             refuse_shared(train, val)
@@ -171,7 +171,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """Where pictures come from, for people."""
         if self.cache is None:
             return self.name
-        from unlabeled.data.prepared import summary
+        from unlabeled.data.archive.prepared import summary
 
         return f"{self.name}, small copies in {summary(Path(self.cache))}"
 
@@ -199,7 +199,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """As `source`, from the cache where there is one."""
         if self.cache is None:
             return self.source(split)
-        from unlabeled.data.prepared import open_prepared
+        from unlabeled.data.archive.prepared import open_prepared
 
         return open_prepared(self, Path(self.cache), split)
 

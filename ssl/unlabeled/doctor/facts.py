@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unlabeled.data.left_out import skipped_in
+from unlabeled.data.label.left_out import skipped_in
 from unlabeled.doctor.compared import FLAT, Compared, Keys
 from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import Survey
 from unlabeled.doctor.speed import Expected, Speed, memory_of
-from unlabeled.options import cores
+from unlabeled.launch.options import cores
 
 EXAMPLES = 5
 QUANTILES = {"min": 0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1}

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unlabeled.data.sampler import per_process, steps_per_epoch, total_steps
-from unlabeled.data.views import View
+from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
+from unlabeled.data.view.views import View
 from unlabeled.doctor.facts import Facts
 from unlabeled.errors import UserError
-from unlabeled.forecast import Work, count_work, per_picture
-from unlabeled.plan import without_memory
+from unlabeled.launch.forecast import Work, count_work, per_picture
+from unlabeled.launch.plan import without_memory
+from unlabeled.launch.schema import FinetuneRecipe, load_any
+from unlabeled.launch.training import Training, finetuning, pretraining
 from unlabeled.progress import duration
-from unlabeled.schema import FinetuneRecipe, load_any
-from unlabeled.training import Training, finetuning, pretraining
 
 SHARES = (0.75, 0.5, 0.375, 0.25)  # of the crops' sides
 MOST = 3

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from unlabeled.data.loader import make_loader
-from unlabeled.data.mixture import MixtureSource
-from unlabeled.data.part import Part
+from unlabeled.data.batch.loader import make_loader
+from unlabeled.data.batch.workers import Batches
+from unlabeled.data.label.part import Part
 from unlabeled.data.source import Source
-from unlabeled.data.sources import Pictures
-from unlabeled.data.workers import Batches
+from unlabeled.data.sources.files import Pictures
+from unlabeled.data.sources.mixture import MixtureSource
 from unlabeled.doctor.duplicates import spectrum
 from unlabeled.errors import BadSample
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.data.skipped import in_words
+from unlabeled.data.archive.skipped import in_words
 from unlabeled.doctor.facts import Facts
 from unlabeled.doctor.verdict import Finding, sentence
-from unlabeled.plan import Line, gigabytes, number
+from unlabeled.launch.plan import Line, gigabytes, number
 from unlabeled.progress import duration
 from unlabeled.text import one_line
 

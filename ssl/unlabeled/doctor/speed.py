@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.data.feed import Feed
-from unlabeled.data.loader import RawBatch, to_device
-from unlabeled.data.sampler import per_process, steps_per_epoch, total_steps
-from unlabeled.job import Job
-from unlabeled.plan import check_company, memory, without_memory
+from unlabeled.data.batch.feed import Feed
+from unlabeled.data.batch.loader import RawBatch, to_device
+from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
+from unlabeled.launch.plan import check_company, memory, without_memory
+from unlabeled.launch.training import Training
+from unlabeled.processes import raise_together
 from unlabeled.progress import task
-from unlabeled.train.distributed import raise_together
-from unlabeled.training import Training
+from unlabeled.train.job import Job
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from unlabeled.engine import Engine
+    from unlabeled.train.engine import Engine
 
 # pictures in a batch of the loader, so that slow ones are not waited for; pictures in a CPU's first step
 DRAWN, FIRST = 32, 8
@@ -103,7 +103,7 @@ def measure(
         seconds: for each measurement; a single step may take longer.
         encoder: what evaluation does with the method; None = it does nothing.
     """
-    from unlabeled.engine import Engine
+    from unlabeled.train.engine import Engine
 
     device = accelerator.device
     if device.type == "cpu":  # compiling takes minutes there

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlabeled.data.source import Source
-from unlabeled.data.sources import Pictures
+from unlabeled.data.sources.files import Pictures
 from unlabeled.doctor.compared import Compared
 from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import origin

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from unlabeled.data.as_one import how_to_tell_apart
-from unlabeled.data.mixture import Mixture
+from unlabeled.data.label.as_one import how_to_tell_apart
+from unlabeled.data.sources.mixture import Mixture
 from unlabeled.doctor.facts import Facts
-from unlabeled.plan import gigabytes, number
+from unlabeled.launch.plan import gigabytes, number
 from unlabeled.progress import duration
 
 Severity = Literal["stop", "high", "warning", "note"]

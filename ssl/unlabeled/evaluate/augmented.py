@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.loader import Normalize, ViewDataset, collate, make_loader, to_device
-from unlabeled.data.sampler import Position
-from unlabeled.data.views import View
-from unlabeled.data.workers import Batches
+from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.workers import Batches
+from unlabeled.data.view.views import View
 from unlabeled.errors import Stopped, UserError
 from unlabeled.evaluate.features import Encode
+from unlabeled.processes import gather_objects, raise_together
 from unlabeled.progress import track
-from unlabeled.train.distributed import gather_objects, raise_together
 from unlabeled.train.signals import stop
 
 if TYPE_CHECKING:
-    from unlabeled.evaluate.protocol import Splits
+    from unlabeled.evaluate.evaluation import Splits
 
 CHOICE_STREAM = 0x1D4A
 JITTER = (0.4, 0.4, 0.2, 0.1)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unlabeled.evaluate.base import Protocol, Score
-from unlabeled.evaluate.protocol import Splits
+from unlabeled.evaluate.evaluation import Splits
+from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.results import Column, Result, Row, with_recalls
 from unlabeled.report.intervals import bootstrap
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unlabeled.data.subset import few_shot, stratified
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.pooling import Part, Pool, Wanted, check, parts, reader
+from unlabeled.data.label.subset import few_shot, stratified
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.pooling import Part, Pool, Wanted, check, parts, reader
-from unlabeled.nn.encoder import Encoder
 
 if TYPE_CHECKING:
-    from unlabeled.evaluate.protocol import Splits
+    from unlabeled.evaluate.evaluation import Splits
 
 
 class Bench:

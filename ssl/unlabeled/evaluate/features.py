@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from unlabeled.data.loader import Normalize, make_loader
+from unlabeled.data.batch.loader import Normalize, make_loader
+from unlabeled.data.batch.workers import Batches
 from unlabeled.data.source import Source
-from unlabeled.data.views import Interpolation, center_crop
-from unlabeled.data.workers import Batches
+from unlabeled.data.view.views import Interpolation, center_crop
 from unlabeled.errors import BadSample, Stopped, UserError
+from unlabeled.processes import gather_objects, raise_together
 from unlabeled.progress import track
-from unlabeled.train.distributed import gather_objects, raise_together
 from unlabeled.train.signals import stop
 
 Encode = Callable[[Tensor], Tensor]
@@ -119,7 +119,7 @@ def extract(
     its own share. Draws nothing from torch's random state.
 
     Args:
-        encode: normalised images [B, C, h, w] on `device` to features [B, D]; see `unlabeled.evaluate.pooling`.
+        encode: normalised images [B, C, h, w] on `device` to features [B, D]; see `unlabeled.backbone.pooling`.
         source: the pictures.
         shape: (height, width) of what `encode` receives, pixels.
         crop_pct: share of the picture that the central crop keeps, see `center_crop`.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from unlabeled.data.npy import MAGIC, values_of
+from unlabeled.data.decoding.npy import MAGIC, values_of
 from unlabeled.errors import UserError
 
 UNLABELLED = -1

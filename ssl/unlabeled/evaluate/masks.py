@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unlabeled.data.source import Split
-from unlabeled.data.sources import Files, Pictures
-from unlabeled.data.views import Interpolation, resize
+from unlabeled.data.sources.files import Files, Pictures
+from unlabeled.data.view.views import Interpolation, resize
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.evaluate.mask_values import JPEG, Coding, Held, count, decode_mask, palette_of
 from unlabeled.progress import track

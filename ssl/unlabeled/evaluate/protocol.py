@@ -1,259 +1,93 @@
-"""How an encoder is judged: what is read out of its frozen features, and from how many labels."""
+"""What every protocol of evaluation is: settings in, named scores of frozen features out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import Annotated, Any, Literal
-from typing import Protocol as Structure
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import BaseModel, Field
 
-from unlabeled.data.loader import Normalize
-from unlabeled.data.source import Source
-from unlabeled.data.views import Interpolation
-from unlabeled.errors import UserError
-from unlabeled.evaluate.base import Protocol, Score
-from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.cka import Cka
-from unlabeled.evaluate.features import WORKER_TIMEOUT, Encode, Features, extract
-from unlabeled.evaluate.fewshot import FewShot
-from unlabeled.evaluate.knn import Knn
-from unlabeled.evaluate.labelfree import LabelFree
-from unlabeled.evaluate.linear import Linear
-from unlabeled.evaluate.logistic import Logistic
-from unlabeled.evaluate.pooling import Pool, Wanted
-from unlabeled.evaluate.results import scored
-from unlabeled.evaluate.retrieval import Retrieval
-from unlabeled.evaluate.segmentation import Segmentation
-from unlabeled.nn.encoder import Encoder
-from unlabeled.nn.families import is_cnn
+from unlabeled.backbone.pooling import Pool, Wanted
 
-SPARED = 0.1  # share of bad pictures that is no reason to refuse a score: labelled sets are small
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+if TYPE_CHECKING:
+    from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.evaluation import Splits
 
 
-class Evaluation(BaseModel, frozen=True, extra="forbid"):
-    """The recipe's `evaluate:` section: probes of frozen features, fitted on `train`, tested on `val`."""
+class Score(NamedTuple):
+    """One number that a protocol found. A protocol may yield a plain (name, value) instead.
 
-    every: int | None = Field(None, ge=1, description="steps between evaluations; null = only at the end")
-    pool: Pool | None = Field(
-        None,
-        description="the class token, the mean of the patches, both, or mean and maximum; null = as the method is "
-        "evaluated (mae and simmim: mean; others: the class token where there is one). The export says it too",
-    )
-    crop_pct: float = Field(
-        0.875,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="share of the short side that the central crop keeps",
-    )
-    interpolation: Interpolation = Field("bicubic", description="how pictures are resized")
-    batch_size: int = Field(256, ge=1, description="pictures encoded at a time, per process")
-    knn: Knn | None = Field(Knn(), description="weighted nearest neighbours; null = none")
-    linear: Linear | None = Field(Linear(), description="a linear probe; null = none")
-    logistic: Logistic | None = Field(
-        None, description="logistic regression solved to the end; null = none, {} = as it is"
-    )
-    fewshot: FewShot | None = Field(None, description="few-shot episodes on test pictures; null = none, {} = as it is")
-    labelfree: LabelFree | None = Field(
-        None, description="RankMe, LiDAR, alignment and uniformity, which read no labels; null = none, {} = as it is"
-    )
-    retrieval: Retrieval | None = Field(None, description="image retrieval; null = none, {} = as it is")
-    cka: Cka | None = Field(None, description="similarity of the encoder's blocks; null = none, {} = as it is")
-    segmentation: Segmentation | None = Field(
-        None, description="a linear head on patch tokens, where the pictures have masks; null = none, {} = as it is"
-    )
-    fractions: tuple[Fraction, ...] = Field(
-        (1.0,), min_length=1, description="shares of the training labels to use, each its own result"
-    )
-
-    @property
-    def protocols(self) -> list[Protocol]:
-        """Those that are switched on, in the order of the fields."""
-        values = (getattr(self, name) for name in type(self).model_fields)
-        return [value for value in values if isinstance(value, Protocol)]
-
-    def must_suit(self, model: str) -> None:
-        """Raise UserError when a timm model, by name, is a CNN and lacks features that are asked for."""
-        pool = self.pool or "mean"
-        for kind in (Wanted(pool), *(kind for protocol in self.protocols for kind in protocol.kinds(pool))):
-            if is_cnn(model) and (kind.pool.startswith("cls") or kind.blocks > 1):
-                raise UserError(
-                    f"evaluate asks for pool={kind.pool} of {kind.blocks} block(s), but the CNN '{model}' has no class "
-                    "token, and its last map alone is read. Set evaluate.pool=mean, and take `cls` and more blocks out "
-                    "of its protocols."
-                )
-
-
-class DataConfig(Structure):
-    """What evaluation needs of a recipe's `data:` section."""
-
-    @property
-    def mean(self) -> tuple[float, ...]: ...
-
-    @property
-    def std(self) -> tuple[float, ...]: ...
-
-    @property
-    def max_bad_fraction(self) -> float: ...
-
-    def open(self, split: Literal["train", "val"], /) -> Source: ...
-
-    def source(self, split: Literal["train", "val"], /) -> Source: ...
-
-    def check_apart(self, train: Source, val: Source, /) -> None: ...
-
-
-class Splits:
-    """The labelled pictures of both splits, opened when first asked for.
-
-    Args:
-        config: crop, interpolation and batch size.
-        data: where the pictures are, and their normalisation.
-        device: where encoders and probes run.
-        workers: processes that load pictures.
-        rank, world: this process and how many there are.
-        labels: whether the class of every picture matters; if not, all are of one. None = as the evaluation's protocols
-            say.
-        timeout: seconds to wait for a batch of a worker.
+    Attributes:
+        name: `knn`, `linear`.
+        value: in the protocol's `unit`.
+        each: [n] the parts whose mean the value is, one for every test picture or episode; None = no such parts.
+        chosen: what was chosen without the test pictures, such as a learning rate.
+        details: more numbers that it goes with, such as one for every class; not in tables.
+        digits: how many a table shows after the point.
     """
 
-    def __init__(
-        self,
-        config: Evaluation,
-        data: DataConfig,
-        device: torch.device,
-        workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        labels: bool | None = None,
-        timeout: float = WORKER_TIMEOUT,
-    ) -> None:
-        self.config, self.data, self.device = config, data, device
-        self.workers, self.rank, self.world, self.timeout = workers, rank, world, timeout
-        self.known: dict[Protocol, Any] = {}  # what a protocol has found out of the pictures, to look once
-        needed = [protocol.labels for protocol in config.protocols]
-        self.labels = any(needed) or not needed if labels is None else labels
-
-    @cached_property
-    def sources(self) -> tuple[Source, Source]:
-        """(train, val). Raises UserError when one has no labels, their classes differ, or they share pictures."""
-        sources = self._labelled() if self.labels else self._unlabelled()
-        self.data.check_apart(*sources)
-        return sources
-
-    def _unlabelled(self) -> tuple[Source, Source]:
-        return _of_one_class(self.data.source("train")), _of_one_class(self.data.source("val"))
-
-    def _labelled(self) -> tuple[Source, Source]:
-        train, val = self.data.open("train"), self.data.open("val")
-        for name, source in (("train", train), ("val", val)):
-            if not (np.asarray(source.labels) >= 0).any():
-                raise UserError(
-                    f"evaluation needs labels, and no picture of {name} has one. Put each picture of {name} "
-                    "in a folder of its class, or switch evaluation off with evaluate=null."
-                )
-        if len(train.classes) == 1:
-            raise UserError(
-                f"train has one class, {train.classes[0]!r}; expected at least two to tell apart. Give each class a "
-                "folder of its own right below train, or switch evaluation off with evaluate=null."
-            )
-        if train.classes != val.classes:
-            raise UserError(
-                f"train has {len(train.classes)} classes {train.classes[:5]}, val has {len(val.classes)} "
-                f"{val.classes[:5]}. Give both splits the same class folders."
-            )
-        if len(strange := np.setdiff1d(val.labels[val.labels >= 0], train.labels)):
-            names = ", ".join(repr(train.classes[label]) for label in strange[:10])
-            raise UserError(
-                f"val has pictures of classes that train has none of: {names}. Give train some, or take these "
-                "classes out of val."
-            )
-        return train, val
-
-    def check(self) -> None:
-        """Raise now what `sources` or a protocol of the evaluation would."""
-        _ = self.sources
-        for protocol in self.config.protocols:
-            protocol.check(self)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.sources[0].classes)
-
-    def features(self, encode: Encode, shape: tuple[int, int]) -> tuple[Features, Features]:
-        """Features of (train, val) from `encode`, which receives images of `shape` pixels; on the device."""
-        train, val = (
-            extract(
-                encode,
-                source,
-                shape=shape,
-                crop_pct=self.config.crop_pct,
-                interpolation=self.config.interpolation,
-                normalize=Normalize(self.data.mean, self.data.std, self.device),
-                device=self.device,
-                batch_size=self.config.batch_size,
-                workers=self.workers,
-                rank=self.rank,
-                world=self.world,
-                timeout=self.timeout,
-                max_bad=max(self.data.max_bad_fraction, SPARED),
-            )
-            for source in self.sources
-        )
-        return train.to(self.device), val.to(self.device)
+    name: str
+    value: float
+    each: np.ndarray | None = None
+    chosen: dict[str, Any] | None = None
+    details: dict[str, Any] | None = None
+    digits: int = 1
 
 
-def _of_one_class(source: Source) -> Source:
-    """The source, changed in place."""
-    source.labels, source.classes = np.zeros(len(source), np.int64), ("picture",)
-    return source
+class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
+    """How frozen features are judged; its fields are the settings, which recipes and `--set` may change.
 
-
-class Evaluator:
-    """An encoder in, named scores out. Knows nothing of training.
-
-    Args:
-        splits: the labelled pictures, and the recipe's `evaluate:` section.
-        shape: (height, width) that the encoder is evaluated at, pixels.
+    Attributes:
+        protocol: its name, as `--protocol` takes it.
+        version: name and number; the number grows when equal settings come to mean other results.
+        unit: of its scores.
+        few_labels: whether it reads the training labels, so that it can be run with a share of them.
+        pixels: whether it needs nothing but `features`, so that raw pixels can be judged by it too.
+        labels: whether it needs the class of every picture.
     """
 
-    def __init__(self, splits: Splits, shape: tuple[int, int]) -> None:
-        self.splits, self.shape = splits, shape
+    protocol: ClassVar[str]
+    version: ClassVar[str]
+    unit: ClassVar[str] = "top-1 accuracy, %"
+    few_labels: ClassVar[bool] = False
+    pixels: ClassVar[bool] = False
+    labels: ClassVar[bool] = True
 
-    def __call__(self, encoder: Encoder, pool: Pool | None = None) -> Iterator[tuple[str, float]]:
-        """Yield ("knn", percent), ("linear", percent), then the same for smaller shares as "linear_1%".
+    def wants(self, bench: Bench) -> list[Wanted]:
+        """The features it will ask of the bench, so that all protocols' come from one pass over the pictures."""
+        return self.kinds(bench.pool)
 
-        All processes must call it and get the same scores. Neither the encoder nor the random state changes.
+    def kinds(self, pool: Pool) -> list[Wanted]:
+        """Those that follow from the settings alone, `pool` where they do not say."""
+        return []
 
-        Args:
-            encoder: in any mode.
-            pool: how its tokens become one vector where the recipe does not say; None = the network's default.
+    def check(self, splits: Splits) -> None:
+        """Look at labels and classes before anything is computed, or trained for hours.
 
         Raises:
-            UserError: the pictures have no labels, or the encoder cannot be pooled as asked.
+            UserError: the pictures do not allow it.
         """
-        config = self.splits.config
-        bench = Bench(encoder, self.splits, self.shape, pool=pool)
-        bench.prepare(wanted for protocol in config.protocols for wanted in protocol.wants(bench))
-        for protocol, fraction in runs(config.protocols, config.fractions):
-            for score in measured(protocol, bench.few(fraction)):
-                yield scored(score.name, fraction), score.value
+
+    @abstractmethod
+    def scores(self, bench: Bench) -> Iterator[tuple[str, float] | Score]:
+        """Yield what it finds. Draws nothing from torch's random state, and leaves the encoder as it is.
+
+        Raises:
+            UserError: the pictures or the encoder do not allow it.
+        """
 
 
-def runs(protocols: Sequence[Protocol], fractions: Sequence[float]) -> Iterator[tuple[Protocol, float]]:
-    """Which protocol is run with what share of the labels; those that read no training labels are run once, last."""
-    for fraction in fractions:
-        yield from ((protocol, fraction) for protocol in protocols if protocol.few_labels)
-    yield from ((protocol, 1.0) for protocol in protocols if not protocol.few_labels)
+class Pooled(Protocol, frozen=True, extra="forbid"):
+    """A protocol that reads one kind of features and nothing else."""
 
+    pixels: ClassVar[bool] = True
 
-def measured(protocol: Protocol, bench: Bench) -> list[Score]:
-    """What a protocol finds, in float32 even where the caller runs under autocast."""
-    with torch.autocast(bench.device.type, enabled=False):
-        return [Score(*found) for found in protocol.scores(bench)]
+    pool: Pool | None = Field(
+        None, description="class token, mean of the patches, or both; mean and maximum; null = as evaluate.pool says"
+    )
+    blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
+
+    def kinds(self, pool: Pool) -> list[Wanted]:
+        return [Wanted(self.pool or pool, self.blocks)]

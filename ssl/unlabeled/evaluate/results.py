@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from unlabeled.evaluate.base import Protocol, Score
+from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.report.intervals import bootstrap
 from unlabeled.report.table import estimate, markdown
 from unlabeled.text import markdown as _in_markdown

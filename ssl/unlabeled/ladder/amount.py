@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unlabeled.data.subset import few_shot, stratified
+from unlabeled.data.label.subset import few_shot, stratified
 
 
 class Amount(NamedTuple):

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from unlabeled.errors import Interrupted, UserError
-from unlabeled.evaluate.base import Protocol
-from unlabeled.evaluate.protocol import Evaluation, Splits, measured
+from unlabeled.evaluate.evaluation import Evaluation, Splits, measured
+from unlabeled.evaluate.protocol import Protocol
 from unlabeled.ladder.amount import Amount
 from unlabeled.report.clock import Clock
 
 if TYPE_CHECKING:
-    from unlabeled.export import Preprocessing
+    from unlabeled.backbone.folder import Preprocessing
 
 # what an encoder must be better than: majority of the labels, and linear probes of pixels and of random weights
 BASELINES = ("majority", "pixels", "untrained")
@@ -134,9 +134,9 @@ def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
 
 def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
     """What makes the features of a rung, and the size of its images."""
-    from unlabeled.evaluate.command import PIXELS_SIDE, untrained_twin
-    from unlabeled.evaluate.pooling import Pixels
-    from unlabeled.export import load_encoder
+    from unlabeled.backbone.folder import load_encoder
+    from unlabeled.backbone.pooling import Pixels
+    from unlabeled.commands.evaluate import PIXELS_SIDE, untrained_twin
 
     if rung == "pixels":
         return Pixels(), (min(climb.shape[0], PIXELS_SIDE), min(climb.shape[1], PIXELS_SIDE))
@@ -146,7 +146,7 @@ def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
 
 def splits_of(climb: Climb) -> Splits:
     """The labelled pictures as probes read them. Raises UserError when an option does not fit."""
-    from unlabeled.evaluate.command import prepared_as
+    from unlabeled.commands.evaluate import prepared_as
 
     return Splits(prepared_as(Evaluation(), climb.how), climb.data, climb.device, climb.options.workers)
 
@@ -157,7 +157,7 @@ def probe_of(climb: Climb, rung: str) -> Protocol:
     Raises:
         UserError: something in it is wrong.
     """
-    from unlabeled.evaluate.command import settings
+    from unlabeled.commands.evaluate import settings
 
     name, start = PROTOCOL.get(rung, rung), f"{rung}."
     changes = [f"{name}.{one.removeprefix(start)}" for one in climb.options.set if one.startswith(start)]
@@ -187,8 +187,8 @@ def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> Any:
     Raises:
         UserError: something in it is wrong.
     """
+    from unlabeled.launch.schema import FinetuneRecipe
     from unlabeled.recipe import RecipeError, parse
-    from unlabeled.schema import FinetuneRecipe
 
     options, how, own, name = climb.options, climb.how, TUNED[rung], f"{rung}_{amount.key}_seed{seed}"
     batch, epochs = _length(climb, amount, seed)
@@ -230,10 +230,10 @@ def _length(climb: Climb, amount: Amount, seed: int) -> tuple[int, float]:
 
 def _train(recipe: Any) -> dict[str, Any]:
     """The result of a fine-tuning, which goes on from where an earlier one was left."""
-    from unlabeled.cli import train
-    from unlabeled.train.distributed import make_accelerator
+    from unlabeled.launch.program import train
+    from unlabeled.processes import make_accelerator
+    from unlabeled.stages.finetune import Finetune
     from unlabeled.train.signals import EXIT_DONE
-    from unlabeled.transfer.stage import Finetune
 
     output = Path(recipe.output)
     if (output / "result.json").exists():
@@ -251,8 +251,8 @@ def _train(recipe: Any) -> dict[str, Any]:
 
 def refuse_another(recipe: Any) -> None:
     """Raise UserError when a rung's folder holds one that was trained otherwise."""
+    from unlabeled.launch.schema import is_free
     from unlabeled.recipe import differences, format_differences, load
-    from unlabeled.schema import is_free
 
     output = Path(recipe.output)
     if not (output / "recipe.yaml").exists():

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from unlabeled.recipe.faults import look_up
+from unlabeled.registry import ByFile
 
 
 class Kind(NamedTuple):
@@ -20,7 +21,10 @@ class Kind(NamedTuple):
 
 
 def unwrap(annotation: Any, rules: tuple[Any, ...] = ()) -> Kind:
-    """Take `Annotated` off, collecting its bounds behind `rules`."""
+    """Take `Annotated` off, collecting its bounds behind `rules`; a choice between files is the union of its kinds."""
+    if choice := next((rule for rule in rules if isinstance(rule, ByFile)), None):
+        rest = tuple(rule for rule in rules if rule is not choice)
+        return Kind(Union[tuple(choice.kinds().values())], rest)  # noqa: UP007 - made at run time
     if get_origin(annotation) is not Annotated:
         return Kind(annotation, rules)
     inner, *extra = get_args(annotation)
@@ -50,7 +54,7 @@ def tagged(kind: Kind) -> dict[str, type[BaseModel]]:
     models = [member.type for member in members_of(kind) if is_model(member)]
     if len(models) < 2 or not all("name" in model.model_fields for model in models):
         return {}
-    return {tag: model for model in models for tag in get_args(model.model_fields["name"].annotation)}
+    return {str(model.model_fields["name"].default): model for model in models}
 
 
 def inner_kind(kind: Kind, key: str | int) -> Kind:

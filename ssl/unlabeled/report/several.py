@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlabeled.errors import UserError
+from unlabeled.launch.schema import is_free
 from unlabeled.recipe import flat
 from unlabeled.report.intervals import student
 from unlabeled.report.table import estimate, markdown, repeated
-from unlabeled.schema import is_free
 
 SCORES = ("accuracy", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
 HEADINGS = {"balanced_accuracy": "balanced accuracy", "top5": "top-5", "nll": "NLL, nats", "ece": "ECE"}

@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unlabeled.card import versions
+from unlabeled.backbone.folder import load_timm
+from unlabeled.backbone.folder_config import read_config
 from unlabeled.errors import UserError, first_line
-from unlabeled.export import load_timm
-from unlabeled.export_config import read_config
 from unlabeled.files import flush, replace_folder
 from unlabeled.manifest import sha256_of
 from unlabeled.paths import user_path
+from unlabeled.report.card import versions
 from unlabeled.serve.headed import Headed
 from unlabeled.text import one_line
 

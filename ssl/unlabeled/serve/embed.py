@@ -22,22 +22,22 @@ from accelerate import Accelerator
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from unlabeled.card import versions
-from unlabeled.data.left_out import skipped_in
-from unlabeled.data.loader import Normalize, make_loader
-from unlabeled.data.prepared import different
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.folder import weights_digest
+from unlabeled.backbone.pooling import Pool, Wanted, parts, read
+from unlabeled.data.archive.prepared import different
+from unlabeled.data.batch.loader import Normalize, make_loader
+from unlabeled.data.batch.workers import Batches
+from unlabeled.data.label.left_out import skipped_in
 from unlabeled.data.source import Source
-from unlabeled.data.views import Interpolation
-from unlabeled.data.workers import Batches
+from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.features import WORKER_TIMEOUT, Bad, CentreCrops, stack_centred
-from unlabeled.evaluate.pooling import Pool, Wanted, parts, read
-from unlabeled.export import weights_digest
 from unlabeled.files import json_object, write_text
 from unlabeled.manifest import sha256_of
-from unlabeled.nn.encoder import Encoder
 from unlabeled.progress import track
 from unlabeled.recipe import flat
+from unlabeled.report.card import versions
 from unlabeled.serve.shards import Format, Shard
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unlabeled.evaluate.pooling import Wanted, parts, read
-from unlabeled.export import read_weights
-from unlabeled.nn.encoder import Tokens
+from unlabeled.backbone.encoder import Tokens
+from unlabeled.backbone.folder import read_weights
+from unlabeled.backbone.pooling import Wanted, parts, read
 
 
 class Headed(nn.Module):

@@ -24,7 +24,7 @@ import safetensors.torch
 from unlabeled.errors import UserError
 from unlabeled.files import remove, sync
 from unlabeled.manifest import Damaged, Tensors, parse_json, parse_tensors, read_folder, write_folder
-from unlabeled.train.distributed import gather_objects, raise_together
+from unlabeled.processes import gather_objects, raise_together
 
 WRITING, REMOVING = ".writing-", ".removing-"
 PREFIX, REFUSED = "step-", "refused-"

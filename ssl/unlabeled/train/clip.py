@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unlabeled.method import Method
+from unlabeled.pretrain.method import Method
 
 ClipBy = Literal["global", "tensor", "part"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from unlabeled.method import Symptom
+from unlabeled.pretrain.method import Symptom
 
 # a fresh network looks like a collapsed one: nothing is said in the first part of a run, nor in its first steps
 GRACE, GRACE_STEPS = 0.1, 50

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlabeled.data.loader import Normalize
-from unlabeled.method import Batch, Method, ViewBatch
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.pretrain.method import Batch, Method, ViewBatch
 
 COLUMNS, GAP, SIDE = 8, 2, 64
 

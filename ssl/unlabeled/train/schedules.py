@@ -11,8 +11,8 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from unlabeled.method import Progress
 from unlabeled.nn.schedules import cosine
+from unlabeled.pretrain.method import Progress
 
 REFERENCE_BATCH = 256
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.errors import UserError
-from unlabeled.train.distributed import full, gather_objects, is_sharded, sharded_like
+from unlabeled.processes import full, gather_objects, is_sharded, sharded_like
 
 Tensors = dict[str, Tensor]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from unlabeled import progress
 from unlabeled.errors import UserError
 from unlabeled.files import end_line, json_object
+from unlabeled.processes import on_main, total
 from unlabeled.progress import Bars, duration
-from unlabeled.train.distributed import on_main, total
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

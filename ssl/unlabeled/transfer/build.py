@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from unlabeled.backbone.build import is_beit, is_cnn, timm_cnn
+from unlabeled.backbone.families.cnn import ConvEncoder, stages
+from unlabeled.backbone.folder import TIMM_POOLS
 from unlabeled.errors import UserError
-from unlabeled.export import TIMM_POOLS
 from unlabeled.nn.batchnorm import synchronise_
-from unlabeled.nn.conv import ConvEncoder, stages
-from unlabeled.nn.families import is_beit, is_cnn, timm_cnn
 
 if TYPE_CHECKING:
-    from unlabeled.nn.encoder import Encoder
+    from unlabeled.backbone.encoder import Encoder
     from unlabeled.transfer.config import ClassifyConfig
 
 
@@ -76,7 +76,7 @@ def timm_classifier(encoder: Encoder, arguments: dict[str, Any], drop_path: floa
         drop_path: rate of the last block.
         num_classes: of the head.
     """
-    from unlabeled.export import adapt
+    from unlabeled.backbone.folder import adapt
 
     model = create(encoder.model, arguments, drop_path, num_classes)
     missing, unexpected = model.load_state_dict(
@@ -91,7 +91,7 @@ def timm_classifier(encoder: Encoder, arguments: dict[str, Any], drop_path: floa
 
 def retrained(encoder: Encoder, trained: Trained, num_classes: int) -> Any:
     """A timm model with all weights of a trained classifier but its head, which is new."""
-    from unlabeled.export import adapt
+    from unlabeled.backbone.folder import adapt
 
     model = create(encoder.model, trained.arguments, 0.0, num_classes)
     prefix = head_prefix(model)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from unlabeled.method import Batch, Method, Output, Progress
 from unlabeled.nn.batchnorm import BatchNorm
 from unlabeled.nn.teacher import ema_, follow_
+from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.transfer.build import (
     Trained,
     head_prefix,
@@ -26,7 +26,7 @@ from unlabeled.transfer.lora import ADDED, adapt_, merged
 from unlabeled.transfer.losses import Objective, examples
 
 if TYPE_CHECKING:
-    from unlabeled.nn.encoder import Encoder
+    from unlabeled.backbone.encoder import Encoder
 
 
 class Classifier(Method):

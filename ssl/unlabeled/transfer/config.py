@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from unlabeled.data.mixing import Mixing
-from unlabeled.data.views import Interpolation, View
+from unlabeled.data.view.mixing import Mixing
+from unlabeled.data.view.views import Interpolation, View
 from unlabeled.transfer.lora import Lora
 from unlabeled.transfer.sweep import Sweep
 

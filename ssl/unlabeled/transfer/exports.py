@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from unlabeled.card import classifier_card, head_card
-from unlabeled.export import Preprocessing, timm_config, write_export
-from unlabeled.method import Method
-from unlabeled.nn.conv import ConvEncoder
+from unlabeled.backbone.families.cnn import ConvEncoder
+from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
+from unlabeled.pretrain.method import Method
+from unlabeled.report.card import classifier_card, head_card
 from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.sweep import LinearSweep
 

@@ -14,15 +14,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from unlabeled.card import versions
-from unlabeled.data.loader import Normalize
+from unlabeled.backbone.folder import Preprocessing, preprocessing_of
+from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Encode, Features, evaluating, extract
-from unlabeled.export import Preprocessing, preprocessing_of
 from unlabeled.files import json_lines, write_text
-from unlabeled.method import Method
+from unlabeled.pretrain.method import Method
 from unlabeled.report.calibration import Reliability
+from unlabeled.report.card import versions
 from unlabeled.report.classification import Classification, Outcomes, classification, classification_of
 from unlabeled.report.clock import Clock
 from unlabeled.report.confusion import Confusion

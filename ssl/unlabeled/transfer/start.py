@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.families.cnn import ConvEncoder
+from unlabeled.backbone.folder import Preprocessing, load_classifier, load_encoder, preprocessing_of
 from unlabeled.errors import UserError
-from unlabeled.export import Preprocessing, load_classifier, load_encoder, preprocessing_of
-from unlabeled.nn.conv import ConvEncoder
-from unlabeled.nn.encoder import Encoder
 from unlabeled.recipe import dump, parse
 from unlabeled.transfer.build import Trained
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from unlabeled.evaluate.pooling import Part, Pool, Wanted, check, parts, reader
-from unlabeled.method import Batch, Method, Output, Progress
-from unlabeled.nn.families import build_encoder
+from unlabeled.backbone.build import build_encoder
+from unlabeled.backbone.pooling import Part, Pool, Wanted, check, parts, reader
+from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.transfer.losses import Objective, examples
 
 if TYPE_CHECKING:
-    from unlabeled.nn.encoder import Encoder
+    from unlabeled.backbone.encoder import Encoder
     from unlabeled.transfer.classify import Classifier
     from unlabeled.transfer.config import ClassifyConfig
 

@@ -5,32 +5,45 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field, field_validator
+from typing_extensions import Self
 
-from unlabeled.data.masks.fixed import FixedBlockMask
-from unlabeled.data.masks.place import ALONE, Place
-from unlabeled.data.masks.uniform import Grid, RandomMask, Rounding
+from unlabeled.data.mask import MASKS, Grid, Mask, Rounding
+from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.nn.patches import PatchMask
+from unlabeled.registry import ByFile
 
-Inverted = Annotated[RandomMask | FixedBlockMask, Field(discriminator="name")]
 
-
-class InverseMask(BaseModel, frozen=True, extra="forbid"):
+class Config(Mask, frozen=True, extra="forbid"):
     """Keep exactly what another mask hides, and hide the rest."""
 
     equal_counts: ClassVar[bool] = True
     name: Literal["inverse"] = "inverse"
-    mask: Inverted = Field(RandomMask(), description="the mask to turn around")
+    mask: Annotated[Mask, ByFile(MASKS.package, Mask, without=("inverse",))] = Field(
+        RandomMask(), description="the mask to turn around"
+    )
+
+    @field_validator("mask")
+    @classmethod
+    def _equal_counts(cls, mask: Mask) -> Mask:
+        if not mask.equal_counts:
+            raise ValueError(
+                f"expected a mask that hides as many patches in every crop, found {mask.name}. Use "
+                "random or fixed_block."
+            )
+        return mask
 
     def check(self, size: Grid, patch: int) -> None:
         """Raise ValueError when the inner mask does not fit the crop."""
         self.mask.check(size, patch)
 
-    def rounded(self, rounding: Rounding) -> InverseMask:
-        """The same mask by a method's own rounding, where its recipe leaves that open."""
+    def rounded(self, rounding: Rounding) -> Self:
+        """The same mask with a method's own rounding, where the recipe leaves that open."""
         return self.model_copy(update={"mask": self.mask.rounded(rounding)})
 
     def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
-        """A mask over a grid of (rows, columns) patches: hidden [N], keep [K], drop [M]."""
+        """Draw a mask over a grid of (rows, columns) patches: hidden [N], keep [K], drop [M]."""
         hidden, keep, drop = self.mask.draw(rng, grid, patch, place)
+        assert keep is not None and drop is not None
         return PatchMask(~hidden, drop, keep)

@@ -1,0 +1,164 @@
+"""A BEiT-style transformer as an encoder: relative positions, layer scale, no bias on keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import Encoder, Tokens, fill_in
+from unlabeled.nn.patches import PatchMask, patchify
+from unlabeled.nn.positions import Grid
+
+# rows of a table after those of offsets between patches: class to patch, patch to class, class to class
+EXTRA = 3
+
+TABLE = "relative_position_bias_table"
+SHARED = f"rel_pos_bias.{TABLE}"
+
+
+class BeitEncoder(Encoder):
+    """Wraps a timm `Beit` without a head. Its positions are relative, in a table that all blocks share or one in each,
+    or absolute as a ViT's (SimMIM's `USE_APE`), or both.
+
+    The rule of the table's index is timm's, which is BEiT's and SimMIM's: (row offset + rows - 1) (2 columns - 1) +
+    (column offset + columns - 1), offsets from key to query. It encodes images of its native size only, all patches at
+    once: `drop=` is refused.
+    """
+
+    @staticmethod
+    def require(vit: nn.Module, model: str) -> None:
+        from timm.models.beit import Beit
+
+        if type(vit) is not Beit or not isinstance(vit.fc_norm, nn.Identity):
+            raise ValueError(f"expected a timm Beit that has its norm before pooling, found '{model}'")
+
+    def forward(
+        self,
+        images: Tensor,
+        drop: PatchMask | None = None,
+        replace: PatchMask | None = None,
+        fill: Tensor | None = None,
+    ) -> Tokens:
+        """Encode images [B, C, H, W] of the native size.
+
+        Raises:
+            ValueError: patches are to be dropped, or the images have another size.
+        """
+        x, grid = self.begin(images, drop, replace, fill)
+        for output in self.outputs(x):
+            x = output
+        return self.finish(x, grid)
+
+    def begin(
+        self,
+        images: Tensor,
+        drop: PatchMask | None = None,
+        replace: PatchMask | None = None,
+        fill: Tensor | None = None,
+    ) -> tuple[Tensor, Grid]:
+        grid = self.grid(images)
+        if drop is not None:
+            raise ValueError(f"'{self.model}' cannot drop patches. Use a vit_* model.")
+        if grid != self.native_grid:
+            raise ValueError(
+                f"'{self.model}' was built for images of {self.image_size} pixels, found {tuple(images.shape[-2:])}: "
+                "load it with image_size="
+            )
+        x = self.embed(patchify(images, self.patch_size))
+        if replace is not None:
+            x = fill_in(x, replace, fill)
+
+        x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return x if self.vit.pos_embed is None else x + self.vit.pos_embed, grid
+
+    def outputs(self, x: Tensor) -> Iterator[Tensor]:
+        bias = self.shared_bias()
+        for block in self.vit.blocks:
+            x = block(x, shared_rel_pos_bias=bias)
+            yield x
+
+    def shared_bias(self) -> Tensor | None:
+        return None if self.vit.rel_pos_bias is None else self.vit.rel_pos_bias()
+
+
+def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, Tensor]:
+    """Weights of a timm `Beit` fitted to another one's grid, and to tables in every block where it has them.
+
+    SimMIM pretrains with one table and fine-tunes with a copy of it in every block (official `utils.py`); here added to
+    the block's own where it has one.
+
+    Args:
+        weights: of the timm model.
+        old: (rows, columns) of their patches.
+        model: the timm model they are for.
+    """
+    fitted = {
+        name: resize_table(t, old, model.patch_embed.grid_size) if TABLE in name else t for name, t in weights.items()
+    }
+    if model.rel_pos_bias is None and SHARED in fitted:
+        table = fitted.pop(SHARED)
+        own = {name: fitted.get(name, 0) for name in (f"blocks.{i}.attn.{TABLE}" for i in range(len(model.blocks)))}
+        fitted |= {name: table + beside for name, beside in own.items()}
+    return fitted
+
+
+def is_relative(weights: dict[str, Tensor]) -> bool:
+    """Whether these are the weights of a timm `Beit` with tables of relative positions."""
+    return any(TABLE in name for name in weights)
+
+
+def resize_table(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Carry a table [(2 rows - 1)(2 columns - 1) + 3, heads] from one grid of patches to another.
+
+    BEiT's rule, which SimMIM uses too: a cubic spline through offsets that a geometric progression spreads, near ones
+    densely (official `load_pretrained`). The last three rows, of the class token, are kept.
+    """
+    if old == new:
+        return table
+    offsets, extra = table[:-EXTRA].double(), table[-EXTRA:]
+    rows, columns = (_spline(_spread(2 * a - 1, 2 * b - 1), b).to(table.device) for a, b in zip(old, new, strict=True))
+    image = offsets.unflatten(0, (2 * old[0] - 1, 2 * old[1] - 1))
+    carried = torch.einsum("yr,xc,rch->yxh", rows, columns, image).flatten(0, 1)
+    return torch.cat([carried.to(table.dtype), extra])
+
+
+def _spread(source: int, target: int) -> Tensor:
+    """Where `source` offsets lie among `target` ones: +-1, +-(1 + q), ..., as far as the largest."""
+    if source == target:
+        return torch.arange(source, dtype=torch.float64) - source // 2
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        too_far = (1 - ratio ** (source // 2)) / (1 - ratio) > target // 2
+        low, high = (low, ratio) if too_far else (ratio, high)
+    steps = ratio ** torch.arange(source // 2, dtype=torch.float64)
+    positive = steps.cumsum(0)
+    return torch.cat([-positive.flip(0), positive.new_zeros(1), positive])
+
+
+def _spline(x: Tensor, side: int) -> Tensor:
+    """The matrix [2 side - 1, n] that evaluates the cubic spline through n values at x, at whole offsets.
+
+    Not-a-knot at both ends, constant beyond them, as scipy's `interp2d` does.
+    """
+    n, width = len(x), x.diff()
+    assert n >= 4, "a cubic spline needs four points: the grid has fewer than 3 patches in a row"
+    slopes = torch.diff(torch.eye(n, dtype=x.dtype), dim=0) / width.unsqueeze(1)
+
+    # second derivatives at the points: continuous slopes inside, equal third derivatives across the outermost points
+    system, right = torch.zeros(n, n, dtype=x.dtype), torch.zeros(n, n, dtype=x.dtype)
+    for i in range(1, n - 1):
+        system[i, i - 1 : i + 2] = torch.stack([width[i - 1], 2 * (width[i - 1] + width[i]), width[i]])
+        right[i] = 6 * (slopes[i] - slopes[i - 1])
+    for row, i in ((0, 0), (n - 1, n - 3)):
+        system[row, i : i + 3] = torch.stack([width[i + 1], -width[i] - width[i + 1], width[i]])
+    bends = torch.linalg.solve(system, right)
+
+    at = torch.arange(1 - side, side, dtype=x.dtype).clamp(x[0], x[-1])
+    left = (torch.searchsorted(x, at, right=True) - 1).clamp(0, n - 2)
+    a, b, h = (x[left + 1] - at).unsqueeze(1), (at - x[left]).unsqueeze(1), width[left].unsqueeze(1)
+    linear = (a * torch.eye(n, dtype=x.dtype)[left] + b * torch.eye(n, dtype=x.dtype)[left + 1]) / h
+    return linear + ((a**3 / h - a * h) * bends[left] + (b**3 / h - b * h) * bends[left + 1]) / 6

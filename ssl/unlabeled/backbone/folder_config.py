@@ -1,0 +1,209 @@
+"""What the `config.json` of an export may say. A stranger's file may ask for nothing else: no paths, no addresses, no
+network larger than its weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, FailFast, Field, ValidationError, field_validator, model_validator
+
+from unlabeled.backbone.build import is_cnn
+from unlabeled.backbone.pooling import Pool
+from unlabeled.data.source import MAX_CHANNELS, Finite, Positive, ValueRange
+from unlabeled.data.view.views import Interpolation
+from unlabeled.errors import UserError, first_line
+from unlabeled.manifest import Damaged, describe, read_manifest
+from unlabeled.recipe.faults import dotted, look_up, show
+
+AGAIN = "Copy the whole export folder again, or name another (runs/NAME/export)."
+MAX_BYTES = 16 << 20  # of a config.json: the names of 20,000 classes take one
+MAX_CLASSES = 1_000_000
+MAX_SIDE, MAX_RESIZED = 16384, 65536  # pixels of a network, and of a picture before its crop
+MAX_GRID, MAX_RELATIVE_GRID = 1024, 64  # patches in a row; a relative index holds the square of all patches
+SHOWN = 3  # faults in a message
+OF_CNNS = {"in_chans", "global_pool"}
+
+# what an encoder needs of a `config.json`, and of the `pretrained_cfg` in it
+FIELDS = ("architecture", "num_classes", "model_args", "pretrained_cfg")
+PREPARED_FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation")
+
+log = logging.getLogger(__name__)
+
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+Names = Annotated[list[str], Field(max_length=MAX_CLASSES), FailFast()]
+
+
+class ModelArgs(BaseModel, strict=True):
+    """Arguments of `timm.create_model` that shape a network. All others are refused: some load files, or ask a hub."""
+
+    img_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    in_chans: Channels
+    patch_size: int | None = Field(None, ge=1, le=1024)
+    embed_dim: int | None = Field(None, ge=1, le=16384)
+    depth: int | None = Field(None, ge=1, le=128)
+    num_heads: int | None = Field(None, ge=1, le=256)
+    reg_tokens: int | None = Field(None, ge=0, le=256)
+    mlp_ratio: float | None = Field(None, gt=0, le=64)
+    init_values: Finite | None = None
+    global_pool: Literal["", "token", "avg", "max", "avgmax", "map"] | None = None
+    qkv_bias: bool | None = None
+    qk_norm: bool | None = None
+    proj_bias: bool | None = None
+    class_token: bool | None = None
+    no_embed_class: bool | None = None
+    pre_norm: bool | None = None
+    final_norm: bool | None = None
+    fc_norm: bool | None = None
+    use_fc_norm: bool | None = None
+    use_abs_pos_emb: bool | None = None
+    use_rel_pos_bias: bool | None = None
+    use_shared_rel_pos_bias: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_only(cls, arguments: Any) -> Any:
+        if isinstance(arguments, dict) and (others := [name for name in arguments if name not in cls.model_fields]):
+            raise ValueError(f"{show(others)} do not shape a network")
+        return arguments
+
+    @model_validator(mode="after")
+    def _few_patches(self) -> ModelArgs:
+        most = MAX_RELATIVE_GRID if self.use_rel_pos_bias or self.use_shared_rel_pos_bias else MAX_GRID
+        if self.img_size and max(self.img_size) // (self.patch_size or 16) > most:
+            raise ValueError(f"expected at most {most} patches in a row, found {self.img_size} pixels")
+        if self.img_size and min(self.img_size) < (self.patch_size or 1):
+            raise ValueError(f"expected pictures of at least one patch, found {self.img_size} pixels")
+        return self
+
+
+class PretrainedCfg(BaseModel, strict=True):
+    """How pictures were prepared. What else timm writes here (addresses of weights) is never read."""
+
+    input_size: Annotated[list[Side], Field(min_length=3, max_length=3)]
+    mean: Annotated[list[Finite], Field(min_length=1, max_length=MAX_CHANNELS)]
+    std: Annotated[list[Positive], Field(min_length=1, max_length=MAX_CHANNELS)]
+    crop_pct: float = Field(gt=0, le=1)
+    interpolation: Interpolation
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> PretrainedCfg:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"expected as many values in mean as in std, found {len(self.mean)} and {len(self.std)}")
+        return self
+
+
+class LinearHead(BaseModel, strict=True):
+    """What a linear head beside a backbone reads."""
+
+    pool: Pool
+    blocks: int = Field(ge=1, le=256)
+    label_names: Names = []
+
+
+class Config(BaseModel, strict=True):
+    """A `config.json`."""
+
+    architecture: str
+    num_classes: int = Field(ge=0, le=MAX_CLASSES)
+    model_args: ModelArgs
+    pool: Pool | None = None
+    pretrained_cfg: PretrainedCfg
+    label_names: Names = []
+    linear_head: LinearHead | None = None
+    value_range: Annotated[ValueRange, Field(strict=False)] | None = None
+
+    @field_validator("architecture")
+    @classmethod
+    def _of_timm(cls, name: str) -> str:
+        import timm
+
+        # the name of its weights may follow: model.tag
+        if not re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII) or not timm.is_model(name):
+            raise ValueError("expected the name of a model that timm has, and no address or folder")
+        return name
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Config:
+        shaped = self.model_args.model_fields_set - OF_CNNS
+        if is_cnn(self.architecture) and shaped:
+            raise ValueError(f"model_args: {show(sorted(shaped))} do not shape the CNN '{self.architecture}'")
+        if not is_cnn(self.architecture) and "img_size" in shaped and self.model_args.img_size is None:
+            raise ValueError("model_args.img_size=null: expected [height, width]")
+        size = self.model_args.img_size or self.pretrained_cfg.input_size[1:]
+        if (side := max(size) / self.pretrained_cfg.crop_pct) > MAX_RESIZED:
+            raise ValueError(f"pictures would be resized to {side:.0f} pixels, expected at most {MAX_RESIZED:,}")
+        channels, seen = self.model_args.in_chans, self.pretrained_cfg.input_size[0]
+        if channels != seen:
+            raise ValueError(f"model_args.in_chans is {channels}, pretrained_cfg.input_size begins with {seen}")
+        if self.label_names and len(self.label_names) != self.num_classes:
+            raise ValueError(f"{len(self.label_names)} label_names for {self.num_classes} classes")
+        return self
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of an export, as it is.
+
+    Raises:
+        UserError: it is damaged, says too little to build and to feed the network, or asks for anything else.
+    """
+    file = folder / "config.json"
+    try:
+        with file.open("rb") as opened:
+            data = _bounded(opened.read(MAX_BYTES + 1))
+        config: Any = json.loads(data.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
+    missing = _missing(config, FIELDS) or _missing(config["pretrained_cfg"], PREPARED_FIELDS)
+    if missing:
+        raise UserError(
+            f"{file} is not what pretrain.py and finetune.py write: {', '.join(missing)} not found in it. {AGAIN}"
+        )
+    _check(file, config)
+    _say_if_changed(file, data)
+    return config
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes")
+    return data
+
+
+def _say_if_changed(file: Path, data: bytes) -> None:
+    """People may change it, and a disk may: the manifest of the export knows."""
+    with suppress(Damaged):
+        if describe(data) != read_manifest(file.parent).get(file.name):
+            _say(f"{file} is not as it was written: what it says now is taken")
+
+
+@cache
+def _say(text: str) -> None:
+    log.warning(text)
+
+
+def _check(file: Path, config: dict[str, Any]) -> None:
+    try:
+        Config.model_validate(config)
+    except ValidationError as error:
+        faults = [_said(fault, config) for fault in error.errors(include_url=False)]
+        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise UserError(f"{file} is refused: {'; '.join(faults[:SHOWN])}{more}. {AGAIN}") from error
+
+
+def _said(fault: Any, config: dict[str, Any]) -> str:
+    """One fault: its place, what was found where that is a single value, what was expected."""
+    place, message = fault["loc"], fault["msg"].removeprefix("Value error, ")
+    value = look_up(config, place)
+    found = "" if isinstance(value, dict | list) else f"={show(value)}"
+    return f"{dotted(place)}{found}: {message}" if place else message
+
+
+def _missing(section: Any, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if not isinstance(section, dict) or name not in section]

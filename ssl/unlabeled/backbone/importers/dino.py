@@ -1,0 +1,80 @@
+"""DINO (facebookresearch/dino), ViTs and ResNet-50: backbone files, and full checkpoints.
+
+Of the two networks of a full checkpoint the teacher is taken by default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unlabeled.backbone.importers.resnet import any_arguments
+from unlabeled.backbone.importing import Family, Imported, Key, Rule, Tensors, checked, named, some, sort, unwrap
+from unlabeled.errors import UserError
+
+FAMILY = Family(
+    "dino",
+    "a DINO",
+    "facebookresearch/dino",
+    {192: ("vit_tiny_patch16_224", 3), 384: ("vit_small_patch16_224", 6), 768: ("vit_base_patch16_224", 12)},
+    keys=("student", "teacher"),
+    default_key="teacher",
+)
+
+FLAT = (Rule("", "encoder"),)
+NETWORK = (Rule("backbone.", "encoder"), Rule("head.", "heads"))
+
+
+def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
+    """An official DINO under our names; heads only beside the teacher, which is what resumes."""
+    if is_backbone(checkpoint):
+        encoder, rest = sort(FAMILY, backbone_of(checkpoint), FLAT)[0], {}
+    else:
+        encoder, _ = network(FAMILY, checkpoint, key)
+        rest = _resumed(checkpoint) if key == "teacher" and "student" in checkpoint else {}
+    return checked(FAMILY, *any_arguments(FAMILY, encoder, heads), encoder, rest)
+
+
+def _resumed(checkpoint: dict[str, Any]) -> Tensors:
+    """Student, both heads and the centre, named as in `methods/dino.py`."""
+    student, head = network(FAMILY, checkpoint, "student")
+    _, teacher_head = network(FAMILY, checkpoint, "teacher")
+    centre = named(FAMILY, checkpoint.get("dino_loss", {})).get("center")
+    return {
+        **under("encoder.vit.", student),
+        **under("head.", head),
+        **under("teacher_head.", teacher_head),
+        **({} if centre is None else {"centre.value": centre.flatten()}),
+    }
+
+
+def is_backbone(checkpoint: dict[str, Any]) -> bool:
+    """Whether a file holds one network without a head."""
+    return not {"student", "teacher"} & checkpoint.keys()
+
+
+def backbone_of(checkpoint: dict[str, Any]) -> Any:
+    """The weights of a backbone file."""
+    return checkpoint.get("state_dict", checkpoint)
+
+
+def network(family: Family, checkpoint: dict[str, Any], key: Key) -> tuple[Tensors, Tensors]:
+    """Backbone and head of one of the two networks; gain and direction of the last layer under torch's older names.
+
+    Raises:
+        UserError: it is absent.
+    """
+    if key not in checkpoint:
+        raise UserError(f"the checkpoint holds {some(map(str, checkpoint))}, no {key}. Choose another --key.")
+    backbone, head = sort(family, unwrap(family, checkpoint[key]), NETWORK)
+    return backbone, {_old_name(name): tensor for name, tensor in head.items()}
+
+
+def under(prefix: str, weights: Tensors) -> Tensors:
+    """Weights with a prefix in front of every name."""
+    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+def _old_name(name: str) -> str:
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        name = name.replace(f".parametrizations.weight.{new}", f".{old}")
+    return name

@@ -1,0 +1,65 @@
+"""iBOT (bytedance/ibot): `checkpoint_teacher.pth` and full checkpoints, of which the teacher is taken by default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from unlabeled.backbone.importers.dino import FLAT, backbone_of, is_backbone, network, under
+from unlabeled.backbone.importing import Family, Imported, Key, Tensors, checked, named, sort, vit_arguments
+
+FAMILY = Family(
+    "ibot",
+    "an iBOT",
+    "bytedance/ibot",
+    {
+        384: ("vit_small_patch16_224", 6),
+        768: ("vit_base_patch16_224", 12),
+        1024: ("vit_large_patch16_224", 16),
+    },
+    keys=("student", "teacher"),
+    default_key="teacher",
+)
+
+MASK_TOKEN = "masked_embed"
+FIRST, SECOND = "last_layer.", "last_layer2."
+
+
+def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
+    """An official iBOT under our names; heads only beside the teacher, which is what resumes."""
+    if is_backbone(checkpoint):
+        encoder, rest = sort(FAMILY, backbone_of(checkpoint), FLAT)[0], {}
+    else:
+        encoder, _ = network(FAMILY, checkpoint, key)
+        rest = _resumed(checkpoint) if key == "teacher" and "student" in checkpoint else {}
+    encoder.pop(MASK_TOKEN, None)
+    return checked(FAMILY, *vit_arguments(FAMILY, encoder, heads), encoder, rest)
+
+
+def _resumed(checkpoint: dict[str, Any]) -> Tensors:
+    """Student with its mask token, both heads and both centres, named as in `methods/ibot.py`."""
+    student, head = network(FAMILY, checkpoint, "student")
+    _, teacher_head = network(FAMILY, checkpoint, "teacher")
+    loss = named(FAMILY, checkpoint.get("ibot_loss", {}))
+    centres = {"centre.value": loss.get("center"), "patch_centre.value": loss.get("center2")}
+    token = student.pop(MASK_TOKEN, None)
+    return {
+        **under("encoder.vit.", student),
+        **({} if token is None else {"mask_token": token}),
+        **under("head.", _patch_layer(head)),
+        **under("teacher_head.", _patch_layer(teacher_head)),
+        **{name: centre.flatten() for name, centre in centres.items() if centre is not None},
+    }
+
+
+def _shares(head: Tensors) -> bool:
+    """Whether class tokens and patches have the last layer in common: it is saved twice."""
+    return all(torch.equal(t, head[n.replace(SECOND, FIRST)]) for n, t in head.items() if n.startswith(SECOND))
+
+
+def _patch_layer(head: Tensors) -> Tensors:
+    """A shared last layer once; otherwise the patches' under our name. By default flags the teacher alone shares."""
+    shared = _shares(head)
+    kept = {name: tensor for name, tensor in head.items() if not (shared and name.startswith(SECOND))}
+    return {name.replace(SECOND, "patch_layer."): tensor for name, tensor in kept.items()}

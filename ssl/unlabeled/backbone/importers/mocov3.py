@@ -1,0 +1,45 @@
+"""MoCo v3 (facebookresearch/moco-v3), ViTs and ResNets: the base encoder, or with `--key teacher` the momentum encoder.
+
+Small has 12 heads, unlike timm's. Positions are stored and taken as they are: their order is not MAE's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unlabeled.backbone.importers.resnet import any_arguments
+from unlabeled.backbone.importing import Family, Imported, Key, Rule, checked, sort, unwrap
+
+FAMILY = Family(
+    "mocov3",
+    "a MoCo v3",
+    "facebookresearch/moco-v3",
+    {384: ("vit_small_patch16_224", 12), 768: ("vit_base_patch16_224", 12)},
+    keys=("student", "teacher"),
+    default_key="student",
+    interpolation="bilinear",
+)
+
+STUDENT = (
+    Rule("base_encoder.head.", "heads", "projector."),
+    Rule("base_encoder.fc.", "heads", "projector."),
+    Rule("base_encoder.", "encoder"),
+    Rule("predictor.", "heads", "predictor."),
+    Rule("momentum_encoder.head.", "heads", "teacher.projector."),
+    Rule("momentum_encoder.fc.", "heads", "teacher.projector."),
+    Rule("momentum_encoder.", "heads", "teacher.encoder.vit."),
+)
+TEACHER = (
+    Rule("momentum_encoder.head.", "dropped"),
+    Rule("momentum_encoder.fc.", "dropped"),
+    Rule("momentum_encoder.", "encoder"),
+    Rule("base_encoder.", "dropped"),
+    Rule("predictor.", "dropped"),
+)
+
+
+def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
+    """An official MoCo v3 under our names; heads only beside the base encoder, which resumes."""
+    weights = unwrap(FAMILY, checkpoint.get("state_dict", checkpoint))
+    encoder, rest = sort(FAMILY, weights, STUDENT if key == "student" else TEACHER)
+    return checked(FAMILY, *any_arguments(FAMILY, encoder, heads), encoder, rest)

@@ -1,0 +1,88 @@
+"""SimMIM's ViT (microsoft/SimMIM): `model` of a pretraining checkpoint, to a timm Beit.
+
+Positions are relative (`USE_SHARED_RPB`, `USE_RPB`), absolute (`USE_APE`) or both. A relative table stays shared by all
+blocks, as in pretraining: that resumes, and gives the same features. Fine-tuning here copies it into every block, as
+officially. Swin is not imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor
+
+from unlabeled.backbone.families.beit import EXTRA, SHARED, TABLE
+from unlabeled.backbone.importing import (
+    Family,
+    Imported,
+    Key,
+    Rule,
+    Tensors,
+    block_arguments,
+    checked,
+    depth_of,
+    known_model,
+    named,
+    patch_shape,
+    shape_of,
+    sort,
+)
+from unlabeled.errors import UserError
+
+FAMILY = Family("simmim", "a SimMIM ViT", "microsoft/SimMIM", {768: ("beit_base_patch16_224", 12)}, pool="mean")
+
+INDEX = ".relative_position_index"
+OWN = f"blocks.0.attn.{TABLE}"
+
+RULES = (
+    Rule("encoder.mask_token", "heads", "mask_token"),
+    Rule("encoder.", "encoder"),
+    Rule("decoder.0.", "heads", "decoder.head."),
+)
+
+
+def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
+    """An official SimMIM under our names."""
+    weights = named(FAMILY, checkpoint.get("model", checkpoint))
+    encoder, rest = sort(FAMILY, {n: t for n, t in weights.items() if not n.endswith(INDEX)}, RULES)
+    width, channels, patch = patch_shape(FAMILY, encoder)
+    cells, number = _positions(encoder, width, heads)
+    side = cells * patch
+    arguments = {
+        "img_size": [side, side],
+        "patch_size": patch,
+        "in_chans": channels,
+        "embed_dim": width,
+        "depth": depth_of(FAMILY, encoder),
+        "num_heads": number,
+        **block_arguments(encoder, width),
+        **({} if "blocks.0.gamma_1" in encoder else {"init_values": 0.0}),
+        **({"use_abs_pos_emb": True} if "pos_embed" in encoder else {}),
+        "use_rel_pos_bias": OWN in encoder,
+        "use_shared_rel_pos_bias": SHARED in encoder,
+    }
+    resumed = {name: _pixels(t, channels) if name.startswith("decoder.head.") else t for name, t in rest.items()}
+    return checked(FAMILY, "beit_base_patch16_224", arguments, encoder, resumed)
+
+
+def _positions(encoder: Tensors, width: int, heads: int | None) -> tuple[int, int]:
+    """Patches in a row, and attention heads, which a table of relative positions shows."""
+    table = encoder.get(SHARED, encoder.get(OWN))
+    if table is None:
+        if "pos_embed" not in encoder:
+            raise UserError(
+                f"not {FAMILY.title}: missing {SHARED} or pos_embed. Only pretraining checkpoints of the ViT are read."
+            )
+        tokens = shape_of(FAMILY, encoder, "pos_embed", 3)[1]
+        return round((tokens - 1) ** 0.5), known_model(FAMILY, width, heads)[1]
+    offsets, number = shape_of(FAMILY, encoder, SHARED if SHARED in encoder else OWN, 2)
+    if heads not in (None, number):
+        raise UserError(f"the relative positions are of {number} heads, found --heads {heads}. Leave it out.")
+    return (round(max(0, offsets - EXTRA) ** 0.5) + 1) // 2, number
+
+
+def _pixels(head: Tensor, channels: int) -> Tensor:
+    """Weight [C p p, D] or bias [C p p] of the 1x1 convolution [C p p, D, 1, 1]: rows from pixel shuffle's order
+    (channel, row, column) to that of patches (row, column, channel)."""
+    return rearrange(head.reshape(head.shape[:2]), "(c p) ... -> (p c) ...", c=channels)

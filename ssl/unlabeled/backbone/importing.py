@@ -1,0 +1,293 @@
+"""What all importers share: reading a `.pth` safely, sorting its names, checking that they fit exactly."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlabeled.backbone.build import build_encoder
+from unlabeled.errors import UserError, first_line
+from unlabeled.recipe.faults import show
+
+Tensors = dict[str, Tensor]
+Key = Literal["student", "teacher"]
+
+MOST_BLOCKS, MOST_NAMES = 256, 8
+MOST_PARTS = 20_000  # tensors in a file, those of an optimizer with them
+DEEPEST = 8  # dicts and lists in each other that are looked through for tensors
+SHARED = 4  # times that weights may be stored under several names
+
+# the width whose timm model stands in for one of an unofficial width
+BASE = 768
+
+
+class Family(NamedTuple):
+    """One official repository.
+
+    Attributes:
+        name: as on the command line.
+        title: for a person.
+        repository: owner/name on GitHub.
+        known: width -> (timm model, attention heads) of its models.
+        keys: the networks that a full checkpoint holds; empty = one only.
+        default_key: the one that the paper evaluates.
+        interpolation: how pictures are resized in its evaluation.
+        pool: how tokens of its ViTs become a picture's one vector there; a ResNet's are averaged.
+    """
+
+    name: str
+    title: str
+    repository: str
+    known: dict[int, tuple[str, int]]
+    keys: tuple[Key, ...] = ()
+    default_key: Key = "student"
+    interpolation: str = "bicubic"
+    pool: Literal["cls", "mean"] = "cls"
+
+
+class Rule(NamedTuple):
+    """Where official names that begin with `official` belong: to the encoder, to the heads, or nowhere. `ours` replaces
+    the beginning."""
+
+    official: str
+    to: Literal["encoder", "heads", "dropped"]
+    ours: str = ""
+
+
+class Imported(NamedTuple):
+    """Official weights under our names.
+
+    Attributes:
+        architecture: a timm model.
+        arguments: what `timm.create_model` needs beside it.
+        width: of its features.
+        encoder: weights of the timm model.
+        heads: everything else of the method's state, to resume pretraining; empty for backbone files.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    width: int
+    encoder: Tensors
+    heads: Tensors
+
+
+def read_pth(file: Path) -> dict[str, Any]:
+    """What a `.pth` holds: tensors, plain values and settings.
+
+    Raises:
+        UserError: it is missing, or holds anything that would have to be run.
+    """
+    if not file.is_file():
+        raise UserError(f"no file {file}")
+    try:
+        _refuse_packed(file)
+        # training checkpoints hold their settings: argparse's, or yacs's, which become ordered dicts
+        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of files that are anything: whatever it was, it is no checkpoint
+        # torch's own words advise to read it with its safeguard switched off
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({show(first_line(error), 200)[1:-1]})"
+        raise UserError(
+            f"{file} is refused: it cannot be read as plain weights{reason}. It is not a checkpoint of PyTorch, is "
+            "damaged, or holds code besides tensors. Expected the .pth that the method's authors publish"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{file} holds a {type(loaded).__name__}, expected a dict of weights")
+    sizes = sum(_size(name, tensor) for name, tensor in _tensors("", loaded))
+    if sizes > SHARED * file.stat().st_size:
+        raise UserError(f"{file} is refused: its tensors are {sizes:,} bytes, the file has {file.stat().st_size:,}")
+    return loaded
+
+
+def _refuse_packed(file: Path) -> None:
+    """Raise ValueError for an archive that would become larger than it is, as torch packs nothing, or of many parts."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+        whole = sum(part.file_size for part in parts)
+        if len(parts) > MOST_PARTS:
+            raise ValueError(f"{len(parts):,} parts, expected at most {MOST_PARTS:,}")
+        if whole > file.stat().st_size:
+            raise ValueError(f"{whole:,} bytes packed into {file.stat().st_size:,}")
+
+
+def _tensors(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in dicts and lists, and where it is."""
+    if isinstance(value, Tensor):
+        yield place, value
+    elif depth < DEEPEST and isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in items:
+            yield from _tensors(f"{place}.{name}" if place else str(name), inner, depth + 1)
+
+
+def _size(name: str, tensor: Tensor) -> int:
+    """Bytes of a tensor's values. Raises UserError for one that is not simply those: sparse, quantised, without memory,
+    or one value shown many times."""
+    plain = (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.is_nested or tensor.is_complex())
+    )
+    if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        raise UserError(f"the tensor {show(name)} is refused: expected plain numbers, each stored")
+    return tensor.numel() * tensor.itemsize
+
+
+def named(family: Family, weights: Any) -> Tensors:
+    """Weights by name.
+
+    Raises:
+        UserError: they are something else.
+    """
+    if not isinstance(weights, dict):
+        raise UserError(f"not {family.title}: found a {type(weights).__name__} where weights by name are expected")
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(
+                f"not {family.title}: {show(name)} is a {type(tensor).__name__}, expected tensors with names"
+            )
+    return weights
+
+
+def unwrap(family: Family, weights: Any, prefix: str = "module.") -> Tensors:
+    """Names without the prefix that a wrapper gave to all of them. Raises UserError for what is no weights by name."""
+    weights = named(family, weights)
+    whole = bool(weights) and all(name.startswith(prefix) for name in weights)
+    return {name.removeprefix(prefix) if whole else name: tensor for name, tensor in weights.items()}
+
+
+def sort(family: Family, weights: Any, rules: Sequence[Rule]) -> tuple[Tensors, Tensors]:
+    """Encoder and heads of official weights; the first rule that a name begins with decides.
+
+    Raises:
+        UserError: they are no weights by name, or a name follows no rule.
+    """
+    sorted_: dict[str, Tensors] = {"encoder": {}, "heads": {}, "dropped": {}}
+    stray = []
+    for name, tensor in named(family, weights).items():
+        rule = next((rule for rule in rules if name.startswith(rule.official)), None)
+        if rule is None:
+            stray.append(name)
+        else:
+            sorted_[rule.to][rule.ours + name.removeprefix(rule.official)] = tensor
+    if stray:
+        raise UserError(f"not {family.title}: unexpected {some(stray)}")
+    return sorted_["encoder"], sorted_["heads"]
+
+
+def vit_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[str, dict[str, Any]]:
+    """The timm model of an encoder's weights, and its arguments.
+
+    Raises:
+        UserError: the weights are no transformer's, or nobody says how many heads it has.
+    """
+    width, channels, patch = patch_shape(family, encoder)
+    tokens = shape_of(family, encoder, "pos_embed", 3)[1]
+    side = round(max(0, tokens - 1) ** 0.5) * patch
+    model, number = known_model(family, width, heads)
+    arguments = {"img_size": [side, side], "patch_size": patch, "in_chans": channels}
+    arguments |= {"embed_dim": width, "depth": depth_of(family, encoder), "num_heads": number}
+    no_output_bias = {} if "blocks.0.attn.proj.bias" in encoder else {"proj_bias": False}
+    return model, {**arguments, **block_arguments(encoder, width), **no_output_bias}
+
+
+def block_arguments(encoder: Tensors, width: int) -> dict[str, Any]:
+    """What the first block says of its MLP and of its queries' biases; empty where both are as in most models."""
+    weight = encoder.get("blocks.0.mlp.fc1.weight")
+    hidden = 4 * width if weight is None or weight.ndim != 2 else len(weight)
+    has_bias = {"blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias"} & encoder.keys()
+    return {
+        **({} if hidden == 4 * width else {"mlp_ratio": _ratio(hidden, width)}),
+        **({} if has_bias else {"qkv_bias": False}),
+    }
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """Their quotient, so that timm's `int(width * ratio)` is `hidden` again."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def patch_shape(family: Family, encoder: Tensors) -> tuple[int, int, int]:
+    """(width, channels, patch size) of an encoder's weights."""
+    if "patch_embed.proj.weight" not in encoder or not depth_of(family, encoder):
+        raise UserError(f"not {family.title}: missing patch_embed.proj.weight or blocks.*, found {some(encoder)}")
+    width, channels, patch, _ = shape_of(family, encoder, "patch_embed.proj.weight", 4)
+    return width, channels, patch
+
+
+def shape_of(family: Family, encoder: Tensors, name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a weight that must be there with so many axes, none of them empty."""
+    tensor = encoder.get(name)
+    if tensor is None or tensor.ndim != rank or not tensor.numel():
+        found = "nothing" if tensor is None else str(list(tensor.shape))
+        raise UserError(f"not {family.title}: expected {name} with {rank} axes, found {found}")
+    return tuple(tensor.shape)
+
+
+def depth_of(family: Family, encoder: Tensors) -> int:
+    """Number of blocks. Raises UserError unless they are numbered from 0 on without a gap."""
+    numbers = {name.split(".")[1] for name in encoder if name.startswith("blocks.")}
+    if len(numbers) > MOST_BLOCKS or numbers != {str(number) for number in range(len(numbers))}:
+        raise UserError(
+            f"not {family.title}: found blocks {some(numbers)}; expected 0, 1, 2 and so on, at most {MOST_BLOCKS}"
+        )
+    return len(numbers)
+
+
+def known_model(family: Family, width: int, heads: int | None) -> tuple[str, int]:
+    """(timm model, attention heads) of an official width, or of `heads`: their number cannot be seen in weights."""
+    model, official = family.known.get(width, (family.known[BASE][0], None))
+    number = heads or official
+    if number is None:
+        widths = ", ".join(map(str, family.known))
+        raise UserError(
+            f"no official model of {family.title} is {width} wide (only {widths}), so its number of heads is unknown. "
+            "Pass --heads."
+        )
+    if width % number:
+        raise UserError(f"{number} heads do not divide a width of {width}")
+    return model, number
+
+
+def checked(family: Family, architecture: str, arguments: dict[str, Any], encoder: Tensors, heads: Tensors) -> Imported:
+    """Official weights that fit the timm model exactly, by name and shape.
+
+    Raises:
+        UserError: they do not.
+    """
+    try:
+        with torch.device("meta"):
+            model = build_encoder(architecture, arguments)
+    except Exception as error:  # timm's networks raise what they like
+        raise UserError(f"not {family.title}: {architecture} cannot be built with {arguments}: {error}") from error
+    expected = model.vit.state_dict()
+    missing, unexpected = expected.keys() - encoder.keys(), encoder.keys() - expected.keys()
+    if missing or unexpected:
+        raise UserError(f"not {family.title}: missing {some(missing)}, unexpected {some(unexpected)}")
+    wrong = [f"{name} {list(t.shape)}" for name, t in encoder.items() if t.shape != expected[name].shape]
+    if wrong:
+        raise UserError(f"not {family.title}: shapes {some(wrong)} do not fit {architecture} with {arguments}")
+    if broken := [n for n, t in encoder.items() if t.is_floating_point() != expected[n].is_floating_point()]:
+        raise UserError(f"not {family.title}: {some(broken)} are {encoder[broken[0]].dtype}, expected fractions")
+    if broken := [name for name, tensor in encoder.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{some(broken)} hold NaN or infinite values. Download the file again.")
+    return Imported(architecture, arguments, model.width, encoder, heads)
+
+
+def some(names: Iterable[str]) -> str:
+    """Names for a message, the first few of many."""
+    found = sorted(names)
+    shown = f"[{', '.join(map(show, found[:MOST_NAMES]))}]"
+    return shown if len(found) <= MOST_NAMES else f"{shown} and {len(found) - MOST_NAMES} more"

@@ -1,0 +1,208 @@
+"""`python -m unlabeled doctor`: options, the order of things, output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from rich.console import Console
+
+from unlabeled.data.label.as_one import read_as_one
+from unlabeled.data.source import Source
+from unlabeled.doctor.compared import Compared, compare
+from unlabeled.doctor.facts import Facts, copy_facts, speed_facts, split_facts
+from unlabeled.doctor.fits import fitting
+from unlabeled.doctor.pictures import Survey, survey
+from unlabeled.doctor.report import show
+from unlabeled.doctor.speed import Encode, expect, measure
+from unlabeled.doctor.tables import check_split, write_copies, write_split
+from unlabeled.doctor.verdict import findings, sentence
+from unlabeled.errors import UserError
+from unlabeled.evaluate.evaluation import Splits
+from unlabeled.files import check_writable
+from unlabeled.launch.schema import FinetuneRecipe, load_any
+from unlabeled.launch.training import Training, finetuning, pretraining
+from unlabeled.paths import expand, user_path
+from unlabeled.processes import make_accelerator
+from unlabeled.progress import task
+from unlabeled.report.card import versions
+from unlabeled.text import one_line
+from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
+from unlabeled.transfer.start import complete
+
+T = TypeVar("T")
+
+
+class Stage(NamedTuple):
+    """What differs between recipes of pretrain.py and of finetune.py."""
+
+    name: str
+    training: Callable[[Any], Training]
+    views: Callable[[Any], Any]
+    evaluates: Callable[[Any], bool]
+    encoder: Callable[[Any, Any], Encode]
+
+
+def _pretrained(recipe: Any, method: Any) -> Encode:
+    from unlabeled.backbone.pooling import encoder_features
+
+    return encoder_features(next(iter(method.exports().values())), recipe.evaluate.pool or method.pooling())
+
+
+PRETRAIN = Stage("pretrain", pretraining, lambda r: r.method.views, lambda r: r.evaluate is not None, _pretrained)
+FINETUNE = Stage("finetune", finetuning, lambda r: (r.task.view,), lambda _: True, lambda _, m: m.logits)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `doctor`."""
+    parser.add_argument("recipe", type=expand, help="a YAML file for pretrain.py or finetune.py")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
+    parser.add_argument("--pictures", type=int, default=2000, metavar="N", help="to look at per split (default 2000)")
+    parser.add_argument("--full", action="store_true", help="look at all pictures")
+    parser.add_argument("--seconds", type=float, default=5, help="for each measurement of speed (default 5)")
+    parser.add_argument(
+        "--hours", type=float, default=72, help="how long a run may take before it is not ready (default 72)"
+    )
+    parser.add_argument("--csv", type=user_path, metavar="FILE", help="write every copy and leak that was found")
+    parser.add_argument(
+        "--split",
+        type=user_path,
+        metavar="FILE",
+        help="write all pictures as a table for data: {name: table} with a train and a val that share no copies",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="folder|REGEX",
+        help="with --split: pictures of one folder, or whose paths match alike, such as 'patient(\\d+)', stay together",
+    )
+    parser.add_argument("--val-share", type=float, default=0.2, help="with --split: of the pictures (default 0.2)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, measure, print. Returns the exit code: 2 where a run would fail or be spoiled.
+
+    Raises:
+        UserError: an option, the recipe or the training pictures cannot be used at all.
+    """
+    if args.pictures < 1 or not 0 < args.seconds < 3600:
+        raise UserError(f"--pictures {args.pictures} --seconds {args.seconds}: expected at least 1, and up to an hour")
+    if not args.hours > 0:
+        raise UserError(f"--hours {args.hours:g}: expected more than 0")
+    check_split(args)
+    check_writable({"--csv": args.csv, "--split": args.split})
+    recipe = load_any(args.recipe, args.overrides)
+    stage = PRETRAIN
+    if isinstance(recipe, FinetuneRecipe):
+        stage, (recipe, _) = FINETUNE, complete(recipe)
+    recipe.data.keep_index(Path(recipe.output) / "index", write=False)
+    # a split is of all pictures
+    most = None if args.full or args.split else args.pictures
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", append=True)
+        facts, compared = examine(stage, recipe, most, args.seconds)
+        facts["time_limit"] = time_limit(args, recipe, facts["speed"])
+    written = write_tables(args, recipe, compared)
+    found = findings(recipe, facts)
+    if args.json:
+        judged = {"verdict": sentence(found), "findings": [finding._asdict() for finding in found]}
+        print(json.dumps({"recipe": recipe.name, **facts, **judged, "versions": versions()}, indent=2))
+    else:
+        show(Console(highlight=False), recipe, facts, found)
+        print("".join(f"\n{one_line(line)}" for line in written), end="\n" if written else "")
+    return EXIT_BAD_INPUT if any(finding.severity == "stop" for finding in found) else EXIT_DONE
+
+
+def time_limit(args: argparse.Namespace, recipe: Any, speed: Facts | None) -> Facts:
+    """How long a run may take, and what would be done in time where it would take longer."""
+    limit: Facts = {"hours": args.hours, "fits": []}
+    if speed is None or speed["time"]["training_s"] + speed["time"]["evaluation_s"] <= 3600 * args.hours:
+        return limit
+    return {**limit, "fits": fitting(args.recipe, args.overrides, recipe, speed, args.hours)}
+
+
+def write_tables(args: argparse.Namespace, recipe: Any, compared: Compared | None) -> list[str]:
+    """The files of `--csv` and `--split`; a line about each."""
+    if compared is None:
+        return []
+    return [
+        *([] if args.csv is None else [write_copies(args.csv, compared)]),
+        *([] if args.split is None else write_split(args.split, compared, args.group, args.val_share, recipe.seed)),
+    ]
+
+
+def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> tuple[Facts, Compared | None]:
+    """All there is to know of a recipe, its pictures and this machine; and which pictures are copies.
+
+    Args:
+        stage: which program the recipe is for.
+        recipe: as resolved.
+        most: pictures to look at per split; None = all.
+        seconds: for each measurement of speed.
+    """
+    refused: list[str] = []
+
+    def attempt(action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except UserError as error:
+            refused.append(str(error))
+            return None
+
+    training_pictures = recipe.data.open("train")
+    val = attempt(lambda: recipe.data.open("val")) if recipe.data.has_val or stage.evaluates(recipe) else None
+    if val is not None and stage is PRETRAIN and recipe.evaluate is not None:
+        attempt(Splits(recipe.evaluate, recipe.data, torch.device("cpu")).check)
+    training = attempt(lambda: stage.training(recipe))
+    train = training_pictures if training is None else training.dataset.source
+    splits = {name: source for name, source in (("train", train), ("val", val)) if source is not None}
+    surveys = _surveys(recipe, splits, most)
+    crop = max((view.shape for view in stage.views(recipe)), key=lambda shape: shape[0] * shape[1])
+    patch = 1 if training is None else training.dataset.patch
+    compared = compare(surveys["train"], surveys.get("val"))
+    facts: Facts = {
+        "stage": stage.name,
+        "refused": refused,
+        "out_of_memory": False,
+        "splits": {name: split_facts(found, crop, patch) for name, found in surveys.items()},
+        "as_one": read_as_one(recipe.data, training_pictures),
+        "copies": {} if compared is None else copy_facts(compared),
+        "speed": None,
+    }
+    if training is not None and not refused:
+        evaluated = _evaluated(stage, recipe, train, val)
+        try:
+            facts["speed"] = attempt(partial(_speed, stage, recipe, training, seconds, evaluated))
+        except torch.OutOfMemoryError:
+            facts["out_of_memory"] = True
+    return facts, compared
+
+
+def _surveys(recipe: Any, splits: dict[str, Source], most: int | None) -> dict[str, Survey]:
+    run, found = recipe.run, {}
+    for name, source in splits.items():
+        shown = task(f"pictures of {name}", min(len(source), most or len(source)))
+        found[name] = survey(source, most, recipe.seed, run.workers, run.timeout, shown.advance)
+        shown.close()
+    return found
+
+
+def _evaluated(stage: Stage, recipe: Any, train: Source, val: Source | None) -> int:
+    """Pictures that one evaluation passes over."""
+    if val is None or not stage.evaluates(recipe):
+        return 0
+    return len(val) + (len(train) if stage is PRETRAIN else 0)
+
+
+def _speed(stage: Stage, recipe: Any, training: Training, seconds: float, evaluated: int) -> Facts:
+    expected = expect(recipe, training)
+    accelerator = make_accelerator(recipe.run.device, recipe.train.precision, recipe.run.timeout, [], recipe.output)
+    encoder = (lambda method: stage.encoder(recipe, method)) if evaluated else None
+    speed = measure(recipe, training, accelerator, seconds, encoder)
+    return speed_facts(recipe, expected, speed, accelerator.device, evaluated)

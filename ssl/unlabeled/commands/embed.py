@@ -1,0 +1,153 @@
+"""`python -m unlabeled embed EXPORT DATA OUT`: features of every picture, labelled or not."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from unlabeled.data.label.given import GIVEN, given, has_splits
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.table import Table
+from unlabeled.errors import Stopped, UserError
+from unlabeled.launch.options import check_least, checked, cores
+from unlabeled.paths import expand, user_path
+from unlabeled.progress import duration, task
+from unlabeled.report.clock import Clock
+from unlabeled.text import say
+from unlabeled.train.signals import stop
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from unlabeled.backbone.folder import Preprocessing
+    from unlabeled.data.source import SourceConfig
+    from unlabeled.serve.embed import Bad, Embedding
+
+SHOWN = 5
+TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another's last file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `embed`."""
+    parser.add_argument(
+        "export", type=expand, help="an export folder (runs/NAME/export), METHOD:FILE.pth, or timm:NAME"
+    )
+    parser.add_argument("data", type=expand, help=GIVEN)
+    parser.add_argument("out", type=user_path, help="folder to fill; the same command goes on after an interruption")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change: data.label=species")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="of a recipe, a run or shapes")
+    parser.add_argument("--prefix", default="", help="subfolder of a folder or tar; default: all of it")
+    parser.add_argument("--pool", choices=("cls", "mean", "mean_max", "cls_mean"), help="default: as exported")
+    parser.add_argument("--tokens", action="store_true", help="keep the patch tokens too")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of what is stored")
+    parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"), help="of the encoder; no: float32")
+    parser.add_argument("--format", default="safetensors", choices=("safetensors", "parquet"), help="of the files")
+    parser.add_argument("--shard", type=int, default=4096, help="pictures per file (default 4096)")
+    parser.add_argument("--size", type=int, help="side of the crop, pixels; default: as exported")
+    parser.add_argument("--crop-pct", type=float, help="share of the side that is kept; default: as exported")
+    parser.add_argument("--batch-size", type=int, default=256, help="pictures at a time (default 256)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    parser.add_argument("--workers", type=int, default=max(1, min(8, cores() - 1)), help="processes that load pictures")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed, with a line on how fast it goes. Returns the exit code.
+
+    Raises:
+        UserError: an option, the export, the data or the folder cannot be used.
+        Interrupted: a loader worker is lost; the same command goes on.
+    """
+    import torch.distributed as dist
+
+    from unlabeled.processes import make_accelerator
+
+    check_least(args, batch_size=1, size=1, workers=0)
+    accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))
+    try:
+        _embed(args, accelerator)
+    except OSError as error:
+        raise UserError(f"{args.out}: {error.strerror or error}. Make room; the same command goes on.") from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    from unlabeled.data.archive.skipped import in_words
+    from unlabeled.lock import claim
+    from unlabeled.processes import gather_objects, on_main, raise_together
+
+    clock = Clock()
+    lock = on_main(accelerator, lambda: claim(args.out, "OUT"))
+    embedding = _opened(args, accelerator)
+    about = {"export": args.export, "data": args.data, "split": _split(args)}
+    on_main(accelerator, lambda: embedding.claim(about))
+    missing = gather_objects(on_main(accelerator, embedding.missing, whole=False))[0]  # before anyone begins
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    error: BaseException | None = None
+    try:
+        with stop.alone():
+            _show(embedding.run(mine, accelerator, args.batch_size, args.workers), accelerator, embedding, mine)
+    except (UserError, OSError, Stopped) as caught:
+        error = caught
+    raise_together(error)
+    made = on_main(accelerator, embedding.finish)
+    if made:
+        bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
+        bad += f"; {in_words(Counter(made['skipped']))}" if made["skipped"] else ""
+        what = f"features of {made['written']:,} pictures in {len(made['files'])} files{bad}"
+        say(f"done in {duration(clock.seconds)}: {what}")
+    if lock:
+        lock.close()
+
+
+def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
+    from unlabeled.backbone.preparation import prepare
+    from unlabeled.commands.evaluate import check_side
+    from unlabeled.processes import on_main
+    from unlabeled.serve.embed import Embedding, Settings
+    from unlabeled.serve.shards import check_format
+
+    check_format(args.format)
+    encoder, how, words = prepare(args.export, args.size, crop_pct=args.crop_pct, pool=args.pool)
+    check_side(encoder, "--size", args.size)
+    settings = checked(
+        Settings,
+        **{name: getattr(how, name) for name in ("pool", "crop_pct", "interpolation")},
+        **{name: getattr(args, name) for name in ("tokens", "dtype", "precision", "format", "shard")},
+    )
+    if accelerator.is_main_process:
+        say(f"{args.export}: {words}")
+    data = _data(args, how)
+    data.keep_index(args.out / "index")
+    # one process looks for pictures, the others read its index
+    on_main(accelerator, lambda: data.open(args.split), whole=False)
+    source = data.open(args.split)
+    return Embedding(encoder.to(accelerator.device), source, data.mean, data.std, settings, args.out)
+
+
+def _split(args: argparse.Namespace) -> str | None:
+    """Which pictures are read of all that there are; None = all of them."""
+    return args.split if has_splits(args.data) else args.prefix or None
+
+
+def _data(args: argparse.Namespace, how: Preprocessing) -> SourceConfig:
+    """The pictures, scaled and normalised as the export was trained: all of them where no recipe knows of splits."""
+    own: dict[Any, dict[str, Any]] = {Files: {"stray": "keep"}, Table: {"label": None, "split": None}}
+    return given(args.data, how, {"train": args.prefix} if args.prefix else {}, args.overrides, own)
+
+
+def _show(
+    done: Iterator[tuple[int, list[Bad]]], accelerator: Accelerator, embedding: Embedding, numbers: list[int]
+) -> None:
+    """Do the work, and say on the main process how far it is and what was skipped."""
+    shown, most = task("embedding", embedding.count(numbers)), SHOWN
+    for count, bad in done:
+        shown.advance(count)
+        for key, reason in bad[:most] if accelerator.is_main_process else ():
+            say(f"skipped {key}: {reason}")
+        most = max(0, most - len(bad))
+    shown.close()

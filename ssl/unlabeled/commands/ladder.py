@@ -1,0 +1,196 @@
+"""`python -m unlabeled ladder EXPORT DATA`: one encoder up the ladder of ways to use it."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.families.cnn import ConvEncoder
+from unlabeled.commands.evaluate import OF_DATA
+from unlabeled.data.label.given import GIVEN
+from unlabeled.errors import UserError
+from unlabeled.ladder import report
+from unlabeled.ladder.amount import Amount
+from unlabeled.ladder.rungs import (
+    BASELINES,
+    NEEDS_ATTENTION,
+    PROBES,
+    RUNGS,
+    TUNED,
+    WAYS,
+    Climb,
+    Step,
+    guessed,
+    probe_of,
+    probed,
+    recipe_of,
+    refuse_another,
+    splits_of,
+    tuned,
+)
+from unlabeled.launch.options import check_least
+from unlabeled.launch.plan import number
+from unlabeled.lock import claim
+from unlabeled.paths import expand, user_path
+from unlabeled.progress import duration, track
+from unlabeled.report.card import versions
+from unlabeled.report.clock import Clock
+from unlabeled.text import markdown, plain, say
+
+VERSION = "1"
+FRACTIONS = [0.01, 0.1, 1.0]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ladder`."""
+    parser.add_argument("export", type=expand, help="an export folder (runs/NAME/export)")
+    parser.add_argument("data", type=expand, help=f"labelled pictures: {GIVEN}")
+    parser.add_argument("--out", type=user_path, help="where runs, table and plot go; default runs/ladder_NAME")
+    parser.add_argument("--train", metavar="SPLIT", help="subfolder or split to learn from; default: train")
+    parser.add_argument("--val", metavar="SPLIT", help="subfolder or split to test on; default: val")
+    parser.add_argument("--allow-overlap", action="store_true", help="test pictures may be training pictures too")
+    parser.add_argument("--rungs", nargs="+", choices=WAYS, help="which to climb; default all that the network has")
+    parser.add_argument(
+        "--no-baselines",
+        dest="baselines",
+        action="store_false",
+        help="leave out the most frequent class, raw pixels and the untrained network",
+    )
+    parser.add_argument("--fractions", nargs="+", type=float, help="shares of the labels; default 0.01 0.1 1")
+    parser.add_argument("--shots", nargs="+", type=int, default=[], help="labels of every class, besides or instead")
+    parser.add_argument("--seeds", type=int, default=3, help="of each share: labels, head, order, crops")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a rung that is trained")
+    parser.add_argument("--batch-size", type=int, default=64, help="of them, at most a quarter of the labels")
+    parser.add_argument(
+        "--pool", choices=("cls", "mean"), help="of all rungs but the attentive probe; default: as exported"
+    )
+    parser.add_argument("--crop-pct", type=float, help="share of the side kept in evaluation; default: as exported")
+    parser.add_argument("--min-scale", type=float, default=0.4, help="least share of the area that a training crop has")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="RUNG.a.b=value",
+        help="settings of a probe, fields of another rung's recipe to change, and of the pictures: data.label=species",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load pictures")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Climb, and write ladder.json, ladder.md and ladder.png. Returns the exit code.
+
+    Raises:
+        UserError: an option, the export or the data cannot be used.
+    """
+    climb = _climb(options)
+    _check(options, climb)
+    with claim(options.out, "--out"):
+        steps: list[Step] = []
+        clock, count = Clock(), len(options.rungs) * len(options.amounts)
+        for step in track(_steps(climb), "rungs", count):
+            steps.append(step)
+            print(f"{report.NAMES[step.rung]}, {step.amount.short}: {report.score(step)}", flush=True)
+            _write(options, climb, steps)
+        say(f"took {duration(clock.seconds)}")
+        print("\n" + plain((options.out / "ladder.md").read_text(encoding="utf-8")))
+    return 0
+
+
+def _climb(options: argparse.Namespace) -> Climb:
+    from unlabeled.backbone.preparation import prepare
+    from unlabeled.commands.evaluate import data_of, device_of
+
+    encoder, how, words = prepare(options.export, crop_pct=options.crop_pct, pool=options.pool)
+    say(f"{options.export}: {words}")
+    options.out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
+    options.rungs = [*(BASELINES if options.baselines else ()), *_possible(options.rungs, encoder)]
+    options.amounts = _amounts(options)
+    data = data_of(options, how)
+    return Climb(options.export, data, encoder.image_size, how, options, device_of(options.device))
+
+
+def _amounts(options: argparse.Namespace) -> list[Amount]:
+    """Of the labels, the fewest first. Raises UserError where a number makes no sense."""
+    if options.shots and min(options.shots) < 1:
+        raise UserError(f"--shots {min(options.shots)}: expected at least 1")
+    fractions = options.fractions or ([] if options.shots else FRACTIONS)
+    return [*(Amount(shots=n) for n in sorted(set(options.shots))), *(Amount(f) for f in sorted(set(fractions)))]
+
+
+def _possible(asked: list[str] | None, encoder: Encoder) -> list[str]:
+    """The rungs to climb. Raises UserError when one was asked for that the network does not have."""
+    lacking = NEEDS_ATTENTION if isinstance(encoder, ConvEncoder) else ()
+    if strange := [rung for rung in asked or () if rung in lacking]:
+        raise UserError(
+            f"--rungs {strange[0]}: it needs a transformer's attention, which the CNN '{encoder.model}' does not have. "
+            f"Use some of {', '.join(rung for rung in WAYS if rung not in lacking)}."
+        )
+    return list(dict.fromkeys(asked)) if asked else [rung for rung in WAYS if rung not in lacking]
+
+
+def _check(options: argparse.Namespace, climb: Climb) -> None:
+    """Every recipe is made and compared with what is there before the first one runs; the pictures are looked for."""
+    for change in options.set:
+        rung = change.partition(".")[0]
+        if change.startswith(OF_DATA):
+            continue
+        if rung not in RUNGS or rung == "majority":
+            raise UserError(f"--set {change}: expected RUNG.a.b=value with a rung of {', '.join(RUNGS)}")
+        if rung not in options.rungs:
+            raise UserError(f"--set {change}: {rung} is not climbed. Add it to --rungs, or leave this out.")
+    check_least(options, seeds=1, steps=1, batch_size=2, workers=0)
+    if not 0 < options.min_scale <= 1:
+        raise UserError(f"--min-scale {options.min_scale:g}: expected a share above 0 and at most 1")
+    _ = splits_of(climb).sources
+    for rung in options.rungs:
+        if rung in TUNED:
+            for amount, seed in itertools.product(options.amounts, range(options.seeds)):
+                refuse_another(recipe_of(climb, rung, amount, seed))
+        elif rung != "majority":
+            probe_of(climb, rung)
+
+
+def _steps(climb: Climb) -> Any:
+    rungs = climb.options.rungs
+    if "majority" in rungs:
+        yield from guessed(climb)
+    for together in (("pixels",), ("untrained",), PROBES):
+        if some := [rung for rung in together if rung in rungs]:
+            yield from probed(climb, some)
+    for rung in TUNED:
+        if rung in rungs:
+            yield from tuned(climb, rung)
+
+
+def _write(options: argparse.Namespace, climb: Climb, steps: list[Step]) -> None:
+    """What is known so far, so that a climb that is cut off leaves it."""
+    done = [one for one in options.amounts if len(report.at(steps, one)) == len({step.rung for step in steps})]
+    ready = [one for one in done if report.pretrained(report.at(steps, one))]
+    content = {
+        "protocol": {"name": "ladder", "version": VERSION},
+        "export": climb.export,
+        "data": climb.data.model_dump(mode="json"),
+        "fingerprints": {split: climb.data.open(split).fingerprint() for split in ("train", "val")},
+        "options": {k: v for k, v in vars(options).items() if k not in ("run", "out", "export", "data", "amounts")},
+        "steps": [{**step._asdict(), "mean": step.mean, "std": step.std} for step in steps],
+        "pays": {one.short: report.pays(report.at(steps, one)).rung for one in ready},
+        "pretraining": {one.short: gain._asdict() for one in ready if (gain := report.gain(steps, one))},
+        "versions": versions(),
+    }
+    (options.out / "ladder.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if done:
+        title = f"{climb.export}, {number(options.seeds, 'seed')}"
+        sentences = "\n".join(f"- {report.verdict(steps, one)}" for one in ready)
+        (options.out / "ladder.md").write_text(
+            f"# {markdown(title)}\n\nTop-1 accuracy in percent, mean ± deviation over seeds, CPU time of one seed; in "
+            "bold the cheapest rung that none beats by more than twice the error of the difference.\n\n"
+            f"{report.table(steps, done)}\n\n{sentences}\n{report.worth(steps, ready)}",
+            encoding="utf-8",
+        )
+        report.plot([step for step in steps if step.amount in done], done, title, options.out / "ladder.png")

@@ -1,0 +1,87 @@
+"""`python -m unlabeled prepare RECIPE data.cache=FOLDER`: options, a bar, and what was done."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from unlabeled.data.archive.prepare import prepare
+from unlabeled.data.archive.prepared import Settings, summary
+from unlabeled.data.source import SourceConfig, Split
+from unlabeled.errors import UserError
+from unlabeled.launch.options import checked, cores
+from unlabeled.lock import claim
+from unlabeled.paths import expand
+from unlabeled.progress import Task, duration, task
+from unlabeled.report.clock import Clock
+from unlabeled.text import say
+
+OPTIONS = {"short_side": int, "format": str, "quality": int, "shard": int}
+SHOWN = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `prepare`."""
+    parser.add_argument(
+        "recipe", type=expand, help="a recipe of either program; its data.cache is the folder that is filled"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
+    for name, kind in OPTIONS.items():
+        field = Settings.model_fields[name]
+        said = f"{field.description} (default {field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=field.default, help=said)
+    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: one per core)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prepare every source of a recipe that has a cache. Returns the exit code.
+
+    Raises:
+        UserError: an option or the recipe is wrong, the pictures cannot be had, or the disk is full.
+    """
+    from unlabeled.launch.schema import load_any
+
+    settings = checked(Settings, **{name: getattr(options, name) for name in OPTIONS})
+    if options.workers < 1:
+        raise UserError(f"--workers {options.workers}: expected at least 1")
+    recipe = load_any(options.recipe, options.overrides)
+    for data, folder in _with_cache(recipe.data):
+        lock = claim(folder, "data.cache")
+        try:
+            _prepare(data, folder, settings, options.workers)
+        except OSError as error:
+            problem = error.strerror or str(error)
+            raise UserError(f"cannot write to {folder}: {problem}. Make room; the same command goes on.") from error
+        lock.close()
+    return 0
+
+
+def _with_cache(data: SourceConfig) -> Iterator[tuple[SourceConfig, Path]]:
+    """The sources to prepare, and where to."""
+    parts: Sequence[SourceConfig] = getattr(data, "parts", (data,))
+    found = [(part, Path(part.cache)) for part in parts if part.cache is not None]
+    if not found:
+        field = "data.cache" if len(parts) == 1 else "data.sources.0.cache"
+        raise UserError(f"{field} is null; expected the folder to fill, such as {field}=/fast/disk/pictures")
+    yield from found
+
+
+def _prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) -> None:
+    """Prepare one source, with a bar for each split."""
+    clock, shown = Clock(), 0
+    tasks: dict[Split, Task] = {}
+    for packed in prepare(data, folder, settings, workers):
+        if packed.split not in tasks:
+            tasks[packed.split] = task(f"preparing {packed.split}", packed.total)
+        tasks[packed.split].advance(packed.pictures - tasks[packed.split].done)
+        for key, reason in packed.bad[: SHOWN - shown]:
+            say(f"cannot be used: {key}: {reason}")
+        shown = min(SHOWN, shown + len(packed.bad))
+    for done in tasks.values():
+        done.close()
+    size = sum(file.stat().st_size for file in folder.glob("*.tar"))
+    bad = sum(file.read_text(encoding="utf-8").count("\n") for file in folder.glob("*_bad.jsonl"))
+    unusable = f", {bad} pictures cannot be used: {folder}/*_bad.jsonl" if bad else ""
+    say(f"done in {duration(clock.seconds)}: {summary(folder)}, {size / 1e9:.2f} GB{unusable}")
+    say(f"train with it: data.cache={folder}")

@@ -1,0 +1,202 @@
+"""What a scan found, kept in a file: read back in milliseconds, mapped by every process, refused once it is stale.
+
+The file is plain safetensors: a column per tensor, and in its header what was asked for and a hash of it all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlabeled.data.archive.index import EXTENSIONS, Index
+from unlabeled.data.label.labels import renumbered
+from unlabeled.data.source import Split, digest
+
+FORMAT = f"2 {len(EXTENSIONS)}"  # what is read depends on Pillow
+# something may have changed again within the tick of its clock, as git has it for its index
+SETTLED = 2_000_000_000  # ns
+DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
+log = logging.getLogger(__name__)
+
+
+class Stamp(NamedTuple):
+    """A file as it was when it was read."""
+
+    path: str
+    size: int
+    tag: str  # when it was changed last, ns, or what a remote file system has for it
+
+
+class Listing(NamedTuple):
+    """The pictures of one split, and what would show that there are others now.
+
+    Attributes:
+        pictures: their index.
+        classes, labels: see `Source`.
+        files: the archives that hold the pictures, or the table that lists them.
+        folders: the folders that were read, by name below the root; `sizes` are when each was changed last, ns.
+        fingerprint: of pictures and labels.
+    """
+
+    pictures: Index
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    files: tuple[Stamp, ...]
+    folders: Index
+    fingerprint: str
+
+    @classmethod
+    def of(
+        cls,
+        pictures: Index,
+        classes: tuple[str, ...],
+        labels: NDArray[np.int64],
+        files: tuple[Stamp, ...] = (),
+        folders: Index | None = None,
+        named: bool = False,
+    ) -> Listing:
+        """With its fingerprint; `named` where the pictures' paths do not say what the classes are called."""
+        found = pictures.fingerprint(labels)
+        own = digest([found.encode(), *map(str.encode, classes)]) if named and classes else found
+        return cls(pictures, classes, labels, files, folders or Index.empty(), own)
+
+    def renumbered(self, order: tuple[str, ...]) -> Listing:
+        """With the classes in another order."""
+        classes, labels = renumbered(self.classes, self.labels, order)
+        print_ = digest([self.fingerprint.encode(), *map(str.encode, classes), labels.astype("<i8").tobytes()])
+        return self._replace(classes=classes, labels=labels, fingerprint=print_)
+
+    def newest(self) -> int:
+        """When the last change to what was read happened, ns."""
+        times = [int(file.tag) for file in self.files if file.tag.isdecimal()]
+        return max([*times, int(self.folders.sizes.max(initial=0))])
+
+
+class Asked(NamedTuple):
+    """What to list: `text` says it in full, so that another question is not answered by a file kept for this one."""
+
+    text: str
+    changed: Callable[[Listing], str | None]  # what has changed since, for people; None = nothing
+
+
+def kept(
+    folder: Path | None, asked: dict[Split, Asked], scan: Callable[[], dict[Split, Listing]], write: bool = True
+) -> dict[Split, Listing]:
+    """Listings as a folder keeps them; where it has none, or others by now, as a scan finds them.
+
+    Args:
+        folder: of the kept files; None = always scan.
+        asked: what is wanted of each split.
+        scan: finds all of them.
+        write: whether to keep what the scan finds.
+    """
+    if folder is None:
+        return scan()
+    found = {split: _current(folder / f"{split}.safetensors", question) for split, question in asked.items()}
+    listings = {split: listing for split, listing in found.items() if listing is not None}
+    if len(listings) == len(asked):
+        return listings
+    began = time.time_ns()
+    listings = scan()
+    for split, listing in listings.items():
+        if write and len(listing.pictures) and listing.newest() < began - SETTLED:
+            save(folder / f"{split}.safetensors", listing, asked[split].text)
+    return listings
+
+
+def _current(file: Path, question: Asked) -> Listing | None:
+    if (listing := read(file, question.text)) is None:
+        return None
+    if (what := question.changed(listing)) is None:
+        return listing
+    log.warning("%s has changed since the pictures were indexed: looking for them again", what)
+    return None
+
+
+def save(file: Path, listing: Listing, asked: str) -> None:
+    """Write a listing, whole or not at all. A disk that takes none is no reason to stop: the next start scans."""
+    from safetensors.numpy import save as packed
+
+    columns = _columns(listing)
+    header = {
+        "format": FORMAT,
+        "asked": asked,
+        "classes": listing.classes,
+        "files": listing.files,
+        "skipped": listing.pictures.skipped,
+        "fingerprint": listing.fingerprint,
+    }
+    text = json.dumps(header)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(packed(columns, {"listing": text, "hash": _hash(text, columns)}))
+        os.replace(temporary, file)
+    except OSError as error:
+        log.warning("the index cannot be kept in %s: %s", file, error.strerror)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def read(file: Path, asked: str) -> Listing | None:
+    """A listing, mapped into memory; None where there is none, of something else, or damaged."""
+    try:
+        metadata, columns = _mapped(file)
+        header = json.loads(metadata["listing"])
+        if (header["format"], header["asked"]) != (FORMAT, asked):
+            return None
+        if metadata["hash"] != _hash(metadata["listing"], columns):
+            return None
+        pictures = _index(columns, "pictures", Counter(header["skipped"]))
+        files = tuple(Stamp(*stamp) for stamp in header["files"])
+        folders = _index(columns, "folders", Counter())
+        return Listing(pictures, tuple(header["classes"]), columns["labels"], files, folders, header["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _columns(listing: Listing) -> dict[str, NDArray[Any]]:
+    indices = {"pictures": listing.pictures, "folders": listing.folders}
+    columns = {
+        f"{name}.{column}": getattr(index, column) for name, index in indices.items() for column in Index.COLUMNS
+    }
+    return {**columns, "labels": listing.labels}
+
+
+def _index(columns: dict[str, NDArray[Any]], name: str, skipped: Counter[str]) -> Index:
+    own: dict[str, Any] = {column: columns[f"{name}.{column}"] for column in Index.COLUMNS}
+    return Index(**own, skipped=skipped)
+
+
+def _hash(header: str, columns: dict[str, NDArray[Any]]) -> str:
+    digest = blake2b(header.encode(), digest_size=16)
+    for name in sorted(columns):
+        digest.update(f"{name} {columns[name].dtype} {len(columns[name])};".encode())
+        digest.update(np.ascontiguousarray(columns[name]).data)
+    return digest.hexdigest()
+
+
+def _mapped(file: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Metadata and 1-D columns of a safetensors file, read-only views of the file in memory."""
+    with file.open("rb") as opened:
+        buffer = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(buffer[:8], "little")
+    header = json.loads(buffer[8:start])
+    metadata = header.pop("__metadata__")
+    columns = {
+        name: np.frombuffer(buffer, DTYPES[entry["dtype"]], entry["shape"][0], start + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+    return metadata, columns

@@ -1,0 +1,336 @@
+"""`python -m unlabeled prepare`: every picture decoded once, made smaller and packed, so that training need not.
+
+Each tar is one piece of work: it is written beside its place, read back, and only then put there with a note of what
+is in it. Whatever ends the program, the same command goes on with the tars that are missing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unlabeled.data.archive import listing
+from unlabeled.data.archive.index import IndexBuilder
+from unlabeled.data.archive.listing import Listing, Stamp
+from unlabeled.data.archive.prepared import ASKED, Record, Settings, different, fingerprint, index_file, which
+from unlabeled.data.decoding.decode import decode
+from unlabeled.data.source import MAX_PIXELS, Encoded, Source, SourceConfig, Split
+from unlabeled.data.view.views import resize
+from unlabeled.errors import BadSample, Interrupted, Stopped, UserError
+from unlabeled.manifest import sha256_of
+from unlabeled.progress import track
+
+log = logging.getLogger(__name__)
+ENDINGS = {"raw": "npy", "jpeg": "jpg"}
+
+
+class Done(NamedTuple):
+    """What one tar holds.
+
+    Attributes:
+        size: of the tar, bytes.
+        sha256: of the tar.
+        starts, sizes, sums: where its pictures lie, and their CRC-32.
+        bad: numbers and reasons of pictures that cannot be used. They are in the tar as they were.
+    """
+
+    size: int
+    sha256: str
+    starts: list[int]
+    sizes: list[int]
+    sums: list[int]
+    bad: list[tuple[int, str]]
+
+
+class Preparation:
+    """One split of a source on its way into a folder.
+
+    Args:
+        source: the pictures.
+        split: its name.
+        folder: where to.
+        settings: how they are stored.
+        channels: of each.
+    """
+
+    def __init__(self, source: Source, split: Split, folder: Path, settings: Settings, channels: int) -> None:
+        self.source, self.split, self.folder, self.settings = source, split, folder, settings
+        self.channels = channels
+        self.tars = -(-len(source) // settings.shard)
+        self.index = listing.read(index_file(folder, split), ASKED)  # written when all is done
+
+    def pictures(self, number: int) -> range:
+        """The pictures of a tar."""
+        return range(number * self.settings.shard, min((number + 1) * self.settings.shard, len(self.source)))
+
+    def missing(self) -> list[int]:
+        """The tars that are not there as they were written, of which damaged ones are named. All are read once."""
+        there = [number for number in range(self.tars) if self._tar(number).exists()]
+        good = {number for number in track(there, "checking what is there", len(there)) if self._intact(number)}
+        return [number for number in range(self.tars) if number not in good]
+
+    def _intact(self, number: int) -> bool:
+        """Whether a tar is as it was written, which is said where it is not."""
+        tar, known = self._tar(number), self._stamp(number)
+        if known is not None and tar.stat().st_size == known.size and known.tag in ("", _tag(sha256_of(tar))):
+            return True
+        log.warning("%s is not what was written (size or SHA-256 differ): it is made again", tar)
+        return False
+
+    def _stamp(self, number: int) -> Stamp | None:
+        """What is known of a tar; its tag is '' in folders that older versions prepared."""
+        if self.index is not None:
+            return self.index.files[number]
+        done = self.done(number)
+        return None if done is None else Stamp(self._tar(number).name, done.size, _tag(done.sha256))
+
+    def done(self, number: int) -> Done | None:
+        """What the note on a tar says, while there is no index; None where it is of another size."""
+        try:
+            said = json.loads(self._note(number).read_text(encoding="utf-8"))
+            done = Done(**{**said, "bad": [(i, reason) for i, reason in said["bad"]]})
+            return done if self._tar(number).stat().st_size == done.size else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def pack(self, number: int) -> Done:
+        """Make one tar."""
+        temporary = self._tar(number).with_suffix(".writing")
+        done = self._write(temporary, self.pictures(number))
+        self._check(temporary, done, self.pictures(number))
+        done = done._replace(sha256=sha256_of(temporary))
+        os.replace(temporary, self._tar(number))
+        self._note(number).write_text(json.dumps(done._asdict()), encoding="utf-8")
+        return done
+
+    def finish(self) -> None:
+        """Write the index of all tars, which replaces the notes on each, and the list of bad pictures."""
+        builder, stamps, bad = IndexBuilder(), [], []
+        for number in range(self.tars):
+            done = self.done(number)
+            assert done is not None, "finished before it was done"
+            stamps.append(Stamp(self._tar(number).name, done.size, _tag(done.sha256)))
+            bad += [json.dumps({"key": self.source.key(i), "reason": reason}) + "\n" for i, reason in done.bad]
+            for i, start, size in zip(self.pictures(number), done.starts, done.sizes, strict=True):
+                builder.add_stored(self.source.key(i).encode("utf-8", "surrogateescape"), number, start, size)
+        found = Listing.of(builder.build(), self.source.classes, self.source.labels, tuple(stamps))
+        own = fingerprint(self.source.fingerprint(), self.settings)
+        (self.folder / f"{self.split}_bad.jsonl").write_text("".join(bad), encoding="utf-8")
+        listing.save(index_file(self.folder, self.split), found._replace(fingerprint=own), ASKED)
+        for number in range(self.tars):
+            self._note(number).unlink()
+
+    def mended(self, numbers: Sequence[int]) -> None:
+        """Tars that the index knows were made again.
+
+        Raises:
+            UserError: they became others than they had been, so that they do not suit it.
+        """
+        for number in numbers:
+            if not self._intact(number):
+                raise UserError(
+                    f"{self._tar(number)} is not what it was, though it was made again: by other versions of packages? "
+                    f"Remove {self.folder} and prepare it again."
+                )
+            self._note(number).unlink()
+
+    def _write(self, file: Path, pictures: range) -> Done:
+        done = Done(0, "", [], [], [], [])
+        with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for i in pictures:
+                data, problem = self._stored(i)
+                member = tarfile.TarInfo(f"{i:09d}.{ENDINGS[self.settings.format]}")
+                member.size = len(data)
+                done.starts.append(tar.offset + tarfile.BLOCKSIZE)
+                done.sizes.append(len(data))
+                done.sums.append(zlib.crc32(data))
+                tar.addfile(member, io.BytesIO(data))
+                if problem is not None:
+                    done.bad.append((i, problem))
+        return done._replace(size=file.stat().st_size)
+
+    def _stored(self, i: int) -> tuple[bytes, str | None]:
+        """The bytes of picture i; its own if it cannot be used, to be refused for the same reason later, and why."""
+        try:
+            return encode(shrink(self.source.image(i), self.settings.short_side), self.settings), None
+        except BadSample as error:
+            return _as_it_is(self.source, i), error.reason
+
+    def _check(self, file: Path, done: Done, pictures: range) -> None:
+        """Read back what was written, from the disk where the system allows it, and decode it."""
+        unusable = {i for i, _ in done.bad}
+        with file.open("rb") as written:
+            _to_disk(written.fileno())
+            for i, start, size, checksum in zip(pictures, done.starts, done.sizes, done.sums, strict=True):
+                written.seek(start)
+                data = written.read(size)
+                if zlib.crc32(data) != checksum:
+                    raise UserError(f"{file} does not hold what was written to it at byte {start}: is the disk sound?")
+                if i not in unusable:
+                    decode(data, MAX_PIXELS, self.source.key(i), self.channels)
+
+    def _tar(self, number: int) -> Path:
+        return self.folder / f"{self.split}-{number:05d}.tar"
+
+    def _note(self, number: int) -> Path:
+        return self._tar(number).with_suffix(".json")
+
+
+def _tag(sha256: str) -> str:
+    return f"sha256:{sha256}"
+
+
+def _as_it_is(source: Source, i: int) -> bytes:
+    try:
+        return source.read(i) if isinstance(source, Encoded) else b""
+    except BadSample:
+        return b""
+
+
+def _to_disk(descriptor: int) -> None:
+    os.fsync(descriptor)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def shrink(picture: Tensor, short_side: int) -> Tensor:
+    """A picture [C, H, W] uint8 with a short side of at most so many pixels, by antialiased bicubic interpolation."""
+    height, width = picture.shape[-2:]
+    scale = short_side / min(height, width)
+    if scale >= 1:
+        return picture
+    return resize(picture, (max(1, round(height * scale)), max(1, round(width * scale))), "bicubic")
+
+
+def encode(picture: Tensor, settings: Settings) -> bytes:
+    """A picture [C, H, W] uint8 as the bytes of a `.npy` [H, W, C] or of a JPEG.
+
+    Raises:
+        UserError: a JPEG of other than 1 or 3 channels.
+    """
+    pixels, buffer = np.ascontiguousarray(picture.permute(1, 2, 0).numpy()), io.BytesIO()
+    if settings.format == "raw":
+        np.save(buffer, pixels)
+    elif pixels.shape[2] not in (1, 3):
+        raise UserError(f"a JPEG has 1 or 3 channels, the pictures have {pixels.shape[2]}. Use --format raw.")
+    else:
+        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
+            buffer, "JPEG", quality=settings.quality
+        )
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) -> Iterator[Packed]:
+    """Fill a folder with a source's pictures, tar after tar.
+
+    Args:
+        data: a recipe's `data:` section; its own `cache` is not looked at.
+        folder: may hold what an earlier try left.
+        settings: how they are stored.
+        workers: processes.
+
+    Raises:
+        UserError: the folder was prepared from other pictures or in another way, or the disk is full.
+    """
+    # classes are numbered when the folder is opened
+    data = data.model_copy(update={"classes": None})
+    data.keep_index(folder / "index")
+    splits: tuple[Split, ...] = ("train", "val") if data.has_val else ("train",)
+    sources = {split: data.source(split) for split in splits}
+    fingerprints = {split: source.fingerprint() for split, source in sources.items()}
+    _claim(folder, Record(settings=settings, data=which(data), fingerprints=fingerprints))
+    for split, source in sources.items():
+        preparation = Preparation(source, split, folder, settings, data.channels)
+        missing = preparation.missing()
+        yield from _packed(preparation, missing, workers)
+        if preparation.index is None:
+            preparation.finish()
+        else:
+            preparation.mended(missing)
+
+
+class Packed(NamedTuple):
+    """How far it is: pictures packed of all in a split, and what was found bad in the newest tar."""
+
+    split: Split
+    pictures: int
+    total: int
+    bad: list[tuple[str, str]]
+
+
+def _claim(folder: Path, record: Record) -> None:
+    before = Record.read(folder)
+    if before is None:
+        record.write(folder)
+    elif before != record:
+        what = different(before.data, record.data) or different(
+            before.settings.model_dump(), record.settings.model_dump()
+        )
+        raise UserError(
+            f"{folder} was prepared otherwise: {what or 'the pictures themselves have changed'}. "
+            "Choose another folder, or remove it."
+        )
+
+
+def _packed(preparation: Preparation, missing: list[int], workers: int) -> Iterator[Packed]:
+    count = len(preparation.source) - sum(len(preparation.pictures(number)) for number in missing)
+    yield Packed(preparation.split, count, len(preparation.source), [])
+    for number, done in _pack_all(preparation, missing, workers):
+        count += len(preparation.pictures(number))
+        bad = [(preparation.source.key(i), reason) for i, reason in done.bad]
+        yield Packed(preparation.split, count, len(preparation.source), bad)
+
+
+def _pack_all(preparation: Preparation, numbers: list[int], workers: int) -> Iterator[tuple[int, Done]]:
+    """Every tar as soon as it is done."""
+    if workers < 2 or len(numbers) < 2:
+        yield from ((number, preparation.pack(number)) for number in numbers)
+        return
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _inherit, (preparation,))
+    try:
+        futures = {pool.submit(_pack, number): number for number in numbers}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        advice = "out of memory? Use fewer --workers; the same command goes on"
+        raise Interrupted(f"a worker was killed: {advice}") from error
+    except Stopped:
+        for process in list(pool._processes.values()):
+            process.kill()  # a tar may take minutes, and is begun anew
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_inherited: Preparation
+
+
+def _inherit(preparation: Preparation) -> None:
+    # handed over once, not with every task: it holds the index
+    global _inherited
+    _inherited = preparation
+    torch.set_num_threads(1)
+
+
+def _pack(number: int) -> Done:
+    return _inherited.pack(number)

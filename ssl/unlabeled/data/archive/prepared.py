@@ -1,0 +1,157 @@
+"""Pictures made smaller once and for all: tars of small JPEGs or plain `.npy` arrays, as `prepare` writes them.
+
+    FOLDER/prepared.json       what was asked for, of which pictures
+    FOLDER/train-00000.tar     000000000.npy 000000001.npy ...: any program can read them
+    FOLDER/train.safetensors   where each lies, its key in the source, its label
+
+The folder stands on its own: the originals need not be there any more, and it may be moved.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from unlabeled.data.archive import listing
+from unlabeled.data.archive.index import Index
+from unlabeled.data.archive.listing import Listing
+from unlabeled.data.decoding.bands import Target
+from unlabeled.data.source import MAX_PIXELS, SourceConfig, Split, digest
+from unlabeled.data.sources.files import Pictures, Tars
+from unlabeled.errors import UserError
+from unlabeled.paths import expand
+
+RECORD = "prepared.json"
+ASKED = "prepared"
+# what cannot change the pictures that are stored
+FREE = frozenset({"allow_overlap", "cache", "classes", "mean", "std", "max_bad_fraction"})
+
+
+class Settings(BaseModel, frozen=True, extra="forbid"):
+    """How pictures are stored."""
+
+    short_side: int = Field(256, ge=16, description="pixels; larger pictures are made smaller, none larger")
+    format: Literal["raw", "jpeg"] = Field("raw", description="raw = .npy, read fastest; jpeg = an eighth of the space")
+    quality: int = Field(92, ge=1, le=100, description="of a JPEG")
+    shard: int = Field(1024, ge=1, description="pictures per tar")
+
+
+class Record(BaseModel, frozen=True, extra="forbid"):
+    """`prepared.json`.
+
+    Attributes:
+        settings: how pictures were stored.
+        data: the recipe's `data:` section, as far as it decides which pictures they are.
+        fingerprints: of the source's splits.
+    """
+
+    settings: Settings
+    data: dict[str, Any]
+    fingerprints: dict[Split, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """A folder's, None where there is none.
+
+        Raises:
+            UserError: it cannot be understood.
+        """
+        file = folder / RECORD
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise UserError(f"{file} is damaged: remove {folder} and prepare it again") from error
+
+    def write(self, folder: Path) -> None:
+        """Whole or not at all."""
+        temporary = folder / f".{RECORD}"
+        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / RECORD)
+
+
+class PreparedTars(Tars):
+    """Reads prepared pictures; they keep the keys that they had in their source."""
+
+    def path(self, index: Index, i: int) -> bytes:
+        """The key of picture i in the source."""
+        return index.name(i)
+
+
+def index_file(folder: Path, split: Split) -> Path:
+    """Where the index of a split lies; it is written last."""
+    return folder / f"{split}.safetensors"
+
+
+def which(data: SourceConfig) -> dict[str, Any]:
+    """What a recipe's `data:` section says of which pictures there are and what their values mean."""
+    said = data.model_dump(mode="json", exclude=set(FREE))
+    return {**said, "channels": data.channels}
+
+
+def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
+    """A split of a prepared folder.
+
+    Raises:
+        UserError: it is not prepared, not to its end, for other pictures, or damaged.
+    """
+    record = Record.read(folder)
+    found = listing.read(index_file(folder, split), ASKED)
+    again = f"Run `python -m unlabeled prepare RECIPE data.cache={folder}`"
+    if record is None or found is None:
+        state = "has not been prepared" if record is None else f"lacks {split}.safetensors or has a damaged one"
+        raise UserError(f"data.cache={str(folder)!r} {state}. {again}, or set data.cache=null.")
+    if others := different(_expanded(record.data), which(data)):
+        raise UserError(
+            f"data.cache={str(folder)!r} was prepared from other pictures: {others}. {again} to another folder."
+        )
+    if data.order is not None:
+        found = found.renumbered(data.order)
+    return Pictures(PreparedTars(_located(folder, found), b""), found, Target(MAX_PIXELS, data.channels))
+
+
+def _expanded(said: dict[str, Any]) -> dict[str, Any]:
+    """As a recipe's paths are now: older records have `~` in them."""
+    return {name: expand(value) if isinstance(value, str) else value for name, value in said.items()}
+
+
+def different(prepared: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The fields of two `data:` sections that differ, for people; '' = none."""
+    names = [name for name in {**prepared, **asked} if prepared.get(name) != asked.get(name)]
+    return ", ".join(f"{name} was {prepared.get(name)!r} and is {asked.get(name)!r}" for name in names)
+
+
+def fingerprint(source: str, settings: Settings) -> str:
+    """Of prepared pictures: by the source's and how they were made, wherever and in however many shards they lie."""
+    return digest([source.encode(), settings.model_dump_json(exclude={"shard"}).encode()])
+
+
+def _located(folder: Path, found: Listing) -> list[listing.Stamp]:
+    """The tars where they are now, as they were written; copying changes their dates.
+
+    Raises:
+        UserError: one is missing or cut short.
+    """
+    stamps = []
+    for name, size, _ in found.files:
+        path = str(folder / name)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}. Prepare {folder} again.") from error
+        if status.st_size != size:
+            raise UserError(f"{path} has {status.st_size:,} bytes, expected {size:,}. Prepare {folder} again.")
+        stamps.append(listing.Stamp(path, size, str(status.st_mtime_ns)))
+    return stamps
+
+
+def summary(folder: Path) -> str:
+    """A prepared folder in a few words."""
+    record = Record.read(folder)
+    settings = Settings() if record is None else record.settings
+    kind = "raw" if settings.format == "raw" else f"JPEG {settings.quality}"
+    return f"{folder}, short side {settings.short_side}, {kind}"

@@ -1,0 +1,179 @@
+"""Files that lie elsewhere: `https://`, `s3://`, `gs://` and whatever else fsspec knows, read in ranges."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, TypeVar
+
+from unlabeled.data.archive import http
+from unlabeled.data.archive.http import Identity
+from unlabeled.errors import Interrupted, UserError, first_line
+
+HEADERS = 1 << 16  # bytes fetched at a time while headers are read
+AT_ONCE = 16  # files asked about
+WAITS = (0.2, 1.0, 5.0, 15.0)  # seconds before a range is asked for again
+SYSTEMS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # what fsspec needs, by how a path begins
+AGAIN = "Nothing is lost: the same command goes on when it can be had again."
+TAGS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
+
+T = TypeVar("T")
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names a file system."""
+    return "://" in path
+
+
+def open_remote(path: str) -> BinaryIO:
+    """A file to read from its beginning.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    return io.BufferedReader(_Ranges(path, identity(path)), HEADERS)
+
+
+class _Ranges(io.RawIOBase):
+    """A file that lies elsewhere, read where it is asked for."""
+
+    def __init__(self, path: str, file: Identity) -> None:
+        self._path, self._file, self._at = path, file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._file.size - self._at))
+        if size:
+            buffer[:size] = read_range(self._path, self._at, size, self._file)
+            self._at += size
+        return size
+
+
+def identity(path: str) -> Identity:
+    """Size in bytes, and what else tells that a file is still the same: its tag or its date, where there is one.
+
+    Raises:
+        UserError: it cannot be had, or ranges of it cannot.
+        Interrupted: the network or the server fail, also when asked again.
+    """
+    system, name = _system(path)
+    read = (lambda: http.read(system, name, 0, 1).file) if _is_http(path) else (lambda: _info(system, name))
+    return _tried(path, read, for_good=(http.Unsuitable, FileNotFoundError, PermissionError))
+
+
+def _info(system: Any, name: str) -> Identity:
+    info = system.info(name)
+    if info.get("size") is None:
+        raise http.Unsuitable("its size is not known")
+    tag = next((info[key] for key in TAGS if info.get(key)), "")
+    return Identity(int(info["size"]), str(tag))
+
+
+def identities(paths: Sequence[str]) -> list[Identity]:
+    """`identity` of many files, asked for side by side."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(identity, paths))
+
+
+@functools.lru_cache(maxsize=4096)
+def identity_seen_by(pid: int, path: str) -> Identity:
+    """`identity`, asked for once per process."""
+    return identity(path)
+
+
+def read_range(path: str, start: int, size: int, file: Identity) -> bytes:
+    """Some bytes of a file as it was seen first: which pictures are skipped must not depend on the network.
+
+    Raises:
+        UserError: it is another file by now.
+        Interrupted: they cannot be had, also when asked for again.
+    """
+    if not size:
+        return b""
+    system, name = _system(path)
+    if _is_http(path):
+        return _tried(path, lambda: http.read(system, name, start, size, file).data)
+    if identity_seen_by(os.getpid(), path) != file:
+        raise _changed(path)
+    return _tried(path, lambda: _cut(system, name, start, size))
+
+
+def _cut(system: Any, name: str, start: int, size: int) -> bytes:
+    data = bytes(system.cat_file(name, start=start, end=start + size))
+    if len(data) != size:
+        raise ValueError(f"asked for {size:,} bytes, was sent {len(data):,}")
+    return data
+
+
+def _tried(path: str, read: Callable[[], T], for_good: tuple[type[Exception], ...] = ()) -> T:
+    """What `read` returns, tried again after a while unless an error is `for_good`: networks and servers fail."""
+    for wait in (*WAITS, None):
+        try:
+            return read()
+        except http.Changed:
+            raise _changed(path) from None
+        except for_good as error:
+            raise UserError(f"{path!r} cannot be read: {first_line(error)}") from error
+        except Exception as error:  # every file system raises its own
+            if wait is None:
+                raise Interrupted(f"{path!r} cannot be read: {first_line(error)}. {AGAIN}") from error
+        time.sleep(wait)
+    raise AssertionError("the last try raises")
+
+
+def _changed(path: str) -> UserError:
+    return UserError(f"{path!r} has changed since it was indexed. Start again: its pictures are looked for anew")
+
+
+def _is_http(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
+def matching(path: str) -> Sequence[str]:
+    """The files that a path with `*` names, sorted; the path itself where there is none.
+
+    Raises:
+        UserError: the file system does not say, or (Interrupted) cannot be asked.
+    """
+    if "*" not in path:
+        return [path]
+    system, name = _system(path)
+    found = _tried(path, lambda: system.glob(name), for_good=(FileNotFoundError, PermissionError, NotImplementedError))
+    return sorted(map(system.unstrip_protocol, found))
+
+
+def _system(path: str) -> tuple[Any, str]:
+    return _system_of(os.getpid(), path)
+
+
+@functools.lru_cache(maxsize=4096)
+def _system_of(pid: int, path: str) -> tuple[Any, str]:
+    """fsspec's file system of a path, one per process: connections do not outlive a fork."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise UserError(f"{path!r} needs fsspec: pip install 'fsspec[http]'") from error
+    try:
+        system, name = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        package = SYSTEMS.get(path.partition(":")[0])
+        advice = f"pip install {package}" if package else first_line(error)
+        raise UserError(f"{path!r} needs a library that is not installed: {advice}") from error
+    except OSError as error:  # some connect at once
+        raise Interrupted(f"{path!r} cannot be reached: {first_line(error)}. {AGAIN}") from error
+    except Exception as error:  # every file system raises its own
+        raise UserError(f"{path!r} cannot be reached: {first_line(error)}") from error
+    return system, name

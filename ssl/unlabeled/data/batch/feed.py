@@ -1,0 +1,78 @@
+"""What one process trains on, step by step, from any step on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate, make_loader
+from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.workers import Batches
+from unlabeled.errors import Stopped
+from unlabeled.train.signals import stop
+
+
+class Feed:
+    """The micro-batches of each step, with the time spent waiting for them.
+
+    Args:
+        dataset: makes samples.
+        recipe: `seed`, `train.batch_size`, and `run`'s workers, accumulation and timeout are read.
+        start, total_steps: the step to begin with, and where the run ends.
+        rank, world: this process and how many there are.
+        device: where batches will go.
+    """
+
+    def __init__(
+        self,
+        dataset: ViewDataset,
+        recipe: Any,
+        start: int,
+        total_steps: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> None:
+        run = recipe.run
+        sampler = EpochSampler(
+            len(dataset.source),
+            recipe.train.batch_size,
+            total_steps,
+            seed=recipe.seed,
+            start=start,
+            rank=rank,
+            world=world,
+            accumulate=run.accumulate,
+            order=dataset.order,
+        )
+        self.accumulate, self.left, self.waited = run.accumulate, total_steps - start, 0.0
+        self._batches = make_loader(
+            dataset, sampler, workers=run.workers, device=device, timeout=run.timeout, collate=collate
+        )
+        self._iterator: Batches | None = None
+
+    def next(self) -> tuple[list[RawBatch], Exception | None]:
+        """The next step's micro-batches, none after the last or a signal to stop; or what went wrong, for all processes
+        to agree on."""
+        if not self.left:
+            return [], None
+        started = time.perf_counter()
+        try:
+            if self._iterator is None:
+                self._iterator = Batches(self._batches)
+            with stop.now(), stop.alone():
+                fetched = [next(self._iterator) for _ in range(self.accumulate)]
+        except Stopped:
+            return [], None  # nobody will ask for more
+        except Exception as error:  # workers raise whatever their code raises
+            return [], error
+        self.left -= 1
+        self.waited += time.perf_counter() - started
+        return fetched, None
+
+    def close(self) -> None:
+        """End the workers now, rather than whenever the interpreter gets to it."""
+        if self._iterator is not None:
+            self._iterator.close()

@@ -1,0 +1,219 @@
+"""From a source to batches on the device: samples are made in workers, colour and scale change on the device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from unlabeled.data.batch.sampler import Order, Position
+from unlabeled.data.batch.workers import end_where_batches_cannot_be_sent, listen_to_nobody
+from unlabeled.data.masking.place import Place
+from unlabeled.data.source import Source
+from unlabeled.data.view.augment import Erased, erase_
+from unlabeled.data.view.mixing import Mixing, stack
+from unlabeled.data.view.percrop import recolour_and_normalize
+from unlabeled.data.view.photometric import Photometric, recolour
+from unlabeled.data.view.views import Crops, View
+from unlabeled.errors import BadSample, UserError
+from unlabeled.nn.mixing import Mix
+from unlabeled.nn.patches import PatchMask
+from unlabeled.pretrain.method import Batch, ViewBatch
+from unlabeled.text import one_line
+
+SAMPLE_STREAM = 0x5A37
+BAD_IN_A_ROW = 64
+UNMIXED = Mixing()
+
+
+class Sample(NamedTuple):
+    """One picture's crops, and the bad pictures that were stepped over to get them: (key, reason)."""
+
+    crops: list[Crops]
+    label: int
+    index: int  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
+    bad: list[tuple[str, str]]
+    mix: Any = None
+
+
+class RawBatch(NamedTuple):
+    """A collated micro-batch as it leaves the worker: uint8 pixels [B, count, C, H, W], masks and colours likewise."""
+
+    crops: list[Crops]
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]
+    bad: list[tuple[str, str]]
+    mix: Mix | None = None
+
+
+def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
+    """The one generator behind everything random about a sample; `turn` where it comes more than once in an epoch."""
+    again = (turn,) if turn else ()
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SAMPLE_STREAM, epoch, index, *again))))
+
+
+class ViewDataset(Dataset[Sample]):
+    """Samples of a source cut into views. A bad picture is replaced by the next good one of the source.
+
+    Args:
+        source: the pictures.
+        views: what to cut from each.
+        patch: side of a patch, pixels (for masks).
+        seed: of the recipe.
+        mixing: how pictures of the first view are mixed with their neighbours.
+        order: which samples make up an epoch; None = each once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Sequence[View],
+        patch: int,
+        seed: int,
+        mixing: Mixing = UNMIXED,
+        order: Order | None = None,
+    ) -> None:
+        self.source, self.views, self.patch, self.seed = source, tuple(views), patch, seed
+        self.mixing, self.order = mixing, order
+        self.masked_crops = sum(view.count for view in views if view.mask is not None)
+
+    def __getitem__(self, position: Position) -> Sample:
+        image, used, bad = self._good_image(position.index)
+        mix = self.mixing.draw(position, self.views[0].shape, self.seed) if self.mixing.on else None
+        return Sample(self._crops(image, position), int(self.source.labels[used]), used, bad, mix)
+
+    def _crops(self, image: Tensor, position: Position) -> list[Crops]:
+        rng = sample_rng(self.seed, position.epoch, position.index, position.turn)
+        place = Place(self.seed, position.step, position.row, position.batch, 0, self.masked_crops)
+        crops = []
+        for view in self.views:
+            crops.append(view.sample(image, rng, self.patch, place))
+            if view.mask is not None:
+                place = place.after(view.count)
+        return crops
+
+    def _good_image(self, index: int) -> tuple[Tensor, int, list[tuple[str, str]]]:
+        bad: list[tuple[str, str]] = []
+        for offset in range(min(BAD_IN_A_ROW, len(self.source))):
+            used = (index + offset) % len(self.source)
+            try:
+                return self.source.image(used), used, bad
+            except BadSample as error:
+                bad.append((error.key, error.reason))
+        raise UserError(f"{len(bad)} pictures in a row cannot be used, the last: {one_line(': '.join(bad[-1]))}")
+
+
+def collate(samples: Sequence[Sample]) -> RawBatch:
+    """Stack samples into one micro-batch."""
+    crops = [_stack_crops(column) for column in zip(*(sample.crops for sample in samples), strict=True)]
+    labels = torch.tensor([sample.label for sample in samples])
+    index = torch.tensor([sample.index for sample in samples])
+    bad = [bad for sample in samples for bad in sample.bad]
+    return RawBatch(crops, labels, index, bad, stack([sample.mix for sample in samples]))
+
+
+def _stack_crops(crops: Sequence[Crops]) -> Crops:
+    masks = [crop.mask for crop in crops if crop.mask is not None]
+    colours = [crop.colours for crop in crops if crop.colours is not None]
+    erased = [crop.erased for crop in crops if crop.erased is not None]
+    return Crops(
+        default_collate([crop.pixels for crop in crops]),  # in a worker straight into memory that is shared
+        PatchMask.stack(masks) if masks else None,
+        Photometric.stack(colours) if colours else None,
+        Erased.stack(erased) if erased else None,
+    )
+
+
+class Normalize:
+    """Pixels in [0, 255] to (x / 255 - mean) / std, float32, on the device; and back.
+
+    Args:
+        mean, std: per channel, on the [0, 1] scale.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+        self.scale = (1 / (255 * std_)).float().to(device)
+        self.shift = (-mean_ / std_).float().to(device)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels [..., C, H, W] in [0, 255], uint8 or float, to normalised float32."""
+        # on a CPU `addcmul` takes twice as long: it is slow where it broadcasts
+        return pixels.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift)
+
+    def undo(self, pixels: Tensor) -> Tensor:
+        """Normalised float [..., C, H, W] to uint8, saturated."""
+        return ((pixels - self.shift) / self.scale).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batch:
+    """Move a micro-batch to the device and finish it: views [count, B, C, H, W] normalised, masks likewise."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True).transpose(0, 1)
+
+    views = []
+    for pixels, mask, colours, erased in raw.crops:
+        finished = normalize(move(pixels)) if colours is None else _recoloured(move(pixels), colours, normalize)
+        if erased is not None:
+            erase_(finished, erased)
+        hidden = None if mask is None else int(mask.hidden.sum())  # still on the host: nothing is waited for
+        views.append(ViewBatch(finished, None if mask is None else mask.map(move), hidden))
+    labels, index = (tensor.to(device, non_blocking=True) for tensor in (raw.labels, raw.index))
+    mix = None if raw.mix is None else Mix(*(tensor.to(device, non_blocking=True) for tensor in raw.mix))
+    return Batch(views, labels, index, mix)
+
+
+def _recoloured(pixels: Tensor, drawn: Photometric, normalize: Normalize) -> Tensor:
+    """Views [count, B, C, H, W] recoloured in the way that suits the device, and normalised.
+
+    Args:
+        pixels: on the device.
+        drawn: with leading axes [B, count], on the host, which thereby knows how many are blurred.
+        normalize: on the device.
+    """
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(pixels.device, non_blocking=True)
+
+    drawn = drawn.map(lambda tensor: tensor.transpose(0, 1))
+    if pixels.device.type != "cpu":
+        blurred = None if drawn.blur is None else move(drawn.blur.flatten().nonzero().flatten())
+        return normalize(recolour(pixels.float() / 255, drawn.map(move), blurred) * 255)
+    crops, drawn = pixels.flatten(0, 1), drawn.map(lambda tensor: tensor.flatten(0, 1))
+    return recolour_and_normalize(crops, drawn, normalize.scale, normalize.shift).view_as(pixels)
+
+
+def _begin(_worker: int) -> None:
+    listen_to_nobody()
+    end_where_batches_cannot_be_sent()
+
+
+def make_loader(
+    dataset: Dataset[Any],
+    batches: Iterable[Any],
+    *,
+    workers: int,
+    device: torch.device,
+    timeout: float,
+    collate: Any,
+) -> DataLoader[Any]:
+    """A DataLoader over batches of positions. Its own generator keeps it from consuming the program's random state."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        timeout=timeout if workers else 0,
+        worker_init_fn=_begin,
+        # torch's workers watch their parent to end with it: that must be this process, not a fork server
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,113 @@
+"""What a command was given as data: a folder, tars, a table, `shapes`, a recipe, or the folder of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import create_model
+
+from unlabeled.data.source import SourceConfig
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.sources.table import PARQUET, Table
+from unlabeled.errors import UserError
+from unlabeled.launch.options import checked
+from unlabeled.recipe import parse
+
+if TYPE_CHECKING:
+    from unlabeled.backbone.folder import Preprocessing
+
+GIVEN = (
+    "a folder, a tar, a glob of tars, a table (.csv, .tsv, .parquet), 'shapes', a recipe (.yaml) or a run's folder "
+    "(runs/NAME)"
+)
+TABLES = (".csv", ".tsv", *PARQUET)
+RECIPE = "recipe.yaml"  # as a run leaves it
+
+
+def given(
+    what: str,
+    how: Preprocessing,
+    splits: Mapping[str, str | None],
+    changes: Sequence[str] = (),
+    own: Mapping[type[SourceConfig], dict[str, Any]] = MappingProxyType({}),
+) -> SourceConfig:
+    """The pictures, scaled and normalised as an export was trained.
+
+    Args:
+        what: see GIVEN.
+        how: the export's.
+        splits: names of `train` and `val`; None = as the recipe says, else the same word.
+        changes: `data.a=value`, fields of the `data:` section.
+        own: fields of it by kind of source, where `what` is neither a recipe nor a run.
+
+    Raises:
+        UserError: it is none of these, or a field does not fit.
+    """
+    if (Path(what) / RECIPE).is_file():
+        data, said = _recipes(str(Path(what) / RECIPE), splits, changes), set(_names(changes))
+    elif what.endswith((".yaml", ".yml")):
+        data = _recipes(what, splits, changes)
+        said = data.model_fields_set
+    else:
+        kind, fields = _section(what, max(how.size or (0,)))
+        named = {name: value if value is not None else name for name, value in splits.items()}
+        data = _changed(kind, {**fields, **(named if kind is not Shapes else {}), **own.get(kind, {})}, changes)
+        said = set(_names(changes))
+    return _prepared(what, data, how, said)
+
+
+def has_splits(what: str) -> bool:
+    """Whether what was given knows of pictures to train on and others to evaluate on: a recipe, a run, or `shapes`."""
+    return what == "shapes" or what.endswith((".yaml", ".yml")) or (Path(what) / RECIPE).is_file()
+
+
+def _section(what: str, side: int) -> tuple[type[SourceConfig], dict[str, Any]]:
+    """The kind of source, and what is known of it; `side` is of drawn shapes, pixels."""
+    if what == "shapes":
+        return Shapes, {"size": side}
+    if what.lower().endswith(TABLES):
+        return Table, {"path": what, "label": "label", "split": "split"}
+    return Files, {"path": what}
+
+
+def _changed(kind: type[SourceConfig], fields: dict[str, Any], changes: Sequence[str]) -> SourceConfig:
+    if not changes:
+        return checked(kind, **fields)
+    schema: Any = create_model("Given", data=(kind, ...))
+    parsed: Any = parse(schema, json.dumps({"data": fields}), changes, where="data")
+    return cast("SourceConfig", parsed.data)
+
+
+def _recipes(path: str, splits: Mapping[str, str | None], changes: Sequence[str]) -> SourceConfig:
+    from unlabeled.launch.schema import load_any
+
+    told = [f"data.{name}={json.dumps(value)}" for name, value in splits.items() if value is not None]
+    return cast("SourceConfig", load_any(path, [*told, *changes]).data)
+
+
+def _names(changes: Sequence[str]) -> list[str]:
+    return [change.partition("=")[0].removeprefix("data.") for change in changes]
+
+
+def _prepared(what: str, data: SourceConfig, how: Preprocessing, said: set[str]) -> SourceConfig:
+    """With the export's normalisation, which may be said again but not otherwise. A run's is of its own encoder."""
+    exported: dict[str, Any] = {"mean": tuple(how.mean), "std": tuple(how.std)}
+    if "value_range" in type(data).model_fields:
+        exported["value_range"] = None if how.value_range is None else tuple(how.value_range)
+    for name in said & exported.keys():
+        if (found := getattr(data, name)) != exported[name]:
+            raise UserError(
+                f"the encoder was trained with {name} {_list(exported[name])}, {what} says {_list(found)}. Leave "
+                f"data.{name} out, or set it to the encoder's."
+            )
+    fields = {name: getattr(data, name) for name in type(data).model_fields}
+    return checked(type(data), **{**fields, **exported})
+
+
+def _list(values: Any) -> Any:
+    return values if values is None else list(values)

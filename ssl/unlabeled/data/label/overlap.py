@@ -1,0 +1,128 @@
+"""Whether pictures that are scored are among those that are learnt from: told by their bytes, of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import blake2b
+from typing import NamedTuple, Protocol, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlabeled.data.source import Encoded, Source
+from unlabeled.data.sources.mixture import MixtureSource
+from unlabeled.errors import BadSample, UserError
+
+TESTED = 200  # test pictures that are looked for
+READ = 1000  # training pictures that are read to find them, at most
+AT_ONCE = 16  # files that are read
+FEW = 20  # with fewer test pictures a share says little
+SHARE = 0.1  # of the test pictures: what is allowed, as real data sets hold copies
+Rows = NDArray[np.int64]
+
+
+@runtime_checkable
+class Marked(Protocol):
+    """What a `Source` may have: a number for every picture [n], equal where pictures are. None = not known."""
+
+    @property
+    def marks(self) -> NDArray[np.int64] | None: ...
+
+
+class Shared(NamedTuple):
+    """How many test pictures were looked for, and which were found: their key, and the key that they have in train."""
+
+    looked: int
+    found: list[tuple[str, str]]
+
+    @property
+    def share(self) -> float:
+        """Of those that were looked for."""
+        return len(self.found) / max(1, self.looked)
+
+
+def refuse_shared(train: Source, test: Source) -> None:
+    """Raise UserError when more than a SHARE of the test pictures are training pictures as well."""
+    looked, found = shared = overlap(train, test)
+    if shared.share <= SHARE:
+        return
+    key, other = found[0]
+    example = key if key == other else f"{key}, which is {other} there"
+    raise UserError(
+        f"{len(found)} of {looked} pictures of val that were looked at are in train too, such as {example}. A score on "
+        "pictures that were learnt from says nothing about others: name another split for val. If it is meant, say so: "
+        "data.allow_overlap=true, or --allow-overlap."
+    )
+
+
+def overlap(train: Source, test: Source) -> Shared:
+    """How many of the test pictures are training pictures; of mixtures, of the pair of parts that share most.
+
+    Up to TESTED test pictures are looked for, reading at most READ training pictures: all that can be equal, by what
+    sources know of each without reading it (size, some values). Of more, those at the same places and others evenly.
+    """
+    pairs = ((one, other) for one in _parts(train) for other in _parts(test))
+    return max((_overlap(one, other) for one, other in pairs), key=lambda shared: shared.share)
+
+
+def _overlap(train: Source, test: Source) -> Shared:
+    looked, rows, read = _to_read(train, test)
+    known = {digest: i for i, digest in _digests(train, read)}
+    found = [(test.key(i), train.key(known[digest])) for i, digest in _digests(test, rows) if digest in known]
+    return Shared(looked, found)
+
+
+def _parts(source: Source) -> Sequence[Source]:
+    return source.sources if isinstance(source, MixtureSource) else (source,)
+
+
+def _to_read(train: Source, test: Source) -> tuple[int, Rows, Rows]:
+    """How many test pictures are looked for, the numbers of those that must be read for it, and of training pictures.
+
+    Where no training picture can be equal, nothing is read.
+    """
+    rows = np.random.default_rng(0).permutation(len(test))[:TESTED]
+    looked, found, read = 0, [], set[int]()
+    for row, alike in zip(rows, _alike(train, test, rows), strict=True):
+        if len(alike) > READ or len(more := read.union(alike.tolist())) > READ:
+            break
+        looked, read = looked + 1, more
+        found += [row] if len(alike) else []
+    if looked >= min(FEW, len(rows)):
+        return looked, np.array(found, np.int64), np.array(sorted(read), np.int64)
+    evenly = np.linspace(0, len(train) - 1, READ - len(rows)).astype(np.int64)
+    return len(rows), rows, np.unique(np.concatenate([rows[rows < len(train)], evenly]))
+
+
+def _alike(train: Source, test: Source, rows: Rows) -> Iterator[Rows]:
+    """For each of some test pictures the training pictures that may be equal to it."""
+    marks, others = _marks(train), _marks(test)
+    if marks is None or others is None:
+        yield from [np.arange(len(train))] * len(rows)
+        return
+    order = np.argsort(marks, kind="stable")
+    ends = (np.searchsorted(marks, others[rows], side, sorter=order) for side in ("left", "right"))
+    yield from (order[start:end] for start, end in zip(*ends, strict=True))
+
+
+def _marks(source: Source) -> NDArray[np.int64] | None:
+    return cast("Marked", source).marks if isinstance(source, Marked) else None
+
+
+def _digests(source: Source, rows: Rows) -> list[tuple[int, bytes]]:
+    """(number, digest) of pictures; those that cannot be read are left out."""
+    numbers = rows.tolist()
+    # files may lie far away
+    with ThreadPoolExecutor(AT_ONCE if isinstance(source, Encoded) else 1) as pool:
+        found = pool.map(partial(_digest, source), numbers)
+        return [(number, digest) for number, digest in zip(numbers, found, strict=True) if digest is not None]
+
+
+def _digest(source: Source, i: int) -> bytes | None:
+    try:
+        data = source.read(i) if isinstance(source, Encoded) else source.image(i).numpy().tobytes()
+    except BadSample:
+        return None
+    return blake2b(data, digest_size=16).digest()

@@ -1,0 +1,69 @@
+"""The contract of masks: which patches of a crop to hide. Kinds are the files of `masks/`.
+
+Masks are drawn per sample in the worker, from the sample's own generator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel
+from typing_extensions import Self
+
+from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.nn.patches import PatchMask
+from unlabeled.registry import ByFile
+
+Grid = tuple[int, int]
+Rounding = Literal["floor_visible", "ceil_hidden", "floor_hidden"]
+
+
+class Mask(BaseModel, ABC, frozen=True, extra="forbid"):
+    """Which patches of a crop to hide. Its fields are what recipes set; `name` is the name of its file.
+
+    Attributes:
+        equal_counts: whether every crop hides as many patches, so that `keep` and `drop` exist.
+    """
+
+    equal_counts: ClassVar[bool] = False
+    name: str
+
+    @abstractmethod
+    def check(self, size: Grid, patch: int) -> None:
+        """Raise ValueError when the mask does not fit a crop.
+
+        Args:
+            size: (height, width) of the crop, pixels.
+            patch: side of a patch, pixels.
+        """
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
+        """Draw a mask over a grid of (rows, columns) patches: hidden [N]; keep [K] and drop [M] with equal counts.
+
+        Args:
+            rng: the sample's own generator.
+            grid: (rows, columns) of patches.
+            patch: side of a patch, pixels.
+            place: of the crop in its global batch.
+        """
+
+    def describe(self, size: Grid, patch: int) -> str:
+        """What it hides of a crop, in words for a plan; arguments as in `check`."""
+        return f"hides patches by a {self.name} mask"
+
+    def rounded(self, rounding: Rounding) -> Self:
+        """The same mask with a method's own rounding of its share, where the recipe leaves that open."""
+        return self
+
+
+MASKS = ByFile("unlabeled.data.masks", Mask)
+AnyMask = Annotated[Mask, MASKS]
+
+
+def with_equal_counts() -> str:
+    """The names of the masks that hide as many patches in every crop, for errors: `fixed_block, inverse or random`."""
+    *names, last = (name for name, kind in MASKS.kinds().items() if getattr(kind, "equal_counts", False))
+    return f"{', '.join(names)} or {last}"

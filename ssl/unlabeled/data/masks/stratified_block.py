@@ -1,0 +1,52 @@
+"""DINOv2's mask: shares of a batch's crops, spread evenly, in rectangles."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from unlabeled.data.mask import Grid, Mask
+from unlabeled.data.masking.blocks import ASPECT, Aspect, Share, check_grid, dinov2_largest, hide_blocks, only_hidden
+from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.nn.patches import PatchMask
+
+DINOV2_SMALLEST = 4
+
+
+class Config(Mask, frozen=True, extra="forbid"):
+    """DINOv2's mask (official `data/collate.py` and `masking.py`), shared out over the global batch.
+
+    A fixed share of the batch's crops is masked. Their ratios are spread evenly: n of them divide [low, high] into n
+    equal parts, and each draws from its own. Which crop gets which part, or none, is shuffled by the step. The crops
+    counted are those of all views that have a mask.
+    """
+
+    name: Literal["stratified_block"] = "stratified_block"
+    share: float = Field(0.5, gt=0, le=1, description="share of the batch's crops that are masked, rounded down")
+    ratio: tuple[Share, Share] = Field((0.1, 0.5), description="share of the patches to hide in those, from and to")
+    aspect: Aspect = ASPECT
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Config:
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"ratio: expected [low, high], found {list(self.ratio)}")
+        return self
+
+    def check(self, size: Grid, patch: int) -> None:
+        """Raise ValueError when blocks do not fit the crop."""
+        check_grid(size, patch)
+
+    def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
+        """A mask over a grid of (rows, columns) patches: hidden [N]. Blocks may fall short of the ratio drawn."""
+        patches = grid[0] * grid[1]
+        target = int(patches * self._ratio(place, rng.random()))
+        return only_hidden(hide_blocks(rng, grid, target, DINOV2_SMALLEST, dinov2_largest(grid), self.aspect))
+
+    def _ratio(self, place: Place, within: float) -> float:
+        slot, masked = place.slot(), int(self.share * place.slots)
+        if slot >= masked:
+            return 0.0
+        low, high = self.ratio
+        return low + (slot + within) / masked * (high - low)

@@ -1,0 +1,144 @@
+"""Several sources as one, each with its share of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from unlabeled.data.label.labels import natural
+from unlabeled.data.source import Positive, Source, SourceConfig, Split, digest
+from unlabeled.data.sources.arrays import Arrays
+from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.huggingface import HuggingFace
+from unlabeled.data.sources.shapes import Shapes, must_be_drawn
+from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.torchvision import TorchVision
+
+Kinds = Files | Table | HuggingFace | TorchVision | Arrays | Shapes
+Single = Annotated[Kinds, Field(discriminator="name")]
+SHARED = frozenset(SourceConfig.model_fields) - {"name", "cache"}
+
+
+class MixtureSource:
+    """A `Source` of several. An epoch passes over every picture at least once; what weighs more repeats.
+
+    Pictures of a source take turns, so a repeated one is cropped anew: randomness goes by the place in the mixture.
+
+    Args:
+        sources: the parts.
+        weights: their shares, in proportion; None = their sizes, so that every picture comes once.
+        order: names of all classes, by number; None = natural.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float] | None = None,
+        order: tuple[str, ...] | None = None,
+    ) -> None:
+        self.sources, sizes = tuple(sources), np.array([len(source) for source in sources])
+        share = sizes if weights is None else np.array(weights)
+        counts = sizes if weights is None else np.rint(share * (sizes / share).max()).astype(np.int64)
+        self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(np.maximum(counts, sizes))])
+        names = {name for source in sources for name in source.classes}
+        self.classes: tuple[str, ...] = order if order and names else tuple(sorted(names, key=natural))
+        self.labels: NDArray[np.int64] = np.concatenate(
+            [self._labels(part, source) for part, source in enumerate(self.sources)]
+        )
+
+    def _labels(self, part: int, source: Source) -> NDArray[np.int64]:
+        """Those of the epoch's pictures of one source, numbered as here."""
+        rank = {name: number for number, name in enumerate(self.classes)}
+        ids = np.array([rank[name] for name in source.classes] + [-1])  # -1 stays the last
+        return ids[source.labels[np.arange(self.starts[part + 1] - self.starts[part]) % len(source)]]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def place(self, i: int) -> tuple[Source, int]:
+        """The source of picture i, and its number there."""
+        part = int(np.searchsorted(self.starts, i, side="right")) - 1
+        source = self.sources[part]
+        return source, int(i - self.starts[part]) % len(source)
+
+    def key(self, i: int) -> str:
+        """The picture's key in its source."""
+        source, number = self.place(i)
+        return source.key(number)
+
+    def image(self, i: int) -> Tensor:
+        """uint8 [C, H, W]."""
+        source, number = self.place(i)
+        return source.image(number)
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the parts and their shares."""
+        return digest([self.starts.astype("<i8").tobytes(), *(s.fingerprint().encode() for s in self.sources)])
+
+
+class Mixture(SourceConfig):
+    """Several sources, with weights. Evaluation is on those that have a `val`."""
+
+    what_val_is: ClassVar[str] = "a source of the mixture that has one"
+
+    name: Literal["mixture"] = "mixture"
+    sources: tuple[Single, ...] = Field(min_length=1, description="`data:` sections; what all share is set here")
+    weights: tuple[Positive, ...] | None = Field(
+        None, description="how often each is drawn from, in proportion; null = every picture once"
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _nothing_shared(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        for number, source in enumerate(sources):
+            fields = type(source).model_fields
+            # by value: a recipe that was written out names all of its fields
+            if shared := sorted(name for name in SHARED if getattr(source, name) != fields[name].default):
+                raise ValueError(f"source {number} sets {', '.join(shared)}, which belongs to the mixture: move it up")
+        return sources
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Mixture:
+        if self.weights is not None and len(self.weights) != len(self.sources):
+            raise ValueError(f"expected a weight per source, found {len(self.weights)} for {len(self.sources)}")
+        return self
+
+    @field_validator("cache")
+    @classmethod
+    def _no_cache(cls, cache: str | None) -> str | None:
+        if cache is not None:
+            raise ValueError(f"a mixture has no cache of its own, found {cache!r}: give one to each of its sources")
+        return cache
+
+    @model_validator(mode="after")
+    def _all_have_its_channels(self) -> Mixture:
+        if any(isinstance(source, Shapes) for source in self.sources):
+            must_be_drawn(self.channels)
+        return self
+
+    @property
+    def has_val(self) -> bool:
+        return any(source.has_val for source in self.sources)
+
+    def keep_index(self, folder: Path, write: bool = True) -> None:
+        """Each part's in a folder of its own."""
+        for number, source in enumerate(self.parts):
+            source.keep_index(folder / str(number), write)
+
+    @cached_property
+    def parts(self) -> list[SourceConfig]:
+        """The sources with what all share, which decides how each decodes."""
+        shared = {name: getattr(self, name) for name in SHARED}
+        return [source.model_copy(update=shared) for source in self.sources]
+
+    def source(self, split: Split) -> MixtureSource:
+        """All parts that have the split; weights are for training."""
+        parts = [part.open(split) for part in self.parts if split == "train" or part.has_val]
+        return MixtureSource(parts, self.weights if split == "train" else None, self.order)

@@ -1,0 +1,123 @@
+"""The data sets of torchvision, by the name of their class."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from unlabeled.data.decoding.bands import Target
+from unlabeled.data.decoding.memory import raise_if_out_of_memory
+from unlabeled.data.label.labels import is_missing, numbered, renumbered
+from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
+from unlabeled.errors import BadSample, UserError, first_line
+from unlabeled.paths import UserPath
+
+# where torchvision's classes keep their labels
+LABELS = ("targets", "labels", "_labels", "_targets", "y")
+Arguments = dict[str, bool | int | float | str]
+
+
+class TorchVision(EncodedConfig):
+    """A class of `torchvision.datasets` that has pictures by number. Nothing is downloaded unless `train` says so."""
+
+    what_val_is: ClassVar[str] = "the arguments of what to evaluate on, such as {train: false}"
+
+    name: Literal["torchvision"] = "torchvision"
+    dataset: str = Field(description="the class, such as CIFAR10, STL10 or Flowers102")
+    root: UserPath = Field(description="folder that it keeps its files in")
+    train: Arguments = Field(
+        {}, description="its arguments for the pictures to train on, such as {train: true, download: true}"
+    )
+    val: Arguments | None = Field(None, description="its arguments for those to evaluate on; null = none")
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        import difflib
+
+        known = _names()
+        if name not in known:
+            spelt = {one.lower(): one for one in known}
+            near = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.4)
+            hint = f" Did you mean '{spelt[near[0]]}'?" if near else ""
+            raise ValueError(f"torchvision has no data set '{name}'.{hint}")
+        return name
+
+    def source(self, split: Split) -> TorchVisionSource:
+        """The data set with the arguments of one split."""
+        import torchvision
+
+        arguments = self.train if split == "train" else self.val
+        assert arguments is not None, "asked for only where there are some"
+        try:
+            dataset = getattr(torchvision.datasets, self.dataset)(self.root, **arguments)
+        except Exception as error:  # each class raises its own
+            problem = f"{self.dataset} in {self.root!r} with {arguments} cannot be had"
+            raise UserError(f"{problem}: {first_line(error)}") from error
+        return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.target, self.order)
+
+
+class TorchVisionSource:
+    """A `Source` over one of torchvision's data sets, whose pictures it opens itself.
+
+    Args:
+        dataset: gives (picture, ...) by number.
+        name: what to call it.
+        target: what `from_pillow` makes of them.
+        order: names of all classes, by number; None = that of the data set, else natural.
+    """
+
+    def __init__(self, dataset: Any, name: str, target: Target, order: tuple[str, ...] | None = None) -> None:
+        self.classes: tuple[str, ...] = ()
+        self.labels: NDArray[np.int64] = np.full(len(dataset), -1, np.int64)
+        self._dataset, self._name, self._target = dataset, name, target
+        found = next((getattr(dataset, name) for name in LABELS if hasattr(dataset, name)), None)
+        if found is None or len(found) != len(dataset):
+            return
+        values = np.asarray(found).tolist()
+        names, known = getattr(dataset, "classes", ()), [value for value in values if not is_missing(value)]
+        if known and all(isinstance(value, int) and value < len(names) for value in known):
+            self.classes, self.labels = renumbered(list(map(str, names)), np.asarray(found, np.int64), order)
+        else:
+            self.classes, self.labels = numbered(values, order)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def key(self, i: int) -> str:
+        """The data set, the split and the number."""
+        return f"{self._name}[{i}]"
+
+    def image(self, i: int) -> Tensor:
+        """uint8 [C, H, W], by the rules of `unlabeled.data.decoding.decode`."""
+        from unlabeled.data.decoding.decode import from_pillow
+
+        try:
+            picture = self._dataset[i][0]
+        except Exception as error:  # whatever its files do to it
+            raise_if_out_of_memory(error, self.key(i))
+            raise BadSample(self.key(i), f"cannot be read: {error}") from error
+        return from_pillow(picture, key=self.key(i), **self._target._asdict())
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the number of pictures, labels and some of the pictures."""
+        some = [self._pixels(int(i)) for i in sample_numbers(len(self))]
+        return digest([f"{len(self)} {self.classes}".encode(), self.labels.astype("<i8").tobytes(), *some])
+
+    def _pixels(self, i: int) -> bytes:
+        try:
+            return self.image(i).numpy().tobytes()
+        except BadSample:  # named where it is used
+            return b""
+
+
+def _names() -> list[str]:
+    import torchvision
+
+    found = inspect.getmembers(torchvision.datasets, inspect.isclass)
+    return [name for name, kind in found if "root" in inspect.signature(kind).parameters]

@@ -1,0 +1,86 @@
+"""Jitter and grey composed: all that is linear in a crop's colours as one affine map, applied in one pass.
+
+It is faster than the exact colours of `photometric`, and not the same:
+
+- nothing is clamped between operations, only in the end;
+- the hue is turned about the grey axis of RGB, which is linear, instead of along HSV's hexagon. Both keep greys, and a
+  third of a circle takes red to green in both; one keeps the mean of the channels, the other the largest and smallest.
+
+Parameters, order, blur and solarise are those of the exact path. `benchmarks/colours.py` measures the difference.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from unlabeled.data.view.photometric import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, Photometric, luma
+
+
+def tint_fused(pixels: Tensor, drawn: Photometric) -> Tensor:
+    """Jitter and grey of a batch in one product.
+
+    Args:
+        pixels: [..., C, H, W] float32 in [0, 1]. Where they are not RGB, no saturation, hue or grey may be drawn.
+        drawn: with the same leading axes.
+    """
+    matrix, offset = compose(pixels.mean((-2, -1)), drawn)
+    mixed = matrix @ pixels.flatten(-2) + offset.unsqueeze(-1)
+    return mixed.clamp_(0, 1).view_as(pixels)
+
+
+def compose(means: Tensor, drawn: Photometric) -> tuple[Tensor, Tensor]:
+    """The map x -> matrix @ x + offset of each crop.
+
+    Args:
+        means: [..., C], of each channel, in [0, 1]: contrast goes by the mean luminance of what it is given.
+        drawn: with the same leading axes.
+
+    Returns:
+        matrix [..., C, C], offset [..., C].
+    """
+    channels = means.shape[-1]
+    weights = torch.tensor(luma(channels), device=means.device)
+    same = torch.eye(channels, device=means.device)
+    matrix = same.expand(*means.shape[:-1], channels, channels)
+    offset = torch.zeros_like(means)
+    if drawn.jitter is not None and drawn.order is not None:
+        maps = _maps(drawn.jitter, weights)
+        for what in drawn.order.unbind(-1):
+            mean = (_apply(matrix, means) + offset) @ weights
+            chosen = maps.gather(-3, what[..., None, None, None].expand(*what.shape, 1, channels, channels)).squeeze(-3)
+            lifted = torch.where(what == CONTRAST, (1 - drawn.jitter[..., CONTRAST]) * mean, 0.0)
+            matrix, offset = chosen @ matrix, _apply(chosen, offset) + lifted.unsqueeze(-1)
+    if drawn.grayscale is not None:
+        grey = torch.where(drawn.grayscale[..., None, None], weights.expand_as(same), same)
+        matrix, offset = grey @ matrix, _apply(grey, offset)
+    return matrix, offset
+
+
+def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _maps(factors: Tensor, weights: Tensor) -> Tensor:
+    """Linear maps of brightness, contrast, saturation and hue, [..., 4, C, C], but for contrast's offset."""
+    channels = len(weights)
+    same = torch.eye(channels, device=weights.device)
+    brightness, contrast, saturation, turn = factors[..., None, None].unbind(-3)
+    grey = weights.expand(channels, channels)
+    hue = _hue(turn) if channels == len(LUMA) else same.expand_as(brightness * same)
+    found = {
+        BRIGHTNESS: brightness * same,
+        CONTRAST: contrast * same,
+        SATURATION: saturation * same + (1 - saturation) * grey,
+        HUE: hue,
+    }
+    return torch.stack([found[what] for what in range(4)], -3)
+
+
+def _hue(turn: Tensor) -> Tensor:
+    """Turns [..., 1, 1] of a circle about the grey axis, as matrices [..., 3, 3] of RGB: a third takes red to green."""
+    angle, same = 2 * math.pi * turn, torch.eye(3, device=turn.device)
+    cross = torch.tensor(((0.0, -1, 1), (1, 0, -1), (-1, 1, 0)), device=turn.device) / math.sqrt(3)
+    return angle.cos() * same + (1 - angle.cos()) / 3 + angle.sin() * cross

@@ -1,0 +1,77 @@
+"""Mixup and CutMix of neighbours in the global batch, drawn from a pair's place in it: however many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+
+from unlabeled.data.batch.sampler import Position
+from unlabeled.errors import UserError
+from unlabeled.nn.mixing import Mix
+
+MIX_STREAM = 0x317
+Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Mixing(BaseModel, frozen=True, extra="forbid"):
+    """A recipe's `mixing:` section. Every pair draws for itself; both pictures of it are mixed, by the same share."""
+
+    mixup: Alpha = Field(0.0, description="alpha of mixup; 0 = off")
+    cutmix: Alpha = Field(0.0, description="alpha of CutMix; 0 = off")
+    prob: float = Field(1.0, ge=0, le=1, description="probability that a pair is mixed at all")
+    switch: float = Field(0.5, ge=0, le=1, description="probability of CutMix where both are on")
+    off_epoch: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="epoch from which nothing is mixed any more; null = never"
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is ever mixed."""
+        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    def check(self, micro_batch: int) -> None:
+        """Raise UserError when a micro-batch would part a pair."""
+        if self.on and micro_batch % 2:
+            raise UserError(
+                f"task.mixing mixes neighbours, so each process needs an even number of pictures at a time, found "
+                f"{micro_batch}. Make train.batch_size a multiple of 2 x processes x run.accumulate."
+            )
+
+    def draw(self, position: Position, shape: tuple[int, int], seed: int) -> tuple[float, tuple[int, int, int, int]]:
+        """Share and box of the pair that a sample belongs to, from (seed, step, pair) alone.
+
+        Args:
+            position: of the sample; its epoch decides whether mixing is over.
+            shape: (height, width) of the pictures, pixels.
+            seed: of the recipe.
+        """
+        off = self.off_epoch is not None and position.epoch >= self.off_epoch
+        key = np.random.SeedSequence((seed, MIX_STREAM, position.step, position.row // 2))
+        rng = np.random.Generator(np.random.Philox(key))
+        if off or rng.random() >= self.prob:
+            return 1.0, (0, 0, 0, 0)
+        cut = self.cutmix > 0 and (self.mixup == 0 or rng.random() < self.switch)
+        alpha = self.cutmix if cut else self.mixup
+        share = float(rng.beta(alpha, alpha))
+        return _cut(share, shape, rng) if cut else (share, (0, 0, 0, 0))
+
+
+def _cut(share: float, shape: tuple[int, int], rng: np.random.Generator) -> tuple[float, tuple[int, int, int, int]]:
+    """A box about a random centre that would leave `share` of the picture, clipped to it, and what it does leave."""
+    height, width = shape
+    h, w = int(height * (1 - share) ** 0.5), int(width * (1 - share) ** 0.5)
+    y, x = int(rng.integers(height)), int(rng.integers(width))
+    top, bottom = max(0, y - h // 2), min(height, y + (h + 1) // 2)
+    left, right = max(0, x - w // 2), min(width, x + (w + 1) // 2)
+    return 1 - (bottom - top) * (right - left) / (height * width), (top, left, bottom, right)
+
+
+def stack(drawn: Sequence[Any]) -> Mix | None:
+    """The draws of a micro-batch's samples; None where nothing is ever mixed."""
+    if drawn[0] is None:
+        return None
+    return Mix(torch.tensor([share for share, _ in drawn]), torch.tensor([box for _, box in drawn]))

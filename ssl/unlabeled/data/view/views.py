@@ -1,0 +1,280 @@
+"""Views: how crops are cut from a picture. Geometry happens here in the worker; colour happens on the device."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field, field_validator, model_validator
+from torch import Tensor
+
+from unlabeled.data.mask import AnyMask
+from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.data.view import augment, photometric
+from unlabeled.data.view.augment import Erased
+from unlabeled.data.view.photometric import Photometric
+from unlabeled.nn.patches import PatchMask
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Interpolation = Literal["bicubic", "bilinear"]
+CROP_ATTEMPTS = 10
+
+
+class Box(NamedTuple):
+    """A rectangle of a picture, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Crop(NamedTuple):
+    """What was drawn for one crop of one sample."""
+
+    box: Box
+    flip: bool
+
+
+class Crops(NamedTuple):
+    """One sample's crops of one view: pixels [count, C, H, W] uint8; all else with leading axis [count]."""
+
+    pixels: Tensor
+    mask: PatchMask | None
+    colours: Photometric | None = None
+    erased: Erased | None = None
+
+
+class View(BaseModel, frozen=True, extra="forbid"):
+    """Random resized crops of one size (torchvision's RandomResizedCrop), flipped at random.
+
+    When asked to, RandAugment comes next, then colours change in this order: jitter, grey, blur, solarise. Last, a box
+    of the normalised crop is erased. So is a mask drawn.
+    """
+
+    count: int = Field(1, ge=1, description="crops per picture")
+    size: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        224, description="side of the crop, or [height, width], pixels"
+    )
+    scale: tuple[Positive, Positive] = Field((0.2, 1.0), description="share of the picture's area, from and to")
+    ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="aspect ratio, from and to")
+    single_shot: bool = Field(
+        False, description="take the first box, cut to the picture, instead of drawing until one fits (MAE's probe)"
+    )
+    interpolation: Interpolation = Field("bicubic", description="how the crop is resized, antialiased")
+    flip: Probability = Field(0.5, description="probability of a horizontal flip")
+    rand_augment: str | None = Field(
+        None, description="RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1; null = none"
+    )
+    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] | None = Field(
+        None, description="strength of the jitter of [brightness, contrast, saturation, hue]; null = none"
+    )
+    jitter_p: Probability = Field(0.8, description="probability of the jitter, where there is one")
+    grayscale: Probability = Field(0.0, description="probability of grey")
+    blur: Probability = Field(0.0, description="probability of a Gaussian blur")
+    blur_radius: tuple[Positive, Positive] = Field(
+        (0.1, 2.0), description="standard deviation of the blur, pixels, from and to"
+    )
+    blur_kernel: int | None = Field(
+        None, ge=3, description="taps of the blur, odd, as torchvision's; null = Pillow's blur"
+    )
+    solarize: Probability = Field(0.0, description="probability of inverting all values of 128 and more")
+    fused: bool = Field(
+        False,
+        description="jitter and grey as one affine map: faster, hues turned a little otherwise than torchvision's",
+    )
+    erase: Probability = Field(0.0, description="probability of noise in a box of the normalised crop (random erasing)")
+    mask: AnyMask | None = Field(None, description="patches to hide; null = none")
+
+    @field_validator("scale", "ratio", "blur_radius")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float], info: Any) -> tuple[float, float]:
+        if bounds[0] > bounds[1]:
+            raise ValueError(f"expected [low, high], found {list(bounds)}")
+        if info.field_name == "scale" and bounds[1] > 1:
+            raise ValueError(f"a crop cannot exceed the picture: expected at most 1, found {bounds[1]}")
+        return bounds
+
+    @field_validator("blur_kernel")
+    @classmethod
+    def _odd(cls, taps: int | None) -> int | None:
+        if taps is not None and taps % 2 == 0:
+            raise ValueError(f"expected an odd number of taps, found {taps}. Use {taps + 1}.")
+        return taps
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _timm_knows_it(cls, spec: str | None) -> str | None:
+        if spec is not None:
+            augment.must_be_rand_augment(spec)
+        return spec
+
+    @model_validator(mode="after")
+    def _colours_once(self) -> View:
+        if self.rand_augment is not None and self.jitter is not None:
+            raise ValueError(
+                f"rand_augment {self.rand_augment!r} and jitter {list(self.jitter)} both change colours: expected one "
+                "of them, as in DeiT. Set jitter: null or rand_augment: null"
+            )
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of a crop, pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def recolours(self) -> bool:
+        """Whether it has a photometric half."""
+        return self.jitter is not None or max(self.grayscale, self.blur, self.solarize) > 0
+
+    def must_have_size_of(self, other: View, what: str) -> None:
+        """Raise ValueError when `other`, whose crops go through together with these, has another size."""
+        if self.shape != other.shape:
+            raise ValueError(f"expected {what} of one size, found {self.shape} and {other.shape}")
+
+    def check(self, patch: int, channels: int = 3) -> None:
+        """Raise ValueError when crop, patch size, mask, colours and channels do not fit together."""
+        height, width = self.shape
+        if height % patch or width % patch:
+            near = [max(1, round(side / patch)) * patch for side in self.shape]
+            raise ValueError(
+                f"patch_size {patch} does not divide a crop of {height}x{width} pixels. The nearest size that it does: "
+                f"{near}"
+            )
+        if self.blur_kernel is not None and self.blur_kernel // 2 >= min(height, width):
+            raise ValueError(f"blur_kernel {self.blur_kernel} is too wide for a crop of {height}x{width} pixels")
+        if self.mask is not None:
+            self.mask.check(self.shape, patch)
+        self.must_suit(channels)
+
+    def must_suit(self, channels: int) -> None:
+        """Raise ValueError when it does what only RGB can have done to it, and these are other channels."""
+        if channels == 3:
+            return
+        if self.rand_augment is not None:
+            raise ValueError(
+                f"rand_augment {self.rand_augment!r} is for 3 channels, found {channels}. "
+                "Set rand_augment: null in every view"
+            )
+        brightness, contrast, *hues = self.jitter or photometric.NONE
+        if any(hues):
+            raise ValueError(
+                f"jitter of saturation {hues[0]:g} and hue {hues[1]:g} is for 3 channels, found {channels}. "
+                f"Set jitter: [{brightness:g}, {contrast:g}, 0, 0] in every view"
+            )
+        if self.grayscale:
+            raise ValueError(
+                f"grayscale {self.grayscale:g} is for 3 channels, found {channels}. Set grayscale: 0 in every view"
+            )
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> Crop:
+        """Box and flip for a picture of height x width. Consumes a fixed number of draws."""
+        uniform = rng.random(4 * CROP_ATTEMPTS + 1)
+        choose = _first_box if self.single_shot else _random_box
+        box = choose(uniform[:-1].reshape(CROP_ATTEMPTS, 4), height, width, self.scale, self.ratio)
+        return Crop(box, bool(uniform[-1] < self.flip))
+
+    def apply(self, image: Tensor, crop: Crop) -> Tensor:
+        """Cut a uint8 picture [C, H, W] by what was drawn: uint8 [C, height, width] of this view."""
+        top, left, height, width = crop.box
+        pixels = resize(image[:, top : top + height, left : left + width], self.shape, self.interpolation)
+        return (pixels.flip(-1) if crop.flip else pixels).contiguous()
+
+    def sample(self, image: Tensor, rng: np.random.Generator, patch: int, place: Place = ALONE) -> Crops:
+        """All crops of this view from one picture, uncoloured, with what was drawn for them.
+
+        Args:
+            image: uint8 [C, H, W].
+            rng: the sample's.
+            patch: side of a patch, pixels.
+            place: of the first crop in its global batch, for masks that go by it.
+        """
+        grid = (self.shape[0] // patch, self.shape[1] // patch)
+        pixels, colours, erased, masks = [], [], [], []
+        for crop in range(self.count):
+            pixels.append(self._cut(image, rng))
+            if self.recolours:
+                colours.append(rng.random(photometric.DRAWS))
+            if self.erase:
+                erased.append(augment.draw_erased(self.erase, self.shape, rng))
+            if self.mask is not None:
+                masks.append(self.mask.draw(rng, grid, patch, place.after(crop)))
+        return Crops(
+            torch.stack(pixels),
+            PatchMask.stack(masks) if masks else None,
+            photometric.draw(self, np.stack(colours)) if colours else None,
+            Erased.stack(erased) if erased else None,
+        )
+
+    def _cut(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        crop = self.apply(image, self.draw(rng, *image.shape[-2:]))
+        return crop if self.rand_augment is None else augment.rand_augment(crop, self.rand_augment, rng)
+
+
+def resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """Resize a uint8 picture [C, H, W] with antialiasing; rounded and saturated to uint8."""
+    if tuple(image.shape[-2:]) == tuple(shape):
+        return image
+    return F.interpolate(image.unsqueeze(0), size=shape, mode=interpolation, antialias=True).squeeze(0)
+
+
+def center_crop(image: Tensor, shape: tuple[int, int], crop_pct: float, interpolation: Interpolation) -> Tensor:
+    """The view of evaluation: resize the short side to side / crop_pct, cut the centre. 224 / 0.875 gives 256 -> 224.
+
+    Args:
+        image: uint8 [C, H, W].
+        shape: (height, width) of the result, pixels.
+        crop_pct: share of the resized picture's short side that is kept, in (0, 1].
+        interpolation: how to resize.
+    """
+    height, width = image.shape[-2:]
+    targets = (math.floor(side / crop_pct) for side in shape)
+    target, short = max(zip(targets, (height, width), strict=True), key=lambda pair: pair[0] / pair[1])
+    # the other side is rounded down, as torchvision does
+    resized = (height * target // short, width * target // short)
+    image = resize(image, resized, interpolation)
+    top, left = round((resized[0] - shape[0]) / 2), round((resized[1] - shape[1]) / 2)
+    return image[:, top : top + shape[0], left : left + shape[1]].contiguous()
+
+
+def _random_box(
+    uniform: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """The first of ten random boxes that fits, else the central box of the nearest aspect (torchvision's rule)."""
+    for area, aspect, top, left in uniform:
+        h, w = _random_size(area, aspect, height * width, scale, ratio)
+        if 0 < w <= width and 0 < h <= height:
+            return _placed(top, left, h, w, height, width)
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def _first_box(
+    uniform: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """The first random box, its sides cut to the picture's (MAE, `util/crop.py`)."""
+    area, aspect, top, left = uniform[0]
+    h, w = _random_size(area, aspect, height * width, scale, ratio)
+    return _placed(top, left, min(max(1, h), height), min(max(1, w), width), height, width)
+
+
+def _random_size(
+    area: float, aspect: float, pixels: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int]:
+    """(height, width) from two draws in [0, 1) and the picture's number of pixels."""
+    low, high = np.log(ratio)
+    target = pixels * (scale[0] + area * (scale[1] - scale[0]))
+    exact = math.exp(low + aspect * (high - low))
+    return round(math.sqrt(target / exact)), round(math.sqrt(target * exact))
+
+
+def _placed(top: float, left: float, h: int, w: int, height: int, width: int) -> Box:
+    """A box of h x w somewhere in a picture of height x width, by two draws in [0, 1)."""
+    return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)

@@ -1,0 +1,107 @@
+"""How alike the blocks of an encoder are, or those of two encoders: linear CKA (Kornblith et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from unlabeled.backbone.families.cnn import ConvEncoder
+from unlabeled.backbone.pooling import Pool, Wanted
+from unlabeled.errors import UserError
+from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.protocol import Protocol, Score
+from unlabeled.nn.measures import linear_cka
+from unlabeled.paths import UserPath
+
+
+class Cka(Protocol, frozen=True, extra="forbid"):
+    """Linear CKA of the test pictures' features after the last `blocks` blocks, each through the final norm.
+
+    Scores are `cka_neighbours`, the mean over pairs of consecutive blocks, and `cka_ends`, of the first and the last of
+    them; against another encoder `cka_against`, of the last block of each. All pairs are in the details, by rows of
+    this encoder, the last block last.
+    """
+
+    protocol: ClassVar[str] = "cka"
+    version: ClassVar[str] = "cka/1"
+    labels: ClassVar[bool] = False
+    unit: ClassVar[str] = "linear CKA, 0 to 1"
+
+    pool: Pool | None = Field(None, description="cls, mean or mean_max; null = as evaluate.pool says")
+    blocks: int | None = Field(
+        None, ge=1, description="how many of the last blocks to compare; null = all, of a CNN its last map"
+    )
+    against: UserPath | None = Field(None, description="an export folder to compare with; null = blocks of one encoder")
+    unbiased: bool = Field(
+        False, description="the unbiased estimate, which few pictures of many dimensions do not raise"
+    )
+
+    def wants(self, bench: Bench) -> list[Wanted]:
+        # how many blocks there are is known once the encoder is
+        deepest = 1 if isinstance(bench.encoder, ConvEncoder) else bench.encoder.depth
+        return [Wanted(self._pool(bench.pool), self.blocks or deepest)]
+
+    def kinds(self, pool: Pool) -> list[Wanted]:
+        return [Wanted(self._pool(pool), self.blocks or 1)]
+
+    def scores(self, bench: Bench) -> Iterator[Score]:
+        own = self._by_block(bench)
+        if len(own[0]) < 2:
+            raise UserError("cka compares how pictures differ, and one test picture can be used. Give it more.")
+        if self.against is not None:
+            table = self._table(own, self._by_block(_other(bench, self.against)))
+            yield Score("cka_against", table[-1][-1], details={"blocks": table}, digits=3)
+            return
+        if len(own) == 1:
+            raise UserError(
+                f"of {bench.encoder.model} one block is read, so there is none to compare it with. Compare it with "
+                "another encoder: --against EXPORT."
+            )
+        table = self._table(own, own)
+        neighbours = [table[i][i + 1] for i in range(len(own) - 1)]
+        details = {"blocks": table}
+        yield Score("cka_neighbours", sum(neighbours) / len(neighbours), details=details, digits=3)
+        yield Score("cka_ends", table[0][-1], digits=3)
+
+    def _pool(self, asked: Pool) -> Pool:
+        pool = self.pool or asked
+        if pool == "cls_mean":
+            raise UserError("cka compares blocks, and cls_mean reads patches of the last only. Set cka.pool=mean.")
+        return pool
+
+    def _by_block(self, bench: Bench) -> Sequence[Tensor]:
+        """Features [n, D] of the test pictures, block by block."""
+        [(pool, blocks)] = self.wants(bench)
+        return bench.features(pool, blocks)[1].x.chunk(blocks, dim=1)
+
+    def _table(self, rows: Sequence[Tensor], columns: Sequence[Tensor]) -> list[list[float]]:
+        return [[linear_cka(x, y, self.unbiased) for y in columns] for x in rows]
+
+
+def _other(bench: Bench, path: str) -> Bench:
+    """A second encoder on the same pictures, which it sees as it was trained: at its own size, normalised its own way.
+
+    Raises:
+        UserError: it cannot be loaded, or sees other channels.
+    """
+    from unlabeled.backbone.folder import load_encoder, preprocessing_of
+    from unlabeled.evaluate.evaluation import Splits
+
+    with torch.random.fork_rng():  # a network begins with random weights
+        encoder = load_encoder(path)
+    prepared, splits = preprocessing_of(path), bench.splits
+    if encoder.channels != bench.encoder.channels:
+        raise UserError(
+            f"{path} sees {encoder.channels} channels, expected {bench.encoder.channels}, as many as what it is "
+            "compared with."
+        )
+    data = splits.data
+    if isinstance(data, BaseModel):
+        data = data.model_copy(update={"mean": tuple(prepared.mean), "std": tuple(prepared.std)})
+    rank, world = splits.rank, splits.world
+    again = Splits(splits.config, data, splits.device, splits.workers, rank, world, timeout=splits.timeout)
+    return Bench(encoder.to(bench.device), again, encoder.image_size, pool=bench.pool)

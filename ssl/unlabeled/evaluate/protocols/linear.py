@@ -1,0 +1,231 @@
+"""A linear probe on frozen features: learning rates and kinds of features at once, chosen without the test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from typing import Protocol as Structure
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unlabeled.backbone.pooling import Pool, Wanted
+from unlabeled.data.label.subset import in_company, stratified
+from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.protocol import Protocol, Score
+from unlabeled.evaluate.protocols.knn import accuracy
+from unlabeled.progress import track
+
+if TYPE_CHECKING:
+    from unlabeled.evaluate.bench import Bench
+
+MOMENTUM = 0.9
+HELD_OUT = 0.1
+# a tenth of few labels says little, so it is drawn anew until about this many samples were held out
+HELD_OUT_ENOUGH, HELD_OUT_DRAWS = 500, 5
+CHUNK = 4096  # samples classified at a time
+EPS = 1e-6  # of MAE's BatchNorm before the head
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Blocks = Annotated[int, Field(ge=1)]
+
+
+class Linear(Protocol, frozen=True, extra="forbid"):
+    """Softmax regression on standardised features: SGD, momentum 0.9, cosine schedule, no weight decay.
+
+    A head for every learning rate on every kind of features, all trained at once (iBOT, DINOv2); they begin at zero.
+    """
+
+    protocol: ClassVar[str] = "linear"
+    version: ClassVar[str] = "linear/1"
+    few_labels: ClassVar[bool] = True
+    pixels: ClassVar[bool] = True
+
+    lrs: tuple[LearningRate, ...] = Field(
+        (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
+        min_length=1,
+        description="learning rates to try; a held-out tenth of the training pictures decides",
+    )
+    pools: tuple[Pool, ...] = Field(
+        (), description="ways to make tokens one vector to try, [cls, cls_mean] in DINOv2; [] = as evaluate.pool says"
+    )
+    blocks: tuple[Blocks, ...] = Field(
+        (1,), min_length=1, description="how many of the last blocks to concatenate, to try; [1, 4] in DINOv2"
+    )
+    epochs: int = Field(100, ge=1, description="passes over the training features")
+    max_steps: int = Field(1000, ge=1, description="steps at most, whatever the epochs")
+    batch_size: int = Field(1024, ge=1, description="features per step, at most all of them")
+    standardize: bool = Field(
+        True, description="features of zero mean and unit variance, as MAE's BatchNorm before the head makes them"
+    )
+
+    def kinds(self, pool: Pool) -> list[Wanted]:
+        return [Wanted(each, blocks) for blocks in self.blocks for each in self.pools or (pool,)]
+
+    def scores(self, bench: Bench) -> Iterator[Score]:
+        wanted = self.wants(bench)
+        found = sweep([bench.features(*kind) for kind in wanted], bench.num_classes, self, bench.seed)
+        kind = wanted[found.kind]
+        chosen = {"lr": found.lr, "pool": kind.pool, "blocks": kind.blocks}
+        yield Score("linear", accuracy(found.hits), 100.0 * found.hits.cpu().numpy(), chosen)
+
+
+class Heads(NamedTuple):
+    """Linear classifiers on G kinds of features of equal width, one per kind and learning rate.
+
+    Attributes:
+        weight: [G, D, L, C].
+        bias: [G, L, C].
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features [G, B, D] to logits [G, B, L, C]: all heads in one batched matrix product."""
+        flat = torch.baddbmm(self.bias.flatten(1).unsqueeze(1), x, self.weight.flatten(2))
+        return flat.unflatten(2, self.bias.shape[1:])
+
+
+class Found(NamedTuple):
+    """What a sweep chose, and how it did on the test pictures.
+
+    Attributes:
+        kind: number of the features.
+        lr: learning rate.
+        hits: [n] which test pictures it classifies right.
+    """
+
+    kind: int
+    lr: float
+    hits: Tensor
+
+
+@torch.no_grad()
+def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: Linear, seed: int = 0) -> Found:
+    """Choose features and learning rate on a held-out tenth, train on everything with them, test once.
+
+    Of few samples several tenths are held out in turn. Classes with a single sample hold nothing out; when no class
+    can, the training accuracy decides. Ties go to the smaller learning rate, then to the features named first. Runs
+    where the features are; random choices come from `seed` alone.
+
+    Args:
+        kinds: (train, test) of every kind of features to try, of the same pictures.
+        num_classes: C.
+        config: what to try, and how to train.
+        seed: of what is held out, and of the order of samples.
+    """
+    if config.standardize:
+        kinds = [standardize(*kind) for kind in kinds]
+    trains = [train for train, _ in kinds]
+    labels = trains[0].y
+    right = np.zeros((len(kinds), len(config.lrs)), dtype=np.int64)
+    for held, kept in hold_out(labels.cpu().numpy(), seed) if right.size > 1 else ():
+        for group in _of_equal_width(trains):
+            x, others = (torch.stack([trains[kind].x[rows] for kind in group]) for rows in (kept, held))
+            heads = train_heads(x, labels[kept], num_classes, config.lrs, config, seed)
+            right[group] += _hits(heads, others, labels[held]).sum(1).cpu().numpy()
+    kind, rate = min(
+        zip(*np.nonzero(right == right.max()), strict=True), key=lambda best: (config.lrs[best[1]], best[0])
+    )
+    (train, test), lr = kinds[kind], config.lrs[rate]
+    head = train_heads(train.x.unsqueeze(0), labels, num_classes, (lr,), config, seed)
+    return Found(int(kind), lr, _hits(head, test.x.unsqueeze(0), test.y)[0, :, 0])
+
+
+def linear_probe(
+    train: Features, test: Features, num_classes: int, config: Linear, seed: int = 0
+) -> tuple[float, float]:
+    """(top-1 accuracy on the test set in percent, the learning rate that was chosen), see `sweep`."""
+    found = sweep([(train, test)], num_classes, config, seed)
+    return accuracy(found.hits), found.lr
+
+
+@torch.no_grad()
+def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], config: Linear, seed: int) -> Heads:
+    """Train one head per kind of features and learning rate, all on the same batches; each as if it were alone.
+
+    Args:
+        x: [G, n, D] features.
+        y: [n] labels.
+        num_classes: C.
+        lrs: L peak learning rates.
+        config: epochs, steps and batch size.
+        seed: of the order of samples.
+    """
+    lr = x.new_tensor(lrs).unsqueeze(1)
+    heads = Heads(x.new_zeros(len(x), x.shape[2], len(lrs), num_classes), x.new_zeros(len(x), len(lrs), num_classes))
+    speed = Heads(*map(torch.zeros_like, heads))
+    steps = list(batches(len(y), config, seed))
+    for step, rows in enumerate(track(steps, "linear probe", len(steps))):
+        rows = rows.to(x.device)
+        batch = x[:, rows]
+
+        # the gradient of the mean cross-entropy with respect to logits: (probability - target) / batch
+        error = heads.logits(batch).softmax(-1)
+        error[:, torch.arange(len(rows), device=x.device), :, y[rows]] -= 1
+        error /= len(rows)
+        gradient = Heads((batch.mT @ error.flatten(2)).unflatten(2, heads.bias.shape[1:]), error.sum(1))
+        now = lr * (0.5 + 0.5 * math.cos(math.pi * step / len(steps)))
+        for parameter, velocity, slope in zip(heads, speed, gradient, strict=True):
+            parameter.sub_(now * velocity.mul_(MOMENTUM).add_(slope))
+    return heads
+
+
+def _of_equal_width(kinds: Sequence[Features]) -> list[list[int]]:
+    """Numbers of the kinds of features, those of one width together."""
+    widths = [kind.x.shape[1] for kind in kinds]
+    return [[kind for kind, other in enumerate(widths) if other == width] for width in dict.fromkeys(widths)]
+
+
+class Passes(Structure):
+    """How often samples are gone through, and how many at a time."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def max_steps(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+
+def batches(n: int, config: Passes, seed: int) -> Iterator[Tensor]:
+    """Rows of each step: a new order every epoch, its tail dropped."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(config.batch_size, n)
+    steps = min(config.max_steps, config.epochs * (n // size))
+    for step in range(steps):
+        place = step % (n // size)
+        if place == 0:
+            order = torch.randperm(n, generator=generator)
+        yield order[place * size : (place + 1) * size]
+
+
+def standardize(train: Features, test: Features) -> tuple[Features, Features]:
+    """Zero mean and unit variance over the training set: what an affine-free BatchNorm would do."""
+    variance, mean = torch.var_mean(train.x, dim=0, correction=0)
+    scale = (variance + EPS).rsqrt()
+    return Features((train.x - mean) * scale, train.y), Features((test.x - mean) * scale, test.y)
+
+
+def hold_out(labels: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(held, kept) rows, several times for few labels; both are all rows when no class has two samples."""
+    several = in_company(labels)
+    everything = np.arange(len(labels))
+    if (several < 0).all():
+        yield everything, everything
+        return
+    draws = np.clip(HELD_OUT_ENOUGH / (HELD_OUT * len(labels)), 1, HELD_OUT_DRAWS)
+    for draw in range(int(draws)):
+        held = stratified(several, HELD_OUT, seed * HELD_OUT_DRAWS + draw, at_least=1)
+        yield held, np.setdiff1d(everything, held)
+
+
+def _hits(heads: Heads, x: Tensor, y: Tensor) -> Tensor:
+    """Which samples x [G, n, D] with labels y [n] every head classifies right [G, n, L]."""
+    prediction = torch.cat([heads.logits(some).argmax(-1) for some in x.split(CHUNK, dim=1)], dim=1)
+    return prediction == y.unsqueeze(1)

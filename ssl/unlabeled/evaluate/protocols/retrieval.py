@@ -1,0 +1,117 @@
+"""Image retrieval on frozen features: every test picture asks for the others of its class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from unlabeled.errors import UserError
+from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.protocol import Pooled, Score
+from unlabeled.progress import track
+
+if TYPE_CHECKING:
+    from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.evaluation import Splits
+
+CHUNK_ELEMENTS = 2**22  # similarities ranked at once: 16 MiB, and twice that of places
+Count = Annotated[int, Field(ge=1)]
+
+
+class Retrieval(Pooled, frozen=True, extra="forbid"):
+    """Each test picture queries the other test pictures by cosine similarity; those of its class are relevant.
+
+    Scores are `retrieval_map`, the mean over queries of the average precision of the full ranking (Manning, Raghavan &
+    Schütze 2008, section 8.4); `retrieval_recall10`, how often there is a relevant picture among the first 10, which is
+    what metric learning calls recall@10 (Jégou et al. 2011; Oh Song et al. 2016); and `retrieval_precision10`, the
+    share of relevant ones among them. Queries without another picture of their class are left out.
+    """
+
+    protocol: ClassVar[str] = "retrieval"
+    version: ClassVar[str] = "retrieval/1"
+    unit: ClassVar[str] = "mean over queries, %"
+
+    recall: tuple[Count, ...] = Field((1, 5, 10), description="numbers of pictures to look for a relevant one in")
+    precision: tuple[Count, ...] = Field((10,), description="numbers of pictures to count relevant ones in")
+
+    def check(self, splits: Splits) -> None:
+        labels = splits.sources[1].labels
+        _ = with_company(torch.from_numpy(labels[labels >= 0]))
+
+    def scores(self, bench: Bench) -> Iterator[Score]:
+        _, test = bench.features(self.pool, self.blocks)
+        found = rank(test, max((1, *self.recall, *self.precision)), bench.seed)
+        named = {
+            "map": found.average_precision,
+            **{f"recall{k}": found.relevant[:, :k].any(1) for k in self.recall},
+            **{f"precision{k}": found.relevant[:, :k].double().mean(1) for k in self.precision},
+        }
+        for name, values in named.items():
+            each = 100 * values.double().numpy()
+            yield Score(f"retrieval_{name}", float(each.mean()), each)
+
+
+class Ranked(NamedTuple):
+    """Of every query, on the CPU.
+
+    Attributes:
+        average_precision: [Q] float64, in [0, 1].
+        relevant: [Q, K] bool, whether the first, second, ... is of the query's class.
+    """
+
+    average_precision: Tensor
+    relevant: Tensor
+
+
+@torch.no_grad()
+def rank(pictures: Features, most: int, seed: int = 0) -> Ranked:
+    """Rank all other pictures for each, by cosine similarity.
+
+    Args:
+        pictures: features and labels.
+        most: K, how many of the first are told one by one; at most all others.
+        seed: of the order among equally similar ones. Were it the pictures' own, which is by class, collapsed features
+            would seem to find something.
+
+    Raises:
+        UserError: no class has two pictures.
+    """
+    x, n = F.normalize(pictures.x, dim=1), len(pictures.y)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    candidates, labels, place = x[order].T.contiguous(), pictures.y[order], order.argsort()
+    queries = with_company(pictures.y)
+    precisions, first = [], []
+    chunks = queries.split(max(1, CHUNK_ELEMENTS // n))
+    for rows in track(chunks, "retrieval", len(queries), len):
+        similarity = x[rows] @ candidates
+        similarity[torch.arange(len(rows)), place[rows]] = -torch.inf  # itself comes last, and is cut off
+        ranking = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]
+        relevant = labels[ranking] == pictures.y[rows].unsqueeze(1)
+        precisions.append(average_precision(relevant).cpu())
+        first.append(relevant[:, :most].cpu())
+    return Ranked(torch.cat(precisions), torch.cat(first))
+
+
+def with_company(labels: Tensor) -> Tensor:
+    """Numbers of the pictures whose class [n] has another: alone, one has nothing to find. UserError: there is none."""
+    found = (labels.bincount()[labels] > 1).nonzero().flatten()
+    if not len(found):
+        raise UserError(
+            f"no class has two of the {len(labels)} test pictures, so there is nothing to retrieve. Give it more."
+        )
+    return found
+
+
+def average_precision(relevant: Tensor) -> Tensor:
+    """Average precision [Q] of whole rankings [Q, N] bool: the mean, over relevant places k, of the precision up to k.
+
+    Each row has a relevant place.
+    """
+    places = torch.arange(1, relevant.shape[1] + 1, device=relevant.device)
+    precision = relevant.cumsum(1) / places.double()
+    return (precision * relevant).sum(1) / relevant.sum(1)

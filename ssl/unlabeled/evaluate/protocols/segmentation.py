@@ -1,0 +1,242 @@
+"""Semantic segmentation by a linear head on frozen patch tokens (Oquab et al. 2023, DINOv2, section 7.4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from unlabeled.backbone.families.beit import BeitEncoder
+from unlabeled.backbone.pooling import Wanted, check
+from unlabeled.data.batch.loader import Normalize, make_loader
+from unlabeled.data.batch.workers import Batches
+from unlabeled.errors import UserError
+from unlabeled.evaluate.dense import Map, Standard, confusion, iou, miou, train_heads
+from unlabeled.evaluate.features import evaluating
+from unlabeled.evaluate.mask_values import MAX_CLASSES, Coding, coding_of, name_of, number_of, shares, together
+from unlabeled.evaluate.masks import Scene, Scenes, open_scenes
+from unlabeled.evaluate.protocol import Protocol, Score
+from unlabeled.evaluate.protocols.linear import HELD_OUT, LearningRate
+from unlabeled.progress import track
+from unlabeled.text import say
+
+if TYPE_CHECKING:
+    from unlabeled.evaluate.bench import Bench
+    from unlabeled.evaluate.evaluation import Splits
+
+Count = Annotated[int, Field(ge=1)]
+log = logging.getLogger(__name__)
+
+
+class Segmentation(Protocol, frozen=True, extra="forbid"):
+    """A linear head on standardised patch tokens, its logits upsampled bilinearly to the mask, as in DINOv2.
+
+    AdamW, cosine schedule, a head for every learning rate, all trained at once; they begin at zero. Scores are
+    `segmentation_miou`, the mean over classes that occur in masks or predictions, and `segmentation_accuracy` of
+    pixels, both from one confusion matrix over all test masks at their full size. Every process does all of it.
+
+    The values of all masks are counted first. They must be class numbers without a gap, beside 255 where nothing is
+    labelled, unless `values`, `threshold`, `classes` or `ignore` say what they mean.
+    """
+
+    protocol: ClassVar[str] = "segmentation"
+    version: ClassVar[str] = "segmentation/1"
+    unit: ClassVar[str] = "mIoU and pixel accuracy, %"
+    labels: ClassVar[bool] = False
+
+    size: tuple[Count, Count] | None = Field(
+        None,
+        description="(height, width) that pictures are resized to, pixels, multiples of the patch; null = those "
+        "nearest to each picture's own size",
+    )
+    classes: int | None = Field(
+        None,
+        ge=2,
+        le=MAX_CLASSES,
+        description="masks hold class numbers below, not all of which need to occur; null = as many as occur",
+    )
+    values: tuple[int | str, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=MAX_CLASSES,
+        description="the values of masks that are classes, by their place in this list, such as [0, 128, 255] or "
+        "['#000000', '#ff0000']; null = class numbers",
+    )
+    threshold: int | None = Field(
+        None, ge=1, le=65535, description="of grey masks with soft edges: two classes, values below and the others"
+    )
+    ignore: int | str | None = Field(
+        None, description="value of unlabelled pixels in masks; null = 255, if the others are 0, 1, 2 ... without a gap"
+    )
+    blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
+    lrs: tuple[LearningRate, ...] = Field(
+        (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
+        min_length=1,
+        description="learning rates to try; the mIoU of a held-out tenth of the training pictures decides",
+    )
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False, description="AdamW's, DINOv2's value")
+    epochs: int = Field(20, ge=1, description="passes over the training pictures")
+    max_steps: int = Field(1000, ge=1, description="steps at most, whatever the epochs")
+    batch_size: int = Field(16, ge=1, description="pictures per step, and encoded at a time")
+    loss_scale: int | None = Field(
+        4,
+        ge=1,
+        description="the loss sees masks at so many times the grid of patches, nearest; null = at their full size. The "
+        "evaluation always does",
+    )
+
+    @property
+    def unlabelled(self) -> int | None:
+        """The number that `ignore` is counted as."""
+        return None if self.ignore is None else number_of(self.ignore)
+
+    @field_validator("ignore")
+    @classmethod
+    def _ignore_is_a_value(cls, ignore: int | str | None) -> int | str | None:
+        if ignore is not None:
+            number_of(ignore)
+        return ignore
+
+    @field_validator("values")
+    @classmethod
+    def _values_differ(cls, values: tuple[int | str, ...] | None) -> tuple[int | str, ...] | None:
+        numbers = [number_of(value) for value in values or ()]
+        if twice := [value for value in values or () if numbers.count(number_of(value)) > 1]:
+            raise ValueError(f"{twice[0]!r} stands in the list twice; expected a value for each class")
+        return values
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Segmentation:
+        given = [name for name in ("classes", "values", "threshold") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are different ways to say what masks hold: leave all but one out")
+        if self.unlabelled in [number_of(value) for value in self.values or ()]:
+            raise ValueError(f"{self.ignore} is in values, so it is a class; take it out, or leave ignore out")
+        return self
+
+    def check(self, splits: Splits) -> None:
+        """Count what masks hold before anything is trained, and say it."""
+        self._coding(splits)
+
+    def scores(self, bench: Bench) -> Iterator[Score]:
+        coding = self._coding(bench.splits)
+        train, test = (open_scenes(bench.splits.data, split, **self._how(bench)) for split in ("train", "val"))
+        train.coding = test.coding = coding
+        classes = len(coding.names)
+        maps = [whole.scaled(self.loss_scale) for whole in feature_maps(bench, train, self)]
+        standard = Standard.of(maps, bench.device)
+        lr = self._best_lr(maps, train, standard, classes, bench.seed)
+        head = train_heads(maps, standard, classes, (lr,), self, bench.seed)
+        found = confusion(head, standard, feature_maps(bench, test, self))[0]
+        each = [None if value.isnan() else 100 * value.item() for value in iou(found)]
+        details = {"iou": dict(zip(coding.names, each, strict=True)), "unlabelled": coding.ignore}
+        chosen = {"lr": lr, "classes": classes}
+        yield Score("segmentation_miou", 100 * miou(found).item(), chosen=chosen, details=details)
+        yield Score("segmentation_accuracy", 100 * found.trace().item() / found.sum().item(), chosen=chosen)
+
+    def _how(self, bench: Bench) -> dict[str, Any]:
+        """How scenes are opened for the encoder. Raises UserError where it cannot see them so."""
+        encoder = bench.encoder
+        check(encoder, Wanted("mean", self.blocks))
+        patch, size = encoder.patch_size, self.size
+        if size and any(side % patch for side in size):
+            near = [max(1, round(side / patch)) * patch for side in size]
+            raise UserError(
+                f"segmentation.size={list(size)}: {encoder.model} has patches of {patch} pixels, which do not divide "
+                f"it. Use segmentation.size={near}."
+            )
+        if isinstance(encoder, BeitEncoder) and size != encoder.image_size:
+            height, width = encoder.image_size
+            raise UserError(
+                f"{encoder.model} encodes images of its own size only: expected segmentation.size=[{height},{width}], "
+                f"found {size and list(size)}. --image-size loads it for other sizes."
+            )
+        return {"patch": patch, "size": size, "interpolation": bench.splits.config.interpolation}
+
+    def _coding(self, splits: Splits) -> Coding:
+        """What values of masks mean, found once. Raises UserError where that is not clear, or nothing to tell apart."""
+        if self not in splits.known:
+            train, test = (open_scenes(splits.data, split, patch=1) for split in ("train", "val"))
+            counts = together(train.counts, test.counts)
+            splits.known[self] = coding = coding_of(counts, self, train.lossy or test.lossy)
+            if splits.rank == 0:
+                for split, scenes in (("train", train), ("val", test)):
+                    say(f"masks of {split}: {shares(scenes.counts, coding)}")
+            self._check_learnable(coding, *(coding.present(scenes.counts) for scenes in (train, test)))
+        found: Coding = splits.known[self]
+        return found
+
+    def _check_learnable(self, coding: Coding, learned: set[int], tested: set[int]) -> None:
+        """Raise UserError where there is nothing to tell apart; say which classes cannot be learnt."""
+        if len(learned) < 2 or not tested:
+            there = [coding.names[i] for i in sorted(learned)], [coding.names[i] for i in sorted(tested)]
+            unlabelled = "" if coding.ignore is None else f" {name_of(coding.ignore)} counts as unlabelled."
+            raise UserError(
+                f"segmentation needs two classes in the masks of train and one in those of val, found {there[0]} and "
+                f"{there[1]}.{unlabelled} List what are classes in segmentation.values, or look at the masks."
+            )
+        if strange := [coding.names[i] for i in sorted(tested - learned)]:
+            log.warning(
+                "classes %s are in masks of val and in none of train: nothing can learn them, and each counts as an "
+                "IoU of 0",
+                strange,
+            )
+
+    def _best_lr(self, maps: Sequence[Map], scenes: Scenes, standard: Standard, classes: int, seed: int) -> float:
+        """The learning rate with the highest mIoU on a held-out tenth, of equal ones the smallest.
+
+        A single picture is both trained on and held out.
+        """
+        if len(self.lrs) == 1:
+            return self.lrs[0]
+        order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(seed)).tolist()
+        count = max(1, int(HELD_OUT * len(maps)))
+        held, kept = order[:count], order[count:] or order
+        heads = train_heads([maps[i] for i in kept], standard, classes, self.lrs, self, seed)
+        found = miou(confusion(heads, standard, (Map(maps[i].features, scenes.mask(i)) for i in held))).nan_to_num()
+        return min(zip((-found).tolist(), self.lrs, strict=True))[1]
+
+
+def feature_maps(bench: Bench, scenes: Scenes, config: Segmentation) -> Iterator[Map]:
+    """The features in float16 and the whole mask of every scene, in order.
+
+    Evaluation mode, no gradients; the encoder gets its mode back after every batch.
+    """
+    splits = bench.splits
+    normalize = Normalize(splits.data.mean, splits.data.std, bench.device)
+    rows = torch.arange(len(scenes)).split(config.batch_size)
+    loader = make_loader(
+        scenes,
+        [some.tolist() for some in rows],
+        workers=splits.workers,
+        device=bench.device,
+        timeout=splits.timeout,
+        collate=_of_equal_shape,
+    )
+    with Batches(loader) as made:
+        for batch in track(made, "encoding images", len(scenes), lambda batch: sum(map(len, batch))):
+            for group in batch:
+                pixels = torch.stack([scene.pixels for scene in group]).to(bench.device, non_blocking=True)
+                found = encoded(bench, normalize(pixels), config.blocks)
+                yield from (Map(features, scene.mask) for features, scene in zip(found, group, strict=True))
+
+
+@torch.no_grad()
+def encoded(bench: Bench, images: Tensor, blocks: int) -> Tensor:
+    """Patch tokens of the last blocks side by side: [B, h, w, blocks * D] float16, on the CPU."""
+    encoder = bench.encoder
+    with evaluating(encoder):
+        # the forward pass may be compiled
+        found = [encoder(images)] if blocks == 1 else encoder.intermediate(images, range(-blocks, 0))
+    tokens = torch.cat([tokens.patches for tokens in found], dim=2)
+    return tokens.unflatten(1, found[0].grid).half().cpu()
+
+
+def _of_equal_shape(scenes: Sequence[Scene]) -> list[list[Scene]]:
+    """Neighbours of one size together."""
+    return [list(group) for _, group in groupby(scenes, key=lambda scene: scene.pixels.shape)]

@@ -1,0 +1,67 @@
+"""Whether a run may be made longer: only if every step so far is the one that a longer run would have taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from unlabeled.data.batch.sampler import total_steps
+from unlabeled.pretrain.method import Progress
+from unlabeled.pretrain.rescale import Setting, rescale
+
+
+def obstacles(before: Any, after: Any, per_epoch: int, saved: dict[str, Any]) -> list[str]:
+    """Why a run would have gone otherwise had it been longer from the start; empty where it would not.
+
+    Args:
+        before, after: recipes that differ in `train.epochs`.
+        per_epoch: steps of an epoch.
+        saved: the state of its checkpoint.
+    """
+    old, new = (_begin(recipe.train.epochs, per_epoch) for recipe in (before, after))
+    return [
+        *_of_rates(before.optim, old, new),
+        *_of_method(getattr(before, "method", None), before.train.batch_size, old, new),
+        *_of_watch(getattr(before, "watch", None), saved, old.total_steps),
+    ]
+
+
+def _begin(epochs: float, per_epoch: int) -> Progress:
+    return Progress(0, total_steps(epochs, per_epoch), 0.0, epochs)
+
+
+def _of_rates(optim: Any, old: Progress, new: Progress) -> Iterator[str]:
+    schedule = optim.schedule
+    if schedule.ends:
+        yield f"optim.schedule {schedule.name}: the learning rate comes down over the whole run (constant does not)"
+    turns = [optim.warmup_epochs, *schedule.milestones] if schedule.name == "steps" else []
+    if [old.steps(epoch) for epoch in turns] != [new.steps(epoch) for epoch in turns]:
+        yield "optim.schedule steps: its milestones would be other steps, as train.epochs is no whole number"
+    if optim.weight_decay_end not in (None, optim.weight_decay):
+        yield "optim.weight_decay_end: weight decay gets there at the end of the run"
+
+
+def _of_method(config: Any, batch: int, old: Progress, new: Progress) -> Iterator[str]:
+    """What moves over the whole run, and what a recipe leaves to its length; nothing where there is no method."""
+    if config is None:
+        return
+    short, long = (rescale(config, Setting(batch, p.epochs, p.total_steps))[0] for p in (old, new))
+    ends = getattr(config, "ends", {})
+    for name, end in ends.items():
+        if getattr(short, name) != end:
+            yield f"method.{name}: it goes from {getattr(short, name):g} to {end:g} over the whole run"
+    for name in getattr(config, "rules", {}):
+        if name not in ends and getattr(short, name) != getattr(long, name):
+            yield f"method.{name}: left at null it follows from the length of the run"
+
+
+def _of_watch(watch: Any, saved: dict[str, Any], total: int) -> Iterator[str]:
+    noted = saved.get("watch")
+    if watch is None or noted is None:
+        return
+    before = noted.get("before") or noted
+    if watch.patience is not None and before["since_best"] >= watch.patience:
+        yield "watch.patience: it has ended the run, and would have ended a longer one there"
+    out_of_turn = saved["step"] >= total and total % watch.every
+    if out_of_turn and watch.keep == "best" and noted["best_step"] == total:
+        yield f"watch.keep: the end, step {total}, is the best so far, out of turn, and those before are not kept"

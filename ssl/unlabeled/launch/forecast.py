@@ -1,0 +1,218 @@
+"""How long a run will take here, without running it: work that is counted, speed that is measured within seconds.
+
+The work of a step is counted on tensors without memory. What this machine does in a second is measured on one block
+of the network (or, of a CNN, the whole of it) and on a few pictures. Both together are right within a factor of about
+two; `python -m unlabeled doctor` takes real steps instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, to_device
+from unlabeled.data.batch.sampler import Position, per_process, steps_per_epoch, total_steps
+from unlabeled.data.view.views import View
+from unlabeled.errors import UserError
+from unlabeled.launch.options import cores
+from unlabeled.launch.plan import empty_batch
+from unlabeled.pretrain.method import Method, Progress
+from unlabeled.progress import duration
+
+SECONDS = 0.3  # of each measurement
+MOST_PICTURES = 32  # that the work is counted on: it grows with them, but for what they are compared in
+# floating point operations of a block's forward and backward pass that take a moment, and more than starting them does
+MOMENT, MOMENT_OF_A_GPU = {"cpu": 2e9}, 5e11
+MOST_REPEATS = 64
+DISTANCE = 7919  # pictures from one to the next that is made: neighbours are alike
+CALL = 1e-5  # seconds that an operation costs beside its arithmetic
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Work(NamedTuple):
+    """What a forward and a backward pass are made of.
+
+    Attributes:
+        flops: floating point operations for one picture.
+        calls: operations that are started for one micro-batch.
+    """
+
+    flops: float
+    calls: int
+
+
+class Forecast(NamedTuple):
+    """Speed that is to be expected.
+
+    Attributes:
+        model: pictures per second that all processes learn from, if they never wait.
+        loader: pictures per second that their workers make, if nothing else is going on.
+        together: pictures per second of a run.
+        seconds: of all its steps, without evaluation.
+    """
+
+    model: float
+    loader: float
+    together: float
+    seconds: float
+
+
+def count_work(method: Method, views: Sequence[View], patch: int, micro: int, recipe: Any) -> Work:
+    """Count the work of a method without memory. See `unlabeled.launch.plan.without_memory`.
+
+    Args:
+        method: on the meta device.
+        views: what it sees of a picture.
+        patch: side of a patch, pixels.
+        micro: pictures in a micro-batch.
+        recipe: whose pictures have channels.
+    """
+    few = min(micro, MOST_PICTURES)
+    with _Counter() as counter:
+        output = method(empty_batch(tuple(views), patch, few, recipe), Progress(0, 1, 0.0, 1.0))
+        output.loss.backward()
+    method.zero_grad()
+    return Work(counter.flops / few, counter.calls)
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operations and their arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.calls = 0.0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.calls += 1
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def forecast(recipe: Any, method: Method, dataset: ViewDataset, processes: int, device: torch.device) -> Forecast:
+    """How fast a run would be on this machine, and how long it would take.
+
+    Args:
+        recipe: as resolved.
+        method: on the meta device.
+        dataset: its samples.
+        processes: that share each step.
+        device: of one of them.
+
+    Raises:
+        UserError: no picture can be read, or the method has no network that can be measured.
+        RuntimeError: the device has no room, or cannot do what it takes.
+    """
+    train, workers = recipe.train, recipe.run.workers
+    micro = per_process(train.batch_size, processes, recipe.run.accumulate)
+    work = count_work(method, dataset.views, dataset.patch, micro, recipe)
+    threads = min(cores(), recipe.run.threads or torch.get_num_threads()) if device.type == "cpu" else 1
+    with _threads(threads):
+        flops = measured_flops(method, dataset, device, train.precision)
+        making, finishing = _seconds_per_picture(dataset, recipe, device)
+    learning = per_picture(work, micro, flops, device) + finishing
+    model, loader = processes / learning, processes * max(1, workers) / making
+    together = min(model, loader) if workers else processes / (learning + making)
+    if device.type == "cpu":  # where workers take cores away from the network
+        together = min(together, cores() / (making + threads * learning))
+    steps = total_steps(train.epochs, steps_per_epoch(len(dataset.source), train.batch_size))
+    return Forecast(model, loader, together, steps * train.batch_size / together)
+
+
+def in_words(found: Forecast) -> str:
+    """A forecast as a line of the plan."""
+    bound = "loader" if found.loader < found.model else "model"
+    pace = f"{found.together:,.0f}" if found.together >= 100 else f"{found.together:.3g}"
+    return (
+        f"about {duration(found.seconds)} without evaluation: {pace} images/s, bound by the {bound}. An "
+        "estimate from seconds of measuring here, half or twice as long is possible; `doctor` takes real steps"
+    )
+
+
+def per_picture(work: Work, micro: int, flops: float, device: torch.device) -> float:
+    """Seconds of learning from a picture on a device of so many floating point operations a second."""
+    arithmetic, calls = work.flops / flops, CALL * work.calls / micro
+    # a GPU calculates while the next operations are started
+    return arithmetic + calls if device.type == "cpu" else max(arithmetic, calls)
+
+
+def measured_flops(method: Method, dataset: ViewDataset, device: torch.device, precision: str) -> float:
+    """Floating point operations per second of forward and backward passes through a part of the network."""
+    part, shape = _part(method, dataset)
+    part = copy.deepcopy(part).eval().requires_grad_(True).to_empty(device=device)
+    with torch.no_grad():
+        for tensor in (*part.parameters(), *part.buffers()):
+            tensor.fill_(0.01 if tensor.is_floating_point() else 0)
+    dtype = AUTOCAST.get(precision)
+
+    def work(pictures: int) -> None:
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            part(torch.full((pictures, *shape), 0.5, device=device)).float().sum().backward()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    with _Counter() as counter:
+        work(1)
+    pictures = max(1, int(MOMENT.get(device.type, MOMENT_OF_A_GPU) / counter.flops))
+    work(pictures)
+    return pictures * counter.flops / _seconds(lambda: work(pictures))
+
+
+def _part(method: Method, dataset: ViewDataset) -> tuple[nn.Module, tuple[int, ...]]:
+    """What stands for the network, and what it sees of one picture: a block and its tokens, or a whole CNN."""
+    height, width = dataset.views[0].shape
+    network: Any = next((part for part in method.modules() if hasattr(part, "forward_features")), None)
+    if network is None:
+        raise UserError("the method has no network of timm's to measure")
+    if hasattr(network, "patch_embed") and hasattr(network, "blocks"):
+        return network.blocks[0], (height // dataset.patch * (width // dataset.patch), network.embed_dim)
+    return network, (next(p for p in network.parameters() if p.ndim == 4).shape[1], height, width)
+
+
+def _seconds_per_picture(dataset: ViewDataset, recipe: Any, device: torch.device) -> tuple[float, float]:
+    """To make a sample in one process, and to finish it where the network runs (nothing, where that is a GPU)."""
+    batch, count = recipe.train.batch_size, len(dataset.source)
+    samples: list[Sample] = []
+
+    def make() -> None:
+        row = len(samples)
+        samples.append(dataset[Position(0, (row * DISTANCE) % count, 0, row % batch, batch, 0)])
+
+    make()
+    making = _seconds(make)
+    if device.type != "cpu":
+        return making, 0.0
+    raw, normalize = collate(samples), Normalize(recipe.data.mean, recipe.data.std, device)
+    return making, _seconds(lambda: to_device(raw, device, normalize)) / len(samples)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """What one repetition takes: the median of several."""
+    taken: list[float] = []
+    while sum(taken) < SECONDS and len(taken) < MOST_REPEATS:
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of torch within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,223 @@
+"""What a run is about to do, in a dozen lines, before it costs anything."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
+from unlabeled.data.masking.place import Place
+from unlabeled.data.view.views import View
+from unlabeled.errors import UserError
+from unlabeled.nn.patches import PatchMask
+from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
+from unlabeled.text import one_line
+from unlabeled.train.optim import param_groups
+
+OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
+HALF_PRECISION_SHARE = 0.6
+# masks that are drawn to learn how many patches they hide
+DRAWS = 64
+Line = tuple[str, str]
+
+
+def plan(
+    recipe: Any,
+    n: int,
+    what: list[Line],
+    build: Callable[[], Method],
+    views: tuple[View, ...],
+    patch: int,
+    processes: int,
+    device: str,
+) -> Iterator[Line]:
+    """Lines (topic, text). `what` are the stage's own.
+
+    Raises:
+        UserError: batch, data, processes and method do not fit together.
+    """
+    micro = per_process(recipe.train.batch_size, processes, recipe.run.accumulate)
+    per_epoch = steps_per_epoch(n, recipe.train.batch_size)
+    method = without_memory(build)
+    check_company(method, recipe.train.batch_size, recipe.run.accumulate)
+    yield from what
+    yield from (("view", describe_view(view, patch)) for view in views)
+    # what has no parameters, such as a loss, is not worth a line
+    yield from ((name, _size(part)) for name, part in method.named_children() if any(True for _ in part.parameters()))
+    yield "steps", _steps(recipe, per_epoch)
+    yield "batch", _batch(recipe, micro, processes)
+    yield "lr", _rate(recipe)
+    yield "optimizer", _optimizer(recipe, method)
+    yield "memory", _memory(*memory(method, views, patch, micro, recipe))
+    yield "device", _device(recipe, device)
+    yield "output", f"{recipe.output}, a checkpoint every {recipe.run.checkpoint_every:,} steps"
+
+
+def check_company(method: Method, batch_size: int, micro_batches: int) -> None:
+    """Raise UserError when a method that compares the pictures of a step would not see them together."""
+    if not method.compares_pictures():
+        return
+    if batch_size < 2:
+        raise UserError(
+            f"this method compares the pictures of a step (batch normalisation, negatives, Sinkhorn or KoLeo), found "
+            f"train.batch_size={batch_size}. Raise it: at least 2 run, hundreds learn."
+        )
+    if micro_batches > 1:
+        raise UserError(
+            f"this method compares the pictures of a step, so run.accumulate={micro_batches} would change its loss. "
+            "Set run.accumulate=1 and use more processes, or lower train.batch_size."
+        )
+
+
+def _size(part: nn.Module) -> str:
+    trained = (p for p in part.parameters() if p.requires_grad)
+    return f"{millions(part.parameters())} parameters, {millions(trained)} of them trained"
+
+
+def _steps(recipe: Any, per_epoch: int) -> str:
+    epochs = recipe.train.epochs
+    return f"{total_steps(epochs, per_epoch):,} = {epochs:g} epochs of {per_epoch:,} steps"
+
+
+def _batch(recipe: Any, micro: int, processes: int) -> str:
+    word = "process" if processes == 1 else "processes"
+    return (
+        f"{recipe.train.batch_size} = {micro} per process x {processes} {word} x {recipe.run.accumulate} accumulation"
+    )
+
+
+def _rate(recipe: Any) -> str:
+    optim, batch = recipe.optim, recipe.train.batch_size
+    ratio = f"{batch}/{optim.reference_batch}"
+    scaled = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[optim.lr_rule]
+    end = "" if optim.schedule.name in ("steps", "constant") else f" to {optim.ends(optim.peak(batch))[1]:g}"
+    return (
+        f"peak {optim.peak(batch):.3g} = {optim.base_lr:g}{scaled}, "
+        f"warm-up {optim.warmup_epochs:g} epochs, {optim.schedule.name}{end}"
+    )
+
+
+def _optimizer(recipe: Any, method: Method) -> str:
+    optim = recipe.optim
+    scales = sorted({group["lr_scale"] for group in param_groups(method, optim.weight_decay)})
+    scaled = "" if scales == [1.0] else f", rates x {scales[0]:.3g} to {scales[-1]:.3g}"
+    end = "" if optim.weight_decay_end is None else f" to {optim.weight_decay_end:g}"
+    clip = "none" if optim.clip is None else f"{optim.clip:g} ({optim.clip_by})"
+    return f"{optim.name}, weight decay {optim.weight_decay:g}{end}, clip {clip}{scaled}"
+
+
+def _memory(weights: float, activations: float) -> str:
+    parts = f"{gigabytes(weights)} weights and optimizer, {gigabytes(activations)} activations"
+    return f"about {gigabytes(weights + activations)} per process: {parts}"
+
+
+def _device(recipe: Any, device: str) -> str:
+    precision = "float32" if recipe.train.precision == "no" else recipe.train.precision
+    threads = f", {recipe.run.threads or torch.get_num_threads()} threads" if device.startswith("cpu") else ""
+    return f"{device}{threads}, precision {precision}, loader workers per process: {recipe.run.workers}"
+
+
+def memory(method: Method, views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> tuple[float, float]:
+    """Bytes of (weights, gradients and optimizer state, activations kept for backward) of one process.
+
+    Activations are counted by running a forward on tensors without memory and adding up what autograd keeps.
+    """
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    weights = 4 * (sum(p.numel() for p in method.parameters()) + trained * (1 + OPTIMIZER_COPIES[recipe.optim.name]))
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        method(empty_batch(views, patch, micro, recipe), Progress(0, 1, 0.0, 1.0))
+    own = {p.untyped_storage()._cdata for p in method.parameters()}
+    activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
+    return weights, activations * (1 if recipe.train.precision == "no" else HALF_PRECISION_SHARE)
+
+
+def describe_view(view: View, patch: int) -> str:
+    """A view in words."""
+    height, width = view.shape
+    low, high = view.scale
+    crops = "1 crop" if view.count == 1 else f"{view.count} crops"
+    once = " (single-shot)" if view.single_shot else ""
+    text = f"{crops} of {height}x{width}, area {low:g} to {high:g}{once}, {view.interpolation}, flip {view.flip:g}"
+    hidden = "" if view.mask is None else f"; {view.mask.describe(view.shape, patch)}"
+    return text + _colours(view) + _erased(view) + hidden
+
+
+def _colours(view: View) -> str:
+    augment = "" if view.rand_augment is None else f", RandAugment {view.rand_augment}"
+    jitter = "" if view.jitter is None else f", jitter {'/'.join(f'{x:g}' for x in view.jitter)} p {view.jitter_p:g}"
+    rest = {"grey": view.grayscale, "blur": view.blur, "solarise": view.solarize}
+    fused = ", fused" if view.fused and view.recolours else ""
+    return augment + jitter + "".join(f", {name} {p:g}" for name, p in rest.items() if p) + fused
+
+
+def _erased(view: View) -> str:
+    return f", erase {view.erase:g}" if view.erase else ""
+
+
+def millions(parameters: Any) -> str:
+    """Number of values, in millions where there are so many."""
+    count = sum(p.numel() for p in parameters)
+    return f"{count / 1e6:.1f} M" if count >= 1e5 or not count else f"{count:,}"
+
+
+def number(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def gigabytes(count: float) -> str:
+    """Bytes in GB, or MB when few."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def format_plan(title: str, lines: Iterable[Line]) -> str:
+    """Aligned lines below a title."""
+    return "\n".join(map(one_line, [title, *(f"  {topic:<10} {text}" for topic, text in lines)]))
+
+
+def without_memory(build: Callable[[], Method]) -> Method:
+    """A method whose tensors have shapes and no memory. Raises UserError when it cannot be built."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # loading weights into tensors without memory does nothing, as intended
+        try:
+            method: nn.Module = build()
+        except UserError:
+            raise
+        except ValueError as error:  # timm has networks that only its own code can run
+            raise UserError(f"this network cannot be built: {error}") from error
+    return method  # type: ignore[return-value]
+
+
+def empty_batch(views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> Batch:
+    """A micro-batch of tensors without memory."""
+    channels = len(recipe.data.mean)
+    made = []
+    for view in views:
+        pixels = torch.empty(view.count, micro, channels, *view.shape, device="meta")
+        made.append(ViewBatch(pixels, *_empty_mask(view, patch, micro)))
+    numbers = torch.empty(micro, dtype=torch.int64, device="meta")
+    return Batch(made, numbers, numbers)
+
+
+def _empty_mask(view: View, patch: int, micro: int) -> tuple[PatchMask | None, int | None]:
+    """A mask without memory, and how many patches it is to be expected to hide."""
+    if view.mask is None:
+        return None, None
+    import numpy as np
+
+    grid = (view.shape[0] // patch, view.shape[1] // patch)
+    rng, lead = np.random.default_rng(0), (view.count, micro)
+    masks = [view.mask.draw(rng, grid, patch, Place(row=row, batch=DRAWS)) for row in range(DRAWS)]
+    share = sum(int(mask.hidden.sum()) for mask in masks) / DRAWS
+    return masks[0].map(lambda tensor: tensor.to("meta").expand(*lead, -1)), math.ceil(share * view.count * micro)

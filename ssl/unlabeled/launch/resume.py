@@ -1,0 +1,144 @@
+"""Going on from a checkpoint: what has changed since is refused in words, unless it is the length and that is exact."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from unlabeled.errors import UserError
+from unlabeled.launch.extend import obstacles
+from unlabeled.manifest import Damaged, parse_json, read_file, read_manifest
+from unlabeled.recipe import differences, format_differences
+
+if TYPE_CHECKING:
+    from unlabeled.train.engine import Engine
+    from unlabeled.train.job import Job
+
+ADVICE = "Undo this, choose another run.output, or start over with --fresh --force."
+
+
+def length(output: Path, epochs: float, extend: float | None) -> float:
+    """Epochs of a run: its recipe's and `extend` more, or what an earlier `--extend` made of them.
+
+    Args:
+        output: the run's folder.
+        epochs: of the recipe.
+        extend: of the command line; None = not said.
+    """
+    if extend is not None:
+        return epochs + extend
+    for folder in sorted(output.glob("checkpoints/step-*"), reverse=True):
+        with suppress(Damaged, ArithmeticError, ValueError, LookupError, TypeError):  # which whoever loads it says
+            state = parse_json(read_file(folder, "state.json", read_manifest(folder)))
+            return float(state["recipe"]["train"]["epochs"]) if epochs in state["lengths"] else epochs
+    return epochs
+
+
+def resume(engine: Engine, job: Job, longer: bool = False, extend: float | None = None) -> None:
+    """Go on from the newest good checkpoint, if there is one and it belongs to this recipe and data.
+
+    Args:
+        engine: has taken no step yet.
+        job: what it is to run.
+        longer: the recipe's length was made longer, now or before.
+        extend: by how many epochs, where the command line says so.
+
+    Raises:
+        UserError: the recipe or the data have changed in a way that can change the result, or the run cannot be made
+            longer so that it goes on as if it had always been.
+    """
+    checkpoint = engine.checkpoints.newest()
+    if checkpoint is None:
+        if extend is not None:
+            raise UserError(
+                f"--extend: {engine.output} holds no run to go on with. Leave it out, and set train.epochs."
+            )
+        return
+    before = _before(engine, job, checkpoint.state)
+    _refuse_other_recipe(engine, job, before, checkpoint.state, longer, extend)
+    _refuse_other_pictures(engine, job, checkpoint.state)
+    engine.restore(checkpoint)
+    if before.train.epochs < job.recipe.train.epochs:
+        _make_longer(engine, before.train.epochs)
+    engine.display.say(f"resuming from {checkpoint.folder}")
+    if extend is not None and engine.done:
+        epochs = job.recipe.train.epochs
+        engine.display.say(
+            f"this run has been {epochs:g} epochs long already: --extend counts from the recipe's {epochs - extend:g}. "
+            f"For more, give --extend a number above {extend:g}."
+        )
+
+
+def _make_longer(engine: Engine, epochs: float) -> None:
+    """Forget what the end of a shorter run did."""
+    engine.lengths = [*engine.lengths, epochs]
+    if engine.watch is not None:
+        engine.watch.forget_end()
+        engine.checkpoints.best = engine.watch.kept_step
+
+
+def _before(engine: Engine, job: Job, saved: dict[str, Any]) -> Any:
+    try:
+        return type(job.recipe).model_validate(saved["recipe"])
+    except ValidationError as error:
+        raise UserError(
+            f"{engine.output} holds a run of another program, or of another version of this one. {ADVICE}"
+        ) from error
+
+
+def _refuse_other_recipe(
+    engine: Engine, job: Job, before: Any, saved: dict[str, Any], longer: bool, extend: float | None
+) -> None:
+    from unlabeled.launch.schema import is_free
+
+    changed = [d for d in differences(before, job.recipe) if not is_free(d.path)]
+    if not changed:
+        return
+    if [d.path for d in changed] != ["train.epochs"]:
+        raise UserError(f"{engine.output} holds a run of another recipe:\n{format_differences(changed)}\n{ADVICE}")
+    old, new = before.train.epochs, job.recipe.train.epochs
+    if new < old:
+        more = "" if extend is None else f" --extend counts from the recipe's {new - extend:g} epochs."
+        raise UserError(f"{engine.output} holds a run of {old:g} epochs, and {new:g} are asked for.{more} {ADVICE}")
+    reasons = obstacles(before, job.recipe, engine.steps_per_epoch, saved)
+    if reasons:
+        why = "\n".join(f"  {reason}" for reason in reasons)
+        raise UserError(
+            f"{engine.output} holds a run of {old:g} epochs, which cannot go on as one of {new:g} would have:\n{why}\n"
+            f"{_start_anew(engine, job)}"
+        )
+    if not longer:
+        raise UserError(
+            f"{engine.output} holds a run of {old:g} epochs, and train.epochs is {new:g}. It can go on exactly as if "
+            f"it had been that long from the start: leave train.epochs at {old:g} and add --extend {new - old:g}."
+        )
+
+
+def _refuse_other_pictures(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
+    facts = saved["facts"]
+    if facts == job.facts:
+        return
+    if facts.get("pictures") == job.facts.get("pictures"):
+        raise UserError(
+            f"{engine.output} holds a run that began with other weights than encoder={job.recipe.encoder} has now. "
+            f"{ADVICE}"
+        )
+    now, then = len(job.dataset.source), saved.get("samples")
+    if then is None or then == now:
+        found = f"on {now:,} other pictures: names, sizes or labels have changed"
+    else:
+        found = f"on {then:,} pictures, and there are {now:,} now"
+    raise UserError(f"{engine.output} holds a run {found}. {_start_anew(engine, job)}")
+
+
+def _start_anew(engine: Engine, job: Job) -> str:
+    """What to do where a run cannot go on."""
+    if "init" not in type(job.recipe).model_fields:
+        return ADVICE
+    return (
+        f"For a new run that begins with what it has learnt: init={engine.output}/export run.output=OTHER. Or undo "
+        "this, or start over with --fresh --force."
+    )

@@ -1,0 +1,185 @@
+"""DINO (Caron et al., ICCV 2021; official code facebookresearch/dino at 7c446df).
+
+A student that sees any crop of a picture learns to say what its moving average, the teacher, says about the two large
+ones. Where paper and code differ this follows the code: the centre is updated after the loss that used it, the teacher
+temperature changes once per epoch, and the last layer is left alone, weight decay included, in the first epoch. The
+defaults are those of the released ViT-S/16, which are not those of the code's README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import nn
+
+from unlabeled.backbone.build import is_cnn
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.data.view.views import View
+from unlabeled.nn.heads import DistillHead, HeadConfig
+from unlabeled.nn.init import distilled_vit_
+from unlabeled.nn.losses import cross_view, sharpen
+from unlabeled.nn.measures import contrast, feature_std, teaching
+from unlabeled.nn.schedules import Temperature, cosine
+from unlabeled.nn.teacher import Centre, ema_, follow_
+from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
+from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
+
+GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0)
+GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
+LOCAL = GLOBAL_1.model_copy(update={"count": 10, "size": 96, "scale": (0.05, 0.25), "blur": 0.5})
+SMALL = EncoderConfig(model="vit_small_patch16_224", positions="learned", interpolation="scale", drop_path=0.1)
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """DINO: defaults are those of the released ViT-S/16."""
+
+    name: Literal["dino"] = "dino"
+    global_1: View = Field(GLOBAL_1, description="the first large crop: always blurred")
+    global_2: View = Field(GLOBAL_2, description="the second large crop: rarely blurred, sometimes solarised")
+    local: View | None = Field(LOCAL, description="small crops, for the student only; null = none")
+    encoder: EncoderConfig = Field(SMALL, description="the vision transformer or CNN that is kept")
+    head: HeadConfig = Field(HeadConfig(freeze_gain=False), description="from the encoder's feature to prototypes")
+    head_norm: bool | None = Field(
+        None, description="batch normalisation inside the head (official use_bn_in_head); null = for a CNN"
+    )
+    student_temperature: float = Field(0.1, gt=0, description="of the student's distribution")
+    teacher_temperature: float = Field(0.07, gt=0, description="of the teacher's distribution; more is unstable")
+    teacher_temperature_start: float = Field(0.04, gt=0, description="where its warm-up begins: sharper")
+    teacher_temperature_epochs: float | None = Field(
+        None, ge=0, description="epochs of its warm-up; null = 30 of 800, rescaled"
+    )
+    centre_momentum: float = Field(0.9, ge=0, lt=1, description="of the running centre of the teacher's logits")
+    momentum: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of the teacher at the start, a cosine takes it to 1; null = 0.996 at batch 1024, rescaled",
+    )
+    frozen_epochs: float | None = Field(
+        None, ge=0, description="epochs in which the last layer is left alone; null = 1 of 800, rescaled"
+    )
+
+    paper: ClassVar = Setting(batch=1024, epochs=800, steps=1_000_800)
+    ends: ClassVar = {"momentum": 1.0}
+    rules: ClassVar = {
+        "momentum": Rule(0.996, same_window),
+        "teacher_temperature_epochs": Rule(30, same_share),
+        "frozen_epochs": Rule(1, same_share),
+    }
+
+    @field_validator("global_1", "global_2")
+    @classmethod
+    def _one_crop(cls, view: View) -> View:
+        if view.count != 1 or view.mask is not None:
+            raise ValueError(f"expected one whole crop, found count {view.count} and mask {view.mask}")
+        return view
+
+    @field_validator("local")
+    @classmethod
+    def _unmasked(cls, view: View | None) -> View | None:
+        if view is not None and view.mask is not None:
+            raise ValueError(f"expected whole local crops, found mask {view.mask}")
+        return view
+
+    @field_validator("encoder")
+    @classmethod
+    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
+        views = [view for name in ("global_1", "global_2", "local") if (view := info.data.get(name)) is not None]
+        for view in views:
+            view.check(encoder.crop_unit, encoder.channels)
+        if {"global_1", "global_2"} <= info.data.keys():
+            views[0].must_have_size_of(views[1], "global views")
+        encoder.must_take_any_size("DINO")
+        return encoder
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views its forward expects, in order."""
+        return (self.global_1, self.global_2, *(() if self.local is None else (self.local,)))
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the head has batch normalisation."""
+        return is_cnn(self.encoder.model) if self.head_norm is None else self.head_norm
+
+    def build(self) -> DINO:
+        """A randomly initialised model, its teacher equal to it. The teacher drops no paths."""
+        calm = self.encoder.model_copy(update={"drop_path": 0.0})
+        encoder, teacher = (config.build(self.global_1.shape) for config in (self.encoder, calm))
+        if not is_cnn(encoder.model):  # a CNN begins as timm has it
+            distilled_vit_(encoder.vit)
+        head, teacher_head = (self.head.build(encoder.width, norm=self.normalizes) for _ in range(2))
+        return DINO(encoder, head, teacher, teacher_head, self)
+
+
+class DINO(Method):
+    """Self-distillation without labels.
+
+    Args:
+        encoder, head: of the student.
+        teacher, teacher_head: the same, built anew; they follow the student. The teacher is exported first.
+        config: temperatures and momenta.
+    """
+
+    def __init__(
+        self, encoder: Encoder, head: DistillHead, teacher: Encoder, teacher_head: DistillHead, config: Config
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.teacher, self.teacher_head = teacher, teacher_head
+        self.centre = Centre(config.head.prototypes, config.centre_momentum)
+        self.config = as_in_paper(config)
+        self.teacher_temperature = Temperature(
+            self.config.teacher_temperature_start,
+            self.config.teacher_temperature,
+            self.config.teacher_temperature_epochs,
+        )
+        follow_(teacher, encoder)
+        follow_(teacher_head, head)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        # all crops of one size go through together, the large ones first
+        large = torch.cat([view.flat()[0] for view in batch.views[:2]])
+        small = [view.flat()[0] for view in batch.views[2:]]
+        features = [self.encoder.feature(crops) for crops in (large, *small)]
+        student = self.head(torch.cat(features))
+
+        # the teacher sees the large ones only
+        with torch.no_grad():
+            teacher = self.teacher_head(self.teacher.feature(large))
+        temperature = self.teacher_temperature.at(progress.epoch, progress.total_steps / progress.epochs)
+        targets = sharpen(teacher, self.centre.value, temperature)
+        self.centre.note(teacher, progress.step)
+
+        # every pair of different views
+        targets, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (targets, student))
+        loss = cross_view(student, targets, self.config.student_temperature)
+        views = features[0].detach().chunk(2)
+        measures = {**teaching(loss, targets), "feature_std": feature_std(features[0]), **contrast(*views)}
+        return Output(loss, measures, views[0])
+
+    def after_step(self, progress: Progress) -> None:
+        momentum = cosine(self.config.momentum, 1.0, progress.step / progress.total_steps)
+        ema_(self.teacher, self.encoder, momentum)
+        ema_(self.teacher_head, self.head, momentum)
+        self.centre.update_()
+
+    def held(self, progress: Progress) -> Iterable[nn.Parameter]:
+        """The last layer, at first (official `cancel_gradients_last_layer`)."""
+        return self.head.prototypes() if progress.epoch < self.config.frozen_epochs else ()
+
+    def compares_pictures(self) -> bool:
+        """By batch normalisation alone, in a CNN or in the head."""
+        return self.encoder.has_batch_norm or self.config.normalizes
+
+    def exports(self) -> dict[str, Encoder]:
+        return {"teacher": self.teacher, "encoder": self.encoder}
+
+    def symptoms(self) -> list[Symptom]:
+        c, calm = self.config, same_features("set optim.clip=0.3 and optim.clip_by=tensor")
+        return [uniform_teacher(c.head.prototypes, c.teacher_temperature), one_prototype(c.centre_momentum), calm]

@@ -1,0 +1,300 @@
+"""iBOT (Zhou et al., ICLR 2022; official code bytedance/ibot at da316d8), and by options DINOv2 (Oquab et al. 2023;
+facebookresearch/dinov2 at b8931f7).
+
+DINO on class tokens, and the same distillation on patches: the student sees large crops with patches hidden, the
+teacher sees them whole. Where paper and code differ this follows the code, and where code and recipes differ the
+recipes: heads are shared (for what the code's flags do unless set: `teacher_shares`), half of the large crops have
+nothing hidden, and patches are averaged per crop, then over all crops, those with nothing hidden included. As in DINO
+the last layer is left alone in the first epoch (in DINOv2's code by a learning rate of 0: `frozen_by`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.data.masks.block import Config as BlockMask
+from unlabeled.data.view.views import View
+from unlabeled.nn.heads import DistillHead, HeadConfig
+from unlabeled.nn.init import distilled_vit_
+from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sinkhorn
+from unlabeled.nn.measures import contrast, feature_std, teaching
+from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
+from unlabeled.nn.schedules import Temperature, cosine
+from unlabeled.nn.teacher import Centre, ema_, follow_
+from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
+from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
+
+GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0, mask=BlockMask())
+GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
+LOCAL = GLOBAL_1.model_copy(update={"count": 10, "size": 96, "scale": (0.05, 0.25), "blur": 0.5, "mask": None})
+SMALL = EncoderConfig(model="vit_small_patch16_224", positions="learned", interpolation="scale", drop_path=0.1)
+TOP = ("encoder.vit.norm.", "encoder.vit.reg_token")  # parameters that learn as the last block's outputs do
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """iBOT: defaults are the paper's ViT-S/16."""
+
+    name: Literal["ibot"] = "ibot"
+    global_1: View = Field(GLOBAL_1, description="the first large crop and its mask: always blurred")
+    global_2: View = Field(GLOBAL_2, description="the second large crop and its mask: rarely blurred")
+    local: View | None = Field(LOCAL, description="small crops, for the student only; null = none")
+    encoder: EncoderConfig = Field(SMALL, description="the vision transformer that is kept")
+    head: HeadConfig = Field(
+        HeadConfig(prototypes=8192, freeze_gain=False), description="from class token and patches to prototypes"
+    )
+    patch_prototypes: int | None = Field(
+        None, ge=2, description="patches get a last layer of their own with so many prototypes; null = shared"
+    )
+    teacher_shares: bool = Field(
+        False, description="with patch_prototypes: the teacher has one last layer for both (official flags' defaults)"
+    )
+    patch_head: HeadConfig | None = Field(None, description="patches get a whole head of their own (DINOv2)")
+    targets: Literal["centre", "sinkhorn"] = Field("centre", description="how the teacher is kept from collapsing")
+    patch_centre: Literal["all", "hidden"] = Field(
+        "all", description="patches whose logits make up the patches' centre: all (iBOT) or hidden ones (DINOv2)"
+    )
+    student_temperature: float = Field(0.1, gt=0, description="of the student's distributions")
+    teacher_temperature: float = Field(0.07, gt=0, description="of the teacher's, at class tokens")
+    teacher_temperature_start: float = Field(0.04, gt=0, description="where its warm-up begins: sharper")
+    patch_temperature: float = Field(0.07, gt=0, description="of the teacher's, at patches")
+    patch_temperature_start: float = Field(0.04, gt=0, description="where its warm-up begins")
+    teacher_temperature_epochs: float | None = Field(
+        None, ge=0, description="epochs of both warm-ups; null = 30 of 800, rescaled"
+    )
+    teacher_temperature_per_step: bool = Field(False, description="warm up every step (DINOv2), not every epoch")
+    centre_momentum: float = Field(0.9, ge=0, lt=1, description="of the running centres of the teacher's logits")
+    momentum: float | None = Field(
+        None, ge=0, le=1, description="of the teacher at first, by a cosine to 1; null = 0.996 at batch 1024, rescaled"
+    )
+    frozen_epochs: float | None = Field(
+        None, ge=0, description="epochs in which the last layers are left alone; null = 1 of 800, rescaled"
+    )
+    frozen_by: Literal["gradient", "rate"] = Field(
+        "gradient", description="how: no gradient (DINO, iBOT), or a learning rate of 0 while moments grow (DINOv2)"
+    )
+    patch_start_epoch: float = Field(
+        0.0, ge=0, description="epoch from which patches are hidden, and their temperature warms up"
+    )
+    class_weight: float = Field(1.0, ge=0, description="weight of the class tokens' loss")
+    patch_weight: float = Field(1.0, ge=0, description="weight of the patches' loss")
+    koleo: float = Field(0.0, ge=0, description="weight of KoLeo, which spreads class tokens; DINOv2: 0.1")
+    class_token_std: float = Field(0.02, gt=0, description="of the class token at the start; DINOv2: 1e-6")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate falls by this per block downwards")
+    patch_embed_lr: float = Field(1.0, gt=0, description="factor on the patch embedding's learning rate")
+
+    paper: ClassVar = Setting(batch=1024, epochs=800, steps=1_000_800)
+    ends: ClassVar = {"momentum": 1.0}
+    rules: ClassVar = {
+        "momentum": Rule(0.996, same_window),
+        "teacher_temperature_epochs": Rule(30, same_share),
+        "frozen_epochs": Rule(1, same_share),
+    }
+
+    @field_validator("global_1", "global_2")
+    @classmethod
+    def _masked(cls, view: View) -> View:
+        if view.count != 1 or view.mask is None:
+            raise ValueError(f"expected one masked crop, found count {view.count} and mask {view.mask}")
+        return view.model_copy(update={"mask": view.mask and view.mask.rounded("floor_hidden")})
+
+    @field_validator("local")
+    @classmethod
+    def _unmasked(cls, view: View | None) -> View | None:
+        if view is not None and view.mask is not None:
+            raise ValueError(f"expected whole local crops, found mask {view.mask}")
+        return view
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        self.encoder.must_hide_patches("iBOT")
+        for view in self.views:
+            view.check(self.encoder.patch_size, self.encoder.channels)
+        self.global_1.must_have_size_of(self.global_2, "global views")
+        self.encoder.must_take_any_size("iBOT")
+        if not self.class_weight + self.patch_weight:
+            raise ValueError("expected class_weight or patch_weight above 0, found 0 for both")
+        if self.patch_prototypes is not None and self.patch_head is not None:
+            raise ValueError("expected patch_prototypes or patch_head, found both. Set patch_head.prototypes instead.")
+        if self.teacher_shares and self.patch_prototypes != self.head.prototypes:
+            found, expected = self.patch_prototypes, self.head.prototypes
+            raise ValueError(f"teacher_shares: set patch_prototypes={expected}, as head.prototypes; found {found}")
+        return self
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views its forward expects, in order."""
+        return (self.global_1, self.global_2, *(() if self.local is None else (self.local,)))
+
+    def build(self) -> IBOT:
+        """A randomly initialised model, its teacher equal to it. The teacher drops no paths."""
+        student = self._network(self.encoder.drop_path, self.patch_prototypes)
+        teacher = self._network(0.0, None if self.teacher_shares else self.patch_prototypes)
+        distilled_vit_(student.encoder.vit, self.class_token_std)
+        return IBOT(student, teacher, self)
+
+    def _network(self, drop_path: float, patch_prototypes: int | None) -> Network:
+        encoder = self.encoder.model_copy(update={"drop_path": drop_path}).build(self.global_1.shape)
+        head = self.head.build(encoder.width, patch_prototypes)
+        return Network(encoder, head, None if self.patch_head is None else self.patch_head.build(encoder.width))
+
+
+class Network(NamedTuple):
+    """An encoder, its head, and the patches' own head if they have one."""
+
+    encoder: Encoder
+    head: DistillHead
+    patch_head: DistillHead | None
+
+
+class Taught(NamedTuple):
+    """The teacher's probabilities: class tokens [2B, K], listed patches [M, K]."""
+
+    classes: Tensor
+    patches: Tensor
+
+
+class IBOT(Method):
+    """Self-distillation of class tokens across views, and of hidden patches within one.
+
+    Args:
+        student: trained.
+        teacher: the same, built anew; follows the student. Its encoder is exported first.
+        config: what else is to be known.
+    """
+
+    def __init__(self, student: Network, teacher: Network, config: Config) -> None:
+        super().__init__()
+        self.encoder, self.head, self.patch_head = student
+        self.teacher, self.teacher_head, self.teacher_patch_head = teacher
+        self.mask_token = nn.Parameter(torch.zeros(1, student.encoder.width))
+        own = config.patch_prototypes if config.patch_head is None else config.patch_head.prototypes
+        self.centre = Centre(config.head.prototypes, config.centre_momentum)
+        self.patch_centre = Centre(own or config.head.prototypes, config.centre_momentum)
+        self.config = c = as_in_paper(config)
+        warmup = c.teacher_temperature_epochs, c.teacher_temperature_per_step
+        self.temperature = Temperature(c.teacher_temperature_start, c.teacher_temperature, *warmup)
+        self.patch_temperature = Temperature(c.patch_temperature_start, c.patch_temperature, *warmup)
+        for follower, followed in self._pairs():
+            follow_(follower, followed)
+        if config.teacher_shares and self.head.patch_layer is not None:
+            # official `load_state_dict` fills the one layer twice, under both names; the average knows the first alone
+            follow_(self.teacher_head.last_layer, self.head.patch_layer)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        large = torch.cat([view.flat()[0] for view in batch.views[:2]])
+        hidden = torch.cat([view.flat()[1].hidden for view in batch.views[:2]])  # type: ignore[union-attr]
+        if progress.epoch < self.config.patch_start_epoch:
+            hidden = torch.zeros_like(hidden)
+        index, weight = hidden_rows(hidden, padded_count([view.hidden for view in batch.views[:2]], hidden.numel()))
+        taught = self._teach(large, index, weight, progress)
+
+        # the student sees large crops with patches hidden, small ones whole
+        tokens = self.encoder(large, replace=PatchMask(hidden, None, None), fill=self.mask_token)
+        small = [self.encoder(view.flat()[0]).prefix[:, 0] for view in batch.views[2:]]
+        classes, patches = torch.cat([tokens.prefix[:, 0], *small]), tokens.patches.flatten(0, 1)[index]
+        if self.patch_head is None:
+            classes, patches = self.head.both(classes, patches)
+        else:
+            classes, patches = self.head(classes), self.patch_head.patches(patches)
+
+        # class tokens across views, patches within theirs
+        targets, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (taught.classes, classes))
+        across = cross_view(student, targets, self.config.student_temperature)
+        within = masked_patches(patches, taught.patches, weight, len(large), self.config.student_temperature)
+        loss = self.config.class_weight * across + self.config.patch_weight * within
+        if self.config.koleo:
+            loss = loss + self.config.koleo * sum(koleo(view) for view in tokens.prefix[:, 0].chunk(2))
+
+        views = tokens.prefix[:, 0].detach().chunk(2)
+        parts = {"class_loss": across.detach(), "patch_loss": within.detach(), **teaching(across, targets)}
+        return Output(loss, {**parts, "feature_std": feature_std(torch.cat(views)), **contrast(*views)}, views[0])
+
+    @torch.no_grad()
+    def _teach(self, large: Tensor, index: Tensor, weight: Tensor, progress: Progress) -> Taught:
+        """What the teacher makes of whole large crops: of class tokens, and of the patches that are listed."""
+        tokens = self.teacher(large)
+        classes = self.teacher_head(tokens.prefix[:, 0])
+
+        # the centre of all patches needs their MLP; prototypes, being linear, see the mean of what it makes alone
+        head = self.teacher_head if self.teacher_patch_head is None else self.teacher_patch_head
+        everything = self.config.targets == "centre" and self.config.patch_centre == "all"
+        patches = tokens.patches.flatten(0, 1)
+        embedded = head.embed(patches if everything else patches[index])
+        hidden = head.patch_logits(embedded[index] if everything else embedded)
+
+        epoch, steps_per_epoch = progress.epoch, progress.total_steps / progress.epochs
+        temperature = self.temperature.at(epoch, steps_per_epoch)
+        patch_temperature = self.patch_temperature.at(epoch - self.config.patch_start_epoch, steps_per_epoch)
+        if self.config.targets == "sinkhorn":
+            return Taught(sinkhorn(classes, temperature), sinkhorn(hidden, patch_temperature, valid=weight > 0))
+        self.centre.note(classes, progress.step)
+        if everything:
+            mean = embedded.float().mean(0, keepdim=True).to(embedded.dtype)
+            self.patch_centre.note(head.patch_logits(mean), progress.step)
+        else:
+            self.patch_centre.note(hidden, progress.step, valid=weight > 0)
+        return Taught(
+            sharpen(classes, self.centre.value, temperature),
+            sharpen(hidden, self.patch_centre.value, patch_temperature),
+        )
+
+    def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(follower, followed)."""
+        teachers = self.teacher, self.teacher_head, self.teacher_patch_head
+        students = self.encoder, self.head, self.patch_head
+        return [(t, s) for t, s in zip(teachers, students, strict=True) if t is not None and s is not None]
+
+    def after_step(self, progress: Progress) -> None:
+        momentum = cosine(self.config.momentum, 1.0, progress.step / progress.total_steps)
+        for follower, followed in self._pairs():
+            ema_(follower, followed, momentum)
+        if self.config.targets == "centre":
+            self.centre.update_()
+            self.patch_centre.update_()
+
+    def held(self, progress: Progress) -> Iterable[nn.Parameter]:
+        """The last layers, at first (official `cancel_gradients_last_layer`)."""
+        frozen = self.config.frozen_by == "gradient" and progress.epoch < self.config.frozen_epochs
+        return self._last_layers() if frozen else ()
+
+    def begins(self, name: str) -> float:
+        """Later for the last layers, where their rate is what holds them (DINOv2, official `apply_optim_scheduler`)."""
+        last = {id(parameter) for parameter in self._last_layers()} if self.config.frozen_by == "rate" else ()
+        return self.config.frozen_epochs if id(self.get_parameter(name)) in last else 0.0
+
+    def _last_layers(self) -> list[nn.Parameter]:
+        return [p for head in (self.head, self.patch_head) if head is not None for p in head.prototypes()]
+
+    def compares_pictures(self) -> bool:
+        return self.config.koleo > 0 or self.config.targets == "sinkhorn"
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """The backbone with its mask token, and each head (DINOv2)."""
+        heads = [list(head.parameters()) for head in (self.head, self.patch_head) if head is not None]
+        return [[*self.encoder.parameters(), self.mask_token], *heads]
+
+    def lr_scale(self, name: str) -> float:
+        """Less for lower blocks and the patch embedding; registers are the top (DINOv2, official `param_groups.py`)."""
+        if not name.startswith(("encoder.", "mask_token")):
+            return 1.0
+        top = self.encoder.depth + 1
+        block = re.match(r"encoder\.vit\.blocks\.(\d+)\.", name)
+        layer = int(block[1]) + 1 if block else top if name.startswith(TOP) else 0
+        patches = self.config.patch_embed_lr if ".patch_embed." in name else 1.0
+        return patches * self.config.layer_decay ** (top - layer)
+
+    def exports(self) -> dict[str, Encoder]:
+        return {"teacher": self.teacher, "encoder": self.encoder}
+
+    def symptoms(self) -> list[Symptom]:
+        c, calm = self.config, same_features("set optim.clip=0.3 and optim.clip_by=tensor")
+        uniform = uniform_teacher(c.head.prototypes, c.teacher_temperature)
+        return [uniform, calm, *([one_prototype(c.centre_momentum)] if c.targets == "centre" else [])]

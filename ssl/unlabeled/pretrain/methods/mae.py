@@ -1,0 +1,143 @@
+"""Masked autoencoders (He et al., CVPR 2022; official code facebookresearch/mae at efb2a80).
+
+Encode the visible quarter of the patches, predict the pixels of the hidden ones. Where paper and code differ this
+follows the code: the fused qkv is initialised as one matrix, and class and mask tokens are decayed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Tensor, nn
+
+from unlabeled.backbone.build import is_beit
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.data.mask import with_equal_counts
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
+from unlabeled.nn.init import xavier_, xavier_patches_
+from unlabeled.nn.measures import feature_std
+from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
+from unlabeled.pretrain.decoder import Decoder, DecoderConfig, SelfDecoderConfig
+from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.symptoms import nothing_explained
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """MAE: defaults are the paper's ViT-B/16."""
+
+    name: Literal["mae"] = "mae"
+    view: View = Field(View(size=224, scale=(0.2, 1.0), mask=RandomMask()), description="the crop and its mask")
+    encoder: EncoderConfig = Field(EncoderConfig(), description="the vision transformer that is kept")
+    decoder: DecoderConfig = Field(
+        SelfDecoderConfig(), description="the decoder: self (the paper's) or cross (cheaper)"
+    )
+    normalize_targets: bool = Field(True, description="regress patches of zero mean and unit variance")
+
+    @field_validator("view")
+    @classmethod
+    def _masked(cls, view: View) -> View:
+        if view.mask is None or view.count != 1:
+            raise ValueError(f"MAE needs one masked crop, found count {view.count} and mask {view.mask}")
+        if not view.mask.equal_counts:
+            raise ValueError(
+                f"MAE drops patches and needs a mask that hides as many in every crop, found mask {view.mask.name}. "
+                f"Use {with_equal_counts()}."
+            )
+        return view
+
+    @field_validator("encoder")
+    @classmethod
+    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
+        encoder.must_hide_patches("MAE")
+        if "view" in info.data:
+            info.data["view"].check(encoder.patch_size, encoder.channels)
+        if is_beit(encoder.model):
+            raise ValueError(f"MAE drops patches, which '{encoder.model}' cannot. Use a vit_* model, or method simmim.")
+        return encoder
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views its forward expects, in order."""
+        return (self.view,)
+
+    def build(self) -> MAE:
+        """A randomly initialised model."""
+        encoder = self.encoder.build(self.view.shape)
+        decoder = self.decoder.build(encoder, self.encoder.patch_size**2 * self.encoder.channels)
+        return MAE(encoder, decoder, self.normalize_targets)
+
+
+class MAE(Method):
+    """An encoder that sees only visible patches and a light decoder that regresses the hidden ones.
+
+    Args:
+        encoder: kept and exported.
+        decoder: from the encoder's tokens to pixels of hidden patches.
+        normalize_targets: regress normalised patches (section 4.2).
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, normalize_targets: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.normalize_targets = normalize_targets
+        initialize_(encoder)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        images, mask = batch.views[0].flat()
+        assert mask is not None
+
+        # encode what is visible, predict what the decoder chooses among the hidden
+        tokens = self.encoder(images, drop=mask)
+        prediction = self.decoder(tokens, mask).float()
+
+        # mean squared error over the hidden patches of the whole batch
+        patches = patchify(images, self.encoder.patch_size)
+        target = gather(patches, self.decoder.predicts(mask))
+        if self.normalize_targets:
+            target = normalize_patches(target)
+        loss = (prediction - target).square().mean()
+        # predicting the mean explains nothing; normalised patches have a variance of (P - 1) / P over P values
+        features = tokens.pool("mean").detach()
+        measures = {"explained": 1 - loss.detach() / target.var(), "feature_std": feature_std(features)}
+        return Output(loss, measures, features)
+
+    def exports(self) -> dict[str, Encoder]:
+        return {"encoder": self.encoder}
+
+    def pooling(self) -> Literal["cls", "mean"]:
+        """The mean of the patches, as in MAE's fine-tuning: no loss reads the class token."""
+        return "mean"
+
+    def symptoms(self) -> list[Symptom]:
+        return [nothing_explained(clip=1.0)]
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Tensor:
+        """Originals, masked inputs and reconstructions: [B, 3, C, H, W], normalised like the input."""
+        images, mask = batch.views[0].flat()
+        assert mask is not None
+        return triptych(images, self.reconstruct(images, mask), mask, self.encoder.patch_size)
+
+    def reconstruct(self, images: Tensor, mask: PatchMask) -> Tensor:
+        """Pixels of every patch [B, N, p * p * C]; normalised predictions get their patch's true mean and std back."""
+        everything = torch.arange(mask.hidden.shape[-1], device=images.device).expand(len(images), -1)
+        prediction = self.decoder(self.encoder(images, drop=mask), mask, index=everything).float()
+        if not self.normalize_targets:
+            return prediction
+        variance, mean = torch.var_mean(patchify(images, self.encoder.patch_size), dim=-1, keepdim=True)
+        return prediction * (variance + 1e-6).sqrt() + mean
+
+
+def initialize_(encoder: Encoder) -> None:
+    """MAE's initialisation of a ViT: Xavier everywhere, class token N(0, .02); learned positions N(0, .02)."""
+    vit = encoder.vit
+    xavier_(vit)
+    xavier_patches_(vit.patch_embed.proj)
+    for token in (vit.cls_token, vit.reg_token, vit.pos_embed if vit.pos_embed.requires_grad else None):
+        if token is not None:
+            nn.init.normal_(token, std=0.02)

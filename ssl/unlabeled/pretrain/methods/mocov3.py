@@ -1,0 +1,159 @@
+"""MoCo v3 (Chen, Xie, He, ICCV 2021; official code facebookresearch/moco-v3 at c349e6e).
+
+Two views of a picture must find each other among the pictures of the batch: queries from a trained encoder, keys from
+its moving average. Where paper and code differ this follows the code: the teacher that makes the keys of a step has
+already followed the student's weights of that step (the pseudocode updates it at the end), queries are contrasted with
+all keys of all processes, and the two terms are summed. Small has 12 heads, not timm's 6. A CNN begins as timm has it,
+with a projector of two layers and no norm after its predictor (official `MoCo_ResNet`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Tensor, nn
+
+from unlabeled.backbone.build import is_cnn
+from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.data.view.views import View
+from unlabeled.nn.collectives import gather, rank, world
+from unlabeled.nn.heads import mlp
+from unlabeled.nn.init import mocov3_
+from unlabeled.nn.losses import info_nce
+from unlabeled.nn.measures import contrast, feature_std
+from unlabeled.nn.schedules import cosine
+from unlabeled.nn.teacher import ema_, follow_
+from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_window
+from unlabeled.pretrain.symptoms import chance, same_features
+
+FIRST = View(
+    scale=(0.08, 1.0), interpolation="bilinear", jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0
+)
+SECOND = FIRST.model_copy(update={"blur": 0.1, "solarize": 0.2})
+SMALL = EncoderConfig(model="vit_small_patch16_224", heads=12, positions="sincos_rows")
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """MoCo v3: defaults are the paper's ViT-S/16."""
+
+    name: Literal["mocov3"] = "mocov3"
+    first: View = Field(FIRST, description="the first view: always blurred")
+    second: View = Field(SECOND, description="the second view: rarely blurred, sometimes solarised")
+    encoder: EncoderConfig = Field(SMALL, description="the vision transformer or CNN that is kept")
+    freeze_patches: bool = Field(True, description="keep a ViT's patch projection at its random start (section 4.2)")
+    hidden: int = Field(4096, ge=1, description="width inside projector and predictor")
+    dim: int = Field(256, ge=2, description="width of queries and keys")
+    temperature: float = Field(0.2, gt=0, description="of the similarities")
+    momentum: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of the teacher at the start, a cosine takes it to 1; null = 0.99 at batch 4096, rescaled",
+    )
+
+    paper: ClassVar = Setting(batch=4096, epochs=300, steps=93_600)
+    ends: ClassVar = {"momentum": 1.0}
+    rules: ClassVar = {"momentum": Rule(0.99, same_window)}
+
+    @field_validator("first", "second")
+    @classmethod
+    def _one_crop(cls, view: View) -> View:
+        if view.count != 1 or view.mask is not None:
+            raise ValueError(f"MoCo v3 needs one whole crop per view, found count {view.count} and mask {view.mask}")
+        return view
+
+    @field_validator("encoder")
+    @classmethod
+    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
+        for view in (info.data[name] for name in ("first", "second") if name in info.data):
+            view.check(encoder.crop_unit, encoder.channels)
+        if {"first", "second"} <= info.data.keys():
+            info.data["first"].must_have_size_of(info.data["second"], "views")
+        return encoder
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views its forward expects, in order."""
+        return (self.first, self.second)
+
+    def build(self) -> MoCoV3:
+        """A randomly initialised model, its teacher equal to it."""
+        return MoCoV3(self._branch(), self._branch(), self)
+
+    def _branch(self) -> Branch:
+        encoder = self.encoder.build(self.first.shape)
+        if is_cnn(encoder.model):
+            return Branch(encoder, mlp((encoder.width, self.hidden, self.dim)))
+        mocov3_(encoder.vit, self.freeze_patches)
+        return Branch(encoder, mlp((encoder.width, self.hidden, self.hidden, self.dim)))
+
+
+class Branch(nn.Module):
+    """An encoder and its projector: what the teacher follows."""
+
+    def __init__(self, encoder: Encoder, projector: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.projector = encoder, projector
+
+
+class MoCoV3(Method):
+    """Symmetrised InfoNCE between two views, with a momentum teacher and no queue.
+
+    Args:
+        student: encoder and projector that are trained; the encoder is exported.
+        teacher: the same, built anew; follows the student.
+        config: predictor, temperature and momentum.
+    """
+
+    def __init__(self, student: Branch, teacher: Branch, config: Config) -> None:
+        super().__init__()
+        self.encoder, self.projector = student.encoder, student.projector
+        self.predictor = mlp((config.dim, config.hidden, config.dim), last_norm=not is_cnn(self.encoder.model))
+        self.teacher = teacher
+        self.temperature = config.temperature
+        self.momentum = as_in_paper(config).momentum
+        follow_(teacher, self)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        images = torch.cat([view.flat()[0] for view in batch.views])
+        features = self._features(self.encoder, images)
+        query_1, query_2 = self.predictor(self.projector(features, views=2), views=2).chunk(2)
+        with torch.no_grad():
+            key_1, key_2 = self.teacher.projector(self._features(self.teacher.encoder, images), views=2).chunk(2)
+
+        loss = self._contrast(query_1, key_2) + self._contrast(query_2, key_1)
+        # what a network gets that cannot tell pictures apart
+        blind = 2 * 2 * self.temperature * math.log(len(query_1) * world())
+        measures = {"of_chance": loss.detach() / blind, "feature_std": feature_std(features)}
+        return Output(loss, {**measures, **contrast(query_1, key_2)}, features[: len(query_1)].detach())
+
+    def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """Features of both views [2B, D]; a CNN gets each view as a batch of its own, too."""
+        batches = images.chunk(2) if encoder.has_batch_norm else (images,)
+        return torch.cat([encoder.feature(batch) for batch in batches])
+
+    def _contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return info_nce(queries, gather(keys), len(queries) * rank(), self.temperature)
+
+    def after_step(self, progress: Progress) -> None:
+        """The teacher follows, with the next step's momentum: officially it does so before that step's keys."""
+        done = min(1.0, (progress.step + 1) / progress.total_steps)
+        ema_(self.teacher, self, cosine(self.momentum, 1.0, done))
+
+    def exports(self) -> dict[str, Encoder]:
+        return {"encoder": self.encoder, "teacher": self.teacher.encoder}
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Everything decays: biases, norms and class token too (official `main_moco.py`)."""
+        return True
+
+    def compares_pictures(self) -> bool:
+        return True
+
+    def symptoms(self) -> list[Symptom]:
+        return [chance(), same_features("keep method.momentum at 0.99 or above")]

@@ -1,0 +1,156 @@
+"""SimMIM (Xie et al., CVPR 2022; official code microsoft/SimMIM at d3e29bc).
+
+The encoder sees all patches, hidden ones replaced by a mask token; one linear layer regresses their raw pixels with an
+L1 loss. Where paper and code differ this follows the code: its ViT has BEiT's relative positions in one table that all
+blocks share, mask token and table are decayed, and initial weights are cut at one standard deviation. A plain ViT with
+absolute positions does as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.data.mask import with_equal_counts
+from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.view.views import View
+from unlabeled.nn.measures import feature_std
+from unlabeled.nn.patches import PatchMask, gather, patchify, triptych
+from unlabeled.pretrain.decoder import LinearDecoder
+from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.symptoms import nothing_explained
+
+VIEW = View(
+    size=224, scale=(0.67, 1.0), interpolation="bilinear", mask=RandomMask(ratio=0.6, unit=32, rounding="ceil_hidden")
+)
+ENCODER = EncoderConfig(model="beit_base_patch16_224", positions="relative", drop_path=0.1)
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """SimMIM: defaults are the official ViT-B/16."""
+
+    name: Literal["simmim"] = "simmim"
+    view: View = Field(VIEW, description="the crop and its mask")
+    encoder: EncoderConfig = Field(ENCODER, description="the transformer that is kept: beit_* (official), or vit_*")
+
+    @field_validator("view")
+    @classmethod
+    def _masked(cls, view: View) -> View:
+        if view.mask is None or view.count != 1:
+            raise ValueError(f"SimMIM needs one masked crop, found count {view.count} and mask {view.mask}")
+        if not view.mask.equal_counts:
+            raise ValueError(
+                f"SimMIM needs a mask that hides as many patches in every crop, found mask {view.mask.name}. "
+                f"Use {with_equal_counts()}."
+            )
+        return view.model_copy(update={"mask": view.mask and view.mask.rounded("ceil_hidden")})
+
+    @field_validator("encoder")
+    @classmethod
+    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
+        encoder.must_hide_patches("SimMIM")
+        if "view" in info.data:
+            info.data["view"].check(encoder.patch_size, encoder.channels)
+        return encoder
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views its forward expects, in order."""
+        return (self.view,)
+
+    def build(self) -> SimMIM:
+        """A randomly initialised model."""
+        return SimMIM(self.encoder.build(self.view.shape))
+
+
+class SimMIM(Method):
+    """An encoder with mask tokens and a linear layer that regresses pixels of hidden patches.
+
+    Args:
+        encoder: kept and exported.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
+        self.decoder = LinearDecoder(encoder, encoder.patch_size**2 * encoder.channels)
+        initialize_(encoder)
+        cut_normal_(self.mask_token)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        images, mask = batch.views[0].flat()
+        assert mask is not None
+
+        # encode everything with hidden patches replaced, predict the pixels behind them
+        tokens = self.encode(images, mask)
+        prediction = self.decoder(tokens, mask).float()
+
+        # absolute error per hidden pixel and channel, over the whole batch
+        target = gather(patchify(images, self.encoder.patch_size), self.decoder.predicts(mask)).float()
+        error = (prediction - target).abs().sum()
+        pixels = target.numel() / self.encoder.channels
+        loss = error / (pixels + 1e-5) / self.encoder.channels
+        explained = 1 - loss.detach() / (target - target.mean()).abs().mean()
+        features = tokens.pool("mean").detach()
+        return Output(loss, {"explained": explained, "feature_std": feature_std(features)}, features)
+
+    def encode(self, images: Tensor, mask: PatchMask) -> Tokens:
+        """Tokens of images [B, C, H, W] whose hidden patches are not seen."""
+        return self.encoder(images, replace=mask, fill=self.mask_token)
+
+    def exports(self) -> dict[str, Encoder]:
+        return {"encoder": self.encoder}
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Not 1-D tensors, class token and positions; mask token and relative table decay (official optimizer)."""
+        return super().decays(name, parameter) and not name.endswith(("cls_token", "reg_token", "pos_embed"))
+
+    def pooling(self) -> Literal["cls", "mean"]:
+        """The mean of the patches, as in SimMIM's fine-tuning: no loss reads the class token."""
+        return "mean"
+
+    def symptoms(self) -> list[Symptom]:
+        return [nothing_explained(clip=5.0)]
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Tensor:
+        """Originals, masked inputs and reconstructions: [B, 3, C, H, W], normalised like the input."""
+        images, mask = batch.views[0].flat()
+        assert mask is not None
+        everything = torch.arange(mask.hidden.shape[-1], device=images.device).expand(len(images), -1)
+        prediction = self.decoder(self.encode(images, mask), mask, index=everything).float()
+        return triptych(images, prediction, mask, self.encoder.patch_size)
+
+
+def initialize_(encoder: Encoder) -> None:
+    """SimMIM's initialisation: linears, patches and tokens cut-normal; the outputs of block l / sqrt(2 l).
+
+    Official `VisionTransformerForSimMIM`, whose cut reaches every module, and `fix_init_weight`. The relative table
+    stays zero, fixed sine-cosine positions stay as they are.
+    """
+    vit = encoder.vit
+    for part in vit.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            cut_normal_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for name in ("cls_token", "reg_token", "pos_embed"):
+        parameter = getattr(vit, name, None)
+        if parameter is not None and parameter.requires_grad:
+            cut_normal_(parameter)
+    with torch.no_grad():
+        for number, block in enumerate(vit.blocks, start=1):
+            for linear in (block.attn.proj, block.mlp.fc2):
+                linear.weight.div_(math.sqrt(2 * number))
+
+
+def cut_normal_(parameter: Tensor, std: float = 0.02) -> None:
+    """Normal, cut at one standard deviation: what is left has a deviation of 0.54 std."""
+    nn.init.trunc_normal_(parameter, std=std, a=-std, b=std)

@@ -1,0 +1,64 @@
+"""The collapses that are known, each by the value that gives it away. Methods pick theirs in `Method.symptoms`."""
+
+from __future__ import annotations
+
+import math
+
+from unlabeled.pretrain.method import Symptom
+
+# cosines of 0.99: pictures that differ have fewer, at the start of a run too; 0.14 was seen in runs that learn
+SAME = 0.1
+# a reading is an average over steps, so no value is reached exactly
+NEARLY = 0.995
+
+
+def uniform_teacher(prototypes: int, temperature: float) -> Symptom:
+    """The teacher's entropy is ln K: a distillation whose targets say nothing (DINO, section 5.3)."""
+    return Symptom(
+        "teacher_entropy",
+        f"the teacher says the same of all pictures, its entropy is ln {prototypes}: a collapse",
+        f"Lower method.teacher_temperature from {temperature:g} to {min(0.04, temperature / 2):g}, "
+        "or optim.base_lr to a third.",
+        at_least=NEARLY * math.log(prototypes),
+    )
+
+
+def one_prototype(centre_momentum: float) -> Symptom:
+    """The mean target has no entropy: all pictures have the same prototype, which is what centring prevents."""
+    return Symptom(
+        "mean_entropy",
+        "the teacher gives all pictures the same one or two prototypes: a collapse",
+        f"Lower method.centre_momentum from {centre_momentum:g} to {min(0.9, centre_momentum / 2):g}, "
+        "or raise method.teacher_temperature_start to 0.04 or more.",
+        at_most=math.log(2),
+    )
+
+
+def same_features(instead: str) -> Symptom:
+    """Features have no variance; `instead` is a cure beside a lower learning rate."""
+    return Symptom(
+        "feature_std",
+        "all pictures get nearly the same features: a collapse",
+        f"Lower optim.base_lr to a third, or {instead}.",
+        at_most=SAME,
+    )
+
+
+def chance() -> Symptom:
+    """A contrastive loss of ln N, or 2 tau ln N per term as MoCo v3 scales it: what blind guessing gets."""
+    return Symptom(
+        "of_chance",
+        "views find each other no better than chance: nothing is learnt",
+        "Lower optim.base_lr to a third, or warm up longer (optim.warmup_epochs).",
+        at_least=0.98,
+    )
+
+
+def nothing_explained(clip: float) -> Symptom:
+    """A reconstruction as good as the mean of its targets: (P - 1) / P for normalised patches of P values."""
+    return Symptom(
+        "explained",
+        "predictions are no better than the mean of the targets: nothing is learnt",
+        f"Lower optim.base_lr to a third, or set optim.clip={clip:g}.",
+        at_most=0.02,
+    )

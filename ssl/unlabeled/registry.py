@@ -1,0 +1,119 @@
+"""Kinds are files: a folder with a plural name holds them, `NAME.py` has one `Config`, and NAME is what recipes say.
+
+A name with a dot is the import path of a module outside the package, which has a `Config` of the same contract:
+`method: {name: mypackage.mymethod}`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, GetCoreSchemaHandler, SerializationInfo, ValidationInfo
+from pydantic_core import CoreSchema, PydanticCustomError, SchemaValidator, core_schema
+
+from unlabeled.errors import first_line
+
+_outside: dict[tuple[str, type[BaseModel]], dict[str, type[BaseModel]]] = {}  # those that a recipe has named
+
+
+@dataclass(frozen=True)
+class ByFile:
+    """The choice between the kinds of a folder, told apart by `name`: `Annotated[Contract, ByFile(PACKAGE)]`.
+
+    A type checker sees the contract, a recipe may name any file.
+
+    Args:
+        package: dotted name of the folder.
+        contract: base class of every `Config` in it.
+        without: names of files that cannot be chosen here.
+    """
+
+    package: str
+    contract: type[BaseModel]
+    without: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """The names of all files that can be chosen, sorted."""
+        folder = importlib.import_module(self.package).__path__
+        return sorted({module.name for module in pkgutil.iter_modules(folder)} - set(self.without))
+
+    def kinds(self) -> dict[str, type[BaseModel]]:
+        """Every `Config` by its name, with those outside the package that were found before."""
+        inside = {name: _config(f"{self.package}.{name}", name, self.contract) for name in self.names()}
+        return inside | _outside.get((self.package, self.contract), {})
+
+    def kind(self, name: str) -> type[BaseModel]:
+        """The `Config` of one name.
+
+        Raises:
+            ValueError: there is none, or the module it names has none that fits.
+        """
+        if "." in name:
+            known = _outside.setdefault((self.package, self.contract), {})
+            if name not in known:
+                known[name] = _config(name, name, self.contract)
+            return known[name]
+        if name not in self.names():
+            raise ValueError(f"expected one of {', '.join(self.names())}, or a module as PACKAGE.MODULE, found {name}")
+        return _config(f"{self.package}.{name}", name, self.contract)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A union of all kinds by `name`; a name with a dot is imported when it is met."""
+        kinds = {name: handler.generate_schema(self.kind(name)) for name in self.names()}
+        return core_schema.with_info_wrap_validator_function(
+            self._validate,
+            core_schema.tagged_union_schema(kinds, discriminator="name"),
+            serialization=core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True),
+        )
+
+    def _validate(self, data: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        name = data.get("name") if isinstance(data, Mapping) else getattr(data, "name", None)
+        if not isinstance(name, str) or "." not in name:
+            return handler(data)
+        try:
+            config = self.kind(name)
+        except ValueError as error:
+            raise PydanticCustomError("outside_kind", "{error}", {"error": str(error)}) from error
+        # the label of the union's member stands in the places of errors, as for the package's own
+        union = SchemaValidator(core_schema.tagged_union_schema({name: config.__pydantic_core_schema__}, "name"))
+        if info.mode == "json":
+            return union.validate_json(json.dumps(data), strict=True)
+        return union.validate_python(data)
+
+
+def _config(module: str, name: str, contract: type[BaseModel]) -> type[BaseModel]:
+    """The `Config` of a module.
+
+    Raises:
+        ValueError: there is no such module, it cannot be imported, or its `Config` is not of the contract.
+    """
+    try:
+        config: Any = getattr(importlib.import_module(module), "Config", None)
+    except Exception as error:  # a module of somebody else's: whatever it raises, the person must hear it
+        raise ValueError(
+            f"the module '{module}' cannot be imported: {type(error).__name__}: {first_line(error)}. Expected a module "
+            "on Python's path (PYTHONPATH, or installed)"
+        ) from error
+    if not isinstance(config, type) or not issubclass(config, contract):
+        raise ValueError(f"the module '{module}' has no class Config derived from {contract.__name__}")
+    if config.model_fields["name"].default != name:
+        raise ValueError(
+            f"Config of the module '{module}' is called {config.model_fields['name'].default!r}; expected the field "
+            f"name: Literal[{name!r}] = {name!r}"
+        )
+    return config
+
+
+def _dump(value: BaseModel, info: SerializationInfo) -> dict[str, Any]:
+    return value.model_dump(
+        mode=info.mode,
+        exclude_unset=info.exclude_unset,
+        exclude_defaults=info.exclude_defaults,
+        exclude_none=info.exclude_none,
+        round_trip=info.round_trip,
+    )

@@ -1,0 +1,376 @@
+"""The only training loop: pretraining and fine-tuning, one process or many."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unlabeled.data.batch.bad import BadSamples
+from unlabeled.data.batch.feed import Feed
+from unlabeled.data.batch.loader import Normalize, RawBatch, to_device
+from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
+from unlabeled.errors import Stopped, UserError
+from unlabeled.evaluate.features import evaluating
+from unlabeled.nn.measures import effective_rank
+from unlabeled.pretrain.method import Batch, Method, Output, Progress
+from unlabeled.processes import gather_objects, on_main, raise_together, total
+from unlabeled.report.clock import Clock
+from unlabeled.train import snapshot, state
+from unlabeled.train.checkpoint import Checkpoint, Checkpoints
+from unlabeled.train.clip import clip_gradients
+from unlabeled.train.cpu import settle
+from unlabeled.train.diagnosis import Diagnosis
+from unlabeled.train.job import Job
+from unlabeled.train.optim import param_groups, set_rates
+from unlabeled.train.signals import stop
+from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers, scores_at
+from unlabeled.train.watch import Watch
+
+
+class Verdict(NamedTuple):
+    """What all processes agreed on about a step."""
+
+    broken: bool
+    stop: bool
+    bad: bool
+    failed: bool
+    loss: float
+
+
+class Engine:
+    """Runs a job to its end, or to a signal.
+
+    Args:
+        job: what to run.
+        accelerator: device, precision, processes.
+        output: the run's folder.
+    """
+
+    def __init__(self, job: Job, accelerator: Accelerator, output: Path) -> None:
+        self.job, self.accelerator, self.output = job, accelerator, output
+        recipe, self.device = job.recipe, accelerator.device
+        self.steps_per_epoch = steps_per_epoch(len(job.dataset.source), recipe.train.batch_size)
+        self.total_steps = total_steps(recipe.train.epochs, self.steps_per_epoch)
+        self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.watch = job.watch
+        self.first_step = 0  # of this process: where it went on from
+        self.evaluated: dict[str, float] = {}
+        self.lengths: list[float] = []  # epochs of the run before it was extended
+        self._ahead: tuple[RawBatch, Batch] | None = None
+
+        if self.device.type == "cpu":
+            settle(recipe.run.threads)
+        # all processes start from the same weights, then draw differently
+        torch.manual_seed(recipe.seed)
+        self.method = job.build()
+        torch.manual_seed(recipe.seed + 1 + accelerator.process_index)
+        if recipe.run.compile:
+            for part in self.method.children():
+                part.compile()
+        optimizer = recipe.optim.build(param_groups(self.method.to(self.device), recipe.optim.weight_decay))
+        self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
+        self.statistics = state.Statistics(self.method)
+        self.peak = recipe.optim.peak(recipe.train.batch_size)
+        self.normalize = Normalize(recipe.data.mean, recipe.data.std, self.device)
+
+        self.display = Display(recipe.name, self.total_steps, recipe.train.epochs, accelerator.is_main_process)
+        run = recipe.run
+        kept = run.keep_last, run.keep_every, self.display.say, snapshot.check, accelerator.is_main_process
+        self.checkpoints = Checkpoints(output / "checkpoints", *kept)
+        self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
+        self.clock = Clock()
+        self.meter, self.averages = Meter(), Averages()
+        self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.display.say)
+
+    # ---------------------------------------------------------------- a run
+
+    def run(self) -> bool:
+        """Train to the end. False when a signal stopped the run after a checkpoint.
+
+        Raises:
+            UserError: too many bad pictures or non-finite steps, or a checkpoint cannot be written.
+        """
+        self.metrics = on_main(self.accelerator, lambda: MetricsFile(self.output / "metrics.jsonl", self.step))
+        self.trackers = Trackers(self.accelerator, self.job.recipe.name, self.job.recipe, self.display.say)
+        self.model.train()
+        feed = self._feed()
+        self.meter.reset(feed)
+        try:
+            with stop, self.display:
+                return self._owed() and self._loop(feed)
+        finally:
+            feed.close()
+            self.trackers.close()
+            if self.metrics:
+                self.metrics.close()
+
+    def _loop(self, feed: Feed) -> bool:
+        pending, error = feed.next()
+        self._note_bad(pending, error)
+        self.meter.reset(feed)
+        with stop.later():
+            stop.where = ""
+            return self._steps(feed, pending)
+
+    def _steps(self, feed: Feed, pending: list[RawBatch]) -> bool:
+        while not self.done:
+            batch, norm = self._forward_backward(pending)
+            pending, error = feed.next()
+            self._copy_ahead(pending)
+            verdict = self._agree(norm, pending, error)
+            self._update(verdict.broken)
+            if verdict.failed:
+                self.save()  # the step is whole: what the loader lost must not cost more
+            if verdict.bad or verdict.failed:
+                self._note_bad(pending, error)
+            self._report(norm, feed, verdict.loss)
+            saves = self._due(self.job.recipe.run.checkpoint_every) or self.done or verdict.stop or self._is_best()
+            if saves:
+                self.save()  # before it is scored, which may take long
+            if verdict.stop:
+                return False
+            scored, drawn = self._is_scored(), self._is_drawn()
+            if (scored or drawn) and not self._evaluate(batch if drawn else None, scored):
+                if not saves:
+                    self.save()
+                return False
+        return True
+
+    def _owed(self) -> bool:
+        """Score the step that a run goes on from, if that was left out; False when a signal cut it short."""
+        if not self.step or not self._is_scored():
+            return True
+        known = gather_objects(scores_at(self.output / "metrics.jsonl", self.step) if self.metrics else None)[0]
+        self.evaluated |= known
+        return bool(known) or self._evaluate(None)
+
+    def _is_scored(self) -> bool:
+        return self._due(self.job.recipe.evaluate and self.job.recipe.evaluate.every) or self.done
+
+    def _is_drawn(self) -> bool:
+        every = self.job.recipe.run.pictures_every
+        due = self._is_scored() if every is None else self._due(every) or self.done
+        return due and self.job.picture is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do: all steps are taken, or the watched score has stood still too long."""
+        return self.step >= self.total_steps or (self.watch is not None and self.watch.over)
+
+    def _is_best(self) -> bool:
+        return self.checkpoints.best == self.step
+
+    # ---------------------------------------------------------------- one step
+
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return Progress(self.step, self.total_steps, self.step / self.steps_per_epoch, self.job.recipe.train.epochs)
+
+    def rehearse(self, pending: list[RawBatch]) -> None:
+        """One whole step on micro-batches in hand; nothing is logged or saved."""
+        _, norm = self._forward_backward(pending)
+        self._update(self._agree(norm, pending, None).broken)
+
+    def _forward_backward(self, pending: list[RawBatch]) -> tuple[Batch, Tensor]:
+        """Gradients of one global batch, clipped; returns the last micro-batch and the gradient norm."""
+        progress, optim = self.progress(), self.job.recipe.optim
+        set_rates(self.optimizer, optim, self.peak, progress, self.watch.rate if self.watch else 1.0)
+        self._outputs = []
+        self.statistics.keep()
+        for i, raw in enumerate(pending):
+            batch = self._on_device(raw)
+            is_last = i + 1 == len(pending)
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                self._outputs.append(self._micro(batch, progress, len(pending)))
+        self.accelerator.unscale_gradients(self.optimizer)
+        for parameter in self.method.asleep(progress):
+            parameter.grad = None
+        norm = clip_gradients(self.method, optim.clip, optim.clip_by, optim.clip_value)
+        for parameter in self.method.held(progress):
+            parameter.grad = None
+        return batch, state.full(norm)
+
+    def _copy_ahead(self, pending: list[RawBatch]) -> None:
+        """Queue the next batch's copy and colours behind this step, before the host waits for it."""
+        self._ahead = (pending[0], self._on_device(pending[0])) if pending else None
+
+    def _on_device(self, raw: RawBatch) -> Batch:
+        if self._ahead is not None and self._ahead[0] is raw:
+            return self._ahead[1]
+        return to_device(raw, self.device, self.normalize)
+
+    def _micro(self, batch: Batch, progress: Progress, parts: int) -> Output:
+        output = self.model(batch, progress)
+        self.accelerator.backward(output.loss / parts)
+        return output._replace(loss=output.loss.detach())
+
+    def _agree(self, norm: Tensor, pending: list[RawBatch], error: Exception | None) -> Verdict:
+        """One exchange per step, and the only time the host waits for the device. The loss is the mean of all parts."""
+        loss = torch.stack([output.loss for output in self._outputs]).mean()
+        broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        told, bad = stop.received is not None, any(raw.bad for raw in pending)
+        flags = torch.tensor([told, bad, error is not None], device=self.device)
+        seen = torch.cat([broken.view(1), flags, loss.view(1) / self.accelerator.num_processes])
+        *counts, mean = total(self.accelerator, seen.float()).tolist()
+        broken_anywhere, told_anywhere, bad_anywhere, failed = (count > 0 for count in counts)
+        return Verdict(broken_anywhere, told_anywhere, bad_anywhere, failed, mean)
+
+    def _update(self, broken: bool) -> None:
+        """Step the optimizer, or skip on every process alike."""
+        searching = self.accelerator.scaler is not None
+        if not broken or searching:  # a gradient scaler skips by itself, and must see it to lower its scale
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        taken = self.progress()
+        self.step += 1
+        self.meter.count(self.job.recipe.train.batch_size)
+        if broken:
+            self.statistics.restore_()
+            self._count_skipped()
+            return
+        self.skipped_in_a_row = 0
+        self.method.after_step(taken)
+        for output in self._outputs:
+            self.averages.add({"loss": output.loss, **output.metrics})
+
+    def _count_skipped(self) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        limit = self.job.recipe.run.max_skipped
+        if self.skipped_in_a_row >= limit:
+            losses = [f"{output.loss.item():g}" for output in self._outputs]
+            raise UserError(
+                f"{limit} steps in a row had a loss or gradient that is not finite, the last at step {self.step - 1} "
+                f"(epoch {self.progress().epoch:.2f}, losses {', '.join(losses)} on process "
+                f"{self.accelerator.process_index}). No weight was touched. Lower optim.base_lr, set optim.clip, or "
+                f"use train.precision=bf16; the newest checkpoint is in {self.checkpoints.folder}."
+            )
+
+    # ---------------------------------------------------------------- data
+
+    def _feed(self) -> Feed:
+        """Micro-batches from here to the end."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return Feed(self.job.dataset, self.job.recipe, self.step, self.total_steps, rank, world, self.device)
+
+    def _note_bad(self, pending: list[RawBatch], error: Exception | None) -> None:
+        """Every process learns of every bad picture, and stops when there are too many or a loader failed."""
+        raise_together(error)
+        for found in gather_objects([bad for raw in pending for bad in raw.bad]):
+            for key, reason in found:
+                if self.bad.add(key, reason, write=self.accelerator.is_main_process):
+                    self.display.say(f"skipped {key}: {reason}")
+        self.bad.check()
+
+    # ---------------------------------------------------------------- what is said and kept
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _report(self, norm: Tensor, feed: Feed, loss: float) -> None:
+        last = self.step == self.total_steps
+        if self._due(self.job.recipe.run.log_every) or last:
+            self._log(norm, feed)
+        else:
+            self.display.show(self.step, self.progress().epoch, loss, self.meter.pace)
+        if self.watch is not None and ((in_turn := self._due(self.watch.config.every)) or last):
+            self.watch.begin_look(in_turn)
+            self._look(self.watch)
+
+    def _log(self, norm: Tensor, feed: Feed) -> None:
+        speed, epoch = self.meter.read(feed), self.progress().epoch
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        values = self.averages.read(self.accelerator) or {"loss": math.nan}
+        values |= {"epoch": epoch, "lr": rate, "grad_norm": norm.item(), "skipped": self.skipped, **speed}
+        if (features := self._outputs[-1].features) is not None:
+            values["effective_rank"] = effective_rank(features)
+        self._write(values)
+        self.diagnosis.read(self.step, values)
+        said = f"{speed['images_per_s']:,.0f} img/s  data {100 * speed['data_wait']:.0f} %"
+        self.display.show(self.step, epoch, values["loss"], self.meter.pace, said)
+
+    def _write(self, values: dict[str, float]) -> None:
+        if self.metrics:
+            self.metrics.write(self.step, values)
+        self.trackers.log(self.step, values)
+
+    def _evaluate(self, batch: Batch | None, scored: bool = True) -> bool:
+        """Evaluators, and pictures of a batch; False when a signal cut them short."""
+        try:
+            with stop.now(), self._aside() as method:
+                if scored:
+                    self._score(method)
+                if self.job.picture is not None and batch is not None and self.accelerator.is_main_process:
+                    file = self.job.picture(self.step, method, batch)
+                    with stop.later():
+                        self.trackers.show(self.step, file)
+                raise_together(None)  # pictures may have taken long, and are drawn by one process
+        except Stopped:
+            return False
+        return True
+
+    def _score(self, method: Method) -> None:
+        if self.job.evaluate is None:
+            return
+        self.evaluated = dict(self.job.evaluate(method))
+        if not self.evaluated:
+            return
+        with stop.later():
+            self._write(self.evaluated)
+        self.display.say(f"step {self.step}  " + "  ".join(f"{k} {v:.2f}" for k, v in self.evaluated.items()))
+
+    def _look(self, watch: Watch) -> None:
+        """The watched score decides which checkpoint stays, where the rate falls and when the run ends."""
+        with self._aside() as method:
+            score = watch.measure(method)[watch.config.metric]
+        consequence = watch.read(self.step, score)
+        self.checkpoints.best = watch.kept_step
+        self._write({f"watched_{watch.config.metric}": score})
+        if consequence:
+            self.display.say(f"step {self.step}  {consequence}")
+
+    @contextmanager
+    def _aside(self) -> Iterator[Method]:
+        """Within, the whole method in evaluation; random state, mode and speed are left as they were found."""
+        before = time.perf_counter()
+        devices = [self.device] if self.device.type == "cuda" else []
+        method = self.whole_method()
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(method):
+            yield method
+        self.meter.pause(time.perf_counter() - before)
+
+    def use_best(self) -> bool:
+        """Take the weights whose watched score was best; returns whether they are others than the last.
+
+        Where their checkpoint cannot be trusted, the last ones stay, and that is said.
+        """
+        best = self.checkpoints.best
+        if best is None or best == self.step:
+            return False
+        if (kept := self.checkpoints.read(best)) is None:
+            self.display.say(f"the best weights, of step {best:,}, are lost: those of the last step are used")
+            self.checkpoints.best = None
+            return False
+        state.load_model(self.method, kept.tensors["model"])
+        return True
+
+    def whole_method(self) -> Method:
+        """The method with whole weights: itself, or a copy where they are sharded (all processes must ask)."""
+        return cast("Method", state.whole(self.method, self.job.build))
+
+    def save(self) -> None:
+        """Write a checkpoint; every process raises if it cannot be written."""
+        tensors = snapshot.tensors_of(self)
+        on_main(self.accelerator, lambda: self.checkpoints.save(self.step, tensors, snapshot.state_of(self)))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, with any number of processes."""
+        snapshot.restore_(self, checkpoint)

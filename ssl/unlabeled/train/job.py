@@ -1,0 +1,35 @@
+"""What a stage hands to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlabeled.data.batch.loader import ViewDataset
+from unlabeled.pretrain.method import Batch, Method
+from unlabeled.train.watch import Watch
+
+Evaluate = Callable[[Method], Iterator[tuple[str, float]]]
+
+
+class Job(NamedTuple):
+    """What to run.
+
+    Attributes:
+        recipe: as resolved; `seed`, `train`, `optim`, `run`, `data` are read here.
+        build: makes the method, randomly initialised or with the weights to start from.
+        dataset: training samples.
+        evaluate: yields (name, value) of a whole method; None = nothing.
+        facts: what a checkpoint must agree on beside the recipe (the data's fingerprint).
+        picture: called with (step, method, batch), draws them and returns the PNG; None = nothing is drawn.
+        watch: reads one of the evaluated values: the best weights, plateaus, early stopping; None = nobody does.
+    """
+
+    recipe: Any
+    build: Callable[[], Method]
+    dataset: ViewDataset
+    evaluate: Evaluate | None
+    facts: dict[str, Any]
+    picture: Callable[[int, Method, Batch], Path] | None = None
+    watch: Watch | None = None

@@ -1,0 +1,95 @@
+"""The labelled pictures of a fine-tuning: which are learnt from, which are watched, which are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unlabeled.data.label.part import Part
+from unlabeled.data.label.subset import exponential, few_shot, in_company, stratified
+from unlabeled.data.source import Source
+from unlabeled.errors import UserError
+
+HELD_OUT_STREAM = 0x4E1D
+
+
+class Labelled(NamedTuple):
+    """Three sources that number classes alike.
+
+    Attributes:
+        train: learnt from.
+        watched: the score is taken on these while it trains; None = nothing is watched.
+        test: the result is taken on these.
+    """
+
+    train: Source
+    watched: Source | None
+    test: Source
+
+
+def labelled(recipe: Any) -> Labelled:
+    """The pictures of a recipe for finetune.py.
+
+    Raises:
+        UserError: labels are missing or do not match, or there are fewer than asked for.
+    """
+    if not recipe.data.has_val:
+        raise UserError("fine-tuning reports accuracy on data.val, which is null. Set it to the labelled split.")
+    source = recipe.data.open("train")
+    if not source.classes:
+        raise UserError(
+            "fine-tuning needs labels, and data.train has none: put its pictures into one folder per class, or name "
+            "where labels are (data.label, data.labels)."
+        )
+    if len(source.classes) == 1:
+        raise UserError(
+            f"data.train has one class, {source.classes[0]!r}; expected at least two to tell apart. Give each class a "
+            "folder of its own right below data.train."
+        )
+    test = recipe.data.open("val")
+    recipe.data.check_apart(source, test)
+    rows = chosen(source.labels, recipe.task, source.classes)
+    _refuse_empty(source, rows)
+    if recipe.watch is None:
+        return Labelled(Part(source, rows), None, test)
+    if not recipe.watch.hold_out:
+        return Labelled(Part(source, rows), test, test)
+    held = held_out(source.labels[rows], recipe.watch.hold_out, recipe.task.fraction_seed)
+    return Labelled(Part(source, np.delete(rows, held)), Part(source, rows[held]), test)
+
+
+def chosen(labels: np.ndarray, task: Any, names: Sequence[str] = ()) -> np.ndarray:
+    """Rows of the labels [n] that a task may use, ascending: first made unbalanced, then a share or a few of each.
+
+    Raises:
+        UserError: a class, which `names` name, has fewer than asked for.
+    """
+    rows = np.flatnonzero(labels >= 0)
+    if task.long_tail is not None:
+        rows = rows[exponential(labels[rows], task.long_tail, task.fraction_seed)]
+    if task.shots is not None:
+        return rows[few_shot(labels[rows], task.shots, task.fraction_seed, names)]
+    return rows[stratified(labels[rows], task.fraction, task.fraction_seed, names=names)]
+
+
+def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Rows of the labels [n] to keep from training: a share of every class that has two pictures or more."""
+    several = in_company(labels)
+    if (several < 0).all():
+        raise UserError(
+            f"watch.hold_out is {share:g}, but no class has two labelled pictures. Set watch.hold_out=0, or use more "
+            "labels."
+        )
+    return stratified(several, share, HELD_OUT_STREAM + seed, at_least=1, leave=1)
+
+
+def _refuse_empty(source: Source, rows: np.ndarray) -> None:
+    counts = np.bincount(source.labels[rows], minlength=len(source.classes))
+    empty = [source.classes[i] for i in np.flatnonzero(counts == 0)]
+    if empty:
+        raise UserError(
+            f"{len(empty)} of {len(source.classes)} classes have no picture to learn from, the first: {empty[0]}. Add "
+            "pictures to their folders in data.train, or remove the folders."
+        )
