@@ -68,7 +68,12 @@ class Pretrain:
             for field, paper, yours, why in self.rescaled
         ]
         seen = [] if recipe.evaluate is None else [("evaluate", _evaluated(recipe, job))]
-        return [("pictures", f"{len(source):,} from {recipe.data.whence}{labels}"), ("method", model), *seen, *changed]
+        return [
+            ("pictures", f"{len(source):,} from {recipe.data.location}{labels}"),
+            ("method", model),
+            *seen,
+            *changed,
+        ]
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Export the encoder, with heads and a model card."""
@@ -113,10 +118,10 @@ class Pretrain:
 
 def _evaluated(recipe: Any, job: Job) -> str:
     """What is measured while it trains, and how pictures become features for it; the export says the same."""
-    from unlabeled.launch.plan import without_memory
+    from unlabeled.launch.plan import on_meta
 
     how, (height, width) = recipe.evaluate, recipe.method.views[0].shape
-    pool = how.pool or f"{without_memory(job.build).pooling()} (as {recipe.method.name} is evaluated)"
+    pool = how.pool or f"{on_meta(job.build).pooling()} (as {recipe.method.name} is evaluated)"
     names = ", ".join(protocol.protocol for protocol in how.protocols)
     return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}"
 

@@ -13,7 +13,7 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch import forecast as module
 from unlabeled.launch.forecast import Forecast, Work, count_work, forecast, in_words, per_picture
-from unlabeled.launch.plan import without_memory
+from unlabeled.launch.plan import on_meta
 from unlabeled.launch.program import main
 from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.launch.training import pretraining
@@ -40,7 +40,7 @@ class Perceptron(Method):
 
 def test_work_against_arithmetic() -> None:
     recipe = parse(pretrain_recipe(), TINY_PRETRAIN)
-    work = count_work(without_memory(Perceptron), (View(size=4, count=2),), 1, 100, recipe)
+    work = count_work(on_meta(Perceptron), (View(size=4, count=2),), 1, 100, recipe)
     # of two crops: forward through both layers; backward only to the weights of the second
     forward, backward = 2 * (48 * 10 + 10 * 5), 2 * 10 * 5
     assert work.flops == 2 * (forward + backward)
@@ -71,7 +71,7 @@ def test_who_is_waited_for(workers: int, cores: int, together: float, monkeypatc
     monkeypatch.setattr(module, "per_picture", lambda *_: 0.15)
     monkeypatch.setattr(module, "_seconds_per_picture", lambda *_: (0.5, 0.1))
     monkeypatch.setattr(module, "cores", lambda: cores)
-    found = forecast(recipe, without_memory(training.build), training.dataset, 1, CPU)
+    found = forecast(recipe, on_meta(training.build), training.dataset, 1, CPU)
     assert found.together == pytest.approx(together)
     # 3 epochs of 5 steps of 8 pictures
     assert found.seconds == pytest.approx(15 * 8 / together)
@@ -118,7 +118,7 @@ def test_networks_of_every_family_are_measured(model: str, monkeypatch: pytest.M
     change = f"method={{name: {method}, encoder: {{model: {model}{sizes}}}}}"
     recipe = parse(pretrain_recipe(), TINY_PRETRAIN, [change, "data.size=32"])
     training = pretraining(recipe)
-    assert module.measured_flops(without_memory(training.build), training.dataset, CPU, "no") > 1e5
+    assert module.measured_flops(on_meta(training.build), training.dataset, CPU, "no") > 1e5
 
 
 @pytest.mark.parametrize(("pace", "said"), [(2.954, "2.95"), (99.6, "99.6"), (1034.4, "1,034"), (123456.7, "123,457")])

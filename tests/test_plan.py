@@ -12,7 +12,7 @@ from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.masks.stratified_block import Config as StratifiedBlockMask
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.launch.plan import empty_batch, millions, without_memory
+from unlabeled.launch.plan import empty_batch, millions, on_meta
 from unlabeled.pretrain.method import Method
 
 
@@ -33,7 +33,7 @@ def test_what_a_method_refuses_is_not_blamed_on_the_network() -> None:
         raise UserError("task.pool is cls")
 
     with pytest.raises(UserError, match=r"^task\.pool is cls$"):
-        without_memory(build)
+        on_meta(build)
 
 
 def test_few_parameters_are_counted() -> None:

@@ -11,7 +11,7 @@ from evaluate.test_protocol import FakeData
 from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder, EncoderConfig
-from unlabeled.backbone.pooling import Pool, Wanted, encoder_features
+from unlabeled.backbone.pooling import FeatureSpec, Pool, encoder_features
 from unlabeled.data.label.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
@@ -73,7 +73,7 @@ def by_hand(encoder: Encoder, pictures: Tensor, pool: Pool, blocks: int) -> Tens
 
 def test_all_kinds_of_features_from_one_pass() -> None:
     data, encoder = Counted(), make()
-    kinds = [Wanted(pool, blocks) for pool in ("cls", "mean", "cls_mean", "mean_max") for blocks in (1, 2, DEPTH)]
+    kinds = [FeatureSpec(pool, blocks) for pool in ("cls", "mean", "cls_mean", "mean_max") for blocks in (1, 2, DEPTH)]
     on_bench = bench(encoder, data)
     on_bench.prepare(kinds)
     assert data.reads == 120 and encoder.training

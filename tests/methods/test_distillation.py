@@ -231,9 +231,9 @@ def test_patches_begin_when_told() -> None:
 def test_the_last_layer_is_held_in_the_first_epoch(name: str, expected: set[str]) -> None:
     model = build(CONFIGS[name])
     names = {id(p): key for key, p in model.named_parameters()}
-    held = {names[id(p)] for p in model.held(Progress(9, 100, 0.9, 10.0)) if p.requires_grad}
+    held = {names[id(p)] for p in model.frozen(Progress(9, 100, 0.9, 10.0)) if p.requires_grad}
     assert held == expected
-    assert not list(model.held(Progress(10, 100, 1.0, 10.0)))
+    assert not list(model.frozen(Progress(10, 100, 1.0, 10.0)))
 
 
 def test_dinov2s_last_layers_stand_still_while_their_moments_grow() -> None:
@@ -245,7 +245,7 @@ def test_dinov2s_last_layers_stand_still_while_their_moments_grow() -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for epoch in (0.0, 0.9, 1.0):
         progress = Progress(int(10 * epoch), 100, epoch, 10.0)
-        assert not list(model.held(progress))
+        assert not list(model.frozen(progress))
         set_rates(optimizer, rates, 0.01, progress)
         model(batch(config), progress).loss.backward()
         optimizer.step()
@@ -313,7 +313,7 @@ def test_impossible_recipes_are_refused(config: Any, fields: dict[str, Any], tex
 
 @pytest.mark.parametrize("fields", [{"koleo": 0.1}, {"targets": "sinkhorn"}])
 def test_what_compares_pictures_says_so(fields: dict[str, Any]) -> None:
-    assert build(IBOT.model_copy(update=fields)).compares_pictures()
+    assert build(IBOT.model_copy(update=fields)).batch_dependent()
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot", "ibot, separate", "dinov2, centred"])
@@ -325,7 +325,7 @@ def test_two_micro_batches_are_one(name: str) -> None:
     for first in (0, half):
         (parts(batch(config, first, first + half), START).loss / 2).backward()
     for model in (whole, parts):
-        assert not model.compares_pictures()
+        assert not model.batch_dependent()
         model.after_step(START)
     for (key, one), two in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")

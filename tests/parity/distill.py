@@ -236,7 +236,7 @@ def one_step(method: Method, batch: Batch, step: Settings, epoch: int) -> Output
     output = method(batch, progress)
     output.loss.backward()
     clip_gradients(method, step.get("clip_grad", 3.0) or None, "tensor")
-    for parameter in method.held(progress):
+    for parameter in method.frozen(progress):
         parameter.grad = None
     optimizer.step()
     method.after_step(progress)

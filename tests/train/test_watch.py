@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 from unlabeled.train.schedules import Plateau
-from unlabeled.train.watch import Watch, Watching
+from unlabeled.train.watch import EarlyStopping, Watching
 
 
-def watch(metric: Any = "accuracy", plateau: int | None = None, **settings: Any) -> Watch:
+def watch(metric: Any = "accuracy", plateau: int | None = None, **settings: Any) -> EarlyStopping:
     schedule = None if plateau is None else Plateau(factor=0.5, patience=plateau)
-    return Watch(Watching(every=1, metric=metric, **settings), lambda _: {}, schedule)
+    return EarlyStopping(Watching(every=1, metric=metric, **settings), lambda _: {}, schedule)
 
 
 def test_best_patience_and_plateau() -> None:

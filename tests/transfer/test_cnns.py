@@ -141,7 +141,7 @@ def test_pretraining_goes_on_from_an_export(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", SMALL)
 def test_only_the_parts_that_should_learn_do(model: str, mode: str) -> None:
     method = classifier(model, mode).train()
-    assert method.compares_pictures() == (mode != "frozen")
+    assert method.batch_dependent() == (mode != "frozen")
     assert not any(isinstance(part, nn.BatchNorm2d) for part in method.modules()), "a norm of each process alone"
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     optimizer = torch.optim.SGD(param_groups(method, 0.0), lr=1.0)

@@ -185,7 +185,7 @@ def test_pictures_are_prepared_as_the_task_says_and_the_method_is_in_evaluation(
     view = View(size=(8, 12), interpolation="bilinear")
     for asked, used in ((None, "bilinear"), ("bicubic", "bicubic")):
         task = ClassifyConfig(view=view, interpolation=asked, crop_pct=0.9)  # type: ignore[arg-type]
-        module.look(method, method, SimpleNamespace(task=task, data=data, run=run), accelerator, None)  # type: ignore[arg-type]
+        module.predict_all(method, method, SimpleNamespace(task=task, data=data, run=run), accelerator, None)  # type: ignore[arg-type]
         assert (how["shape"], how["crop_pct"], how["interpolation"]) == ((8, 12), 0.9, used)
         assert (how["rank"], how["world"], how["training"]) == (1, 2, False) and method.training
 

@@ -53,7 +53,7 @@ def stepped(model: Classifier, steps: int = 2, epoch: float = 0.0) -> set[str]:
     progress = Progress(0, 1, epoch, 10.0)
     for _ in range(steps):
         model(batch(), progress).loss.backward()
-        for parameter in model.asleep(progress):
+        for parameter in model.inactive(progress):
             parameter.grad = None
         optimizer.step()
         optimizer.zero_grad()

@@ -16,7 +16,7 @@ from unlabeled.evaluate.features import Encode, evaluating
 How = Literal["cls", "mean", "max"]
 
 
-class Wanted(NamedTuple):
+class FeatureSpec(NamedTuple):
     """Features that a protocol reads: how tokens become one vector, and of how many of the last blocks.
 
     `cls` and `mean` of several blocks are concatenated, the last block's last; so are `mean` and `max` of each block in
@@ -35,7 +35,7 @@ class Part(NamedTuple):
     how: How
 
 
-def parts(wanted: Wanted) -> list[Part]:
+def parts(wanted: FeatureSpec) -> list[Part]:
     """What features consist of, in order."""
     blocks = range(wanted.blocks, 0, -1)
     if wanted.pool == "cls_mean":
@@ -45,7 +45,7 @@ def parts(wanted: Wanted) -> list[Part]:
     return [Part(block, wanted.pool) for block in blocks]
 
 
-def check(encoder: Encoder, wanted: Wanted) -> None:
+def check(encoder: Encoder, wanted: FeatureSpec) -> None:
     """Raise UserError when the encoder has no such features."""
     if wanted.pool.startswith("cls") and not encoder.has_class_token:
         raise UserError(
@@ -91,7 +91,7 @@ def encoder_features(encoder: Encoder, pool: Pool, blocks: int = 1) -> Encode:
     Raises:
         UserError: the encoder has no such features.
     """
-    wanted = Wanted(pool, blocks)
+    wanted = FeatureSpec(pool, blocks)
     check(encoder, wanted)
     return reader(encoder, parts(wanted))
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, create_model
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.pooling import Pixels, Pool, Wanted
+from unlabeled.backbone.pooling import FeatureSpec, Pixels, Pool
 from unlabeled.data.label.given import GIVEN, given
 from unlabeled.data.label.subset import stratified
 from unlabeled.errors import UserError
@@ -296,7 +296,7 @@ def _evaluate(
     # of pixels there is nothing to see but features
     protocols = [protocol for protocol in protocols if protocol.pixels or not isinstance(subject.encoder, Pixels)]
     clock = Clock()
-    bench.prepare([Wanted(bench.pool), *(kind for protocol in protocols for kind in protocol.wants(bench))])
+    bench.prepare([FeatureSpec(bench.pool), *(kind for protocol in protocols for kind in protocol.wants(bench))])
     encoding = clock.seconds
     scores = _scores(bench, protocols, config.fractions, args.seeds)
     cost = {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}

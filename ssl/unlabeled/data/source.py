@@ -167,7 +167,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         return getattr(self, "val", None) is not None
 
     @property
-    def whence(self) -> str:
+    def location(self) -> str:
         """Where pictures come from, for people."""
         if self.cache is None:
             return self.name

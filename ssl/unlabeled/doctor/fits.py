@@ -16,7 +16,7 @@ from unlabeled.data.view.views import View
 from unlabeled.doctor.facts import Facts
 from unlabeled.errors import UserError
 from unlabeled.launch.forecast import Work, count_work, per_picture
-from unlabeled.launch.plan import without_memory
+from unlabeled.launch.plan import on_meta
 from unlabeled.launch.schema import FinetuneRecipe, load_any
 from unlabeled.launch.training import Training, finetuning, pretraining
 from unlabeled.progress import duration
@@ -92,7 +92,7 @@ def _training(recipe: Any) -> Training:
 
 def _work(recipe: Any) -> Work:
     training = _training(recipe)
-    method, dataset = without_memory(training.build), training.dataset
+    method, dataset = on_meta(training.build), training.dataset
     return count_work(method, dataset.views, dataset.patch, _micro(recipe), recipe)
 
 

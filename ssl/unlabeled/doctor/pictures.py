@@ -120,7 +120,7 @@ def survey(
         timeout: seconds to wait for one.
         seen: told how many more were opened.
     """
-    chosen = unrepeated(source, evenly(len(source), most or len(source), seed))
+    chosen = drop_repeats(source, evenly(len(source), most or len(source), seed))
     batches = [chosen[i : i + BATCH].tolist() for i in range(0, len(chosen), BATCH)]
     loader = make_loader(
         _Looks(source), batches, workers=workers, device=torch.device("cpu"), timeout=timeout, collate=_columns
@@ -145,7 +145,7 @@ def evenly(n: int, most: int, seed: int) -> NDArray[np.int64]:
     return edges[:-1] + (random * np.diff(edges)).astype(np.int64)
 
 
-def unrepeated(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+def drop_repeats(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those that are not the same picture again: an epoch of a mixture repeats what weighs more."""
     if not isinstance(source, MixtureSource):
         return numbers

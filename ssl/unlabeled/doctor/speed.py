@@ -18,7 +18,7 @@ from torch import Tensor
 from unlabeled.data.batch.feed import Feed
 from unlabeled.data.batch.loader import RawBatch, to_device
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
-from unlabeled.launch.plan import check_company, memory, without_memory
+from unlabeled.launch.plan import check_accumulation, memory, on_meta
 from unlabeled.launch.training import Training
 from unlabeled.processes import raise_together
 from unlabeled.progress import task
@@ -86,8 +86,8 @@ def expect(recipe: Any, training: Training) -> Expected:
     train, dataset = recipe.train, training.dataset
     micro = per_process(train.batch_size, 1, recipe.run.accumulate)
     steps = total_steps(train.epochs, steps_per_epoch(len(dataset.source), train.batch_size))
-    method = without_memory(training.build)
-    check_company(method, train.batch_size, recipe.run.accumulate)
+    method = on_meta(training.build)
+    check_accumulation(method, train.batch_size, recipe.run.accumulate)
     return Expected(steps, micro, sum(memory(method, dataset.views, dataset.patch, micro, recipe)))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.pooling import Part, Pool, Wanted, check, parts, reader
+from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, parts, reader
 from unlabeled.data.label.subset import few_shot, stratified
 from unlabeled.evaluate.features import Features
 
@@ -64,7 +64,7 @@ class Bench:
         twin.fraction, twin.seed, twin.shots = fraction, seed, shots
         return twin
 
-    def prepare(self, wanted: Iterable[Wanted]) -> None:
+    def prepare(self, wanted: Iterable[FeatureSpec]) -> None:
         """Compute the features of several kinds in one pass over the pictures; what is there already is kept.
 
         Raises:
@@ -83,7 +83,7 @@ class Bench:
         self._parts |= dict(zip(missing, zip(*pieces, strict=True), strict=True))
 
     def features(self, pool: Pool | None = None, blocks: int = 1) -> tuple[Features, Features]:
-        """(train, test) features on the device: [n, D], or wider, see `Wanted`; of the share of labels asked for.
+        """(train, test) features on the device: [n, D], or wider, see `FeatureSpec`; of the share of labels asked for.
 
         Args:
             pool: how tokens become one vector; None = as the evaluation says.
@@ -92,7 +92,7 @@ class Bench:
         Raises:
             UserError: as `prepare`.
         """
-        wanted = Wanted(pool or self.pool, blocks)
+        wanted = FeatureSpec(pool or self.pool, blocks)
         self.prepare([wanted])
         found = [self._parts[part] for part in parts(wanted)]
         train, test = (_joined([pair[side] for pair in found]) for side in (0, 1))

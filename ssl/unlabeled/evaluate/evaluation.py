@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from unlabeled.backbone.build import is_cnn
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.pooling import Pool, Wanted
+from unlabeled.backbone.pooling import FeatureSpec, Pool
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import Interpolation
@@ -80,7 +80,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
     def must_suit(self, model: str) -> None:
         """Raise UserError when a timm model, by name, is a CNN and lacks features that are asked for."""
         pool = self.pool or "mean"
-        for kind in (Wanted(pool), *(kind for protocol in self.protocols for kind in protocol.kinds(pool))):
+        for kind in (FeatureSpec(pool), *(kind for protocol in self.protocols for kind in protocol.kinds(pool))):
             if is_cnn(model) and (kind.pool.startswith("cls") or kind.blocks > 1):
                 raise UserError(
                     f"evaluate asks for pool={kind.pool} of {kind.blocks} block(s), but the CNN '{model}' has no class "

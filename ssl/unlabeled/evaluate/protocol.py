@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field
 
-from unlabeled.backbone.pooling import Pool, Wanted
+from unlabeled.backbone.pooling import FeatureSpec, Pool
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
@@ -55,11 +55,11 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
     pixels: ClassVar[bool] = False
     labels: ClassVar[bool] = True
 
-    def wants(self, bench: Bench) -> list[Wanted]:
+    def wants(self, bench: Bench) -> list[FeatureSpec]:
         """The features it will ask of the bench, so that all protocols' come from one pass over the pictures."""
         return self.kinds(bench.pool)
 
-    def kinds(self, pool: Pool) -> list[Wanted]:
+    def kinds(self, pool: Pool) -> list[FeatureSpec]:
         """Those that follow from the settings alone, `pool` where they do not say."""
         return []
 
@@ -89,5 +89,5 @@ class Pooled(Protocol, frozen=True, extra="forbid"):
     )
     blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
 
-    def kinds(self, pool: Pool) -> list[Wanted]:
-        return [Wanted(self.pool or pool, self.blocks)]
+    def kinds(self, pool: Pool) -> list[FeatureSpec]:
+        return [FeatureSpec(self.pool or pool, self.blocks)]

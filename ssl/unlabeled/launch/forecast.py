@@ -67,7 +67,7 @@ class Forecast(NamedTuple):
 
 
 def count_work(method: Method, views: Sequence[View], patch: int, micro: int, recipe: Any) -> Work:
-    """Count the work of a method without memory. See `unlabeled.launch.plan.without_memory`.
+    """Count the work of a method without memory. See `unlabeled.launch.plan.on_meta`.
 
     Args:
         method: on the meta device.

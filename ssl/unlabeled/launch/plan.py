@@ -43,8 +43,8 @@ def plan(
     """
     micro = per_process(recipe.train.batch_size, processes, recipe.run.accumulate)
     per_epoch = steps_per_epoch(n, recipe.train.batch_size)
-    method = without_memory(build)
-    check_company(method, recipe.train.batch_size, recipe.run.accumulate)
+    method = on_meta(build)
+    check_accumulation(method, recipe.train.batch_size, recipe.run.accumulate)
     yield from what
     yield from (("view", describe_view(view, patch)) for view in views)
     # what has no parameters, such as a loss, is not worth a line
@@ -58,9 +58,9 @@ def plan(
     yield "output", f"{recipe.output}, a checkpoint every {recipe.run.checkpoint_every:,} steps"
 
 
-def check_company(method: Method, batch_size: int, micro_batches: int) -> None:
+def check_accumulation(method: Method, batch_size: int, micro_batches: int) -> None:
     """Raise UserError when a method that compares the pictures of a step would not see them together."""
-    if not method.compares_pictures():
+    if not method.batch_dependent():
         return
     if batch_size < 2:
         raise UserError(
@@ -186,7 +186,7 @@ def format_plan(title: str, lines: Iterable[Line]) -> str:
     return "\n".join(map(one_line, [title, *(f"  {topic:<10} {text}" for topic, text in lines)]))
 
 
-def without_memory(build: Callable[[], Method]) -> Method:
+def on_meta(build: Callable[[], Method]) -> Method:
     """A method whose tensors have shapes and no memory. Raises UserError when it cannot be built."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading weights into tensors without memory does nothing, as intended

@@ -276,9 +276,9 @@ def _time(recipe: Any, job: Job, accelerator: Accelerator) -> list[Line]:
     """The line of the plan about how long the run would take here."""
     from unlabeled.errors import first_line
     from unlabeled.launch.forecast import forecast, in_words
-    from unlabeled.launch.plan import without_memory
+    from unlabeled.launch.plan import on_meta
 
-    method, processes = without_memory(job.build), accelerator.num_processes
+    method, processes = on_meta(job.build), accelerator.num_processes
     try:
         text = in_words(forecast(recipe, method, job.dataset, processes, accelerator.device))
     except (UserError, RuntimeError) as error:  # a plan is worth having without it: a full GPU, a picture that is gone

@@ -123,7 +123,7 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: Progress) -> None:
         """Called once after every optimizer step that was taken (EMA teachers, centres), with that step's progress."""
 
-    def compares_pictures(self) -> bool:
+    def batch_dependent(self) -> bool:
         """Whether the loss of a picture depends on the others of its step, so that micro-batches would change it."""
         return False
 
@@ -131,11 +131,11 @@ class Method(nn.Module, ABC):
         """What would show that it collapses instead of learning."""
         return []
 
-    def held(self, progress: Progress) -> Iterable[nn.Parameter]:
+    def frozen(self, progress: Progress) -> Iterable[nn.Parameter]:
         """Parameters that this step leaves alone: no update and no weight decay (DINO's last layer at first)."""
         return ()
 
-    def asleep(self, progress: Progress) -> Iterable[nn.Parameter]:
+    def inactive(self, progress: Progress) -> Iterable[nn.Parameter]:
         """Parameters that do not take part in this step: as `held`, and clipping does not count their gradients."""
         return ()
 

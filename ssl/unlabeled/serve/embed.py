@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import weights_digest
-from unlabeled.backbone.pooling import Pool, Wanted, parts, read
+from unlabeled.backbone.pooling import FeatureSpec, Pool, parts, read
 from unlabeled.data.archive.prepared import different
 from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches
@@ -230,7 +230,7 @@ class Embedding:
     def encode(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, C, h, w] to features [B, D] and, where asked for, patch tokens [B, N, D]."""
         dtype, tokens = getattr(torch, self.settings.dtype), self.encoder(images)
-        features = read([tokens], parts(Wanted(self.settings.pool)))
+        features = read([tokens], parts(FeatureSpec(self.settings.pool)))
         kept = [features, tokens.patches] if self.settings.tokens else [features]
         return [part.to(dtype) for part in kept]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Tokens
 from unlabeled.backbone.folder import read_weights
-from unlabeled.backbone.pooling import Wanted, parts, read
+from unlabeled.backbone.pooling import FeatureSpec, parts, read
 
 
 class Headed(nn.Module):
@@ -22,7 +22,7 @@ class Headed(nn.Module):
         head: `weight` [classes, features] and `bias` [classes].
     """
 
-    def __init__(self, backbone: Any, kind: Wanted, head: Mapping[str, Tensor]) -> None:
+    def __init__(self, backbone: Any, kind: FeatureSpec, head: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.backbone, self.blocks, self.pieces = backbone, kind.blocks, parts(kind)
         self.num_classes, width = head["weight"].shape
@@ -33,7 +33,7 @@ class Headed(nn.Module):
     def of(cls, backbone: Any, config: Mapping[str, Any], export: Path) -> Headed:
         """With the head beside the backbone in an export, of which `config` is the `linear_head` section."""
         head = read_weights(export / "heads.safetensors")
-        return cls(backbone, Wanted(config["pool"], config["blocks"]), head).eval()
+        return cls(backbone, FeatureSpec(config["pool"], config["blocks"]), head).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes]."""

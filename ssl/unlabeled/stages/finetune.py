@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unlabeled.launch.plan import Line
     from unlabeled.train.engine import Engine
     from unlabeled.train.job import Job
-    from unlabeled.train.watch import Watch
+    from unlabeled.train.watch import EarlyStopping
     from unlabeled.transfer.labels import Labelled
     from unlabeled.transfer.score import Scorer
 
@@ -66,16 +66,16 @@ class Finetune:
         picture = writer if recipe.run.pictures_every else None
         return Job(recipe, training.build, dataset, accuracy, facts, picture, watch)
 
-    def _watch(self, recipe: Any, accelerator: Accelerator, pictures: Labelled) -> Watch | None:
+    def _watch(self, recipe: Any, accelerator: Accelerator, pictures: Labelled) -> EarlyStopping | None:
         from unlabeled.train.schedules import Plateau
-        from unlabeled.train.watch import Watch
+        from unlabeled.train.watch import EarlyStopping
         from unlabeled.transfer.score import Scorer
 
         if recipe.watch is None or pictures.watched is None:
             return None
         schedule = recipe.optim.schedule
         measure = self.scorer.choice or Scorer(recipe, accelerator, pictures.watched, pictures.train.labels)
-        return Watch(recipe.watch, measure, schedule if isinstance(schedule, Plateau) else None)
+        return EarlyStopping(recipe.watch, measure, schedule if isinstance(schedule, Plateau) else None)
 
     def what(self, recipe: Any, job: Job) -> list[Line]:
         """Its own lines of the plan."""
@@ -90,7 +90,7 @@ class Finetune:
         some = "".join(f", {name} {text}" for name, text in chosen.items() if text)
         watch = recipe.watch
         return [
-            ("pictures", f"{_count(source)} from {recipe.data.whence}, {len(source.classes)} classes{some}"),
+            ("pictures", f"{_count(source)} from {recipe.data.location}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
             *([("taken", f"from the encoder: {', '.join(self.taken)}")] if self.taken else []),
             ("task", f"classify, mode {task.mode}, {_reading(task)}"),
@@ -150,9 +150,9 @@ def _reading(task: Any) -> str:
 
 def _waking(recipe: Any, job: Job) -> str:
     """When layers begin to learn, and how many never do."""
-    from unlabeled.launch.plan import without_memory
+    from unlabeled.launch.plan import on_meta
 
-    method: Any = without_memory(job.build)
+    method: Any = on_meta(job.build)
     every, epochs, below = recipe.task.wake_every, recipe.train.epochs, max(method.layers.values())
     text = f"{below + 1} layers from the top, one every {every:g} epochs"
     asleep = sum(every * depth >= epochs for depth in range(1, below + 1))

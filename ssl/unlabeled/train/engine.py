@@ -32,7 +32,7 @@ from unlabeled.train.job import Job
 from unlabeled.train.optim import param_groups, set_rates
 from unlabeled.train.signals import stop
 from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers, scores_at
-from unlabeled.train.watch import Watch
+from unlabeled.train.watch import EarlyStopping
 
 
 class Verdict(NamedTuple):
@@ -191,10 +191,10 @@ class Engine:
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 self._outputs.append(self._micro(batch, progress, len(pending)))
         self.accelerator.unscale_gradients(self.optimizer)
-        for parameter in self.method.asleep(progress):
+        for parameter in self.method.inactive(progress):
             parameter.grad = None
         norm = clip_gradients(self.method, optim.clip, optim.clip_by, optim.clip_value)
-        for parameter in self.method.held(progress):
+        for parameter in self.method.frozen(progress):
             parameter.grad = None
         return batch, state.full(norm)
 
@@ -327,7 +327,7 @@ class Engine:
             self._write(self.evaluated)
         self.display.say(f"step {self.step}  " + "  ".join(f"{k} {v:.2f}" for k, v in self.evaluated.items()))
 
-    def _look(self, watch: Watch) -> None:
+    def _look(self, watch: EarlyStopping) -> None:
         """The watched score decides which checkpoint stays, where the rate falls and when the run ends."""
         with self._aside() as method:
             score = watch.measure(method)[watch.config.metric]

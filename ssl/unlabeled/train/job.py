@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.pretrain.method import Batch, Method
-from unlabeled.train.watch import Watch
+from unlabeled.train.watch import EarlyStopping
 
 Evaluate = Callable[[Method], Iterator[tuple[str, float]]]
 
@@ -32,4 +32,4 @@ class Job(NamedTuple):
     evaluate: Evaluate | None
     facts: dict[str, Any]
     picture: Callable[[int, Method, Batch], Path] | None = None
-    watch: Watch | None = None
+    watch: EarlyStopping | None = None

@@ -48,7 +48,7 @@ class Watching(BaseModel, frozen=True, extra="forbid"):
     min_delta: float = Field(0.0, ge=0, allow_inf_nan=False, description="what counts as an improvement")
 
 
-class Watch:
+class EarlyStopping:
     """Reads a score now and then. What it says is a pure function of the scores read so far.
 
     Attributes:

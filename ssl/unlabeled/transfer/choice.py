@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unlabeled.data.source import Source
-from unlabeled.transfer.score import look
+from unlabeled.transfer.score import predict_all
 from unlabeled.transfer.sweep import LinearSweep
 
 
@@ -31,7 +31,9 @@ class Choice:
 
     def __call__(self, method: LinearSweep) -> dict[str, float]:
         """The best head's score by its name. All processes must call it, and choose the same."""
-        seen = look(lambda images: method.guesses(images).float(), method, self.recipe, self.accelerator, self.source)
+        seen = predict_all(
+            lambda images: method.guesses(images).float(), method, self.recipe, self.accelerator, self.source
+        )
         right = (seen.x.long() == seen.y.unsqueeze(1)).double()
         metric = self.recipe.watch.metric
         scores = 100 * (balanced(right, seen.y) if metric == "balanced_accuracy" else right.mean(0))

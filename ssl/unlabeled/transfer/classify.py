@@ -78,7 +78,7 @@ class Classifier(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images, targets = examples(batch, self.num_classes, self.config.label_smoothing)
-        self._still_what_sleeps(progress)
+        self._eval_frozen_layers(progress)
         logits = self.logits(images).float()
         correct = (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
         return Output(self.objective(logits, targets), {"train_accuracy": 100 * correct})
@@ -112,7 +112,7 @@ class Classifier(Method):
             for own, source in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 own.copy_(source)
 
-    def compares_pictures(self) -> bool:
+    def batch_dependent(self) -> bool:
         """By batch normalisation, of a CNN that learns or before a probe's head; by flooding, which goes by the mean
         loss of the step."""
         return self.mixes or self.probe_norm is not None or self.config.flood is not None
@@ -133,13 +133,13 @@ class Classifier(Method):
 
     # ---------------------------------------------------------------- waking one layer after another
 
-    def asleep(self, progress: Progress) -> Iterable[nn.Parameter]:
+    def inactive(self, progress: Progress) -> Iterable[nn.Parameter]:
         """Layers whose epoch has not come: the top one learns from the start, the next `wake_every` epochs later."""
         if self.config.mode != "gradual":
             return ()
         return (p for name, p in self.model.named_parameters() if not self._awake(name, self.layers[name], progress))
 
-    def _still_what_sleeps(self, progress: Progress) -> None:
+    def _eval_frozen_layers(self, progress: Progress) -> None:
         """Sleeping layers neither update running statistics nor drop anything."""
         if self.training:
             for module, depth in self.depths:

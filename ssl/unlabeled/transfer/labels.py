@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unlabeled.data.label.part import Part
-from unlabeled.data.label.subset import exponential, few_shot, in_company, stratified
+from unlabeled.data.label.subset import exponential, few_shot, mask_singletons, stratified
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 
@@ -76,7 +76,7 @@ def chosen(labels: np.ndarray, task: Any, names: Sequence[str] = ()) -> np.ndarr
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Rows of the labels [n] to keep from training: a share of every class that has two pictures or more."""
-    several = in_company(labels)
+    several = mask_singletons(labels)
     if (several < 0).all():
         raise UserError(
             f"watch.hold_out is {share:g}, but no class has two labelled pictures. Set watch.hold_out=0, or use more "

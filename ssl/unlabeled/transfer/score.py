@@ -84,13 +84,13 @@ class Scorer:
     def _classify(self, method: Classifier | LinearSweep) -> Classification:
         """Above so many classes that curves are left out, no logits are kept either."""
         reduce = None if len(self.classes) <= MOST_CURVES else lambda logits, y: Outcomes.of(logits, y).columns()
-        scored = look(method.predict, method, self.recipe, self.accelerator, self.source, reduce)
+        scored = predict_all(method.predict, method, self.recipe, self.accelerator, self.source, reduce)
         if reduce is None:
             return classification(scored.x, scored.y, self.classes, self.train_counts)
         return classification_of(Outcomes.read(scored.x, scored.y), self.classes, self.train_counts)
 
 
-def look(
+def predict_all(
     encode: Encode,
     method: Method,
     recipe: Any,

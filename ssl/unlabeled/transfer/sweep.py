@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from unlabeled.backbone.build import build_encoder
-from unlabeled.backbone.pooling import Part, Pool, Wanted, check, parts, reader
+from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, parts, reader
 from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.transfer.losses import Objective, examples
 
@@ -37,14 +37,14 @@ class Sweep(BaseModel, frozen=True, extra="forbid"):
 
     def heads(self, pool: Any) -> list[Head]:
         """All of them; those of one kind of features together. `pool` is the task's."""
-        kinds = [Wanted(each, blocks) for blocks in self.blocks for each in self.pools or (pool,)]
+        kinds = [FeatureSpec(each, blocks) for blocks in self.blocks for each in self.pools or (pool,)]
         return [Head(kind, rate) for kind in dict.fromkeys(kinds) for rate in self.rates]
 
 
 class Head(NamedTuple):
     """What a linear head reads, and the factor on its learning rate."""
 
-    kind: Wanted
+    kind: FeatureSpec
     rate: float
 
 
@@ -73,7 +73,7 @@ class LinearSweep(Method):
         self.kinds = list(dict.fromkeys(head.kind for head in self.tried))
         for kind in self.kinds:
             check(encoder, kind)
-        self.encoder = twin_of(encoder).requires_grad_(False)
+        self.encoder = copy_encoder(encoder).requires_grad_(False)
         self.pieces = list(dict.fromkeys(part for kind in self.kinds for part in parts(kind)))
         self.heads = nn.ModuleList(nn.Linear(len(parts(head.kind)) * encoder.width, len(counts)) for head in self.tried)
         for head in self.heads:
@@ -95,7 +95,7 @@ class LinearSweep(Method):
         pieces = dict(zip(self.pieces, read, strict=True))
         return torch.cat([self._logits(kind, pieces) for kind in self.kinds], dim=1)
 
-    def _logits(self, kind: Wanted, pieces: dict[Part, Tensor]) -> Tensor:
+    def _logits(self, kind: FeatureSpec, pieces: dict[Part, Tensor]) -> Tensor:
         """Of all heads on one kind of features, in a single product."""
         features = torch.cat([pieces[part] for part in parts(kind)], dim=1)
         heads: Any = [head for head, tried in zip(self.heads, self.tried, strict=True) if tried.kind == kind]
@@ -136,7 +136,7 @@ class LinearSweep(Method):
         return self.tried[int(name.split(".")[1])].rate
 
 
-def twin_of(encoder: Encoder) -> Encoder:
+def copy_encoder(encoder: Encoder) -> Encoder:
     """The same encoder once more, built anew, so that it can also be built without memory."""
     twin = build_encoder(encoder.model, encoder.arguments, encoder.interpolation)
     twin.load_state_dict(encoder.state_dict())

@@ -84,7 +84,7 @@ class Listing(NamedTuple):
         return max([*times, int(self.folders.sizes.max(initial=0))])
 
 
-class Asked(NamedTuple):
+class CacheKey(NamedTuple):
     """What to list: `text` says it in full, so that another question is not answered by a file kept for this one."""
 
     text: str
@@ -92,7 +92,7 @@ class Asked(NamedTuple):
 
 
 def kept(
-    folder: Path | None, asked: dict[Split, Asked], scan: Callable[[], dict[Split, Listing]], write: bool = True
+    folder: Path | None, asked: dict[Split, CacheKey], scan: Callable[[], dict[Split, Listing]], write: bool = True
 ) -> dict[Split, Listing]:
     """Listings as a folder keeps them; where it has none, or others by now, as a scan finds them.
 
@@ -116,7 +116,7 @@ def kept(
     return listings
 
 
-def _current(file: Path, question: Asked) -> Listing | None:
+def _current(file: Path, question: CacheKey) -> Listing | None:
     if (listing := read(file, question.text)) is None:
         return None
     if (what := question.changed(listing)) is None:

@@ -82,7 +82,7 @@ def exponential(labels: np.ndarray, factor: float, seed: int) -> np.ndarray:
     return _first_of_each(labels, np.minimum(counts, wanted), seed)
 
 
-def in_company(labels: np.ndarray) -> np.ndarray:
+def mask_singletons(labels: np.ndarray) -> np.ndarray:
     """The labels [n], at least 0, with -1 for samples that are alone in their class: of those none can be held out."""
     return np.where(np.bincount(labels)[labels] > 1, labels, -1)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unlabeled.data.archive.http import Identity
 from unlabeled.data.archive.index import EXTENSIONS, Index, changed_folder, readable, scan_folder
-from unlabeled.data.archive.listing import Asked, Listing, Stamp, kept
+from unlabeled.data.archive.listing import CacheKey, Listing, Stamp, kept
 from unlabeled.data.archive.remote import identities, is_remote, read_range
 from unlabeled.data.archive.skipped import BESIDE, conversion, in_words
 from unlabeled.data.archive.tar import local_identity, scan_tars
@@ -255,7 +255,7 @@ class Files(EncodedConfig):
     def _listings(self) -> dict[Split, Listing]:
         stamps = cache(_stamps)  # archives that hold both splits are asked about once
         asked = {
-            split: Asked(
+            split: CacheKey(
                 f"{self._reading} of {prefix!r} in {_folders(paths) or paths}", partial(_changed, stamps, paths, prefix)
             )
             for split, (paths, prefix) in self._places.items()

@@ -21,7 +21,7 @@ from unlabeled.data.archive.dialect import (
     separator_of,
 )
 from unlabeled.data.archive.index import IndexBuilder, file_size
-from unlabeled.data.archive.listing import Asked, Listing, Stamp, kept
+from unlabeled.data.archive.listing import CacheKey, Listing, Stamp, kept
 from unlabeled.data.archive.tar import local_identity
 from unlabeled.data.label.labels import numbered
 from unlabeled.data.source import EncodedConfig, Split
@@ -74,7 +74,7 @@ class Table(EncodedConfig):
         """Its rows of one split."""
         path, root = self.path, os.fsencode(self._root)
         text = repr([path, self._dialect, self._wanted(split), self.order])
-        asked = {split: Asked(text, partial(_changed, path))}
+        asked = {split: CacheKey(text, partial(_changed, path))}
         listings = kept(self._index_folder, asked, lambda: {split: self._scan(split)}, self._index_written)
         return Pictures(Folder(root), listings[split], self.target)
 

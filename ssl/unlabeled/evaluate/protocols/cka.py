@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from unlabeled.backbone.families.cnn import ConvEncoder
-from unlabeled.backbone.pooling import Pool, Wanted
+from unlabeled.backbone.pooling import FeatureSpec, Pool
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.protocol import Protocol, Score
@@ -40,13 +40,13 @@ class Cka(Protocol, frozen=True, extra="forbid"):
         False, description="the unbiased estimate, which few pictures of many dimensions do not raise"
     )
 
-    def wants(self, bench: Bench) -> list[Wanted]:
+    def wants(self, bench: Bench) -> list[FeatureSpec]:
         # how many blocks there are is known once the encoder is
         deepest = 1 if isinstance(bench.encoder, ConvEncoder) else bench.encoder.depth
-        return [Wanted(self._pool(bench.pool), self.blocks or deepest)]
+        return [FeatureSpec(self._pool(bench.pool), self.blocks or deepest)]
 
-    def kinds(self, pool: Pool) -> list[Wanted]:
-        return [Wanted(self._pool(pool), self.blocks or 1)]
+    def kinds(self, pool: Pool) -> list[FeatureSpec]:
+        return [FeatureSpec(self._pool(pool), self.blocks or 1)]
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         own = self._by_block(bench)

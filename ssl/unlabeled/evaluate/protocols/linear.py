@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unlabeled.backbone.pooling import Pool, Wanted
-from unlabeled.data.label.subset import in_company, stratified
+from unlabeled.backbone.pooling import FeatureSpec, Pool
+from unlabeled.data.label.subset import mask_singletons, stratified
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.protocols.knn import accuracy
@@ -61,8 +61,8 @@ class Linear(Protocol, frozen=True, extra="forbid"):
         True, description="features of zero mean and unit variance, as MAE's BatchNorm before the head makes them"
     )
 
-    def kinds(self, pool: Pool) -> list[Wanted]:
-        return [Wanted(each, blocks) for blocks in self.blocks for each in self.pools or (pool,)]
+    def kinds(self, pool: Pool) -> list[FeatureSpec]:
+        return [FeatureSpec(each, blocks) for blocks in self.blocks for each in self.pools or (pool,)]
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         wanted = self.wants(bench)
@@ -214,7 +214,7 @@ def standardize(train: Features, test: Features) -> tuple[Features, Features]:
 
 def hold_out(labels: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(held, kept) rows, several times for few labels; both are all rows when no class has two samples."""
-    several = in_company(labels)
+    several = mask_singletons(labels)
     everything = np.arange(len(labels))
     if (several < 0).all():
         yield everything, everything

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from unlabeled.backbone.families.beit import BeitEncoder
-from unlabeled.backbone.pooling import Wanted, check
+from unlabeled.backbone.pooling import FeatureSpec, check
 from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches
 from unlabeled.errors import UserError
@@ -142,7 +142,7 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
     def _how(self, bench: Bench) -> dict[str, Any]:
         """How scenes are opened for the encoder. Raises UserError where it cannot see them so."""
         encoder = bench.encoder
-        check(encoder, Wanted("mean", self.blocks))
+        check(encoder, FeatureSpec("mean", self.blocks))
         patch, size = encoder.patch_size, self.size
         if size and any(side % patch for side in size):
             near = [max(1, round(side / patch)) * patch for side in size]

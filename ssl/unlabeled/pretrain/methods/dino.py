@@ -169,11 +169,11 @@ class DINO(Method):
         ema_(self.teacher_head, self.head, momentum)
         self.centre.update_()
 
-    def held(self, progress: Progress) -> Iterable[nn.Parameter]:
+    def frozen(self, progress: Progress) -> Iterable[nn.Parameter]:
         """The last layer, at first (official `cancel_gradients_last_layer`)."""
         return self.head.prototypes() if progress.epoch < self.config.frozen_epochs else ()
 
-    def compares_pictures(self) -> bool:
+    def batch_dependent(self) -> bool:
         """By batch normalisation alone, in a CNN or in the head."""
         return self.encoder.has_batch_norm or self.config.normalizes
 

@@ -260,7 +260,7 @@ class IBOT(Method):
             self.centre.update_()
             self.patch_centre.update_()
 
-    def held(self, progress: Progress) -> Iterable[nn.Parameter]:
+    def frozen(self, progress: Progress) -> Iterable[nn.Parameter]:
         """The last layers, at first (official `cancel_gradients_last_layer`)."""
         frozen = self.config.frozen_by == "gradient" and progress.epoch < self.config.frozen_epochs
         return self._last_layers() if frozen else ()
@@ -273,7 +273,7 @@ class IBOT(Method):
     def _last_layers(self) -> list[nn.Parameter]:
         return [p for head in (self.head, self.patch_head) if head is not None for p in head.prototypes()]
 
-    def compares_pictures(self) -> bool:
+    def batch_dependent(self) -> bool:
         return self.config.koleo > 0 or self.config.targets == "sinkhorn"
 
     def clip_groups(self) -> list[list[nn.Parameter]]:

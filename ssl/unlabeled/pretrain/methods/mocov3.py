@@ -152,7 +152,7 @@ class MoCoV3(Method):
         """Everything decays: biases, norms and class token too (official `main_moco.py`)."""
         return True
 
-    def compares_pictures(self) -> bool:
+    def batch_dependent(self) -> bool:
         return True
 
     def symptoms(self) -> list[Symptom]:

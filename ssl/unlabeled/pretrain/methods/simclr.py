@@ -105,7 +105,7 @@ class SimCLR(Method):
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
 
-    def compares_pictures(self) -> bool:
+    def batch_dependent(self) -> bool:
         return True
 
     def symptoms(self) -> list[Symptom]:
