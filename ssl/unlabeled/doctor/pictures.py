@@ -19,8 +19,8 @@ from unlabeled.data.sources.files import Pictures
 from unlabeled.data.sources.mixture import MixtureSource
 from unlabeled.doctor.duplicates import spectrum
 from unlabeled.errors import BadSample
+from unlabeled.randomness import Stream, stream
 
-SAMPLE_STREAM = 0xD0C7
 BATCH = 16
 LEVELS = np.arange(256)
 # how files begin, and the endings of their names
@@ -141,7 +141,7 @@ def evenly(n: int, most: int, seed: int) -> NDArray[np.int64]:
     """`most` numbers below n, or all: one drawn from each of as many equal stretches."""
     most = min(n, most)
     edges = np.arange(most + 1) * n // most
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SAMPLE_STREAM)))).random(most)
+    random = stream(seed, Stream.SURVEY).random(most)
     return edges[:-1] + (random * np.diff(edges)).astype(np.int64)
 
 

@@ -21,9 +21,9 @@ from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import origin
 from unlabeled.errors import UserError
 from unlabeled.files import replacing
+from unlabeled.randomness import Stream, stream
 from unlabeled.text import spreadsheet
 
-SPLIT_STREAM = 0x5B117
 FOLDER = "folder"
 COPIES = ("kind", "split", "picture", "class", "copy_of_split", "copy_of", "copy_of_class")
 TABLE = ("path", "label", "split", "group")
@@ -100,7 +100,7 @@ def grouped_split(group_of: NDArray[np.int64], labels: NDArray[np.int64], share:
     _, group, sizes = np.unique(group_of, return_inverse=True, return_counts=True)
     counts = np.zeros((len(sizes), labels.max() + 1), np.int64)
     np.add.at(counts, (group, labels), 1)
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SPLIT_STREAM))))
+    random = stream(seed, Stream.SPLIT)
     wanted, held = share * counts.sum(axis=0), np.zeros(counts.shape[1])
     chosen = np.zeros(len(sizes), bool)
     for one in np.lexsort((random.random(len(sizes)), -sizes)).tolist():

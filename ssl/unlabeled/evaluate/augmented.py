@@ -16,12 +16,12 @@ from unlabeled.errors import Stopped, UserError
 from unlabeled.evaluate.features import Encode
 from unlabeled.processes import gather_objects, raise_together
 from unlabeled.progress import track
+from unlabeled.randomness import Stream, stream
 from unlabeled.train.signals import stop
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.evaluation import Splits
 
-CHOICE_STREAM = 0x1D4A
 JITTER = (0.4, 0.4, 0.2, 0.1)
 
 
@@ -39,8 +39,7 @@ def default_view(channels: int) -> View:
 
 def choose(n: int, most: int, seed: int) -> np.ndarray:
     """Numbers below n, at most `most`, at random and sorted; they depend on nothing else."""
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, CHOICE_STREAM))))
-    return np.sort(rng.permutation(n)[:most])
+    return np.sort(stream(seed, Stream.AUGMENTED).permutation(n)[:most])
 
 
 def view_features(encode: Encode, splits: Splits, view: View, most: int, seed: int) -> Tensor:

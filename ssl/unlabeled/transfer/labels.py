@@ -11,8 +11,7 @@ from unlabeled.data.label.part import Part
 from unlabeled.data.label.subset import exponential, few_shot, mask_singletons, stratified
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-
-HELD_OUT_STREAM = 0x4E1D
+from unlabeled.randomness import HELD_OUT
 
 
 class Labelled(NamedTuple):
@@ -82,7 +81,7 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
             f"watch.hold_out is {share:g}, but no class has two labelled pictures. Set watch.hold_out=0, or use more "
             "labels."
         )
-    return stratified(several, share, HELD_OUT_STREAM + seed, at_least=1, leave=1)
+    return stratified(several, share, HELD_OUT + seed, at_least=1, leave=1)
 
 
 def _refuse_empty(source: Source, rows: np.ndarray) -> None:

@@ -24,9 +24,9 @@ from unlabeled.errors import BadSample, UserError
 from unlabeled.nn.mixing import Mix
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.method import Batch, ViewBatch
+from unlabeled.randomness import Stream, stream
 from unlabeled.text import one_line
 
-SAMPLE_STREAM = 0x5A37
 BAD_IN_A_ROW = 64
 UNMIXED = Mixing()
 
@@ -54,7 +54,7 @@ class RawBatch(NamedTuple):
 def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
     """The one generator behind everything random about a sample; `turn` where it comes more than once in an epoch."""
     again = (turn,) if turn else ()
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SAMPLE_STREAM, epoch, index, *again))))
+    return stream(seed, Stream.SAMPLE, epoch, index, *again)
 
 
 class ViewDataset(Dataset[Sample]):

@@ -10,9 +10,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from unlabeled.errors import UserError
-
-ORDER_STREAM = 0x0DE2
-BALANCE_STREAM = 0xBA1A
+from unlabeled.randomness import Stream, stream
 
 
 class Position(NamedTuple):
@@ -37,8 +35,7 @@ class Position(NamedTuple):
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """The order of an epoch: a permutation of n from (seed, epoch)."""
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, ORDER_STREAM, epoch))))
-    return np.argsort(rng.random(n), kind="stable")
+    return np.argsort(stream(seed, Stream.ORDER, epoch).random(n), kind="stable")
 
 
 class Order(NamedTuple):
@@ -78,8 +75,7 @@ class Order(NamedTuple):
         shuffled = epoch_order(len(self.labels), seed, epoch)
         # a class goes round its samples until its slots are full
         rows = [np.resize(shuffled[self.labels[shuffled] == c], n) for c, n in zip(classes, slots, strict=True)]
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, BALANCE_STREAM, epoch))))
-        return rng.permutation(np.concatenate(rows))
+        return stream(seed, Stream.BALANCE, epoch).permutation(np.concatenate(rows))
 
 
 def turns_of(order: np.ndarray) -> np.ndarray:

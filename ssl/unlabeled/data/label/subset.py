@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unlabeled.errors import UserError
-
-SUBSET_STREAM = 0x5B5E
+from unlabeled.randomness import Stream, stream
 
 
 def stratified(
@@ -93,7 +92,7 @@ def _called(number: int, names: Sequence[str]) -> str:
 
 def _first_of_each(labels: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
     """Sorted indices of `shares` samples of each of the ascending classes of labels, -1 among them if it occurs."""
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, SUBSET_STREAM))))
+    rng = stream(seed, Stream.SUBSET)
     # classes one after the other, each shuffled; the first few of each class are its share
     order = np.lexsort((rng.random(len(labels)), labels))
     _, first, count = np.unique(labels[order], return_index=True, return_counts=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PLACE_STREAM = 0x91AC
+from unlabeled.randomness import Stream, stream
 
 
 class Place(NamedTuple):
@@ -48,5 +48,4 @@ ALONE = Place()
 
 @lru_cache(maxsize=8)
 def _shuffled(seed: int, step: int, n: int) -> np.ndarray:
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, PLACE_STREAM, step))))
-    return np.argsort(rng.random(n), kind="stable")
+    return np.argsort(stream(seed, Stream.SLOT, step).random(n), kind="stable")

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from unlabeled.data.batch.sampler import Position
 from unlabeled.errors import UserError
 from unlabeled.nn.mixing import Mix
+from unlabeled.randomness import Stream, stream
 
-MIX_STREAM = 0x317
 Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -50,8 +50,7 @@ class Mixing(BaseModel, frozen=True, extra="forbid"):
             seed: of the recipe.
         """
         off = self.off_epoch is not None and position.epoch >= self.off_epoch
-        key = np.random.SeedSequence((seed, MIX_STREAM, position.step, position.row // 2))
-        rng = np.random.Generator(np.random.Philox(key))
+        rng = stream(seed, Stream.MIX, position.step, position.row // 2)
         if off or rng.random() >= self.prob:
             return 1.0, (0, 0, 0, 0)
         cut = self.cutmix > 0 and (self.mixup == 0 or rng.random() < self.switch)

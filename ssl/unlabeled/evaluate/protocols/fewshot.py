@@ -15,12 +15,12 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.protocol import Pooled, Score
 from unlabeled.evaluate.protocols.logistic import Logistic, fit
 from unlabeled.progress import track
+from unlabeled.randomness import Stream, stream
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
     from unlabeled.evaluate.evaluation import Splits
 
-EPISODE_STREAM = 0xFE35
 AT_ONCE = 100  # episodes
 Classifier = Literal["prototype", "logistic"]
 Count = Annotated[int, Field(ge=1)]
@@ -93,7 +93,7 @@ def episodes(labels: np.ndarray, config: FewShot, shots: int, seed: int) -> Tens
         shots: of each class.
         seed: of the draws, which depend on nothing else.
     """
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, EPISODE_STREAM, shots))))
+    rng = stream(seed, Stream.EPISODE, shots)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     size = shots + config.queries
     drawn = [

@@ -1,0 +1,33 @@
+"""Random streams: every draw depends on the seed of the recipe, the name of its stream and a key, on nothing else.
+
+The same in any process, on any number of workers and after a restart.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """Names of the streams. Two streams of one seed are independent; their numbers must never change."""
+
+    SAMPLE = 0x5A37  # crops, colours and masks of one image; key: epoch, index, turn
+    ORDER = 0x0DE2  # permutation of an epoch; key: epoch
+    BALANCE = 0xBA1A  # permutation of a class-balanced epoch; key: epoch
+    SLOT = 0x91AC  # mask ratios over the crops of a global batch; key: step
+    MIX = 0x317  # mixup and CutMix of a pair; key: step, pair
+    SUBSET = 0x5B5E  # stratified subset of labels
+    EPISODE = 0xFE35  # episodes of few-shot classification; key: shots
+    AUGMENTED = 0x1D4A  # test images that get augmented views
+    SURVEY = 0xD0C7  # images that the doctor looks at
+    SPLIT = 0x5B117  # groups that go to validation
+
+
+HELD_OUT = 0x4E1D  # added to the seed of a subset where labels are held out of training
+
+
+def stream(seed: int, name: Stream, *key: int) -> np.random.Generator:
+    """The generator of one stream: Philox, seeded by (seed, name, key) alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, name.value, *key))))
