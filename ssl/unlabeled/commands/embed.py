@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.data.label.given import GIVEN, given, has_splits
+from unlabeled.launch.given import GIVEN, given, has_splits
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.table import Table
 from unlabeled.errors import Stopped, UserError

@@ -12,7 +12,7 @@ from pydantic import BaseModel, create_model
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Pixels, Pool
-from unlabeled.data.label.given import GIVEN, given
+from unlabeled.launch.given import GIVEN, given
 from unlabeled.data.label.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.baselines import ACCURACY, majority, verdict

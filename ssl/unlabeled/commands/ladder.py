@@ -11,7 +11,7 @@ from typing import Any
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.commands.evaluate import OF_DATA
-from unlabeled.data.label.given import GIVEN
+from unlabeled.launch.given import GIVEN
 from unlabeled.errors import UserError
 from unlabeled.ladder import report
 from unlabeled.ladder.amount import Amount
