@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.launch.given import GIVEN, given, has_splits
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.table import Table
 from unlabeled.errors import Stopped, UserError
+from unlabeled.launch.given import GIVEN, given, has_splits
 from unlabeled.launch.options import check_least, checked, cores
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, task

@@ -12,7 +12,6 @@ from pydantic import BaseModel, create_model
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Pixels, Pool
-from unlabeled.launch.given import GIVEN, given
 from unlabeled.data.label.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.baselines import ACCURACY, majority, verdict
@@ -23,6 +22,7 @@ from unlabeled.evaluate.protocol import Protocol
 from unlabeled.evaluate.protocols import PROTOCOLS
 from unlabeled.evaluate.results import Column, Result, Row, document, table, with_recalls
 from unlabeled.files import check_writable, write_text
+from unlabeled.launch.given import GIVEN, given
 from unlabeled.launch.options import checked
 from unlabeled.nn.measures import spectral_rank
 from unlabeled.paths import expand, user_path

@@ -11,7 +11,6 @@ from typing import Any
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.commands.evaluate import OF_DATA
-from unlabeled.launch.given import GIVEN
 from unlabeled.errors import UserError
 from unlabeled.ladder import report
 from unlabeled.ladder.amount import Amount
@@ -32,6 +31,7 @@ from unlabeled.ladder.rungs import (
     splits_of,
     tuned,
 )
+from unlabeled.launch.given import GIVEN
 from unlabeled.launch.options import check_least
 from unlabeled.launch.plan import number
 from unlabeled.lock import claim
