@@ -29,8 +29,8 @@ from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features, extract
-from unlabeled.evaluate.protocols.knn import accuracy
-from unlabeled.evaluate.protocols.linear import Linear, batches, linear_probe
+from unlabeled.evaluate.probing import accuracy, batches
+from unlabeled.evaluate.protocols.linear import Linear, linear_probe
 from unlabeled.train.cpu import settle
 
 CPU = torch.device("cpu")

@@ -13,9 +13,9 @@ from evaluate.test_linear import blobs
 
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.logistic_regression import fit
 from unlabeled.evaluate.protocols import fewshot
 from unlabeled.evaluate.protocols.fewshot import FewShot, episodes
-from unlabeled.evaluate.protocols.logistic import Logistic, fit
 
 CONFIG = FewShot(ways=3, shots=(2,), queries=4, episodes=30, c=0.5)
 
@@ -52,7 +52,7 @@ def test_every_episode_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         support = torch.cat([x[way[:2]] for way in episode]).double()
         y = torch.tensor([0, 0, 1, 1, 2, 2])
         # scikit-learn's C = 1/2: half the sum of the losses of 6 pictures + |weight|^2 / 2
-        regression = fit(support, y, 3, 1 / 3, Logistic(tolerance=1e-9)).regression
+        regression = fit(support, y, 3, 1 / 3, tolerance=1e-9).regression
         right = {"prototype": 0, "logistic": 0}
         for label, way in enumerate(episode):
             for query in x[way[2:]]:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.probing import hits_of
 from unlabeled.evaluate.protocols import knn
-from unlabeled.evaluate.protocols.knn import Knn, hits_of, knn_accuracy, knn_predict
+from unlabeled.evaluate.protocols.knn import Knn, knn_accuracy, knn_predict
 
 
 def random_features(n: int, classes: int, seed: int) -> Features:

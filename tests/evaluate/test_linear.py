@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.protocols.linear import Linear, batches, hold_out, linear_probe, standardize, sweep, train_heads
+from unlabeled.evaluate.probing import batches, hold_out, standardize
+from unlabeled.evaluate.protocols.linear import Linear, linear_probe, sweep, train_heads
 
 
 def blobs(n: int, classes: int = 3, noise: float = 0.5, seed: int = 0, width: int = 8) -> Features:

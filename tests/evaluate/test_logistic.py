@@ -13,9 +13,9 @@ from evaluate.test_linear import blobs
 from torch import Tensor
 
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.protocols.knn import accuracy
-from unlabeled.evaluate.protocols.linear import hold_out, standardize
-from unlabeled.evaluate.protocols.logistic import Logistic, fit, logistic_probe
+from unlabeled.evaluate.logistic_regression import fit
+from unlabeled.evaluate.probing import accuracy, hold_out, standardize
+from unlabeled.evaluate.protocols.logistic import Logistic, logistic_probe
 
 
 def problem(n: int = 60, noise: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def descend(x: Tensor, y: Tensor, l2: float, steps: int = 20_000, lr: float = 0.
 @pytest.mark.parametrize("l2", [0.01, 1.0])
 def test_the_optimum_is_where_plain_gradient_descent_ends(l2: float) -> None:
     x, y = problem()
-    found = fit(x, y, 3, l2, Logistic(tolerance=1e-9))
+    found = fit(x, y, 3, l2, tolerance=1e-9)
     weight, bias = descend(x, y, l2, steps=4000)
     torch.testing.assert_close(found.regression.weight, weight, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.regression.bias, bias, rtol=1e-5, atol=1e-6)
@@ -46,7 +46,7 @@ def test_the_optimum_is_where_plain_gradient_descent_ends(l2: float) -> None:
 
 def test_no_slope_is_left_at_the_solution_by_autograd() -> None:
     x, y = problem()
-    regression = fit(x, y, 3, 1e-3, Logistic(tolerance=1e-7)).regression
+    regression = fit(x, y, 3, 1e-3, tolerance=1e-7).regression
     weight, bias = (tensor.clone().requires_grad_() for tensor in regression)
     (F.cross_entropy(x @ weight + bias, y) + 1e-3 / 2 * (weight**2).sum()).backward()
     assert weight.grad is not None and bias.grad is not None
@@ -56,12 +56,12 @@ def test_no_slope_is_left_at_the_solution_by_autograd() -> None:
 def test_a_batch_of_problems_is_solved_as_each_alone_from_any_start() -> None:
     pairs = [problem(seed=seed) for seed in range(3)]
     x, y = (torch.stack(column) for column in zip(*pairs, strict=True))
-    together = fit(x, y, 3, 0.1, Logistic(tolerance=1e-9)).regression
+    together = fit(x, y, 3, 0.1, tolerance=1e-9).regression
     for place, (one_x, one_y) in enumerate(pairs):
-        alone = fit(one_x, one_y, 3, 0.1, Logistic(tolerance=1e-9))
+        alone = fit(one_x, one_y, 3, 0.1, tolerance=1e-9)
         torch.testing.assert_close(together.weight[place], alone.regression.weight, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(together.bias[place], alone.regression.bias, rtol=1e-5, atol=1e-6)
-        again = fit(one_x, one_y, 3, 0.1, Logistic(tolerance=1e-9), alone.regression)
+        again = fit(one_x, one_y, 3, 0.1, alone.regression, tolerance=1e-9)
         torch.testing.assert_close(again.regression.weight, alone.regression.weight, rtol=1e-6, atol=1e-7)
 
 
@@ -91,10 +91,10 @@ def test_the_strength_is_chosen_on_held_out_pictures_alone(draw: Callable[..., F
     (x, y), others = standardize(train, test)
     right = dict.fromkeys(config.l2, 0)
     for (held, kept), strength in itertools.product(hold_out(y.numpy(), 0), config.l2):
-        alone = fit(x[kept].double(), y[kept], 3, strength, config).regression
+        alone = fit(x[kept].double(), y[kept], 3, strength).regression
         right[strength] += int((alone.logits(x[held].double()).argmax(1) == y[held]).sum())
     assert l2 == max(right, key=lambda strength: right[strength]) == best
-    alone = fit(x.double(), y, 3, l2, config).regression
+    alone = fit(x.double(), y, 3, l2).regression
     assert torch.equal(hits, alone.logits(others.x.double()).argmax(1) == test.y)
     assert logistic_probe(train, Features(test.x, (test.y + 1) % 3), 3, config)[1] == l2
 

@@ -24,14 +24,14 @@ from unlabeled.commands.evaluate import add_arguments, run
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.dense import Heads, Map, Standard, confusion, iou, miou, nearest, train_heads
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
-from unlabeled.evaluate.mask_values import UNLABELLED, Coding, decode_mask
-from unlabeled.evaluate.masks import open_scenes
+from unlabeled.evaluate.probing import batches
 from unlabeled.evaluate.protocols import segmentation
 from unlabeled.evaluate.protocols.cka import Cka
-from unlabeled.evaluate.protocols.linear import batches
 from unlabeled.evaluate.protocols.segmentation import Segmentation, feature_maps
+from unlabeled.evaluate.segmentation_heads import Heads, Map, Standard, confusion, iou, miou, nearest, train_heads
+from unlabeled.evaluate.segmentation_masks import open_scenes
+from unlabeled.evaluate.segmentation_values import UNLABELLED, Coding, decode_mask
 
 CPU = torch.device("cpu")
 PATCH = 4

@@ -14,7 +14,8 @@ from parity.vit import BACKWARD, FORWARD, assert_gradients
 
 from unlabeled.backbone.encoder import EncoderConfig
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.protocols.knn import accuracy, hits_of, knn_predict
+from unlabeled.evaluate.probing import accuracy, hits_of
+from unlabeled.evaluate.protocols.knn import knn_predict
 from unlabeled.nn.losses import cross_view, sharpen
 from unlabeled.nn.schedules import cosine
 from unlabeled.nn.teacher import Centre

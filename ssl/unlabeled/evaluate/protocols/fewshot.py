@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.errors import UserError
+from unlabeled.evaluate.logistic_regression import fit
 from unlabeled.evaluate.protocol import Pooled, Score
-from unlabeled.evaluate.protocols.logistic import Logistic, fit
 from unlabeled.progress import track
 from unlabeled.randomness import Stream, stream
 
@@ -76,7 +76,7 @@ class FewShot(Pooled, frozen=True, extra="forbid"):
         ways, shots = support.shape[1:3]
         y = torch.arange(ways, device=support.device).repeat_interleave(shots).expand(len(support), -1)
         x = support.flatten(1, 2)
-        return fit(x, y, ways, 1 / (self.c * ways * shots), Logistic()).regression.logits(queries)
+        return fit(x, y, ways, 1 / (self.c * ways * shots)).regression.logits(queries)
 
 
 def prototypes(support: Tensor, queries: Tensor) -> Tensor:

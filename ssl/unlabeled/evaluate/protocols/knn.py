@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.probing import accuracy, hits_of
 from unlabeled.evaluate.protocol import Pooled, Score
 from unlabeled.progress import track
 
@@ -77,19 +78,6 @@ def knn_predict(train: Features, test: Tensor, k: int, temperature: float, num_c
         similarity, neighbour = (queries @ keys).topk(k)
         votes.scatter_add_(1, train.y[neighbour], (similarity / temperature).exp())
     return scores
-
-
-def hits_of(scores: Tensor, labels: Tensor, top: int = 1) -> Tensor:
-    """Whether each label [n] is among the `top` highest of the scores [n, C], of equal ones the first: [n] bool."""
-    if top == 1:
-        return scores.argmax(1) == labels
-    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :top]
-    return (best == labels.unsqueeze(1)).any(1)
-
-
-def accuracy(hits: Tensor) -> float:
-    """The share of hits [n] in percent."""
-    return 100 * hits.sum().item() / len(hits)
 
 
 def knn_accuracy(train: Features, test: Features, k: int, temperature: float, num_classes: int) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
-from typing import Protocol as Structure
 
 import numpy as np
 import torch
@@ -13,22 +12,16 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.backbone.pooling import FeatureSpec, Pool
-from unlabeled.data.label.subset import mask_singletons, stratified
 from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.probing import LearningRate, accuracy, batches, hold_out, standardize
 from unlabeled.evaluate.protocol import Protocol, Score
-from unlabeled.evaluate.protocols.knn import accuracy
 from unlabeled.progress import track
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.bench import Bench
 
 MOMENTUM = 0.9
-HELD_OUT = 0.1
-# a tenth of few labels says little, so it is drawn anew until about this many samples were held out
-HELD_OUT_ENOUGH, HELD_OUT_DRAWS = 500, 5
 CHUNK = 4096  # samples classified at a time
-EPS = 1e-6  # of MAE's BatchNorm before the head
-LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Blocks = Annotated[int, Field(ge=1)]
 
 
@@ -178,51 +171,6 @@ def _of_equal_width(kinds: Sequence[Features]) -> list[list[int]]:
     """Numbers of the kinds of features, those of one width together."""
     widths = [kind.x.shape[1] for kind in kinds]
     return [[kind for kind, other in enumerate(widths) if other == width] for width in dict.fromkeys(widths)]
-
-
-class Passes(Structure):
-    """How often samples are gone through, and how many at a time."""
-
-    @property
-    def epochs(self) -> int: ...
-
-    @property
-    def max_steps(self) -> int: ...
-
-    @property
-    def batch_size(self) -> int: ...
-
-
-def batches(n: int, config: Passes, seed: int) -> Iterator[Tensor]:
-    """Rows of each step: a new order every epoch, its tail dropped."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(config.batch_size, n)
-    steps = min(config.max_steps, config.epochs * (n // size))
-    for step in range(steps):
-        place = step % (n // size)
-        if place == 0:
-            order = torch.randperm(n, generator=generator)
-        yield order[place * size : (place + 1) * size]
-
-
-def standardize(train: Features, test: Features) -> tuple[Features, Features]:
-    """Zero mean and unit variance over the training set: what an affine-free BatchNorm would do."""
-    variance, mean = torch.var_mean(train.x, dim=0, correction=0)
-    scale = (variance + EPS).rsqrt()
-    return Features((train.x - mean) * scale, train.y), Features((test.x - mean) * scale, test.y)
-
-
-def hold_out(labels: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(held, kept) rows, several times for few labels; both are all rows when no class has two samples."""
-    several = mask_singletons(labels)
-    everything = np.arange(len(labels))
-    if (several < 0).all():
-        yield everything, everything
-        return
-    draws = np.clip(HELD_OUT_ENOUGH / (HELD_OUT * len(labels)), 1, HELD_OUT_DRAWS)
-    for draw in range(int(draws)):
-        held = stratified(several, HELD_OUT, seed * HELD_OUT_DRAWS + draw, at_least=1)
-        yield held, np.setdiff1d(everything, held)
 
 
 def _hits(heads: Heads, x: Tensor, y: Tensor) -> Tensor:

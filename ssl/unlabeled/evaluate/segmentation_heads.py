@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.evaluate.mask_values import UNLABELLED
-from unlabeled.evaluate.protocols.linear import EPS, Passes, batches
+from unlabeled.evaluate.probing import EPS, Passes, batches
+from unlabeled.evaluate.segmentation_values import UNLABELLED
 from unlabeled.progress import track
 from unlabeled.report.classification import confusion_matrix
 

@@ -17,7 +17,7 @@ from unlabeled.data.source import Split
 from unlabeled.data.sources.files import Files, Pictures
 from unlabeled.data.view.views import Interpolation, resize
 from unlabeled.errors import BadSample, UserError, first_line
-from unlabeled.evaluate.mask_values import JPEG, Coding, Held, count, decode_mask, palette_of
+from unlabeled.evaluate.segmentation_values import JPEG, Coding, Held, count, decode_mask, palette_of
 from unlabeled.progress import track
 
 # of two masks of one picture, the one whose ending stands first: others may be coloured to look at
