@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unlabeled.report import intervals
-from unlabeled.report.intervals import bootstrap, student, t_quantile
+from unlabeled.report.intervals import bootstrap, estimate, repeated, student, t_quantile
 
 
 @pytest.mark.parametrize("drawn_at_once", [10, 1 << 22])
@@ -67,3 +67,11 @@ def test_student_by_hand() -> None:
     assert student([7.0, 7.0]) == 0
     with pytest.raises(ValueError, match="at least two"):
         student([7.0])
+
+
+def test_estimates_as_text() -> None:
+    assert estimate(91.234) == "91.23"
+    assert estimate(91.25, 0.5, (90, 92.44), digits=1) == "91.2 ± 0.5 [90.0, 92.4]"
+    assert repeated([7.0]) == "7.00"
+    # s = 1, t = 4.303 with two degrees of freedom, 4.303 / sqrt(3) = 2.484
+    assert repeated([1, 2, 3]) == "2.00 ± 1.00 [-0.48, 4.48]"

@@ -13,7 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from unlabeled.recipe.changes import ABSENT, Difference, differences, flat, format_differences
-from unlabeled.recipe.document import Document
+from unlabeled.recipe.draft import Draft
 from unlabeled.recipe.faults import RecipeError, report, suggest
 from unlabeled.recipe.help import describe
 from unlabeled.recipe.reader import MAX_DEPTH
@@ -58,23 +58,23 @@ def load(schema: type[R], path: str | Path, overrides: Sequence[str] = ()) -> R:
 
 def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str = "recipe") -> R:
     """The same as `load` from text; `where` names it in errors."""
-    document = Document(text)
+    draft = Draft(text)
     for override in overrides:
-        document.override(override)
-    document.drop_old_variants(schema)
-    recipe = document.validate(schema) if document.readable else None
-    if document.faults:
-        raise report(document.faults, where)
+        draft.override(override)
+    draft.drop_old_variants(schema)
+    recipe = draft.validate(schema) if draft.readable else None
+    if draft.faults:
+        raise report(draft.faults, where)
     assert recipe is not None
     return recipe
 
 
 def fields(path: str | Path, overrides: Sequence[str] = ()) -> set[str]:
     """The names at the top of a recipe file, to tell by them what kind of recipe it is; none where it is no YAML."""
-    document = Document(_read(Path(path)))
+    draft = Draft(_read(Path(path)))
     for override in overrides:
-        document.override(override)
-    return {name for name in document.data if isinstance(name, str)}
+        draft.override(override)
+    return {name for name in draft.data if isinstance(name, str)}
 
 
 def _read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""How sure a mean is: over pictures by the bootstrap, over seeds or episodes by Student's t."""
+"""Errors of a mean, as numbers and as text: over images by the bootstrap, over seeds or episodes by Student's t."""
 
 from __future__ import annotations
 
@@ -74,3 +74,21 @@ def _within(angle: float, freedom: int) -> float:
         total += term
     total *= math.sin(angle)
     return 2 / math.pi * (angle + total) if odd else total
+
+
+def estimate(
+    mean: float, deviation: float | None = None, interval: tuple[float, float] | None = None, digits: int = 2
+) -> str:
+    """A number with what is known of its error: `91.20 ± 0.31 [90.84, 91.56]`."""
+    spread = "" if deviation is None else f" ± {deviation:.{digits}f}"
+    bounds = "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    return f"{mean:.{digits}f}{spread}{bounds}"
+
+
+def repeated(values: Sequence[float], digits: int = 2, level: float = 0.95) -> str:
+    """Mean, standard deviation and Student's interval over seeds or episodes; of a single value, the value."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return estimate(mean, digits=digits)
+    half = student(values, level)
+    return estimate(mean, statistics.stdev(values), (mean - half, mean + half), digits)

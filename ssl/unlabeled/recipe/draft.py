@@ -17,8 +17,8 @@ from unlabeled.recipe.reader import REFUSED, Reader, Unreadable, resolve
 R = TypeVar("R", bound=BaseModel)
 
 
-class Document:
-    """Data of a recipe with all faults found so far. `readable` is False where no data could be had.
+class Draft:
+    """The data of a recipe with all faults found so far. `readable` is False where no data could be had.
 
     Args:
         text: the YAML of the file.
