@@ -6,6 +6,7 @@ A name with a dot is the import path of a module outside the package, which has 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import pkgutil
@@ -31,11 +32,13 @@ class ByFile:
         package: dotted name of the folder.
         contract: base class of every `Config` in it.
         without: names of files that cannot be chosen here.
+        default: the name of a section that does not say its own; None = it must.
     """
 
     package: str
     contract: type[BaseModel]
     without: tuple[str, ...] = ()
+    default: str | None = None
 
     def names(self) -> list[str]:
         """The names of all files that can be chosen, sorted."""
@@ -72,18 +75,26 @@ class ByFile:
         )
 
     def _validate(self, data: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        if self.default is not None and isinstance(data, Mapping) and "name" not in data:
+            data = {"name": self.default, **data}
         name = data.get("name") if isinstance(data, Mapping) else getattr(data, "name", None)
-        if not isinstance(name, str) or "." not in name:
+        outside = isinstance(name, str) and "." in name
+        if not outside and (info.mode != "json" or name not in self.names()):
             return handler(data)
         try:
-            config = self.kind(name)
+            union = _union(self.kind(str(name)))
         except ValueError as error:
             raise PydanticCustomError("outside_kind", "{error}", {"error": str(error)}) from error
-        # the label of the union's member stands in the places of errors, as for the package's own
-        union = SchemaValidator(core_schema.tagged_union_schema({name: config.__pydantic_core_schema__}, "name"))
-        if info.mode == "json":
+        if info.mode == "json":  # the handler would no longer know that it was JSON, whose lists are tuples too
             return union.validate_json(json.dumps(data), strict=True)
         return union.validate_python(data)
+
+
+@functools.cache
+def _union(config: type[BaseModel]) -> SchemaValidator:
+    """A union of one kind: the label of its member stands in the places of errors, as in that of all kinds."""
+    name = config.model_fields["name"].default
+    return SchemaValidator(core_schema.tagged_union_schema({name: config.__pydantic_core_schema__}, "name"))
 
 
 def _config(module: str, name: str, contract: type[BaseModel]) -> type[BaseModel]:
