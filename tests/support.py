@@ -33,7 +33,6 @@ PRELOAD = [
     "rich._emoji_codes",
     "unlabeled.launch.program",
     "unlabeled.train.engine",
-    "unlabeled.lock",
     "unlabeled.launch.plan",
     "unlabeled.report.plots",
     "unlabeled.launch.schema",

@@ -1,29 +1,78 @@
-"""Files that are there whole or not at all, and files of lines that a crash or a full disk may have cut short."""
+"""Write files and folders whole or not at all; lock a folder; read files of JSON lines that a crash may have cut."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from unlabeled.errors import UserError
 
+# ---------------------------------------------------------------- files
+
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write to, which takes its place when all is written; after an error it does not."""
-    temporary = file.with_name(f"{file.name}.writing")
+def replacing(file: Path, several: bool = False) -> Iterator[Path]:
+    """Yield a path beside `file` to write to; rename it to `file` at the end, remove it after an error.
+
+    Args:
+        file: to write.
+        several: whether other processes may be writing the same file.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}" if several else f"{file.name}.writing")
     try:
         yield temporary
+        os.replace(temporary, file)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise
-    os.replace(temporary, file)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file whole or not at all, making the folders above it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(files: Mapping[str, Path | None]) -> None:
+    """Raise UserError when a file, by the option that named it, could not be written in the end."""
+    for option, file in files.items():
+        if file is None:
+            continue
+        if file.is_dir():
+            raise UserError(f"{option} {file} is a folder; expected a file to write. Name one in it.")
+        tried = file.with_name(f".{file.name}-tried")
+        try:
+            write_text(tried, "")
+            tried.unlink()
+        except OSError as error:
+            raise UserError(f"{option} {file} cannot be written: {error.strerror}. Name another file.") from error
+
+
+# ---------------------------------------------------------------- folders
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder` to fill and flush; put it in place at the end, remove it after an error."""
+    temporary = folder.with_name(f".{folder.name}-writing")
+    try:
+        remove(temporary)
+        temporary.mkdir(parents=True)
+        yield temporary
+        replace_folder(temporary, folder)
+    except BaseException:
+        with suppress(OSError):
+            remove(temporary)
+        raise
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -43,18 +92,27 @@ def replace_folder(new: Path, old: Path) -> None:
         remove(gone)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; return False where the system or the file system has no such step."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
 def former(folder: Path) -> Path:
-    """Where a folder lies while another takes its place, on systems that cannot exchange names."""
+    """The name of a folder while another takes its place, on systems that cannot exchange names."""
     return folder.with_name(f".{folder.name}-former")
 
 
 def readable(folder: Path) -> Path:
-    """A folder, or the one whose place was being taken when that was cut short."""
+    """The folder to read: `folder`, or its former self where replacing it was cut short."""
     return former(folder) if not os.path.lexists(folder) and former(folder).is_dir() else folder
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder, or a link and not what it leads to; nothing where there is none."""
+    """Remove a file, a folder, or a link (never its target); do nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -78,39 +136,37 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange what two names stand for, in one step; False where the system or the file system has no such step."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
-    return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+def claim(folder: Path, field: str) -> IO[str]:
+    """Make a folder and lock it for as long as this process lives or the result is open.
+
+    Args:
+        folder: to write to.
+        field: of the recipe that names it.
+
+    Raises:
+        UserError: it cannot be written to, or another process has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held until the process ends
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}. Choose another {field}.") from error
+    try:
+        # lockf, not flock: loader workers must not inherit it and hold it for seconds after a killed run
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise UserError(
+            f"another run is writing to {folder}. Wait for it, stop it, or choose another {field}."
+        ) from error
+    return lock
 
 
-def check_writable(files: Mapping[str, Path | None]) -> None:
-    """Raise UserError when a file, by the option that named it, could not be written in the end."""
-    for option, file in files.items():
-        if file is None:
-            continue
-        if file.is_dir():
-            raise UserError(f"{option} {file} is a folder; expected a file to write. Name one in it.")
-        tried = file.with_name(f".{file.name}-tried")
-        try:
-            write_text(tried, "")
-            tried.unlink()
-        except OSError as error:
-            raise UserError(f"{option} {file} cannot be written: {error.strerror}. Name another file.") from error
-
-
-def write_text(file: Path, text: str) -> None:
-    """A file of text, whole or not at all, and the folders above it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+# ---------------------------------------------------------------- lines of JSON
 
 
 def json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines: none where there is no file, {} where a line is broken.
+    """Yield the objects of a file of JSON lines: none where there is no file, {} for a broken line.
 
     Raises:
         UserError: it is there, and cannot be read.
@@ -125,7 +181,7 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """The object on a line; {} where a crash, a full disk or a bad sector left none."""
+    """Parse the object on a line; {} where a crash, a full disk or a bad sector left none."""
     try:
         found = json.loads(line.decode())
     except (ValueError, RecursionError):

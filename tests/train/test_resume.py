@@ -17,7 +17,7 @@ import torch
 from support import CONTEXT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
 
 from unlabeled.errors import UserError
-from unlabeled.lock import claim
+from unlabeled.files import claim
 from unlabeled.manifest import Damaged
 from unlabeled.train.checkpoint import load
 from unlabeled.train.signals import EXIT_STOPPED

@@ -28,7 +28,7 @@ from unlabeled.backbone.encoder import Encoder, Pool
 from unlabeled.backbone.families.beit import fit_tables, is_relative
 from unlabeled.backbone.folder_config import AGAIN, read_config
 from unlabeled.errors import UserError, first_line
-from unlabeled.files import readable, remove, replace_folder
+from unlabeled.files import readable, replacing_folder
 from unlabeled.manifest import MANIFEST, Damaged, parse_tensors, read_file, read_manifest, read_plain, write_folder
 from unlabeled.nn.positions import Grid, resample
 from unlabeled.paths import expand
@@ -167,19 +167,14 @@ def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str
         UserError: it cannot be written; an earlier export stays as it was.
     """
     place = Path(os.path.realpath(folder))  # it may be a link to another disk
-    temporary = place.with_name(f".{place.name}-writing")
     parts = {"model": model, "heads": heads or {}}
     files = {f"{stem}.safetensors": _packed(part) for stem, part in parts.items() if part}
     files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     files["README.md"] = card.encode()
     try:
-        remove(temporary)
-        temporary.mkdir(parents=True)
-        write_folder(temporary, files)
-        replace_folder(temporary, place)
+        with replacing_folder(place) as temporary:
+            write_folder(temporary, files)
     except OSError as error:
-        with suppress(OSError):
-            remove(temporary)
         raise UserError(
             f"cannot write {folder}: {error.strerror}. What was there is there still. Make room, then run the same "
             "command again."

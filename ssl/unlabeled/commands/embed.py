@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     from unlabeled.data.archive.skipped import in_words
-    from unlabeled.lock import claim
+    from unlabeled.files import claim
     from unlabeled.processes import gather_objects, on_main, raise_together
 
     clock = Clock()

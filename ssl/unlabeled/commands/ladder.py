@@ -12,6 +12,7 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.commands.evaluate import OF_DATA
 from unlabeled.errors import UserError
+from unlabeled.files import claim
 from unlabeled.ladder import report
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.rungs import (
@@ -34,7 +35,6 @@ from unlabeled.ladder.rungs import (
 from unlabeled.launch.given import GIVEN
 from unlabeled.launch.options import check_least
 from unlabeled.launch.plan import number
-from unlabeled.lock import claim
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, track
 from unlabeled.report.card import versions

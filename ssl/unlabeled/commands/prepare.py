@@ -10,8 +10,8 @@ from unlabeled.data.archive.prepare import prepare
 from unlabeled.data.archive.prepared import Settings, summary
 from unlabeled.data.source import SourceConfig, Split
 from unlabeled.errors import UserError
+from unlabeled.files import claim
 from unlabeled.launch.options import checked, cores
-from unlabeled.lock import claim
 from unlabeled.paths import expand
 from unlabeled.progress import Task, duration, task
 from unlabeled.report.clock import Clock

@@ -310,8 +310,8 @@ def train(
 
     Of the options `fresh`, `force`, `longer` and `extend` are read.
     """
+    from unlabeled.files import claim
     from unlabeled.launch.resume import resume
-    from unlabeled.lock import claim
     from unlabeled.processes import on_main
     from unlabeled.recipe import dump
     from unlabeled.train.engine import Engine

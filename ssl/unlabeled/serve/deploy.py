@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from unlabeled.backbone.folder import load_timm
 from unlabeled.backbone.folder_config import read_config
 from unlabeled.errors import UserError, first_line
-from unlabeled.files import flush, replace_folder
+from unlabeled.files import flush, replacing_folder
 from unlabeled.manifest import sha256_of
 from unlabeled.paths import user_path
 from unlabeled.report.card import versions
@@ -82,23 +81,23 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
         check_onnx()
     config = _config(export)
     model = Prepared(network(export, config), config["pretrained_cfg"], pixels).eval()
-    temporary = out.with_name(f".{out.name}-writing")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
+        with replacing_folder(out) as temporary:
+            worst = _fill(temporary, model, config, format)
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}. Choose another folder.") from error
-    try:
-        file = temporary / ("model.pt2" if format == "torch" else "model.onnx")
-        WRITERS[format](model, file)
-        worst = difference(model, READERS[format](file))
-        sums = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-        about = {**_about(model, config), "max_abs_difference": worst, "versions": versions(), "sha256": sums}
-        (temporary / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        flush(temporary)
-        replace_folder(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"cannot write to {out}: {error.strerror or error}. Choose another folder.") from error
+    return worst
+
+
+def _fill(folder: Path, model: Prepared, config: dict[str, Any], format: Format) -> float:
+    """Write the program and what is known of it; returns its largest difference to the model."""
+    file = folder / ("model.pt2" if format == "torch" else "model.onnx")
+    WRITERS[format](model, file)
+    worst = difference(model, READERS[format](file))
+    sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    about = {**_about(model, config), "max_abs_difference": worst, "versions": versions(), "sha256": sums}
+    (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    flush(folder)
     return worst
 
 

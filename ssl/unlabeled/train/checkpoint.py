@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 
 from unlabeled.errors import UserError
-from unlabeled.files import remove, sync
+from unlabeled.files import remove, replace_folder
 from unlabeled.manifest import Damaged, Tensors, parse_json, parse_tensors, read_folder, write_folder
 from unlabeled.processes import gather_objects, raise_together
 
@@ -90,8 +90,7 @@ class Checkpoints:
             write_folder(temporary, files)
             if os.path.lexists(target):
                 self._set_aside(step)
-            temporary.rename(target)
-            sync(self.folder)
+            replace_folder(temporary, target)
         except OSError as error:
             self._remove(temporary)
             kept = self.steps()

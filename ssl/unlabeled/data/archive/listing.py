@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import mmap
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from unlabeled.data.archive.index import EXTENSIONS, Index
 from unlabeled.data.label.labels import renumbered
 from unlabeled.data.source import Split, digest
+from unlabeled.files import replacing
 
 FORMAT = f"2 {len(EXTENSIONS)}"  # what is read depends on Pillow
 # something may have changed again within the tick of its clock, as git has it for its index
@@ -139,15 +138,12 @@ def save(file: Path, listing: Listing, asked: str) -> None:
         "fingerprint": listing.fingerprint,
     }
     text = json.dumps(header)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(packed(columns, {"listing": text, "hash": _hash(text, columns)}))
-        os.replace(temporary, file)
+        with replacing(file, several=True) as temporary:
+            temporary.write_bytes(packed(columns, {"listing": text, "hash": _hash(text, columns)}))
     except OSError as error:
         log.warning("the index cannot be kept in %s: %s", file, error.strerror)
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def read(file: Path, asked: str) -> Listing | None:

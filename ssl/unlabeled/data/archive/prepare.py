@@ -33,6 +33,7 @@ from unlabeled.data.decoding.decode import decode
 from unlabeled.data.source import MAX_PIXELS, Encoded, Source, SourceConfig, Split
 from unlabeled.data.view.views import resize
 from unlabeled.errors import BadSample, Interrupted, Stopped, UserError
+from unlabeled.files import replacing
 from unlabeled.manifest import sha256_of
 from unlabeled.progress import track
 
@@ -111,11 +112,10 @@ class Preparation:
 
     def pack(self, number: int) -> Done:
         """Make one tar."""
-        temporary = self._tar(number).with_suffix(".writing")
-        done = self._write(temporary, self.pictures(number))
-        self._check(temporary, done, self.pictures(number))
-        done = done._replace(sha256=sha256_of(temporary))
-        os.replace(temporary, self._tar(number))
+        with replacing(self._tar(number)) as temporary:
+            done = self._write(temporary, self.pictures(number))
+            self._check(temporary, done, self.pictures(number))
+            done = done._replace(sha256=sha256_of(temporary))
         self._note(number).write_text(json.dumps(done._asdict()), encoding="utf-8")
         return done
 

@@ -22,6 +22,7 @@ from unlabeled.data.decoding.bands import Target
 from unlabeled.data.source import MAX_PIXELS, SourceConfig, Split, digest
 from unlabeled.data.sources.files import Pictures, Tars
 from unlabeled.errors import UserError
+from unlabeled.files import write_text
 from unlabeled.paths import expand
 
 RECORD = "prepared.json"
@@ -69,9 +70,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
 
     def write(self, folder: Path) -> None:
         """Whole or not at all."""
-        temporary = folder / f".{RECORD}"
-        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / RECORD)
+        write_text(folder / RECORD, self.model_dump_json(indent=2) + "\n")
 
 
 class PreparedTars(Tars):
