@@ -77,11 +77,12 @@ class Pretrain:
 
     def finish(self, recipe: Any, engine: Engine, output: Path) -> list[str]:
         """Export the encoder, with heads and a model card."""
-        from unlabeled.backbone.folder import Preprocessing, export_encoder, split_heads
+        from unlabeled.backbone.folder import Preprocessing, export_encoder
         from unlabeled.evaluate.evaluation import Evaluation
         from unlabeled.processes import on_main
         from unlabeled.progress import duration
         from unlabeled.report.card import pretrain_card
+        from unlabeled.train.heads import split_heads
 
         method = engine.whole_method()
         encoder, heads = split_heads(method)

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from common import THREADS, finish, machine, table
 from torch import Tensor, nn
 
-from unlabeled.backbone.folder import IMAGENET, load_encoder, preprocessing_of
+from unlabeled.backbone.folder import IMAGENET
 from unlabeled.backbone.pooling import encoder_features
+from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.label.part import Part
 from unlabeled.data.label.subset import stratified

@@ -25,7 +25,7 @@ from common import THREADS, finish, machine, table
 from engine import Prepared, Turns, run_engine
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.batch.loader import Normalize, collate, to_device
 from unlabeled.data.batch.sampler import Position

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from support import ROOT
 
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.pretrain.methods import names

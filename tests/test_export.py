@@ -16,23 +16,16 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import (
-    IMAGENET,
-    Preprocessing,
-    export_encoder,
-    load_classifier,
-    load_encoder,
-    load_method,
-    preprocessing_of,
-    split_heads,
-)
-from unlabeled.backbone.importers import read
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, Preprocessing, export_encoder
+from unlabeled.backbone.importing import read
+from unlabeled.backbone.weights import load_classifier, load_encoder, preprocessing_of
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.pretrain.decoder import SelfDecoderConfig
 from unlabeled.pretrain.methods.mae import MAE, Config
+from unlabeled.train.heads import load_method, split_heads
 
 PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 TIMM_ALONE = """

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.__main__ import main
-from unlabeled.backbone.folder import load_method
-from unlabeled.backbone.importers import FAMILIES, import_official, read
-from unlabeled.backbone.importing import checked, known_model
+from unlabeled.backbone.importing import checked, importers, known_model, read
+from unlabeled.backbone.weights import import_official
 from unlabeled.errors import UserError
 from unlabeled.pretrain.methods import mocov3 as mocov3_method
 from unlabeled.pretrain.methods import simmim as simmim_method
+from unlabeled.train.heads import load_method
 
 Tensors = dict[str, Tensor]
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -294,7 +294,7 @@ def test_registers_of_dinov2(tmp_path: Path) -> None:
 def test_swiglu_of_the_giant(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {**SIZE, "img_size": 28, "patch_size": 14}
     model = random(timm.create_model("vit_giant_patch14_dinov2", num_classes=0, **arguments))
-    family = FAMILIES["dinov2"].FAMILY._replace(known={768: ("vit_giant_patch14_dinov2", 24)})
+    family = importers()["dinov2"].FAMILY._replace(known={768: ("vit_giant_patch14_dinov2", 24)})
     named = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for n, t in model.state_dict().items()}
     from unlabeled.backbone.importers.dinov2 import _timm_name
 
@@ -355,11 +355,11 @@ def test_official_numbers_of_heads() -> None:
     expected = {"mae": {768: 12, 1024: 16, 1280: 16}, "mocov3": {384: 12, 768: 12}, "dino": {192: 3, 384: 6, 768: 12}}
     for name, numbers in expected.items():
         for width, number in numbers.items():
-            assert known_model(FAMILIES[name].FAMILY, width, None)[1] == number
+            assert known_model(importers()[name].FAMILY, width, None)[1] == number
     with pytest.raises(UserError, match=r"no official model of a MoCo v3 is 48 wide .* Pass --heads"):
-        known_model(FAMILIES["mocov3"].FAMILY, 48, None)
+        known_model(importers()["mocov3"].FAMILY, 48, None)
     with pytest.raises(UserError, match="5 heads do not divide a width of 48"):
-        known_model(FAMILIES["dino"].FAMILY, 48, 5)
+        known_model(importers()["dino"].FAMILY, 48, 5)
 
 
 def test_settings_of_yacs_are_read_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from unlabeled.__main__ import main
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.backbone.weights import load_encoder
 from unlabeled.commands import ladder as command
 from unlabeled.data.label.subset import few_shot
 from unlabeled.data.source import Source, Split

@@ -13,8 +13,9 @@ from pydantic import AfterValidator, BaseModel
 from support import stage_named
 
 from unlabeled.__main__ import main
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder, preprocessing_of
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.sources.table import Table
 from unlabeled.launch.schema import FinetuneRecipe, pretrain_recipe
 from unlabeled.paths import expand, user_path

@@ -31,7 +31,7 @@ from contenders.parts import (
     timm_vit,
     with_class_token,
 )
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.pretrain.decoder import CrossDecoderConfig, SelfDecoderConfig

@@ -24,7 +24,7 @@ from contenders.parts import (
     patch_embedding,
     timm_vit,
 )
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.pretrain.method import Batch, Method, ViewBatch
 from unlabeled.pretrain.methods.simclr import Config
 

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    from unlabeled.backbone.importers import FAMILIES
+    from unlabeled.backbone.importing import importer_names
     from unlabeled.commands import doctor, ladder, report
     from unlabeled.commands import embed as serve
     from unlabeled.commands import evaluate as command
@@ -44,7 +44,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         program.add_arguments(one)
         one.set_defaults(run=program.run)
     importer = commands.add_parser("import", help="official weights into an export folder")
-    importer.add_argument("method", choices=list(FAMILIES), help="whose format the file has")
+    importer.add_argument("method", choices=importer_names(), help="whose format the file has")
     importer.add_argument("file", type=user_path, help="the official .pth")
     importer.add_argument("out", type=user_path, help="folder to write")
     importer.add_argument("--heads", type=int, help="attention heads, where the width does not tell")
@@ -72,7 +72,7 @@ def _mend(options: argparse.Namespace, rest: Sequence[str]) -> str:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from unlabeled.backbone.importers import import_official
+    from unlabeled.backbone.weights import import_official
 
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} is there already. Choose another folder, or remove it.")

@@ -205,7 +205,7 @@ def test_hugging_face(tmp_path: Path, pictures: Path) -> None:
 def test_commands_refuse_and_can_be_told(
     pictures: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from unlabeled.backbone.encoder import EncoderConfig
+    from unlabeled.backbone.config import EncoderConfig
     from unlabeled.backbone.folder import IMAGENET, export_encoder
 
     tiny = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=1, heads=2)

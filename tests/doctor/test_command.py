@@ -16,7 +16,7 @@ from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN
 
 from unlabeled.__main__ import main
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.commands import doctor as command
 from unlabeled.doctor.speed import Speed

@@ -10,7 +10,8 @@ import torch
 from evaluate.test_protocol import FakeData
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Pool, encoder_features
 from unlabeled.data.label.subset import stratified
 from unlabeled.errors import UserError

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import Preprocessing, export_encoder, load_encoder
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import Preprocessing, export_encoder
+from unlabeled.backbone.weights import load_encoder
 from unlabeled.commands import evaluate as command
 from unlabeled.commands.evaluate import add_arguments, run
 from unlabeled.data.sources.files import Files

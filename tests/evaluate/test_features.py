@@ -8,7 +8,8 @@ import torch
 from support import on_processes
 from torch import Tensor
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import encoder_features
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.errors import BadSample, UserError

@@ -14,8 +14,9 @@ from evaluate.test_protocol import FakeData, FakeSource
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
-from unlabeled.backbone.folder import load_encoder
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.batch.loader import Normalize, sample_rng
 from unlabeled.data.view.percrop import recolour_and_normalize
 from unlabeled.data.view.views import View

@@ -20,9 +20,10 @@ from PIL import Image
 from support import TINY_PRETRAIN, launch, metrics
 
 from unlabeled.__main__ import main
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder, preprocessing_of
-from unlabeled.backbone.importers import FAMILIES
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.backbone.importing import importers
+from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.protocols.knn import knn_accuracy
 from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simclr, simmim
@@ -191,7 +192,7 @@ def test_every_method_says_how_its_encoder_is_evaluated(module: Any, pool: str) 
 
 def test_weights_of_others_are_pooled_by_a_rule() -> None:
     """As the official code evaluates them; timm's as timm does, but MAE's by the mean."""
-    assert {name: module.FAMILY.pool for name, module in FAMILIES.items()} == {
+    assert {name: module.FAMILY.pool for name, module in importers().items()} == {
         **dict.fromkeys(("mae", "simmim"), "mean"),
         **dict.fromkeys(("mocov3", "dino", "ibot", "dinov2"), "cls"),
     }

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.label.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.commands.evaluate import add_arguments, run
 from unlabeled.data.sources.files import Files

@@ -16,7 +16,7 @@ from PIL import Image
 from support import TINY_PRETRAIN
 
 from unlabeled.__main__ import main
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.archive.prepare import Preparation
 from unlabeled.evaluate import features

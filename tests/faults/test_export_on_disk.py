@@ -17,22 +17,16 @@ import timm
 import torch
 
 from unlabeled import files
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import (
-    IMAGENET,
-    export_encoder,
-    load_encoder,
-    load_method,
-    preprocessing_of,
-    read_weights,
-    split_heads,
-)
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder, read_weights
+from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.pretrain.decoder import SelfDecoderConfig
 from unlabeled.pretrain.methods.mae import MAE, Config
 from unlabeled.serve.deploy import deploy
+from unlabeled.train.heads import load_method, split_heads
 
 WEIGHTS = ("model.safetensors", "heads.safetensors")
 

@@ -19,11 +19,10 @@ import test_importers as official
 import torch
 from torch import Tensor
 
-from unlabeled.backbone.importers import FAMILIES, read
-from unlabeled.backbone.importing import MOST_BLOCKS
+from unlabeled.backbone.importing import MOST_BLOCKS, importer_names, read
 from unlabeled.errors import UserError
 
-FAMILY_NAMES = sorted(FAMILIES)
+FAMILY_NAMES = importer_names()
 
 
 def refused(name: str, file: Path, heads: int = 3, what: Any = None) -> str:

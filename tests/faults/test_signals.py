@@ -25,7 +25,7 @@ OPEN = "unlabeled.data.source:SourceConfig.open"
 ENGINE = "unlabeled.train.engine:Engine.__init__"
 ENCODE = "unlabeled.evaluate.features:stack_centred"
 SCORE = "unlabeled.evaluate.evaluation:Evaluator.__call__"
-EXPORT = "unlabeled.backbone.folder:split_heads"
+EXPORT = "unlabeled.train.heads:split_heads"
 WRITE = "unlabeled.backbone.folder:write_export"
 
 

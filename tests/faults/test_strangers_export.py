@@ -16,16 +16,10 @@ import safetensors.torch
 import torch
 
 from unlabeled.backbone.build import build_encoder
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import (
-    IMAGENET,
-    load_classifier,
-    load_encoder,
-    preprocessing_of,
-    timm_config,
-    write_export,
-)
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, timm_config, write_export
 from unlabeled.backbone.folder_config import ModelArgs, read_config
+from unlabeled.backbone.weights import load_classifier, load_encoder, preprocessing_of
 from unlabeled.errors import UserError
 from unlabeled.serve.deploy import deploy, network
 

@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 from support import ROOT
 
-from unlabeled.backbone.folder import Preprocessing, export_encoder, load_encoder, split_heads
+from unlabeled.backbone.folder import Preprocessing, export_encoder
+from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.view.views import View
@@ -23,6 +24,7 @@ from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import config_of, names
 from unlabeled.recipe import load
 from unlabeled.recipe.faults import RecipeError
+from unlabeled.train.heads import split_heads
 from unlabeled.train.pictures import PictureWriter
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 from support import ROOT, TINY_FINETUNE, checkpoint_bytes, launch, metrics, on_processes
 from torch import Tensor
 
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View

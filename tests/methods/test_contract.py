@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from unlabeled.backbone.folder import IMAGENET, export_encoder, split_heads
+from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.pretrain.methods import names
+from unlabeled.train.heads import split_heads
 
 
 @every_method

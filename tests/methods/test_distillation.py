@@ -12,7 +12,7 @@ import torch
 from support import on_processes
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import mean_over_processes, rank, world

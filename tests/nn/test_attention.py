@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.backbone.build import build_encoder
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "num_heads": 2, "patch_size": 8, "img_size": (32, 24), "in_chans": 3}
 RELATIVE = {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": True, "use_abs_pos_emb": True}

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.backbone.families.beit import EXTRA, SHARED, BeitEncoder, fit_tables, resize_table
-from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask

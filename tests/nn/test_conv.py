@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.backbone.build import build_encoder, stride_of
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.cnn import ConvEncoder, stages
 from unlabeled.nn.batchnorm import BatchNorm2d, synchronise_
 from unlabeled.nn.patches import PatchMask

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.decoder import (

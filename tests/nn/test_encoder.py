@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig, Tokens
-from unlabeled.backbone.folder import IMAGENET, export_encoder, load_encoder
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder, Tokens
+from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.nn.patches import PatchMask
 

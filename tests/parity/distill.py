@@ -12,8 +12,8 @@ from parity.golden import Golden, Settings, assert_close
 from parity.vit import FORWARD, encoder_config, heads_in, shapes_under, use_eps, without_keys
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.importers import import_official
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.weights import import_official
 from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.schedules import Temperature
 from unlabeled.pretrain.method import Batch, Method, Output, Progress

@@ -12,7 +12,7 @@ from parity.distill import before_norms, build_head, head_name, head_shape, head
 from parity.golden import Golden, assert_begins, assert_close, assert_gradient_at, peek
 from parity.vit import BACKWARD, FORWARD, assert_gradients
 
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.probing import accuracy, hits_of
 from unlabeled.evaluate.protocols.knn import knn_predict

@@ -23,10 +23,9 @@ from parity.vit import (
     use_eps,
 )
 
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import load_method
-from unlabeled.backbone.importers import import_official
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.importers.mae import RULES
+from unlabeled.backbone.weights import import_official
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask, normalize_patches, patchify
@@ -34,6 +33,7 @@ from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.pretrain.decoder import SelfDecoderConfig
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.pretrain.methods.mae import MAE, Config
+from unlabeled.train.heads import load_method
 from unlabeled.train.optim import param_groups
 from unlabeled.train.schedules import Cosine, Ramp
 from unlabeled.transfer.classify import Classifier

@@ -24,8 +24,7 @@ from parity.vit import (
 )
 from torch import Tensor
 
-from unlabeled.backbone.folder import load_method
-from unlabeled.backbone.importers import import_official
+from unlabeled.backbone.weights import import_official
 from unlabeled.data.view.views import View
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.positions import sincos_2d, with_prefix
@@ -33,6 +32,7 @@ from unlabeled.nn.schedules import cosine
 from unlabeled.nn.teacher import ema_
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.pretrain.methods.mocov3 import Branch, Config, MoCoV3
+from unlabeled.train.heads import load_method
 from unlabeled.train.optim import LARS
 from unlabeled.train.schedules import Cosine, Ramp
 

@@ -23,15 +23,15 @@ from parity.vit import (
 )
 from torch import Tensor
 
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import load_method
-from unlabeled.backbone.importers import import_official
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.importers.simmim import RULES
+from unlabeled.backbone.weights import import_official
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask, unpatchify
 from unlabeled.pretrain.method import Batch, ViewBatch
 from unlabeled.pretrain.methods.simmim import Config, SimMIM
+from unlabeled.train.heads import load_method
 
 TABLE = "relative_position_bias_table"
 

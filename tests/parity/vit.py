@@ -9,7 +9,7 @@ import torch
 from parity.golden import Golden, Settings, assert_close
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.train.optim import param_groups
 

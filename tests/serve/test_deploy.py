@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.__main__ import main
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import Preprocessing, export_encoder, timm_config, write_export
 from unlabeled.errors import UserError
 from unlabeled.serve import deploy as module

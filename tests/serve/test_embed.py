@@ -22,8 +22,9 @@ from torch import Tensor
 
 from unlabeled import processes as distributed
 from unlabeled.__main__ import main
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import Preprocessing, export_encoder, load_encoder
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import Preprocessing, export_encoder
+from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.sources.files import Files
 from unlabeled.data.view.views import center_crop

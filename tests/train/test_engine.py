@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.launch.schema import FinetuneRecipe
 from unlabeled.processes import make_accelerator

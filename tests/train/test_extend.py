@@ -14,7 +14,7 @@ from every_method import batch_of, build
 from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, stage_named
 
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.launch.extend import obstacles
 from unlabeled.launch.program import main

@@ -11,8 +11,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import IMAGENET, load_classifier, timm_config, write_export
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, timm_config, write_export
+from unlabeled.backbone.weights import load_classifier
 from unlabeled.data.view.views import View
 from unlabeled.nn.mixing import Mix
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch

@@ -11,20 +11,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
-from unlabeled.backbone.folder import (
-    IMAGENET,
-    export_encoder,
-    load_encoder,
-    load_method,
-    split_heads,
-    timm_config,
-    write_export,
-)
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.folder import IMAGENET, export_encoder, timm_config, write_export
+from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.pretrain.methods import mocov3
+from unlabeled.train.heads import load_method, split_heads
 from unlabeled.train.optim import param_groups
 from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.config import ClassifyConfig

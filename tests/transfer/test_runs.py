@@ -13,7 +13,7 @@ import timm
 import torch
 from support import TINY_FINETUNE, assert_close_weights, checkpoint_bytes, launch, metrics, weights
 
-from unlabeled.backbone.encoder import EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.view.views import center_crop

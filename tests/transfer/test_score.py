@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 
-from unlabeled.backbone.folder import load_encoder, weights_digest
+from unlabeled.backbone.weights import load_encoder, weights_digest
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.label.part import Part
 from unlabeled.data.sources.shapes import Shapes

@@ -11,8 +11,9 @@ import pytest
 import torch
 from support import launch
 
-from unlabeled.backbone.encoder import EncoderConfig
-from unlabeled.backbone.folder import IMAGENET, Preprocessing, export_encoder, weights_digest
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, Preprocessing, export_encoder
+from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch.schema import FinetuneRecipe

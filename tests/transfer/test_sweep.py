@@ -18,7 +18,8 @@ from support import TINY_FINETUNE, launch, weights
 from torch import Tensor
 
 from unlabeled.__main__ import main
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.folder_config import read_config
 from unlabeled.data.batch.loader import Normalize

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.backbone.build import for_timm
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch

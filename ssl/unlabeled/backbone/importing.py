@@ -1,13 +1,21 @@
-"""What all importers share: reading a `.pth` safely, sorting its names, checking that they fit exactly."""
+"""Official weights under our names: the contract of `importers/NAME.py`, and the parts that they share.
+
+NAME.py has a `FAMILY`, and `convert(checkpoint, heads, key) -> Imported`: which names of a checkpoint belong to the
+encoder, which to heads that resume pretraining, which are dropped. A `.pth` is read with `weights_only=True`: a pickle
+in it never runs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import pickle
+import pkgutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +28,8 @@ from unlabeled.recipe.faults import show
 
 Tensors = dict[str, Tensor]
 Key = Literal["student", "teacher"]
+
+PACKAGE = "unlabeled.backbone.importers"
 
 MOST_BLOCKS, MOST_NAMES = 256, 8
 MOST_PARTS = 20_000  # tensors in a file, those of an optimizer with them
@@ -79,6 +89,44 @@ class Imported(NamedTuple):
     width: int
     encoder: Tensors
     heads: Tensors
+
+
+def importer_names() -> list[str]:
+    """The names of the files in `importers/`, which are not imported for it."""
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__))
+
+
+@cache
+def importers() -> dict[str, Any]:
+    """The modules of `importers/` by name."""
+    return {name: importlib.import_module(f"{PACKAGE}.{name}") for name in importer_names()}
+
+
+def read(name: str, file: Path, heads: int | None = None, key: Key | None = None) -> Imported:
+    """Read an official checkpoint, backbone or full.
+
+    Args:
+        name: the family, a file of `importers/`.
+        file: a `.pth`.
+        heads: attention heads of the encoder; None = the official number for its width.
+        key: which of two networks; None = the one that its paper evaluates.
+
+    Raises:
+        UserError: it cannot be read safely, or holds something else than the family's models.
+    """
+    module = importers()[name]
+    if key is not None and key not in module.FAMILY.keys:
+        raise UserError(f"{module.FAMILY.title} checkpoint holds no {key} of its own. Leave out --key.")
+    if heads is not None and heads < 1:
+        raise UserError(f"--heads {heads}: expected at least 1")
+    checkpoint = read_pth(file)
+    try:
+        return module.convert(checkpoint, heads, key or module.FAMILY.default_key)
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        # what `convert` asks of names and shapes is said above; what it takes for granted is not there either
+        raise UserError(f"{file} is not {module.FAMILY.title}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def read_pth(file: Path) -> dict[str, Any]:

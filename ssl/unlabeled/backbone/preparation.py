@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.folder import Preprocessing, load_encoder, preprocessing_of
+from unlabeled.backbone.folder import Preprocessing
+from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.errors import UserError
 
 

@@ -276,7 +276,7 @@ def data_of(args: argparse.Namespace, how: Preprocessing) -> DataConfig:
 
 def untrained_twin(encoder: Encoder) -> Encoder:
     """The same architecture with random weights, always the same."""
-    from unlabeled.backbone.folder import untrained
+    from unlabeled.backbone.weights import untrained
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

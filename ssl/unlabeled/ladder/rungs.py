@@ -134,8 +134,8 @@ def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
 
 def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
     """What makes the features of a rung, and the size of its images."""
-    from unlabeled.backbone.folder import load_encoder
     from unlabeled.backbone.pooling import Pixels
+    from unlabeled.backbone.weights import load_encoder
     from unlabeled.commands.evaluate import PIXELS_SIDE, untrained_twin
 
     if rung == "pixels":

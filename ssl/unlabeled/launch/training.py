@@ -45,7 +45,7 @@ def pretraining(recipe: Any) -> Training:
     Raises:
         UserError: they cannot be had, or do not fit together.
     """
-    from unlabeled.backbone.folder import load_method
+    from unlabeled.train.heads import load_method
 
     source, train = recipe.data.open("train"), recipe.train
     steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
@@ -96,7 +96,7 @@ def finetuning(recipe: Any) -> Training:
 
 
 def _digest(recipe: Any, encoder: Encoder, trained: Trained | None) -> str | None:
-    from unlabeled.backbone.folder import weights_digest
+    from unlabeled.backbone.weights import weights_digest
 
     if recipe.encoder.startswith("scratch:"):
         return None

@@ -23,8 +23,8 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.folder import weights_digest
 from unlabeled.backbone.pooling import FeatureSpec, Pool, parts, read
+from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.archive.prepared import different
 from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches

@@ -76,7 +76,7 @@ def timm_classifier(encoder: Encoder, arguments: dict[str, Any], drop_path: floa
         drop_path: rate of the last block.
         num_classes: of the head.
     """
-    from unlabeled.backbone.folder import adapt
+    from unlabeled.backbone.weights import adapt
 
     model = create(encoder.model, arguments, drop_path, num_classes)
     missing, unexpected = model.load_state_dict(
@@ -91,7 +91,7 @@ def timm_classifier(encoder: Encoder, arguments: dict[str, Any], drop_path: floa
 
 def retrained(encoder: Encoder, trained: Trained, num_classes: int) -> Any:
     """A timm model with all weights of a trained classifier but its head, which is new."""
-    from unlabeled.backbone.folder import adapt
+    from unlabeled.backbone.weights import adapt
 
     model = create(encoder.model, trained.arguments, 0.0, num_classes)
     prefix = head_prefix(model)

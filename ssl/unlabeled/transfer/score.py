@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from unlabeled.backbone.folder import Preprocessing, preprocessing_of
+from unlabeled.backbone.folder import Preprocessing
+from unlabeled.backbone.weights import preprocessing_of
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError

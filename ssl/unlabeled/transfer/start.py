@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.cnn import ConvEncoder
-from unlabeled.backbone.folder import Preprocessing, load_classifier, load_encoder, preprocessing_of
+from unlabeled.backbone.folder import Preprocessing
+from unlabeled.backbone.weights import load_classifier, load_encoder, preprocessing_of
 from unlabeled.errors import UserError
 from unlabeled.recipe import dump, parse
 from unlabeled.transfer.build import Trained

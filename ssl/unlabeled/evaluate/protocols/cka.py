@@ -88,7 +88,7 @@ def _other(bench: Bench, path: str) -> Bench:
     Raises:
         UserError: it cannot be loaded, or sees other channels.
     """
-    from unlabeled.backbone.folder import load_encoder, preprocessing_of
+    from unlabeled.backbone.weights import load_encoder, preprocessing_of
     from unlabeled.evaluate.evaluation import Splits
 
     with torch.random.fork_rng():  # a network begins with random weights

@@ -14,7 +14,8 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
 from unlabeled.backbone.build import is_beit
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.mask import with_equal_counts
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View

@@ -18,7 +18,8 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
 from unlabeled.backbone.build import is_cnn
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import gather, rank, world
 from unlabeled.nn.heads import mlp

@@ -17,7 +17,8 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import nn
 
 from unlabeled.backbone.build import is_cnn
-from unlabeled.backbone.encoder import Encoder, EncoderConfig
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import world
 from unlabeled.nn.heads import mlp

@@ -16,7 +16,8 @@ from pydantic import BaseModel, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, EncoderConfig, Tokens
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.data.mask import with_equal_counts
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View

@@ -1,0 +1,289 @@
+"""Encoders by address: an export folder, `METHOD:FILE.pth`, `timm:NAME`, or one of these with random weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.backbone.build import build_encoder, is_beit, is_cnn
+from unlabeled.backbone.encoder import Encoder, Pool
+from unlabeled.backbone.families.beit import fit_tables, is_relative
+from unlabeled.backbone.folder import (
+    IMAGENET,
+    OUR_POOLS,
+    Preprocessing,
+    Tensors,
+    check_fits,
+    existing,
+    not_built,
+    outline,
+    read_weights,
+    steady,
+    timm_config,
+    write_export,
+)
+from unlabeled.backbone.folder_config import read_config
+from unlabeled.backbone.importing import Imported, Key, importers, read
+from unlabeled.errors import UserError
+from unlabeled.nn.positions import Grid, resample
+from unlabeled.paths import expand
+from unlabeled.text import code
+
+# how the names of official files end
+OFFICIAL = (".pth", ".pt", ".pth.tar")
+
+
+# what timm is told of a classifier and an encoder has no use for
+OF_THE_HEAD = ("global_pool", "fc_norm", "use_fc_norm")
+
+
+@steady
+def load_encoder(path: str | Path, image_size: int | Grid | None = None, channels: int | None = None) -> Encoder:
+    """An encoder from an export folder, an official `METHOD:FILE.pth` (MAE's also without its name), `timm:NAME`, or
+    with random weights `scratch:FOLDER` or `scratch:timm:NAME`.
+
+    Args:
+        path: where from.
+        image_size: side, or (height, width), pixels; positions are resampled. None = as exported.
+        channels: input channels; the patch convolution is summed or repeated (timm's rule). None = as exported.
+
+    Raises:
+        UserError: nothing loadable is there, or weights and architecture do not match exactly.
+    """
+    where, scratch = expand(str(path)).removeprefix("scratch:"), str(path).startswith("scratch:")
+    if where.startswith("timm:"):
+        return _from_timm(where.removeprefix("timm:"), image_size, channels, pretrained=not scratch)
+    if where.endswith(OFFICIAL):
+        return _from_official(expand(str(path)), image_size, channels)
+    folder = existing(where)
+    config = read_config(folder)
+    arguments = {k: v for k, v in _arguments(config).items() if k not in OF_THE_HEAD}
+    weights = None if scratch else read_weights(folder / "model.safetensors")
+    outline(folder, config)
+    if weights and config["num_classes"]:
+        raise UserError(
+            f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from, or give it "
+            "another head with task.mode=retrain."
+        )
+    return _build(config["architecture"], arguments, weights, image_size, channels)
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over tensors and their names, the first 16 hex digits."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()[:16]
+
+
+@steady
+def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]:
+    """A classifier's architecture as an encoder with random weights, timm's arguments, and its weights, head included.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = existing(path)
+    config = read_config(folder)
+    if not config["num_classes"]:
+        raise UserError(
+            f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.mode."
+        )
+    arguments = _arguments(config)
+    weights = read_weights(folder / "model.safetensors")
+    check_fits(outline(folder, config), weights)
+    bare = {k: v for k, v in arguments.items() if k not in OF_THE_HEAD}
+    return _network(config["architecture"], bare), arguments, weights
+
+
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+    # timm's CNNs are not told a size, but were trained at one
+    return {"img_size": config["pretrained_cfg"]["input_size"][1:], **config["model_args"]}
+
+
+def _from_official(where: str, image_size: int | Grid | None, channels: int | None) -> Encoder:
+    imported = _official(where)
+    return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
+
+
+def _official(where: str) -> Imported:
+    family, _, file = where.rpartition(":")
+    if family and family not in importers():
+        raise UserError(f"{where}: no official weights of '{family}'. Expected one of {', '.join(importers())}.")
+    return read(family or "mae", Path(file))
+
+
+@steady
+def preprocessing_of(path: str | Path) -> Preprocessing:
+    """How pictures become features for whatever `load_encoder` and `load_classifier` take, also with `scratch:`.
+
+    Raises:
+        UserError: there is no such thing, or it is damaged.
+    """
+    where = expand(str(path)).removeprefix("scratch:")
+    if where.startswith("timm:"):
+        return _as_timm_says(where.removeprefix("timm:"))
+    if where.endswith(OFFICIAL):
+        return _as_published(where)
+    config = read_config(existing(where))
+    trained = config["pretrained_cfg"]
+    pool = config.get("pool") or OUR_POOLS.get(config["model_args"].get("global_pool", config.get("global_pool")))
+    how = trained["mean"], trained["std"], trained["crop_pct"], trained["interpolation"]
+    return Preprocessing(*how, config.get("value_range"), pool, tuple(trained["input_size"][1:]))
+
+
+def _as_timm_says(name: str) -> Preprocessing:
+    """timm's own, its pooling too; but the mean of the patches for MAE's weights, which timm pools by class token."""
+    import timm
+
+    architecture = _timms_architecture(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # of a name after the dot
+        raise UserError(f"timm has no such weights of '{name}': {error}") from error
+    if config is None:
+        return IMAGENET
+    if is_cnn(architecture) or name.removeprefix(architecture).startswith(".mae"):
+        pool: Pool | None = "mean"
+    else:
+        with torch.device("meta"):
+            pool = OUR_POOLS.get(getattr(timm.create_model(architecture, num_classes=0), "global_pool", ""))
+    return Preprocessing(
+        config.mean, config.std, config.crop_pct, config.interpolation, pool=pool, size=config.input_size[1:]
+    )
+
+
+def _as_published(where: str) -> Preprocessing:
+    """ImageNet's normalisation, and the pooling that the family's own code evaluates."""
+    imported, name = _official(where), where.rpartition(":")[0] or "mae"
+    size, interpolation = tuple(imported.arguments["img_size"]), importers()[name].FAMILY.interpolation
+    return IMAGENET._replace(interpolation=interpolation, pool=pool_of(name, imported), size=size)
+
+
+def _timms_architecture(name: str) -> str:
+    """Of a timm model, which the name of its weights may follow. Raises UserError when there is none."""
+    import timm
+
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise UserError(f"timm has no model '{name}'")
+    return architecture
+
+
+def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
+    """Weights of a timm model fitted to another image size or number of channels.
+
+    Positions are resampled bicubically to the target grid, relative ones by BEiT's rule; the first convolution is
+    summed or repeated over channels.
+
+    Args:
+        weights: of the timm model.
+        old: (rows, columns) of their positions.
+        model: the timm model they are for.
+
+    Raises:
+        UserError: other channels than RGB's are to be fitted.
+    """
+    from timm.models._manipulate import adapt_input_conv
+
+    weights = dict(weights)
+    first = f"{model.pretrained_cfg['first_conv']}.weight"
+    channels = model.get_parameter(first).shape[1]
+    found = weights[first].shape[1]
+    if found != channels:
+        if found != 3:
+            raise UserError(f"the encoder sees {found} channels, pictures have {channels}. Only RGB's can be fitted.")
+        weights[first] = adapt_input_conv(channels, weights[first])
+    if is_relative(weights):
+        weights = fit_tables(weights, old, model)
+    if "pos_embed" not in weights:
+        return weights
+    table = weights["pos_embed"]
+    prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+    patches = resample(table[:, prefix:], old, model.patch_embed.grid_size)
+    weights["pos_embed"] = torch.cat([table[:, :prefix], patches], dim=1)
+    return weights
+
+
+def untrained(architecture: str, arguments: dict[str, Any]) -> Encoder:
+    """An encoder with MAE's random initialisation and sine-cosine positions that may learn; a BEiT or a CNN with timm's
+    own."""
+    from unlabeled.pretrain.methods.mae import initialize_
+
+    encoder = build_encoder(architecture, arguments)
+    if is_cnn(architecture) or is_beit(architecture):
+        return encoder
+    encoder.fix_positions()
+    initialize_(encoder)
+    encoder.vit.pos_embed.requires_grad_(True)
+    return encoder
+
+
+def _build(
+    architecture: str,
+    arguments: dict[str, Any],
+    weights: Tensors | None,
+    image_size: int | Grid | None,
+    channels: int | None,
+) -> Encoder:
+    old: Grid = tuple(arguments["img_size"])
+    size = old if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
+    arguments = {**arguments, "img_size": list(size), "in_chans": channels or arguments["in_chans"]}
+    if weights is None:
+        return untrained(architecture, arguments)
+    encoder = _network(architecture, arguments)
+    old_grid = (old[0] // encoder.patch_size, old[1] // encoder.patch_size)
+    _load_strictly(encoder.vit, adapt(weights, old_grid, encoder.vit))
+    return encoder
+
+
+def _from_timm(name: str, image_size: int | Grid | None, channels: int | None, pretrained: bool) -> Encoder:
+    import timm
+
+    architecture = _timms_architecture(name)
+    pool = {} if is_cnn(architecture) else {"global_pool": "token"}
+    try:
+        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **pool)
+    except Exception as error:  # a hub, a network or a file: whatever it was, the person must hear it
+        raise UserError(f"timm cannot load the weights of '{name}': {error}") from error
+    if is_cnn(architecture):
+        arguments = {"img_size": list(vit.pretrained_cfg["input_size"][1:])}
+    else:
+        patches = vit.patch_embed
+        arguments = {"img_size": list(patches.img_size), "patch_size": patches.patch_size[0]}
+    return _build(architecture, {**arguments, "in_chans": vit.in_chans}, dict(vit.state_dict()), image_size, channels)
+
+
+def _network(architecture: str, arguments: dict[str, Any]) -> Encoder:
+    try:
+        return build_encoder(architecture, arguments)
+    except Exception as error:  # timm's networks raise what they like: whatever it was, the person must hear it
+        raise not_built(architecture, error) from error
+
+
+def _load_strictly(vit: nn.Module, weights: Tensors) -> None:
+    check_fits(vit, weights)
+    vit.load_state_dict(weights)
+
+
+def import_official(name: str, file: Path, out: Path, heads: int | None = None, key: Key | None = None) -> None:
+    """Turn an official checkpoint into an export folder; what resumes pretraining, if any, into `heads.safetensors`."""
+    family, imported = importers()[name].FAMILY, read(name, file, heads, key)
+    prepared = IMAGENET._replace(interpolation=family.interpolation, pool=pool_of(name, imported))
+    config = timm_config(imported.architecture, imported.arguments, imported.width, prepared)
+    card = (
+        f"# {family.title}\n\nImported from the official checkpoint {code(file.name)} ({family.repository}). "
+        "License: see there.\n"
+    )
+    write_export(out, imported.encoder, config, card, imported.heads)
+
+
+def pool_of(name: str, imported: Imported) -> Pool:
+    """How features of official weights are read: as the family's own code does, of a CNN by the mean."""
+    return "mean" if is_cnn(imported.architecture) else importers()[name].FAMILY.pool
