@@ -87,3 +87,9 @@ def test_a_wide_table_is_turned_on_a_terminal() -> None:
 
 def test_json_is_the_data() -> None:
     assert json.loads(as_json.write(REPORT)) == {"accuracy": 91.25}
+
+
+def test_lists_of_numbers_stand_on_one_line_in_json() -> None:
+    content = {"a": [[1, 2], [3, -4e-9]], "b": ["1", None], "c": [], "[\n1\n]": 0.5}
+    text = as_json.write(Document("", (), content))
+    assert json.loads(text) == content and "[3, -4e-09]" in text

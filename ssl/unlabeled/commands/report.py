@@ -1,13 +1,14 @@
-"""`python -m unlabeled report RUN...`: fine-tuned runs beside each other, seeds to mean and interval."""
+"""`python -m unlabeled report RUN...`: compare fine-tuned runs, with mean and interval over seeds."""
 
 from __future__ import annotations
 
 import argparse
-import json
 
 from unlabeled.files import check_writable, write_text
+from unlabeled.launch.schema import is_free
 from unlabeled.paths import user_path
-from unlabeled.report.several import document, grouped, read
+from unlabeled.report import as_json, markdown
+from unlabeled.report.several import comparison, grouped, read_run
 from unlabeled.text import plain
 
 
@@ -30,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
         UserError: a run has no result, or results cannot be compared.
     """
     check_writable({"--json": args.json, "--markdown": args.markdown})
-    rows = grouped([read(path) for path in args.runs], args.over_encoders)
-    text = document(rows)
+    runs = [read_run(path, is_free) for path in args.runs]
+    found = comparison(grouped(runs, args.over_encoders))
+    text = markdown.write(found)
     print(plain(text), end="")
-    summary = {"rows": [row.summary() for row in rows]}
-    for file, content in ((args.json, json.dumps(summary, indent=2) + "\n"), (args.markdown, text)):
+    for file, content in ((args.json, as_json.write(found)), (args.markdown, text)):
         if file is not None:
             write_text(file, content)
     return 0

@@ -1,4 +1,4 @@
-"""`result.md`: what `result.json` says of a classifier, for people."""
+"""The result of a fine-tuning as a report: `result.json` and `result.md`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ from collections.abc import Iterator
 from typing import Any
 
 from unlabeled.report.confusion import HARDEST
-from unlabeled.report.table import estimate, markdown
+from unlabeled.report.document import Document, Figure, Table, Text
+from unlabeled.report.intervals import estimate
 
 HARDEST_HEAD = ("class", "recall, %", "precision, %", "AUROC, %", "pictures", "taken for")
 RANGES = {"many": "> 100", "medium": "20 to 100", "few": "< 20"}
 
 
-def page(result: dict[str, Any]) -> str:
-    """A result as Markdown: scores, the classes that are hardest, protocol and cost.
+def page(result: dict[str, Any]) -> Document:
+    """Scores, the hardest classes, protocol and cost.
 
     Args:
         result: as in `result.json`.
     """
     parts = (
-        f"# {result['protocol']['name']}: accuracy {result['accuracy']:.2f} %",
-        markdown(("score", "value"), list(_scores(result))),
-        "![confusion matrix](confusion.png) ![reliability](reliability.png)",
-        f"## Hardest classes\n\n{markdown(HARDEST_HEAD, _hardest(result))}",
-        f"## Protocol and cost\n\n{markdown(('', ''), list(_circumstances(result)), left=2)}",
+        Table(("score", "value"), list(_scores(result))),
+        Figure("confusion.png", "confusion matrix"),
+        Figure("reliability.png", "reliability"),
+        Text("Hardest classes", "heading"),
+        Table(HARDEST_HEAD, _hardest(result)),
+        Text("Protocol and cost", "heading"),
+        Table.facts(_circumstances(result)),
     )
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+    return Document(f"{result['protocol']['name']}: accuracy {result['accuracy']:.2f} %", parts, result)
 
 
 def _scores(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -47,7 +50,7 @@ def _scores(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _hardest(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Classes by recall, the lowest first, and what each is mostly taken for."""
+    """Classes with the lowest recall first, each with the class that it is mostly taken for."""
     rows, names = [], list(result["classes"].values())
     for i, counts in _confused(result).items():
         name = names[i]
@@ -63,7 +66,7 @@ def _hardest(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _confused(result: dict[str, Any]) -> dict[int, dict[int, int]]:
-    """Counts of predicted classes by true class: of all, or of many classes the hardest."""
+    """Counts of predicted classes by true class; of many classes only the hardest."""
     if "confusion" not in result:
         confused: dict[int, dict[int, int]] = result["confused"]
         return confused
@@ -95,7 +98,7 @@ def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _balanced(task: dict[str, Any]) -> str:
-    """What was done about classes that are uneven."""
+    """Measures against uneven classes."""
     drawn = {"sqrt": "drawn by the root of their count", "balanced": "drawn equally often"}.get(task["balance"])
     parts = {
         f"classes {drawn} from epoch {task['balance_from']:g}": drawn,
@@ -107,7 +110,7 @@ def _balanced(task: dict[str, Any]) -> str:
 
 
 def _chosen(protocol: dict[str, Any]) -> str:
-    """Which labels those are, where they are not all."""
+    """The share of the labels that is used, where it is not all of them."""
     task, watch = protocol["task"], protocol["watch"]
     parts = {
         "a long tail of {:g} : 1": task["long_tail"],

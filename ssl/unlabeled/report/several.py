@@ -1,19 +1,18 @@
-"""Several fine-tuned runs beside each other: those that differ in seeds alone become one mean with its error."""
+"""Compare fine-tuned runs: those that differ in seeds alone become one mean with its error."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlabeled.errors import UserError
-from unlabeled.launch.schema import is_free
 from unlabeled.recipe import flat
-from unlabeled.report.intervals import student
-from unlabeled.report.table import estimate, markdown, repeated
+from unlabeled.report.document import Document, Part, Table, Text
+from unlabeled.report.intervals import estimate, repeated, student
 
 SCORES = ("accuracy", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
 HEADINGS = {"balanced_accuracy": "balanced accuracy", "top5": "top-5", "nll": "NLL, nats", "ece": "ECE"}
@@ -26,11 +25,18 @@ NOTE = (
 )
 
 
-class Run(NamedTuple):
-    """A finished fine-tuning: where it lies, and its `result.json`."""
+class Finished(NamedTuple):
+    """A finished fine-tuning.
+
+    Attributes:
+        name: its folder, as given.
+        result: its `result.json`.
+        settings: everything but the seeds that can change the result, by dotted path.
+    """
 
     name: str
     result: dict[str, Any]
+    settings: dict[str, Any]
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -47,39 +53,32 @@ class Run(NamedTuple):
         group = self.result["groups"].get(name)
         return self.result.get(name) if group is None else group["accuracy"]
 
-    def settings(self) -> dict[str, Any]:
-        """All that can change the result but the seeds, by dotted path."""
-        sections = {name: self.protocol[name] for name in ("encoder", "task", "optim", "train", "watch", "data")}
-        found = {path: value for path, value in flat(sections).items() if not is_free(path) and path not in SEEDS}
-        counted, weights = self.protocol["labelled_pictures"], self.protocol["fingerprints"]["encoder"]
-        return {**found, "labelled pictures": counted, "encoder's weights": weights}
 
+class Repetitions(NamedTuple):
+    """Runs that are repetitions of each other: a row of the table."""
 
-class Row(NamedTuple):
-    """Runs that are repetitions of each other."""
-
-    runs: list[Run]
+    runs: list[Finished]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those that all of the runs share."""
-        first, *others = (run.settings() for run in self.runs)
+        """Settings that all of the runs share."""
+        first, *others = (run.settings for run in self.runs)
         return {path: value for path, value in first.items() if all(other.get(path) == value for other in others)}
 
     @property
     def name(self) -> str:
-        """Names of the runs, the first few."""
+        """The first few names of the runs."""
         names = [run.name for run in self.runs]
         more = len(names) - SHOWN
         return ", ".join(names) if more <= 0 else f"{', '.join(names[:SHOWN])} and {more} more"
 
     def values(self, score: str) -> list[float]:
-        """A score of every run that has it."""
+        """Values of a score, of the runs that have it."""
         found = (run.score(score) for run in self.runs)
         return [value for value in found if value is not None]
 
     def cell(self, score: str) -> str:
-        """A score with what is known of its error; the accuracy with its interval."""
+        """A score with its error; the accuracy with its interval."""
         values, digits = self.values(score), DIGITS.get(score, 2)
         if not values:
             return "-"
@@ -101,8 +100,12 @@ class Row(NamedTuple):
         }
 
 
-def read(path: Path) -> Run:
-    """A run by its folder or its `result.json`.
+def read_run(path: Path, is_free: Callable[[str], bool]) -> Finished:
+    """Read a run from its folder or its `result.json`.
+
+    Args:
+        path: of either.
+        is_free: whether a field of a recipe, by its dotted path, cannot change the result.
 
     Raises:
         UserError: there is no result.
@@ -116,15 +119,22 @@ def read(path: Path) -> Run:
             "command goes on."
         )
     try:
-        run = Run(str(path), json.loads(file.read_text(encoding="utf-8")))
-        run.settings(), run.seeds, run.result["interval"], run.result["groups"]
+        result = json.loads(file.read_text(encoding="utf-8"))
+        _ = result["seeds"], result["interval"], result["groups"]
+        return Finished(str(path), result, _settings(result["protocol"], is_free))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is no result of finetune.py: {error}") from error
-    return run
 
 
-def grouped(runs: Sequence[Run], over_encoders: bool = False) -> list[Row]:
-    """Repetitions together, in the order in which their first runs come.
+def _settings(protocol: dict[str, Any], is_free: Callable[[str], bool]) -> dict[str, Any]:
+    sections = flat({name: protocol[name] for name in ("encoder", "task", "optim", "train", "watch", "data")})
+    found = {path: value for path, value in sections.items() if not is_free(path) and path not in SEEDS}
+    counted, weights = protocol["labelled_pictures"], protocol["fingerprints"]["encoder"]
+    return {**found, "labelled pictures": counted, "encoder's weights": weights}
+
+
+def grouped(runs: Sequence[Finished], over_encoders: bool = False) -> list[Repetitions]:
+    """Put repetitions together, in the order of their first runs.
 
     Args:
         runs: at least one.
@@ -132,21 +142,21 @@ def grouped(runs: Sequence[Run], over_encoders: bool = False) -> list[Row]:
             repetitions too.
 
     Raises:
-        UserError: results cannot be compared, or a run is no repetition but the same once more.
+        UserError: results cannot be compared, or two runs are the same.
     """
     for run in runs[1:]:
         _comparable(runs[0], run)
-    rows: dict[str, Row] = {}
+    rows: dict[str, Repetitions] = {}
     for run in runs:
-        told = {path: value for path, value in run.settings().items() if not over_encoders or path not in ENCODER}
-        rows.setdefault(json.dumps(told, sort_keys=True), Row([])).runs.append(run)
+        told = {path: value for path, value in run.settings.items() if not over_encoders or path not in ENCODER}
+        rows.setdefault(json.dumps(told, sort_keys=True), Repetitions([])).runs.append(run)
     for row in rows.values():
         for one, other in combinations(row.runs, 2):
             _independent(one, other)
     return list(rows.values())
 
 
-def _comparable(one: Run, other: Run) -> None:
+def _comparable(one: Finished, other: Finished) -> None:
     versions = [f"{run.protocol['name']} {run.protocol['version']}" for run in (one, other)]
     if versions[0] != versions[1]:
         raise UserError(
@@ -160,7 +170,7 @@ def _comparable(one: Run, other: Run) -> None:
         )
 
 
-def _independent(one: Run, other: Run) -> None:
+def _independent(one: Finished, other: Finished) -> None:
     if one.seeds["labels"] == other.seeds["labels"]:
         pictures = [run.protocol["fingerprints"]["train"] for run in (one, other)]
         if pictures[0] != pictures[1]:
@@ -168,7 +178,7 @@ def _independent(one: Run, other: Run) -> None:
                 f"{one.name} and {other.name} say the same, but learnt from different pictures (fingerprints "
                 f"{pictures[0]} and {pictures[1]}). Report them apart."
             )
-    same_weights = one.settings()[ENCODER[1]] == other.settings()[ENCODER[1]]
+    same_weights = one.settings[ENCODER[1]] == other.settings[ENCODER[1]]
     if one.seeds == other.seeds and same_weights:
         seeds = " and ".join(f"{name} {seed}" for name, seed in one.seeds.items())
         raise UserError(
@@ -177,8 +187,8 @@ def _independent(one: Run, other: Run) -> None:
         )
 
 
-def document(rows: Sequence[Row]) -> str:
-    """Markdown: the scores, and the settings that set rows apart."""
+def comparison(rows: Sequence[Repetitions]) -> Document:
+    """The scores, and the settings in which rows differ."""
     shown = [name for name in SCORES if any(row.values(name) for row in rows)]
     head = ["", "runs", "seeds", *(HEADINGS.get(name, name) for name in shown), "CPU s"]
     cells = [
@@ -189,17 +199,16 @@ def document(rows: Sequence[Row]) -> str:
     scored = (
         f"Protocol {protocol['name']} {protocol['version']}, {pictures:,} pictures ({protocol['fingerprints']['val']})."
     )
-    parts = [markdown(head, cells, left=2), f"{NOTE} {scored}\n"]
-    apart = differences(rows)
-    if apart:
+    parts: list[Part] = [Table(head, cells, left=2), Text(f"{NOTE} {scored}")]
+    if apart := _apart(rows):
         lines = [[path, *(_shown(value) for value in values)] for path, values in apart.items()]
         numbers = [str(number) for number in range(1, len(rows) + 1)]
-        parts.append(f"What sets them apart:\n\n{markdown(['', *numbers], lines)}")
-    return "\n".join(parts)
+        parts += [Text("What sets them apart:"), Table(["", *numbers], lines)]
+    return Document("", parts, {"rows": [row.summary() for row in rows]})
 
 
-def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all rows: a value for each row, None where it has no such setting."""
+def _apart(rows: Sequence[Repetitions]) -> dict[str, list[Any]]:
+    """Settings in which rows differ: a value for each row, None where it has no such setting."""
     settings = [row.settings for row in rows]
     paths = dict.fromkeys(path for each in settings for path in each)
     found = {path: [each.get(path) for each in settings] for path in paths}
@@ -217,13 +226,13 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": _deviation(values), "interval": interval, "values": list(values)}
 
 
-def _seeds(row: Row) -> str:
-    """`0, 1, 2`, the labels' behind a slash where they are others."""
+def _seeds(row: Repetitions) -> str:
+    """`0, 1, 2`; the labels' seed follows a slash where it is another."""
     pairs = [(run.seeds["run"], run.seeds["labels"]) for run in row.runs]
     return ", ".join(f"{run}" if run == labels else f"{run}/{labels}" for run, labels in pairs)
 
 
-def _cost(row: Row) -> str:
+def _cost(row: Repetitions) -> str:
     return f"{statistics.mean(run.result['cost']['cpu_s'] for run in row.runs):,.0f}"
 
 

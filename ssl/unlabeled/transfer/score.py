@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Encode, Features, evaluating, extract
 from unlabeled.files import json_lines, write_text
 from unlabeled.pretrain.method import Method
+from unlabeled.report import as_json, markdown
 from unlabeled.report.calibration import Reliability
 from unlabeled.report.card import versions
 from unlabeled.report.classification import Classification, Outcomes, classification, classification_of
@@ -141,9 +140,9 @@ def write_result(output: Path, engine: Any, scorer: Scorer) -> None:
 
     assert scorer.latest is not None
     content = result_of(engine, scorer, scorer.latest)
-    texts = {"result.json": compact(json.dumps(content, indent=2)) + "\n", "result.md": page(content)}
-    for name, text in texts.items():
-        write_text(output / name, text)
+    report = page(content)
+    write_text(output / "result.json", as_json.write(report))
+    write_text(output / "result.md", markdown.write(report))
     title = f"{scorer.recipe.name}: {content['accuracy']:.2f} % of {content['pictures']:,} pictures"
     draw_confusion(output / "confusion.png", *scorer.confusion.drawn(scorer.classes), title)
     bins = Reliability(**{name: torch.tensor(values) for name, values in content["reliability"].items()})
@@ -195,11 +194,6 @@ def cost(engine: Any, clock: Clock) -> dict[str, Any]:
         "processes": engine.accelerator.num_processes,
         "device": str(engine.device),
     }
-
-
-def compact(text: str) -> str:
-    """Indented JSON with every list of numbers on one line."""
-    return re.sub(r"\[\n[\d\s.,eE+-]+\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
 
 
 def _check_trained(labels: np.ndarray, train_counts: torch.Tensor, classes: Sequence[str]) -> None:
