@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from common import finish, machine, options, seconds, table
 
+from unlabeled.accelerator import make_accelerator
 from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import Position
 from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.pretrain.method import Method, Progress
-from unlabeled.processes import make_accelerator
 from unlabeled.progress import Bars
 from unlabeled.recipe import load
 from unlabeled.train.engine import Engine

@@ -10,8 +10,8 @@ from typing import Any
 
 from unlabeled.errors import UserError
 from unlabeled.launch.program import exit_code
+from unlabeled.signals import EXIT_DONE
 from unlabeled.text import one_line
-from unlabeled.train.signals import EXIT_DONE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

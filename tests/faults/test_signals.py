@@ -16,8 +16,8 @@ import pytest
 from injected import at, in_a_worker, own_group, to_the_group, to_this_one
 from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
 
+from unlabeled.signals import stop
 from unlabeled.streams import make_lasting
-from unlabeled.train.signals import stop
 
 STOPPED, LAST = 75, 15
 SCORED = ["evaluate.every=6", "evaluate.knn.k=3", "evaluate.crop_pct=1.0", "evaluate.linear=null"]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.nn.curves import Temperature, cosine, warmup
 from unlabeled.nn.losses import cross_view, info_nce, koleo, masked_patches, nt_xent, sharpen, sinkhorn
-from unlabeled.nn.schedules import Temperature, cosine, warmup
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

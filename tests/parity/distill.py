@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.weights import import_official
+from unlabeled.nn.curves import Temperature
 from unlabeled.nn.heads import DistillHead, HeadConfig
-from unlabeled.nn.schedules import Temperature
 from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.optim import param_groups

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from unlabeled.backbone.weights import import_official
 from unlabeled.data.view.views import View
+from unlabeled.nn.curves import cosine
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.positions import sincos_2d, with_prefix
-from unlabeled.nn.schedules import cosine
 from unlabeled.nn.teacher import ema_
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.pretrain.methods.mocov3 import Branch, Config, MoCoV3

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from unlabeled.accelerator import make_accelerator
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.launch.schema import FinetuneRecipe
-from unlabeled.processes import make_accelerator
 from unlabeled.stages.finetune import Finetune
 from unlabeled.train.engine import Engine
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from support import TINY_PRETRAIN, checkpoint_bytes, launch, stage_named
 
-from unlabeled.errors import UserError
-from unlabeled.launch.environment import (
+from unlabeled.accelerator import make_accelerator
+from unlabeled.environment import (
     FOLLOWED,
     NOTHING,
     ON_CPU,
@@ -24,8 +24,8 @@ from unlabeled.launch.environment import (
     drop,
     overruled,
 )
+from unlabeled.errors import UserError
 from unlabeled.launch.program import main
-from unlabeled.processes import make_accelerator
 
 # values that would change what is learnt, if anybody listened
 HOSTILE = {

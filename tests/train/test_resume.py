@@ -19,8 +19,8 @@ from support import CONTEXT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, lau
 from unlabeled.errors import UserError
 from unlabeled.files import claim
 from unlabeled.manifest import Damaged
+from unlabeled.signals import EXIT_STOPPED
 from unlabeled.train.checkpoint import load
-from unlabeled.train.signals import EXIT_STOPPED
 from unlabeled.train.snapshot import check
 
 LAST = 15  # 3 epochs of 5 steps

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from unlabeled.backbone.encoder import Encoder, Pool, Tokens
 from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import Encode, evaluating
+from unlabeled.evaluate.features import Encode
+from unlabeled.nn.modes import evaluating
 
 How = Literal["cls", "mean", "max"]
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from rich.console import Console
 
+from unlabeled.accelerator import make_accelerator
 from unlabeled.data.label.as_one import read_as_one
 from unlabeled.data.source import Source
 from unlabeled.doctor.compared import Compared, compare
@@ -29,11 +30,10 @@ from unlabeled.files import check_writable
 from unlabeled.launch.schema import FinetuneRecipe, load_any
 from unlabeled.launch.training import Training, finetuning, pretraining
 from unlabeled.paths import expand, user_path
-from unlabeled.processes import make_accelerator
 from unlabeled.progress import task
 from unlabeled.report.card import versions
+from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.text import one_line
-from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.transfer.start import complete
 
 T = TypeVar("T")

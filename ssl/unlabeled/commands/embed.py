@@ -15,8 +15,8 @@ from unlabeled.launch.options import check_least, checked, cores
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, task
 from unlabeled.report.clock import Clock
+from unlabeled.signals import stop
 from unlabeled.text import say
-from unlabeled.train.signals import stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch.distributed as dist
 
-    from unlabeled.processes import make_accelerator
+    from unlabeled.accelerator import make_accelerator
 
     check_least(args, batch_size=1, size=1, workers=0)
     accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))

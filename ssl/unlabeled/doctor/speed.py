@@ -211,7 +211,7 @@ def _together(engine: Engine, pending: list[RawBatch], recipe: Any, training: Tr
 
 
 def _encode(engine: Engine, raw: RawBatch, encoder: Callable[[Any], Encode], seconds: float) -> float:
-    from unlabeled.evaluate.features import evaluating
+    from unlabeled.nn.modes import evaluating
 
     images, _ = to_device(raw, engine.device, engine.normalize).views[0].flat()
     encode = encoder(engine.method)

@@ -17,7 +17,7 @@ from unlabeled.evaluate.features import Encode
 from unlabeled.processes import gather_objects, raise_together
 from unlabeled.progress import track
 from unlabeled.randomness import Stream, stream
-from unlabeled.train.signals import stop
+from unlabeled.signals import stop
 
 if TYPE_CHECKING:
     from unlabeled.evaluate.evaluation import Splits

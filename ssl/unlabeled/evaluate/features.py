@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from unlabeled.data.batch.loader import Normalize, make_loader
@@ -19,7 +18,7 @@ from unlabeled.data.view.views import Interpolation, center_crop
 from unlabeled.errors import BadSample, Stopped, UserError
 from unlabeled.processes import gather_objects, raise_together
 from unlabeled.progress import track
-from unlabeled.train.signals import stop
+from unlabeled.signals import stop
 
 Encode = Callable[[Tensor], Tensor]
 Bad = tuple[str, str]  # a picture's key, and why it cannot be used
@@ -212,15 +211,3 @@ def _whole(
             source.classes[lost[0]],
         )
     return Features(torch.cat(parts)[order], y[order])
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode within, the mode of every part as it was after."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -230,10 +230,10 @@ def _length(climb: Climb, amount: Amount, seed: int) -> tuple[int, float]:
 
 def _train(recipe: Any) -> dict[str, Any]:
     """The result of a fine-tuning, which goes on from where an earlier one was left."""
+    from unlabeled.accelerator import make_accelerator
     from unlabeled.launch.program import train
-    from unlabeled.processes import make_accelerator
+    from unlabeled.signals import EXIT_DONE
     from unlabeled.stages.finetune import Finetune
-    from unlabeled.train.signals import EXIT_DONE
 
     output = Path(recipe.output)
     if (output / "result.json").exists():

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError
 from unlabeled.files import remove, write_text
+from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 from unlabeled.streams import make_lasting
 from unlabeled.text import escape_logs, plain
-from unlabeled.train.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,7 +97,7 @@ def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
     """What a program ends with: its own code, or that of an error, which is said without a traceback.
 
     Args:
-        run: the program. A signal ends it wherever it stands, see `unlabeled.train.signals`.
+        run: the program. A signal ends it wherever it stands, see `unlabeled.signals`.
         last: nothing comes after it, so later signals are ignored.
         where: it is when it begins, to be said with a signal.
     """
@@ -194,8 +194,9 @@ def _epochs(text: str) -> float:
 
 
 def _run(stage: Stage, options: argparse.Namespace) -> int:
+    from unlabeled.accelerator import make_accelerator
     from unlabeled.launch.resume import length
-    from unlabeled.processes import make_accelerator, on_main
+    from unlabeled.processes import on_main
     from unlabeled.recipe import load
 
     _refuse_the_other_programs(stage, options.recipe)
@@ -239,9 +240,9 @@ def _refuse_the_other_programs(stage: Stage, path: str) -> None:
 
 def _notes(recipe: Any) -> list[Line]:
     """Lines of the plan about what is around the recipe: this machine and its environment."""
-    from unlabeled.launch.environment import overruled
+    from unlabeled.accelerator import cannot_run
+    from unlabeled.environment import overruled
     from unlabeled.launch.options import cores
-    from unlabeled.processes import cannot_run
 
     lacking, ignored = cannot_run(recipe.run.device, recipe.train.precision), overruled(recipe.train.precision)
     lines = [("machine", f"this one cannot run it: {lacking}")] if lacking else []

@@ -18,11 +18,12 @@ from unlabeled.data.batch.feed import Feed
 from unlabeled.data.batch.loader import Normalize, RawBatch, to_device
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
 from unlabeled.errors import Stopped, UserError
-from unlabeled.evaluate.features import evaluating
 from unlabeled.nn.measures import effective_rank
+from unlabeled.nn.modes import evaluating
 from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.processes import gather_objects, on_main, raise_together, total
 from unlabeled.report.clock import Clock
+from unlabeled.signals import stop
 from unlabeled.train import snapshot, state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
 from unlabeled.train.clip import clip_gradients
@@ -30,7 +31,6 @@ from unlabeled.train.cpu import settle
 from unlabeled.train.diagnosis import Diagnosis
 from unlabeled.train.job import Job
 from unlabeled.train.optim import param_groups, set_rates
-from unlabeled.train.signals import stop
 from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers, scores_at
 from unlabeled.train.watch import EarlyStopping
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unlabeled.nn.schedules import cosine
+from unlabeled.nn.curves import cosine
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.train.clip import ClipBy
 from unlabeled.train.schedules import REFERENCE_BATCH, Cosine, Ramp, Schedule, peak_lr

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from unlabeled.nn.schedules import cosine
+from unlabeled.nn.curves import cosine
 from unlabeled.pretrain.method import Progress
 
 REFERENCE_BATCH = 256

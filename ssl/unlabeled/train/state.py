@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.errors import UserError
-from unlabeled.processes import full, gather_objects, is_sharded, sharded_like
+from unlabeled.manifest import Tensors
+from unlabeled.processes import gather_objects
 
-Tensors = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def model_tensors(model: nn.Module) -> Tensors:
@@ -126,3 +129,33 @@ def check_same(own: Tensors, given: Tensors, what: str) -> None:
 def _counter(value: Tensor, parameter: nn.Parameter, optimizer: Optimizer) -> Tensor:
     on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     return value.to(parameter.device) if on_device else value
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model's weights are spread over processes."""
+    return any(map(_is_shard, model.state_dict().values()))
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A sharded tensor made whole (all processes must ask), any other as it is."""
+    return cast("DTensor", tensor).full_tensor() if _is_shard(tensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor sharded as `like` is."""
+    tensor = tensor.to(like.device)
+    if not _is_shard(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    shard = cast("DTensor", like)
+    return distribute_tensor(tensor, shard.device_mesh, shard.placements)
+
+
+def _is_shard(tensor: Tensor) -> bool:
+    # torch.distributed.tensor takes half a second to import, and only processes that shard have it in use
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)

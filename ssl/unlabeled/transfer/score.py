@@ -17,8 +17,9 @@ from unlabeled.backbone.weights import preprocessing_of
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import Encode, Features, evaluating, extract
+from unlabeled.evaluate.features import Encode, Features, extract
 from unlabeled.files import json_lines, write_text
+from unlabeled.nn.modes import evaluating
 from unlabeled.pretrain.method import Method
 from unlabeled.report import as_json, markdown
 from unlabeled.report.calibration import Reliability

@@ -11,7 +11,7 @@ from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate, make_loa
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.batch.workers import Batches
 from unlabeled.errors import Stopped
-from unlabeled.train.signals import stop
+from unlabeled.signals import stop
 
 
 class Feed:

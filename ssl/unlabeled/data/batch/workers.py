@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from unlabeled.data.decoding.memory import ADVICE, is_out_of_memory
 from unlabeled.errors import Interrupted, UserError
-from unlabeled.train.signals import STOP_SIGNALS
+from unlabeled.signals import STOP_SIGNALS
 
 DYING = 10.0  # seconds between the end of a worker's connection and its own
 GOES_ON = "The same command goes on."

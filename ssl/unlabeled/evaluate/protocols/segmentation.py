@@ -16,12 +16,12 @@ from unlabeled.backbone.pooling import FeatureSpec, check
 from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import evaluating
 from unlabeled.evaluate.probing import HELD_OUT, LearningRate
 from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.segmentation_heads import Map, Standard, confusion, iou, miou, train_heads
 from unlabeled.evaluate.segmentation_masks import Scene, Scenes, open_scenes
 from unlabeled.evaluate.segmentation_values import MAX_CLASSES, Coding, coding_of, name_of, number_of, shares, together
+from unlabeled.nn.modes import evaluating
 from unlabeled.progress import track
 from unlabeled.text import say
 

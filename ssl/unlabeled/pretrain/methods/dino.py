@@ -20,11 +20,11 @@ from unlabeled.backbone.build import is_cnn
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
+from unlabeled.nn.curves import Temperature, cosine
 from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.init import distilled_vit_
 from unlabeled.nn.losses import cross_view, sharpen
 from unlabeled.nn.measures import contrast, feature_std, teaching
-from unlabeled.nn.schedules import Temperature, cosine
 from unlabeled.nn.teacher import Centre, ema_, follow_
 from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window

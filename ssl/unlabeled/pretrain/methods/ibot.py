@@ -22,12 +22,12 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
+from unlabeled.nn.curves import Temperature, cosine
 from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.init import distilled_vit_
 from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sinkhorn
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
-from unlabeled.nn.schedules import Temperature, cosine
 from unlabeled.nn.teacher import Centre, ema_, follow_
 from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window

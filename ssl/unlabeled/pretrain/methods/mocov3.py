@@ -22,11 +22,11 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import gather, rank, world
+from unlabeled.nn.curves import cosine
 from unlabeled.nn.heads import mlp
 from unlabeled.nn.init import mocov3_
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.measures import contrast, feature_std
-from unlabeled.nn.schedules import cosine
 from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_window

@@ -1,0 +1,77 @@
+"""The device, precision and processes of a run, by Accelerate."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+
+from unlabeled import environment
+from unlabeled.errors import UserError
+from unlabeled.signals import stop
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_accelerator(
+    device: str, precision: str, timeout: float, trackers: list[str], folder: str, *, planning: bool = False
+) -> Accelerator:
+    """Accelerate on the recipe's device: `auto` takes an accelerator if there is one, else the CPU.
+
+    What the environment says of precision, accumulation or compilation is dropped, see `unlabeled.environment`.
+
+    Args:
+        device, precision, timeout, trackers: of the recipe.
+        folder: the run's.
+        planning: nothing will be trained, so this machine need not be able to.
+
+    Raises:
+        UserError: the device is not there, or cannot do the precision; the environment asks for what there is not.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        DistributedType,
+        InitProcessGroupKwargs,
+        ProjectConfiguration,
+    )
+
+    if not planning and (reason := cannot_run(device, precision)):
+        raise UserError(reason)
+    cpu = _takes_cpu(device)
+    environment.drop()
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no" if planning else precision,
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/logs"),
+            kwargs_handlers=[
+                # another process may itself be waiting for a worker for so long
+                InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            ],
+        )
+    except (ValueError, ImportError, NotImplementedError) as error:  # of its environment, or the device
+        raise UserError(f"Accelerate cannot start: {error}") from error
+    stop.several = accelerator.num_processes > 1
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("FSDP version 1 loses the names of parameters. Launch with --fsdp_version 2.")
+    return accelerator
+
+
+def cannot_run(device: str, precision: str) -> str | None:
+    """Why this machine cannot run a recipe, and what would mend it; None = it can."""
+    if device not in ("auto", "cpu") and not torch.accelerator.is_available():
+        return f"run.device is {device}, but this machine has no accelerator. Set run.device=cpu or auto."
+    if device not in ("auto", "cpu") and environment.wants_cpu():
+        return f"run.device is {device}, but {environment.ON_CPU} asks for a CPU. Unset it, or set run.device=auto."
+    if precision == "fp16" and _takes_cpu(device):
+        return "train.precision fp16 needs an accelerator. Set train.precision=bf16 or no to run on a CPU."
+    return None
+
+
+def _takes_cpu(device: str) -> bool:
+    return device == "cpu" or environment.wants_cpu() or not torch.accelerator.is_available()
