@@ -22,10 +22,10 @@ from common import finish, machine, options, seconds, table
 from unlabeled.accelerator import make_accelerator
 from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import Position
-from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.progress import Bars
 from unlabeled.recipe import load
+from unlabeled.stages.pretrain import PretrainRecipe
 from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
 from unlabeled.train.optim import param_groups
@@ -89,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     with tempfile.TemporaryDirectory() as folder:
         steps = chosen.rounds * STEPS + 1
-        recipe = load(pretrain_recipe(), RECIPE, [*OVERRIDES, f"train.epochs={steps}", f"run.output={folder}"])
+        recipe = load(PretrainRecipe, RECIPE, [*OVERRIDES, f"train.epochs={steps}", f"run.output={folder}"])
         dataset = Prepared(
             recipe.data.open("train"), recipe.method.views, recipe.method.encoder.patch_size, recipe.seed
         )

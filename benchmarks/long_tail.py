@@ -21,7 +21,7 @@ from typing import Any
 
 from common import finish, machine
 
-from unlabeled.launch.options import cores
+from unlabeled.processes import cores
 from unlabeled.report.table import estimate, markdown
 
 ROOT = Path(__file__).parents[1]

@@ -24,8 +24,8 @@ from typing import Any
 
 from common import finish, machine, picked, table
 
-from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.recipe import load
+from unlabeled.stages.pretrain import PretrainRecipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES, ENDING = ROOT / "recipes" / "pretrain", "_cifar10.yaml"
@@ -66,7 +66,7 @@ def file_of(method: str) -> str:
 @cache
 def recipe_of(method: str) -> Any:
     """The recipe that is measured."""
-    return load(pretrain_recipe(), file_of(method), [])
+    return load(PretrainRecipe, file_of(method), [])
 
 
 def pretrain(method: str, data: str, name: str, epochs: float) -> float:

@@ -29,10 +29,9 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.batch.loader import Normalize, collate, to_device
 from unlabeled.data.batch.sampler import Position
-from unlabeled.launch.schema import FinetuneRecipe
-from unlabeled.launch.training import finetuning
 from unlabeled.pretrain.method import Batch, Progress
 from unlabeled.recipe import load
+from unlabeled.stages.finetune import FinetuneRecipe, finetuning
 from unlabeled.train.job import Job
 from unlabeled.transfer.classify import Classifier
 

@@ -12,10 +12,10 @@ from support import ROOT
 from unlabeled.backbone.folder import IMAGENET
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import EpochSampler
-from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.pretrain.method import Batch, Method, Progress
 from unlabeled.pretrain.methods import names
 from unlabeled.recipe import load
+from unlabeled.stages.pretrain import PretrainRecipe
 
 every_method = pytest.mark.parametrize("name", names())
 
@@ -32,7 +32,7 @@ def recipe_file(name: str) -> Path:
 
 
 def recipe_of(name: str) -> Any:
-    return load(pretrain_recipe(), str(recipe_file(name)), [*SMALL, *QUIET])
+    return load(PretrainRecipe, str(recipe_file(name)), [*SMALL, *QUIET])
 
 
 def build(name: str) -> Method:

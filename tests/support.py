@@ -35,8 +35,7 @@ PRELOAD = [
     "unlabeled.train.engine",
     "unlabeled.launch.plan",
     "unlabeled.report.plots",
-    "unlabeled.launch.schema",
-    "unlabeled.launch.training",
+    "unlabeled.stages.pretrain",
     "unlabeled.transfer.exports",
     "unlabeled.transfer.score",
     "unlabeled.stages.finetune",
@@ -69,15 +68,6 @@ optim: {name: adamw, base_lr: 0.03, warmup_epochs: 1}
 train: {epochs: 3, batch_size: 8}
 run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100}
 """
-
-
-def stage_named(name: str) -> Any:
-    """The stage object of pretrain.py or finetune.py."""
-    sys.path.insert(0, str(ROOT))
-    import importlib
-
-    module = importlib.import_module(name)
-    return module.Pretrain() if name == "pretrain" else module.Finetune()
 
 
 def launch(
@@ -199,7 +189,7 @@ def _child(
         _arm(kill)
     from unlabeled.launch.program import main
 
-    sys.exit(main(stage_named(stage), arguments))
+    sys.exit(main(stage, arguments))
 
 
 def _arm(kill: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ from support import ROOT
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
-from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.pretrain.methods import names
 from unlabeled.recipe import load
+from unlabeled.stages.pretrain import PretrainRecipe
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import colours
@@ -111,7 +111,7 @@ def test_methods_in_equal_time_have_their_warmup_share_and_a_row(
 
     run = commands["mae_5min"]
     assert float(run["train.epochs"]) == pytest.approx(29_400 / 50_000, rel=1e-3)
-    recipe = load(pretrain_recipe(), methods.file_of("mae"), [])
+    recipe = load(PretrainRecipe, methods.file_of("mae"), [])
     assert float(run["optim.warmup_epochs"]) == pytest.approx(
         0.588 * recipe.optim.warmup_epochs / recipe.train.epochs, rel=2e-3
     )

@@ -16,8 +16,8 @@ from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
 
 from unlabeled.__main__ import main as commands
 from unlabeled.errors import UserError
-from unlabeled.launch.options import cores
 from unlabeled.launch.program import _make_room, _notes
+from unlabeled.processes import cores
 
 BAD = """
 name: tiny

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import TINY_PRETRAIN, stage_named
+from support import TINY_PRETRAIN
 from torch import nn
 
 from unlabeled.data.view.views import View
@@ -15,10 +15,9 @@ from unlabeled.launch import forecast as module
 from unlabeled.launch.forecast import Forecast, Work, count_work, forecast, in_words, per_picture
 from unlabeled.launch.plan import on_meta
 from unlabeled.launch.program import main
-from unlabeled.launch.schema import pretrain_recipe
-from unlabeled.launch.training import pretraining
 from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.recipe import parse
+from unlabeled.stages.pretrain import PretrainRecipe, pretraining
 
 CPU = torch.device("cpu")
 
@@ -39,7 +38,7 @@ class Perceptron(Method):
 
 
 def test_work_against_arithmetic() -> None:
-    recipe = parse(pretrain_recipe(), TINY_PRETRAIN)
+    recipe = parse(PretrainRecipe, TINY_PRETRAIN)
     work = count_work(on_meta(Perceptron), (View(size=4, count=2),), 1, 100, recipe)
     # of two crops: forward through both layers; backward only to the weights of the second
     forward, backward = 2 * (48 * 10 + 10 * 5), 2 * 10 * 5
@@ -65,7 +64,7 @@ def test_seconds_of_a_picture() -> None:
     ],
 )
 def test_who_is_waited_for(workers: int, cores: int, together: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = parse(pretrain_recipe(), TINY_PRETRAIN, [f"run.workers={workers}", "run.threads=1"])
+    recipe = parse(PretrainRecipe, TINY_PRETRAIN, [f"run.workers={workers}", "run.threads=1"])
     training = pretraining(recipe)
     monkeypatch.setattr(module, "measured_flops", lambda *_: 1.0)
     monkeypatch.setattr(module, "per_picture", lambda *_: 0.15)
@@ -86,7 +85,7 @@ def test_the_plan_says_how_long_and_a_run_does_not_measure(
     (tmp_path / "recipe.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     arguments = [str(tmp_path / "recipe.yaml"), f"run.output={tmp_path}/run"]
     before = torch.get_num_threads()
-    assert main(stage_named("pretrain"), [*arguments, "--dry-run"]) == 0
+    assert main("pretrain", [*arguments, "--dry-run"]) == 0
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  time ")]
     assert "about" in line and "images/s" in line
     assert torch.get_num_threads() == before
@@ -96,7 +95,7 @@ def test_a_plan_goes_without(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="no network of timm's"):
-        module._part(Perceptron(), pretraining(parse(pretrain_recipe(), TINY_PRETRAIN)).dataset)
+        module._part(Perceptron(), pretraining(parse(PretrainRecipe, TINY_PRETRAIN)).dataset)
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("the GPU is full")
@@ -104,7 +103,7 @@ def test_a_plan_goes_without(
     monkeypatch.setattr(module, "measured_flops", full)
     (tmp_path / "recipe.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     arguments = [str(tmp_path / "recipe.yaml"), f"run.output={tmp_path}/run", "--dry-run"]
-    assert main(stage_named("pretrain"), arguments) == 0
+    assert main("pretrain", arguments) == 0
     assert "time       not known: the GPU is full" in capsys.readouterr().err
 
 
@@ -116,7 +115,7 @@ def test_networks_of_every_family_are_measured(model: str, monkeypatch: pytest.M
     if model.startswith("resnet"):
         method, sizes = "simclr, view: {size: 32, count: 2}", ""
     change = f"method={{name: {method}, encoder: {{model: {model}{sizes}}}}}"
-    recipe = parse(pretrain_recipe(), TINY_PRETRAIN, [change, "data.size=32"])
+    recipe = parse(PretrainRecipe, TINY_PRETRAIN, [change, "data.size=32"])
     training = pretraining(recipe)
     assert module.measured_flops(on_meta(training.build), training.dataset, CPU, "no") > 1e5
 

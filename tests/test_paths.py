@@ -10,17 +10,17 @@ from typing import Any, get_args, get_origin
 import pytest
 import torch
 from pydantic import AfterValidator, BaseModel
-from support import stage_named
 
 from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.sources.table import Table
-from unlabeled.launch.schema import FinetuneRecipe, pretrain_recipe
 from unlabeled.paths import expand, user_path
 from unlabeled.recipe import parse
 from unlabeled.recipe.kinds import Kind, is_model, kind_of, members_of, unwrap
+from unlabeled.stages.finetune import FinetuneRecipe
+from unlabeled.stages.pretrain import PretrainRecipe
 
 # fields of text that are no paths of this machine's file system
 NO_PATHS = {
@@ -72,7 +72,7 @@ def _texts(kind: Kind, place: str, name: str, seen: tuple[Any, ...]) -> Iterator
 
 
 def test_every_field_that_is_a_path_expands_it() -> None:
-    found = [*texts(pretrain_recipe()), *texts(FinetuneRecipe)]
+    found = [*texts(PretrainRecipe), *texts(FinetuneRecipe)]
     of_arrays = ("data.train", "data.val", "data.train_labels")
     expanded = {place for place, _, does in found if does}
     assert not {place for place, name, does in found if not does and name not in NO_PATHS}
@@ -93,7 +93,7 @@ def parsers(monkeypatch: pytest.MonkeyPatch) -> dict[str, argparse.ArgumentParse
     monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", catch)
     from unlabeled.launch import program as cli
 
-    for call in (main, lambda: cli.main(stage_named("pretrain"), [])):
+    for call in (main, lambda: cli.main("pretrain", [])):
         with pytest.raises(KeyboardInterrupt):
             call()
     commands, program = caught

@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import stage_named
 
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
 from unlabeled.data.view.mixing import Mixing
 from unlabeled.errors import UserError
 from unlabeled.launch.plan import _rate as rate
 from unlabeled.launch.program import main
-from unlabeled.launch.schema import FinetuneRecipe, pretrain_recipe
 from unlabeled.pretrain import methods
 from unlabeled.recipe import describe, dump, load, parse
+from unlabeled.stages.finetune import FinetuneRecipe
+from unlabeled.stages.pretrain import PretrainRecipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 
 
 def schema_of(file: Path) -> type:
-    return FinetuneRecipe if "\ntask:" in file.read_text(encoding="utf-8") else pretrain_recipe()
+    return FinetuneRecipe if "\ntask:" in file.read_text(encoding="utf-8") else PretrainRecipe
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
@@ -108,9 +108,9 @@ def test_every_pretraining_recipe_has_a_plan(
     monkeypatch.setattr("unlabeled.launch.forecast.SECONDS", 0.01)
     if file.parent.name != "demo":  # of large networks the work takes seconds to count
         monkeypatch.setattr("unlabeled.launch.program._time", lambda *_: [("time", "")])
-    data = stand_in(load(pretrain_recipe(), file).data.channels, tmp_path)
+    data = stand_in(load(PretrainRecipe, file).data.channels, tmp_path)
     run = [f"run.output={tmp_path / 'run'}", "run.device=cpu", "evaluate=null", "train.precision=no"]
-    assert main(stage_named("pretrain"), [str(file), data, *run, "--dry-run"]) == 0
+    assert main("pretrain", [str(file), data, *run, "--dry-run"]) == 0
     said = capsys.readouterr().err
     for topic in ("steps", "lr", "memory", "encoder", "time"):
         assert f"\n  {topic} " in said
@@ -184,17 +184,17 @@ def test_an_empty_split_says_what_it_became_and_how_to_mean_the_folder_itself() 
     ],
 )
 def test_help_of_a_section(section: str, begins: str, has: str, lacks: str) -> None:
-    text = describe(pretrain_recipe(), section)
+    text = describe(PretrainRecipe, section)
     assert text.startswith(begins) and has in text and lacks not in text
 
 
 def test_help_of_no_section_suggests_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(stage_named("pretrain"), ["--help", "optim.shedule"])
+        main("pretrain", ["--help", "optim.shedule"])
     assert ended.value.code == 2 and "Did you mean 'optim.schedule'?" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
-        main(stage_named("pretrain"), ["--help", "x" * 5000])
+        main("pretrain", ["--help", "x" * 5000])
     assert ended.value.code == 2 and "recipes have no such field" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
-        main(stage_named("pretrain"), ["--help", str(RECIPES[0])])
+        main("pretrain", ["--help", str(RECIPES[0])])
     assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: pretrain.py")

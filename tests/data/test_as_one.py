@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support import TINY_PRETRAIN, stage_named
+from support import TINY_PRETRAIN
 
 from unlabeled.data.label.as_one import read_as_one
 from unlabeled.data.sources.files import Files
@@ -64,8 +64,8 @@ def test_the_plan_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     text = TINY_PRETRAIN.replace(shapes, f"{{name: files, path: {tmp_path}/set}}")
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     arguments = [str(tmp_path / "recipe.yaml"), f"run.output={tmp_path}/run", "--dry-run"]
-    assert main(stage_named("pretrain"), arguments) == 0
+    assert main("pretrain", arguments) == 0
     said = capsys.readouterr().err
     assert "train, val are all trained on; data.train=train reads the first alone, data.val=val" in said
-    assert main(stage_named("pretrain"), [*arguments, "data.train=train"]) == 0
+    assert main("pretrain", [*arguments, "data.train=train"]) == 0
     assert "trained on;" not in capsys.readouterr().err

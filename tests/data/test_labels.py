@@ -33,7 +33,8 @@ from unlabeled.data.sources.mixture import Mixture
 from unlabeled.data.sources.table import Table
 from unlabeled.data.sources.torchvision import TorchVisionSource
 from unlabeled.errors import UserError
-from unlabeled.launch.schema import is_free
+from unlabeled.recipe.free import is_free
+from unlabeled.stages.finetune import FinetuneRecipe
 
 ABSENT = [
     -1,
@@ -242,7 +243,7 @@ def test_the_order_of_a_cache_is_that_of_the_file_when_it_is_opened(tmp_path: Pa
     pinned = Files.model_validate(config.model_dump() | cached | {"classes": str(tmp_path / "classes.txt")})
     assert plain.open("train").classes == NATURAL and pinned.open("train").classes[0] == "2"
     assert named(plain) == named(pinned) and plain.open("train").fingerprint() != pinned.open("train").fingerprint()
-    assert is_free("data.classes")
+    assert is_free(FinetuneRecipe, "data.classes")
 
 
 def test_a_kept_index_answers_for_its_own_classes(tmp_path: Path) -> None:

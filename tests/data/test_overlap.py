@@ -221,8 +221,8 @@ def test_commands_refuse_and_can_be_told(
 
 def test_recipes_of_both_programs_refuse_and_can_be_told(pictures: Path, tmp_path: Path) -> None:
     from unlabeled.evaluate.evaluation import Evaluation, Splits
-    from unlabeled.launch.schema import FinetuneRecipe
     from unlabeled.recipe import parse
+    from unlabeled.stages.finetune import FinetuneRecipe
     from unlabeled.transfer.labels import labelled
 
     text = f"name: it\nencoder: nowhere\ndata: {{name: files, path: {pictures}, train: train, val: train}}"

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import pytest
 from PIL import Image, features
-from support import TINY_PRETRAIN, stage_named
+from support import TINY_PRETRAIN
 
 from unlabeled.data.archive.index import ending_of
 from unlabeled.data.archive.skipped import FOREIGN, in_words
@@ -116,7 +116,7 @@ def test_plan_and_doctor_say_what_is_not_read(tmp_path: Path, capsys: pytest.Cap
     recipe = TINY_PRETRAIN.replace("{name: shapes, train_size: 42, val_size: 20, size: 16}", where)
     (tmp_path / "r.yaml").write_text(recipe, encoding="utf-8")
     output = f"run.output={tmp_path / 'run'}"
-    assert main(stage_named("pretrain"), [str(tmp_path / "r.yaml"), output, "--dry-run"]) == 0
+    assert main("pretrain", [str(tmp_path / "r.yaml"), output, "--dry-run"]) == 0
     assert f"  skipped    train: {WORDS}" in capsys.readouterr().err
     found = survey(Files(path=str(home)).open("train"), 4, seed=0, workers=0, timeout=60, seen=lambda _: None)
     facts = split_facts(found, (16, 16), 4)

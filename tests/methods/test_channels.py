@@ -19,12 +19,13 @@ from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch.plan import plan
-from unlabeled.launch.schema import FinetuneRecipe, pretrain_recipe
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import config_of, names
 from unlabeled.recipe import load
 from unlabeled.recipe.faults import RecipeError
 from unlabeled.train.heads import split_heads
+from unlabeled.stages.finetune import FinetuneRecipe
+from unlabeled.stages.pretrain import PretrainRecipe
 from unlabeled.train.pictures import PictureWriter
 
 CPU = torch.device("cpu")
@@ -39,13 +40,13 @@ def recipe_of(name: str, channels: int, folder: Path) -> Any:
     np.save(folder / "x.npy", array)
     normal = f"mean: {[0.5] * channels}, std: {[0.25] * channels}"
     changes = [f"data={{name: arrays, train: {folder}/x.npy, {normal}}}", f"method.encoder.channels={channels}"]
-    for field, view in load(pretrain_recipe(), file).method:
+    for field, view in load(PretrainRecipe, file).method:
         if isinstance(view, View):
             jitter = None if view.jitter is None else [*view.jitter[:2], 0, 0]
             values = {"size": [view.shape[0], view.shape[1] // 2], "jitter": jitter or "null", "grayscale": 0}
             changes += [f"method.{field}.{key}={value}" for key, value in values.items()]
     changes += ["train.batch_size=8", "train.epochs=2", "optim.warmup_epochs=0.5", "evaluate=null", "run.device=cpu"]
-    return load(pretrain_recipe(), file, changes)
+    return load(PretrainRecipe, file, changes)
 
 
 @every_method
@@ -88,7 +89,7 @@ def test_it_learns_draws_and_exports(name: str, channels: int, tmp_path: Path) -
 def test_channels_of_method_and_pictures_must_agree() -> None:
     file = ROOT / "recipes" / "demo" / "mae_shapes.yaml"
     with pytest.raises(RecipeError) as caught:
-        load(pretrain_recipe(), file, ["method.encoder.channels=4", "train.batch_size=0"])
+        load(PretrainRecipe, file, ["method.encoder.channels=4", "train.batch_size=0"])
     said = str(caught.value)
     assert "method: encoder.channels is 4, the pictures have 3" in said and "method.encoder.channels=3" in said
     assert "train.batch_size: expected an integer of at least 1" in said
@@ -105,15 +106,15 @@ def test_a_view_to_fine_tune_on_must_suit_the_channels() -> None:
 def test_mean_and_std_must_agree() -> None:
     file = ROOT / "recipes" / "pretrain" / "mae_vits16_1gpu.yaml"
     with pytest.raises(RecipeError, match="mean has 4 values and std 3; expected one of each per channel"):
-        load(pretrain_recipe(), file, ["data.mean=[0, 0, 0, 0]"])
+        load(PretrainRecipe, file, ["data.mean=[0, 0, 0, 0]"])
     seventeen = str([0.5] * 17)
     with pytest.raises(RecipeError, match=r"data\.mean: expected a list of 1 to 16 numbers"):
-        load(pretrain_recipe(), file, [f"data.mean={seventeen}"])
+        load(PretrainRecipe, file, [f"data.mean={seventeen}"])
     with pytest.raises(RecipeError, match=r"data.value_range: expected \[low, high\], found \[9.0, 1.0\]"):
-        load(pretrain_recipe(), file, ["data.value_range=[9, 1]"])
+        load(PretrainRecipe, file, ["data.value_range=[9, 1]"])
     demo = ROOT / "recipes" / "demo" / "mae_shapes.yaml"
     with pytest.raises(RecipeError, match="shapes are drawn in 3 channels, found a mean of 1 values"):
-        load(pretrain_recipe(), demo, ["data.mean=[0.5]", "data.std=[0.5]", "method.encoder.channels=1"])
+        load(PretrainRecipe, demo, ["data.mean=[0.5]", "data.std=[0.5]", "method.encoder.channels=1"])
 
 
 @pytest.mark.parametrize("name", ["mocov3", "simclr", "dino", "ibot"])

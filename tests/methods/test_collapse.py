@@ -11,10 +11,10 @@ from support import ROOT, launch, metrics
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
-from unlabeled.launch.schema import pretrain_recipe
 from unlabeled.nn.heads import DistillHead
 from unlabeled.pretrain.methods import dino, names
 from unlabeled.recipe import load
+from unlabeled.stages.pretrain import PretrainRecipe
 
 # 60 steps, of which the last three readings may speak
 SHORT = ["data.train_size=80", "data.val_size=20", "data.size=16", "train.batch_size=16", "train.epochs=12"]
@@ -30,7 +30,7 @@ CALM = {"simclr": ["method.temperature=0.5"]}
 def shrunk(name: str, *overrides: str) -> list[str]:
     """The demo recipe with half its pixels and a small network, as arguments of a command."""
     file = str(ROOT / "recipes" / "demo" / f"{name}_shapes.yaml")
-    method = load(pretrain_recipe(), file, []).method
+    method = load(PretrainRecipe, file, []).method
     views = [f"method.{field}.size={value.shape[0] // 2}" for field, value in method if isinstance(value, View)]
     if "local" in type(method).model_fields:
         views.append("method.local.count=2")
@@ -41,7 +41,7 @@ def shrunk(name: str, *overrides: str) -> list[str]:
 
 def too_fast(name: str) -> list[str]:
     """A hundred times the learning rate."""
-    rate = load(pretrain_recipe(), str(ROOT / "recipes" / "demo" / f"{name}_shapes.yaml"), []).optim.base_lr
+    rate = load(PretrainRecipe, str(ROOT / "recipes" / "demo" / f"{name}_shapes.yaml"), []).optim.base_lr
     return [f"optim.base_lr={100 * rate}", "optim.clip=null", LONG]
 
 

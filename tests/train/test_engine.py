@@ -12,8 +12,7 @@ from torch import Tensor
 from unlabeled.accelerator import make_accelerator
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
-from unlabeled.launch.schema import FinetuneRecipe
-from unlabeled.stages.finetune import Finetune
+from unlabeled.stages.finetune import Finetune, FinetuneRecipe
 from unlabeled.train.engine import Engine
 
 

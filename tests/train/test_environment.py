@@ -11,7 +11,7 @@ from pathlib import Path
 import accelerate
 import pytest
 import torch
-from support import TINY_PRETRAIN, checkpoint_bytes, launch, stage_named
+from support import TINY_PRETRAIN, checkpoint_bytes, launch
 
 from unlabeled.accelerator import make_accelerator
 from unlabeled.environment import (
@@ -186,8 +186,8 @@ def test_a_plan_needs_no_gpu(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN.replace("device: cpu, ", ""), encoding="utf-8")
     arguments = [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / 'run'}", change]
-    assert main(stage_named("pretrain"), [*arguments, "--dry-run"]) == 0
+    assert main("pretrain", [*arguments, "--dry-run"]) == 0
     said = capsys.readouterr().err
     assert "this one cannot run it: " in said and "about" in said and "steps" in said
-    assert main(stage_named("pretrain"), arguments) == 2
+    assert main("pretrain", arguments) == 2
     assert "accelerator" in capsys.readouterr().err and not (tmp_path / "run" / "checkpoints").exists()

@@ -12,17 +12,18 @@ import pytest
 import torch
 from every_method import batch_of, build
 from PIL import Image
-from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, stage_named
+from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.launch.extend import obstacles
 from unlabeled.launch.program import main
 from unlabeled.launch.resume import length
-from unlabeled.launch.schema import FinetuneRecipe, pretrain_recipe
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import config_of, names
 from unlabeled.recipe import load, parse
+from unlabeled.stages.finetune import FinetuneRecipe
+from unlabeled.stages.pretrain import PretrainRecipe
 from unlabeled.train.checkpoint import Checkpoints
 
 PER_EPOCH = 5
@@ -41,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretrain(home: Path, output: str, *more: str, recipe: Path | None = None) -> int:
     first = [str(recipe)] if recipe else [str(home / "pretrain.yaml"), *LEVEL]
-    return main(stage_named("pretrain"), [*first, f"run.output={home / output}", *more])
+    return main("pretrain", [*first, f"run.output={home / output}", *more])
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_it_goes_on_as_if_it_had_always_been_that_long(
         assert (home / ended / "export" / file).read_bytes() == (home / "long" / "export" / file).read_bytes()
 
     # what it leaves agrees, so the same command and the recipe alone find it done; and again further
-    kept = load(pretrain_recipe(), home / ended / "recipe.yaml")
+    kept = load(PretrainRecipe, home / ended / "recipe.yaml")
     assert kept.train.epochs == 3 and state(home, ended, 15)["lengths"] == [2.0]
     assert pretrain(home, ended, "train.epochs=2", "--extend", "1") == 0
     assert "has been 3 epochs long already: --extend counts from the recipe's 2." in capsys.readouterr().err
@@ -157,7 +158,7 @@ def test_a_watched_fine_tuning_goes_on_as_if_it_had_not_looked_at_its_end(home: 
     def finetune(output: str, *more: str) -> int:
         level = ("optim.schedule={name: plateau, patience: 1, factor: 0.5}", "optim.warmup_epochs=0")
         arguments = [str(home / "finetune.yaml"), watched, *level, f"run.output={home / output}", *more]
-        return main(stage_named("finetune"), arguments)
+        return main("finetune", arguments)
 
     assert finetune("watched-long", "train.epochs=2") == 0
     assert finetune("watched", "train.epochs=1") == 0
@@ -208,7 +209,7 @@ def test_no_run_cannot_be_extended(home: Path, capsys: pytest.CaptureFixture[str
 
 def pretraining(method: str, *more: str) -> Any:
     text = TINY_PRETRAIN.split("method:")[0] + f"method: {{name: {method}}}\noptim: {{name: adamw}}\n"
-    return parse(pretrain_recipe(), text, ["optim.schedule.name=constant", "train.epochs=4", *more])
+    return parse(PretrainRecipe, text, ["optim.schedule.name=constant", "train.epochs=4", *more])
 
 
 def reasons(recipe: Any, epochs: float = 6, step: int = 4 * PER_EPOCH, **noted: Any) -> list[str]:

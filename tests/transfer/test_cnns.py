@@ -177,9 +177,8 @@ def test_attention_is_asked_of_a_cnn() -> None:
 
 
 def test_a_cnn_is_fine_tuned_on_crops_of_any_size(tmp_path: Path) -> None:
-    from unlabeled.launch.schema import FinetuneRecipe
-    from unlabeled.launch.training import finetuning
     from unlabeled.recipe import parse
+    from unlabeled.stages.finetune import FinetuneRecipe, finetuning
 
     export_encoder(tmp_path, make("test_resnet"), IMAGENET, "card", {})
     text = (

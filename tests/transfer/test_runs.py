@@ -17,8 +17,8 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.view.views import center_crop
-from unlabeled.launch.schema import FinetuneRecipe
 from unlabeled.recipe import load
+from unlabeled.stages.finetune import FinetuneRecipe
 
 # rounding stays small: rates are low, nothing is drawn in the network (tests/train/test_resume.py resumes drop path)
 PLAIN = ("task.drop_path=0.0", "optim.base_lr=0.003")

@@ -24,11 +24,10 @@ from unlabeled.data.sources.shapes import Shapes
 from unlabeled.data.view.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
-from unlabeled.launch.schema import FinetuneRecipe
-from unlabeled.launch.training import finetuning
 from unlabeled.recipe import load
 from unlabeled.report import markdown
 from unlabeled.report.page import page
+from unlabeled.stages.finetune import FinetuneRecipe, finetuning
 from unlabeled.transfer import score as module
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.score import Scorer

@@ -16,9 +16,8 @@ from unlabeled.backbone.folder import IMAGENET, Preprocessing, export_encoder
 from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.launch.schema import FinetuneRecipe
-from unlabeled.launch.training import finetuning
 from unlabeled.recipe import dump, parse
+from unlabeled.stages.finetune import FinetuneRecipe, finetuning
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.losses import effective_weights
 from unlabeled.transfer.start import complete, load_start

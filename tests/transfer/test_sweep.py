@@ -26,10 +26,10 @@ from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.view.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
-from unlabeled.launch.schema import FinetuneRecipe
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.recipe import load
 from unlabeled.serve.deploy import network
+from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.train.optim import param_groups, set_rates
 from unlabeled.train.watch import Watching
 from unlabeled.transfer import choice as module

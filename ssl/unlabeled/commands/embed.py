@@ -11,8 +11,9 @@ from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.table import Table
 from unlabeled.errors import Stopped, UserError
 from unlabeled.launch.given import GIVEN, given, has_splits
-from unlabeled.launch.options import check_least, checked, cores
+from unlabeled.launch.options import check_least, checked
 from unlabeled.paths import expand, user_path
+from unlabeled.processes import cores
 from unlabeled.progress import duration, task
 from unlabeled.report.clock import Clock
 from unlabeled.signals import stop

@@ -11,10 +11,12 @@ from unlabeled.data.archive.prepared import Settings, summary
 from unlabeled.data.source import SourceConfig, Split
 from unlabeled.errors import UserError
 from unlabeled.files import claim
-from unlabeled.launch.options import checked, cores
+from unlabeled.launch.options import checked
 from unlabeled.paths import expand
+from unlabeled.processes import cores
 from unlabeled.progress import Task, duration, task
 from unlabeled.report.clock import Clock
+from unlabeled.stages import load_any
 from unlabeled.text import say
 
 OPTIONS = {"short_side": int, "format": str, "quality": int, "shard": int}
@@ -40,8 +42,6 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: an option or the recipe is wrong, the pictures cannot be had, or the disk is full.
     """
-    from unlabeled.launch.schema import load_any
-
     settings = checked(Settings, **{name: getattr(options, name) for name in OPTIONS})
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: expected at least 1")

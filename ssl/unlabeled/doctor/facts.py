@@ -15,7 +15,7 @@ from unlabeled.doctor.compared import FLAT, Compared, Keys
 from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import Survey
 from unlabeled.doctor.speed import Expected, Speed, memory_of
-from unlabeled.launch.options import cores
+from unlabeled.processes import cores
 
 EXAMPLES = 5
 QUANTILES = {"min": 0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1}

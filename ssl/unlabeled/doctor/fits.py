@@ -17,9 +17,11 @@ from unlabeled.doctor.facts import Facts
 from unlabeled.errors import UserError
 from unlabeled.launch.forecast import Work, count_work, per_picture
 from unlabeled.launch.plan import on_meta
-from unlabeled.launch.schema import FinetuneRecipe, load_any
-from unlabeled.launch.training import Training, finetuning, pretraining
 from unlabeled.progress import duration
+from unlabeled.stages import load_any
+from unlabeled.stages.finetune import FinetuneRecipe, finetuning
+from unlabeled.stages.pretrain import PretrainRecipe, pretraining
+from unlabeled.train.job import Training
 
 SHARES = (0.75, 0.5, 0.375, 0.25)  # of the crops' sides
 MOST = 3
@@ -144,7 +146,7 @@ def _recipes(path: str, recipe: Any, machine: Machine, limit: float) -> Iterator
     for file in _beside(path):
         try:
             other = load_any(file)
-            if getattr(other, "method", None) is None or other.method.name != recipe.method.name:
+            if not isinstance(other, PretrainRecipe) or other.method.name != recipe.method.name:
                 continue
             if other.method.encoder.channels != recipe.data.channels:
                 continue

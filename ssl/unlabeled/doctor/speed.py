@@ -19,10 +19,9 @@ from unlabeled.data.batch.feed import Feed
 from unlabeled.data.batch.loader import RawBatch, to_device
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
 from unlabeled.launch.plan import check_accumulation, memory, on_meta
-from unlabeled.launch.training import Training
 from unlabeled.processes import raise_together
 from unlabeled.progress import task
-from unlabeled.train.job import Job
+from unlabeled.train.job import Job, Training
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

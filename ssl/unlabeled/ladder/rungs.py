@@ -187,8 +187,8 @@ def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> Any:
     Raises:
         UserError: something in it is wrong.
     """
-    from unlabeled.launch.schema import FinetuneRecipe
     from unlabeled.recipe import RecipeError, parse
+    from unlabeled.stages.finetune import FinetuneRecipe
 
     options, how, own, name = climb.options, climb.how, TUNED[rung], f"{rung}_{amount.key}_seed{seed}"
     batch, epochs = _length(climb, amount, seed)
@@ -251,14 +251,14 @@ def _train(recipe: Any) -> dict[str, Any]:
 
 def refuse_another(recipe: Any) -> None:
     """Raise UserError when a rung's folder holds one that was trained otherwise."""
-    from unlabeled.launch.schema import is_free
     from unlabeled.recipe import differences, format_differences, load
+    from unlabeled.recipe.free import is_free
 
     output = Path(recipe.output)
     if not (output / "recipe.yaml").exists():
         return
     before = load(type(recipe), output / "recipe.yaml")
-    changed = [d for d in differences(before, recipe) if not is_free(d.path)]
+    changed = [d for d in differences(before, recipe) if not is_free(type(recipe), d.path)]
     if changed:
         raise UserError(
             f"{output} holds a rung of another recipe:\n{format_differences(changed)}\nChoose another --out, or remove "

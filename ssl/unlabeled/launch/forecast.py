@@ -23,9 +23,9 @@ from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate,
 from unlabeled.data.batch.sampler import Position, per_process, steps_per_epoch, total_steps
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.launch.options import cores
 from unlabeled.launch.plan import empty_batch
 from unlabeled.pretrain.method import Method, Progress
+from unlabeled.processes import cores
 from unlabeled.progress import duration
 
 SECONDS = 0.3  # of each measurement

@@ -84,7 +84,7 @@ def _changed(kind: type[SourceConfig], fields: dict[str, Any], changes: Sequence
 
 
 def _recipes(path: str, splits: Mapping[str, str | None], changes: Sequence[str]) -> SourceConfig:
-    from unlabeled.launch.schema import load_any
+    from unlabeled.stages import load_any
 
     told = [f"data.{name}={json.dumps(value)}" for name, value in splits.items() if value is not None]
     return cast("SourceConfig", load_any(path, [*told, *changes]).data)

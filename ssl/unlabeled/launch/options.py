@@ -1,9 +1,8 @@
-"""What commands have in common: options that are checked like recipes, and the machine's cores."""
+"""Options of commands, checked like recipes."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -43,8 +42,3 @@ def _complaints(model: type[BaseModel], error: ValidationError, fields: dict[str
         found = fields.get(str(spot.place[0])) if spot.whole else one["input"]
         said = complaint(one, spot.kind, found, spot.owner)
         yield f"--{option}: {said}" if option else said
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

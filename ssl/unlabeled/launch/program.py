@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import os
 import sys
 import warnings
@@ -81,16 +82,16 @@ class Stage(Protocol):
         """Write results; returns lines for a person."""
 
 
-def main(stage: Stage, arguments: Sequence[str] | None = None) -> int:
+def main(name: str, arguments: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit code.
 
     Args:
-        stage: which.
+        name: of its file in `unlabeled.stages`.
         arguments: of the command line; None = this process's own, which then ends deaf to signals.
     """
 
     where = " before the first step"
-    return exit_code(lambda: _run(stage, _parse(stage, arguments)), last=arguments is None, where=where)
+    return exit_code(lambda: _start(name, arguments), last=arguments is None, where=where)
 
 
 def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
@@ -134,6 +135,11 @@ def _said(text: str, code: int) -> int:
     text = f"{text[:LONGEST]}\n... and {more:,} more characters" if more > 0 else text
     print(plain(text), file=sys.stderr, flush=True)
     return code
+
+
+def _start(name: str, arguments: Sequence[str] | None) -> int:
+    stage: Stage = importlib.import_module(f"unlabeled.stages.{name}").STAGE
+    return _run(stage, _parse(stage, arguments))
 
 
 def _parse(stage: Stage, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -242,7 +248,7 @@ def _notes(recipe: Any) -> list[Line]:
     """Lines of the plan about what is around the recipe: this machine and its environment."""
     from unlabeled.accelerator import cannot_run
     from unlabeled.environment import overruled
-    from unlabeled.launch.options import cores
+    from unlabeled.processes import cores
 
     lacking, ignored = cannot_run(recipe.run.device, recipe.train.precision), overruled(recipe.train.precision)
     lines = [("machine", f"this one cannot run it: {lacking}")] if lacking else []

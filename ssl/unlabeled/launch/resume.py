@@ -92,9 +92,9 @@ def _before(engine: Engine, job: Job, saved: dict[str, Any]) -> Any:
 def _refuse_other_recipe(
     engine: Engine, job: Job, before: Any, saved: dict[str, Any], longer: bool, extend: float | None
 ) -> None:
-    from unlabeled.launch.schema import is_free
+    from unlabeled.recipe.free import is_free
 
-    changed = [d for d in differences(before, job.recipe) if not is_free(d.path)]
+    changed = [d for d in differences(before, job.recipe) if not is_free(type(job.recipe), d.path)]
     if not changed:
         return
     if [d.path for d in changed] != ["train.epochs"]:
@@ -123,8 +123,8 @@ def _refuse_other_pictures(engine: Engine, job: Job, saved: dict[str, Any]) -> N
         return
     if facts.get("pictures") == job.facts.get("pictures"):
         raise UserError(
-            f"{engine.output} holds a run that began with other weights than encoder={job.recipe.encoder} has now. "
-            f"{ADVICE}"
+            f"{engine.output} holds a run that began with other weights than encoder={getattr(job.recipe, 'encoder', '')} "
+            f"has now. {ADVICE}"
         )
     now, then = len(job.dataset.source), saved.get("samples")
     if then is None or then == now:

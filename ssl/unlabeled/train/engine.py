@@ -153,7 +153,7 @@ class Engine:
         return bool(known) or self._evaluate(None)
 
     def _is_scored(self) -> bool:
-        return self._due(self.job.recipe.evaluate and self.job.recipe.evaluate.every) or self.done
+        return self._due(self.job.every) or self.done
 
     def _is_drawn(self) -> bool:
         every = self.job.recipe.run.pictures_every

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.pretrain.method import Batch, Method
+from unlabeled.pretrain.rescale import Rescaled
+from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping
 
 Evaluate = Callable[[Method], Iterator[tuple[str, float]]]
@@ -24,12 +26,32 @@ class Job(NamedTuple):
         facts: what a checkpoint must agree on beside the recipe (the data's fingerprint).
         picture: called with (step, method, batch), draws them and returns the PNG; None = nothing is drawn.
         watch: reads one of the evaluated values: the best weights, plateaus, early stopping; None = nobody does.
+        every: steps between evaluations; None = only at the end.
     """
 
-    recipe: Any
+    recipe: Recipe
     build: Callable[[], Method]
     dataset: ViewDataset
     evaluate: Evaluate | None
     facts: dict[str, Any]
     picture: Callable[[int, Method, Batch], Path] | None = None
     watch: EarlyStopping | None = None
+    every: int | None = None
+
+
+class Training(NamedTuple):
+    """A network and its pictures.
+
+    Attributes:
+        build: makes the method, randomly initialised or with the weights to start from.
+        dataset: training samples.
+        rescaled: what the length of the run changed in the method's settings.
+        pictures: with labels, of fine-tuning: those that are learnt from, watched and scored.
+        weights: digest of those that fine-tuning starts from; None where they are random.
+    """
+
+    build: Callable[[], Method]
+    dataset: ViewDataset
+    rescaled: list[Rescaled]
+    pictures: Any = None
+    weights: str | None = None

@@ -1,0 +1,98 @@
+"""The recipe: data, length, optimizer, machine. Each stage adds the fields of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic_core.core_schema import ValidationInfo
+
+from unlabeled.data.sources.mixture import Kinds, Mixture
+from unlabeled.paths import UserPath
+from unlabeled.processes import cores
+from unlabeled.train.optim import AdamW, OptimConfig
+
+DataConfig = Annotated[Kinds | Mixture, Field(discriminator="name")]
+Tracker = Literal["tensorboard", "mlflow"]
+
+
+class Train(BaseModel, frozen=True, extra="forbid"):
+    """How long, how many at once, how precisely."""
+
+    epochs: float = Field(100, gt=0, allow_inf_nan=False, description="passes over the data")
+    batch_size: int = Field(
+        256, ge=1, description="effective batch: per process x processes x accumulation, whatever the machine"
+    )
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision; no = float32")
+
+
+def spare_cores() -> int:
+    """Cores of this machine for each process's workers: all but the one that feeds the device, 1 to 8."""
+    return min(8, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+class Run(BaseModel, frozen=True, extra="forbid"):
+    """The machine and the output: nothing here changes the result, rounding aside."""
+
+    output: UserPath | None = Field(None, description="output folder; null = runs/NAME")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto = an accelerator if there is one")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads per process; null = torch's choice. Small models are fastest with 1"
+    )
+    workers: int = Field(
+        default_factory=spare_cores,
+        ge=0,
+        description="processes that make samples; 0 = the main process does. Unless set, the cores that are left to a "
+        "process, at most 8",
+    )
+    accumulate: int = Field(1, ge=1, description="micro-batches per step and process, to save memory")
+    compile: bool = Field(False, description="compile encoder and decoder (slow start, faster steps)")
+    log_every: int = Field(50, ge=1, description="steps between logged lines")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints to keep")
+    keep_every: int | None = Field(None, ge=1, description="also keep checkpoints whose step this divides")
+    pictures_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between pictures of what is learnt from (crops, reconstructions), as PNGs and in trackers; "
+        "null = where pretraining is evaluated. The end of the run has one too",
+    )
+    trackers: tuple[Tracker, ...] = Field((), description="also log to tensorboard, mlflow, or both")
+    max_skipped: int = Field(20, ge=1, description="steps in a row with a non-finite loss or gradient before stopping")
+    timeout: float = Field(
+        600,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds to wait for a worker, half of what a process waits for another",
+    )
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """The fields that all recipes have."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run; its output is runs/NAME")
+    seed: int = Field(0, ge=0, lt=2**32, description="decides initialisation, order, crops and masks")
+    data: DataConfig = Field(description="the pictures")
+    train: Train = Field(Train(), description="length, batch and precision")
+    optim: OptimConfig = Field(AdamW(), description="optimizer and schedule")
+    run: Run = Field(Run(), description="machine and output; cannot change the result")
+
+    @field_validator("optim")
+    @classmethod
+    def _warmup_fits(cls, optim: Any, info: ValidationInfo) -> Any:
+        train = info.data.get("train")
+        if train is not None and optim.warmup_epochs > train.epochs:
+            raise ValueError(f"warmup_epochs {optim.warmup_epochs} is longer than the run of {train.epochs} epochs")
+        return optim
+
+    @model_validator(mode="after")
+    def _plateau_is_watched(self) -> Recipe:
+        if self.optim.schedule.name == "plateau" and getattr(self, "watch", None) is None:
+            raise ValueError("optim.schedule plateau needs a score to watch: set watch: {every: STEPS} (finetune.py)")
+        return self
+
+    @property
+    def output(self) -> str:
+        """The output folder."""
+        return self.run.output or f"runs/{self.name}"
