@@ -123,8 +123,8 @@ def _refuse_other_pictures(engine: Engine, job: Job, saved: dict[str, Any]) -> N
         return
     if facts.get("pictures") == job.facts.get("pictures"):
         raise UserError(
-            f"{engine.output} holds a run that began with other weights than encoder={getattr(job.recipe, 'encoder', '')} "
-            f"has now. {ADVICE}"
+            f"{engine.output} holds a run that began with other weights than encoder={job.recipe.encoder} has now. "  # type: ignore[attr-defined]
+            f"{ADVICE}"
         )
     now, then = len(job.dataset.source), saved.get("samples")
     if then is None or then == now:

@@ -85,7 +85,7 @@ class Pretrain:
             self._evaluators(recipe, accelerator),
             {"pictures": training.dataset.source.fingerprint()},
             PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
-            every=recipe.evaluate and recipe.evaluate.every,
+            every=None if recipe.evaluate is None else recipe.evaluate.every,
         )
 
     def what(self, recipe: PretrainRecipe, job: Job) -> list[Line]:
