@@ -23,9 +23,9 @@ from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import config_of, names
 from unlabeled.recipe import load
 from unlabeled.recipe.faults import RecipeError
-from unlabeled.train.heads import split_heads
 from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.stages.pretrain import PretrainRecipe
+from unlabeled.train.heads import split_heads
 from unlabeled.train.pictures import PictureWriter
 
 CPU = torch.device("cpu")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from unlabeled.files import check_writable, write_text
-from unlabeled.launch.schema import is_free
 from unlabeled.paths import user_path
+from unlabeled.recipe.free import is_free
 from unlabeled.report import as_json, markdown
 from unlabeled.report.several import comparison, grouped, read_run
+from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.text import plain
 
 
@@ -31,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
         UserError: a run has no result, or results cannot be compared.
     """
     check_writable({"--json": args.json, "--markdown": args.markdown})
-    runs = [read_run(path, is_free) for path in args.runs]
+    free = partial(is_free, FinetuneRecipe)
+    runs = [read_run(path, free) for path in args.runs]
     found = comparison(grouped(runs, args.over_encoders))
     text = markdown.write(found)
     print(plain(text), end="")

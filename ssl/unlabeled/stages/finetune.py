@@ -13,7 +13,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.cnn import ConvEncoder
-from unlabeled.backbone.folder import weights_digest
+from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Order, per_process
 from unlabeled.data.label.part import Part

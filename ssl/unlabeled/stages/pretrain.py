@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.backbone.build import is_cnn
-from unlabeled.backbone.folder import Preprocessing, export_encoder, load_method, split_heads
+from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
 from unlabeled.errors import UserError
@@ -25,6 +25,7 @@ from unlabeled.processes import on_main
 from unlabeled.progress import duration
 from unlabeled.report.card import pretrain_card
 from unlabeled.train.engine import Engine
+from unlabeled.train.heads import load_method, split_heads
 from unlabeled.train.job import Evaluate, Job, Training
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
