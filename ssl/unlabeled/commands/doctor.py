@@ -30,12 +30,12 @@ from unlabeled.files import check_writable
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import task
 from unlabeled.report.card import versions
+from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.stages import load_any
 from unlabeled.stages.finetune import FinetuneRecipe, finetuning
 from unlabeled.stages.pretrain import pretraining
 from unlabeled.text import one_line
 from unlabeled.train.job import Training
-from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.transfer.start import complete
 
 T = TypeVar("T")
