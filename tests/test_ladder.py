@@ -25,58 +25,64 @@ from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import Evaluation, Splits
 from unlabeled.evaluate.protocols.knn import Knn
 from unlabeled.evaluate.protocols.linear import Linear
-from unlabeled.ladder import report, rungs
+from unlabeled.ladder import page, rungs, verdict
 from unlabeled.ladder.amount import Amount
-from unlabeled.ladder.rungs import Step
+from unlabeled.ladder.rungs import RungResult
+from unlabeled.report.document import Text
 
 FEW = Shapes(train_size=200, val_size=40, size=16)
 CHEAP, MIDDLE, DEAR = (
-    Step("knn", 0.1, [50.0, 52.0], 1.0),
-    Step("linear", 0.1, [55.0, 57.0], 2.0),
-    Step("lora", 0.1, [56.0, 58.0], 90.0),
+    RungResult("knn", 0.1, [50.0, 52.0], 1.0),
+    RungResult("linear", 0.1, [55.0, 57.0], 2.0),
+    RungResult("lora", 0.1, [56.0, 58.0], 90.0),
 )
 
 
 def test_the_cheapest_rung_that_none_clearly_beats_pays() -> None:
     # 56 and 57 differ by 1, their difference has an error of sqrt(2 + 2) / sqrt(2) = 1.4; 51 is 6 below
-    assert report.pays([CHEAP, MIDDLE, DEAR]) is MIDDLE
-    assert report.pays([CHEAP, MIDDLE, DEAR._replace(accuracies=[66.0, 67.0])]).rung == "lora"
+    assert verdict.pays([CHEAP, MIDDLE, DEAR]) is MIDDLE
+    assert verdict.pays([CHEAP, MIDDLE, DEAR._replace(accuracies=[66.0, 67.0])]).rung == "lora"
     # twice an error of 1.4 is less than 3.5, twice a deviation of 2 would not be
-    assert report.pays([CHEAP, MIDDLE, DEAR._replace(accuracies=[58.5, 60.5])]).rung == "lora"
-    assert report.pays([CHEAP._replace(accuracies=[57.0]), MIDDLE, DEAR]).rung == "knn"
-    assert "linear probe pays, 56.0 % for 2.0 s; LoRA, 57.0 % for 90 s, is not better" in report.verdict(
+    assert verdict.pays([CHEAP, MIDDLE, DEAR._replace(accuracies=[58.5, 60.5])]).rung == "lora"
+    assert verdict.pays([CHEAP._replace(accuracies=[57.0]), MIDDLE, DEAR]).rung == "knn"
+    assert "linear probe pays, 56.0 % for 2.0 s; LoRA, 57.0 % for 90 s, is not better" in page.verdict(
         [CHEAP, MIDDLE, DEAR], Amount(0.1)
     )
 
 
+def said(results: list[RungResult]) -> str:
+    """The last sentence of the page on a tenth of the labels."""
+    last = page.page("", results, [Amount(0.1)], {}).parts[-1]
+    assert isinstance(last, Text)
+    return last.text
+
+
 def test_whether_pretraining_paid() -> None:
     steps = [step._replace(pictures=1000) for step in (CHEAP, MIDDLE, DEAR)]
-    guess, scratch = Step("majority", 0.1, [10.0], 0.0), Step("scratch", 0.1, [49.0, 51.0], 80.0)
+    guess, scratch = RungResult("majority", 0.1, [10.0], 0.0), RungResult("scratch", 0.1, [49.0, 51.0], 80.0)
     rivals = [guess._replace(pictures=1000), scratch._replace(pictures=1000)]
     # 57 against 50: errors of 1 and 1 by seeds, and of sqrt(57 * 43 / 1000) and sqrt(50 * 50 / 1000) by pictures
-    found = report.gain([*rivals, *steps], Amount(0.1))
+    found = verdict.lead([*rivals, *steps], Amount(0.1))
     assert found and (found.rung, found.baseline, found.points) == ("lora", "scratch", 7)
     assert found.error == pytest.approx(2 * math.sqrt(1 + 1 + 57 * 43 / 1000 + 50 * 50 / 1000))
-    assert report.worth([*rivals, *steps], [Amount(0.1)]).startswith("\nPretraining paid: with 10 % of the labels LoRA")
+    assert said([*rivals, *steps]).startswith("Pretraining paid: with 10 % of the labels LoRA")
     closer = [rivals[0], rivals[1]._replace(accuracies=[52.0, 54.0])]
-    said = report.worth([*closer, *steps], [Amount(0.1)])
-    assert "not certain that pretraining paid: with 10 % of the labels LoRA is +4.0 points (± 5.3) against tr" in said
+    told = said([*closer, *steps])
+    assert "not certain that pretraining paid: with 10 % of the labels LoRA is +4.0 points (± 5.3) against tr" in told
     ahead = [rivals[0], rivals[1]._replace(accuracies=[61.0, 63.0])]
-    assert "Pretraining did not pay: with 10 % of the labels LoRA is -5.0" in report.worth(
-        [*ahead, *steps], [Amount(0.1)]
-    )
+    assert "Pretraining did not pay: with 10 % of the labels LoRA is -5.0" in said([*ahead, *steps])
     # a rung without pretraining is no way to use it
-    assert report.pays([*rivals, *steps]).rung == "linear"
-    assert report.gain(steps, Amount(0.1)) is None and report.worth(steps, [Amount(0.1)]) == ""
+    assert verdict.pays([*rivals, *steps]).rung == "linear"
+    assert verdict.lead(steps, Amount(0.1)) is None and said(steps).startswith("10 % of the labels: linear probe pays")
 
 
 def test_cells_and_titles_are_short() -> None:
-    assert report.score(CHEAP) == "51.0 ± 1.4" and report.score(CHEAP._replace(accuracies=[50.0])) == "50.0"
-    times = [report.duration(seconds) for seconds in (0.04, 9.9, 10, 99, 600)]
+    assert page.score(CHEAP) == "51.0 ± 1.4" and page.score(CHEAP._replace(accuracies=[50.0])) == "50.0"
+    times = [page.duration(seconds, exact=True) for seconds in (0.04, 9.9, 10, 99, 600)]
     assert times == ["0.0 s", "9.9 s", "10 s", "99 s", "10 min"]
     title = f"/{'long/' * 30}runs/mae/export, 3 seeds"
-    assert report._cut(title).startswith("…") and report._cut(title).endswith("/runs/mae/export, 3 seeds")
-    assert len(report._cut(title)) == report.TITLE_LENGTH and report._cut("short") == "short"
+    assert page._cut(title).startswith("…") and page._cut(title).endswith("/runs/mae/export, 3 seeds")
+    assert len(page._cut(title)) == page.TITLE_LENGTH and page._cut("short") == "short"
 
 
 @pytest.fixture

@@ -137,9 +137,11 @@ def track(items: Iterable[T], what: str, total: int, size: Callable[[T], int] = 
         shown.close()
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 12 min, 3.4 h, 2.1 d."""
-    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
+def duration(seconds: float, exact: bool = False) -> str:
+    """Seconds in a unit that suits: 45 s, 12 min, 3.4 h, 2.1 d; `exact`: 4.2 s, below ten."""
+    if exact and seconds < 9.95:
+        return f"{seconds:.1f} s"
+    for limit, unit, size in ((100, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
         if seconds < limit:
             return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.1f} d"

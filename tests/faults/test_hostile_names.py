@@ -29,8 +29,8 @@ from unlabeled.doctor import report as doctor
 from unlabeled.doctor.speed import Speed
 from unlabeled.errors import UserError
 from unlabeled.evaluate.results import Row, document, table
-from unlabeled.ladder import report as ladder
-from unlabeled.ladder.rungs import Step
+from unlabeled.ladder.page import plot
+from unlabeled.ladder.rungs import RungResult
 from unlabeled.launch.plan import format_plan
 from unlabeled.launch.program import exit_code
 from unlabeled.progress import Bars
@@ -157,8 +157,8 @@ def test_errors_of_megabytes_are_cut(capsys: pytest.CaptureFixture[str]) -> None
 def test_diagrams_of_any_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     names = [*HOSTILE, "日本", "\udcff", "$", "$a$b$"]
     draw_confusion(tmp_path / "a.png", torch.eye(len(names), dtype=torch.int64), names, "$\\x \x1b[2J")
-    step = Step("knn", 1.0, [1.0], 1.0)
-    ladder.plot([step], [step.amount], "$\\frac{ \x1b[2J\n日本", tmp_path / "b.png")
+    step = RungResult("knn", 1.0, [1.0], 1.0)
+    plot([step], [step.amount], "$\\frac{ \x1b[2J\n日本", tmp_path / "b.png")
     assert all(Image.open(tmp_path / file).size for file in ("a.png", "b.png"))
     assert not [str(w.message) for w in recwarn if "lyph" in str(w.message)]
 
@@ -167,9 +167,9 @@ def test_diagrams_of_any_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) 
 
 SAFE = {"one_line", "plain", "dumps", "table"}
 OWN_WORDS = {
-    "cli.py:_show": "the help",
-    "cli.py:_print_plan": "escaped by format_plan",
-    "ladder/command.py:run": "names of rungs",
+    "launch/program.py:_show": "the help",
+    "launch/program.py:_print_plan": "escaped by format_plan",
+    "commands/ladder.py:run": "names of rungs",
 }
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.commands.evaluate import OF_DATA
 from unlabeled.errors import UserError
-from unlabeled.files import claim
-from unlabeled.ladder import report
+from unlabeled.files import claim, write_text
 from unlabeled.ladder.amount import Amount
+from unlabeled.ladder.page import NAMES, page, plot, score
 from unlabeled.ladder.rungs import (
     BASELINES,
     NEEDS_ATTENTION,
@@ -23,7 +22,7 @@ from unlabeled.ladder.rungs import (
     TUNED,
     WAYS,
     Climb,
-    Step,
+    RungResult,
     guessed,
     probe_of,
     probed,
@@ -32,14 +31,16 @@ from unlabeled.ladder.rungs import (
     splits_of,
     tuned,
 )
+from unlabeled.ladder.verdict import complete
 from unlabeled.launch.given import GIVEN
 from unlabeled.launch.options import check_least
 from unlabeled.launch.plan import number
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, track
+from unlabeled.report import as_json, markdown
 from unlabeled.report.card import versions
 from unlabeled.report.clock import Clock
-from unlabeled.text import markdown, plain, say
+from unlabeled.text import plain, say
 
 VERSION = "1"
 FRACTIONS = [0.01, 0.1, 1.0]
@@ -91,12 +92,12 @@ def run(options: argparse.Namespace) -> int:
     climb = _climb(options)
     _check(options, climb)
     with claim(options.out, "--out"):
-        steps: list[Step] = []
+        results: list[RungResult] = []
         clock, count = Clock(), len(options.rungs) * len(options.amounts)
-        for step in track(_steps(climb), "rungs", count):
-            steps.append(step)
-            print(f"{report.NAMES[step.rung]}, {step.amount.short}: {report.score(step)}", flush=True)
-            _write(options, climb, steps)
+        for result in track(_results(climb), "rungs", count):
+            results.append(result)
+            print(f"{NAMES[result.rung]}, {result.amount.short}: {score(result)}", flush=True)
+            _write(options, climb, results)
         say(f"took {duration(clock.seconds)}")
         print("\n" + plain((options.out / "ladder.md").read_text(encoding="utf-8")))
     return 0
@@ -156,7 +157,7 @@ def _check(options: argparse.Namespace, climb: Climb) -> None:
             probe_of(climb, rung)
 
 
-def _steps(climb: Climb) -> Any:
+def _results(climb: Climb) -> Iterator[RungResult]:
     rungs = climb.options.rungs
     if "majority" in rungs:
         yield from guessed(climb)
@@ -168,29 +169,19 @@ def _steps(climb: Climb) -> Any:
             yield from tuned(climb, rung)
 
 
-def _write(options: argparse.Namespace, climb: Climb, steps: list[Step]) -> None:
-    """What is known so far, so that a climb that is cut off leaves it."""
-    done = [one for one in options.amounts if len(report.at(steps, one)) == len({step.rung for step in steps})]
-    ready = [one for one in done if report.pretrained(report.at(steps, one))]
-    content = {
+def _write(options: argparse.Namespace, climb: Climb, results: list[RungResult]) -> None:
+    """Write the results so far, so that an interrupted climb leaves them."""
+    done, title = complete(results, options.amounts), f"{climb.export}, {number(options.seeds, 'seed')}"
+    data = {
         "protocol": {"name": "ladder", "version": VERSION},
         "export": climb.export,
         "data": climb.data.model_dump(mode="json"),
         "fingerprints": {split: climb.data.open(split).fingerprint() for split in ("train", "val")},
         "options": {k: v for k, v in vars(options).items() if k not in ("run", "out", "export", "data", "amounts")},
-        "steps": [{**step._asdict(), "mean": step.mean, "std": step.std} for step in steps],
-        "pays": {one.short: report.pays(report.at(steps, one)).rung for one in ready},
-        "pretraining": {one.short: gain._asdict() for one in ready if (gain := report.gain(steps, one))},
         "versions": versions(),
     }
-    (options.out / "ladder.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    found = page(title, results, done, data)
+    write_text(options.out / "ladder.json", as_json.write(found))
     if done:
-        title = f"{climb.export}, {number(options.seeds, 'seed')}"
-        sentences = "\n".join(f"- {report.verdict(steps, one)}" for one in ready)
-        (options.out / "ladder.md").write_text(
-            f"# {markdown(title)}\n\nTop-1 accuracy in percent, mean ± deviation over seeds, CPU time of one seed; in "
-            "bold the cheapest rung that none beats by more than twice the error of the difference.\n\n"
-            f"{report.table(steps, done)}\n\n{sentences}\n{report.worth(steps, ready)}",
-            encoding="utf-8",
-        )
-        report.plot([step for step in steps if step.amount in done], done, title, options.out / "ladder.png")
+        write_text(options.out / "ladder.md", markdown.write(found))
+        plot([result for result in results if result.amount in done], done, title, options.out / "ladder.png")

@@ -1,4 +1,4 @@
-"""How many of the labels a rung is climbed with."""
+"""The amount of labels that a rung may use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from unlabeled.data.label.subset import few_shot, stratified
 
 
 class Amount(NamedTuple):
-    """A share of the labels of every class, or so many labels of each.
+    """A share of the labels of every class, or a number of labels of each.
 
     Attributes:
-        fraction: the share; 1 where `shots` says how many.
+        fraction: the share; 1 where `shots` is given.
         shots: labels of every class; None = a share.
     """
 
@@ -27,7 +27,7 @@ class Amount(NamedTuple):
         return f"{100 * self.fraction:g} %" if self.shots is None else f"{self.shots} a class"
 
     @property
-    def words(self) -> str:
+    def phrase(self) -> str:
         """`10 % of the labels` or `5 labels a class`."""
         return f"{self.short} of the labels" if self.shots is None else f"{self.shots} labels a class"
 

@@ -41,8 +41,8 @@ PROTOCOL = {"pixels": "linear", "untrained": "linear"}
 NEEDS_ATTENTION = ("attentive", "lora")
 
 
-class Step(NamedTuple):
-    """A rung on a share of the labels: top-1 in percent for each seed, and what one of them costs.
+class RungResult(NamedTuple):
+    """A rung on an amount of labels: top-1 accuracy in percent for each seed, and the cost of one.
 
     Attributes:
         rung: its name.
@@ -98,7 +98,7 @@ class Climb(NamedTuple):
     device: torch.device
 
 
-def guessed(climb: Climb) -> Iterator[Step]:
+def guessed(climb: Climb) -> Iterator[RungResult]:
     """Calling every picture the class that most of the labels are of."""
     splits = splits_of(climb)
     train, test = splits.sources
@@ -109,10 +109,10 @@ def guessed(climb: Climb) -> Iterator[Step]:
             labels = train.labels[amount.choose(train.labels, seed, train.classes)]
             found.append(100 * float((truth == np.bincount(labels[labels >= 0]).argmax()).mean()))
         cost = clock.cpu_seconds / len(found)
-        yield Step("majority", amount.fraction, found, cost, amount.shots, len(labels), len(truth))
+        yield RungResult("majority", amount.fraction, found, cost, amount.shots, len(labels), len(truth))
 
 
-def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
+def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[RungResult]:
     """Rungs that are read out of frozen features of one encoder: one pass over the pictures, then all amounts and
     seeds."""
     from unlabeled.evaluate.bench import Bench
@@ -129,7 +129,7 @@ def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[Step]:
             scores = [measured(probe_of(climb, rung), one)[0].value for one in benches]
             train, test = benches[0].features()
             cost = looking + clock.cpu_seconds / len(scores)
-            yield Step(rung, amount.fraction, scores, cost, amount.shots, len(train.y), len(test.y))
+            yield RungResult(rung, amount.fraction, scores, cost, amount.shots, len(train.y), len(test.y))
 
 
 def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
@@ -164,7 +164,7 @@ def probe_of(climb: Climb, rung: str) -> Protocol:
     return settings([name], changes)[0]
 
 
-def tuned(climb: Climb, rung: str) -> Iterator[Step]:
+def tuned(climb: Climb, rung: str) -> Iterator[RungResult]:
     """A rung that is trained, on every amount of labels. What an earlier climb has finished is not trained again."""
     for amount in climb.options.amounts:
         results = [_train(recipe_of(climb, rung, amount, seed)) for seed in range(climb.options.seeds)]
@@ -173,7 +173,7 @@ def tuned(climb: Climb, rung: str) -> Iterator[Step]:
             [result["accuracy"] for result in results],
         )
         labels, pictures = results[0]["protocol"]["labelled_pictures"], results[0]["pictures"]
-        yield Step(rung, amount.fraction, accuracies, seconds, amount.shots, labels, pictures)
+        yield RungResult(rung, amount.fraction, accuracies, seconds, amount.shots, labels, pictures)
 
 
 def seeds_of(amount: Amount, count: int) -> range:
