@@ -18,6 +18,7 @@ from common import finish, machine, on_one_core, seconds, table
 from torch import Tensor
 
 from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.data.view.percrop import recolour_and_normalize
 from unlabeled.data.view.photometric import Photometric, draw, recolour
@@ -36,7 +37,7 @@ Differences = dict[str, float]
 
 def crops(path: str, count: int) -> Tensor:
     """Crops [N, 3, 224, 224] uint8 of the first pictures."""
-    source = Files(path=path).open("train")
+    source = Opened(Files(path=path)).train
     view, rng = View(size=SIDE, scale=(0.2, 1.0)), np.random.default_rng(0)
     return torch.cat([view.sample(source.image(i), rng, 16).pixels for i in range(min(count, len(source)))])
 

@@ -22,6 +22,7 @@ from common import finish, machine, options, seconds, table
 from unlabeled.accelerator import make_accelerator
 from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.opened import Opened
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.progress import Bars
 from unlabeled.recipe import load
@@ -90,12 +91,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         steps = chosen.rounds * STEPS + 1
         recipe = load(PretrainRecipe, RECIPE, [*OVERRIDES, f"train.epochs={steps}", f"run.output={folder}"])
-        dataset = Prepared(
-            recipe.data.open("train"), recipe.method.views, recipe.method.encoder.patch_size, recipe.seed
-        )
+        data = Opened(recipe.data)
+        dataset = Prepared(data.train, recipe.method.views, recipe.method.encoder.patch_size, recipe.seed)
         dataset.prepare()
         turns = Turns(bare_step(recipe, dataset))
-        run_engine(Job(recipe, recipe.method.build, dataset, None, {}), Path(folder), turns)
+        run_engine(Job(recipe, recipe.method.build, data, dataset, None, {}), Path(folder), turns)
 
     ours, bare = rounds(turns.ours_s), rounds(turns.bare_s)
     print(f"{machine()}; MAE on {BATCH} pictures of 32 px, {chosen.rounds} rounds of {STEPS} steps")

@@ -26,6 +26,7 @@ from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.label.part import Part
 from unlabeled.data.label.subset import stratified
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
@@ -133,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     backbone = Backbone(chosen.export, chosen.pool, chosen.crop_pct, chosen.batch_size)
     data = Files(path=chosen.data, train=chosen.train, val=chosen.val, mean=backbone.mean, std=backbone.std)
-    share = 1.0 if chosen.pictures is None else chosen.pictures / len(data.open("train"))
-    train, test = some(data.open("train"), share), some(data.open("val"), share)
+    share = 1.0 if chosen.pictures is None else chosen.pictures / len(Opened(data).train)
+    train, test = some(Opened(data).train, share), some(Opened(data).val, share)
     if min(train.labels.min(), test.labels.min()) < 0:
         raise UserError("expected a label for every picture: batches would differ between the two ways")
     config = Linear(lrs=(chosen.lr,), epochs=chosen.epochs, batch_size=chosen.batch_size, max_steps=10**9)

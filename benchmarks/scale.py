@@ -25,10 +25,11 @@ from torch.utils.data import Dataset
 
 from unlabeled.data.archive import listing
 from unlabeled.data.archive.index import Index
-from unlabeled.data.archive.listing import Listing
+from unlabeled.data.archive.listing import IndexFolder, Listing
 from unlabeled.data.batch.loader import make_loader
 from unlabeled.data.batch.sampler import EpochSampler, Position, epoch_order
 from unlabeled.data.decoding.bands import Target
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files, Folder, Pictures
 
 WORKERS, BATCH, MOST = 4, 1000, 1_000_000
@@ -134,8 +135,7 @@ def files(n: int, folder: Path) -> dict[str, float]:
 
     def open_kept() -> None:
         config = Files(**data)
-        config.keep_index(folder / "index")
-        assert len(config.open("train")) == n
+        assert len(Opened(config, IndexFolder(folder / "index")).train) == n
 
     scanning = seconds(open_kept)
     return {"make_s": round(making, 1), "scan_s": round(scanning, 2), "start_s": round(seconds(open_kept), 3)}

@@ -29,6 +29,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.batch.loader import Normalize, collate, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.opened import Opened
 from unlabeled.pretrain.method import Batch, Progress
 from unlabeled.recipe import load
 from unlabeled.stages.finetune import FinetuneRecipe, finetuning
@@ -106,10 +107,10 @@ def make_job(folder: Path, rounds: int, setting: Setting, **smaller: Any) -> Job
         f"train={{epochs: {(rounds + 1) / 2}, batch_size: {setting.batch}, precision: {setting.precision!r}}}",
     ]
     recipe = load(FinetuneRecipe, RECIPE, [*OVERRIDES, *more])
-    made = finetuning(recipe)
+    made = finetuning(recipe, Opened(recipe.data))
     dataset = Prepared(made.dataset.source, made.dataset.views, made.dataset.patch, recipe.seed)
     dataset.prepare()
-    return Job(recipe, made.build, dataset, None, {})
+    return Job(recipe, made.build, made.data, dataset, None, {})
 
 
 def batch_of(job: Job, setting: Setting) -> Batch:

@@ -29,6 +29,7 @@ from unlabeled.data.archive.prepare import encode, shrink
 from unlabeled.data.archive.prepared import Settings
 from unlabeled.data.batch.loader import Normalize, Sample, collate, to_device
 from unlabeled.data.decoding.decode import decode
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_PIXELS
 from unlabeled.data.sources.files import Files
 from unlabeled.data.view.views import View
@@ -156,7 +157,7 @@ def decoded(files: Encoded) -> Any:
 
 def read(path: str, count: int) -> list[bytes]:
     """The bytes of the first pictures of a tar or a folder."""
-    source = Files(path=path).source("train")
+    source = Opened(Files(path=path)).original("train")
     return [source.read(i) for i in range(min(count, len(source)))]
 
 

@@ -12,6 +12,7 @@ from support import ROOT
 from unlabeled.backbone.folder import IMAGENET
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.opened import Opened
 from unlabeled.pretrain.method import Batch, Method, Progress
 from unlabeled.pretrain.methods import names
 from unlabeled.recipe import load
@@ -43,7 +44,7 @@ def build(name: str) -> Method:
 def batch_of(name: str) -> Batch:
     """The first batch of eight samples, on the CPU."""
     recipe = recipe_of(name)
-    dataset = ViewDataset(recipe.data.open("train"), recipe.method.views, recipe.method.encoder.patch_size, recipe.seed)
+    dataset = ViewDataset(Opened(recipe.data).train, recipe.method.views, recipe.method.encoder.patch_size, recipe.seed)
     positions = next(iter(EpochSampler(42, 8, LAST, seed=recipe.seed)))
     cpu = torch.device("cpu")
     return to_device(collate([dataset[p] for p in positions]), cpu, Normalize(IMAGENET.mean, IMAGENET.std, cpu))

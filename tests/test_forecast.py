@@ -9,6 +9,7 @@ import torch
 from support import TINY_PRETRAIN
 from torch import nn
 
+from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch import forecast as module
@@ -65,7 +66,7 @@ def test_seconds_of_a_picture() -> None:
 )
 def test_who_is_waited_for(workers: int, cores: int, together: float, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = parse(PretrainRecipe, TINY_PRETRAIN, [f"run.workers={workers}", "run.threads=1"])
-    training = pretraining(recipe)
+    training = pretraining(recipe, Opened(recipe.data))
     monkeypatch.setattr(module, "measured_flops", lambda *_: 1.0)
     monkeypatch.setattr(module, "per_picture", lambda *_: 0.15)
     monkeypatch.setattr(module, "_seconds_per_picture", lambda *_: (0.5, 0.1))
@@ -94,8 +95,10 @@ def test_the_plan_says_how_long_and_a_run_does_not_measure(
 def test_a_plan_goes_without(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = parse(PretrainRecipe, TINY_PRETRAIN)
+    dataset = pretraining(recipe, Opened(recipe.data)).dataset
     with pytest.raises(UserError, match="no network of timm's"):
-        module._part(Perceptron(), pretraining(parse(PretrainRecipe, TINY_PRETRAIN)).dataset)
+        module._part(Perceptron(), dataset)
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("the GPU is full")
@@ -116,7 +119,7 @@ def test_networks_of_every_family_are_measured(model: str, monkeypatch: pytest.M
         method, sizes = "simclr, view: {size: 32, count: 2}", ""
     change = f"method={{name: {method}, encoder: {{model: {model}{sizes}}}}}"
     recipe = parse(PretrainRecipe, TINY_PRETRAIN, [change, "data.size=32"])
-    training = pretraining(recipe)
+    training = pretraining(recipe, Opened(recipe.data))
     assert module.measured_flops(on_meta(training.build), training.dataset, CPU, "no") > 1e5
 
 

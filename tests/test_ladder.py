@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 from pathlib import Path
@@ -19,6 +18,7 @@ from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.commands import ladder as command
 from unlabeled.data.label.subset import few_shot
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source, Split
 from unlabeled.data.sources.shapes import Shapes
 from unlabeled.evaluate.bench import Bench
@@ -128,7 +128,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     assert set(found) == {(rung, fraction) for rung in climbed for fraction in (0.1, 1.0)}
     read = (*rungs.BASELINES, *rungs.PROBES)
     assert all(len(scores) == (1 if key in {(rung, 1.0) for rung in read} else 2) for key, scores in found.items())
-    train, val = (FEW.open(split) for split in ("train", "val"))
+    train, val = (Opened(FEW).split(split) for split in ("train", "val"))
     assert found["majority", 1.0] == [100 * np.mean(val.labels == np.bincount(train.labels).argmax())]
     last = (tmp_path / "out" / "ladder.md").read_text(encoding="utf-8").splitlines()[-1]
     assert "retraining did not pay: " in last or last.startswith("It is not certain that pretraining paid: ")
@@ -139,7 +139,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     for rung, fraction in (("scratch", 0.1), ("lora", 1.0)):
         results = [tmp_path / "out" / f"{rung}_{100 * fraction:g}pct_seed{seed}" / "result.json" for seed in (0, 1)]
         assert found[rung, fraction] == [json.loads(file.read_text(encoding="utf-8"))["accuracy"] for file in results]
-    splits = Splits(Evaluation(pool="mean", crop_pct=1.0), FEW, torch.device("cpu"))
+    splits = Splits(Evaluation(pool="mean", crop_pct=1.0), Opened(FEW), torch.device("cpu"))
     bench = Bench(load_encoder(arguments[1]), splits, (16, 16))
     for probe in (Knn(), Linear()):
         by_hand = [next(iter(probe.scores(bench.few(0.1, seed)))).value for seed in (0, 1)]  # type: ignore[union-attr]
@@ -182,7 +182,7 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
     assert [recipe.encoder for recipe in made.values()] == [export] * 3 + [f"scratch:{export}"]
     few = rungs.recipe_of(climb, "lora", Amount(shots=2), 3)
     assert (few.name, few.task.shots, few.task.fraction) == ("lora_2shots_seed3", 2, 1.0)
-    assert few.train.batch_size * 4 <= 2 * len(FEW.open("train").classes)
+    assert few.train.batch_size * 4 <= 2 * len(Opened(FEW).train.classes)
     assert (tasks["lora"].lora.rank, tasks["layer_decay"].layer_decay) == (2, 0.75)
     assert [task.drop_path for task in tasks.values()] == [0.3, 0.0, 0.1, 0.1]
 
@@ -216,12 +216,12 @@ def test_shots(arguments: list[str], tmp_path: Path) -> None:
     few = [*arguments[:place], *arguments[place + 3 :], "--rungs", "knn", "--no-baselines"]
     assert main([*few, "--shots", "3", "1"]) == 0
     steps = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
-    classes = len(FEW.open("train").classes)
+    classes = len(Opened(FEW).train.classes)
     assert [(step["shots"], step["labels"], len(step["accuracies"])) for step in steps] == [
         (1, classes, 2),
         (3, 3 * classes, 2),
     ]
-    splits = Splits(Evaluation(pool="mean", crop_pct=1.0), FEW, torch.device("cpu"))
+    splits = Splits(Evaluation(pool="mean", crop_pct=1.0), Opened(FEW), torch.device("cpu"))
     bench = Bench(load_encoder(arguments[1]), splits, (16, 16))
     kept = few_shot(bench.features()[0].y.numpy(), 3, 1)
     train, _ = bench.few(1.0, 1, shots=3).features()
@@ -241,13 +241,11 @@ def test_a_folder_that_cannot_be_written_is_named(arguments: list[str], capsys: 
 def test_pictures_without_labels_cannot_be_climbed(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unlabelled(self: Shapes, split: Split) -> Source:
-        source = copy.copy(labelled(self, split))
-        source.labels = np.full(len(source), -1)
-        return source
+    def unlabelled(self: Opened, split: Split) -> Source:
+        source = self.original(split)
+        return source.relabelled(np.full(len(source), -1), source.classes)
 
-    labelled = Shapes.open
-    monkeypatch.setattr(Shapes, "open", unlabelled)
+    monkeypatch.setattr(Opened, "pictures", unlabelled)
     assert main(arguments) == 2
     assert "evaluation needs labels" in capsys.readouterr().err
 

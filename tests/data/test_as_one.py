@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from support import TINY_PRETRAIN
 
-from unlabeled.data.label.as_one import read_as_one
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.mixture import Mixture
 from unlabeled.launch.program import main
@@ -40,22 +40,22 @@ def write(root: Path, *names: str) -> Files:
 )
 def test_splits_side_by_side(names: list[str], found: list[str], tmp_path: Path) -> None:
     data = write(tmp_path, *names)
-    assert sorted(read_as_one(data, data.open("train"))) == sorted(found)
+    assert sorted(data.read_as_one(Opened(data).train)) == sorted(found)
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         for name in names:
             tar.add(tmp_path / name, name)
     tarred = Files(path=str(tmp_path / "all.tar"))
-    assert sorted(read_as_one(tarred, tarred.open("train"))) == sorted(found)
+    assert sorted(tarred.read_as_one(Opened(tarred).train)) == sorted(found)
 
 
 def test_what_is_read_apart_or_below_a_folder(tmp_path: Path) -> None:
     write(tmp_path, "in/train/a/0.png", "in/train/b/0.png", "in/val/a/0.png", "other/0.png")
     apart = Files(path=str(tmp_path), train="in/train", val="in/val")
-    assert read_as_one(apart, apart.open("train")) == []
+    assert apart.read_as_one(Opened(apart).train) == []
     below = Files(path=str(tmp_path), train="in")
-    assert read_as_one(below, below.open("train")) == ["in/train", "in/val"]
+    assert below.read_as_one(Opened(below).train) == ["in/train", "in/val"]
     mixed = Mixture(name="mixture", sources=({"name": "files", "path": str(tmp_path / "in")},))  # type: ignore[arg-type]
-    assert read_as_one(mixed, mixed.open("train")) == ["train", "val"]
+    assert mixed.read_as_one(Opened(mixed).train) == ["train", "val"]
 
 
 def test_the_plan_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,9 @@ def source(labels: np.ndarray) -> Any:
 
 def opened(watch: Watching | None, labels: np.ndarray = LABELS, **task: Any) -> Labelled:
     splits = {"train": source(labels), "val": source(np.arange(10) % 5)}
-    data = SimpleNamespace(has_val=True, open=splits.__getitem__, check_apart=lambda *_: None)
-    recipe: Any = SimpleNamespace(data=data, task=ClassifyConfig(**task), watch=watch)
-    return labelled(recipe)
+    data: Any = SimpleNamespace(**splits, config=SimpleNamespace(has_val=True), check_apart=lambda *_: None)
+    recipe: Any = SimpleNamespace(task=ClassifyConfig(**task), watch=watch)
+    return labelled(recipe, data)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.archive.prepare import Settings, prepare
 from unlabeled.data.label.labels import (
     MISSING,
@@ -26,6 +27,7 @@ from unlabeled.data.label.labels import (
     read_classes,
     renumbered,
 )
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import SourceConfig
 from unlabeled.data.sources.arrays import Arrays
 from unlabeled.data.sources.files import Files
@@ -183,13 +185,13 @@ KINDS: list[Make] = [folder, tar, cls, json_beside, csv, parquet, arrays, huggin
 
 def named(config: SourceConfig) -> list[str | None]:
     """The class of every picture, in no order of the pictures."""
-    source = config.open("train")
+    source = Opened(config).train
     return sorted((source.classes[label] if label >= 0 else None for label in source.labels), key=str)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_classes_are_in_natural_order_in_every_source(kind: Make, tmp_path: Path) -> None:
-    source = kind(tmp_path, NAMES).open("train")
+    source = Opened(kind(tmp_path, NAMES)).train
     assert source.classes == NATURAL and sorted(source.labels) == sorted(NUMBERS)
     if kind not in (folder, tar):
         assert source.labels.tolist() == NUMBERS
@@ -201,7 +203,7 @@ def test_missing_labels_are_missing_in_every_source(kind: Make, absent: Any, tmp
     given = [5, absent, 12, absent, 5, 12]
     if isinstance(absent, str):  # columns of Parquet and arrays have one type
         given = list(map(str, given))
-    source = kind(tmp_path, given).open("train")
+    source = Opened(kind(tmp_path, given)).train
     assert source.classes == ("5", "12")
     assert source.labels.tolist() == [0, -1, 1, -1, 0, 1]
 
@@ -213,7 +215,7 @@ def test_a_folder_of_that_name_labels_nothing_unless_a_file_lists_it(kind: Make,
     (tmp_path / "classes.txt").write_text("nan\ncat\ndog\n", encoding="utf-8")
     pinned = config.model_copy(update={"classes": str(tmp_path / "classes.txt")})
     pinned = type(config).model_validate(pinned.model_dump())
-    assert named(pinned) == ["cat", "dog", "nan"] and pinned.open("train").classes == ("nan", "cat", "dog")
+    assert named(pinned) == ["cat", "dog", "nan"] and Opened(pinned).train.classes == ("nan", "cat", "dog")
 
 
 PINNED = "﻿2\r\n0\n\n10 \n1\n9\nnever\n"
@@ -224,13 +226,13 @@ def test_a_file_pins_another_order_and_the_fingerprint_knows(kind: Make, tmp_pat
     plain = kind(tmp_path, NAMES)
     (tmp_path / "classes.txt").write_text(PINNED, encoding="utf-8")
     pinned = type(plain).model_validate(plain.model_dump() | {"classes": str(tmp_path / "classes.txt")})
-    assert pinned.open("train").classes == ("2", "0", "10", "1", "9", "never")
+    assert Opened(pinned).train.classes == ("2", "0", "10", "1", "9", "never")
     assert named(pinned) == named(plain)
-    assert pinned.open("train").fingerprint() != plain.open("train").fingerprint()
+    assert Opened(pinned).train.fingerprint() != Opened(plain).train.fingerprint()
     (tmp_path / "short.txt").write_text("0\n1\n10\n", encoding="utf-8")
     short = type(plain).model_validate(plain.model_dump() | {"classes": str(tmp_path / "short.txt")})
     with pytest.raises(UserError, match=r"data\.classes lacks ('2', '9'|'9'|'2'), which label pictures; it lists 3"):
-        short.open("train")
+        _ = Opened(short).train
 
 
 def test_the_order_of_a_cache_is_that_of_the_file_when_it_is_opened(tmp_path: Path) -> None:
@@ -241,8 +243,8 @@ def test_the_order_of_a_cache_is_that_of_the_file_when_it_is_opened(tmp_path: Pa
     plain = Files.model_validate(config.model_dump() | cached)
     (tmp_path / "classes.txt").write_text(PINNED, encoding="utf-8")
     pinned = Files.model_validate(config.model_dump() | cached | {"classes": str(tmp_path / "classes.txt")})
-    assert plain.open("train").classes == NATURAL and pinned.open("train").classes[0] == "2"
-    assert named(plain) == named(pinned) and plain.open("train").fingerprint() != pinned.open("train").fingerprint()
+    assert Opened(plain).train.classes == NATURAL and Opened(pinned).train.classes[0] == "2"
+    assert named(plain) == named(pinned) and Opened(plain).train.fingerprint() != Opened(pinned).train.fingerprint()
     assert is_free(FinetuneRecipe, "data.classes")
 
 
@@ -255,8 +257,7 @@ def test_a_kept_index_answers_for_its_own_classes(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text(PINNED, encoding="utf-8")
     for classes, first in ((None, "0"), (str(tmp_path / "classes.txt"), "2"), (None, "0")):
         again = Files.model_validate(config.model_dump() | {"classes": classes})
-        again.keep_index(tmp_path / "index")
-        assert again.open("train").classes[0] == first
+        assert Opened(again, IndexFolder(tmp_path / "index")).train.classes[0] == first
     assert (tmp_path / "index" / "train.safetensors").exists()
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from support import TINY_PRETRAIN, launch
 
+from unlabeled.data.archive.listing import IndexFolder
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source, SourceConfig
 from unlabeled.data.sources import files as sources
 from unlabeled.data.sources import table
@@ -64,8 +66,7 @@ KINDS = [folder, tars, csv, mixture]
 def opened(config: SourceConfig, index: Path) -> Source:
     """As a new program opens it."""
     fresh = type(config).model_validate(config.model_dump())
-    fresh.keep_index(index)
-    return fresh.open("train")
+    return Opened(fresh, IndexFolder(index)).train
 
 
 def same(one: Source, other: Source) -> bool:
@@ -140,7 +141,7 @@ def test_what_has_changed_is_looked_for_again(
     before = opened(config, tmp_path / "index")
     change(home)
     now = opened(config, tmp_path / "index")
-    assert same(now, config.source("train")) and not same(now, before)
+    assert same(now, Opened(config).train) and not same(now, before)
     assert "has changed since the pictures were indexed" in caplog.text
 
 

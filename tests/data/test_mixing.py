@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.shapes import Shapes
 from unlabeled.data.view.mixing import Mixing, stack
 from unlabeled.data.view.views import View
@@ -101,7 +102,7 @@ def test_probability_switch_and_the_epoch_when_it_ends() -> None:
 
 
 def test_a_batch_mixes_alike_in_one_piece_or_two() -> None:
-    source = Shapes(train_size=16, size=SIDE).open("train")
+    source = Opened(Shapes(train_size=16, size=SIDE)).train
     dataset = ViewDataset(source, [View(size=SIDE)], 4, seed=0, mixing=Mixing(mixup=1.0, cutmix=1.0))
     positions = [Position(0, row, 2, row, 8) for row in range(8)]
     normalize = Normalize((0.5,) * 3, (0.5,) * 3, torch.device("cpu"))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from unlabeled.__main__ import main
 from unlabeled.data.label import overlap
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import SourceConfig
 from unlabeled.data.sources.arrays import Arrays
 from unlabeled.data.sources.files import Files
@@ -56,7 +57,8 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def check(data: SourceConfig) -> None:
-    data.check_apart(data.open("train"), data.open("val"))
+    opened = Opened(data)
+    opened.check_apart(opened.train, opened.val)
 
 
 def files(home: Path, **fields: Any) -> Files:
@@ -105,7 +107,7 @@ def test_pictures_of_one_name_and_size_are_not_one_picture(tmp_path: Path) -> No
     write(tmp_path / "train", range(TRAIN))
     write(tmp_path / "val", range(100, 100 + TRAIN))
     data = files(tmp_path)
-    assert data.open("train").fingerprint() == data.open("val").fingerprint()
+    assert Opened(data).train.fingerprint() == Opened(data).val.fingerprint()
     check(data)
 
 
@@ -151,7 +153,7 @@ def test_torchvisions_arguments(pictures: Path) -> None:
 def test_shapes_are_apart_without_being_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unlabeled.data.sources.shapes.ShapesSource.image", lambda *_: pytest.fail("drawn"))
     data = Shapes(train_size=5000, val_size=500)
-    found = overlap.overlap(data.open("train"), data.open("val"))
+    found = overlap.overlap(Opened(data).train, Opened(data).val)
     assert found.looked == overlap.TESTED and not found.found
 
 
@@ -163,7 +165,7 @@ def test_no_more_training_pictures_are_read_than_stated(
     monkeypatch.setattr(overlap, "READ", limit)
     monkeypatch.setattr(overlap, "TESTED", 5)
     data, read = files(pictures, val="train"), []
-    train, val = data.open("train"), data.open("val")
+    train, val = Opened(data).train, Opened(data).val
     reads = type(train).read
     monkeypatch.setattr(type(train), "read", lambda self, i: read.append(self is train) or reads(self, i))
     assert overlap.overlap(train, val).share >= share
@@ -189,12 +191,12 @@ def test_hugging_face(tmp_path: Path, pictures: Path) -> None:
     splits = {"train": table(range(10)), "same": table(range(9, -1, -1)), "val": table(range(50, 60))}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "several")
 
-    assert len(data("alone").open("train")) == 10 and len(data("named", train="test").open("train")) == 10
+    assert len(Opened(data("alone")).train) == 10 and len(Opened(data("named", train="test")).train) == 10
     for one, names in ((data("alone", val="val"), "train"), (data("named"), "test")):
         with pytest.raises(UserError, match=rf"has no split '(val|train)'; it has \['{names}'\]"):
-            one.open("val" if one.val else "train")
+            Opened(one).split("val" if one.val else "train")
     with pytest.raises(UserError, match=r"has no split 'none'; it has \['same', 'train', 'val'\]"):
-        data("several", val="none").open("val")
+        _ = Opened(data("several", val="none")).val
     check(data("several", val="val"))
     for val in ("train", "same"):
         with pytest.raises(UserError, match=REFUSED):
@@ -227,7 +229,10 @@ def test_recipes_of_both_programs_refuse_and_can_be_told(pictures: Path, tmp_pat
 
     text = f"name: it\nencoder: nowhere\ndata: {{name: files, path: {pictures}, train: train, val: train}}"
     recipe, allowed = parse(FinetuneRecipe, text), parse(FinetuneRecipe, text, ["data.allow_overlap=true"])
-    for look in (labelled, lambda r: Splits(Evaluation(), r.data, torch.device("cpu")).sources):
+    for look in (
+        lambda r: labelled(r, Opened(r.data)),
+        lambda r: Splits(Evaluation(), Opened(r.data), torch.device("cpu")).sources,
+    ):
         with pytest.raises(UserError, match=r"data\.allow_overlap=true"):
             look(recipe)
         look(allowed)

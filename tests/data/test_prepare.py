@@ -17,6 +17,7 @@ from unlabeled.data.archive import prepare as module
 from unlabeled.data.archive.prepare import Packed, prepare, shrink
 from unlabeled.data.archive.prepared import Settings
 from unlabeled.data.decoding.decode import decode
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_PIXELS, Source
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import BadSample, UserError
@@ -48,7 +49,7 @@ def done(data: Files, folder: Path, settings: Settings = SMALL, workers: int = 1
     """All of it, opened as a recipe does."""
     folder.mkdir(exist_ok=True)
     list(prepare(data, folder, settings, workers))
-    return data.model_copy(update={"cache": str(folder)}).open("train")
+    return Opened(data.model_copy(update={"cache": str(folder)})).train
 
 
 def images(source: Source) -> list[torch.Tensor | str]:
@@ -68,7 +69,7 @@ def tars(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_is_prepared_is_the_source_made_smaller(pictures: Files, tmp_path: Path) -> None:
-    source, made = pictures.source("train"), done(pictures, tmp_path / "cache")
+    source, made = Opened(pictures).original("train"), done(pictures, tmp_path / "cache")
     assert made.classes == source.classes == ("a", "b") and np.array_equal(made.labels, source.labels)
     assert [made.key(i) for i in range(COUNT)] == [source.key(i) for i in range(COUNT)]
     bad = 0
@@ -93,7 +94,7 @@ def test_jpegs_are_smaller_and_close(pictures: Files, tmp_path: Path) -> None:
     for exact, close in zip(images(raw), images(lossy), strict=True):
         if isinstance(exact, torch.Tensor) and isinstance(close, torch.Tensor):
             assert exact.shape == close.shape and (exact.float() - close.float()).abs().mean() < 4
-    assert raw.fingerprint() != lossy.fingerprint() != pictures.source("train").fingerprint()
+    assert raw.fingerprint() != lossy.fingerprint() != Opened(pictures).original("train").fingerprint()
 
 
 def test_workers_do_not_change_it(pictures: Files, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_what_was_interrupted_goes_on(pictures: Files, tmp_path: Path, monkeypat
     assert [next(packing).pictures for _ in range(3)] == [0, 3, 6]
     packing.close()
     with pytest.raises(UserError, match=r"lacks train\.safetensors"):
-        pictures.model_copy(update={"cache": str(cut)}).open("train")
+        _ = Opened(pictures.model_copy(update={"cache": str(cut)})).train
     (cut / "train-00001.tar").write_bytes(b"cut short")
     packed: list[int] = []
     pack = module.Preparation.pack
@@ -174,13 +175,13 @@ def test_other_pictures_other_settings_and_lost_tars_are_refused(pictures: Files
         done(pictures, cache, SMALL.model_copy(update={"short_side": 64}))
     elsewhere = pictures.model_copy(update={"path": "/elsewhere", "cache": str(cache)})
     with pytest.raises(UserError, match=r"path was '.*pictures' and is '/elsewhere'"):
-        elsewhere.open("train")
+        _ = Opened(elsewhere).train
     (tmp_path / "pictures" / "a" / "new.jpg").write_bytes(jpeg(99, 50, 50))
     with pytest.raises(UserError, match="the pictures themselves have changed"):
         done(Files.model_validate(pictures.model_dump()), cache)
     (cache / "train-00002.tar").unlink()
     with pytest.raises(UserError, match=r"train-00002\.tar cannot be read"):
-        pictures.model_copy(update={"cache": str(cache)}).open("train")
+        _ = Opened(pictures.model_copy(update={"cache": str(cache)})).train
 
 
 def test_bands_of_16_bits_are_stored_as_they_are_trained_on(tmp_path: Path) -> None:
@@ -190,11 +191,11 @@ def test_bands_of_16_bits_are_stored_as_they_are_trained_on(tmp_path: Path) -> N
         np.save(tmp_path / "x" / f"{number}.npy", tile)
     data = Files(path=str(tmp_path / "x"), mean=(0.5,) * 5, std=(0.2,) * 5, value_range=(0, 10_000))
     made = done(data, tmp_path / "cache", SMALL.model_copy(update={"short_side": 16}))
-    for small, whole in zip(images(made), images(data.source("train")), strict=True):
+    for small, whole in zip(images(made), images(Opened(data).original("train")), strict=True):
         assert isinstance(small, torch.Tensor) and isinstance(whole, torch.Tensor)
         assert small.shape == (5, 24, 16) and torch.equal(small, shrink(whole, 16))
     with pytest.raises(UserError, match="value_range was"):
-        data.model_copy(update={"cache": str(tmp_path / "cache"), "value_range": None}).open("train")
+        _ = Opened(data.model_copy(update={"cache": str(tmp_path / "cache"), "value_range": None})).train
     with pytest.raises(UserError, match="a JPEG has 1 or 3 channels, the pictures have 5"):
         done(data, tmp_path / "jpeg", Settings(format="jpeg"))
 

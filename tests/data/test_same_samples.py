@@ -17,6 +17,7 @@ from unlabeled.data.archive.prepared import Settings
 from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate, make_loader
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import SourceConfig
 from unlabeled.data.sources.files import Files
 from unlabeled.data.view.views import View
@@ -43,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def samples(data: SourceConfig, workers: int = 0, world: int = 1) -> Iterator[RawBatch]:
     """Every global batch of a run of several epochs, put together from all ranks' shares."""
-    dataset = ViewDataset(data.open("train"), VIEWS, PATCH, seed=5)
+    dataset = ViewDataset(Opened(data).train, VIEWS, PATCH, seed=5)
     shares = []
     for rank in range(world):
         order = EpochSampler(COUNT, BATCH, STEPS, seed=5, rank=rank, world=world)
@@ -124,6 +125,6 @@ def test_a_cache_that_makes_smaller_changes_pixels_only(home: Path, tmp_path: Pa
 
 
 def test_another_seed_is_another_sample(home: Path, expected: list[Tensor]) -> None:
-    dataset = ViewDataset(folder(home).open("train"), VIEWS, PATCH, seed=6)
+    dataset = ViewDataset(Opened(folder(home)).train, VIEWS, PATCH, seed=6)
     batches = [collate([dataset[position] for position in rows]) for rows in EpochSampler(COUNT, BATCH, STEPS, seed=5)]
     assert not equal(tensors(iter(batches)), expected)

@@ -12,6 +12,7 @@ import torch
 
 from unlabeled.data.batch.loader import ViewDataset, sample_rng
 from unlabeled.data.batch.sampler import EpochSampler, Order, Position, epoch_order
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.shapes import Shapes
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
@@ -140,7 +141,7 @@ def test_a_sample_that_comes_again_is_cropped_anew() -> None:
     assert max(seen.values()) == 20  # the only sample of its class
     draws = {tuple(sample_rng(0, 0, 5, turn).random(2)) for turn in range(4)}
     assert len(draws) == 4
-    dataset = ViewDataset(Shapes(train_size=9, size=16).open("train"), [View(size=8)], 4, seed=0)
+    dataset = ViewDataset(Opened(Shapes(train_size=9, size=16)).train, [View(size=8)], 4, seed=0)
     first, again = (dataset[Position(0, 5, turn=turn)].crops[0].pixels for turn in (0, 1))
     assert not torch.equal(first, again)
 

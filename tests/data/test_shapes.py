@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.shapes import OUTLINES, RADIUS, Shapes, ShapesSource
 
 # of the outlines in a disc of radius one, by schoolbook geometry
@@ -34,8 +35,8 @@ def pictures(source: ShapesSource, count: int) -> Tensor:
 
 
 def test_the_contract() -> None:
-    source = Shapes(train_size=105, val_size=20, size=24).open("train")
-    assert len(source) == len(source.labels) == 105 and len(Shapes(val_size=20).open("val")) == 20
+    source = Opened(Shapes(train_size=105, val_size=20, size=24)).train
+    assert len(source) == len(source.labels) == 105 and len(Opened(Shapes(val_size=20)).val) == 20
     assert source.image(3).shape == (3, 24, 24) and source.image(3).dtype == torch.uint8
     assert source.mask(3).shape == (24, 24) and source.mask(3).dtype == torch.bool
     assert source.key(3) == "shapes/train/000003"
@@ -44,34 +45,34 @@ def test_the_contract() -> None:
 
 
 def test_a_picture_depends_on_seed_split_and_index_alone() -> None:
-    source = Shapes().open("train")
+    source = Opened(Shapes()).train
     first = pictures(source, 30)
     backwards = torch.stack([source.image(i) for i in reversed(range(30))]).flip(0)
     assert torch.equal(first, backwards)
     assert torch.equal(first, pictures(pickle.loads(pickle.dumps(source)), 30))
-    assert torch.equal(first, pictures(Shapes(train_size=30, val_size=1).open("train"), 30))
+    assert torch.equal(first, pictures(Opened(Shapes(train_size=30, val_size=1)).train, 30))
 
-    every = torch.cat([first, pictures(Shapes(seed=1).open("train"), 30), pictures(Shapes().open("val"), 30)])
+    every = torch.cat([first, pictures(Opened(Shapes(seed=1)).train, 30), pictures(Opened(Shapes()).val, 30)])
     assert len(torch.unique(every, dim=0)) == 90
 
 
 def test_what_is_drawn_is_pinned() -> None:
     # a change here changes everybody's numbers: raise VERSION with it
-    source = Shapes().open("train")
+    source = Opened(Shapes()).train
     means = [source.image(i).float().mean().item() for i in (0, 1, 2, 9_999)]
     assert means == pytest.approx([141.50, 117.46, 57.65, 103.39], abs=0.01)
 
 
 def test_splits_share_no_picture() -> None:
-    train, val = (pictures(Shapes().open(split), 1000) for split in ("train", "val"))
+    train, val = (pictures(Opened(Shapes()).split(split), 1000) for split in ("train", "val"))
     assert len(torch.unique(torch.cat([train, val]), dim=0)) == 2000
 
 
 def test_fingerprint_tells_apart_what_differs() -> None:
     recipes = [Shapes(), Shapes(seed=1), Shapes(size=64), Shapes(train_size=10, val_size=10)]
-    prints = [recipe.open(split).fingerprint() for recipe in recipes for split in ("train", "val")]
+    prints = [Opened(recipe).split(split).fingerprint() for recipe in recipes for split in ("train", "val")]
     assert len(set(prints)) == len(prints)
-    assert Shapes().open("train").fingerprint() == prints[0]
+    assert Opened(Shapes()).train.fingerprint() == prints[0]
 
 
 @pytest.mark.parametrize("name", OUTLINES)
@@ -86,7 +87,7 @@ def test_outlines_fit_the_unit_disc_and_have_their_area(name: str) -> None:
 
 def test_the_mask_is_the_object() -> None:
     """The same scene with another shape differs where just one of the two is, and nowhere around them."""
-    source, other = Shapes(size=64).open("train"), Shapes(size=64).open("train")
+    source, other = Opened(Shapes(size=64)).train, Opened(Shapes(size=64)).train
     other.labels = (other.labels + 3) % 10
     for i in range(40):
         changed = (source.image(i) != other.image(i)).any(0)
@@ -97,7 +98,7 @@ def test_the_mask_is_the_object() -> None:
 
 
 def test_the_object_is_dominant_and_inside_the_picture() -> None:
-    source = Shapes(size=64).open("train")
+    source = Opened(Shapes(size=64)).train
     for i in range(100):
         rows, columns = torch.where(source.mask(i))
         extent = max(rows.max() - rows.min(), columns.max() - columns.min()).item() + 1
@@ -110,7 +111,7 @@ def test_the_object_is_dominant_and_inside_the_picture() -> None:
 
 
 def test_size_is_only_resolution() -> None:
-    small, large = Shapes(size=32).open("val"), Shapes(size=128).open("val")
+    small, large = Opened(Shapes(size=32)).val, Opened(Shapes(size=128)).val
     for i in range(10):
         shrunk = F.avg_pool2d(large.image(i).float(), 4)
         assert (shrunk - small.image(i).float()).abs().mean() < 6
@@ -119,7 +120,7 @@ def test_size_is_only_resolution() -> None:
 def test_raw_pixels_do_not_tell_the_class() -> None:
     """Weighted kNN (k = 20, temperature 0.07) on normalised pixels stays near chance, which is 10 %."""
     recipe = Shapes()
-    train, val = recipe.open("train"), recipe.open("val")
+    train, val = Opened(recipe).train, Opened(recipe).val
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (recipe.mean, recipe.std))
     bank, queries = (
         F.normalize(((pictures(source, count) - mean) / std).flatten(1))

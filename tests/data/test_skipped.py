@@ -15,9 +15,10 @@ from PIL import Image, features
 from support import TINY_PRETRAIN
 
 from unlabeled.data.archive.index import ending_of
+from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.archive.skipped import FOREIGN, in_words
-from unlabeled.data.label.left_out import skipped_in, unlabelled_in
 from unlabeled.data.label.part import Part
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.mixture import Mixture
@@ -45,14 +46,14 @@ def draw(home: Path, names: list[str]) -> Path:
 
 
 def test_every_ending_of_a_readable_format_is_read(tmp_path: Path) -> None:
-    source = Files(path=str(draw(tmp_path, [f"{i}.{ending}" for i, ending in enumerate(FORMATS)]))).open("train")
+    source = Opened(Files(path=str(draw(tmp_path, [f"{i}.{ending}" for i, ending in enumerate(FORMATS)])))).train
     assert len(source) == len(FORMATS) and {source.image(i).shape for i in range(len(source))} == {(3, 16, 16)}
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow has no AVIF")
 def test_avif_is_read_where_pillow_has_it(tmp_path: Path) -> None:
     Image.new("RGB", (16, 12), (200, 10, 10)).save(tmp_path / "a.avif")
-    picture = Files(path=str(tmp_path)).open("train").image(0)
+    picture = Opened(Files(path=str(tmp_path))).train.image(0)
     assert picture.shape == (3, 12, 16) and abs(int(picture[0].float().mean()) - 200) < 8
 
 
@@ -86,11 +87,11 @@ def test_a_folder_and_a_tar_count_what_they_do_not_read(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(home, "")
     for path in (home, tmp_path / "x.tar"):
-        source = Files(path=str(path)).open("train")
+        source = Opened(Files(path=str(path))).train
         assert source.skipped == COUNTED and in_words(source.skipped) == WORDS
-        assert skipped_in(Part(source, np.arange(1))) == COUNTED
-    both = Mixture(sources=(Files(path=str(home)), Files(path=str(tmp_path / "x.tar")))).open("train")
-    assert skipped_in(both)[".jp2"] == 6
+        assert Part(source, np.arange(1)).skipped == COUNTED
+    both = Opened(Mixture(sources=(Files(path=str(home)), Files(path=str(tmp_path / "x.tar"))))).train
+    assert both.skipped[".jp2"] == 6
 
 
 def test_many_kinds_are_few_words() -> None:
@@ -105,8 +106,7 @@ def test_the_count_is_kept_with_the_index(tmp_path: Path) -> None:
         os.utime(path, (1e9, 1e9))
     for _ in range(2):
         config = Files(path=str(home))
-        config.keep_index(tmp_path / "index")
-        assert config.open("train").skipped == COUNTED
+        assert Opened(config, IndexFolder(tmp_path / "index")).train.skipped == COUNTED
     assert (tmp_path / "index" / "train.safetensors").exists()
 
 
@@ -118,7 +118,7 @@ def test_plan_and_doctor_say_what_is_not_read(tmp_path: Path, capsys: pytest.Cap
     output = f"run.output={tmp_path / 'run'}"
     assert main("pretrain", [str(tmp_path / "r.yaml"), output, "--dry-run"]) == 0
     assert f"  skipped    train: {WORDS}" in capsys.readouterr().err
-    found = survey(Files(path=str(home)).open("train"), 4, seed=0, workers=0, timeout=60, seen=lambda _: None)
+    found = survey(Opened(Files(path=str(home))).train, 4, seed=0, workers=0, timeout=60, seen=lambda _: None)
     facts = split_facts(found, (16, 16), 4)
     assert facts["skipped"] == COUNTED and json.loads(json.dumps(facts)) == facts
     assert ("skipped", WORDS) in list(_pictures(SimpleNamespace(data=Files(path="x")), facts))
@@ -126,7 +126,8 @@ def test_plan_and_doctor_say_what_is_not_read(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_plan_counts_what_fine_tuning_leaves_out_for_want_of_a_label() -> None:
     source = cast(Source, SimpleNamespace(labels=np.array([0, -1, 1, -1, -1]), classes=("a", "b")))
-    assert unlabelled_in(Part(source, np.array([0, 2]))) == 3 and unlabelled_in(source) == 0
+    part = Part(source, np.array([0, 2]))
+    assert part.unlabelled == 3 and part.whole is source
 
 
 # ---------------------------------------------------------------- formats that are not read
@@ -152,7 +153,7 @@ def test_a_format_of_the_field_is_named_with_the_lines_that_convert_it(
             tar.add(home, "")
         home = tmp_path / "x.tar"
     with pytest.raises(UserError) as error:
-        Files(path=str(home)).open("train")
+        _ = Opened(Files(path=str(home))).train
     text, *lines = str(error.value).split("\n")
     assert f"{name} is not read. These lines make files that are (pip install {package}):" in text
     assert len(lines) == 3 and compile("\n".join(line.strip() for line in lines), "x", "exec")
@@ -162,11 +163,11 @@ def test_dicom_without_an_ending_is_known_by_its_beginning(tmp_path: Path) -> No
     for name in ("IM0001", "1.2.840.10008"):
         (tmp_path / name).write_bytes(bytes(128) + b"DICM")
     with pytest.raises(UserError, match=r"2 files are not read: 2 without an ending.* DICOM is not read"):
-        Files(path=str(tmp_path)).open("train")
+        _ = Opened(Files(path=str(tmp_path))).train
     (tmp_path / "IM0001").unlink()
     (tmp_path / "1.2.840.10008").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match=r"npy$"):
-        Files(path=str(tmp_path)).open("train")
+        _ = Opened(Files(path=str(tmp_path))).train
 
 
 def test_the_lines_for_jpeg_2000_make_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,4 +177,4 @@ def test_the_lines_for_jpeg_2000_make_a_picture(tmp_path: Path, monkeypatch: pyt
     Image.new("RGB", (16, 16), (1, 2, 3)).save("FILE.jp2")
     lines = next(lines for _, name, _, lines in FOREIGN if name == "JPEG 2000")
     exec("\n".join(lines), {})
-    assert Files(path=str(tmp_path)).open("train").image(0).shape == (3, 16, 16)
+    assert Opened(Files(path=str(tmp_path))).train.image(0).shape == (3, 16, 16)

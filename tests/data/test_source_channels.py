@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.arrays import Arrays
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.mixture import Mixture
@@ -62,28 +63,28 @@ def hugging_face(folder: Path, **how: Any) -> Any:
 )
 def test_encoded_pictures(make: Any, folder: Path) -> None:
     (folder / "array" / "x.npy").unlink()
-    four, grey = make(folder, **normal(4)).open("train"), make(folder, **normal(1)).open("train")
+    four, grey = Opened(make(folder, **normal(4))).train, Opened(make(folder, **normal(1))).train
     for i in range(3):
         assert four.image(i).permute(1, 2, 0).tolist() == RGBA[i].tolist()
         assert grey.image(i)[0].tolist() == np.asarray(Image.fromarray(RGBA[i]).convert("RGB").convert("L")).tolist()
     with pytest.raises(BadSample, match="4 bands, expected 5"):
-        make(folder, **normal(5)).open("train").image(0)
+        Opened(make(folder, **normal(5))).train.image(0)
 
 
 def test_arrays(folder: Path) -> None:
     file = str(folder / "array" / "x.npy")
-    assert Arrays(train=file, **normal(4)).open("train").image(1).permute(1, 2, 0).tolist() == RGBA[1].tolist()
+    assert Opened(Arrays(train=file, **normal(4))).train.image(1).permute(1, 2, 0).tolist() == RGBA[1].tolist()
     with pytest.raises(UserError, match=r"has 4 bands, expected 3: as many as data\.mean and data\.std have values"):
-        Arrays(train=file).open("train")
+        _ = Opened(Arrays(train=file)).train
     tall = np.array([[[[0.0, 2.0], [4.0, -1.0]]], [[[1.0, 1.0], [1.0, np.nan]]]], np.float32)
     np.save(file, tall)
-    source = Arrays(train=file, layout="NCHW", value_range=(0, 4), **normal(1)).open("train")
+    source = Opened(Arrays(train=file, layout="NCHW", value_range=(0, 4), **normal(1))).train
     assert source.image(0).tolist() == [[[0, 128], [255, 0]]]
-    assert Arrays(train=file, layout="NCHW", **normal(1)).open("train").image(0).tolist() == [[[51, 153], [255, 0]]]
+    assert Opened(Arrays(train=file, layout="NCHW", **normal(1))).train.image(0).tolist() == [[[51, 153], [255, 0]]]
     with pytest.raises(BadSample, match=r"x.npy\[1\]: pixels that are NaN or infinite"):
         source.image(1)
     np.save(file, RGBA[..., :3])
-    grey = Arrays(train=file, **normal(1)).open("train").image(2)
+    grey = Opened(Arrays(train=file, **normal(1))).train.image(2)
     assert grey[0].tolist() == np.asarray(Image.fromarray(RGBA[2, ..., :3]).convert("L")).tolist()
 
 
@@ -93,7 +94,7 @@ def test_torchvision(folder: Path) -> None:
         (folder / "in" / "a" / f"{number}.png").write_bytes(encode(Image.fromarray(pixels[..., :3]), "PNG"))
 
     def opened(channels: int) -> Any:
-        return TorchVision(dataset="ImageFolder", root=str(folder / "in"), **normal(channels)).open("train")
+        return Opened(TorchVision(dataset="ImageFolder", root=str(folder / "in"), **normal(channels))).train
 
     assert opened(1).image(0)[0].tolist() == np.asarray(Image.fromarray(RGBA[0, ..., :3]).convert("L")).tolist()
     source = opened(4)
@@ -112,4 +113,4 @@ def test_shapes_have_three() -> None:
 def test_a_range_of_values_belongs_to_a_part_of_a_mixture(folder: Path) -> None:
     np.save(folder / "array" / "x.npy", np.full((1, 2, 2, 4), 2000, np.uint16))
     part = Arrays(train=str(folder / "array" / "x.npy"), value_range=(0, 10_000))
-    assert Mixture(sources=(part,), **normal(4)).open("train").image(0).unique().tolist() == [51]
+    assert Opened(Mixture(sources=(part,), **normal(4))).train.image(0).unique().tolist() == [51]

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.arrays import Arrays
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.mixture import Mixture
@@ -78,7 +79,7 @@ def write_table(folder: Path, kind: str) -> Path:
 def test_a_table_lists_pictures_labels_and_splits(kind: str, tmp_path: Path) -> None:
     file = write_table(tmp_path, kind)
     config = Table(path=str(file), image="file", label="kind", split="part", val="test")
-    train, val = config.open("train"), config.open("val")
+    train, val = Opened(config).train, Opened(config).val
     assert train.classes == val.classes == ("cat", "dog")
     assert train.labels.tolist() == [0, 1, -1] and val.labels.tolist() == [0]
     for i, number in enumerate((2, 0, 3)):
@@ -90,7 +91,7 @@ def test_a_table_lists_pictures_labels_and_splits(kind: str, tmp_path: Path) -> 
 def test_paths_may_be_absolute_or_below_another_folder(tmp_path: Path) -> None:
     fill(tmp_path / "pictures", 2)
     (tmp_path / "t.csv").write_text(f"path\np/1.png\n{tmp_path}/pictures/p/0.png\nabsent.png\n", encoding="utf-8")
-    source = Table(path=str(tmp_path / "t.csv"), root=str(tmp_path / "pictures")).open("train")
+    source = Opened(Table(path=str(tmp_path / "t.csv"), root=str(tmp_path / "pictures"))).train
     assert source.classes == () and source.labels.tolist() == [-1, -1, -1]
     assert np.array_equal(shown(source, 0), pixels(1)) and np.array_equal(shown(source, 1), pixels(0))
     with pytest.raises(BadSample, match=r"absent\.png: cannot be read"):
@@ -110,15 +111,15 @@ def test_paths_may_be_absolute_or_below_another_folder(tmp_path: Path) -> None:
 def test_tables_that_cannot_be_used(text: str, fields: dict[str, str], problem: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=problem):
-        Table(path=str(tmp_path / "t.csv"), **fields).open("train")  # type: ignore[arg-type]
+        _ = Opened(Table(path=str(tmp_path / "t.csv"), **fields)).train  # type: ignore[arg-type]
 
 
 def test_a_table_that_is_not_there_or_no_parquet(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        Table(path=str(tmp_path / "t.csv")).open("train")
+        _ = Opened(Table(path=str(tmp_path / "t.csv"))).train
     (tmp_path / "t.parquet").write_text("path", encoding="utf-8")
     with pytest.raises(UserError, match="is no Parquet file"):
-        Table(path=str(tmp_path / "t.parquet")).open("train")
+        _ = Opened(Table(path=str(tmp_path / "t.parquet"))).train
 
 
 # ---------------------------------------------------------------- arrays
@@ -133,7 +134,7 @@ def test_arrays_of_every_layout(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.array([10, 9, 10, 9, 9]))
 
     def opened(name: str, **fields: Any) -> Any:
-        return Arrays(train=str(tmp_path / name), train_labels=str(tmp_path / "y.npy"), **fields).open("train")
+        return Opened(Arrays(train=str(tmp_path / name), train_labels=str(tmp_path / "y.npy"), **fields)).train
 
     source = opened("rgb.npy")
     assert source.classes == ("9", "10") and source.labels.tolist() == [1, 0, 1, 0, 0]
@@ -170,15 +171,15 @@ def test_arrays_that_cannot_be_used(tmp_path: Path) -> None:
     }
     for name, problem in problems.items():
         with pytest.raises(UserError, match=problem):
-            Arrays(train=str(tmp_path / name)).open("train")
+            _ = Opened(Arrays(train=str(tmp_path / name))).train
     np.save(tmp_path / "y.npy", np.zeros(3))
     with pytest.raises(UserError, match=r"has labels \[3\] for 2 pictures"):
-        Arrays(train=str(tmp_path / "x.npy"), train_labels=str(tmp_path / "y.npy")).open("train")
+        _ = Opened(Arrays(train=str(tmp_path / "x.npy"), train_labels=str(tmp_path / "y.npy"))).train
     np.save(tmp_path / "y.npy", np.zeros(2, [("a", "i4")]))
     with pytest.raises(UserError, match="expected numbers or text"):
-        Arrays(train=str(tmp_path / "x.npy"), train_labels=str(tmp_path / "y.npy")).open("train")
+        _ = Opened(Arrays(train=str(tmp_path / "x.npy"), train_labels=str(tmp_path / "y.npy"))).train
     np.save(tmp_path / "y.npy", np.array([1, 2], np.longdouble))
-    assert Arrays(train=str(tmp_path / "x.npy"), train_labels=str(tmp_path / "y.npy")).open("train").classes == (
+    assert Opened(Arrays(train=str(tmp_path / "x.npy"), train_labels=str(tmp_path / "y.npy"))).train.classes == (
         "1",
         "2",
     )
@@ -210,7 +211,7 @@ def config_of(path: Path, **fields: Any) -> Any:
 def test_hugging_face_from_disk(tmp_path: Path) -> None:
     hugging_face(tmp_path)
     config = config_of(tmp_path / "saved", val="test")
-    train, val = config.open("train"), config.open("val")
+    train, val = Opened(config).train, Opened(config).val
     assert train.classes == ("dog", "cat") and train.labels.tolist() == [1, 0, 1, 0] and val.labels.tolist() == [0, 1]
     assert all(np.array_equal(shown(train, i), pixels(i)) for i in range(3))
     assert np.array_equal(shown(val, 1), pixels(4))
@@ -225,13 +226,13 @@ def test_hugging_face_from_parquet_and_from_a_folder_of_pictures(
 ) -> None:
     hugging_face(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    source = config_of(tmp_path / "parquet", train="test").open("train")
+    source = Opened(config_of(tmp_path / "parquet", train="test")).train
     assert source.classes == ("dog", "cat") and np.array_equal(shown(source, 0), pixels(3))
     for name in ("b", "a"):
         (tmp_path / "folder" / "train" / name).mkdir(parents=True)
         for number in range(2):
             (tmp_path / "folder" / "train" / name / f"{number}.png").write_bytes(png(number))
-    source = config_of(tmp_path / "folder").open("train")
+    source = Opened(config_of(tmp_path / "folder")).train
     assert source.classes == ("a", "b") and sorted(source.labels.tolist()) == [0, 0, 1, 1]
     assert np.array_equal(shown(source, 1), pixels(1))
 
@@ -239,11 +240,11 @@ def test_hugging_face_from_parquet_and_from_a_folder_of_pictures(
 def test_hugging_face_that_cannot_be_had(tmp_path: Path) -> None:
     hugging_face(tmp_path)
     with pytest.raises(UserError, match=r"has no split 'dev'; it has \['test', 'train'\]"):
-        config_of(tmp_path / "saved", train="dev").open("train")
+        _ = Opened(config_of(tmp_path / "saved", train="dev")).train
     with pytest.raises(UserError, match="has no column 'picture'"):
-        config_of(tmp_path / "saved", image="picture").open("train")
+        _ = Opened(config_of(tmp_path / "saved", image="picture")).train
     with pytest.raises(UserError, match="cannot be had"):
-        config_of(tmp_path / "absent").open("train")
+        _ = Opened(config_of(tmp_path / "absent")).train
 
 
 # ---------------------------------------------------------------- torchvision
@@ -264,7 +265,7 @@ def mnist(root: Path) -> dict[str, np.ndarray]:
 def test_torchvision_keeps_its_labels_and_class_names(tmp_path: Path) -> None:
     stacks = mnist(tmp_path)
     config = TorchVision(dataset="MNIST", root=str(tmp_path), train={"train": True}, val={"train": False})
-    train, val = config.open("train"), config.open("val")
+    train, val = Opened(config).train, Opened(config).val
     assert train.labels.tolist() == [7, 3, 7] and val.labels.tolist() == [3, 7] and train.classes[7] == "7 - seven"
     for i in range(3):
         assert np.array_equal(shown(train, i), stacks["train"][i, ..., None].repeat(3, -1))
@@ -275,9 +276,9 @@ def test_torchvision_that_cannot_be_had(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="Did you mean 'CIFAR10'"):
         TorchVision(dataset="cifar10", root=str(tmp_path))
     with pytest.raises(UserError, match=r"MNIST in .* cannot be had: Dataset not found"):
-        TorchVision(dataset="MNIST", root=str(tmp_path)).open("train")
+        _ = Opened(TorchVision(dataset="MNIST", root=str(tmp_path))).train
     with pytest.raises(UserError, match="unexpected keyword argument 'split'"):
-        TorchVision(dataset="MNIST", root=str(tmp_path), train={"split": "train"}).open("train")
+        _ = Opened(TorchVision(dataset="MNIST", root=str(tmp_path), train={"split": "train"})).train
 
 
 # ---------------------------------------------------------------- mixtures
@@ -295,7 +296,7 @@ def folders(root: Path) -> tuple[Files, Files]:
 
 def test_a_mixture_without_weights_is_all_pictures_once(tmp_path: Path) -> None:
     mixture = Mixture(sources=folders(tmp_path))
-    train, val = mixture.open("train"), mixture.open("val")
+    train, val = Opened(mixture).train, Opened(mixture).val
     assert train.classes == val.classes == ("cat", "dog")
     assert train.labels.tolist() == [0, 0, 0, 0, 0, 1, 1, 1] and val.labels.tolist() == [0, 0]
     keys = [str(Path(train.key(i)).relative_to(tmp_path)) for i in range(8)]
@@ -311,7 +312,7 @@ def test_a_mixture_without_weights_is_all_pictures_once(tmp_path: Path) -> None:
 def test_weights_are_shares_of_an_epoch_that_misses_nothing(
     weights: tuple[float, ...], counts: tuple[int, int], tmp_path: Path
 ) -> None:
-    train = Mixture(sources=folders(tmp_path), weights=weights).open("train")
+    train = Opened(Mixture(sources=folders(tmp_path), weights=weights)).train
     parts = [Path(train.key(i)).relative_to(tmp_path).parts[0] for i in range(len(train))]
     assert (parts.count("few"), parts.count("many")) == counts
     assert len({train.key(i) for i in range(len(train))}) == 8
@@ -327,4 +328,4 @@ def test_mixtures_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="source 1 sets mean, which belongs to the mixture"):
         Mixture(sources=(few, own))
     with pytest.raises(UserError, match="expected a source of the mixture that has one"):
-        Mixture(sources=(Files(path=str(tmp_path / "few")),)).open("val")
+        _ = Opened(Mixture(sources=(Files(path=str(tmp_path / "few")),))).val

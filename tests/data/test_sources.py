@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from unlabeled.data.archive.index import IndexBuilder
 from unlabeled.data.archive.tar import scan_tars
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files, Pictures
 from unlabeled.errors import BadSample, UserError
 
@@ -55,7 +56,7 @@ def names(source: Pictures, root: Path) -> list[str]:
 
 
 def open_train(path: Path, **fields: Any) -> Pictures:
-    return Files(path=str(path), **fields).open("train")
+    return Opened(Files(path=str(path), **fields)).train
 
 
 SPLIT = ["train/dog/b.jpg", "train/cat/c.JPEG", "train/cat/a.jpg", "train/dog/deep/er/d.jpg", "val/dog/x.jpg"]
@@ -109,8 +110,8 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     fill(tmp_path, [f"t/{composed}/1.jpg", f"t/{decomposed}/2.jpg", "t/tea/3.jpg", f"v/{decomposed}/1.jpg"])
     data = Files(path=str(tmp_path), train="t", val="v")
-    assert data.open("train").classes == data.open("val").classes == (composed, "tea")
-    assert data.open("train").labels.tolist() == [0, 0, 1] and data.open("val").labels.tolist() == [0]
+    assert Opened(data).train.classes == Opened(data).val.classes == (composed, "tea")
+    assert Opened(data).train.labels.tolist() == [0, 0, 1] and Opened(data).val.labels.tolist() == [0]
 
 
 def test_what_is_hidden_or_no_picture_is_counted(tmp_path: Path) -> None:
@@ -156,8 +157,8 @@ def test_a_tar_is_its_folder(tmp_path: Path) -> None:
         tar.add(tmp_path / "folder", ".")  # names start with "./", order is the file system's
     for split in ("train", "val"):
         files = {"train": "train", "val": "val"}
-        a = Files(path=str(tmp_path / "folder"), **files).open(split)
-        b = Files(path=str(tmp_path / "x.tar"), **files).open(split)
+        a = Opened(Files(path=str(tmp_path / "folder"), **files)).split(split)
+        b = Opened(Files(path=str(tmp_path / "x.tar"), **files)).split(split)
         assert names(a, tmp_path / "folder") == names(b, tmp_path / "x.tar")
         assert a.classes == b.classes and a.labels.tolist() == b.labels.tolist()
         assert all(torch.equal(a.image(i), b.image(i)) for i in range(len(a)))
@@ -178,13 +179,13 @@ def test_the_fingerprint_knows_names_sizes_and_labels_but_not_the_place(tmp_path
 
 def test_val_is_numbered_as_train(tmp_path: Path) -> None:
     fill(tmp_path, ["t/ant/1.jpg", "t/bee/2.jpg", "t/cat/3.jpg", "v/cat/1.jpg", "v/bee/2.jpg"])
-    val = Files(path=str(tmp_path), train="t", val="v").open("val")
+    val = Opened(Files(path=str(tmp_path), train="t", val="v")).val
     assert val.classes == ("ant", "bee", "cat") and val.labels.tolist() == [1, 2]
 
 
 def test_val_keeps_its_own_classes_where_train_has_none(tmp_path: Path) -> None:
     fill(tmp_path, ["t/1.jpg", "v/cat/1.jpg", "v/bee/2.jpg"])
-    val = Files(path=str(tmp_path), train="t", val="v").open("val")
+    val = Opened(Files(path=str(tmp_path), train="t", val="v")).val
     assert val.classes == ("bee", "cat") and val.labels.tolist() == [0, 1]
 
 
@@ -192,19 +193,19 @@ def test_val_may_lie_elsewhere(tmp_path: Path) -> None:
     fill(tmp_path / "a", ["cat/0.png", "dog/0.png"])
     fill(tmp_path / "b", ["x/dog/1.png", "y/cat/2.png"])
     data = Files(path=str(tmp_path / "a"), val_path=str(tmp_path / "b"), val="x")
-    assert data.has_val and [data.open("val").key(0), *data.open("val").labels] == [str(tmp_path / "b/x/dog/1.png"), 1]
+    assert data.has_val and [Opened(data).val.key(0), *Opened(data).val.labels] == [str(tmp_path / "b/x/dog/1.png"), 1]
     everything = Files(path=str(tmp_path / "a"), val_path=str(tmp_path / "a"))
-    assert everything.has_val and len(everything.open("val")) == 2
+    assert everything.has_val and len(Opened(everything).val) == 2
 
 
 def test_a_class_that_train_lacks_is_named(tmp_path: Path) -> None:
     fill(tmp_path, ["t/ant/1.jpg", "v/ant/1.jpg", "v/wolf/2.jpg", "loose/1.jpg"])
     with pytest.raises(UserError, match="'wolf'"):
-        Files(path=str(tmp_path), train="t", val="v").open("val")
+        _ = Opened(Files(path=str(tmp_path), train="t", val="v")).val
     with pytest.raises(UserError, match="no labels"):
-        Files(path=str(tmp_path), train="t", val="loose").open("val")
+        _ = Opened(Files(path=str(tmp_path), train="t", val="loose")).val
     with pytest.raises(UserError, match="val is null"):
-        Files(path=str(tmp_path), train="t").open("val")
+        _ = Opened(Files(path=str(tmp_path), train="t")).val
 
 
 def test_nothing_to_open_is_said_clearly(tmp_path: Path) -> None:

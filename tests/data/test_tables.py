@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.table import Table
 from unlabeled.errors import UserError
 
@@ -26,7 +27,7 @@ def fill(folder: Path, names: tuple[str | bytes, ...] = ("a.png", "b c.png", "d.
 def opened(folder: Path, text: str | bytes, **fields: Any) -> Any:
     data = text if isinstance(text, bytes) else text.encode()
     (folder / "t.csv").write_bytes(data)
-    return Table(path=str(folder / "t.csv"), **fields).open("train")
+    return Opened(Table(path=str(folder / "t.csv"), **fields)).train
 
 
 def labels_of(source: Any) -> list[str]:
@@ -90,14 +91,14 @@ def test_columns_by_number(tmp_path: Path) -> None:
     source = opened(tmp_path, rows, header=False, **fields)
     assert (
         labels_of(source) == ["x", "y"]
-        and len(Table(path=str(tmp_path / "t.csv"), header=False, **fields).open("val")) == 1
+        and len(Opened(Table(path=str(tmp_path / "t.csv"), header=False, **fields)).val) == 1
     )
     source = opened(tmp_path, f"path,kind,part\n{rows}", image="path", label=1)
     assert labels_of(source) == ["x", "y", "x"]
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.table({"p": ["a.png", "d.png"], "y": ["u", "v"]})
     __import__("pyarrow.parquet").parquet.write_table(table, tmp_path / "t.parquet")
-    assert labels_of(Table(path=str(tmp_path / "t.parquet"), image=0, label=1).open("train")) == ["u", "v"]
+    assert labels_of(Opened(Table(path=str(tmp_path / "t.parquet"), image=0, label=1)).train) == ["u", "v"]
 
 
 def test_messages_name_the_fields_and_the_columns(tmp_path: Path) -> None:

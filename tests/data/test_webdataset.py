@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from unlabeled.data.archive.listing import IndexFolder
+from unlabeled.data.opened import Opened
 from unlabeled.data.paths import braces
 from unlabeled.data.sources.arrays import Arrays
 from unlabeled.data.sources.files import Files
@@ -44,7 +46,7 @@ def pack(path: Path, names: list[str], **contents: str) -> Path:
 
 
 def opened(path: Any, **fields: Any) -> Any:
-    return Files(path=str(path) if isinstance(path, Path) else path, **fields).open("train")
+    return Opened(Files(path=str(path) if isinstance(path, Path) else path, **fields)).train
 
 
 def names(source: Any) -> list[str]:
@@ -291,8 +293,7 @@ def test_a_change_in_any_folder_of_a_list_is_seen(tmp_path: Path) -> None:
         for path in (tmp_path / "data").rglob("*"):
             os.utime(path, (1e9, 1e9 + len(os.listdir(path)) if path.is_dir() else 1e9))
         config = Files(path=tuple(where))
-        config.keep_index(tmp_path / "index")
-        return len(config.open("train"))
+        return len(Opened(config, IndexFolder(tmp_path / "index")).train)
 
     assert found() == 4 and found() == 4
     (tmp_path / "data/two/cat/new.png").write_bytes(picture())
@@ -333,7 +334,7 @@ def test_samples_keep_their_labels_when_parts_are_left_out(tmp_path: Path) -> No
 def test_labels_of_no_picture_are_said(names: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = str(pack(tmp_path / "t.tar", names, cls="3"))
     with caplog.at_level(logging.WARNING):
-        source = Files(path=path, train=".", labels="cls").open("train")
+        source = Opened(Files(path=path, train=".", labels="cls")).train
     assert set(source.labels.tolist()) == {-1}
     found = sum(name.endswith("cls") for name in names)
     assert f"{found} .cls files, none beside a picture of its name" in caplog.text
@@ -344,4 +345,4 @@ def test_what_might_have_no_end_is_not_read(make: Any, tmp_path: Path) -> None:
     make(tmp_path / "x")
     for kind, field in ((Files, "path"), (Table, "path"), (Arrays, "train")):
         with pytest.raises(UserError, match="no plain file"):
-            kind(**{field: str(tmp_path / "x")}).open("train")
+            _ = Opened(kind(**{field: str(tmp_path / "x")})).train

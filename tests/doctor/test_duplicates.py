@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from unlabeled.data.decoding.decode import decode
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.shapes import Shapes
 from unlabeled.doctor.duplicates import close_pairs, differing_bits, find_copies, groups, hashes, spectrum
 
@@ -85,7 +86,7 @@ def test_encoded_anew_and_resized_looks_the_same(quality: int, scale: float) -> 
 
 
 def test_different_pictures_do_not_look_the_same() -> None:
-    source = Shapes(train_size=500, size=32).open("train")
+    source = Opened(Shapes(train_size=500, size=32)).train
     spectra = np.stack([spectrum(source.image(i)) for i in range(500)])
     assert len(find_copies(np.arange(500, dtype=np.uint64), spectra, np.zeros(500, bool)).near) == 0
 

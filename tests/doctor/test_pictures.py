@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from unlabeled.data.label.part import Part
+from unlabeled.data.opened import Opened
+from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.mixture import MixtureSource
 from unlabeled.doctor.facts import class_facts, split_facts
@@ -18,7 +20,7 @@ from unlabeled.doctor.pictures import Survey, evenly, survey, wrong_ending
 from unlabeled.errors import BadSample
 
 
-class Memory:
+class Memory(Source):
     """A source of tensors; None is a bad picture."""
 
     classes = ()
@@ -91,7 +93,7 @@ def test_a_sample_is_even(n: int, most: int) -> None:
 
 def test_what_a_mixture_repeats_is_looked_at_once() -> None:
     small, large = Memory([noise(3, 8, 8, 0)]), Memory([noise(3, 8, 8, seed) for seed in range(1, 9)])
-    mixture = MixtureSource([small, large], [1, 1])  # type: ignore[list-item]
+    mixture = MixtureSource([small, large], [1, 1])
     assert len(mixture) == 16
     assert len(surveyed(mixture)) == 9
 
@@ -113,7 +115,7 @@ def test_contents_against_endings(tmp_path: Path) -> None:
     kinds |= {"g.gif": "GIF", "h.bmp": "BMP", "i.png": "WEBP", "j.ppm": "PPM", "k.tiff": "JPEG"}
     for name, kind in kinds.items():
         picture.save(tmp_path / name, kind)
-    source = Files(path=str(tmp_path)).open("train")
+    source = Opened(Files(path=str(tmp_path))).train
     expected = {1: "PNG", 8: "WebP", 10: "JPEG"}
     assert {i: found for i in range(len(source)) if (found := wrong_ending(source, i))} == expected
     assert wrong_ending(Part(source, np.array([0, 8])), 1) == "WebP"

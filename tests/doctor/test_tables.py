@@ -15,6 +15,7 @@ from support import TINY_PRETRAIN
 
 from unlabeled.__main__ import main
 from unlabeled.commands import doctor as command
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.table import Table
 from unlabeled.doctor.speed import Speed
 from unlabeled.doctor.tables import grouped_split
@@ -92,8 +93,8 @@ def test_a_split_that_is_a_data_set(group: str | None, recipe: Path, capsys: pyt
         assert all(len(splits) == 1 for splits in by_name.values())
     data = Table(path=str(file), label="label", split="split", train="train", val="val")
     counts = Counter(row["split"] for row in rows)
-    assert (len(data.open("train")), len(data.open("val"))) == (counts["train"], counts["val"])
-    assert data.open("train").classes == ("a", "b")
+    assert (len(Opened(data).train), len(Opened(data).val)) == (counts["train"], counts["val"])
+    assert Opened(data).train.classes == ("a", "b")
     assert "data: {name: table, path:" in capsys.readouterr().out
 
 

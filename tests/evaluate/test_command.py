@@ -19,6 +19,7 @@ from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.commands import evaluate as command
 from unlabeled.commands.evaluate import add_arguments, run
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate import baselines
@@ -170,7 +171,7 @@ def test_every_protocol_with_settings_intervals_and_what_it_rests_on(
     chosen = row["scores"]["linear_20%"]["chosen"]
     assert len(chosen) == 2 and set(chosen[0]) == {"lr", "pool", "blocks"}
 
-    splits = [Files(path=str(pictures), train="train", val="val").open(split) for split in ("train", "val")]
+    splits = [Opened(Files(path=str(pictures), train="train", val="val")).split(split) for split in ("train", "val")]
     assert row["fingerprints"] == {"train": splits[0].fingerprint(), "val": splits[1].fingerprint()}
     assert row["cost"]["cpu_seconds"] > 0 and row["cost"]["pictures_per_second"] > 0
     protocol = report["protocol"]

@@ -12,6 +12,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import encoder_features
 from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.source import Source
 from unlabeled.errors import BadSample, UserError
 from unlabeled.evaluate.features import extract
 
@@ -23,7 +24,7 @@ def pixels(images: Tensor) -> Tensor:
     return images.flatten(1)
 
 
-class FakeSource:
+class FakeSource(Source):
     """Eleven random 12x12 pictures; number 4 is bad, 2 and 9 have no label."""
 
     classes = ("a", "b", "c")

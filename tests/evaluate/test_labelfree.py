@@ -48,7 +48,7 @@ def by_hand(source: FakeSource, index: int, view: View = VIEW, seed: int = 5) ->
     """Normalised views [q, C, H, W] of one picture."""
     crops = view.sample(source.pictures[index], sample_rng(seed, 0, index), 1)
     assert crops.colours is not None
-    normalize = Normalize(FakeData.mean, FakeData.std, CPU)
+    normalize = Normalize(FakeData().config.mean, FakeData().config.std, CPU)
     return recolour_and_normalize(crops.pixels, crops.colours, normalize.scale, normalize.shift)
 
 

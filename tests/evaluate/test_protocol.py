@@ -11,6 +11,9 @@ from torch import Tensor
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.label.subset import stratified
+from unlabeled.data.opened import Opened
+from unlabeled.data.source import Source
+from unlabeled.data.sources.shapes import Shapes
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits, measured
@@ -22,7 +25,7 @@ from unlabeled.evaluate.protocols.linear import Linear, linear_probe
 CPU = torch.device("cpu")
 
 
-class FakeSource:
+class FakeSource(Source):
     """Noise that is brighter the higher the class."""
 
     def __init__(self, n: int, seed: int, classes: tuple[str, ...] = ("dim", "grey", "bright")) -> None:
@@ -44,21 +47,25 @@ class FakeSource:
         return "fake"
 
 
-class FakeData:
-    mean, std, max_bad_fraction = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 0.5
-
+class FakeData(Opened):
     def __init__(self) -> None:
+        config = Shapes(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), max_bad_fraction=0.5, allow_overlap=True)
+        super().__init__(config)
         self.splits = {"train": FakeSource(90, seed=0), "val": FakeSource(30, seed=1)}
         self.opened: list[str] = []
 
-    def open(self, split: Literal["train", "val"]) -> FakeSource:
-        self.opened.append(split)
-        return self.splits[split]
+    @property
+    def train(self) -> FakeSource:
+        self.opened.append("train")
+        return self.splits["train"]
 
-    def source(self, split: Literal["train", "val"]) -> FakeSource:
-        return self.splits[split]
+    @property
+    def val(self) -> FakeSource:
+        self.opened.append("val")
+        return self.splits["val"]
 
-    def check_apart(self, train: object, val: object) -> None: ...
+    def original(self, split: Literal[train, val]) -> FakeSource:
+        return self.splits[split]
 
 
 @pytest.fixture

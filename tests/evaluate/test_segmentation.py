@@ -22,6 +22,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.commands.evaluate import add_arguments, run
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
@@ -75,7 +76,7 @@ def files(folder: Path) -> Files:
 
 def bench(folder: Path, encoder: Encoder | None = None) -> Bench:
     encoder = encoder or make()
-    return Bench(encoder, Splits(Evaluation(), files(folder), CPU, labels=False), encoder.image_size)
+    return Bench(encoder, Splits(Evaluation(), Opened(files(folder)), CPU, labels=False), encoder.image_size)
 
 
 def scored(folder: Path, encoder: Encoder | None = None, **settings: Any) -> dict[str, float]:
@@ -229,7 +230,7 @@ def test_maps_are_the_last_blocks_tokens_of_resized_pictures(tmp_path: Path) -> 
     for split in ("train", "val"):
         draw(tmp_path / split, 5, shapes=((16, 24), (10, 13)))
     encoder = make()
-    scenes = open_scenes(files(tmp_path), "train", patch=PATCH)
+    scenes = open_scenes(Opened(files(tmp_path)), "train", patch=PATCH)
     scenes.coding = Coding.of((0, 1), 255)
     found = list(feature_maps(bench(tmp_path, encoder), scenes, Segmentation(blocks=2, batch_size=3)))
     # 10 lies between 8 and 12, and goes to the even number of patches
@@ -385,7 +386,7 @@ def test_the_command_needs_no_class_folders(tmp_path: Path) -> None:
 
 def test_it_is_a_section_of_pretraining_recipes_beside_cka(pictures: Path) -> None:
     config = Evaluation(pool="mean", knn=None, linear=None, cka=Cka(), segmentation=Segmentation(epochs=4))
-    splits = Splits(config, files(pictures), torch.device("cpu"))
+    splits = Splits(config, Opened(files(pictures)), torch.device("cpu"))
     found = dict(Evaluator(splits, (8, 8))(make()))
     assert set(found) == {"cka_neighbours", "cka_ends", "segmentation_miou", "segmentation_accuracy"}
     assert found["segmentation_miou"] == scored(pictures, epochs=4)["segmentation_miou"]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 from pydantic import ValidationError
 
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Evaluation, Splits
@@ -27,7 +28,9 @@ def write(folder: Path, make: Any, ending: str = "png", **how: Any) -> Splits:
         for i in range(3):
             Image.new("RGB", (40, 30)).save(folder / split / f"{i}.png")
             make(i).save(folder / f"{split}_masks" / f"{i}.{ending}", **how)
-    return Splits(Evaluation(), Files(path=str(folder), train="train", val="val"), torch.device("cpu"), labels=False)
+    return Splits(
+        Evaluation(), Opened(Files(path=str(folder), train="train", val="val")), torch.device("cpu"), labels=False
+    )
 
 
 def stripes(*values: int) -> Any:

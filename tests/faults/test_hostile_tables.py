@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.table import LONGEST_LINE, Table
 from unlabeled.errors import UserError
 
@@ -22,7 +23,7 @@ def refused(path: Path, **fields: str) -> str:
     """The message."""
     began = time.process_time()
     with pytest.raises(UserError) as error:
-        table(path, label="label", **fields).open("train")
+        _ = Opened(table(path, label="label", **fields)).train
     assert len(str(error.value)) < 1500 and "\0" not in str(error.value) and time.process_time() - began < 5
     return str(error.value)
 
@@ -57,7 +58,7 @@ def test_a_long_value_beside_path_and_label_is_nobodys_trouble(tmp_path: Path) -
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("path", "label", "outline"), ("a.png", "cat", "1 " * 500_000)])
-    source = table(tmp_path / "t.csv", label="label").open("train")
+    source = Opened(table(tmp_path / "t.csv", label="label")).train
     assert source.classes == ("cat",) and source.image(0).shape == (3, 4, 4)
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from unlabeled.__main__ import main
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 
@@ -54,7 +55,7 @@ def test_pickles_beside_pictures_are_never_decoded(labels: str, tmp_path: Path) 
     beside = {f"a.{ending}": payload for ending in ("pkl", "pickle", "pth", "pyd", "npz", "json", "cls")}
     file = pack(tmp_path / "x.tar", {"a.png": picture(), "b.npy": b"\x93NUMPY" + payload, **beside})
     with suppress(UserError):
-        source = Files(path=str(file), labels=labels).open("train")
+        source = Opened(Files(path=str(file), labels=labels)).train
         assert source.key(0).endswith("a.png") and source.image(0).shape == (3, 4, 4)
     assert not marker.exists()
     # it would have run where somebody decodes it
@@ -71,7 +72,7 @@ def test_a_name_of_gigabytes_is_not_read(kind: bytes, tmp_path: Path) -> None:
         file.truncate(5 << 30)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="at byte 0 a name or its like claims 4,294,967,296 bytes"):
-        Files(path=str(tmp_path / "x.tar")).open("train")
+        _ = Opened(Files(path=str(tmp_path / "x.tar"))).train
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 50_000  # kB
 
 
@@ -81,7 +82,7 @@ def test_a_name_of_gigabytes_is_not_read(kind: bytes, tmp_path: Path) -> None:
 def test_records_that_are_none(record: bytes, tmp_path: Path) -> None:
     file = pack(tmp_path / "x.tar", {"a.png": picture()}, ((tarfile.XHDTYPE, record),))
     with pytest.raises(UserError, match="no PAX records at byte 512"):
-        Files(path=str(file)).open("train")
+        _ = Opened(Files(path=str(file))).train
 
 
 def test_many_records_take_no_time(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_many_records_take_no_time(tmp_path: Path) -> None:
     file = pack(tmp_path / "x.tar", {"a.png": picture()}, ((tarfile.XHDTYPE, records),))
     began = time.process_time()
     with pytest.raises(UserError, match="no pictures"):
-        Files(path=str(file)).open("train")
+        _ = Opened(Files(path=str(file))).train
     assert time.process_time() - began < 8
 
 
@@ -101,12 +102,12 @@ def test_labels_beyond_reason(tmp_path: Path) -> None:
     }.items():
         file = pack(tmp_path / "x.tar", {"a.png": picture(), "a.cls": text.encode()})
         with pytest.raises(UserError, match=said) as error:
-            Files(path=str(file), labels="cls").open("train")
+            _ = Opened(Files(path=str(file), labels="cls")).train
         assert len(str(error.value)) < 500
     for text in ("[" * 100_000, '{"y":' * 100_000, '{"y": ' + "1" * 10_000 + "}", '{"y": {}}', "null", "\ufffe"):
         file = pack(tmp_path / "x.tar", {"a.png": picture(), "a.json": text.encode()})
         with pytest.raises(UserError, match=r"a\.json") as error:
-            Files(path=str(file), labels="json:y").open("train")
+            _ = Opened(Files(path=str(file), labels="json:y")).train
         assert len(str(error.value)) < 500
 
 

@@ -23,6 +23,7 @@ from support import TINY_PRETRAIN, launch
 from unlabeled.data.archive import http as ranges
 from unlabeled.data.archive import remote
 from unlabeled.data.batch.workers import _said
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files, Pictures
 from unlabeled.errors import Interrupted, UserError
 
@@ -209,13 +210,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     file = tmp_path_factory.mktemp("tar") / "a.tar"
     file.write_bytes(archive())
-    return Files(path=str(file)).source("train")
+    return Opened(Files(path=str(file))).original("train")
 
 
 @pytest.mark.parametrize("trouble", TROUBLE, ids=lambda answer: answer.__name__)
 def test_trouble_that_passes_is_not_noticed_and_trouble_that_stays_ends_with_75(trouble: Answer, local: Any) -> None:
     with serving() as (address, answers, _):
-        source = Files(path=address).source("train")
+        source = Opened(Files(path=address)).original("train")
         answers += [trouble, trouble]
         assert torch.equal(source.image(2), local.image(2)) and not answers
         answers += [trouble] * 6  # a connection that breaks is opened again by aiohttp
@@ -237,48 +238,48 @@ def test_trouble_that_passes_is_not_noticed_and_trouble_that_stays_ends_with_75(
 )
 def test_a_server_that_will_not_do_is_named_at_once(answer: Answer, said: str) -> None:
     with serving(answer) as (address, answers, _), pytest.raises(UserError, match=said) as error:
-        Files(path=address).source("train")
+        Opened(Files(path=address)).original("train")
     assert not answers and not isinstance(error.value, Interrupted)
 
 
 @pytest.mark.parametrize("place", ["a.tar", "ftp://x/a.tar", "http://[::1"])
 def test_a_server_that_leads_nowhere_is_named_at_once(place: str) -> None:
     with serving(*[leads_to(place)] * 20) as (address, _, _), pytest.raises(UserError, match="leads on to") as error:
-        Files(path=address).source("train")
+        Opened(Files(path=address)).original("train")
     assert not isinstance(error.value, Interrupted)
 
 
 @pytest.mark.parametrize("address", ["http://", "http://[::1/a.tar", "https://x:99999/a.tar"])
 def test_what_is_no_address_is_named_at_once(address: str) -> None:
     with pytest.raises(UserError, match="this is no address") as error:
-        Files(path=address).source("train")
+        Opened(Files(path=address)).original("train")
     assert not isinstance(error.value, Interrupted)
 
 
 @pytest.mark.parametrize("address", ["ftp://127.0.0.1:1/a.tar", "http://127.0.0.1:1/*.tar"])
 def test_nobody_there_ends_with_75(address: str) -> None:
     with pytest.raises(Interrupted, match=r"refused|Connect call failed"):
-        Files(path=address).source("train")
+        Opened(Files(path=address)).original("train")
 
 
 def test_a_packed_tar_is_named() -> None:
     with serving() as (address, _, server):
         server.data = gzip.compress(archive())
         with pytest.raises(UserError, match="is compressed with gzip"):
-            Files(path=address).source("train")
+            Opened(Files(path=address)).original("train")
 
 
 def test_trouble_while_the_headers_are_read_is_no_corrupt_tar(local: Any) -> None:
     for trouble in TROUBLE:
         with serving(well, trouble, trouble) as (address, _, _):
-            assert Files(path=address).source("train").fingerprint() == local.fingerprint()
+            assert Opened(Files(path=address)).original("train").fingerprint() == local.fingerprint()
     with serving(well, short, short, short) as (address, _, _), pytest.raises(Interrupted, match=r"was sent [\d,]+\."):
-        Files(path=address).source("train")
+        Opened(Files(path=address)).original("train")
 
 
 def test_an_endless_body_is_cut_off(local: Any) -> None:
     with serving() as (address, answers, _):
-        source = Files(path=address).source("train")
+        source = Opened(Files(path=address)).original("train")
         answers += [endless]
         assert torch.equal(source.image(3), local.image(3)) and not answers
 
@@ -286,7 +287,7 @@ def test_an_endless_body_is_cut_off(local: Any) -> None:
 @pytest.mark.parametrize("answer", [moved, larger, refuses(412)])
 def test_another_file_under_the_same_name_ends_the_run(answer: Answer) -> None:
     with serving() as (address, answers, _):
-        source = Files(path=address).source("train")
+        source = Opened(Files(path=address)).original("train")
         answers += [answer]
         with pytest.raises(UserError, match="has changed since it was indexed") as error:
             source.image(0)
@@ -295,7 +296,7 @@ def test_another_file_under_the_same_name_ends_the_run(answer: Answer) -> None:
 
 def test_every_range_names_the_file_that_was_seen_first(local: Any) -> None:
     with serving() as (address, _, server):
-        source = Files(path=address).source("train")
+        source = Opened(Files(path=address)).original("train")
         server.etag = '"second"'
         with pytest.raises(UserError, match="has changed"):
             source.image(0)
@@ -311,7 +312,7 @@ def test_dates_do_where_there_are_no_tags(local: Any) -> None:
         return answer
 
     with serving(*[dated("Mon, 01 Jan 2024 00:00:00 GMT")] * 9) as (address, answers, _):
-        source = Files(path=address).source("train")
+        source = Opened(Files(path=address)).original("train")
         answers[:] = [dated("Mon, 01 Jan 2024 00:00:00 GMT"), dated("Tue, 02 Jan 2024 00:00:00 GMT")]
         assert torch.equal(source.image(0), local.image(0))
         with pytest.raises(UserError, match="has changed"):
@@ -323,7 +324,7 @@ def test_other_file_systems_that_send_less(tmp_path: Path, monkeypatch: pytest.M
 
     system = MemoryFileSystem()
     system.pipe("/a.tar", archive())
-    source, read = Files(path="memory://a.tar").source("train"), MemoryFileSystem.cat_file
+    source, read = Opened(Files(path="memory://a.tar")).original("train"), MemoryFileSystem.cat_file
     calls: list[int] = []
 
     def less(self: Any, path: str, start: int, end: int, **more: Any) -> bytes:
@@ -334,7 +335,7 @@ def test_other_file_systems_that_send_less(tmp_path: Path, monkeypatch: pytest.M
     assert source.image(0).shape == (3, 9, 7) and len(calls) == 3
     calls[:] = []
     monkeypatch.setattr(remote, "WAITS", ())
-    for reads in (lambda: source.image(0), lambda: Files(path="memory://a.tar").source("train")):
+    for reads in (lambda: source.image(0), lambda: Opened(Files(path="memory://a.tar")).original("train")):
         calls[:] = []
         with pytest.raises(Interrupted, match=r"asked for [\d,]+ bytes, was sent [\d,]+"):
             reads()

@@ -21,7 +21,7 @@ from unlabeled.streams import make_lasting
 
 STOPPED, LAST = 75, 15
 SCORED = ["evaluate.every=6", "evaluate.knn.k=3", "evaluate.crop_pct=1.0", "evaluate.linear=null"]
-OPEN = "unlabeled.data.source:SourceConfig.open"
+OPEN = "unlabeled.data.opened:Opened.pictures"
 ENGINE = "unlabeled.train.engine:Engine.__init__"
 ENCODE = "unlabeled.evaluate.features:stack_centred"
 SCORE = "unlabeled.evaluate.evaluation:Evaluator.__call__"

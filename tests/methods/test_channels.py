@@ -16,6 +16,7 @@ from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch.plan import plan
@@ -56,7 +57,7 @@ def test_it_learns_draws_and_exports(name: str, channels: int, tmp_path: Path) -
     config, data = recipe.method, recipe.data
     patch = config.encoder.patch_size
     assert dict(plan(recipe, COUNT, [], config.build, config.views, patch, 1, "cpu"))["steps"]
-    dataset = ViewDataset(data.open("train"), config.views, patch, recipe.seed)
+    dataset = ViewDataset(Opened(data).train, config.views, patch, recipe.seed)
     positions = next(iter(EpochSampler(COUNT, 8, 2, seed=0)))
     batch = to_device(collate([dataset[p] for p in positions]), CPU, Normalize(data.mean, data.std, CPU))
     height, width = config.views[0].shape

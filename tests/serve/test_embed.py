@@ -26,6 +26,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.data.view.views import center_crop
 from unlabeled.serve.embed import Embedding, Settings
@@ -73,7 +74,7 @@ def whole(out: Path) -> Shard:
 
 def by_hand(home: Path, pool: str) -> tuple[list[int], list[str], list[int], Tensor, Tensor]:
     """One picture after the other."""
-    source = Files(path=str(home / "pictures"), mean=PREPARED.mean, std=PREPARED.std).open("train")
+    source = Opened(Files(path=str(home / "pictures"), mean=PREPARED.mean, std=PREPARED.std)).train
     encoder, normalize = (
         load_encoder(home / "export").eval(),
         Normalize(PREPARED.mean, PREPARED.std, torch.device("cpu")),
@@ -194,7 +195,7 @@ def test_each_process_makes_its_share_of_the_files(home: Path, tmp_path: Path, m
 
 
 def test_an_encoder_is_in_evaluation(home: Path, tmp_path: Path) -> None:
-    encoder, source = load_encoder(home / "export").train(), Files(path=str(home / "pictures")).open("train")
+    encoder, source = load_encoder(home / "export").train(), Opened(Files(path=str(home / "pictures"))).train
     Embedding(encoder, source, PREPARED.mean, PREPARED.std, Settings(), tmp_path)
     assert not encoder.training
 

@@ -15,6 +15,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import IMAGENET, export_encoder, timm_config, write_export
 from unlabeled.backbone.weights import load_encoder
+from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
@@ -185,7 +186,8 @@ def test_a_cnn_is_fine_tuned_on_crops_of_any_size(tmp_path: Path) -> None:
         f"name: any\nencoder: {tmp_path}\ndata: {{name: shapes, train_size: 20, val_size: 10}}\n"
         "task: {pool: mean, view: {size: 45}}\n"
     )
-    assert finetuning(parse(FinetuneRecipe, text)).dataset.views[0].shape == (45, 45)
+    recipe = parse(FinetuneRecipe, text)
+    assert finetuning(recipe, Opened(recipe.data)).dataset.views[0].shape == (45, 45)
 
 
 def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:

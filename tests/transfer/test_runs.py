@@ -16,6 +16,7 @@ from support import TINY_FINETUNE, assert_close_weights, checkpoint_bytes, launc
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import center_crop
 from unlabeled.recipe import load
 from unlabeled.stages.finetune import FinetuneRecipe
@@ -120,7 +121,7 @@ def test_a_watched_run_stops_early_with_its_best_weights_and_resumes(home: Path,
 def confusion_of(output: Path) -> np.ndarray:
     """By timm alone, of the export."""
     recipe = load(FinetuneRecipe, output / "recipe.yaml", [])
-    val, normalize = recipe.data.open("val"), Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
+    val, normalize = Opened(recipe.data).val, Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
     images = torch.stack([normalize(center_crop(val.image(i), (16, 16), 1.0, "bicubic")) for i in range(len(val))])
     with torch.no_grad():
         logits = timm.create_model(f"local-dir:{output / 'export'}", pretrained=True).eval()(images)

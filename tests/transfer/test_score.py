@@ -20,6 +20,7 @@ from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 from unlabeled.backbone.weights import load_encoder, weights_digest
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.label.part import Part
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.shapes import Shapes
 from unlabeled.data.view.views import View, center_crop
 from unlabeled.errors import UserError
@@ -54,7 +55,7 @@ def result(output: Path) -> dict[str, Any]:
 
 def test_timm_alone_finds_the_same_confusions(output: Path, result: dict[str, Any]) -> None:
     recipe = load(FinetuneRecipe, output / "recipe.yaml", [])
-    val, model = recipe.data.open("val"), timm.create_model(f"local-dir:{output}/export", pretrained=True).eval()
+    val, model = Opened(recipe.data).val, timm.create_model(f"local-dir:{output}/export", pretrained=True).eval()
     normalize = Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
     counts = np.zeros((len(val.classes),) * 2, int)
     for i in range(len(val)):
@@ -75,7 +76,7 @@ def test_protocol_seeds_and_cost(output: Path, result: dict[str, Any]) -> None:
     recipe = load(FinetuneRecipe, output / "recipe.yaml", [])
     protocol, cost = result["protocol"], result["cost"]
     assert (protocol["name"], protocol["version"]) == ("finetune", "1")
-    train, val = finetuning(recipe).dataset.source, recipe.data.open("val")
+    train, val = finetuning(recipe, Opened(recipe.data)).dataset.source, Opened(recipe.data).val
     encoder = weights_digest(load_encoder(recipe.encoder).state_dict())
     assert protocol["fingerprints"] == {"encoder": encoder, "train": train.fingerprint(), "val": val.fingerprint()}
     assert result["seeds"] == {"run": 0, "labels": 0}
@@ -142,14 +143,14 @@ def test_the_plan_says_which_layers_never_wake(output: Path, every: float, says:
 
     changes = ["task.mode=gradual", f"task.wake_every={every}"]
     recipe = load(FinetuneRecipe, output / "recipe.yaml", changes)
-    found = _waking(recipe, SimpleNamespace(build=finetuning(recipe).build))  # type: ignore[arg-type]
+    found = _waking(recipe, SimpleNamespace(build=finetuning(recipe, Opened(recipe.data)).build))  # type: ignore[arg-type]
     assert found.startswith(says) and ("never" in found) == ("never" in says)
 
 
 def test_the_plan_says_how_many_are_left_out() -> None:
     from unlabeled.stages.finetune import _count
 
-    whole = Shapes(train_size=1200).open("train")
+    whole = Opened(Shapes(train_size=1200)).train
     assert _count(whole) == _count(Part(whole, np.arange(1200))) == "1,200"
     assert _count(Part(whole, np.arange(0, 1200, 3))) == "400 of 1,200"
 
@@ -162,9 +163,7 @@ def test_a_new_start_removes_them(output: Path) -> None:
 
 def test_classes_without_training_pictures_are_named() -> None:
     val = SimpleNamespace(labels=np.array([0, 2, 2, -1]), classes=("cat", "dog", "eel", "fox"))
-    recipe: Any = SimpleNamespace(
-        data=SimpleNamespace(has_val=True, open=lambda split: val, check_apart=lambda *_: None)
-    )
+    recipe: Any = SimpleNamespace(data=SimpleNamespace())
     with pytest.raises(UserError, match="has pictures of 'eel', of which"):
         Scorer(recipe, None, val, np.array([0, 1, 1]))  # type: ignore[arg-type]
     Scorer(recipe, None, val, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from support import launch
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, Preprocessing, export_encoder
 from unlabeled.backbone.weights import weights_digest
+from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.recipe import dump, parse
@@ -74,7 +75,7 @@ def test_what_a_task_says_of_pictures_reaches_samples_and_loss(export: str) -> N
     for mode in ("full", "sweep"):
         content = {"name": "it", "encoder": export, "task": {"mode": mode, "view": {"size": 16}, **task}}
         recipe = FinetuneRecipe.model_validate({"data": {"name": "shapes", "train_size": 60, "size": 16}, **content})
-        training = finetuning(recipe)
+        training = finetuning(recipe, Opened(recipe.data))
         dataset = training.dataset
         labels = dataset.source.labels
         assert dataset.mixing == recipe.task.mixing and dataset.order is not None
@@ -103,7 +104,7 @@ def test_what_a_recipe_does_not_say_is_the_encoders(odd: str, scratch: str) -> N
     assert (data.mean, data.std) == (ODD.mean, ODD.std)
     assert (task.view.shape, task.crop_pct, task.evaluated_with, task.pool) == ((16, 16), 0.7, "bilinear", "mean")
     assert {'task.pool="mean"', "task.view.size=[16, 16]", "data.mean=[0.5, 0.4, 0.3]"} <= set(taken)
-    finetuning(found)
+    finetuning(found, Opened(found.data))
     # a recipe that was written out says everything, and stays as it is
     assert complete(parse(FinetuneRecipe, dump(found))) == (found, [])
 
@@ -115,7 +116,7 @@ def test_what_a_recipe_says_stays(odd: str) -> None:
     assert (task.view.shape, task.crop_pct, task.evaluated_with, task.pool) == ((24, 24), 1.0, "bicubic", "cls")
     other = parse(FinetuneRecipe, f"{BARE}encoder: {odd}", ["data.mean=[0.1, 0.1, 0.1]"])
     with pytest.raises(UserError, match=r"pretrained with mean \(0.5, 0.4, 0.3\)"):
-        finetuning(complete(other)[0])
+        finetuning(complete(other)[0], Opened(other.data))
 
 
 @pytest.mark.parametrize("mode", ["attentive", "retrain"])

@@ -23,6 +23,7 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.folder_config import read_config
 from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
@@ -226,7 +227,7 @@ def test_timm_alone_reads_the_chosen_head_as_the_card_says(
     assert run(home, tmp_path, heads, "task.pool=mean", f"encoder={home}/{kind}") == 0
     result, export = json.loads((tmp_path / "result.json").read_text(encoding="utf-8")), tmp_path / "export"
     recipe = load(FinetuneRecipe, tmp_path / "recipe.yaml", [])
-    val, normalize = recipe.data.open("val"), Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
+    val, normalize = Opened(recipe.data).val, Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
     images = torch.stack([normalize(center_crop(val.image(i), (16, 16), 1.0, "bicubic")) for i in range(len(val))])
     model = timm.create_model(f"local-dir:{export}", pretrained=True).eval()
     with torch.no_grad():

@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 
 from unlabeled.accelerator import make_accelerator
-from unlabeled.data.label.as_one import read_as_one
+from unlabeled.data.archive.listing import IndexFolder
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.doctor.compared import Compared, compare
 from unlabeled.doctor.facts import Facts, copy_facts, speed_facts, split_facts
@@ -45,7 +46,7 @@ class Stage(NamedTuple):
     """What differs between recipes of pretrain.py and of finetune.py."""
 
     name: str
-    training: Callable[[Any], Training]
+    training: Callable[[Any, Opened], Training]
     views: Callable[[Any], Any]
     evaluates: Callable[[Any], bool]
     encoder: Callable[[Any, Any], Encode]
@@ -103,13 +104,13 @@ def run(args: argparse.Namespace) -> int:
     stage = PRETRAIN
     if isinstance(recipe, FinetuneRecipe):
         stage, (recipe, _) = FINETUNE, complete(recipe)
-    recipe.data.keep_index(Path(recipe.output) / "index", write=False)
+    data = Opened(recipe.data, IndexFolder(Path(recipe.output) / "index", write=False))
     # a split is of all pictures
     most = None if args.full or args.split else args.pictures
     with warnings.catch_warnings():
         warnings.simplefilter("once", append=True)
-        facts, compared = examine(stage, recipe, most, args.seconds)
-        facts["time_limit"] = time_limit(args, recipe, facts["speed"])
+        facts, compared = examine(stage, recipe, data, most, args.seconds)
+        facts["time_limit"] = time_limit(args, recipe, data, facts["speed"])
     written = write_tables(args, recipe, compared)
     found = findings(recipe, facts)
     if args.json:
@@ -121,12 +122,12 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_BAD_INPUT if any(finding.severity == "stop" for finding in found) else EXIT_DONE
 
 
-def time_limit(args: argparse.Namespace, recipe: Any, speed: Facts | None) -> Facts:
+def time_limit(args: argparse.Namespace, recipe: Any, data: Opened, speed: Facts | None) -> Facts:
     """How long a run may take, and what would be done in time where it would take longer."""
     limit: Facts = {"hours": args.hours, "fits": []}
     if speed is None or speed["time"]["training_s"] + speed["time"]["evaluation_s"] <= 3600 * args.hours:
         return limit
-    return {**limit, "fits": fitting(args.recipe, args.overrides, recipe, speed, args.hours)}
+    return {**limit, "fits": fitting(args.recipe, args.overrides, recipe, data, speed, args.hours)}
 
 
 def write_tables(args: argparse.Namespace, recipe: Any, compared: Compared | None) -> list[str]:
@@ -139,12 +140,13 @@ def write_tables(args: argparse.Namespace, recipe: Any, compared: Compared | Non
     ]
 
 
-def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> tuple[Facts, Compared | None]:
+def examine(stage: Stage, recipe: Any, data: Opened, most: int | None, seconds: float) -> tuple[Facts, Compared | None]:
     """All there is to know of a recipe, its pictures and this machine; and which pictures are copies.
 
     Args:
         stage: which program the recipe is for.
         recipe: as resolved.
+        data: its images.
         most: pictures to look at per split; None = all.
         seconds: for each measurement of speed.
     """
@@ -157,11 +159,11 @@ def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> tupl
             refused.append(str(error))
             return None
 
-    training_pictures = recipe.data.open("train")
-    val = attempt(lambda: recipe.data.open("val")) if recipe.data.has_val or stage.evaluates(recipe) else None
+    training_pictures = data.train
+    val = attempt(lambda: data.val) if recipe.data.has_val or stage.evaluates(recipe) else None
     if val is not None and stage is PRETRAIN and recipe.evaluate is not None:
-        attempt(Splits(recipe.evaluate, recipe.data, torch.device("cpu")).check)
-    training = attempt(lambda: stage.training(recipe))
+        attempt(Splits(recipe.evaluate, data, torch.device("cpu")).check)
+    training = attempt(lambda: stage.training(recipe, data))
     train = training_pictures if training is None else training.dataset.source
     splits = {name: source for name, source in (("train", train), ("val", val)) if source is not None}
     surveys = _surveys(recipe, splits, most)
@@ -173,7 +175,7 @@ def examine(stage: Stage, recipe: Any, most: int | None, seconds: float) -> tupl
         "refused": refused,
         "out_of_memory": False,
         "splits": {name: split_facts(found, crop, patch) for name, found in surveys.items()},
-        "as_one": read_as_one(recipe.data, training_pictures),
+        "as_one": recipe.data.read_as_one(training_pictures),
         "copies": {} if compared is None else copy_facts(compared),
         "speed": None,
     }

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from unlabeled.data.archive.listing import IndexFolder
+from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.table import Table
 from unlabeled.errors import Stopped, UserError
@@ -122,12 +124,12 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
     )
     if accelerator.is_main_process:
         say(f"{args.export}: {words}")
-    data = _data(args, how)
-    data.keep_index(args.out / "index")
-    # one process looks for pictures, the others read its index
-    on_main(accelerator, lambda: data.open(args.split), whole=False)
-    source = data.open(args.split)
-    return Embedding(encoder.to(accelerator.device), source, data.mean, data.std, settings, args.out)
+    config = _data(args, how)
+    data = Opened(config, IndexFolder(args.out / "index"))
+    # one process looks for images, the others read its index
+    on_main(accelerator, lambda: data.split(args.split), whole=False)
+    source = data.split(args.split)
+    return Embedding(encoder.to(accelerator.device), source, config.mean, config.std, settings, args.out)
 
 
 def _split(args: argparse.Namespace) -> str | None:

@@ -13,11 +13,12 @@ from pydantic import BaseModel, create_model
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Pixels, Pool
 from unlabeled.data.label.subset import stratified
+from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
 from unlabeled.evaluate.baselines import ACCURACY, majority, verdict
 from unlabeled.evaluate.baselines import summary as gained
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.evaluation import DataConfig, Evaluation, Splits, measured, runs
+from unlabeled.evaluate.evaluation import Evaluation, Splits, measured, runs
 from unlabeled.evaluate.protocol import Protocol
 from unlabeled.evaluate.protocols import PROTOCOLS
 from unlabeled.evaluate.results import Column, Result, Row, document, table, with_recalls
@@ -50,7 +51,7 @@ class Subject(NamedTuple):
     name: str
     encoder: Any
     shape: tuple[int, int]
-    data: DataConfig
+    data: Opened
     config: Evaluation
 
 
@@ -263,7 +264,7 @@ def check_side(encoder: Encoder, option: str, side: int | None) -> None:
     )
 
 
-def data_of(args: argparse.Namespace, how: Preprocessing) -> DataConfig:
+def data_of(args: argparse.Namespace, how: Preprocessing) -> Opened:
     """The pictures, scaled and normalised as the export was trained."""
     changes = [change for change in args.set if change.startswith(OF_DATA)]
     if args.allow_overlap:
@@ -271,7 +272,7 @@ def data_of(args: argparse.Namespace, how: Preprocessing) -> DataConfig:
     data = given(args.data, how, {"train": args.train, "val": args.val}, changes)
     if not data.has_val:
         raise UserError(f"{args.data} has no pictures to test on: data.val is null, expected {data.what_val_is}")
-    return data
+    return Opened(data)
 
 
 def untrained_twin(encoder: Encoder) -> Encoder:

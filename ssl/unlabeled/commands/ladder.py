@@ -175,8 +175,8 @@ def _write(options: argparse.Namespace, climb: Climb, results: list[RungResult])
     data = {
         "protocol": {"name": "ladder", "version": VERSION},
         "export": climb.export,
-        "data": climb.data.model_dump(mode="json"),
-        "fingerprints": {split: climb.data.open(split).fingerprint() for split in ("train", "val")},
+        "data": climb.data.config.model_dump(mode="json"),
+        "fingerprints": {"train": climb.data.train.fingerprint(), "val": climb.data.val.fingerprint()},
         "options": {k: v for k, v in vars(options).items() if k not in ("run", "out", "export", "data", "amounts")},
         "versions": versions(),
     }

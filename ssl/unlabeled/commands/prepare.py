@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+from unlabeled.data.archive.listing import Split
 from unlabeled.data.archive.prepare import prepare
 from unlabeled.data.archive.prepared import Settings, summary
-from unlabeled.data.source import SourceConfig, Split
+from unlabeled.data.source import SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.files import claim
 from unlabeled.launch.options import checked
@@ -59,10 +60,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _with_cache(data: SourceConfig) -> Iterator[tuple[SourceConfig, Path]]:
     """The sources to prepare, and where to."""
-    parts: Sequence[SourceConfig] = getattr(data, "parts", (data,))
-    found = [(part, Path(part.cache)) for part in parts if part.cache is not None]
+    found = [(part, Path(part.cache)) for part in data.parts if part.cache is not None]
     if not found:
-        field = "data.cache" if len(parts) == 1 else "data.sources.0.cache"
+        field = "data.cache" if len(data.parts) == 1 else "data.sources.0.cache"
         raise UserError(f"{field} is null; expected the folder to fill, such as {field}=/fast/disk/pictures")
     yield from found
 

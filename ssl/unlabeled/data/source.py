@@ -1,31 +1,30 @@
-"""What every source of pictures is, and what every `data:` section of a recipe has."""
+"""The contracts of a source of images and of a recipe's `data:` section. Kinds are the files of `sources/`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
-from hashlib import blake2b
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
+from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.label.labels import read_classes
-from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
-from unlabeled.recipe.faults import show
+from unlabeled.registry import ByFile
 
-Split = Literal["train", "val"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MAX_CHANNELS = 16
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn: 256 MiB of RGB
-SAMPLED = 64
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -37,50 +36,92 @@ def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
 ValueRange = Annotated[tuple[Finite, Finite], AfterValidator(_ascending)]
 VALUE_RANGE: Any = Field(
     None,
-    description="values of 16-bit and float pictures that become 0 and 255, clipped beyond; null = 16-bit: 0 to 65535, "
-    "float: the picture's own minimum and maximum",
+    description="values of 16-bit and float images that become 0 and 255, clipped beyond; null = 16-bit: 0 to 65535, "
+    "float: the image's own minimum and maximum",
 )
 
 
-class Source(Protocol):
-    """Numbered pictures. The same number is the same picture for as long as the fingerprint is the same.
+class Source(ABC):
+    """Numbered images. A number names the same image for as long as the fingerprint is the same.
 
     Attributes:
         labels: [n] int64, -1 where unknown.
-        classes: the names that labels number; () when unlabelled.
+        classes: class names by number; () when unlabelled.
+        encoded: whether `read` gives the encoded bytes of an image.
     """
 
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    encoded: ClassVar[bool] = False
 
-    def __len__(self) -> int: ...
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
 
+    @abstractmethod
     def image(self, i: int) -> Tensor:
-        """uint8 [C, H, W], C the channels of its config. A bad picture raises BadSample and nothing else."""
-        ...
+        """Image i: uint8 [C, H, W], C the channels of its config. Raises BadSample and nothing else."""
 
+    @abstractmethod
     def key(self, i: int) -> str:
-        """What people call the picture: a path, or an archive and a member in it."""
-        ...
+        """The name of image i for people: a path, or an archive and a member in it."""
 
+    @abstractmethod
     def fingerprint(self) -> str:
-        """A short hex string, the same for the same pictures with the same labels wherever they lie."""
-        ...
-
-
-@runtime_checkable
-class Encoded(Protocol):
-    """What a `Source` has as well whose pictures are files."""
+        """A short hex string, the same for the same images with the same labels wherever they lie."""
 
     def read(self, i: int) -> bytes:
-        """The bytes of picture i. Raises BadSample where they cannot be had."""
-        ...
+        """The encoded bytes of image i, b"" where there are none. Raises BadSample."""
+        return b""
+
+    def name(self, i: int) -> bytes:
+        """The path of image i below its split."""
+        return self.key(i).encode()
+
+    def file(self, i: int) -> bytes | None:
+        """The path of image i as a file of its own; None where it is none."""
+        return None
+
+    def origin(self, i: int) -> tuple[Source, int]:
+        """The innermost source of image i, and its number there."""
+        return self, i
+
+    @property
+    def whole(self) -> Source:
+        """The source that this one is a subset of; itself unless it is one."""
+        return self
+
+    @property
+    def unlabelled(self) -> int:
+        """Number of images of the whole that a subset lacks for want of a label."""
+        return 0
+
+    @property
+    def parts(self) -> Sequence[Source]:
+        """The sources that this one joins; itself alone unless it is a mixture."""
+        return (self,)
+
+    @property
+    def marks(self) -> NDArray[np.int64] | None:
+        """A number for every image [n], equal where images are; None = unknown."""
+        return None
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Number of files beside the images that are not read, by ending; see `unlabeled.data.archive.skipped`."""
+        return Counter()
+
+    def relabelled(self, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Self:
+        """A copy with other labels [n] and class names."""
+        other = copy(self)
+        other.labels, other.classes = labels, classes
+        return other
 
 
 class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
-    """The fields that all kinds of sources share."""
+    """The fields that all kinds of sources share; `name` is the name of its file."""
 
-    what_val_is: ClassVar[str] = "labelled pictures to evaluate on"
+    what_val_is: ClassVar[str] = "labelled images to evaluate on"
 
     name: str
     cache: UserPath | None = Field(
@@ -93,13 +134,13 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="share of the pictures that may be bad before a run stops",
+        description="share of the images that may be bad before a run stops",
     )
     mean: tuple[Finite, ...] = Field(
         (0.485, 0.456, 0.406),
         min_length=1,
         max_length=MAX_CHANNELS,
-        description="per channel, subtracted from pixels in 0..1; as many as the pictures have channels. Unless set, "
+        description="per channel, subtracted from pixels in 0..1; as many as the images have channels. Unless set, "
         "fine-tuning takes the encoder's, pretraining ImageNet's. `python -m unlabeled doctor RECIPE` measures it",
     )
     std: tuple[Positive, ...] = Field(
@@ -111,8 +152,8 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
 
     allow_overlap: bool = Field(
         False,
-        description="whether pictures that are scored may be among those that are learnt from: if not, more than "
-        "a tenth of them are refused",
+        description="whether scored images may be among the training images: if not, more than a tenth of them are "
+        "refused",
     )
     classes: UserPath | None = Field(
         None,
@@ -129,9 +170,21 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
             )
         return self
 
+    @abstractmethod
+    def source(self, split: Split, index: IndexFolder) -> Source:
+        """The images of a split, their labels numbered on their own. `val` is asked for only where there is one.
+
+        Args:
+            split: name of the split.
+            index: keeps what a scan finds.
+
+        Raises:
+            UserError: they cannot be had.
+        """
+
     @property
     def channels(self) -> int:
-        """How many channels pictures are decoded to."""
+        """Number of channels that images are decoded to."""
         return len(self.mean)
 
     @cached_property
@@ -143,120 +196,46 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """
         return None if self.classes is None else read_classes(self.classes)
 
-    _index_folder: Path | None = PrivateAttr(None)
-    _index_written: bool = PrivateAttr(True)
-
-    def keep_index(self, folder: Path, write: bool = True) -> None:
-        """Look in a folder for what an earlier scan found, and `write` there what a new one finds."""
-        self._index_folder, self._index_written = folder, write
-
-    def check_apart(self, train: Source, val: Source) -> None:
-        """Raise UserError when pictures of `val` are in `train` too, unless that is allowed. A sample is looked at."""
-        from unlabeled.data.label.overlap import refuse_shared
-
-        if not self.allow_overlap:
-            refuse_shared(train, val)
-
-    @abstractmethod
-    def source(self, split: Split) -> Source:
-        """The pictures of a split, their labels numbered on their own. `val` is asked for only where there is one."""
-
     @property
     def has_val(self) -> bool:
-        """Whether there are pictures to evaluate on."""
+        """Whether there are images to evaluate on."""
         return getattr(self, "val", None) is not None
 
     @property
-    def location(self) -> str:
-        """Where pictures come from, for people."""
-        if self.cache is None:
-            return self.name
-        from unlabeled.data.archive.prepared import summary
+    def parts(self) -> Sequence[SourceConfig]:
+        """The sources that this one joins; itself alone unless it is a mixture."""
+        return (self,)
 
-        return f"{self.name}, small copies in {summary(Path(self.cache))}"
+    def read_as_one(self, source: Source) -> list[str]:
+        """Folders named like splits (`train`, `val`) that are all read as training images.
 
-    def open(self, split: Split) -> Source:
-        """The pictures of a split, found once. Labels of `val` are numbered as in `train`, where that is labelled.
-
-        Raises:
-            UserError: they cannot be had.
+        Args:
+            source: the images to train on.
         """
-        return self._train if split == "train" else self._val
+        return []
 
-    @cached_property
-    def _train(self) -> Source:
-        return self.pictures("train")
-
-    @cached_property
-    def _val(self) -> Source:
-        if not self.has_val:
-            raise UserError(f"data.val is null; expected {self.what_val_is}")
-        val = getattr(self, "val", None)
-        what = "data.val" if val is None else f"data.val={val!r}"
-        return numbered_as(self.pictures("val"), self._train.classes, what)
-
-    def pictures(self, split: Split) -> Source:
-        """As `source`, from the cache where there is one."""
-        if self.cache is None:
-            return self.source(split)
-        from unlabeled.data.archive.prepared import open_prepared
-
-        return open_prepared(self, Path(self.cache), split)
+    def masks(self) -> SourceConfig | None:
+        """Masks of class numbers that lie beside the images, as a source of their own; None = not of this kind."""
+        return None
 
 
 class EncodedConfig(SourceConfig):
-    """Of sources whose pictures are decoded here."""
+    """The fields of sources whose images are decoded here."""
 
     max_pixels: int = Field(
         MAX_PIXELS,
         gt=0,
         le=2 * MAX_PIXELS,
-        description="larger pictures are skipped before they are decoded. One takes a worker, while it is read, about "
-        "8 bytes per pixel as JPEG, 10 to 20 as other pictures of 8 bits or of one band, 25 to 40 with three wide "
+        description="larger images are skipped before they are decoded. One takes a worker, while it is read, about "
+        "8 bytes per pixel as JPEG, 10 to 20 as other images of 8 bits or of one band, 25 to 40 with three wide "
         "bands: 0.7, 1.8, 3.6 GB at the default, where Pillow starts to warn; the upper bound is where it refuses",
     )
     value_range: ValueRange | None = VALUE_RANGE
 
     @property
     def target(self) -> Target:
-        """What pictures are decoded to."""
+        """The form that images are decoded to."""
         return Target(self.max_pixels, self.channels, self.value_range)
 
 
-def numbered_as(val: Source, classes: tuple[str, ...], what: str) -> Source:
-    """The source to evaluate on, its labels renumbered as those of the pictures to train on.
-
-    Args:
-        val: labelled pictures; changed in place.
-        classes: of the pictures to train on; () = they are unlabelled, and nothing changes.
-        what: the field of the recipe that names `val`.
-
-    Raises:
-        UserError: `val` has no labels, or classes that `classes` lacks.
-    """
-    if not val.classes:
-        raise UserError(f"{what} has no labels; expected every picture to have a class")
-    if not classes:
-        return val
-    rank = {name: i for i, name in enumerate(classes)}
-    if extra := [name for name in val.classes if name not in rank]:
-        raise UserError(
-            f"{what} has classes that data.train lacks: {', '.join(map(show, extra[:10]))}; "
-            f"train has {len(classes)}, such as {classes[0]!r}"
-        )
-    ids = np.array([rank[name] for name in val.classes], dtype=np.int64)
-    val.labels, val.classes = np.where(val.labels < 0, -1, ids[val.labels]), classes
-    return val
-
-
-def sample_numbers(n: int) -> NDArray[np.int64]:
-    """Up to SAMPLED numbers below n, evenly spaced: enough to tell two data sets apart without reading all."""
-    return np.unique(np.linspace(0, n - 1, min(n, SAMPLED)).astype(np.int64))
-
-
-def digest(parts: Sequence[bytes]) -> str:
-    """16 hex digits over parts of known length each."""
-    hashed = blake2b(digest_size=8)
-    for part in parts:
-        hashed.update(len(part).to_bytes(8, "little") + part)
-    return hashed.hexdigest()
+AnyData = Annotated[SourceConfig, ByFile("unlabeled.data.sources", SourceConfig)]

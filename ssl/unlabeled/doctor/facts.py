@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unlabeled.data.label.left_out import skipped_in
 from unlabeled.doctor.compared import FLAT, Compared, Keys
 from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import Survey
@@ -36,7 +35,7 @@ def split_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
     facts: Facts = {
         "pictures": len(found.source),
         "looked_at": found.looked,
-        "skipped": dict(skipped_in(found.source)),
+        "skipped": dict(found.source.skipped),
         "unreadable": {"count": len(found.bad), "examples": [bad._asdict() for bad in found.bad[:EXAMPLES]]},
         "classes": class_facts(found.source.labels, found.source.classes),
     }

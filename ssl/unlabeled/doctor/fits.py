@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
+from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.doctor.facts import Facts
 from unlabeled.errors import UserError
@@ -33,6 +34,7 @@ class Machine(NamedTuple):
     """What was measured of a machine.
 
     Attributes:
+        data: the images, opened once for all recipes.
         device: of the network.
         flops: floating point operations per second in steps of the recipe.
         loader: pictures per second.
@@ -40,6 +42,7 @@ class Machine(NamedTuple):
         evaluation: seconds of all evaluations.
     """
 
+    data: Opened
     device: torch.device
     flops: float
     loader: float
@@ -47,36 +50,37 @@ class Machine(NamedTuple):
     evaluation: float
 
     @classmethod
-    def of(cls, recipe: Any, speed: Facts) -> Machine:
+    def of(cls, recipe: Any, data: Opened, speed: Facts) -> Machine:
         """By the steps of a recipe."""
         device, rates, times = torch.device(speed["device"]), speed["images_per_s"], speed["time"]
-        work = _work(recipe)
+        work = _work(recipe, data)
         calls = per_picture(work._replace(flops=0), speed["batch"]["measured"], 1, device)
         flops = work.flops / max(1 / rates["model"] - (calls if device.type == "cpu" else 0), 1e-9)
         alone = min(rates["model"], rates["loader"])
         real = times["steps"] * recipe.train.batch_size / max(times["training_s"], 1e-9)
-        return cls(device, flops, rates["loader"], min(1, real / alone), times["evaluation_s"])
+        return cls(data, device, flops, rates["loader"], min(1, real / alone), times["evaluation_s"])
 
     def seconds(self, recipe: Any) -> float:
         """Of a run, with evaluations as in the recipe that was measured."""
-        learning = per_picture(_work(recipe), _micro(recipe), self.flops, self.device)
+        learning = per_picture(_work(recipe, self.data), _micro(recipe), self.flops, self.device)
         batch = recipe.train.batch_size
-        steps = total_steps(recipe.train.epochs, steps_per_epoch(len(recipe.data.open("train")), batch))
+        steps = total_steps(recipe.train.epochs, steps_per_epoch(len(self.data.train), batch))
         return steps * batch * max(learning, 1 / self.loader) / self.share + self.evaluation
 
 
-def fitting(path: str, overrides: Sequence[str], recipe: Any, speed: Facts, hours: float) -> list[str]:
+def fitting(path: str, overrides: Sequence[str], recipe: Any, data: Opened, speed: Facts, hours: float) -> list[str]:
     """Ways to be done within so many hours, in words, each with the time it would take.
 
     Args:
         path: of the recipe.
         overrides: of its fields.
         recipe: as resolved.
+        data: its images.
         speed: as measured, see `unlabeled.doctor.facts`.
         hours: the limit.
     """
-    machine, limit = Machine.of(recipe, speed), 3600 * hours
-    changed = partial(_changed, path, overrides, recipe)
+    machine, limit = Machine.of(recipe, data, speed), 3600 * hours
+    changed = partial(_changed, path, overrides, data)
     return [
         *_epochs(changed, recipe, speed["time"], limit),
         *_crops(changed, recipe, machine, limit),
@@ -88,21 +92,21 @@ def _micro(recipe: Any) -> int:
     return per_process(recipe.train.batch_size, 1, recipe.run.accumulate)
 
 
-def _training(recipe: Any) -> Training:
-    return finetuning(recipe) if isinstance(recipe, FinetuneRecipe) else pretraining(recipe)
+def _training(recipe: Any, data: Opened) -> Training:
+    return finetuning(recipe, data) if isinstance(recipe, FinetuneRecipe) else pretraining(recipe, data)
 
 
-def _work(recipe: Any) -> Work:
-    training = _training(recipe)
+def _work(recipe: Any, data: Opened) -> Work:
+    training = _training(recipe, data)
     method, dataset = on_meta(training.build), training.dataset
     return count_work(method, dataset.views, dataset.patch, _micro(recipe), recipe)
 
 
-def _changed(path: str, overrides: Sequence[str], recipe: Any, changes: Sequence[str]) -> Any:
+def _changed(path: str, overrides: Sequence[str], data: Opened, changes: Sequence[str]) -> Any:
     """The recipe with other fields, on the pictures that were opened for it; None where these do not fit."""
     try:
-        changed = load_any(path, [*overrides, *changes]).model_copy(update={"data": recipe.data})
-        _training(changed)
+        changed = load_any(path, [*overrides, *changes]).model_copy(update={"data": data.config})
+        _training(changed, data)
         return changed
     except UserError:
         return None

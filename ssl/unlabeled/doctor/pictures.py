@@ -13,10 +13,7 @@ from torch.utils.data import Dataset
 
 from unlabeled.data.batch.loader import make_loader
 from unlabeled.data.batch.workers import Batches
-from unlabeled.data.label.part import Part
 from unlabeled.data.source import Source
-from unlabeled.data.sources.files import Pictures
-from unlabeled.data.sources.mixture import MixtureSource
 from unlabeled.doctor.duplicates import spectrum
 from unlabeled.errors import BadSample
 from unlabeled.randomness import Stream, stream
@@ -147,9 +144,9 @@ def evenly(n: int, most: int, seed: int) -> NDArray[np.int64]:
 
 def drop_repeats(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those that are not the same picture again: an epoch of a mixture repeats what weighs more."""
-    if not isinstance(source, MixtureSource):
+    if len(source.parts) == 1:
         return numbers
-    places = [source.place(int(number)) for number in numbers]
+    places = [source.origin(int(number)) for number in numbers]
     _, first = np.unique([(id(part), number) for part, number in places], axis=0, return_index=True)
     return numbers[np.sort(first)]
 
@@ -188,23 +185,15 @@ def look(source: Source, number: int) -> Look:
     )
 
 
-def origin(source: Source, number: int) -> tuple[Source, int]:
-    """The source that a picture of a part or a mixture comes from, and its number there."""
-    if isinstance(source, Part):
-        return origin(source.source, int(source.indices[number]))
-    if isinstance(source, MixtureSource):
-        return origin(*source.place(number))
-    return source, number
-
-
 def wrong_ending(source: Source, number: int) -> str:
     """What the file is, when its name ends like that of another kind of picture."""
-    source, number = origin(source, number)
-    if not isinstance(source, Pictures):
+    source, number = source.origin(number)
+    name = source.key(number).lower()
+    if not (source.encoded and name.endswith(ENDINGS)):
         return ""
-    name, data = source.key(number).lower(), source.read(number)
+    data = source.read(number)
     kind, endings = next(((kind, ends) for start, kind, ends in CONTENTS if data.startswith(start)), ("", ENDINGS))
-    return kind if name.endswith(ENDINGS) and not name.endswith(endings) else ""
+    return "" if name.endswith(endings) else kind
 
 
 def _columns(looks: Sequence[Look | Bad]) -> tuple[list[NDArray[Any]], list[Bad]]:

@@ -108,7 +108,8 @@ def measure(
     if device.type == "cpu":  # compiling takes minutes there
         recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"compile": False})})
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(Job(recipe, training.build, training.dataset, None, {}), accelerator, Path(folder))
+        job = Job(recipe, training.build, training.data, training.dataset, None, {})
+        engine = Engine(job, accelerator, Path(folder))
     engine.model.train()
     raw, loader = _loader(recipe, training, device, seconds)
     if device.type == "cuda":

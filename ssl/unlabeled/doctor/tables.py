@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlabeled.data.source import Source
-from unlabeled.data.sources.files import Pictures
 from unlabeled.doctor.compared import Compared
 from unlabeled.doctor.duplicates import Pairs, groups
-from unlabeled.doctor.pictures import origin
 from unlabeled.errors import UserError
 from unlabeled.files import replacing
 from unlabeled.randomness import Stream, stream
@@ -111,8 +109,8 @@ def grouped_split(group_of: NDArray[np.int64], labels: NDArray[np.int64], share:
 
 def path_of(source: Source, i: int) -> str:
     """Where a picture lies as a file. Raises UserError where it is none."""
-    source, i = origin(source, i)
-    path = source.path(i) if isinstance(source, Pictures) else None
+    source, i = source.origin(i)
+    path = source.file(i)
     if path is None:
         raise UserError(
             f"--split lists paths, and {source.key(i)} is no file of its own. Unpack the pictures into a folder, or "

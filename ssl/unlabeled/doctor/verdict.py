@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from unlabeled.data.label.as_one import how_to_tell_apart
-from unlabeled.data.sources.mixture import Mixture
 from unlabeled.doctor.facts import Facts
 from unlabeled.launch.plan import gigabytes, number
 from unlabeled.progress import duration
@@ -223,7 +222,7 @@ def _faster_loader(recipe: Any, speed: Facts, split: Facts) -> str:
     if workers < free:
         wanted = math.ceil(max(1, workers) * rates["model"] / rates["loader"])
         return f"set run.workers={min(free, max(wanted, workers + 1))}: {speed['cores']} cores are there"
-    if split.get("larger_than_twice_crop", 0) >= MANY_LARGE and not isinstance(recipe.data, Mixture):
+    if split.get("larger_than_twice_crop", 0) >= MANY_LARGE and recipe.data.parts == (recipe.data,):
         return (
             "most pictures are far larger than the crops: make small copies once with "
             "python -m unlabeled prepare RECIPE data.cache=FOLDER, and train with data.cache=FOLDER"

@@ -75,7 +75,7 @@ def view_features(encode: Encode, splits: Splits, view: View, most: int, seed: i
 
 def _encode(encode: Encode, splits: Splits, dataset: ViewDataset, batches: list[list[Position]], share: _Share) -> None:
     device = splits.device
-    normalize = Normalize(splits.data.mean, splits.data.std, device)
+    normalize = Normalize(splits.data.config.mean, splits.data.config.std, device)
     loader = make_loader(
         dataset, batches, workers=splits.workers, device=device, timeout=splits.timeout, collate=collate
     )

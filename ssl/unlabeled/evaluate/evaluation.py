@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal
-from typing import Protocol as Structure
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from unlabeled.backbone.build import is_cnn
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Pool
 from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import UserError
@@ -89,31 +89,12 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
                 )
 
 
-class DataConfig(Structure):
-    """What evaluation needs of a recipe's `data:` section."""
-
-    @property
-    def mean(self) -> tuple[float, ...]: ...
-
-    @property
-    def std(self) -> tuple[float, ...]: ...
-
-    @property
-    def max_bad_fraction(self) -> float: ...
-
-    def open(self, split: Literal["train", "val"], /) -> Source: ...
-
-    def source(self, split: Literal["train", "val"], /) -> Source: ...
-
-    def check_apart(self, train: Source, val: Source, /) -> None: ...
-
-
 class Splits:
     """The labelled pictures of both splits, opened when first asked for.
 
     Args:
         config: crop, interpolation and batch size.
-        data: where the pictures are, and their normalisation.
+        data: the images, and their normalisation.
         device: where encoders and probes run.
         workers: processes that load pictures.
         rank, world: this process and how many there are.
@@ -125,7 +106,7 @@ class Splits:
     def __init__(
         self,
         config: Evaluation,
-        data: DataConfig,
+        data: Opened,
         device: torch.device,
         workers: int = 0,
         rank: int = 0,
@@ -147,10 +128,10 @@ class Splits:
         return sources
 
     def _unlabelled(self) -> tuple[Source, Source]:
-        return _of_one_class(self.data.source("train")), _of_one_class(self.data.source("val"))
+        return _of_one_class(self.data.original("train")), _of_one_class(self.data.original("val"))
 
     def _labelled(self) -> tuple[Source, Source]:
-        train, val = self.data.open("train"), self.data.open("val")
+        train, val = self.data.train, self.data.val
         for name, source in (("train", train), ("val", val)):
             if not (np.asarray(source.labels) >= 0).any():
                 raise UserError(
@@ -195,14 +176,14 @@ class Splits:
                 shape=shape,
                 crop_pct=self.config.crop_pct,
                 interpolation=self.config.interpolation,
-                normalize=Normalize(self.data.mean, self.data.std, self.device),
+                normalize=Normalize(self.data.config.mean, self.data.config.std, self.device),
                 device=self.device,
                 batch_size=self.config.batch_size,
                 workers=self.workers,
                 rank=self.rank,
                 world=self.world,
                 timeout=self.timeout,
-                max_bad=max(self.data.max_bad_fraction, SPARED),
+                max_bad=max(self.data.config.max_bad_fraction, SPARED),
             )
             for source in self.sources
         )
@@ -210,9 +191,7 @@ class Splits:
 
 
 def _of_one_class(source: Source) -> Source:
-    """The source, changed in place."""
-    source.labels, source.classes = np.zeros(len(source), np.int64), ("picture",)
-    return source
+    return source.relabelled(np.zeros(len(source), np.int64), ("picture",))
 
 
 class Evaluator:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unlabeled.data.source import Split
-from unlabeled.data.sources.files import Files, Pictures
+from unlabeled.data.archive.listing import Split
+from unlabeled.data.opened import Opened
+from unlabeled.data.source import Source
 from unlabeled.data.view.views import Interpolation, resize
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.evaluate.segmentation_values import JPEG, Coding, Held, count, decode_mask, palette_of
@@ -58,8 +59,8 @@ class Scenes(Dataset[Scene]):
 
     def __init__(
         self,
-        pictures: Pictures,
-        masks: Pictures,
+        pictures: Source,
+        masks: Source,
         patch: int,
         size: tuple[int, int] | None = None,
         interpolation: Interpolation = "bicubic",
@@ -149,34 +150,34 @@ class Scenes(Dataset[Scene]):
             yield key, values
 
 
-def open_scenes(data: Any, split: Split, **how: Any) -> Scenes:
+def open_scenes(data: Opened, split: Split, **how: Any) -> Scenes:
     """The pictures of a split and their masks, which lie in the folder of that name with `_masks` behind it.
 
     Args:
-        data: the `data:` section, files in a folder or in tars.
+        data: files in a folder or in tars.
         split: which.
         how: arguments of `Scenes`.
 
     Raises:
         UserError: there are no such files, or a picture has no mask.
     """
-    if not isinstance(data, Files):
-        raise UserError(f"segmentation needs masks beside pictures in a folder or a tar, found data {data.name!r}.")
-    train, val = (None if prefix is None else f"{prefix}_masks" for prefix in (data.train, data.val))
-    where = {"path": data.path, "val_path": data.val_path, "train": train or "", "val": val}
-    beside = Files(**where, stray="keep", part="all", max_pixels=data.max_pixels)
+    beside = data.config.masks()
+    if beside is None:
+        raise UserError(
+            f"segmentation needs masks beside pictures in a folder or a tar, found data {data.config.name!r}."
+        )
     try:
-        masks = beside.source(split)
+        masks = Opened(beside).original(split)
     except UserError as error:
-        prefix = getattr(data, split)
+        prefix = getattr(data.config, split)
         raise UserError(
             f"segmentation needs the masks of {split}: for every {prefix}/a/x.jpg a {prefix}_masks/a/x.png of class "
             f"numbers. But: {error}"
         ) from error
-    return Scenes(data.source(split), masks, **how)
+    return Scenes(data.original(split), masks, **how)
 
 
-def _paired(pictures: Pictures, masks: Pictures) -> NDArray[np.int64]:
+def _paired(pictures: Source, masks: Source) -> NDArray[np.int64]:
     """[n] the number of every picture's mask."""
     numbers: dict[bytes, tuple[int, int]] = {}
     for i, (stem, ending) in enumerate(_names(masks)):
@@ -195,7 +196,7 @@ def _rank(ending: bytes) -> int:
     return _ENDINGS.index(ending.lower()) if ending.lower() in _ENDINGS else len(_ENDINGS)
 
 
-def _names(pictures: Pictures) -> Iterator[tuple[bytes, bytes]]:
+def _names(pictures: Source) -> Iterator[tuple[bytes, bytes]]:
     return (os.path.splitext(pictures.name(i)) for i in range(len(pictures)))
 
 

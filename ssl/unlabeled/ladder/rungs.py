@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from unlabeled.data.opened import Opened
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.evaluation import Evaluation, Splits, measured
 from unlabeled.evaluate.protocol import Protocol
@@ -83,7 +84,7 @@ class Climb(NamedTuple):
 
     Attributes:
         export: the encoder's folder.
-        data: a recipe's `data:` section.
+        data: labelled images.
         shape: (height, width) of what the encoder sees, pixels.
         how: pictures become features.
         options: of the command line.
@@ -91,7 +92,7 @@ class Climb(NamedTuple):
     """
 
     export: str
-    data: Any
+    data: Opened
     shape: tuple[int, int]
     how: Preprocessing
     options: argparse.Namespace
@@ -202,11 +203,11 @@ def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> Any:
         "shots": amount.shots,
         "fraction_seed": seed,
     }
-    content = {
+    content: dict[str, Any] = {
         "name": name,
         "seed": seed,
         "encoder": f"scratch:{climb.export}" if rung == "scratch" else climb.export,
-        "data": climb.data.model_dump(mode="json"),
+        "data": climb.data.config.model_dump(mode="json"),
         "task": {**task, **own["task"]},
         "optim": {"lr_rule": "none", "betas": [0.9, 0.999], "clip": 1.0, "warmup_epochs": epochs / 10, **own["optim"]},
         "train": {"epochs": epochs, "batch_size": batch},
@@ -222,7 +223,7 @@ def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> Any:
 
 def _length(climb: Climb, amount: Amount, seed: int) -> tuple[int, float]:
     """Batch size and epochs of `--steps` steps on some of the labels, which must fill a batch."""
-    train = climb.data.open("train")
+    train = climb.data.train
     labels = len(amount.choose(train.labels, seed, train.classes))
     batch = min(climb.options.batch_size, max(2, labels // 4))
     return batch, climb.options.steps / (labels // batch)
@@ -241,7 +242,7 @@ def _train(recipe: Any) -> dict[str, Any]:
         return kept
     stage, run = Finetune(), recipe.run
     accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout, [], recipe.output)
-    job = stage.job(recipe, accelerator)
+    job = stage.job(recipe, Opened(recipe.data), accelerator)
     options = argparse.Namespace(fresh=False, force=False, longer=False, extend=None)
     if train(stage, recipe, job, accelerator, output, options) != EXIT_DONE:
         raise Interrupted(f"stopped in {output}. The same command goes on from there.")

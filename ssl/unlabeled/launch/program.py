@@ -22,6 +22,7 @@ from unlabeled.text import escape_logs, plain
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from unlabeled.data.opened import Opened
     from unlabeled.launch.plan import Line
     from unlabeled.train.engine import Engine
     from unlabeled.train.job import Job
@@ -72,8 +73,8 @@ class Stage(Protocol):
     def complete(self, recipe: Any) -> Any:
         """A recipe with what can only be known from what it names."""
 
-    def job(self, recipe: Any, accelerator: Accelerator) -> Job:
-        """Open the data and say what to run."""
+    def job(self, recipe: Any, data: Opened, accelerator: Accelerator) -> Job:
+        """Say what to run."""
 
     def what(self, recipe: Any, job: Job) -> list[Line]:
         """Its own lines of the plan."""
@@ -201,6 +202,8 @@ def _epochs(text: str) -> float:
 
 def _run(stage: Stage, options: argparse.Namespace) -> int:
     from unlabeled.accelerator import make_accelerator
+    from unlabeled.data.archive.listing import IndexFolder
+    from unlabeled.data.opened import Opened
     from unlabeled.launch.resume import length
     from unlabeled.processes import on_main
     from unlabeled.recipe import load
@@ -216,11 +219,11 @@ def _run(stage: Stage, options: argparse.Namespace) -> int:
     accelerator = make_accelerator(
         run.device, recipe.train.precision, run.timeout, list(run.trackers), str(output), planning=options.dry_run
     )
-    recipe.data.keep_index(output / "index", write=not options.dry_run)
+    data = Opened(recipe.data, IndexFolder(output / "index", write=not options.dry_run))
     try:
         # one process looks for pictures, the others read its index
-        on_main(accelerator, lambda: recipe.data.open("train"), whole=False)
-        job = stage.job(recipe, accelerator)
+        on_main(accelerator, lambda: data.train, whole=False)
+        job = stage.job(recipe, data, accelerator)
         if options.dry_run:
             notes = [*_time(recipe, job, accelerator), *notes]
         _print_plan(stage, recipe, job, accelerator, notes)
@@ -296,17 +299,17 @@ def _time(recipe: Any, job: Job, accelerator: Accelerator) -> list[Line]:
 def _left_out(recipe: Any, job: Job) -> Iterator[Line]:
     """Lines of the plan about files and pictures that nobody will see, or that somebody may see who should not."""
     from unlabeled.data.archive.skipped import in_words
-    from unlabeled.data.label.as_one import how_to_tell_apart, read_as_one
-    from unlabeled.data.label.left_out import skipped_in, unlabelled_in
+    from unlabeled.data.label.as_one import how_to_tell_apart
 
-    splits = {"train": job.dataset.source}
+    train = job.dataset.source
+    splits = {"train": train}
     if recipe.data.has_val and recipe.evaluate is not None:
         with suppress(UserError):  # pictures without labels will do where an evaluation reads none
-            splits["val"] = recipe.data.open("val")
-    yield from (("skipped", f"{name}: {in_words(n)}") for name, source in splits.items() if (n := skipped_in(source)))
-    if count := unlabelled_in(job.dataset.source):
+            splits["val"] = job.data.val
+    yield from (("skipped", f"{name}: {in_words(n)}") for name, source in splits.items() if (n := source.skipped))
+    if count := train.unlabelled:
         yield "unlabelled", f"{count:,} of the pictures of train have no label and are left out"
-    if folders := read_as_one(recipe.data, job.dataset.source):
+    if folders := recipe.data.read_as_one(train.whole):
         yield "as one", f"{', '.join(folders)} are all trained on; {how_to_tell_apart(folders)}"
 
 

@@ -28,7 +28,6 @@ from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.archive.prepared import different
 from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches
-from unlabeled.data.label.left_out import skipped_in
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import Interrupted, UserError
@@ -162,7 +161,7 @@ class Embedding:
         (self.folder / BAD).write_text("".join(bad), encoding="utf-8")
         written = sum(note["pictures"] for note in notes.values())
         manifest |= {"complete": True, "written": written, "bad": len(bad), "files": notes}
-        manifest["skipped"] = dict(skipped_in(self.source))
+        manifest["skipped"] = dict(self.source.skipped)
         _write(self.folder / MANIFEST, manifest)
         for number in self.shards:
             self._note(number).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Order, per_process
-from unlabeled.data.label.part import Part
+from unlabeled.data.opened import Opened, location
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
@@ -117,11 +117,11 @@ class Finetune:
         recipe, self.taken = complete(recipe)
         return recipe
 
-    def job(self, recipe: FinetuneRecipe, accelerator: Accelerator) -> Job:
+    def job(self, recipe: FinetuneRecipe, data: Opened, accelerator: Accelerator) -> Job:
         """Load the backbone, choose the labels, set up the task."""
         world, train = accelerator.num_processes, recipe.train
         recipe.task.mixing.check(per_process(train.batch_size, world, recipe.run.accumulate))
-        training = finetuning(recipe)
+        training = finetuning(recipe, data)
         dataset, pictures = training.dataset, training.pictures
         assert pictures is not None
         watched = pictures.watched if recipe.task.mode == "sweep" else None
@@ -135,7 +135,7 @@ class Finetune:
         watch = self._watch(recipe, accelerator, pictures)
         writer = PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std)
         picture = writer if recipe.run.pictures_every else None
-        return Job(recipe, training.build, dataset, accuracy, facts, picture, watch, recipe.evaluate.every)
+        return Job(recipe, training.build, data, dataset, accuracy, facts, picture, watch, recipe.evaluate.every)
 
     def _watch(self, recipe: FinetuneRecipe, accelerator: Accelerator, pictures: Labelled) -> EarlyStopping | None:
         if recipe.watch is None or pictures.watched is None:
@@ -157,7 +157,7 @@ class Finetune:
         some = "".join(f", {name} {text}" for name, text in chosen.items() if text)
         watch = recipe.watch
         return [
-            ("pictures", f"{_count(source)} from {recipe.data.location}, {len(source.classes)} classes{some}"),
+            ("pictures", f"{_count(source)} from {location(recipe.data)}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
             *([("taken", f"from the encoder: {', '.join(self.taken)}")] if self.taken else []),
             ("task", f"classify, mode {task.mode}, {_reading(task)}"),
@@ -193,7 +193,7 @@ class Finetune:
 
 def _count(source: Source) -> str:
     """How many pictures are learnt from, and of how many."""
-    whole = len(source.source) if isinstance(source, Part) else len(source)
+    whole = len(source.whole)
     return f"{len(source):,}" + (f" of {whole:,}" if whole > len(source) else "")
 
 
@@ -217,14 +217,14 @@ def _waking(recipe: FinetuneRecipe, job: Job) -> str:
     return f"{text}: {asleep} never learn in {epochs:g} epochs. task.wake_every below {epochs / below:.3g} wakes all"
 
 
-def finetuning(recipe: FinetuneRecipe) -> Training:
+def finetuning(recipe: FinetuneRecipe, data: Opened) -> Training:
     """The classifier and the labelled pictures of a recipe for finetune.py.
 
     Raises:
         UserError: they cannot be had, or do not fit together.
     """
     check_preprocessing(recipe)
-    task, pictures = recipe.task, labelled(recipe)
+    task, pictures = recipe.task, labelled(recipe, data)
     encoder, trained = load_start(recipe)
     # the network takes crops of any size where it has no patches
     _check_crop(task.view, 1 if isinstance(encoder, ConvEncoder) else encoder.patch_size)
@@ -243,7 +243,7 @@ def finetuning(recipe: FinetuneRecipe) -> Training:
             return LinearSweep(encoder, task, counts)
         return Classifier(encoder, task, counts, trained)
 
-    return Training(build, dataset, [], pictures, _digest(recipe, encoder, trained))
+    return Training(build, data, dataset, [], pictures, _digest(recipe, encoder, trained))
 
 
 def _digest(recipe: FinetuneRecipe, encoder: Encoder, trained: Trained | None) -> str | None:

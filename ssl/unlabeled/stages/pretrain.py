@@ -14,6 +14,7 @@ from unlabeled.backbone.build import is_cnn
 from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
+from unlabeled.data.opened import Opened, location
 from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
 from unlabeled.launch.plan import Line, on_meta
@@ -75,15 +76,16 @@ class Pretrain:
         """The recipe as it is: it says everything."""
         return recipe
 
-    def job(self, recipe: PretrainRecipe, accelerator: Accelerator) -> Job:
+    def job(self, recipe: PretrainRecipe, data: Opened, accelerator: Accelerator) -> Job:
         """Open the pictures and set up method, views and evaluators."""
-        training = pretraining(recipe)
+        training = pretraining(recipe, data)
         self.rescaled = training.rescaled
         return Job(
             recipe,
             training.build,
+            data,
             training.dataset,
-            self._evaluators(recipe, accelerator),
+            self._evaluators(recipe, data, accelerator),
             {"pictures": training.dataset.source.fingerprint()},
             PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
             every=None if recipe.evaluate is None else recipe.evaluate.every,
@@ -103,7 +105,7 @@ class Pretrain:
         ]
         seen = [] if recipe.evaluate is None else [("evaluate", _evaluated(recipe, job))]
         return [
-            ("pictures", f"{len(source):,} from {recipe.data.location}{labels}"),
+            ("pictures", f"{len(source):,} from {location(recipe.data)}{labels}"),
             ("method", model),
             *seen,
             *changed,
@@ -122,21 +124,21 @@ class Pretrain:
             f"{len(engine.bad.keys)} bad pictures",
             f"  encoder    {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
             f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
-            f"next: python -m unlabeled ladder {quote(f'{output}/export')} {_labelled(recipe, output)}"
+            f"next: python -m unlabeled ladder {quote(f'{output}/export')} {_labelled(engine.job.data, output)}"
             "   (which way to use it pays)",
         ]
 
-    def _evaluators(self, recipe: PretrainRecipe, accelerator: Accelerator) -> Evaluate | None:
+    def _evaluators(self, recipe: PretrainRecipe, data: Opened, accelerator: Accelerator) -> Evaluate | None:
         if recipe.evaluate is None:
             if recipe.data.has_val:  # nothing looks at it now, but what comes later will
-                recipe.data.pictures("val")
+                data.pictures("val")
             return None
         if not recipe.data.has_val:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
         recipe.evaluate.must_suit(recipe.method.encoder.model)
         rank, world = accelerator.process_index, accelerator.num_processes
         run = recipe.run
-        splits = Splits(recipe.evaluate, recipe.data, accelerator.device, run.workers, rank, world, timeout=run.timeout)
+        splits = Splits(recipe.evaluate, data, accelerator.device, run.workers, rank, world, timeout=run.timeout)
         splits.check()
         evaluator = Evaluator(splits, recipe.method.views[0].shape)
         return lambda method: evaluator(next(iter(method.exports().values())), method.pooling())
@@ -150,23 +152,23 @@ def _evaluated(recipe: PretrainRecipe, job: Job) -> str:
     return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}"
 
 
-def _labelled(recipe: PretrainRecipe, output: Path) -> str:
+def _labelled(data: Opened, output: Path) -> str:
     """What to give a command that asks for labelled pictures: the run itself where it has some."""
     try:
-        if recipe.data.has_val and recipe.data.open("train").classes and recipe.data.open("val").classes:
+        if data.config.has_val and data.train.classes and data.val.classes:
             return quote(str(output))
     except UserError:  # labels that nobody has asked for, and that do not fit
         pass
     return "LABELLED"
 
 
-def pretraining(recipe: PretrainRecipe) -> Training:
+def pretraining(recipe: PretrainRecipe, data: Opened) -> Training:
     """The method and the pictures of a recipe for pretrain.py.
 
     Raises:
         UserError: they cannot be had, or do not fit together.
     """
-    source, train = recipe.data.open("train"), recipe.train
+    source, train = data.train, recipe.train
     steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
     check_epochs(recipe.method, train.epochs)
     config, rescaled = rescale(recipe.method, Setting(train.batch_size, train.epochs, steps))
@@ -177,7 +179,7 @@ def pretraining(recipe: PretrainRecipe) -> Training:
             load_method(method, recipe.init)
         return method
 
-    return Training(build, ViewDataset(source, config.views, config.encoder.patch_size, recipe.seed), rescaled)
+    return Training(build, data, ViewDataset(source, config.views, config.encoder.patch_size, recipe.seed), rescaled)
 
 
 STAGE = Pretrain()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlabeled.data.batch.loader import ViewDataset
+from unlabeled.data.opened import Opened
 from unlabeled.pretrain.method import Batch, Method
 from unlabeled.pretrain.rescale import Rescaled
 from unlabeled.train.recipe import Recipe
@@ -21,6 +22,7 @@ class Job(NamedTuple):
     Attributes:
         recipe: as resolved; `seed`, `train`, `optim`, `run`, `data` are read here.
         build: makes the method, randomly initialised or with the weights to start from.
+        data: the images of the recipe.
         dataset: training samples.
         evaluate: yields (name, value) of a whole method; None = nothing.
         facts: what a checkpoint must agree on beside the recipe (the data's fingerprint).
@@ -31,6 +33,7 @@ class Job(NamedTuple):
 
     recipe: Recipe
     build: Callable[[], Method]
+    data: Opened
     dataset: ViewDataset
     evaluate: Evaluate | None
     facts: dict[str, Any]
@@ -44,6 +47,7 @@ class Training(NamedTuple):
 
     Attributes:
         build: makes the method, randomly initialised or with the weights to start from.
+        data: the images of the recipe.
         dataset: training samples.
         rescaled: what the length of the run changed in the method's settings.
         pictures: with labels, of fine-tuning: those that are learnt from, watched and scored.
@@ -51,6 +55,7 @@ class Training(NamedTuple):
     """
 
     build: Callable[[], Method]
+    data: Opened
     dataset: ViewDataset
     rescaled: list[Rescaled]
     pictures: Any = None

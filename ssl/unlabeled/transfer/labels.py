@@ -9,6 +9,7 @@ import numpy as np
 
 from unlabeled.data.label.part import Part
 from unlabeled.data.label.subset import exponential, few_shot, mask_singletons, stratified
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.randomness import HELD_OUT
@@ -28,15 +29,15 @@ class Labelled(NamedTuple):
     test: Source
 
 
-def labelled(recipe: Any) -> Labelled:
+def labelled(recipe: Any, data: Opened) -> Labelled:
     """The pictures of a recipe for finetune.py.
 
     Raises:
         UserError: labels are missing or do not match, or there are fewer than asked for.
     """
-    if not recipe.data.has_val:
+    if not data.config.has_val:
         raise UserError("fine-tuning reports accuracy on data.val, which is null. Set it to the labelled split.")
-    source = recipe.data.open("train")
+    source = data.train
     if not source.classes:
         raise UserError(
             "fine-tuning needs labels, and data.train has none: put its pictures into one folder per class, or name "
@@ -47,8 +48,8 @@ def labelled(recipe: Any) -> Labelled:
             f"data.train has one class, {source.classes[0]!r}; expected at least two to tell apart. Give each class a "
             "folder of its own right below data.train."
         )
-    test = recipe.data.open("val")
-    recipe.data.check_apart(source, test)
+    test = data.val
+    data.check_apart(source, test)
     rows = chosen(source.labels, recipe.task, source.classes)
     _refuse_empty(source, rows)
     if recipe.watch is None:

@@ -13,16 +13,17 @@ from collections import Counter
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unlabeled.data.archive.index import EXTENSIONS, Index
+from unlabeled.data.fingerprint import digest
 from unlabeled.data.label.labels import renumbered
-from unlabeled.data.source import Split, digest
 from unlabeled.files import replacing
 
+Split = Literal["train", "val"]
 FORMAT = f"2 {len(EXTENSIONS)}"  # what is read depends on Pillow
 # something may have changed again within the tick of its clock, as git has it for its index
 SETTLED = 2_000_000_000  # ns
@@ -90,29 +91,55 @@ class CacheKey(NamedTuple):
     changed: Callable[[Listing], str | None]  # what has changed since, for people; None = nothing
 
 
-def kept(
-    folder: Path | None, asked: dict[Split, CacheKey], scan: Callable[[], dict[Split, Listing]], write: bool = True
-) -> dict[Split, Listing]:
-    """Listings as a folder keeps them; where it has none, or others by now, as a scan finds them.
+class IndexFolder:
+    """Listings of one source: found once, and kept in a folder where there is one.
 
     Args:
-        folder: of the kept files; None = always scan.
-        asked: what is wanted of each split.
-        scan: finds all of them.
-        write: whether to keep what the scan finds.
+        folder: of the kept files; None = nothing is kept.
+        write: whether a scan's listings are written there.
     """
-    if folder is None:
-        return scan()
-    found = {split: _current(folder / f"{split}.safetensors", question) for split, question in asked.items()}
-    listings = {split: listing for split, listing in found.items() if listing is not None}
-    if len(listings) == len(asked):
+
+    def __init__(self, folder: Path | None = None, write: bool = True) -> None:
+        self.folder, self.write = folder, write
+        self._known: dict[tuple[Split, str], Listing] = {}
+
+    def part(self, number: int) -> IndexFolder:
+        """The folder of a part of a mixture, below this one."""
+        return IndexFolder(None if self.folder is None else self.folder / str(number), self.write)
+
+    def listings(self, asked: dict[Split, CacheKey], scan: Callable[[], dict[Split, Listing]]) -> dict[Split, Listing]:
+        """Listings as they are known or kept; a scan finds all of them where one is missing or stale.
+
+        Args:
+            asked: identifies the listing of each split.
+            scan: finds all of them.
+        """
+        keys: dict[Split, tuple[Split, str]] = {split: (split, key.text) for split, key in asked.items()}
+        if not self._known.keys() >= set(keys.values()):
+            found = self._kept(asked) or self._scanned(asked, scan)
+            self._known |= {keys[split]: listing for split, listing in found.items()}
+        return {split: self._known[key] for split, key in keys.items()}
+
+    def _file(self, split: Split) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{split}.safetensors"
+
+    def _kept(self, asked: dict[Split, CacheKey]) -> dict[Split, Listing]:
+        """The listings as the folder keeps them; empty unless it keeps all."""
+        if self.folder is None:
+            return {}
+        found = {split: _current(self._file(split), key) for split, key in asked.items()}
+        listings = {split: listing for split, listing in found.items() if listing is not None}
+        return listings if len(listings) == len(asked) else {}
+
+    def _scanned(self, asked: dict[Split, CacheKey], scan: Callable[[], dict[Split, Listing]]) -> dict[Split, Listing]:
+        began = time.time_ns()
+        listings = scan()
+        if self.folder is not None and self.write:
+            for split, listing in listings.items():
+                if len(listing.pictures) and listing.newest() < began - SETTLED:
+                    save(self._file(split), listing, asked[split].text)
         return listings
-    began = time.time_ns()
-    listings = scan()
-    for split, listing in listings.items():
-        if write and len(listing.pictures) and listing.newest() < began - SETTLED:
-            save(folder / f"{split}.safetensors", listing, asked[split].text)
-    return listings
 
 
 def _current(file: Path, question: CacheKey) -> Listing | None:

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from unlabeled.data.archive import listing
 from unlabeled.data.archive.index import IndexBuilder
-from unlabeled.data.archive.listing import Listing, Stamp
+from unlabeled.data.archive.listing import IndexFolder, Listing, Split, Stamp
 from unlabeled.data.archive.prepared import ASKED, Record, Settings, different, fingerprint, index_file, which
 from unlabeled.data.decoding.decode import decode
-from unlabeled.data.source import MAX_PIXELS, Encoded, Source, SourceConfig, Split
+from unlabeled.data.source import MAX_PIXELS, Source, SourceConfig
 from unlabeled.data.view.views import resize
 from unlabeled.errors import BadSample, Interrupted, Stopped, UserError
 from unlabeled.files import replacing
@@ -198,7 +198,7 @@ def _tag(sha256: str) -> str:
 
 def _as_it_is(source: Source, i: int) -> bytes:
     try:
-        return source.read(i) if isinstance(source, Encoded) else b""
+        return source.read(i)
     except BadSample:
         return b""
 
@@ -253,9 +253,9 @@ def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) 
     """
     # classes are numbered when the folder is opened
     data = data.model_copy(update={"classes": None})
-    data.keep_index(folder / "index")
     splits: tuple[Split, ...] = ("train", "val") if data.has_val else ("train",)
-    sources = {split: data.source(split) for split in splits}
+    index = IndexFolder(folder / "index")
+    sources = {split: data.source(split, index) for split in splits}
     fingerprints = {split: source.fingerprint() for split, source in sources.items()}
     _claim(folder, Record(settings=settings, data=which(data), fingerprints=fingerprints))
     for split, source in sources.items():

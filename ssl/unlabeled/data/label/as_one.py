@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from unlabeled.data.archive.index import readable
-from unlabeled.data.label.part import Part
 from unlabeled.data.source import Source
-from unlabeled.data.sources.files import Files, Pictures
-from unlabeled.data.sources.mixture import Mixture, MixtureSource
 
 LEARNT = frozenset(("train", "training", "trn"))
 HELD_OUT = frozenset(("val", "valid", "validation", "dev", "eval", "test", "testing", "tst", "holdout", "held_out"))
@@ -20,28 +16,15 @@ HELD_OUT = frozenset(("val", "valid", "validation", "dev", "eval", "test", "test
 SEEN = 20_000
 
 
-def read_as_one(data: Any, source: Source) -> list[str]:
-    """Folders such as `train` and `val`, side by side below one place, that are all read as pictures to train on.
-
-    Args:
-        data: the `data:` section.
-        source: its pictures to train on.
-    """
-    if isinstance(source, Part):
-        return read_as_one(data, source.source)
-    if isinstance(data, Mixture) and isinstance(source, MixtureSource):
-        pairs = zip(data.sources, source.sources, strict=True)
-        return [folder for one, part in pairs for folder in read_as_one(one, part)]
-    if not (isinstance(data, Files) and isinstance(source, Pictures)):
-        return []
+def read_as_one(source: Source) -> list[bytes]:
+    """Folders such as `train` and `val`, side by side below one place, of a source over files."""
     below: dict[bytes, set[bytes]] = {}
     for above, folder in _folders(source):
         below.setdefault(above, set()).add(folder)
-    found = [os.path.join(above, folder) for above, folders in sorted(below.items()) for folder in _splits(folders)]
-    return [os.path.join(data.train, readable(folder)) for folder in found]
+    return [os.path.join(above, folder) for above, folders in sorted(below.items()) for folder in _splits(folders)]
 
 
-def _folders(source: Pictures) -> Iterator[tuple[bytes, bytes]]:
+def _folders(source: Source) -> Iterator[tuple[bytes, bytes]]:
     """Every folder of the names that are looked at, and what it lies in."""
     for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), SEEN)).astype(np.int64)):
         folder = os.path.dirname(source.name(int(i)))

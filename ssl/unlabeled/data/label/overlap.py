@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import blake2b
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unlabeled.data.source import Encoded, Source
-from unlabeled.data.sources.mixture import MixtureSource
+from unlabeled.data.source import Source
 from unlabeled.errors import BadSample, UserError
 
 TESTED = 200  # test pictures that are looked for
@@ -21,14 +20,6 @@ AT_ONCE = 16  # files that are read
 FEW = 20  # with fewer test pictures a share says little
 SHARE = 0.1  # of the test pictures: what is allowed, as real data sets hold copies
 Rows = NDArray[np.int64]
-
-
-@runtime_checkable
-class Marked(Protocol):
-    """What a `Source` may have: a number for every picture [n], equal where pictures are. None = not known."""
-
-    @property
-    def marks(self) -> NDArray[np.int64] | None: ...
 
 
 class Shared(NamedTuple):
@@ -63,7 +54,7 @@ def overlap(train: Source, test: Source) -> Shared:
     Up to TESTED test pictures are looked for, reading at most READ training pictures: all that can be equal, by what
     sources know of each without reading it (size, some values). Of more, those at the same places and others evenly.
     """
-    pairs = ((one, other) for one in _parts(train) for other in _parts(test))
+    pairs = ((one, other) for one in train.parts for other in test.parts)
     return max((_overlap(one, other) for one, other in pairs), key=lambda shared: shared.share)
 
 
@@ -72,10 +63,6 @@ def _overlap(train: Source, test: Source) -> Shared:
     known = {digest: i for i, digest in _digests(train, read)}
     found = [(test.key(i), train.key(known[digest])) for i, digest in _digests(test, rows) if digest in known]
     return Shared(looked, found)
-
-
-def _parts(source: Source) -> Sequence[Source]:
-    return source.sources if isinstance(source, MixtureSource) else (source,)
 
 
 def _to_read(train: Source, test: Source) -> tuple[int, Rows, Rows]:
@@ -98,7 +85,7 @@ def _to_read(train: Source, test: Source) -> tuple[int, Rows, Rows]:
 
 def _alike(train: Source, test: Source, rows: Rows) -> Iterator[Rows]:
     """For each of some test pictures the training pictures that may be equal to it."""
-    marks, others = _marks(train), _marks(test)
+    marks, others = train.marks, test.marks
     if marks is None or others is None:
         yield from [np.arange(len(train))] * len(rows)
         return
@@ -107,22 +94,18 @@ def _alike(train: Source, test: Source, rows: Rows) -> Iterator[Rows]:
     yield from (order[start:end] for start, end in zip(*ends, strict=True))
 
 
-def _marks(source: Source) -> NDArray[np.int64] | None:
-    return cast("Marked", source).marks if isinstance(source, Marked) else None
-
-
 def _digests(source: Source, rows: Rows) -> list[tuple[int, bytes]]:
     """(number, digest) of pictures; those that cannot be read are left out."""
     numbers = rows.tolist()
     # files may lie far away
-    with ThreadPoolExecutor(AT_ONCE if isinstance(source, Encoded) else 1) as pool:
+    with ThreadPoolExecutor(AT_ONCE if source.encoded else 1) as pool:
         found = pool.map(partial(_digest, source), numbers)
         return [(number, digest) for number, digest in zip(numbers, found, strict=True) if digest is not None]
 
 
 def _digest(source: Source, i: int) -> bytes | None:
     try:
-        data = source.read(i) if isinstance(source, Encoded) else source.image(i).numpy().tobytes()
+        data = source.read(i) if source.encoded else source.image(i).numpy().tobytes()
     except BadSample:
         return None
     return blake2b(data, digest_size=16).digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 import numpy as np
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch import Tensor
 from unlabeled.data.source import Source
 
 
-class Part:
-    """A `Source` over chosen pictures of another.
+class Part(Source):
+    """A source over chosen pictures of another.
 
     Args:
         source: the whole.
@@ -21,6 +22,21 @@ class Part:
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         self.source, self.indices = source, indices
         self.labels, self.classes = source.labels[indices], source.classes
+
+    @property
+    def whole(self) -> Source:
+        return self.source
+
+    @property
+    def unlabelled(self) -> int:
+        return int((self.source.labels < 0).sum())
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return self.source.skipped
+
+    def origin(self, i: int) -> tuple[Source, int]:
+        return self.source.origin(int(self.indices[i]))
 
     def __len__(self) -> int:
         return len(self.indices)

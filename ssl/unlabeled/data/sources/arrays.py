@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.archive.tar import local_identity
 from unlabeled.data.decoding.bands import Target
+from unlabeled.data.fingerprint import digest, sample_numbers
 from unlabeled.data.label.labels import numbered
-from unlabeled.data.source import VALUE_RANGE, SourceConfig, Split, ValueRange, digest, sample_numbers
+from unlabeled.data.source import VALUE_RANGE, Source, SourceConfig, ValueRange
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
 
@@ -39,7 +41,7 @@ class Arrays(SourceConfig):
     layout: Layout = Field("NHWC", description="order of the axes")
     value_range: ValueRange | None = VALUE_RANGE
 
-    def source(self, split: Split) -> ArraySource:
+    def source(self, split: Split, index: IndexFolder) -> ArraySource:
         """The files of one split."""
         pictures, labels = (self.train, self.train_labels) if split == "train" else (self.val, self.val_labels)
         assert pictures is not None, "asked for only where there is one"
@@ -47,8 +49,8 @@ class Arrays(SourceConfig):
         return ArraySource(pictures, labels, self.layout, target, self.order)
 
 
-class ArraySource:
-    """A `Source` over one memory-mapped file. Pickles without its pixels.
+class ArraySource(Source):
+    """A source over one memory-mapped file. Pickles without its pixels.
 
     Args:
         path: of the pictures.

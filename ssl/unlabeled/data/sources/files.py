@@ -6,7 +6,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -16,16 +16,18 @@ from torch import Tensor
 
 from unlabeled.data.archive.http import Identity
 from unlabeled.data.archive.index import EXTENSIONS, Index, changed_folder, readable, scan_folder
-from unlabeled.data.archive.listing import CacheKey, Listing, Stamp, kept
+from unlabeled.data.archive.listing import CacheKey, IndexFolder, Listing, Split, Stamp
 from unlabeled.data.archive.remote import identities, is_remote, read_range
 from unlabeled.data.archive.skipped import BESIDE, conversion, in_words
 from unlabeled.data.archive.tar import local_identity, scan_tars
 from unlabeled.data.archive.webdataset import ALL, Beside
 from unlabeled.data.decoding.bands import Target
+from unlabeled.data.decoding.decode import decode
 from unlabeled.data.decoding.memory import raise_if_out_of_memory
+from unlabeled.data.label.as_one import read_as_one
 from unlabeled.data.label.labels import numbered
 from unlabeled.data.paths import Paths, entries
-from unlabeled.data.source import EncodedConfig, Split
+from unlabeled.data.source import EncodedConfig, Source, SourceConfig
 from unlabeled.errors import BadSample, UserError
 from unlabeled.paths import UserPath
 
@@ -38,20 +40,19 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _ENDINGS = " ".join(ending.decode() for ending in EXTENSIONS)
 
 
-class Pictures:
-    """A `Source` over files in a folder or members of tars. Pickles without open files.
+class Pictures(Source):
+    """A source over files in a folder or members of tars. Pickles without open files.
 
     Args:
         place: reads their bytes.
-        listing: which there are, with their labels.
-        target: what `decode` makes of them.
-
-    Attributes:
-        skipped: how many files below the split are not read, see `unlabeled.data.archive.skipped`.
+        listing: lists them, with their labels.
+        target: the form that they are decoded to.
     """
 
+    encoded = True
+
     def __init__(self, place: Folder | Tars, listing: Listing, target: Target) -> None:
-        self.classes, self.labels, self.skipped = listing.classes, listing.labels, listing.pictures.skipped
+        self.classes, self.labels = listing.classes, listing.labels
         self._place, self._index, self._target = place, listing.pictures, target
         self._fingerprint = listing.fingerprint
 
@@ -60,8 +61,12 @@ class Pictures:
 
     @property
     def marks(self) -> NDArray[np.int64]:
-        """Their sizes [n], bytes."""
+        """The sizes of the files [n], bytes."""
         return self._index.sizes
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return self._index.skipped
 
     def name(self, i: int) -> bytes:
         """The picture's path below the split."""
@@ -71,14 +76,12 @@ class Pictures:
         """The picture's path; in a tar, the archive's path and the member's name."""
         return readable(self._place.path(self._index, i))
 
-    def path(self, i: int) -> bytes | None:
+    def file(self, i: int) -> bytes | None:
         """Where the picture lies as a file of its own; None in a tar."""
         return self._place.path(self._index, i) if isinstance(self._place, Folder) else None
 
     def image(self, i: int) -> Tensor:
         """uint8 [C, H, W], see `unlabeled.data.decoding.decode`."""
-        from unlabeled.data.decoding.decode import decode
-
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:
@@ -251,8 +254,7 @@ class Files(EncodedConfig):
     def _reading(self) -> Reading:
         return Reading(self.labels, self.stray, self.part and self.part.lower(), self.order)
 
-    @cached_property
-    def _listings(self) -> dict[Split, Listing]:
+    def _listings(self, index: IndexFolder) -> dict[Split, Listing]:
         stamps = cache(_stamps)  # archives that hold both splits are asked about once
         asked = {
             split: CacheKey(
@@ -260,7 +262,7 @@ class Files(EncodedConfig):
             )
             for split, (paths, prefix) in self._places.items()
         }
-        return kept(self._index_folder, asked, self._scan, self._index_written)
+        return index.listings(asked, self._scan)
 
     def _scan(self) -> dict[Split, Listing]:
         # splits of one path at once: the headers of a large tar take minutes to read
@@ -270,18 +272,34 @@ class Files(EncodedConfig):
             found |= zip(prefixes, _scan(paths, list(prefixes.values()), self._reading), strict=True)
         return found
 
-    def source(self, split: Split) -> Pictures:
+    def source(self, split: Split, index: IndexFolder) -> Pictures:
         """The pictures of one split.
 
         Raises:
             UserError: nothing at `path`, no pictures in the split, or an archive that cannot be used (see `scan_tars`).
         """
-        (paths, prefix), listing = self._places[split], self._listings[split]
+        (paths, prefix), listing = self._places[split], self._listings(index)[split]
         if not len(listing.pictures):
             raise UserError(_nothing_found(paths, prefix, self._reading, listing.pictures.skipped))
         if listing.files:
             return Pictures(Tars(listing.files, os.fsencode(prefix)), listing, self.target)
         return Pictures(Folder(*_roots(_folders(paths), prefix)), listing, self.target)
+
+    def read_as_one(self, source: Source) -> list[str]:
+        return [os.path.join(self.train, readable(folder)) for folder in read_as_one(source)]
+
+    def masks(self) -> SourceConfig:
+        """The files below folders of the splits' names with `_masks` behind, of every picture."""
+        train, val = (None if prefix is None else f"{prefix}_masks" for prefix in (self.train, self.val))
+        return Files(
+            path=self.path,
+            val_path=self.val_path,
+            train=train or "",
+            val=val,
+            stray="keep",
+            part="all",
+            max_pixels=self.max_pixels,
+        )
 
 
 def _several(path: PathOrPaths) -> Paths:

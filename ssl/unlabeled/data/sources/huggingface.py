@@ -11,10 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.data.archive.dialect import some_of
+from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.decoding.bands import Target
+from unlabeled.data.decoding.decode import decode
 from unlabeled.data.decoding.memory import raise_if_out_of_memory
+from unlabeled.data.fingerprint import digest, sample_numbers
 from unlabeled.data.label.labels import numbered, renumbered
-from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
+from unlabeled.data.source import EncodedConfig, Source
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
 from unlabeled.recipe.faults import show
@@ -37,7 +40,7 @@ class HuggingFace(EncodedConfig):
     image: str = Field("image", description="column of the pictures")
     label: str | None = Field(None, description="column of the labels; null = unlabelled")
 
-    def source(self, split: Split) -> HuggingFaceSource:
+    def source(self, split: Split, index: IndexFolder) -> HuggingFaceSource:
         """The rows of one split."""
         name = self.train if split == "train" else self.val
         assert name is not None, "asked for only where there is one"
@@ -52,8 +55,8 @@ class HuggingFace(EncodedConfig):
         return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.target, self.order)
 
 
-class HuggingFaceSource:
-    """A `Source` over one split. Pickles as a reference to its memory-mapped files.
+class HuggingFaceSource(Source):
+    """A source over one split. Pickles as a reference to its memory-mapped files.
 
     Args:
         table: a `datasets.Dataset`.
@@ -62,6 +65,8 @@ class HuggingFaceSource:
         target: what `decode` makes of them.
         order: names of all classes, by number; None = that of a `ClassLabel`, else natural.
     """
+
+    encoded = True
 
     def __init__(
         self,
@@ -107,8 +112,6 @@ class HuggingFaceSource:
 
     def image(self, i: int) -> Tensor:
         """uint8 [C, H, W], see `unlabeled.data.decoding.decode`."""
-        from unlabeled.data.decoding.decode import decode
-
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from unlabeled.data.archive.listing import IndexFolder, Split
+from unlabeled.data.fingerprint import digest
 from unlabeled.data.label.labels import natural
-from unlabeled.data.source import Positive, Source, SourceConfig, Split, digest
+from unlabeled.data.opened import Opened
+from unlabeled.data.source import Positive, Source, SourceConfig
 from unlabeled.data.sources.arrays import Arrays
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.huggingface import HuggingFace
@@ -26,8 +29,8 @@ Single = Annotated[Kinds, Field(discriminator="name")]
 SHARED = frozenset(SourceConfig.model_fields) - {"name", "cache"}
 
 
-class MixtureSource:
-    """A `Source` of several. An epoch passes over every picture at least once; what weighs more repeats.
+class MixtureSource(Source):
+    """A source of several. An epoch passes over every picture at least once; what weighs more repeats.
 
     Pictures of a source take turns, so a repeated one is cropped anew: randomness goes by the place in the mixture.
 
@@ -62,8 +65,20 @@ class MixtureSource:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def parts(self) -> Sequence[Source]:
+        return self.sources
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return sum((part.skipped for part in self.sources), Counter())
+
+    def origin(self, i: int) -> tuple[Source, int]:
+        source, number = self.place(i)
+        return source.origin(number)
+
     def place(self, i: int) -> tuple[Source, int]:
-        """The source of picture i, and its number there."""
+        """The part that image i belongs to, and its number there."""
         part = int(np.searchsorted(self.starts, i, side="right")) - 1
         source = self.sources[part]
         return source, int(i - self.starts[part]) % len(source)
@@ -127,18 +142,21 @@ class Mixture(SourceConfig):
     def has_val(self) -> bool:
         return any(source.has_val for source in self.sources)
 
-    def keep_index(self, folder: Path, write: bool = True) -> None:
-        """Each part's in a folder of its own."""
-        for number, source in enumerate(self.parts):
-            source.keep_index(folder / str(number), write)
-
     @cached_property
-    def parts(self) -> list[SourceConfig]:
-        """The sources with what all share, which decides how each decodes."""
+    def parts(self) -> Sequence[SourceConfig]:
+        """The sources with the shared fields, which decide how each decodes."""
         shared = {name: getattr(self, name) for name in SHARED}
         return [source.model_copy(update=shared) for source in self.sources]
 
-    def source(self, split: Split) -> MixtureSource:
+    def read_as_one(self, source: Source) -> list[str]:
+        pairs = zip(self.sources, source.parts, strict=True)
+        return [folder for config, part in pairs for folder in config.read_as_one(part)]
+
+    def source(self, split: Split, index: IndexFolder) -> MixtureSource:
         """All parts that have the split; weights are for training."""
-        parts = [part.open(split) for part in self.parts if split == "train" or part.has_val]
+        parts = [
+            Opened(part, index.part(number)).split(split)
+            for number, part in enumerate(self.parts)
+            if split == "train" or part.has_val
+        ]
         return MixtureSource(parts, self.weights if split == "train" else None, self.order)

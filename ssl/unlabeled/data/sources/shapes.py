@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.label.labels import renumbered
-from unlabeled.data.source import SourceConfig, Split
+from unlabeled.data.source import Source, SourceConfig
 
 # A number in what the pictures look like: part of the fingerprint, raised whenever drawing changes.
 VERSION = 2
@@ -133,7 +134,7 @@ class Shapes(SourceConfig):
     def has_val(self) -> bool:
         return True
 
-    def source(self, split: Split) -> ShapesSource:
+    def source(self, split: Split, index: IndexFolder) -> ShapesSource:
         """The pictures of one split."""
         count = self.train_size if split == "train" else self.val_size
         return ShapesSource(split, count, self.size, self.seed, self.order)
@@ -145,7 +146,7 @@ def must_be_drawn(channels: int) -> None:
         raise ValueError(f"shapes are drawn in 3 channels, found a mean of {channels} values; give mean and std 3 each")
 
 
-class ShapesSource:
+class ShapesSource(Source):
     """Pictures of shapes by number. Picture i depends on (seed, split, i); `size` only sets its resolution.
 
     Pixels take arithmetic and square roots alone, which IEEE 754 rounds exactly: processors agree on them.
@@ -219,7 +220,7 @@ class ShapesSource:
         centre_x, centre_y = _uniform(random, (2,), -1, 1) * (1 - radius)
         cos, sin = _turn(random, ()) / radius
         x, y = self._grid[0] - centre_x, self._grid[1] - centre_y
-        outline = OUTLINES[self.classes[self.labels[i]]]
+        outline = tuple(OUTLINES.values())[i % len(OUTLINES)]
         return outline(x * cos + y * sin, y * cos - x * sin) * radius
 
     def _colours(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

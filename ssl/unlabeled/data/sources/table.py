@@ -21,10 +21,10 @@ from unlabeled.data.archive.dialect import (
     separator_of,
 )
 from unlabeled.data.archive.index import IndexBuilder, file_size
-from unlabeled.data.archive.listing import CacheKey, Listing, Stamp, kept
+from unlabeled.data.archive.listing import CacheKey, IndexFolder, Listing, Split, Stamp
 from unlabeled.data.archive.tar import local_identity
 from unlabeled.data.label.labels import numbered
-from unlabeled.data.source import EncodedConfig, Split
+from unlabeled.data.source import EncodedConfig
 from unlabeled.data.sources.files import Folder, Pictures
 from unlabeled.errors import UserError, first_line
 from unlabeled.paths import UserPath
@@ -70,12 +70,12 @@ class Table(EncodedConfig):
             raise ValueError(f"val={self.val!r} is a value of the column `split`, which is null: expected its name")
         return self
 
-    def source(self, split: Split) -> Pictures:
+    def source(self, split: Split, index: IndexFolder) -> Pictures:
         """Its rows of one split."""
         path, root = self.path, os.fsencode(self._root)
         text = repr([path, self._dialect, self._wanted(split), self.order])
         asked = {split: CacheKey(text, partial(_changed, path))}
-        listings = kept(self._index_folder, asked, lambda: {split: self._scan(split)}, self._index_written)
+        listings = index.listings(asked, lambda: {split: self._scan(split)})
         return Pictures(Folder(root), listings[split], self.target)
 
     @property

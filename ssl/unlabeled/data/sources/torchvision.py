@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.decoding.bands import Target
+from unlabeled.data.decoding.decode import from_pillow
 from unlabeled.data.decoding.memory import raise_if_out_of_memory
+from unlabeled.data.fingerprint import digest, sample_numbers
 from unlabeled.data.label.labels import is_missing, numbered, renumbered
-from unlabeled.data.source import EncodedConfig, Split, digest, sample_numbers
+from unlabeled.data.source import EncodedConfig, Source
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
 
@@ -48,7 +51,7 @@ class TorchVision(EncodedConfig):
             raise ValueError(f"torchvision has no data set '{name}'.{hint}")
         return name
 
-    def source(self, split: Split) -> TorchVisionSource:
+    def source(self, split: Split, index: IndexFolder) -> TorchVisionSource:
         """The data set with the arguments of one split."""
         import torchvision
 
@@ -62,8 +65,8 @@ class TorchVision(EncodedConfig):
         return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.target, self.order)
 
 
-class TorchVisionSource:
-    """A `Source` over one of torchvision's data sets, whose pictures it opens itself.
+class TorchVisionSource(Source):
+    """A source over one of torchvision's data sets, whose pictures it opens itself.
 
     Args:
         dataset: gives (picture, ...) by number.
@@ -95,8 +98,6 @@ class TorchVisionSource:
 
     def image(self, i: int) -> Tensor:
         """uint8 [C, H, W], by the rules of `unlabeled.data.decoding.decode`."""
-        from unlabeled.data.decoding.decode import from_pillow
-
         try:
             picture = self._dataset[i][0]
         except Exception as error:  # whatever its files do to it

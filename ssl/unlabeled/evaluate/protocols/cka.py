@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from unlabeled.backbone.families.cnn import ConvEncoder
@@ -99,9 +99,7 @@ def _other(bench: Bench, path: str) -> Bench:
             f"{path} sees {encoder.channels} channels, expected {bench.encoder.channels}, as many as what it is "
             "compared with."
         )
-    data = splits.data
-    if isinstance(data, BaseModel):
-        data = data.model_copy(update={"mean": tuple(prepared.mean), "std": tuple(prepared.std)})
+    data = splits.data.normalised(tuple(prepared.mean), tuple(prepared.std))
     rank, world = splits.rank, splits.world
     again = Splits(splits.config, data, splits.device, splits.workers, rank, world, timeout=splits.timeout)
     return Bench(encoder.to(bench.device), again, encoder.image_size, pool=bench.pool)

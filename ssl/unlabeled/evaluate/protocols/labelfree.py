@@ -65,7 +65,7 @@ class LabelFree(Pooled, frozen=True, extra="forbid"):
         Raises:
             UserError: it does not suit the pictures, or hides patches.
         """
-        channels = len(splits.data.mean)
+        channels = splits.data.config.channels
         view = self.view or default_view(channels)
         view = view.model_copy(update={"size": shape or view.size, "count": self.views})
         if view.mask is not None:

@@ -208,7 +208,7 @@ def feature_maps(bench: Bench, scenes: Scenes, config: Segmentation) -> Iterator
     Evaluation mode, no gradients; the encoder gets its mode back after every batch.
     """
     splits = bench.splits
-    normalize = Normalize(splits.data.mean, splits.data.std, bench.device)
+    normalize = Normalize(splits.data.config.mean, splits.data.config.std, bench.device)
     rows = torch.arange(len(scenes)).split(config.batch_size)
     loader = make_loader(
         scenes,

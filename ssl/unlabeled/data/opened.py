@@ -1,0 +1,100 @@
+"""A recipe's `data:` section opened: live sources, each found once."""
+
+from __future__ import annotations
+
+from copy import copy
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from unlabeled.data.archive.listing import IndexFolder, Split
+from unlabeled.data.archive.prepared import open_prepared, summary
+from unlabeled.data.label.overlap import refuse_shared
+from unlabeled.data.source import Source, SourceConfig
+from unlabeled.errors import UserError
+from unlabeled.recipe.faults import show
+
+
+class Opened:
+    """The images of a `data:` section, each split opened when it is first asked for.
+
+    Args:
+        config: the section.
+        index: keeps what a scan finds; None = nothing is kept.
+    """
+
+    def __init__(self, config: SourceConfig, index: IndexFolder | None = None) -> None:
+        self.config, self.index = config, index or IndexFolder()
+
+    @cached_property
+    def train(self) -> Source:
+        """The images to train on. Raises UserError when they cannot be had."""
+        return self.pictures("train")
+
+    @cached_property
+    def val(self) -> Source:
+        """The images to evaluate on, their labels numbered as in `train`, where that is labelled.
+
+        Raises:
+            UserError: they cannot be had, have no labels, or classes that `train` lacks.
+        """
+        if not self.config.has_val:
+            raise UserError(f"data.val is null; expected {self.config.what_val_is}")
+        val = getattr(self.config, "val", None)
+        return numbered_as(self.pictures("val"), self.train.classes, "data.val" if val is None else f"data.val={val!r}")
+
+    def split(self, split: Split) -> Source:
+        """`train` or `val`, by name."""
+        return self.train if split == "train" else self.val
+
+    def pictures(self, split: Split) -> Source:
+        """The images of a split, from the cache where there is one, their labels numbered on their own."""
+        if self.config.cache is None:
+            return self.original(split)
+        return open_prepared(self.config, Path(self.config.cache), split)
+
+    def original(self, split: Split) -> Source:
+        """The same, never from the cache."""
+        return self.config.source(split, self.index)
+
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Opened:
+        """The same images under another normalisation of as many channels; open splits stay open."""
+        other = copy(self)
+        other.config = self.config.model_copy(update={"mean": mean, "std": std})
+        return other
+
+    def check_apart(self, train: Source, val: Source) -> None:
+        """Raise UserError when images of `val` are in `train` too, unless that is allowed. A sample is compared."""
+        if not self.config.allow_overlap:
+            refuse_shared(train, val)
+
+
+def location(config: SourceConfig) -> str:
+    """A short description of where images come from, for people."""
+    return config.name if config.cache is None else f"{config.name}, small copies in {summary(Path(config.cache))}"
+
+
+def numbered_as(val: Source, classes: tuple[str, ...], what: str) -> Source:
+    """The source to evaluate on, its labels renumbered as those of the images to train on.
+
+    Args:
+        val: labelled images.
+        classes: of the images to train on; () = they are unlabelled, and `val` stays as it is.
+        what: the field of the recipe that names `val`.
+
+    Raises:
+        UserError: `val` has no labels, or classes that `classes` lacks.
+    """
+    if not val.classes:
+        raise UserError(f"{what} has no labels; expected every picture to have a class")
+    if not classes:
+        return val
+    rank = {name: i for i, name in enumerate(classes)}
+    if extra := [name for name in val.classes if name not in rank]:
+        raise UserError(
+            f"{what} has classes that data.train lacks: {', '.join(map(show, extra[:10]))}; "
+            f"train has {len(classes)}, such as {classes[0]!r}"
+        )
+    ids = np.array([rank[name] for name in val.classes], dtype=np.int64)
+    return val.relabelled(np.where(val.labels < 0, -1, ids[val.labels]), classes)
