@@ -18,6 +18,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.batch.loader import Normalize, sample_rng
+from unlabeled.data.sources.files import Files
 from unlabeled.data.view.percrop import recolour_and_normalize
 from unlabeled.data.view.views import View
 from unlabeled.errors import BadSample, UserError
@@ -105,7 +106,7 @@ def test_scores_are_of_plain_pictures_and_of_views() -> None:
 
 def test_views_that_do_not_suit_are_the_users_error() -> None:
     grey = FakeData()
-    grey.mean = grey.std = (0.5,)  # type: ignore[assignment]
+    grey.config = Files(path="x", mean=(0.5,), std=(0.5,))
     assert LabelFree().augmentation(splits(grey)).jitter is None
     with pytest.raises(UserError, match=r"labelfree\.view: .*is for 3 channels, found 1"):
         splits(grey, labelfree={"view": VIEW.model_dump()}).check()

@@ -182,11 +182,12 @@ def device_of(name: str) -> torch.device:
 
 def _subjects(args: argparse.Namespace, asked: Evaluation, device: torch.device) -> list[Subject]:
     """Every export, prepared as it says or as was asked for."""
-    subjects = []
+    subjects: list[Subject] = []
     for path in args.exports:
         encoder, how, words = _load(path, args)
         say(f"{path}: {words}")
         data, config = data_of(args, how), prepared_as(asked, how)
+        data = next((other.data for other in subjects if other.data.config == data.config), data)
         subjects.append(Subject(path, encoder.to(device), encoder.image_size, data, config))
     return subjects
 
