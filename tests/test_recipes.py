@@ -174,7 +174,7 @@ def test_an_empty_split_says_what_it_became_and_how_to_mean_the_folder_itself() 
 @pytest.mark.parametrize(
     ("section", "begins", "has", "lacks"),
     [
-        ("optim.schedule", "optim.schedule  mapping with name: cosine", "name: constant", "base_lr"),
+        ("optim.schedule", "optim.schedule  mapping with name: constant, cosine", "name: constant", "base_lr"),
         ("method.ibot.head", "method.head\n", "method.head.prototypes  integer >= 2 = 8192", "teacher_shares"),
         ("method.mae", "method.view\n", "method.decoder.width", "global_1"),
         ("method.head", "method.name=dino:\nmethod.head", "method.name=ibot:\nmethod.head", "global_1"),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
-from unlabeled.train.optim import AdamW, param_groups
+from unlabeled.train.optim import param_groups
+from unlabeled.train.optimizers import adamw
 
 MODEL, SIDE, LOCAL_SIDE, PATCH = "vit_small_patch16_224", 224, 96, 16
 WIDTH, DEPTH, CHANNELS = 384, 12, 3
@@ -130,7 +131,7 @@ def frozen_copy(copy: nn.Module, source: nn.Module) -> nn.Module:
 
 def our_step(model: Method, batch: Batch) -> Step:
     """Forward, backward, AdamW as our engine builds it, teacher."""
-    optimizer = AdamW(betas=BETAS).build(param_groups(model, DECAY))
+    optimizer = adamw.Config(betas=BETAS).build(param_groups(model, DECAY))
     for group in optimizer.param_groups:
         group["lr"] = LR
     return _step(lambda: model(batch, PROGRESS).loss, optimizer, lambda: model.after_step(PROGRESS))

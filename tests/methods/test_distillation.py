@@ -20,8 +20,9 @@ from unlabeled.nn.heads import HeadConfig
 from unlabeled.nn.patches import PatchMask, hidden_rows
 from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
 from unlabeled.pretrain.methods import dino, ibot
-from unlabeled.train.optim import AdamW, param_groups, set_rates
-from unlabeled.train.schedules import Plateau
+from unlabeled.train.optim import param_groups, set_rates
+from unlabeled.train.optimizers import adamw
+from unlabeled.train.schedules import plateau
 
 START = Progress(0, 100, 0.0, 10.0)
 ROWS, PATCHES = 4, 16
@@ -240,7 +241,7 @@ def test_dinov2s_last_layers_stand_still_while_their_moments_grow() -> None:
     """Officially their learning rate is 0 in the first epochs: no decay either, but AdamW remembers gradients."""
     config = DINOV2.model_copy(update={"frozen_by": "rate", "frozen_epochs": 1.0})
     model, last = build(config), "patch_head.last_layer.weight_v"
-    rates = AdamW(weight_decay=0.1, schedule=Plateau())
+    rates = adamw.Config(weight_decay=0.1, schedule=plateau.Config())
     optimizer = rates.build(param_groups(model, 0.1))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for epoch in (0.0, 0.9, 1.0):

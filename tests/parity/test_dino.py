@@ -20,7 +20,8 @@ from unlabeled.nn.curves import cosine
 from unlabeled.nn.losses import cross_view, sharpen
 from unlabeled.nn.teacher import Centre
 from unlabeled.pretrain.method import Progress
-from unlabeled.train.schedules import Ramp, Table
+from unlabeled.train.schedule import Ramp
+from unlabeled.train.schedules.table import Config as Table
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

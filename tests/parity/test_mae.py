@@ -35,7 +35,8 @@ from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.pretrain.methods.mae import MAE, Config
 from unlabeled.train.heads import load_method
 from unlabeled.train.optim import param_groups
-from unlabeled.train.schedules import Cosine, Ramp
+from unlabeled.train.schedule import Ramp
+from unlabeled.train.schedules.cosine import Config as Cosine
 from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.config import ClassifyConfig
 

@@ -33,8 +33,9 @@ from unlabeled.nn.teacher import ema_
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.pretrain.methods.mocov3 import Branch, Config, MoCoV3
 from unlabeled.train.heads import load_method
-from unlabeled.train.optim import LARS
-from unlabeled.train.schedules import Cosine, Ramp
+from unlabeled.train.optimizers.lars import LARS
+from unlabeled.train.schedule import Ramp
+from unlabeled.train.schedules.cosine import Config as Cosine
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.train.clip import clip_gradients
-from unlabeled.train.optim import SGD, AdamW, Lars, param_groups, set_rates
-from unlabeled.train.schedules import Cosine, Plateau, Ramp, Steps, TimmCosine, peak_lr
+from unlabeled.train.optim import param_groups, set_rates
+from unlabeled.train.optimizers import adamw, lars, sgd
+from unlabeled.train.schedule import Ramp
+from unlabeled.train.schedules import cosine, plateau, steps, timm_cosine
 
 
 class Two(Method):
@@ -56,9 +58,9 @@ def test_clipping(by: str) -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (AdamW(betas=(0.8, 0.9), eps=1e-6), {"betas": (0.8, 0.9), "eps": 1e-6}),
-        (SGD(momentum=0.7), {"momentum": 0.7}),
-        (Lars(momentum=0.6, trust=0.02), {"momentum": 0.6, "trust": 0.02}),
+        (adamw.Config(betas=(0.8, 0.9), eps=1e-6), {"betas": (0.8, 0.9), "eps": 1e-6}),
+        (sgd.Config(momentum=0.7), {"momentum": 0.7}),
+        (lars.Config(momentum=0.6, trust=0.02), {"momentum": 0.6, "trust": 0.02}),
     ],
 )
 def test_optimizers_are_built_as_their_settings_say(config: Any, expected: dict[str, Any]) -> None:
@@ -79,7 +81,7 @@ def test_no_limit_only_measures() -> None:
 
 
 def test_weight_decay_follows_its_cosine_in_decayed_groups_alone() -> None:
-    config = AdamW(base_lr=1.0, weight_decay=0.04, weight_decay_end=0.4)
+    config = adamw.Config(base_lr=1.0, weight_decay=0.04, weight_decay_end=0.4)
     optimizer = config.build(param_groups(Two(), config.weight_decay))
     for step, expected in ((0, 0.04), (5, 0.22), (10, 0.4)):
         set_rates(optimizer, config, 1.0, Progress(step, 10, step / 5, 2.0))
@@ -90,7 +92,7 @@ def test_weight_decay_follows_its_cosine_in_decayed_groups_alone() -> None:
 
 
 def test_steps_are_one_step_late_and_drop_at_milestones() -> None:
-    ramp, schedule = Ramp(0.1, 1.0, 0.5, 1), Steps(milestones=(2, 3))
+    ramp, schedule = Ramp(0.1, 1.0, 0.5, 1), steps.Config(milestones=(2, 3))
     rates = [schedule.at(Progress(step, 16, step / 4, 4.0), ramp) for step in range(16)]
     warm = [0.1, 0.1, 0.325, 0.55, 0.775]
     assert rates == pytest.approx([*warm, *[1.0] * 4, *[0.1] * 4, *[0.01] * 3])
@@ -99,15 +101,16 @@ def test_steps_are_one_step_late_and_drop_at_milestones() -> None:
 def test_timm_cosine_counts_from_step_zero() -> None:
     """With 20 of 100 epochs of warm-up the rate drops to .9045 of its peak where the warm-up ends."""
     ramp = Ramp(0.0, 1.0, 0.0, 20)
-    rates = [TimmCosine().at(Progress(step, 1000, step / 10, 100.0), ramp) for step in (200, 201)]
+    rates = [timm_cosine.Config().at(Progress(step, 1000, step / 10, 100.0), ramp) for step in (200, 201)]
     assert rates == pytest.approx([199 / 200, 0.9045085], abs=1e-6)
 
 
 def test_peaks_of_the_papers() -> None:
-    assert peak_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
-    assert peak_lr(1e-4, 2048, "linear", 512) == pytest.approx(4e-4)
-    assert peak_lr(4e-3, 2048, "sqrt", 1024) == pytest.approx(5.657e-3, rel=1e-4)
-    assert peak_lr(4e-3, 2048, "none") == 4e-3
+    assert adamw.Config(base_lr=1.5e-4).peak(4096) == pytest.approx(2.4e-3)
+    assert adamw.Config(base_lr=1e-4, reference_batch=512).peak(2048) == pytest.approx(4e-4)
+    root = adamw.Config(base_lr=4e-3, lr_rule="sqrt", reference_batch=1024)
+    assert root.peak(2048) == pytest.approx(5.657e-3, rel=1e-4)
+    assert adamw.Config(base_lr=4e-3, lr_rule="none").peak(2048) == 4e-3
 
 
 def test_values_are_cut_before_the_norm() -> None:
@@ -119,7 +122,7 @@ def test_values_are_cut_before_the_norm() -> None:
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_layer_scales_hold_for_everything_or_for_the_peak_alone(whole: bool) -> None:
-    config = AdamW(base_lr=1.0, min_lr=0.1, warmup_epochs=2.0, warmup_lr=0.2, scale_minimum=whole)
+    config = adamw.Config(base_lr=1.0, min_lr=0.1, warmup_epochs=2.0, warmup_lr=0.2, scale_minimum=whole)
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr_scale": 0.5, "decays": True}], lr=0.0)
     rates = []
     for epoch in (0.0, 1.0, 2.0, 10.0):
@@ -133,7 +136,7 @@ def test_both_ends_grow_with_the_batch_where_told(batch: int, growth: float) -> 
     """SimMIM's `main_simmim.py` multiplies peak, warm-up and minimum alike."""
     ends = {"min_lr": 2.5e-7, "warmup_lr": 5e-7, "warmup_epochs": 2.0, "base_lr": 1e-4, "reference_batch": 512}
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0, "decays": True}], lr=0.0)
-    for grown, config in ((growth, AdamW(**ends, scale_ends=True)), (1.0, AdamW(**ends))):
+    for grown, config in ((growth, adamw.Config(**ends, scale_ends=True)), (1.0, adamw.Config(**ends))):
         rates = []
         for epoch in (0.0, 2.0, 10.0):
             set_rates(optimizer, config, config.peak(batch), Progress(0, 1, epoch, 10.0))
@@ -142,7 +145,7 @@ def test_both_ends_grow_with_the_batch_where_told(batch: int, growth: float) -> 
 
 
 def test_a_plateau_is_level_after_its_warm_up_and_lowered_by_what_is_watched() -> None:
-    config = AdamW(base_lr=1.0, min_lr=0.2, warmup_epochs=2.0, schedule=Plateau())
+    config = adamw.Config(base_lr=1.0, min_lr=0.2, warmup_epochs=2.0, schedule=plateau.Config())
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0, "decays": True}], lr=0.0)
     rates = []
     for epoch, watched in ((1.0, 1.0), (2.0, 1.0), (9.0, 1.0), (9.0, 0.5), (9.5, 0.1)):
@@ -152,7 +155,7 @@ def test_a_plateau_is_level_after_its_warm_up_and_lowered_by_what_is_watched() -
 
 
 def test_a_cosine_per_epoch_stands_still_within_one() -> None:
-    ramp, steps = Ramp(0.0, 1.0, 0.0, 0.0), 7
-    rates = [Cosine(per_epoch=True).at(Progress(step, 70, step / steps, 10.0), ramp) for step in range(70)]
-    expected = [(1 + math.cos(math.pi * (step // steps) / 10)) / 2 for step in range(70)]
+    ramp, per_epoch = Ramp(0.0, 1.0, 0.0, 0.0), 7
+    rates = [cosine.Config(per_epoch=True).at(Progress(step, 70, step / per_epoch, 10.0), ramp) for step in range(70)]
+    expected = [(1 + math.cos(math.pi * (step // per_epoch) / 10)) / 2 for step in range(70)]
     assert rates == pytest.approx(expected)

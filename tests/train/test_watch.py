@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from unlabeled.train.schedules import Plateau
+from unlabeled.train.schedule import Lowering
 from unlabeled.train.watch import EarlyStopping, Watching
 
 
 def watch(metric: Any = "accuracy", plateau: int | None = None, **settings: Any) -> EarlyStopping:
-    schedule = None if plateau is None else Plateau(factor=0.5, patience=plateau)
+    schedule = None if plateau is None else Lowering(0.5, plateau)
     return EarlyStopping(Watching(every=1, metric=metric, **settings), lambda _: {}, schedule)
 
 

@@ -17,7 +17,8 @@ from unlabeled.backbone.weights import load_classifier
 from unlabeled.data.view.views import View
 from unlabeled.nn.mixing import Mix
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
-from unlabeled.train.optim import LARS, param_groups
+from unlabeled.train.optim import param_groups
+from unlabeled.train.optimizers.lars import LARS
 from unlabeled.transfer.build import Trained, retrained
 from unlabeled.transfer.classify import Classifier
 from unlabeled.transfer.config import ClassifyConfig

@@ -34,9 +34,9 @@ def _of_rates(optim: Any, old: Progress, new: Progress) -> Iterator[str]:
     schedule = optim.schedule
     if schedule.ends:
         yield f"optim.schedule {schedule.name}: the learning rate comes down over the whole run (constant does not)"
-    turns = [optim.warmup_epochs, *schedule.milestones] if schedule.name == "steps" else []
+    turns = [optim.warmup_epochs, *schedule.turns] if schedule.turns else []
     if [old.steps(epoch) for epoch in turns] != [new.steps(epoch) for epoch in turns]:
-        yield "optim.schedule steps: its milestones would be other steps, as train.epochs is no whole number"
+        yield f"optim.schedule {schedule.name}: its milestones would be other steps, as train.epochs is no whole number"
     if optim.weight_decay_end not in (None, optim.weight_decay):
         yield "optim.weight_decay_end: weight decay gets there at the end of the run"
 

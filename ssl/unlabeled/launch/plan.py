@@ -95,7 +95,7 @@ def _rate(recipe: Any) -> str:
     optim, batch = recipe.optim, recipe.train.batch_size
     ratio = f"{batch}/{optim.reference_batch}"
     scaled = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[optim.lr_rule]
-    end = "" if optim.schedule.name in ("steps", "constant") else f" to {optim.ends(optim.peak(batch))[1]:g}"
+    end = f" to {optim.ends(optim.peak(batch))[1]:g}" if optim.schedule.falls else ""
     return (
         f"peak {optim.peak(batch):.3g} = {optim.base_lr:g}{scaled}, "
         f"warm-up {optim.warmup_epochs:g} epochs, {optim.schedule.name}{end}"

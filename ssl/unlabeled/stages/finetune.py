@@ -29,7 +29,6 @@ from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job, Training
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
-from unlabeled.train.schedules import Plateau
 from unlabeled.train.watch import EarlyStopping, Watching
 from unlabeled.transfer.build import Trained
 from unlabeled.transfer.choice import Choice
@@ -140,9 +139,8 @@ class Finetune:
     def _watch(self, recipe: FinetuneRecipe, accelerator: Accelerator, pictures: Labelled) -> EarlyStopping | None:
         if recipe.watch is None or pictures.watched is None:
             return None
-        schedule = recipe.optim.schedule
         measure = self.scorer.choice or Scorer(recipe, accelerator, pictures.watched, pictures.train.labels)
-        return EarlyStopping(recipe.watch, measure, schedule if isinstance(schedule, Plateau) else None)
+        return EarlyStopping(recipe.watch, measure, recipe.optim.schedule.lowering)
 
     def what(self, recipe: FinetuneRecipe, job: Job) -> list[Line]:
         """Its own lines of the plan."""

@@ -11,7 +11,8 @@ from pydantic_core.core_schema import ValidationInfo
 from unlabeled.data.sources.mixture import Kinds, Mixture
 from unlabeled.paths import UserPath
 from unlabeled.processes import cores
-from unlabeled.train.optim import AdamW, OptimConfig
+from unlabeled.train.optimizer import AnyOptim, Optim
+from unlabeled.train.optimizers import adamw
 
 DataConfig = Annotated[Kinds | Mixture, Field(discriminator="name")]
 Tracker = Literal["tensorboard", "mlflow"]
@@ -75,21 +76,24 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, ge=0, lt=2**32, description="decides initialisation, order, crops and masks")
     data: DataConfig = Field(description="the pictures")
     train: Train = Field(Train(), description="length, batch and precision")
-    optim: OptimConfig = Field(AdamW(), description="optimizer and schedule")
+    optim: AnyOptim = Field(adamw.Config(), description="optimizer and schedule")
     run: Run = Field(Run(), description="machine and output; cannot change the result")
 
     @field_validator("optim")
     @classmethod
-    def _warmup_fits(cls, optim: Any, info: ValidationInfo) -> Any:
+    def _warmup_fits(cls, optim: Optim, info: ValidationInfo) -> Optim:
         train = info.data.get("train")
         if train is not None and optim.warmup_epochs > train.epochs:
             raise ValueError(f"warmup_epochs {optim.warmup_epochs} is longer than the run of {train.epochs} epochs")
         return optim
 
     @model_validator(mode="after")
-    def _plateau_is_watched(self) -> Recipe:
-        if self.optim.schedule.name == "plateau" and getattr(self, "watch", None) is None:
-            raise ValueError("optim.schedule plateau needs a score to watch: set watch: {every: STEPS} (finetune.py)")
+    def _schedule_has_its_score(self) -> Recipe:
+        schedule = self.optim.schedule
+        if schedule.lowering is not None and getattr(self, "watch", None) is None:
+            raise ValueError(
+                f"optim.schedule {schedule.name} needs a score to watch: set watch: {{every: STEPS}} (finetune.py)"
+            )
         return self
 
     @property

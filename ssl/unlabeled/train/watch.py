@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from unlabeled.train.schedules import Plateau
+from unlabeled.train.schedule import Lowering
 
 
 class Counters(BaseModel, strict=True):
@@ -58,13 +58,13 @@ class EarlyStopping:
     Args:
         config: what to watch, how often, for how long.
         measure: scores of a method by name. All processes call it and get the same.
-        plateau: the schedule that is to be lowered; None = none.
+        lowering: how a score that stands still lowers the learning rate; None = it does not.
     """
 
     def __init__(
-        self, config: Watching, measure: Callable[[Any], dict[str, Any]], plateau: Plateau | None = None
+        self, config: Watching, measure: Callable[[Any], dict[str, Any]], lowering: Lowering | None = None
     ) -> None:
-        self.config, self.measure, self.plateau = config, measure, plateau
+        self.config, self.measure, self.lowering = config, measure, lowering
         self.best: float | None = None
         self.best_step: int | None = None
         self.since_best, self.since_cut, self.rate = 0, 0, 1.0
@@ -89,8 +89,8 @@ class EarlyStopping:
         since = f"{self.config.metric} has not improved since step {self.best_step or 0}"
         if self.over:
             return f"{since}: the run ends here"
-        if self.plateau is not None and self.since_cut >= self.plateau.patience:
-            self.rate, self.since_cut = self.rate * self.plateau.factor, 0
+        if self.lowering is not None and self.since_cut >= self.lowering.patience:
+            self.rate, self.since_cut = self.rate * self.lowering.factor, 0
             return f"{since}: rates x {self.rate:g} from here"
         return ""
 

@@ -1,0 +1,74 @@
+"""The contract of optimizers, with the rates and weight decay of a run. Kinds are the files of `optimizers/`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, Field
+
+from unlabeled.registry import ByFile
+from unlabeled.train.clip import ClipBy
+from unlabeled.train.schedule import AnySchedule
+from unlabeled.train.schedules import cosine
+
+Unit = Annotated[float, Field(ge=0, lt=1)]
+Groups = list[dict[str, Any]]
+
+
+class Optim(BaseModel, ABC, frozen=True, extra="forbid"):
+    """A recipe's `optim:` section. Its fields are what recipes set; `name` is the name of its file."""
+
+    name: str
+    base_lr: float = Field(
+        1.5e-4,
+        gt=0,
+        allow_inf_nan=False,
+        description="learning rate of `reference_batch` samples: peak = base_lr x batch / 256",
+    )
+    lr_rule: Literal["linear", "sqrt", "none"] = Field("linear", description="how the peak grows with the batch")
+    reference_batch: int = Field(256, ge=1, description="batch that base_lr is meant for")
+    min_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end")
+    warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False, description="epochs of linear warm-up")
+    warmup_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="where the warm-up starts")
+    schedule: AnySchedule = Field(cosine.Config(), description="how the learning rate goes")
+    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="of the parameters that the method decays")
+    weight_decay_end: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="weight decay at the end, by a cosine; null = constant"
+    )
+    scale_minimum: bool = Field(
+        True,
+        description="whether layers' factors on the rate also hold for min_lr and warmup_lr (MAE, iBOT), or for the "
+        "peak alone (SimMIM)",
+    )
+    scale_ends: bool = Field(
+        False, description="whether min_lr and warmup_lr grow with the batch as the peak does (SimMIM)"
+    )
+    clip: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest gradient norm; null = no clipping")
+    clip_by: ClipBy = Field(
+        "global", description="norm of all gradients (global), of each tensor, or of each part of the method"
+    )
+    clip_value: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="largest value of a gradient, cut before the norm; null = none"
+    )
+
+    @abstractmethod
+    def build(self, groups: Groups) -> torch.optim.Optimizer:
+        """The optimizer over param groups; their rates are written every step, see `optim.set_rates`."""
+
+    def peak(self, batch_size: int) -> float:
+        """The peak learning rate of an effective batch: base x (batch / reference), its root, or base alone.
+
+        Linear is Goyal et al. 2017 (per 256; SimMIM per 512), the root DINOv2's (per 1024).
+        """
+        power = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}[self.lr_rule]
+        return self.base_lr * (batch_size / self.reference_batch) ** power
+
+    def ends(self, peak: float) -> tuple[float, float]:
+        """The learning rates where the warm-up starts and at the end of the run, beside a peak."""
+        growth = peak / self.base_lr if self.scale_ends else 1.0
+        return self.warmup_lr * growth, self.min_lr * growth
+
+
+AnyOptim = Annotated[Optim, ByFile("unlabeled.train.optimizers", Optim)]

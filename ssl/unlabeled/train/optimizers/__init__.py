@@ -1,0 +1,1 @@
+"""Kinds of optimizers, one a file."""

@@ -1,0 +1,21 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from unlabeled.train.optimizer import Groups, Optim, Unit
+
+
+class Config(Optim, frozen=True, extra="forbid"):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Unit = Field(0.9, description="of the velocity")
+
+    def build(self, groups: Groups) -> torch.optim.Optimizer:
+        """The optimizer over param groups."""
+        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)

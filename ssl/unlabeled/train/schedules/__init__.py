@@ -1,0 +1,1 @@
+"""Kinds of learning-rate schedules, one a file."""
