@@ -126,8 +126,8 @@ def test_sections_of_a_recipe_are_run_and_what_reads_no_labels_runs_once(encoder
 def test_what_a_cnn_lacks_is_refused_before_a_run(asked: dict[str, object]) -> None:
     config = Evaluation.model_validate({"pool": "mean", **asked})
     with pytest.raises(UserError, match="the CNN 'resnet18' has no class token"):
-        config.must_suit("resnet18")
-    config.must_suit("vit_tiny_patch16_224")
+        config.check_reads(EncoderConfig(model="resnet18"))
+    config.check_reads(EncoderConfig(model="vit_tiny_patch16_224"))
 
 
 def test_episodes_that_cannot_be_drawn_are_refused_before_a_run() -> None:

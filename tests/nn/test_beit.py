@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder, Tokens
-from unlabeled.backbone.families.beit import EXTRA, SHARED, BeitEncoder, fit_tables, resize_table
+from unlabeled.backbone.families.beit import EXTRA, SHARED, Beit, fit_tables, resize_table
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.masks.random import Config as RandomMask
@@ -123,7 +123,7 @@ def test_what_relative_positions_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match=r"built for images of \(32, 24\) pixels, found \(32, 32\)"):
         encoder(torch.randn(1, 3, 32, 32))
     with pytest.raises(ValueError, match="expected a timm Beit that has its norm before pooling"):
-        BeitEncoder(timm.create_model("vit_tiny_patch16_224", num_classes=0), "vit_tiny_patch16_224", {})
+        Beit(timm.create_model("vit_tiny_patch16_224", num_classes=0), "vit_tiny_patch16_224", {})
 
 
 @pytest.mark.parametrize("changed", SWITCHES.values())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder, Tokens
+from unlabeled.backbone.families.vit import Vit
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.masks.random import Config as RandomMask
@@ -37,7 +38,7 @@ def make(model: str, size: tuple[int, int] = (32, 32), channels: int = 3) -> Enc
     vit = timm.create_model(model, num_classes=0, **arguments).eval()
     for parameter in vit.parameters():
         nn.init.normal_(parameter, std=0.2)
-    return Encoder(vit, model, arguments)
+    return Vit(vit, model, arguments)
 
 
 def pictures(*shape: int) -> Tensor:
@@ -191,7 +192,7 @@ def test_models_that_would_be_encoded_wrongly_are_refused(model: str) -> None:
     with torch.device("meta"):
         vit = timm.create_model(model, num_classes=0)
     with pytest.raises(ValueError, match=f"expected a plain timm VisionTransformer with positions, found '{model}'"):
-        Encoder(vit, model, {})
+        Vit(vit, model, {})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.build import for_timm
+from unlabeled.backbone.build import family_of
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
@@ -64,7 +64,7 @@ def stepped(model: Classifier, steps: int = 2, epoch: float = 0.0) -> set[str]:
 
 def alone(model: Classifier) -> Any:
     """What timm makes of the exported weights."""
-    arguments = for_timm(model.architecture, model.arguments)
+    arguments = family_of(model.architecture).in_timm(model.architecture, model.arguments, None).arguments
     twin = timm.create_model(model.architecture, num_classes=CLASSES, **arguments).eval()
     twin.load_state_dict(model.exported(), strict=True)
     return twin
@@ -131,7 +131,7 @@ def test_a_rank_beyond_a_full_matrix_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"mode": "lora", "pool": "mean"}, "this CNN has none"),
+        ({"mode": "lora", "pool": "mean"}, "the CNN 'test_resnet' has none"),
         ({"mode": "attentive"}, "attention"),
         ({"mode": "full", "pool": "cls"}, "no class token"),
     ],

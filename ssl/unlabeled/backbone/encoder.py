@@ -1,25 +1,33 @@
-"""A vision transformer that can drop patches or replace them. The wrapped timm model stays untouched."""
+"""The contract of an encoder: a timm model without a head, of one of the families in `families/`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.nn.attention import attention_map
-from unlabeled.nn.patches import PatchMask, gather, patchify
-from unlabeled.nn.positions import Grid, Interpolation, resample, sincos_2d, with_prefix
+from unlabeled.errors import UserError
+from unlabeled.nn.patches import PatchMask
+from unlabeled.nn.positions import Grid, Interpolation
 
-# how tokens become a picture's one vector: class token, mean of the patches, both, or mean and maximum of the patches
+Tensors = dict[str, Tensor]
+
+# how tokens become one vector of an image: class token, mean of the patches, both, or mean and maximum of the patches
 Pool = Literal["cls", "mean", "cls_mean", "mean_max"]
+# timm's names for the poolings of its classifiers
+TIMM_POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": "map"}
+
+# ways to hide patches: leave them out (MAE), or put a mask token in their places (SimMIM, iBOT)
+Hiding = Literal["drop", "replace"]
+
+# initialisations: a method's, or `scratch`, of a network that is trained without pretraining
+Scheme = Literal["mae", "mocov3", "dino", "simmim", "scratch"]
 
 
 class Tokens(NamedTuple):
-    """What an encoder returns, after the final norm.
+    """The output of an encoder, after the final norm.
 
     Attributes:
         prefix: [B, P, D], the class token and registers, in this order.
@@ -36,86 +44,221 @@ class Tokens(NamedTuple):
         return self.prefix[:, 0] if how == "cls" else self.patches.mean(1)
 
 
-class Encoder(nn.Module):
-    """Wraps a timm `VisionTransformer` without a head.
+class InTimm(NamedTuple):
+    """The part of timm's `config.json` that differs between families.
+
+    Attributes:
+        pool: timm's name of the pooling.
+        arguments: `model_args`.
+        grid: `pool_size`, (rows, columns) of the last feature map; None = not said.
+    """
+
+    pool: str
+    arguments: dict[str, Any]
+    grid: list[int] | None = None
+
+
+class Encoder(nn.Module, ABC):
+    """A timm model without a head. A class is abstract or final; `families/NAME.py` has one final class.
 
     `encoder(images)` encodes everything; `encoder(images, drop=mask)` only the visible patches (MAE);
     `encoder(images, replace=mask, fill=token)` everything, hidden patches replaced by `token` (SimMIM, iBOT).
+    `model`, `arguments` and `interpolation` build it again.
 
     Args:
         vit: the timm model, built with `num_classes=0`.
         model: its timm name.
-        arguments: what `build_encoder` needs, beside the name, to build it again.
+        arguments: of `create`.
         interpolation: how positions reach other image sizes, see `resample`.
+
+    Attributes:
+        width: D.
+        channels: of the images.
+        patch_size: side of a patch, or the total stride, pixels.
+        native_grid: (rows, columns) of the patches that it was built for.
+        num_prefix: number of prefix tokens.
+        batch_dependent: whether batch normalisation makes the tokens of an image depend on its batch.
     """
 
+    hides: ClassVar[frozenset[Hiding]] = frozenset()
+    any_size: ClassVar[bool] = True  # encodes images of other sizes than the one it was built for
+    sized: ClassVar[bool] = True  # has weights that belong to an image size, such as positions
+    adaptable: ClassVar[bool] = False  # has linear layers that LoRA may wrap
+    resnet_heads: ClassVar[bool] = False  # gets the heads that MoCo v3 and DINO put on a ResNet
+    exported: ClassVar[Mapping[str, Any]] = {}  # type of each `model_args` field that an export may have
+    bare: ClassVar[Mapping[str, Any]] = {}  # arguments of timm for pretrained weights without a head
+    blocks_in_python: ClassVar[str]  # `blocks` of the last {n} from `model` and `images`, by timm alone: model cards
+
     vit: Any  # a timm model: its attributes are timm's
-    has_batch_norm = False
+    patch_size: int
+    native_grid: Grid
+    num_prefix: int
 
     def __init__(
-        self, vit: nn.Module, model: str, arguments: dict[str, Any], interpolation: Interpolation = "size"
+        self, vit: nn.Module, model: str, arguments: Mapping[str, Any], interpolation: Interpolation = "size"
     ) -> None:
         super().__init__()
-        self.require(vit, model)
-        self.vit = vit
-        self.model = model
-        self.arguments = dict(arguments)
+        self.vit, self.model, self.arguments = vit, model, dict(arguments)
         self.interpolation: Interpolation = interpolation
         self.width: int = self.vit.num_features
         self.channels: int = self.vit.in_chans
-        self.patch_size, self.native_grid, self.num_prefix = self.measure()
+        self.batch_dependent = False
 
-    @staticmethod
-    def require(vit: nn.Module, model: str) -> None:
-        """Raise ValueError when this wrapper would encode the timm model wrongly."""
-        if not _is_plain(vit):
-            raise ValueError(f"expected a plain timm VisionTransformer with positions, found '{model}'")
+    # ---------------------------------------------------------------- before there is one: by its timm name
 
-    def measure(self) -> tuple[int, Grid, int]:
-        """Side of a patch in pixels, grid of patches that it was made for, number of prefix tokens."""
-        patches = self.vit.patch_embed
-        return patches.patch_size[0], patches.grid_size, self.vit.num_prefix_tokens
+    @classmethod
+    @abstractmethod
+    def claims(cls, model: str) -> int:
+        """How closely a timm model belongs to this family, 0 = not at all: the one with the highest number has it."""
+
+    @classmethod
+    @abstractmethod
+    def patch_size_of(cls, model: str) -> int:
+        """The patch size unless a recipe sets one. Raises ValueError when the model cannot be an encoder."""
+
+    @classmethod
+    def crop_multiple_of(cls, patch_size: int) -> int:
+        """The number of pixels whose multiples the sides of a crop must be."""
+        return patch_size
+
+    @classmethod
+    def in_words(cls, model: str) -> str:
+        """The model in a message."""
+        return f"'{model}'"
+
+    @classmethod
+    @abstractmethod
+    def summary(cls, patch_size: int, positions: str) -> str:
+        """What of a recipe's encoder a plan shows, in words."""
+
+    @classmethod
+    @abstractmethod
+    def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
+        """Raise ValueError when a field of the recipe does not fit.
+
+        Args:
+            name, value: of the field.
+            changed: whether the value differs from the default.
+            others: fields before it, `model` among them.
+        """
+
+    @classmethod
+    def can_read(cls, pool: Pool, blocks: int) -> bool:
+        """Whether networks of this family have such features, as far as the family decides it."""
+        return True
+
+    @classmethod
+    @abstractmethod
+    def arguments_of(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of `create` for a recipe's fields, defaults, image size and channels left out."""
+
+    @classmethod
+    @abstractmethod
+    def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
+        """A timm model with random weights.
+
+        Args:
+            model: its timm name.
+            arguments: of `timm.create_model`; with `img_size`, even of a network that takes any.
+            drop_path: rate of the last block.
+            classes: of its head; 0 = no head.
+
+        Raises:
+            ValueError: timm cannot build it so.
+        """
+
+    @classmethod
+    def build(
+        cls, model: str, arguments: Mapping[str, Any], interpolation: Interpolation = "size", drop_path: float = 0.0
+    ) -> Encoder:
+        """An encoder with random weights. Raises ValueError when it would encode the timm model wrongly."""
+        return cls(cls.create(model, arguments, drop_path), model, arguments, interpolation)
+
+    # ---------------------------------------------------------------- timm models of this family
+
+    @classmethod
+    @abstractmethod
+    def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
+        """How an export tells timm to build a model.
+
+        Args:
+            model: its timm name.
+            arguments: of `create`.
+            pool: of a backbone's features, where timm has it; None = as the arguments say.
+        """
+
+    @classmethod
+    @abstractmethod
+    def arguments_from(cls, vit: Any) -> dict[str, Any]:
+        """The arguments of `create`, channels left out, for a timm model with its own weights."""
+
+    @classmethod
+    def most_patches(cls, arguments: Mapping[str, Any]) -> int:
+        """The largest number of patches in a row that an export may ask for."""
+        return 1024
+
+    @classmethod
+    def fitted(cls, weights: Tensors, old: Grid, model: Any) -> Tensors:
+        """Weights fitted to a timm model of another image size or number of channels.
+
+        Args:
+            weights: of a timm model.
+            old: (rows, columns) of its patches.
+            model: the timm model they are for.
+
+        Raises:
+            UserError: other channels than RGB's are to be fitted.
+        """
+        return fit_channels(weights, model)
+
+    @classmethod
+    def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """Linear layers of a timm model that LoRA may wrap, as (owner, names); the model calls them from then on."""
+        return []
+
+    @classmethod
+    @abstractmethod
+    def last_blocks(cls, model: Any, images: Tensor, blocks: int) -> list[Tokens]:
+        """Tokens of the last blocks, each through the final norm, by timm's own code, as `blocks_in_python` says."""
+
+    # ---------------------------------------------------------------- one encoder
 
     @property
+    def crop_multiple(self) -> int:
+        """The number of pixels whose multiples the sides of a crop must be."""
+        return self.crop_multiple_of(self.patch_size)
+
+    @property
+    @abstractmethod
+    def image_size(self) -> Grid:
+        """(height, width) in pixels that it was built for."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Number of blocks, or of stages."""
+
+    @property
+    def readable(self) -> int:
+        """How many of the last blocks have tokens that can be read."""
+        return self.depth
+
+    @property
+    @abstractmethod
     def has_class_token(self) -> bool:
         """Whether the first prefix token is a class token."""
-        return self.vit.cls_token is not None
 
-    def feature(self, images: Tensor) -> Tensor:
-        """What stands for a whole image [B, C, H, W] in contrastive and distillation methods: [B, D].
-
-        The class token if there is one, else the mean of the patches, which of a CNN is its global average pooling.
-        """
-        return self(images).pool(self.default_pool)
+    @property
+    @abstractmethod
+    def pools(self) -> tuple[str, ...]:
+        """The poolings of its timm classifier, see `TIMM_POOLS`."""
 
     @property
     def default_pool(self) -> Literal["cls", "mean"]:
-        """How its tokens become one vector where nobody says otherwise: the class token if there is one, else the mean
-        of the patches."""
+        """How its tokens become one vector unless somebody says: the class token, else the mean of the patches."""
         return "cls" if self.has_class_token else "mean"
 
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return len(self.vit.blocks)
-
-    @property
-    def image_size(self) -> Grid:
-        """(height, width) in pixels that the position table was made for."""
-        rows, columns = self.native_grid
-        return rows * self.patch_size, columns * self.patch_size
-
-    def grid(self, images: Tensor) -> Grid:
-        """(rows, columns) of patches in `images` [B, C, H, W].
-
-        Raises:
-            ValueError: the patch size does not divide the images.
-        """
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"patch size {self.patch_size} does not divide images of {height}x{width} pixels")
-        return height // self.patch_size, width // self.patch_size
-
+    @abstractmethod
     def forward(
         self,
         images: Tensor,
@@ -123,141 +266,78 @@ class Encoder(nn.Module):
         replace: PatchMask | None = None,
         fill: Tensor | None = None,
     ) -> Tokens:
-        """Encode images [B, C, H, W]; any size that the patch size divides."""
-        x, grid = self.begin(images, drop, replace, fill)
-        return self.finish(self.vit.blocks(x), grid)
+        """Encode images [B, C, H, W].
 
+        Raises:
+            ValueError: it cannot hide patches so, or take images of this size.
+        """
+
+    def feature(self, images: Tensor) -> Tensor:
+        """The feature of images [B, C, H, W] in contrastive and distillation methods [B, D]: see `default_pool`."""
+        return self(images).pool(self.default_pool)
+
+    @abstractmethod
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         """Tokens after some blocks, each through the final norm (DINO's and DINOv2's `get_intermediate_layers`).
 
         Args:
             images: [B, C, H, W].
-            blocks: which, from 0, or from the end where negative; after the last, tokens are those of `forward`.
+            blocks: their numbers, from 0, or from the end where negative; the last gives the tokens of `forward`.
 
         Raises:
             ValueError: there is no such block.
         """
-        numbers = range(self.depth)
-        if wrong := [block for block in blocks if block not in range(-self.depth, self.depth)]:
-            raise ValueError(f"'{self.model}' has blocks 0 to {self.depth - 1}, found {wrong[0]}")
-        wanted = [numbers[block] for block in blocks]
-        x, grid = self.begin(images)
-        found = {number: self.finish(x, grid) for number, x in enumerate(self.outputs(x)) if number in wanted}
-        return [found[number] for number in wanted]
 
     def attention(self, images: Tensor) -> Tensor:
         """Attention maps of the last block for images [B, C, H, W]: [B, heads, P + N, P + N], rows sum to 1.
 
         Row 0 is where the class token looks; columns are prefix tokens, then patches row-major (DINO's and iBOT's
-        `get_last_selfattention`, whose pictures people know).
+        `get_last_selfattention`).
 
         Raises:
-            ValueError: its blocks are none whose maps are known, as of a CNN.
+            ValueError: it has no attention whose maps are known.
         """
-        block = self.vit.blocks[-1]
-        if not _is_plain_block(block):
-            raise ValueError(f"the attention of '{self.model}' cannot be shown: its blocks are {type(block).__name__}")
-        x, _ = self.begin(images)
-        for output in islice(self.outputs(x), self.depth - 1):
-            x = output
-        return attention_map(block.attn, block.norm1(x), self.shared_bias())
+        raise ValueError(f"{self.in_words(self.model)} has no attention. Use a vit_* or beit_* model.")
 
-    def shared_bias(self) -> Tensor | None:
-        """What all blocks add to their products of queries and keys [heads, N, N]; None = nothing."""
-        return None
+    @abstractmethod
+    def layer_of(self, name: str) -> int:
+        """The depth of a timm model's parameter, by name: 0 = embeddings or stem, i = block or stage i from 1, and
+        `depth` + 1 = everything above, such as a head (layer decay, gradual unfreezing)."""
 
-    def begin(
-        self,
-        images: Tensor,
-        drop: PatchMask | None = None,
-        replace: PatchMask | None = None,
-        fill: Tensor | None = None,
-    ) -> tuple[Tensor, Grid]:
-        """What goes into the first block [B, P + N, D], and the grid of patches; the arguments are `forward`'s."""
-        grid = self.grid(images)
-        prefix_table, patch_table = self._positions(grid)
+    def initialise_(self, scheme: Scheme, **settings: Any) -> None:
+        """Initialise anew as a method's code does; a network that the code does not know stays as timm begins it.
 
-        # embed the patches, only the visible ones when the rest is dropped
-        patches, table = patchify(images, self.patch_size), patch_table.expand(len(images), -1, -1)
-        if drop is not None:
-            keep, _ = drop.indices()
-            patches, table = gather(patches, keep), gather(table, keep)
-        x = self.embed(patches)
-        if replace is not None:
-            x = fill_in(x, replace, fill)
-        x = x + table
-
-        prefix = (self._prefix_tokens() + prefix_table).expand(len(x), -1, -1)
-        return self.vit.norm_pre(torch.cat([prefix, x], dim=1)), grid
-
-    def outputs(self, x: Tensor) -> Iterator[Tensor]:
-        """What comes out of every block [B, P + N, D], from what goes into the first."""
-        for block in self.vit.blocks:
-            x = block(x)
-            yield x
-
-    def finish(self, x: Tensor, grid: Grid) -> Tokens:
-        """A block's output through the final norm."""
-        x = self.vit.norm(x)
-        return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :], grid)
-
-    def fix_positions(self, rows_first: bool = False) -> None:
-        """Replace the positions by the fixed sine-cosine table and freeze them."""
-        prefix = 0 if self.vit.no_embed_class else self.num_prefix
-        with torch.no_grad():
-            self.vit.pos_embed.copy_(with_prefix(sincos_2d(self.width, self.native_grid, rows_first), prefix))
-        self.vit.pos_embed.requires_grad_(False)
-
-    def embed(self, patches: Tensor) -> Tensor:
-        """Tokens [B, K, D] of patches [B, K, p * p * C], without positions.
-
-        The patch convolution as a matrix product, so that hidden patches cost nothing.
+        Args:
+            scheme: the method.
+            settings: of it, see `unlabeled.nn.init`.
         """
-        projection = self.vit.patch_embed.proj
-        weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
-        return self.vit.patch_embed.norm(F.linear(patches, weight, projection.bias))
 
-    def _prefix_tokens(self) -> Tensor:
-        tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
-        return torch.cat(tokens, dim=1) if tokens else self.vit.pos_embed.new_zeros(1, 0, self.width)
+    def configure_(self, fields: Mapping[str, Any]) -> None:
+        """Apply the fields of a recipe that are no arguments of timm."""
 
-    def _positions(self, grid: Grid) -> tuple[Tensor | float, Tensor]:
-        table = self.vit.pos_embed
-        if self.vit.no_embed_class:
-            return 0.0, resample(table, self.native_grid, grid, self.interpolation)
-        prefix, patches = table[:, : self.num_prefix], table[:, self.num_prefix :]
-        return prefix, resample(patches, self.native_grid, grid, self.interpolation)
+    @abstractmethod
+    def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
+        """The arguments of `create` for a classifier on this encoder.
 
-
-def drop_alike_(vit: Any, rate: float) -> None:
-    """Give both branches of every block of a timm transformer one drop-path rate."""
-    from timm.layers import DropPath
-
-    for block in vit.blocks:
-        block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+        Args:
+            pool: one of `pools`.
+            size: (height, width) of its images, pixels.
+            frozen: whether the encoder stays as it is.
+        """
 
 
-def fill_in(tokens: Tensor, mask: PatchMask, fill: Tensor | None) -> Tensor:
-    """Tokens [B, N, D] with the hidden ones replaced by `fill`, broadcast."""
-    assert fill is not None, "replace= needs the token to fill in"
-    return torch.where(mask.hidden.unsqueeze(-1), fill.to(tokens.dtype), tokens)
+def fit_channels(weights: Tensors, model: Any) -> Tensors:
+    """Weights whose first convolution is summed or repeated over channels (timm's rule) to fit a timm model.
 
+    Raises:
+        UserError: other channels than RGB's are to be fitted.
+    """
+    from timm.models._manipulate import adapt_input_conv
 
-def _is_plain_block(block: nn.Module) -> bool:
-    """Whether it is timm's standard block, of a ViT or a BEiT, with timm's standard attention."""
-    from timm.models import beit, vision_transformer
-
-    pair = type(block), type(getattr(block, "attn", None))
-    return pair in [(family.Block, family.Attention) for family in (vision_transformer, beit)]
-
-
-def _is_plain(vit: nn.Module) -> bool:
-    """Whether `Encoder` runs all its parts: no distillation token, convolutional stem, attention pool, or norm that
-    comes after pooling."""
-    from timm.layers import PatchEmbed
-    from timm.models.vision_transformer import VisionTransformer
-
-    # subclasses have tokens and steps of their own
-    if type(vit) is not VisionTransformer or vit.attn_pool is not None or vit.pos_embed is None:
-        return False
-    return isinstance(vit.patch_embed, PatchEmbed) and isinstance(vit.fc_norm, nn.Identity)
+    first = f"{model.pretrained_cfg['first_conv']}.weight"
+    found, channels = weights[first].shape[1], model.get_parameter(first).shape[1]
+    if found == channels:
+        return dict(weights)
+    if found != 3:
+        raise UserError(f"the encoder sees {found} channels, pictures have {channels}. Only RGB's can be fitted.")
+    return {**weights, first: adapt_input_conv(channels, weights[first])}

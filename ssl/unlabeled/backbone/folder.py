@@ -22,8 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.build import for_timm, is_beit, is_cnn, stride_of
-from unlabeled.backbone.encoder import Encoder, Pool
+from unlabeled.backbone.build import family_of
+from unlabeled.backbone.encoder import Encoder, Pool, Tensors
 from unlabeled.backbone.folder_config import AGAIN
 from unlabeled.errors import UserError, first_line
 from unlabeled.files import readable, replacing_folder
@@ -31,7 +31,6 @@ from unlabeled.manifest import MANIFEST, Damaged, parse_tensors, read_file, read
 from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
 
-Tensors = dict[str, Tensor]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -62,8 +61,7 @@ def _identity(folder: str) -> int | None:
     return None
 
 
-# poolings by timm's names for them
-TIMM_POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": "map"}
+# poolings of features by timm's names for them
 OUR_POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "avgmax": "mean_max"}
 
 
@@ -105,27 +103,24 @@ def timm_config(
     """
     import timm
 
-    cnn, own = is_cnn(architecture), timm.get_pretrained_cfg(architecture)
-    if not num_classes:
-        arguments = {**arguments, **_pooled(architecture, prepared.pool)}
-    pool = arguments.get("global_pool", "avg" if cnn else "token")
-    size = arguments["img_size"]
+    family, own, size = family_of(architecture), timm.get_pretrained_cfg(architecture), arguments["img_size"]
+    told = family.in_timm(architecture, arguments, None if num_classes else prepared.pool)
     config: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": num_classes,
         "num_features": num_features,
-        "global_pool": pool,
-        "model_args": for_timm(architecture, arguments if cnn else {**arguments, "global_pool": pool}),
+        "global_pool": told.pool,
+        "model_args": told.arguments,
         "pretrained_cfg": {
             "input_size": [arguments["in_chans"], *size],
-            "fixed_input_size": not cnn,
+            "fixed_input_size": family.sized,
             "interpolation": prepared.interpolation,
             "crop_pct": prepared.crop_pct,
             "crop_mode": "center",
             "mean": list(prepared.mean),
             "std": list(prepared.std),
             "num_classes": num_classes,
-            "pool_size": [side // stride_of(architecture) for side in size] if cnn else None,
+            "pool_size": told.grid,
             # older timm takes all weights for RGB's, and would begin this layer anew
             "first_conv": own.first_conv if arguments["in_chans"] == 3 else None,
             "classifier": own.classifier,
@@ -138,14 +133,6 @@ def timm_config(
     if prepared.value_range is not None:
         config["value_range"] = list(prepared.value_range)
     return config
-
-
-def _pooled(architecture: str, pool: Pool | None) -> dict[str, Any]:
-    """timm's arguments for a backbone that pools so; none where timm cannot, and its first token stands in."""
-    beit = is_beit(architecture)
-    if is_cnn(architecture) or pool not in ("mean", "mean_max") or (beit and pool == "mean_max"):
-        return {}
-    return {"global_pool": TIMM_POOLS[pool], "use_fc_norm" if beit else "fc_norm": False}
 
 
 def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str, heads: Tensors | None = None) -> None:

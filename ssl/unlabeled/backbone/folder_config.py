@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, FailFast, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, FailFast, Field, ValidationError, create_model, field_validator, model_validator
 
-from unlabeled.backbone.build import is_cnn
-from unlabeled.backbone.pooling import Pool
+from unlabeled.backbone.build import families, family_of
+from unlabeled.backbone.encoder import Pool
 from unlabeled.data.source import MAX_CHANNELS, Finite, Positive, ValueRange
 from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import UserError, first_line
@@ -25,9 +25,8 @@ AGAIN = "Copy the whole export folder again, or name another (runs/NAME/export).
 MAX_BYTES = 16 << 20  # of a config.json: the names of 20,000 classes take one
 MAX_CLASSES = 1_000_000
 MAX_SIDE, MAX_RESIZED = 16384, 65536  # pixels of a network, and of a picture before its crop
-MAX_GRID, MAX_RELATIVE_GRID = 1024, 64  # patches in a row; a relative index holds the square of all patches
 SHOWN = 3  # faults in a message
-OF_CNNS = {"in_chans", "global_pool"}
+ALWAYS = {"in_chans", "global_pool"}
 
 # what an encoder needs of a `config.json`, and of the `pretrained_cfg` in it
 FIELDS = ("architecture", "num_classes", "model_args", "pretrained_cfg")
@@ -40,31 +39,10 @@ Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 Names = Annotated[list[str], Field(max_length=MAX_CLASSES), FailFast()]
 
 
-class ModelArgs(BaseModel, strict=True):
-    """Arguments of `timm.create_model` that shape a network. All others are refused: some load files, or ask a hub."""
-
+class _AnyArgs(BaseModel, strict=True):
     img_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     in_chans: Channels
-    patch_size: int | None = Field(None, ge=1, le=1024)
-    embed_dim: int | None = Field(None, ge=1, le=16384)
-    depth: int | None = Field(None, ge=1, le=128)
-    num_heads: int | None = Field(None, ge=1, le=256)
-    reg_tokens: int | None = Field(None, ge=0, le=256)
-    mlp_ratio: float | None = Field(None, gt=0, le=64)
-    init_values: Finite | None = None
     global_pool: Literal["", "token", "avg", "max", "avgmax", "map"] | None = None
-    qkv_bias: bool | None = None
-    qk_norm: bool | None = None
-    proj_bias: bool | None = None
-    class_token: bool | None = None
-    no_embed_class: bool | None = None
-    pre_norm: bool | None = None
-    final_norm: bool | None = None
-    fc_norm: bool | None = None
-    use_fc_norm: bool | None = None
-    use_abs_pos_emb: bool | None = None
-    use_rel_pos_bias: bool | None = None
-    use_shared_rel_pos_bias: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -73,14 +51,13 @@ class ModelArgs(BaseModel, strict=True):
             raise ValueError(f"{show(others)} do not shape a network")
         return arguments
 
-    @model_validator(mode="after")
-    def _few_patches(self) -> ModelArgs:
-        most = MAX_RELATIVE_GRID if self.use_rel_pos_bias or self.use_shared_rel_pos_bias else MAX_GRID
-        if self.img_size and max(self.img_size) // (self.patch_size or 16) > most:
-            raise ValueError(f"expected at most {most} patches in a row, found {self.img_size} pixels")
-        if self.img_size and min(self.img_size) < (self.patch_size or 1):
-            raise ValueError(f"expected pictures of at least one patch, found {self.img_size} pixels")
-        return self
+
+# arguments of `timm.create_model` that shape a network; all others are refused: some load files, or ask a hub
+ModelArgs: Any = create_model(
+    "ModelArgs",
+    __base__=_AnyArgs,
+    **{name: kind for family in families().values() for name, kind in family.exported.items()},
+)
 
 
 class PretrainedCfg(BaseModel, strict=True):
@@ -131,11 +108,7 @@ class Config(BaseModel, strict=True):
 
     @model_validator(mode="after")
     def _agrees(self) -> Config:
-        shaped = self.model_args.model_fields_set - OF_CNNS
-        if is_cnn(self.architecture) and shaped:
-            raise ValueError(f"model_args: {show(sorted(shaped))} do not shape the CNN '{self.architecture}'")
-        if not is_cnn(self.architecture) and "img_size" in shaped and self.model_args.img_size is None:
-            raise ValueError("model_args.img_size=null: expected [height, width]")
+        self._suits_the_family()
         size = self.model_args.img_size or self.pretrained_cfg.input_size[1:]
         if (side := max(size) / self.pretrained_cfg.crop_pct) > MAX_RESIZED:
             raise ValueError(f"pictures would be resized to {side:.0f} pixels, expected at most {MAX_RESIZED:,}")
@@ -145,6 +118,20 @@ class Config(BaseModel, strict=True):
         if self.label_names and len(self.label_names) != self.num_classes:
             raise ValueError(f"{len(self.label_names)} label_names for {self.num_classes} classes")
         return self
+
+    def _suits_the_family(self) -> None:
+        family, arguments, told = family_of(self.architecture), self.model_args, self.model_args.model_fields_set
+        if others := told - family.exported.keys() - (ALWAYS | {"img_size"} if family.sized else ALWAYS):
+            raise ValueError(f"model_args: {show(sorted(others))} do not shape {family.in_words(self.architecture)}")
+        if "img_size" not in told:
+            return
+        if (size := arguments.img_size) is None:
+            raise ValueError("model_args.img_size=null: expected [height, width]")
+        patch, most = getattr(arguments, "patch_size", None), family.most_patches(arguments.model_dump())
+        if max(size) // (patch or 16) > most:
+            raise ValueError(f"model_args: expected at most {most} patches in a row, found {size} pixels")
+        if min(size) < (patch or 1):
+            raise ValueError(f"model_args: expected pictures of at least one patch, found {size} pixels")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

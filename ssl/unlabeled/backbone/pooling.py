@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder, Pool, Tokens
-from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import Encode
 from unlabeled.nn.modes import evaluating
 
 How = Literal["cls", "mean", "max"]
+Encode = Callable[[Tensor], Tensor]  # from images [B, C, H, W] to features [B, D]
+
+# `features` from `blocks`, a list of (patches, prefix tokens): model cards
+READ = {
+    "cls": "features = torch.cat([cls[:, 0] for _, cls in blocks], 1)",
+    "mean": "features = torch.cat([patches.mean(1) for patches, _ in blocks], 1)",
+    "cls_mean": "features = torch.cat([*(cls[:, 0] for _, cls in blocks), blocks[-1][0].mean(1)], 1)",
+    "mean_max": "features = torch.cat([x for p, _ in blocks for x in (p.mean(1), p.amax(1))], 1)",
+}
 
 
 class FeatureSpec(NamedTuple):
@@ -52,12 +59,16 @@ def check(encoder: Encoder, wanted: FeatureSpec) -> None:
         raise UserError(
             f"{encoder.model} has no class token. Take the mean of its patches: --pool mean (evaluate.pool=mean)."
         )
-    if isinstance(encoder, ConvEncoder) and wanted.blocks > 1:
-        raise UserError(
-            f"of the CNN {encoder.model} the last map alone is read: expected blocks=1, found {wanted.blocks}."
-        )
-    if wanted.blocks > encoder.depth:
-        raise UserError(f"{encoder.model} has {encoder.depth} blocks, found blocks={wanted.blocks}. Ask for fewer.")
+    if wanted.blocks > encoder.readable:
+        words = f"{encoder.model} has {encoder.readable} blocks"
+        if encoder.readable == 1:
+            words = f"of {encoder.model} the last map alone is read"
+        raise UserError(f"{words}, found blocks={wanted.blocks}. Ask for fewer.")
+
+
+def in_python(encoder: Encoder, wanted: FeatureSpec) -> str:
+    """Lines of Python that make `features` of `images` from a timm `model` alone."""
+    return f"{encoder.blocks_in_python.format(n=wanted.blocks)}\n{READ[wanted.pool]}"
 
 
 def reader(encoder: Encoder, pieces: Sequence[Part]) -> Encode:
@@ -100,7 +111,7 @@ def encoder_features(encoder: Encoder, pool: Pool, blocks: int = 1) -> Encode:
 class Pixels(nn.Module):
     """Takes the place of an encoder: a picture's only token, class token and patch in one, is its pixels."""
 
-    model, depth, has_class_token, default_pool = "raw pixels", 1, True, "cls"
+    model, depth, readable, has_class_token, default_pool = "raw pixels", 1, 1, True, "cls"
 
     def forward(self, images: Tensor) -> Tokens:
         """Images [B, C, H, W] as [B, 1, C * H * W]."""

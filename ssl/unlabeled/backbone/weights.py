@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlabeled.backbone.build import build_encoder, is_beit, is_cnn
+from unlabeled.backbone.build import build_encoder, family_of, untrained
 from unlabeled.backbone.encoder import Encoder, Pool
-from unlabeled.backbone.families.beit import fit_tables, is_relative
 from unlabeled.backbone.folder import (
     IMAGENET,
     OUR_POOLS,
@@ -30,7 +29,7 @@ from unlabeled.backbone.folder import (
 from unlabeled.backbone.folder_config import read_config
 from unlabeled.backbone.importing import Imported, Key, importers, read
 from unlabeled.errors import UserError
-from unlabeled.nn.positions import Grid, resample
+from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
 from unlabeled.text import code
 
@@ -149,7 +148,7 @@ def _as_timm_says(name: str) -> Preprocessing:
         raise UserError(f"timm has no such weights of '{name}': {error}") from error
     if config is None:
         return IMAGENET
-    if is_cnn(architecture) or name.removeprefix(architecture).startswith(".mae"):
+    if not family_of(architecture).can_read("cls", 1) or name.removeprefix(architecture).startswith(".mae"):
         pool: Pool | None = "mean"
     else:
         with torch.device("meta"):
@@ -176,55 +175,6 @@ def _timms_architecture(name: str) -> str:
     return architecture
 
 
-def adapt(weights: Tensors, old: Grid, model: Any) -> Tensors:
-    """Weights of a timm model fitted to another image size or number of channels.
-
-    Positions are resampled bicubically to the target grid, relative ones by BEiT's rule; the first convolution is
-    summed or repeated over channels.
-
-    Args:
-        weights: of the timm model.
-        old: (rows, columns) of their positions.
-        model: the timm model they are for.
-
-    Raises:
-        UserError: other channels than RGB's are to be fitted.
-    """
-    from timm.models._manipulate import adapt_input_conv
-
-    weights = dict(weights)
-    first = f"{model.pretrained_cfg['first_conv']}.weight"
-    channels = model.get_parameter(first).shape[1]
-    found = weights[first].shape[1]
-    if found != channels:
-        if found != 3:
-            raise UserError(f"the encoder sees {found} channels, pictures have {channels}. Only RGB's can be fitted.")
-        weights[first] = adapt_input_conv(channels, weights[first])
-    if is_relative(weights):
-        weights = fit_tables(weights, old, model)
-    if "pos_embed" not in weights:
-        return weights
-    table = weights["pos_embed"]
-    prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
-    patches = resample(table[:, prefix:], old, model.patch_embed.grid_size)
-    weights["pos_embed"] = torch.cat([table[:, :prefix], patches], dim=1)
-    return weights
-
-
-def untrained(architecture: str, arguments: dict[str, Any]) -> Encoder:
-    """An encoder with MAE's random initialisation and sine-cosine positions that may learn; a BEiT or a CNN with timm's
-    own."""
-    from unlabeled.pretrain.methods.mae import initialize_
-
-    encoder = build_encoder(architecture, arguments)
-    if is_cnn(architecture) or is_beit(architecture):
-        return encoder
-    encoder.fix_positions()
-    initialize_(encoder)
-    encoder.vit.pos_embed.requires_grad_(True)
-    return encoder
-
-
 def _build(
     architecture: str,
     arguments: dict[str, Any],
@@ -239,25 +189,22 @@ def _build(
         return untrained(architecture, arguments)
     encoder = _network(architecture, arguments)
     old_grid = (old[0] // encoder.patch_size, old[1] // encoder.patch_size)
-    _load_strictly(encoder.vit, adapt(weights, old_grid, encoder.vit))
+    weights = encoder.fitted(weights, old_grid, encoder.vit)
+    check_fits(encoder.vit, weights)
+    encoder.vit.load_state_dict(weights)
     return encoder
 
 
 def _from_timm(name: str, image_size: int | Grid | None, channels: int | None, pretrained: bool) -> Encoder:
     import timm
 
-    architecture = _timms_architecture(name)
-    pool = {} if is_cnn(architecture) else {"global_pool": "token"}
+    family = family_of(architecture := _timms_architecture(name))
     try:
-        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **pool)
+        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **family.bare)
     except Exception as error:  # a hub, a network or a file: whatever it was, the person must hear it
         raise UserError(f"timm cannot load the weights of '{name}': {error}") from error
-    if is_cnn(architecture):
-        arguments = {"img_size": list(vit.pretrained_cfg["input_size"][1:])}
-    else:
-        patches = vit.patch_embed
-        arguments = {"img_size": list(patches.img_size), "patch_size": patches.patch_size[0]}
-    return _build(architecture, {**arguments, "in_chans": vit.in_chans}, dict(vit.state_dict()), image_size, channels)
+    arguments = {**family.arguments_from(vit), "in_chans": vit.in_chans}
+    return _build(architecture, arguments, dict(vit.state_dict()), image_size, channels)
 
 
 def _network(architecture: str, arguments: dict[str, Any]) -> Encoder:
@@ -265,11 +212,6 @@ def _network(architecture: str, arguments: dict[str, Any]) -> Encoder:
         return build_encoder(architecture, arguments)
     except Exception as error:  # timm's networks raise what they like: whatever it was, the person must hear it
         raise not_built(architecture, error) from error
-
-
-def _load_strictly(vit: nn.Module, weights: Tensors) -> None:
-    check_fits(vit, weights)
-    vit.load_state_dict(weights)
 
 
 def import_official(name: str, file: Path, out: Path, heads: int | None = None, key: Key | None = None) -> None:
@@ -285,5 +227,6 @@ def import_official(name: str, file: Path, out: Path, heads: int | None = None, 
 
 
 def pool_of(name: str, imported: Imported) -> Pool:
-    """How features of official weights are read: as the family's own code does, of a CNN by the mean."""
-    return "mean" if is_cnn(imported.architecture) else importers()[name].FAMILY.pool
+    """How features of official weights are read: as their code does, by the mean where there is no class token."""
+    own: Pool = importers()[name].FAMILY.pool
+    return own if family_of(imported.architecture).can_read(own, 1) else "mean"

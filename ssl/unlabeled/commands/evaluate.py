@@ -278,7 +278,7 @@ def data_of(args: argparse.Namespace, how: Preprocessing) -> Opened:
 
 def untrained_twin(encoder: Encoder) -> Encoder:
     """The same architecture with random weights, always the same."""
-    from unlabeled.backbone.weights import untrained
+    from unlabeled.backbone.build import untrained
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

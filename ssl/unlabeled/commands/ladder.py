@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.commands.evaluate import OF_DATA
 from unlabeled.errors import UserError
 from unlabeled.files import claim, write_text
@@ -16,7 +15,6 @@ from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.page import NAMES, page, plot, score
 from unlabeled.ladder.rungs import (
     BASELINES,
-    NEEDS_ATTENTION,
     PROBES,
     RUNGS,
     TUNED,
@@ -126,13 +124,14 @@ def _amounts(options: argparse.Namespace) -> list[Amount]:
 
 def _possible(asked: list[str] | None, encoder: Encoder) -> list[str]:
     """The rungs to climb. Raises UserError when one was asked for that the network does not have."""
-    lacking = NEEDS_ATTENTION if isinstance(encoder, ConvEncoder) else ()
-    if strange := [rung for rung in asked or () if rung in lacking]:
+    has = {"attentive": "attention" in encoder.pools, "lora": encoder.adaptable}
+    possible = [rung for rung in WAYS if has.get(rung, True)]
+    if strange := [rung for rung in asked or () if rung not in possible]:
         raise UserError(
-            f"--rungs {strange[0]}: it needs a transformer's attention, which the CNN '{encoder.model}' does not have. "
-            f"Use some of {', '.join(rung for rung in WAYS if rung not in lacking)}."
+            f"--rungs {strange[0]}: it needs a transformer's attention, of a kind that "
+            f"{encoder.in_words(encoder.model)} does not have. Use some of {', '.join(possible)}."
         )
-    return list(dict.fromkeys(asked)) if asked else [rung for rung in WAYS if rung not in lacking]
+    return list(dict.fromkeys(asked or possible))
 
 
 def _check(options: argparse.Namespace, climb: Climb) -> None:

@@ -128,7 +128,7 @@ def _crops(changed: Changed, recipe: Any, machine: Machine, limit: float) -> Ite
     pretrains = not isinstance(recipe, FinetuneRecipe)
     section, name = (recipe.method, "method") if pretrains else (recipe.task, "task")
     views = {f"{name}.{field}": value for field, value in section if isinstance(value, View)}
-    unit = recipe.method.encoder.crop_unit if pretrains else 1
+    unit = recipe.method.encoder.crop_multiple if pretrains else 1
     for share in SHARES:
         changes = [f"{field}.size={_smaller(view, share, unit)}" for field, view in views.items()]
         smaller = changed(changes)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field
 
-from unlabeled.backbone.build import is_cnn
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Pool
 from unlabeled.data.batch.loader import Normalize
@@ -77,15 +77,15 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
         values = (getattr(self, name) for name in type(self).model_fields)
         return [value for value in values if isinstance(value, Protocol)]
 
-    def must_suit(self, model: str) -> None:
-        """Raise UserError when a timm model, by name, is a CNN and lacks features that are asked for."""
+    def check_reads(self, encoder: EncoderConfig) -> None:
+        """Raise UserError when encoders of a recipe lack features that are asked for."""
         pool = self.pool or "mean"
         for kind in (FeatureSpec(pool), *(kind for protocol in self.protocols for kind in protocol.kinds(pool))):
-            if is_cnn(model) and (kind.pool.startswith("cls") or kind.blocks > 1):
+            if not encoder.family.can_read(kind.pool, kind.blocks):
                 raise UserError(
-                    f"evaluate asks for pool={kind.pool} of {kind.blocks} block(s), but the CNN '{model}' has no class "
-                    "token, and its last map alone is read. Set evaluate.pool=mean, and take `cls` and more blocks out "
-                    "of its protocols."
+                    f"evaluate asks for pool={kind.pool} of {kind.blocks} block(s), but {encoder.in_words} has no "
+                    "class token, and its last map alone is read. Set evaluate.pool=mean, and take `cls` and more "
+                    "blocks out of its protocols."
                 )
 
 

@@ -39,7 +39,6 @@ RUNGS = (*BASELINES, *WAYS)
 UNPRETRAINED = (*BASELINES, "scratch")
 # the protocol that reads a rung's features
 PROTOCOL = {"pixels": "linear", "untrained": "linear"}
-NEEDS_ATTENTION = ("attentive", "lora")
 
 
 class RungResult(NamedTuple):

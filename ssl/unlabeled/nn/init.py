@@ -1,14 +1,12 @@
-"""Initialisations that papers prescribe."""
+"""Initialisations that papers prescribe, of timm's transformers in place."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
-from torch import nn
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
+import torch
+from torch import Tensor, nn
 
 
 def xavier_(module: nn.Module) -> None:
@@ -29,7 +27,7 @@ def xavier_patches_(convolution: nn.Conv2d) -> None:
     nn.init.xavier_uniform_(convolution.weight.view(convolution.weight.shape[0], -1))
 
 
-def mocov3_(vit: VisionTransformer, freeze_patches: bool) -> None:
+def mocov3_(vit: Any, freeze_patches: bool) -> None:
     """MoCo v3 on ViTs (official `vits.py`): queries, keys and values are Xavier matrices of their own,
     the class token starts near zero, the patch projection is uniform without bias and may stay as it starts."""
     xavier_(vit)
@@ -55,7 +53,7 @@ def truncated_normal_(module: nn.Module, std: float = 0.02) -> None:
             nn.init.zeros_(part.bias)
 
 
-def distilled_vit_(vit: VisionTransformer, class_token_std: float = 0.02) -> None:
+def distilled_vit_(vit: Any, class_token_std: float = 0.02) -> None:
     """A ViT as DINO begins it: linears, positions and class token normal, patch convolution as torch draws it.
 
     Args:
@@ -69,3 +67,38 @@ def distilled_vit_(vit: VisionTransformer, class_token_std: float = 0.02) -> Non
             nn.init.trunc_normal_(token, std=std)
     if vit.pos_embed.requires_grad:
         nn.init.trunc_normal_(vit.pos_embed, std=0.02)
+
+
+def mae_(vit: Any) -> None:
+    """MAE's: Xavier everywhere, class token N(0, .02); learned positions N(0, .02)."""
+    xavier_(vit)
+    xavier_patches_(vit.patch_embed.proj)
+    for token in (vit.cls_token, vit.reg_token, vit.pos_embed if vit.pos_embed.requires_grad else None):
+        if token is not None:
+            nn.init.normal_(token, std=0.02)
+
+
+def simmim_(vit: Any) -> None:
+    """SimMIM's: linears, patches and tokens cut-normal; the outputs of block l / sqrt(2 l).
+
+    Official `VisionTransformerForSimMIM`, whose cut reaches every module, and `fix_init_weight`. The relative table
+    stays zero, fixed sine-cosine positions stay as they are.
+    """
+    for part in vit.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            cut_normal_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for name in ("cls_token", "reg_token", "pos_embed"):
+        parameter = getattr(vit, name, None)
+        if parameter is not None and parameter.requires_grad:
+            cut_normal_(parameter)
+    with torch.no_grad():
+        for number, block in enumerate(vit.blocks, start=1):
+            for linear in (block.attn.proj, block.mlp.fc2):
+                linear.weight.div_(math.sqrt(2 * number))
+
+
+def cut_normal_(parameter: Tensor, std: float = 0.02) -> None:
+    """Normal, cut at one standard deviation: the deviation becomes 0.54 std."""
+    nn.init.trunc_normal_(parameter, std=std, a=-std, b=std)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any
 
 from unlabeled.recipe import dump
 from unlabeled.text import code, markdown
@@ -25,30 +25,14 @@ def pretrain_card(recipe: Any, engine: Any) -> str:
     return _card(recipe, engine, f"{recipe.name}: {recipe.method.name} encoder", body, "num_classes=0")
 
 
-READ = {
-    "cls": "features = torch.cat([cls[:, 0] for _, cls in blocks], 1)",
-    "mean": "features = torch.cat([patches.mean(1) for patches, _ in blocks], 1)",
-    "cls_mean": "features = torch.cat([*(cls[:, 0] for _, cls in blocks), blocks[-1][0].mean(1)], 1)",
-    "mean_max": "features = torch.cat([x for p, _ in blocks for x in (p.mean(1), p.amax(1))], 1)",
-}
-
-
-BLOCKS = {
-    "transformer": "blocks = model.get_intermediate_layers(images, n={n}, return_prefix_tokens=True, norm=True)",
-    "cnn": "blocks = [(model.forward_features(images).flatten(2).mT, None)]",
-}
-
-
-def head_card(
-    recipe: Any, engine: Any, result: dict[str, Any], pool: str, blocks: int, family: Literal["transformer", "cnn"]
-) -> str:
-    """The card of a backbone with a linear head on features of several blocks, and how timm reads those."""
+def head_card(recipe: Any, engine: Any, result: dict[str, Any], pool: str, blocks: int, reading: str) -> str:
+    """The card of a backbone with a linear head on features of several blocks; `reading` is Python that makes them."""
     source = engine.job.dataset.source
     body = (
         f"A frozen backbone, {code(recipe.encoder)}, and a linear head on {pool} of {blocks} block(s), trained on "
         f"{len(source):,} labelled pictures.\n\n```python\nimport torch\nfrom safetensors.torch import load_file\n"
-        f"head = load_file('THIS_FOLDER/heads.safetensors')\nmodel.eval()\n{BLOCKS[family].format(n=blocks)}\n"
-        f"{READ[pool]}\nlogits = features @ head['weight'].T + head['bias']\n```\n\n"
+        f"head = load_file('THIS_FOLDER/heads.safetensors')\nmodel.eval()\n{reading}\n"
+        f"logits = features @ head['weight'].T + head['bias']\n```\n\n"
         f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures"
     )
     title = f"{recipe.name}: linear head of {len(source.classes)} classes"

@@ -17,14 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.folder import load_timm
+from unlabeled.backbone.build import family_of
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.folder import load_timm, read_weights
 from unlabeled.backbone.folder_config import read_config
+from unlabeled.backbone.pooling import FeatureSpec, parts, read
 from unlabeled.errors import UserError, first_line
 from unlabeled.files import flush, replacing_folder
 from unlabeled.manifest import sha256_of
 from unlabeled.paths import user_path
 from unlabeled.report.card import versions
-from unlabeled.serve.headed import Headed
 from unlabeled.text import one_line
 
 TOLERANCE = 1e-4
@@ -223,9 +225,34 @@ def network(export: Path, config: dict[str, Any]) -> nn.Module:
     if "linear_head" not in config:
         return model
     try:
-        return Headed.of(model, config["linear_head"], export)
+        kind = FeatureSpec(config["linear_head"]["pool"], config["linear_head"]["blocks"])
+        head = read_weights(export / "heads.safetensors")
+        return Headed(model, family_of(config["architecture"]), kind, head).eval()
     except Exception as error:  # a file, a name or a shape
         raise UserError(f"the linear head of {export} cannot be loaded: {first_line(error)}") from error
+
+
+class Headed(nn.Module):
+    """A timm backbone and a linear head on features of its last blocks: a sweep's choice where timm has no such head.
+
+    Args:
+        backbone: of timm.
+        family: its family, which reads the blocks.
+        kind: features that the head reads.
+        head: `weight` [classes, features] and `bias` [classes].
+    """
+
+    def __init__(self, backbone: nn.Module, family: type[Encoder], kind: FeatureSpec, head: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.backbone, self.family, self.kind = backbone, family, kind
+        self.num_classes, width = head["weight"].shape
+        self.head = nn.Linear(width, self.num_classes)
+        self.head.load_state_dict(head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] to logits [B, classes]."""
+        blocks = self.family.last_blocks(self.backbone, images, self.kind.blocks)
+        return self.head(read(blocks, parts(self.kind)))
 
 
 def _output(model: Prepared) -> str:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.pooling import FeatureSpec, Pool, parts, read
+from unlabeled.backbone.pooling import FeatureSpec, Pool, check, parts, read
 from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.archive.prepared import different
 from unlabeled.data.batch.loader import Normalize, make_loader
@@ -90,8 +90,7 @@ class Embedding:
         settings: Settings,
         folder: Path,
     ) -> None:
-        if settings.pool.startswith("cls") and not encoder.has_class_token:
-            raise UserError(f"{encoder.model} has no class token. Use --pool mean or mean_max.")
+        check(encoder, FeatureSpec(settings.pool))
         self.encoder, self.source, self.settings, self.folder = encoder.eval(), source, settings, folder
         self.mean, self.std = mean, std
         self.device = next(encoder.parameters()).device

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Order, per_process
@@ -224,8 +223,7 @@ def finetuning(recipe: FinetuneRecipe, data: Opened) -> Training:
     check_preprocessing(recipe)
     task, pictures = recipe.task, labelled(recipe, data)
     encoder, trained = load_start(recipe)
-    # the network takes crops of any size where it has no patches
-    _check_crop(task.view, 1 if isinstance(encoder, ConvEncoder) else encoder.patch_size)
+    _check_crop(task.view, encoder.crop_multiple)
     counts = np.bincount(pictures.train.labels, minlength=len(pictures.train.classes)).tolist()
     dataset = ViewDataset(
         pictures.train,

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from unlabeled.backbone.build import is_cnn
 from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
@@ -96,9 +95,7 @@ class Pretrain:
         source = job.dataset.source
         labels = f", {len(source.classes)} classes (not used to pretrain)" if source.classes else ""
         encoder = recipe.method.encoder
-        patches = f"stride {encoder.patch_size}" if is_cnn(encoder.model) else f"patch {encoder.patch_size}"
-        positions = "" if is_cnn(encoder.model) else f", {encoder.positions} positions"
-        model = f"{recipe.method.name} with {encoder.model}, {patches}{positions}"
+        model = f"{recipe.method.name} with {encoder.model}, {encoder.summary}"
         changed = [
             ("rescaled", f"{field}: paper {paper:g}, yours {yours:.6g}: {why}")
             for field, paper, yours, why in self.rescaled
@@ -135,7 +132,7 @@ class Pretrain:
             return None
         if not recipe.data.has_val:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
-        recipe.evaluate.must_suit(recipe.method.encoder.model)
+        recipe.evaluate.check_reads(recipe.method.encoder)
         rank, world = accelerator.process_index, accelerator.num_processes
         run = recipe.run
         splits = Splits(recipe.evaluate, data, accelerator.device, run.workers, rank, world, timeout=run.timeout)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from unlabeled.backbone.build import family_of
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.nn.batchnorm import BatchNorm
 from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.transfer.build import (
     Trained,
     head_prefix,
-    layer_ids,
     layers_of_modules,
     retrained,
     timm_arguments,
@@ -24,9 +25,6 @@ from unlabeled.transfer.build import (
 from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.lora import ADDED, adapt_, merged
 from unlabeled.transfer.losses import Objective, examples
-
-if TYPE_CHECKING:
-    from unlabeled.backbone.encoder import Encoder
 
 
 class Classifier(Method):
@@ -47,24 +45,25 @@ class Classifier(Method):
         super().__init__()
         self.config, self.num_classes = config, len(counts)
         self.architecture = encoder.model
-        self.arguments = timm_arguments(encoder, config) if trained is None else trained.arguments
         if trained is None:
+            self.arguments = timm_arguments(encoder, config.pool, config.view.shape, config.frozen)
             self.model = timm_classifier(encoder, self.arguments, config.drop_path, len(counts))
         else:
+            self.arguments = trained.arguments
             self.model = retrained(encoder, trained, len(counts))
-        self.layers = layer_ids(self.model, encoder)
+        self.layers = {name: encoder.layer_of(name) for name, _ in self.model.named_parameters()}
         self.new = (head_prefix(self.model), "fc_norm.", "attn_pool.")
         initialize_(self.head, config)
         self.probe_norm = probe_norm(encoder.width) if config.mode == "linear" else None
         self.objective = Objective(config, counts)
         self._choose_what_learns()
         self.average = None if config.ema is None else follower(self.model)
-        self.mixes = encoder.has_batch_norm and not config.frozen
+        self.mixes = encoder.batch_dependent and not config.frozen
 
     def _choose_what_learns(self) -> None:
         mode = self.config.mode
         if mode == "lora":
-            adapt_(self.model, self.config.lora)
+            adapt_(self.model, family_of(self.architecture), self.config.lora)
         if self.config.frozen:
             learns = head_prefix(self.model) if mode == "retrain" else self.new
             for name, parameter in self.model.named_parameters():

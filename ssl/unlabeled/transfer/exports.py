@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
+from unlabeled.backbone.pooling import in_python
 from unlabeled.pretrain.method import Method
 from unlabeled.report.card import classifier_card, head_card
 from unlabeled.transfer.classify import Classifier
@@ -38,8 +38,7 @@ def export_head(folder: Path, method: LinearSweep, recipe: Any, engine: Any, res
     config = timm_config(encoder.model, encoder.arguments, encoder.width, prepared)
     kind, classes = method.tried[method.chosen].kind, engine.job.dataset.source.classes
     config["linear_head"] = {**kind._asdict(), "label_names": list(classes)}
-    family: Literal["transformer", "cnn"] = "cnn" if isinstance(encoder, ConvEncoder) else "transformer"
-    card = head_card(recipe, engine, result, kind.pool, kind.blocks, family)
+    card = head_card(recipe, engine, result, kind.pool, kind.blocks, in_python(encoder, kind))
     write_export(folder, dict(encoder.vit.state_dict()), config, card, dict(head.state_dict()))
 
 

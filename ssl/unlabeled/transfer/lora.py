@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
 
 Target = Literal["qkv", "proj", "fc1", "fc2"]
@@ -53,27 +54,23 @@ class LowRankLinear(nn.Linear):
         return self.weight + self.scale * self.lora_up @ self.lora_down
 
 
-def adapt_(model: Any, config: Lora) -> None:
-    """Give the blocks of a timm transformer their low-rank layers; everything else of it stops learning.
+def adapt_(model: Any, family: type[Encoder], config: Lora) -> None:
+    """Give a timm model of a family its low-rank layers; everything else of it stops learning.
 
     Raises:
-        UserError: it has no blocks with attention, or the rank is that of a full matrix or more.
+        UserError: it has no such layers, or the rank is that of a full matrix or more.
     """
     model.requires_grad_(False)
-    if not hasattr(model, "blocks"):
+    if not family.adaptable:
         raise UserError(
-            "task.mode lora adapts attention and MLP of a transformer's blocks, and this CNN has none. Use "
-            "task.mode=differential_lr."
+            "task.mode lora adapts attention and MLP of a transformer's blocks, and "
+            f"{family.in_words(model.pretrained_cfg['architecture'])} has none. Use task.mode=differential_lr."
         )
-    for block in model.blocks:
-        if hasattr(block.attn, "qkv_bias_separate"):
-            block.attn.qkv_bias_separate = True  # or BEiT reads the weight and passes the layer by
-        for owner in (block.attn, block.mlp):
-            for name in config.targets:
-                layer = getattr(owner, name, None)
-                if isinstance(layer, nn.Linear):
-                    _check_rank(name, layer, config.rank)
-                    setattr(owner, name, LowRankLinear(layer, config))
+    for owner, names in family.linears_(model):
+        for name in (one for one in config.targets if one in names):
+            layer = getattr(owner, name)
+            _check_rank(name, layer, config.rank)
+            setattr(owner, name, LowRankLinear(layer, config))
 
 
 def _check_rank(name: str, layer: nn.Linear, rank: int) -> None:

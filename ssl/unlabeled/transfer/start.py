@@ -9,7 +9,6 @@ import torch
 from pydantic import BaseModel
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.weights import load_classifier, load_encoder, preprocessing_of
 from unlabeled.errors import UserError
@@ -96,7 +95,7 @@ def check_fits(encoder: Encoder, recipe: Any) -> None:
             "data.std). Give both as many values as it has channels, or set adapt=[channels] to sum or repeat its "
             "first layer."
         )
-    same = isinstance(encoder, ConvEncoder) or encoder.image_size == shape
+    same = not encoder.sized or encoder.image_size == shape
     if not same and "size" not in recipe.adapt:
         height, width = encoder.image_size
         raise UserError(

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from unlabeled.backbone.build import build_encoder
+from unlabeled.backbone.build import copy_encoder
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, parts, reader
 from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.transfer.losses import Objective, examples
 
 if TYPE_CHECKING:
-    from unlabeled.backbone.encoder import Encoder
     from unlabeled.transfer.classify import Classifier
     from unlabeled.transfer.config import ClassifyConfig
 
@@ -134,10 +134,3 @@ class LinearSweep(Method):
     def lr_scale(self, name: str) -> float:
         """A head's own rate."""
         return self.tried[int(name.split(".")[1])].rate
-
-
-def copy_encoder(encoder: Encoder) -> Encoder:
-    """The same encoder once more, built anew, so that it can also be built without memory."""
-    twin = build_encoder(encoder.model, encoder.arguments, encoder.interpolation)
-    twin.load_state_dict(encoder.state_dict())
-    return twin

@@ -1,14 +1,15 @@
-"""A BEiT-style transformer as an encoder: relative positions, layer scale, no bias on keys."""
+"""BEiT-style transformers (Bao et al. 2022): relative positions, layer scale, no bias on keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, Tokens, fill_in
+from unlabeled.backbone.encoder import TIMM_POOLS, Hiding, InTimm, Pool, Tensors, Tokens
+from unlabeled.backbone.transformer import EXPORTED, Transformer, fill_in
 from unlabeled.nn.patches import PatchMask, patchify
 from unlabeled.nn.positions import Grid
 
@@ -17,16 +18,27 @@ EXTRA = 3
 
 TABLE = "relative_position_bias_table"
 SHARED = f"rel_pos_bias.{TABLE}"
+SWITCHES = ("use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias")
 
 
-class BeitEncoder(Encoder):
-    """Wraps a timm `Beit` without a head. Its positions are relative, in a table that all blocks share or one in each,
-    or absolute as a ViT's (SimMIM's `USE_APE`), or both.
+class Beit(Transformer):
+    """Wraps a timm `Beit`. Its positions are relative, in a table that all blocks share or one in each, or absolute as
+    a ViT's (SimMIM's `USE_APE`), or both.
 
     The rule of the table's index is timm's, which is BEiT's and SimMIM's: (row offset + rows - 1) (2 columns - 1) +
     (column offset + columns - 1), offsets from key to query. It encodes images of its native size only, all patches at
-    once: `drop=` is refused.
+    once.
     """
+
+    hides: ClassVar[frozenset[Hiding]] = frozenset({"replace"})
+    any_size: ClassVar[bool] = False
+    positions: ClassVar[tuple[str, ...]] = ("relative", "relative_learned")
+    exported: ClassVar[Mapping[str, Any]] = {**EXPORTED, **dict.fromkeys(SWITCHES, (bool | None, None))}
+    pools = ("cls", "mean")
+
+    @classmethod
+    def claims(cls, model: str) -> int:
+        return 4 if model.startswith("beit") else 0
 
     @staticmethod
     def require(vit: nn.Module, model: str) -> None:
@@ -35,6 +47,54 @@ class BeitEncoder(Encoder):
         if type(vit) is not Beit or not isinstance(vit.fc_norm, nn.Identity):
             raise ValueError(f"expected a timm Beit that has its norm before pooling, found '{model}'")
 
+    @classmethod
+    def arguments_of(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        relative, tables = fields["positions"].startswith("relative"), fields["relative_tables"]
+        return {
+            **super().arguments_of(fields),
+            **({} if fields["positions"] == "relative" else {"use_abs_pos_emb": True}),
+            "use_rel_pos_bias": relative and tables != "shared",
+            "use_shared_rel_pos_bias": relative and tables != "blocks",
+        }
+
+    @classmethod
+    def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
+        import timm
+
+        # timm's default pools before the norm
+        arguments = arguments if classes else {"global_pool": "token", **arguments}
+        return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
+
+    @classmethod
+    def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
+        pooled = {"global_pool": "avg", "use_fc_norm": False} if pool == "mean" else {}
+        how = {**arguments, **pooled}.get("global_pool", "token")
+        return InTimm(how, {**arguments, **pooled, "global_pool": how})
+
+    @classmethod
+    def most_patches(cls, arguments: Mapping[str, Any]) -> int:
+        """See `Encoder`. An index of relative positions holds the square of the number of all patches."""
+        relative = arguments.get("use_rel_pos_bias") or arguments.get("use_shared_rel_pos_bias")
+        return 64 if relative else super().most_patches(arguments)
+
+    @classmethod
+    def fitted(cls, weights: Tensors, old: Grid, model: Any) -> Tensors:
+        """See `Encoder`; tables are resampled by BEiT's rule, and copied into every block of a model that has them."""
+        return super().fitted(fit_tables(weights, old, model), old, model)
+
+    @classmethod
+    def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        for block in model.blocks:
+            block.attn.qkv_bias_separate = True  # else timm reads the weight and passes the layer by
+        return super().linears_(model)
+
+    def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
+        """See `Encoder`. The norm is a ViT's; a shared table is copied into every block (SimMIM's fine-tuning)."""
+        norm = {"use_fc_norm": not frozen} if pool == "mean" else {}
+        tables = {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}
+        own = {} if self.vit.rel_pos_bias is None else tables
+        return {**self.arguments, "global_pool": TIMM_POOLS[pool], **norm, **own, "img_size": list(size)}
+
     def forward(
         self,
         images: Tensor,
@@ -42,26 +102,17 @@ class BeitEncoder(Encoder):
         replace: PatchMask | None = None,
         fill: Tensor | None = None,
     ) -> Tokens:
-        """Encode images [B, C, H, W] of the native size.
-
-        Raises:
-            ValueError: patches are to be dropped, or the images have another size.
-        """
-        x, grid = self.begin(images, drop, replace, fill)
+        if drop is not None:
+            raise ValueError(f"'{self.model}' cannot drop patches. Use a vit_* model.")
+        x, grid = self.begin(images, replace, fill)
         for output in self.outputs(x):
             x = output
         return self.finish(x, grid)
 
     def begin(
-        self,
-        images: Tensor,
-        drop: PatchMask | None = None,
-        replace: PatchMask | None = None,
-        fill: Tensor | None = None,
+        self, images: Tensor, replace: PatchMask | None = None, fill: Tensor | None = None
     ) -> tuple[Tensor, Grid]:
         grid = self.grid(images)
-        if drop is not None:
-            raise ValueError(f"'{self.model}' cannot drop patches. Use a vit_* model.")
         if grid != self.native_grid:
             raise ValueError(
                 f"'{self.model}' was built for images of {self.image_size} pixels, found {tuple(images.shape[-2:])}: "
@@ -103,11 +154,6 @@ def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, T
         own = {name: fitted.get(name, 0) for name in (f"blocks.{i}.attn.{TABLE}" for i in range(len(model.blocks)))}
         fitted |= {name: table + beside for name, beside in own.items()}
     return fitted
-
-
-def is_relative(weights: dict[str, Tensor]) -> bool:
-    """Whether these are the weights of a timm `Beit` with tables of relative positions."""
-    return any(TABLE in name for name in weights)
 
 
 def resize_table(table: Tensor, old: Grid, new: Grid) -> Tensor:

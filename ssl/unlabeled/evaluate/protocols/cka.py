@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unlabeled.backbone.families.cnn import ConvEncoder
 from unlabeled.backbone.pooling import FeatureSpec, Pool
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
@@ -42,8 +41,7 @@ class Cka(Protocol, frozen=True, extra="forbid"):
 
     def wants(self, bench: Bench) -> list[FeatureSpec]:
         # how many blocks there are is known once the encoder is
-        deepest = 1 if isinstance(bench.encoder, ConvEncoder) else bench.encoder.depth
-        return [FeatureSpec(self._pool(bench.pool), self.blocks or deepest)]
+        return [FeatureSpec(self._pool(bench.pool), self.blocks or bench.encoder.readable)]
 
     def kinds(self, pool: Pool) -> list[FeatureSpec]:
         return [FeatureSpec(self._pool(pool), self.blocks or 1)]

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from unlabeled.backbone.families.beit import BeitEncoder
 from unlabeled.backbone.pooling import FeatureSpec, check
 from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches
@@ -150,7 +149,7 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
                 f"segmentation.size={list(size)}: {encoder.model} has patches of {patch} pixels, which do not divide "
                 f"it. Use segmentation.size={near}."
             )
-        if isinstance(encoder, BeitEncoder) and size != encoder.image_size:
+        if not encoder.any_size and size != encoder.image_size:
             height, width = encoder.image_size
             raise UserError(
                 f"{encoder.model} encodes images of its own size only: expected segmentation.size=[{height},{width}], "

@@ -16,13 +16,11 @@ from pydantic import BaseModel, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import nn
 
-from unlabeled.backbone.build import is_cnn
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
 from unlabeled.nn.curves import Temperature, cosine
 from unlabeled.nn.heads import DistillHead, HeadConfig
-from unlabeled.nn.init import distilled_vit_
 from unlabeled.nn.losses import cross_view, sharpen
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.teacher import Centre, ema_, follow_
@@ -92,10 +90,10 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         views = [view for name in ("global_1", "global_2", "local") if (view := info.data.get(name)) is not None]
         for view in views:
-            view.check(encoder.crop_unit, encoder.channels)
+            view.check(encoder.crop_multiple, encoder.channels)
         if {"global_1", "global_2"} <= info.data.keys():
             views[0].must_have_size_of(views[1], "global views")
-        encoder.must_take_any_size("DINO")
+        encoder.require("DINO", any_size=True)
         return encoder
 
     @property
@@ -106,14 +104,13 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @property
     def normalizes(self) -> bool:
         """Whether the head has batch normalisation."""
-        return is_cnn(self.encoder.model) if self.head_norm is None else self.head_norm
+        return self.encoder.family.resnet_heads if self.head_norm is None else self.head_norm
 
     def build(self) -> DINO:
         """A randomly initialised model, its teacher equal to it. The teacher drops no paths."""
         calm = self.encoder.model_copy(update={"drop_path": 0.0})
         encoder, teacher = (config.build(self.global_1.shape) for config in (self.encoder, calm))
-        if not is_cnn(encoder.model):  # a CNN begins as timm has it
-            distilled_vit_(encoder.vit)
+        encoder.initialise_("dino")
         head, teacher_head = (self.head.build(encoder.width, norm=self.normalizes) for _ in range(2))
         return DINO(encoder, head, teacher, teacher_head, self)
 
@@ -176,7 +173,7 @@ class DINO(Method):
 
     def batch_dependent(self) -> bool:
         """By batch normalisation alone, in a CNN or in the head."""
-        return self.encoder.has_batch_norm or self.config.normalizes
+        return self.encoder.batch_dependent or self.config.normalizes
 
     def exports(self) -> dict[str, Encoder]:
         return {"teacher": self.teacher, "encoder": self.encoder}

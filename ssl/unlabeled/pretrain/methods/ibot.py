@@ -10,7 +10,6 @@ the last layer is left alone in the first epoch (in DINOv2's code by a learning 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import ClassVar, Literal, NamedTuple
 
@@ -24,7 +23,6 @@ from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.curves import Temperature, cosine
 from unlabeled.nn.heads import DistillHead, HeadConfig
-from unlabeled.nn.init import distilled_vit_
 from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sinkhorn
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
@@ -37,7 +35,11 @@ GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gr
 GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
 LOCAL = GLOBAL_1.model_copy(update={"count": 10, "size": 96, "scale": (0.05, 0.25), "blur": 0.5, "mask": None})
 SMALL = EncoderConfig(model="vit_small_patch16_224", positions="learned", interpolation="scale", drop_path=0.1)
-TOP = ("encoder.vit.norm.", "encoder.vit.reg_token")  # parameters that learn as the last block's outputs do
+# parameters that learn otherwise than in fine-tuning: as the output of the last block does, and as the patches
+REGISTERS, PRE_NORM = (
+    "encoder.vit.reg_token",
+    dict.fromkeys(("encoder.vit.norm_pre.weight", "encoder.vit.norm_pre.bias"), 0),
+)
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -115,11 +117,10 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
-        self.encoder.must_hide_patches("iBOT")
+        self.encoder.require("iBOT", hide="replace", any_size=True)
         for view in self.views:
             view.check(self.encoder.patch_size, self.encoder.channels)
         self.global_1.must_have_size_of(self.global_2, "global views")
-        self.encoder.must_take_any_size("iBOT")
         if not self.class_weight + self.patch_weight:
             raise ValueError("expected class_weight or patch_weight above 0, found 0 for both")
         if self.patch_prototypes is not None and self.patch_head is not None:
@@ -138,7 +139,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         """A randomly initialised model, its teacher equal to it. The teacher drops no paths."""
         student = self._network(self.encoder.drop_path, self.patch_prototypes)
         teacher = self._network(0.0, None if self.teacher_shares else self.patch_prototypes)
-        distilled_vit_(student.encoder.vit, self.class_token_std)
+        student.encoder.initialise_("dino", class_token_std=self.class_token_std)
         return IBOT(student, teacher, self)
 
     def _network(self, drop_path: float, patch_prototypes: int | None) -> Network:
@@ -287,9 +288,8 @@ class IBOT(Method):
         if not name.startswith(("encoder.", "mask_token")):
             return 1.0
         top = self.encoder.depth + 1
-        block = re.match(r"encoder\.vit\.blocks\.(\d+)\.", name)
-        layer = int(block[1]) + 1 if block else top if name.startswith(TOP) else 0
         patches = self.config.patch_embed_lr if ".patch_embed." in name else 1.0
+        layer = {REGISTERS: top, **PRE_NORM}.get(name, self.encoder.layer_of(name.removeprefix("encoder.vit.")))
         return patches * self.config.layer_decay ** (top - layer)
 
     def exports(self) -> dict[str, Encoder]:

@@ -11,15 +11,13 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlabeled.backbone.build import is_beit
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.mask import with_equal_counts
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
-from unlabeled.nn.init import xavier_, xavier_patches_
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
 from unlabeled.pretrain.decoder import Decoder, DecoderConfig, SelfDecoderConfig
@@ -53,11 +51,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @field_validator("encoder")
     @classmethod
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
-        encoder.must_hide_patches("MAE")
+        encoder.require("MAE", hide="drop")
         if "view" in info.data:
             info.data["view"].check(encoder.patch_size, encoder.channels)
-        if is_beit(encoder.model):
-            raise ValueError(f"MAE drops patches, which '{encoder.model}' cannot. Use a vit_* model, or method simmim.")
         return encoder
 
     @property
@@ -86,7 +82,7 @@ class MAE(Method):
         self.encoder = encoder
         self.decoder = decoder
         self.normalize_targets = normalize_targets
-        initialize_(encoder)
+        encoder.initialise_("mae")
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images, mask = batch.views[0].flat()
@@ -132,13 +128,3 @@ class MAE(Method):
             return prediction
         variance, mean = torch.var_mean(patchify(images, self.encoder.patch_size), dim=-1, keepdim=True)
         return prediction * (variance + 1e-6).sqrt() + mean
-
-
-def initialize_(encoder: Encoder) -> None:
-    """MAE's initialisation of a ViT: Xavier everywhere, class token N(0, .02); learned positions N(0, .02)."""
-    vit = encoder.vit
-    xavier_(vit)
-    xavier_patches_(vit.patch_embed.proj)
-    for token in (vit.cls_token, vit.reg_token, vit.pos_embed if vit.pos_embed.requires_grad else None):
-        if token is not None:
-            nn.init.normal_(token, std=0.02)

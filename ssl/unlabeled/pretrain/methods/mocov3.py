@@ -17,14 +17,12 @@ from pydantic import BaseModel, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
-from unlabeled.backbone.build import is_cnn
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import gather, rank, world
 from unlabeled.nn.curves import cosine
 from unlabeled.nn.heads import mlp
-from unlabeled.nn.init import mocov3_
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.teacher import ema_, follow_
@@ -72,7 +70,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         for view in (info.data[name] for name in ("first", "second") if name in info.data):
-            view.check(encoder.crop_unit, encoder.channels)
+            view.check(encoder.crop_multiple, encoder.channels)
         if {"first", "second"} <= info.data.keys():
             info.data["first"].must_have_size_of(info.data["second"], "views")
         return encoder
@@ -88,10 +86,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     def _branch(self) -> Branch:
         encoder = self.encoder.build(self.first.shape)
-        if is_cnn(encoder.model):
-            return Branch(encoder, mlp((encoder.width, self.hidden, self.dim)))
-        mocov3_(encoder.vit, self.freeze_patches)
-        return Branch(encoder, mlp((encoder.width, self.hidden, self.hidden, self.dim)))
+        encoder.initialise_("mocov3", freeze_patches=self.freeze_patches)
+        hidden = (self.hidden,) if encoder.resnet_heads else (self.hidden, self.hidden)
+        return Branch(encoder, mlp((encoder.width, *hidden, self.dim)))
 
 
 class Branch(nn.Module):
@@ -114,7 +111,7 @@ class MoCoV3(Method):
     def __init__(self, student: Branch, teacher: Branch, config: Config) -> None:
         super().__init__()
         self.encoder, self.projector = student.encoder, student.projector
-        self.predictor = mlp((config.dim, config.hidden, config.dim), last_norm=not is_cnn(self.encoder.model))
+        self.predictor = mlp((config.dim, config.hidden, config.dim), last_norm=not self.encoder.resnet_heads)
         self.teacher = teacher
         self.temperature = config.temperature
         self.momentum = as_in_paper(config).momentum
@@ -135,7 +132,7 @@ class MoCoV3(Method):
 
     def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
         """Features of both views [2B, D]; a CNN gets each view as a batch of its own, too."""
-        batches = images.chunk(2) if encoder.has_batch_norm else (images,)
+        batches = images.chunk(2) if encoder.batch_dependent else (images,)
         return torch.cat([encoder.feature(batch) for batch in batches])
 
     def _contrast(self, queries: Tensor, keys: Tensor) -> Tensor:

@@ -16,13 +16,11 @@ from pydantic import BaseModel, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import nn
 
-from unlabeled.backbone.build import is_cnn
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import world
 from unlabeled.nn.heads import mlp
-from unlabeled.nn.init import mocov3_
 from unlabeled.nn.losses import nt_xent
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
@@ -63,7 +61,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
         if "view" in info.data:
-            info.data["view"].check(encoder.crop_unit, encoder.channels)
+            info.data["view"].check(encoder.crop_multiple, encoder.channels)
         return encoder
 
     @property
@@ -74,8 +72,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def build(self) -> SimCLR:
         """A randomly initialised model."""
         encoder = self.encoder.build(self.view.shape)
-        if not is_cnn(encoder.model):  # a CNN begins as timm has it
-            mocov3_(encoder.vit, self.freeze_patches)
+        encoder.initialise_("mocov3", freeze_patches=self.freeze_patches)
         return SimCLR(encoder, mlp((encoder.width, self.hidden, self.dim)), self.temperature)
 
 

@@ -8,7 +8,6 @@ absolute positions does as well.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -21,6 +20,7 @@ from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.data.mask import with_equal_counts
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
+from unlabeled.nn.init import cut_normal_
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, patchify, triptych
 from unlabeled.pretrain.decoder import LinearDecoder
@@ -55,7 +55,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @field_validator("encoder")
     @classmethod
     def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
-        encoder.must_hide_patches("SimMIM")
+        encoder.require("SimMIM", hide="replace")
         if "view" in info.data:
             info.data["view"].check(encoder.patch_size, encoder.channels)
         return encoder
@@ -82,7 +82,7 @@ class SimMIM(Method):
         self.encoder = encoder
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
         self.decoder = LinearDecoder(encoder, encoder.patch_size**2 * encoder.channels)
-        initialize_(encoder)
+        encoder.initialise_("simmim")
         cut_normal_(self.mask_token)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
@@ -128,30 +128,3 @@ class SimMIM(Method):
         everything = torch.arange(mask.hidden.shape[-1], device=images.device).expand(len(images), -1)
         prediction = self.decoder(self.encode(images, mask), mask, index=everything).float()
         return triptych(images, prediction, mask, self.encoder.patch_size)
-
-
-def initialize_(encoder: Encoder) -> None:
-    """SimMIM's initialisation: linears, patches and tokens cut-normal; the outputs of block l / sqrt(2 l).
-
-    Official `VisionTransformerForSimMIM`, whose cut reaches every module, and `fix_init_weight`. The relative table
-    stays zero, fixed sine-cosine positions stay as they are.
-    """
-    vit = encoder.vit
-    for part in vit.modules():
-        if isinstance(part, (nn.Linear, nn.Conv2d)):
-            cut_normal_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-    for name in ("cls_token", "reg_token", "pos_embed"):
-        parameter = getattr(vit, name, None)
-        if parameter is not None and parameter.requires_grad:
-            cut_normal_(parameter)
-    with torch.no_grad():
-        for number, block in enumerate(vit.blocks, start=1):
-            for linear in (block.attn.proj, block.mlp.fc2):
-                linear.weight.div_(math.sqrt(2 * number))
-
-
-def cut_normal_(parameter: Tensor, std: float = 0.02) -> None:
-    """Normal, cut at one standard deviation: what is left has a deviation of 0.54 std."""
-    nn.init.trunc_normal_(parameter, std=std, a=-std, b=std)

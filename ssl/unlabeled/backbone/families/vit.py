@@ -1,0 +1,135 @@
+"""Vision transformers with position tables (Dosovitskiy et al. 2021): they can drop patches or replace them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import TIMM_POOLS, Hiding, InTimm, Pool, Scheme, Tokens
+from unlabeled.backbone.transformer import EXPORTED, Transformer, fill_in
+from unlabeled.nn.init import mae_
+from unlabeled.nn.patches import PatchMask, gather, patchify
+from unlabeled.nn.positions import Grid, resample, sincos_2d, with_prefix
+
+
+class Vit(Transformer):
+    """Wraps a plain timm `VisionTransformer`. It encodes images of any size that the patch size divides."""
+
+    hides: ClassVar[frozenset[Hiding]] = frozenset({"drop", "replace"})
+    positions: ClassVar[tuple[str, ...]] = ("sincos", "sincos_rows")
+    exported: ClassVar[Mapping[str, Any]] = EXPORTED
+
+    @classmethod
+    def claims(cls, model: str) -> int:
+        return 4 if model.startswith(("vit_", "deit")) else 0
+
+    @staticmethod
+    def require(vit: nn.Module, model: str) -> None:
+        if not _is_plain(vit):
+            raise ValueError(f"expected a plain timm VisionTransformer with positions, found '{model}'")
+
+    @classmethod
+    def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
+        import timm
+
+        return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
+
+    @classmethod
+    def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
+        pooled = {"global_pool": TIMM_POOLS[pool], "fc_norm": False} if pool in ("mean", "mean_max") else {}
+        how = {**arguments, **pooled}.get("global_pool", "token")
+        return InTimm(how, {**arguments, **pooled, "global_pool": how})
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        return (*(("cls",) if self.has_class_token else ()), "mean", "mean_max", "attention")
+
+    def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
+        """See `Encoder`. With a pooling of patches a backbone that learns gets a new norm after pooling and loses its
+        own (MAE's fine-tuning); a frozen one keeps its own before pooling."""
+        norm = {"fc_norm": not frozen} if pool in ("mean", "mean_max") else {}
+        return {**self.arguments, "global_pool": TIMM_POOLS[pool], **norm, "img_size": list(size)}
+
+    def initialise_(self, scheme: Scheme, **settings: Any) -> None:
+        """See `Encoder`; `scratch` is MAE's, with sine-cosine positions that learn."""
+        super().initialise_(scheme, **settings)
+        if scheme == "scratch":
+            self.fix_positions()
+            mae_(self.vit)
+            self.vit.pos_embed.requires_grad_(True)
+
+    def configure_(self, fields: Mapping[str, Any]) -> None:
+        super().configure_(fields)
+        if fields["positions"].startswith("sincos"):
+            self.fix_positions(rows_first=fields["positions"] == "sincos_rows")
+
+    def fix_positions(self, rows_first: bool = False) -> None:
+        """Replace the positions by the fixed sine-cosine table and freeze them."""
+        prefix = 0 if self.vit.no_embed_class else self.num_prefix
+        with torch.no_grad():
+            self.vit.pos_embed.copy_(with_prefix(sincos_2d(self.width, self.native_grid, rows_first), prefix))
+        self.vit.pos_embed.requires_grad_(False)
+
+    def forward(
+        self,
+        images: Tensor,
+        drop: PatchMask | None = None,
+        replace: PatchMask | None = None,
+        fill: Tensor | None = None,
+    ) -> Tokens:
+        x, grid = self.begin(images, drop, replace, fill)
+        return self.finish(self.vit.blocks(x), grid)
+
+    def begin(
+        self,
+        images: Tensor,
+        drop: PatchMask | None = None,
+        replace: PatchMask | None = None,
+        fill: Tensor | None = None,
+    ) -> tuple[Tensor, Grid]:
+        grid = self.grid(images)
+        prefix_table, patch_table = self._positions(grid)
+
+        # embed the patches, only the visible ones when the rest is dropped
+        patches, table = patchify(images, self.patch_size), patch_table.expand(len(images), -1, -1)
+        if drop is not None:
+            keep, _ = drop.indices()
+            patches, table = gather(patches, keep), gather(table, keep)
+        x = self.embed(patches)
+        if replace is not None:
+            x = fill_in(x, replace, fill)
+        x = x + table
+
+        prefix = (self._prefix_tokens() + prefix_table).expand(len(x), -1, -1)
+        return self.vit.norm_pre(torch.cat([prefix, x], dim=1)), grid
+
+    def outputs(self, x: Tensor) -> Iterator[Tensor]:
+        for block in self.vit.blocks:
+            x = block(x)
+            yield x
+
+    def _prefix_tokens(self) -> Tensor:
+        tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
+        return torch.cat(tokens, dim=1) if tokens else self.vit.pos_embed.new_zeros(1, 0, self.width)
+
+    def _positions(self, grid: Grid) -> tuple[Tensor | float, Tensor]:
+        table = self.vit.pos_embed
+        if self.vit.no_embed_class:
+            return 0.0, resample(table, self.native_grid, grid, self.interpolation)
+        prefix, patches = table[:, : self.num_prefix], table[:, self.num_prefix :]
+        return prefix, resample(patches, self.native_grid, grid, self.interpolation)
+
+
+def _is_plain(vit: nn.Module) -> bool:
+    """Whether `Vit` runs all its parts: no distillation token, convolutional stem, attention pool, or norm that comes
+    after pooling."""
+    from timm.layers import PatchEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    # subclasses have tokens and steps of their own
+    if type(vit) is not VisionTransformer or vit.attn_pool is not None or vit.pos_embed is None:
+        return False
+    return isinstance(vit.patch_embed, PatchEmbed) and isinstance(vit.fc_norm, nn.Identity)

@@ -1,0 +1,231 @@
+"""Parts that the families of transformers share: all but the forward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import Encoder, Scheme, Tensors, Tokens
+from unlabeled.data.source import Finite
+from unlabeled.nn.attention import attention_map
+from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
+from unlabeled.nn.patches import PatchMask
+from unlabeled.nn.positions import Grid, Interpolation, resample
+
+PATCH_SIZE = 16
+SCHEMES: dict[str, Callable[..., None]] = {"mae": mae_, "mocov3": mocov3_, "dino": distilled_vit_, "simmim": simmim_}
+LINEARS = ("qkv", "proj", "fc1", "fc2")
+BOTTOM = ("cls_token", "pos_embed", "reg_token", "mask_token")
+
+# fields of recipes that timm knows by another name, in the order of its arguments
+NAMES = {
+    "patch_size": "patch_size",
+    "width": "embed_dim",
+    "depth": "depth",
+    "heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+    "qkv_bias": "qkv_bias",
+    "init_values": "init_values",
+    "registers": "reg_tokens",
+}
+EXPORTED: dict[str, Any] = {
+    "patch_size": (int | None, Field(None, ge=1, le=1024)),
+    "embed_dim": (int | None, Field(None, ge=1, le=16384)),
+    "depth": (int | None, Field(None, ge=1, le=128)),
+    "num_heads": (int | None, Field(None, ge=1, le=256)),
+    "reg_tokens": (int | None, Field(None, ge=0, le=256)),
+    "mlp_ratio": (float | None, Field(None, gt=0, le=64)),
+    "init_values": (Finite | None, None),
+    **dict.fromkeys(
+        ("qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm"),
+        (bool | None, None),
+    ),
+    **dict.fromkeys(("fc_norm", "use_fc_norm"), (bool | None, None)),
+}
+
+
+class Transformer(Encoder, ABC):
+    """A timm transformer of one resolution, with `patch_embed`, `blocks` and `norm`; see `Encoder`."""
+
+    adaptable: ClassVar[bool] = True
+    bare: ClassVar[Mapping[str, Any]] = {"global_pool": "token"}
+    blocks_in_python: ClassVar[str] = (
+        "blocks = model.get_intermediate_layers(images, n={n}, return_prefix_tokens=True, norm=True)"
+    )
+    positions: ClassVar[tuple[str, ...]]  # of recipes, besides learned ones
+
+    def __init__(
+        self, vit: nn.Module, model: str, arguments: Mapping[str, Any], interpolation: Interpolation = "size"
+    ) -> None:
+        self.require(vit, model)
+        super().__init__(vit, model, arguments, interpolation)
+        patches = self.vit.patch_embed
+        self.patch_size, self.native_grid = patches.patch_size[0], patches.grid_size
+        self.num_prefix = self.vit.num_prefix_tokens
+
+    @staticmethod
+    @abstractmethod
+    def require(vit: nn.Module, model: str) -> None:
+        """Raise ValueError when this family would encode the timm model wrongly."""
+
+    @abstractmethod
+    def begin(self, images: Tensor) -> tuple[Tensor, Grid]:
+        """The input of the first block [B, P + N, D] for images [B, C, H, W], and the grid of patches."""
+
+    @abstractmethod
+    def outputs(self, x: Tensor) -> Iterator[Tensor]:
+        """The output of every block [B, P + N, D] for the input of the first."""
+
+    # ---------------------------------------------------------------- by name
+
+    @classmethod
+    def patch_size_of(cls, model: str) -> int:
+        return PATCH_SIZE
+
+    @classmethod
+    def summary(cls, patch_size: int, positions: str) -> str:
+        return f"patch {patch_size}, {positions} positions"
+
+    @classmethod
+    def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
+        if name == "heads" and value and (width := others.get("width")) and width % value:
+            raise ValueError(f"{value} heads do not divide a width of {width}")
+        if name == "positions" and value not in (*cls.positions, "learned"):
+            instead = f"{', '.join(cls.positions)} or learned"
+            raise ValueError(f"'{others['model']}' has no {value} positions: expected {instead}")
+        positions = others.get("positions", "relative")
+        if name == "relative_tables" and changed and not positions.startswith("relative"):
+            raise ValueError(f"positions are {positions}, which have no tables: leave it out, found {value}")
+
+    @classmethod
+    def arguments_of(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        told = {theirs: fields[ours] for ours, theirs in NAMES.items()}
+        told |= {"qkv_bias": None if fields["qkv_bias"] else False}
+        told |= {"no_embed_class": True if fields["registers"] else None}
+        return {name: value for name, value in told.items() if value is not None}
+
+    @classmethod
+    def arguments_from(cls, vit: Any) -> dict[str, Any]:
+        patches = vit.patch_embed
+        return {"img_size": list(patches.img_size), "patch_size": patches.patch_size[0]}
+
+    @classmethod
+    def fitted(cls, weights: Tensors, old: Grid, model: Any) -> Tensors:
+        """See `Encoder`; positions are resampled bicubically to the grid of the timm model."""
+        weights = super().fitted(weights, old, model)
+        if (table := weights.get("pos_embed")) is None:
+            return weights
+        prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+        patches = resample(table[:, prefix:], old, model.patch_embed.grid_size)
+        return {**weights, "pos_embed": torch.cat([table[:, :prefix], patches], dim=1)}
+
+    @classmethod
+    def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        owners = [owner for block in model.blocks for owner in (block.attn, block.mlp)]
+        return [(one, tuple(n for n in LINEARS if isinstance(getattr(one, n, None), nn.Linear))) for one in owners]
+
+    @classmethod
+    def last_blocks(cls, model: Any, images: Tensor, blocks: int) -> list[Tokens]:
+        found = model.get_intermediate_layers(images, n=blocks, reshape=True, return_prefix_tokens=True, norm=True)
+        return [Tokens(prefix, maps.flatten(2).mT, tuple(maps.shape[-2:])) for maps, prefix in found]
+
+    # ---------------------------------------------------------------- one encoder
+
+    @property
+    def image_size(self) -> Grid:
+        rows, columns = self.native_grid
+        return rows * self.patch_size, columns * self.patch_size
+
+    @property
+    def depth(self) -> int:
+        return len(self.vit.blocks)
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.vit.cls_token is not None
+
+    def grid(self, images: Tensor) -> Grid:
+        """(rows, columns) of patches in images [B, C, H, W].
+
+        Raises:
+            ValueError: the patch size does not divide the images.
+        """
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"patch size {self.patch_size} does not divide images of {height}x{width} pixels")
+        return height // self.patch_size, width // self.patch_size
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Tokens [B, K, D] of patches [B, K, p * p * C], without positions.
+
+        The patch convolution as a matrix product, so that hidden patches cost nothing.
+        """
+        projection = self.vit.patch_embed.proj
+        weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
+        return self.vit.patch_embed.norm(F.linear(patches, weight, projection.bias))
+
+    def finish(self, x: Tensor, grid: Grid) -> Tokens:
+        """The output of a block through the final norm."""
+        x = self.vit.norm(x)
+        return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :], grid)
+
+    def shared_bias(self) -> Tensor | None:
+        """The term that all blocks add to their products of queries and keys [heads, N, N]; None = none."""
+        return None
+
+    def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        if wrong := [block for block in blocks if block not in range(-self.depth, self.depth)]:
+            raise ValueError(f"'{self.model}' has blocks 0 to {self.depth - 1}, found {wrong[0]}")
+        wanted = [range(self.depth)[block] for block in blocks]
+        x, grid = self.begin(images)
+        found = {number: self.finish(x, grid) for number, x in enumerate(self.outputs(x)) if number in wanted}
+        return [found[number] for number in wanted]
+
+    def attention(self, images: Tensor) -> Tensor:
+        block = self.vit.blocks[-1]
+        if not _is_plain(block):
+            raise ValueError(f"the attention of '{self.model}' cannot be shown: its blocks are {type(block).__name__}")
+        x, _ = self.begin(images)
+        for output in islice(self.outputs(x), self.depth - 1):
+            x = output
+        return attention_map(block.attn, block.norm1(x), self.shared_bias())
+
+    def layer_of(self, name: str) -> int:
+        """As MAE's `util/lr_decay.py`."""
+        if name in BOTTOM or name.startswith("patch_embed."):
+            return 0
+        return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else self.depth + 1
+
+    def initialise_(self, scheme: Scheme, **settings: Any) -> None:
+        if scheme in SCHEMES:
+            SCHEMES[scheme](self.vit, **settings)
+
+    def configure_(self, fields: Mapping[str, Any]) -> None:
+        if not fields["drop_path_uniform"]:
+            return
+        from timm.layers import DropPath
+
+        rate = fields["drop_path"]
+        for block in self.vit.blocks:
+            block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+
+
+def fill_in(tokens: Tensor, mask: PatchMask, fill: Tensor | None) -> Tensor:
+    """Tokens [B, N, D] with the hidden ones replaced by `fill`, broadcast."""
+    assert fill is not None, "replace= needs the token to fill in"
+    return torch.where(mask.hidden.unsqueeze(-1), fill.to(tokens.dtype), tokens)
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Whether it is timm's standard block, of a ViT or a BEiT, with timm's standard attention."""
+    from timm.models import beit, vision_transformer
+
+    pair = type(block), type(getattr(block, "attn", None))
+    return pair in [(family.Block, family.Attention) for family in (vision_transformer, beit)]
