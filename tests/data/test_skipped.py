@@ -23,8 +23,8 @@ from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Files
 from unlabeled.data.sources.mixture import Mixture
 from unlabeled.doctor.facts import split_facts
+from unlabeled.doctor.page import _pictures
 from unlabeled.doctor.pictures import survey
-from unlabeled.doctor.report import _pictures
 from unlabeled.errors import UserError
 from unlabeled.launch.program import main
 

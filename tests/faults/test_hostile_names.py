@@ -25,7 +25,6 @@ from unlabeled.__main__ import main
 from unlabeled.backbone.build import build_encoder
 from unlabeled.backbone.folder import IMAGENET, timm_config, write_export
 from unlabeled.commands import doctor as command
-from unlabeled.doctor import report as doctor
 from unlabeled.doctor.speed import Speed
 from unlabeled.errors import UserError
 from unlabeled.evaluate.results import Row, document, table
@@ -34,6 +33,8 @@ from unlabeled.ladder.rungs import RungResult
 from unlabeled.launch.plan import format_plan
 from unlabeled.launch.program import exit_code
 from unlabeled.progress import Bars
+from unlabeled.report import terminal
+from unlabeled.report.document import Document, Table
 from unlabeled.report.plots import draw_confusion
 from unlabeled.report.table import markdown
 
@@ -112,9 +113,9 @@ def test_code_ends_where_its_name_does() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_said_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for terminal in (False, True):
+    for on_terminal in (False, True):
         file = io.StringIO()
-        console = Console(file=file, force_terminal=terminal, color_system=None, soft_wrap=True, width=200)
+        console = Console(file=file, force_terminal=on_terminal, color_system=None, soft_wrap=True, width=200)
         with Bars(console=console) as bars:
             bars.say(f"skipped {name}")
         assert is_clean(file.getvalue(), 1) and text.one_line(name) in file.getvalue()
@@ -129,7 +130,7 @@ def test_tables_and_reports_on_a_terminal(name: str) -> None:
     file = io.StringIO()
     console = Console(file=file, color_system=None, width=400)
     console.print(table([row], []))
-    doctor._hanging(console, "  unreadable", f"{name}: cannot be read")
+    terminal.show(console, Document(name, [Table.facts([(name, name), ("unreadable", f"{name}: cannot be read")])]))
     assert is_clean(file.getvalue()) and text.one_line(name).split()[0] in file.getvalue()
     assert is_clean_markdown(document([row], []))
 
@@ -165,7 +166,7 @@ def test_diagrams_of_any_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) 
 
 # ---------------------------------------------------------------- every writer
 
-SAFE = {"one_line", "plain", "dumps", "table"}
+SAFE = {"one_line", "plain", "dumps", "table", "write"}
 OWN_WORDS = {
     "launch/program.py:_show": "the help",
     "launch/program.py:_print_plan": "escaped by format_plan",

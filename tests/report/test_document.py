@@ -61,7 +61,7 @@ def test_a_document_without_title_or_parts() -> None:
 def test_a_terminal_aligns_and_wraps_facts() -> None:
     facts = Document("tiny (pretrain)", [Text("speed", "heading"), REPORT.parts[5]])
     assert terminal.write(facts) == (
-        "tiny (pretrain)\n\nspeed\n  mode       full\n  1. warning slow\n             -> use workers\n"
+        "tiny (pretrain)\n\nspeed\n  mode        full\n  1. warning  slow\n              -> use workers\n"
     )
     long = Document("", [Table.facts([("a", "one two three four five six"), ("", "-> one two three four five six")])])
     assert shown(long, 33) == (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -20,17 +19,17 @@ from unlabeled.data.source import Source
 from unlabeled.doctor.compared import Compared, compare
 from unlabeled.doctor.facts import Facts, copy_facts, speed_facts, split_facts
 from unlabeled.doctor.fits import fitting
+from unlabeled.doctor.page import page
 from unlabeled.doctor.pictures import Survey, survey
-from unlabeled.doctor.report import show
 from unlabeled.doctor.speed import Encode, expect, measure
 from unlabeled.doctor.tables import check_split, write_copies, write_split
-from unlabeled.doctor.verdict import findings, sentence
+from unlabeled.doctor.verdict import findings
 from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Splits
 from unlabeled.files import check_writable
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import task
-from unlabeled.report.card import versions
+from unlabeled.report import as_json, terminal
 from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.stages import load_any
 from unlabeled.stages.finetune import FinetuneRecipe, finetuning
@@ -113,11 +112,11 @@ def run(args: argparse.Namespace) -> int:
         facts["time_limit"] = time_limit(args, recipe, data, facts["speed"])
     written = write_tables(args, recipe, compared)
     found = findings(recipe, facts)
+    shown = page(recipe, facts, found)
     if args.json:
-        judged = {"verdict": sentence(found), "findings": [finding._asdict() for finding in found]}
-        print(json.dumps({"recipe": recipe.name, **facts, **judged, "versions": versions()}, indent=2))
+        print(as_json.write(shown), end="")
     else:
-        show(Console(highlight=False), recipe, facts, found)
+        terminal.show(Console(), shown)
         print("".join(f"\n{one_line(line)}" for line in written), end="\n" if written else "")
     return EXIT_BAD_INPUT if any(finding.severity == "stop" for finding in found) else EXIT_DONE
 

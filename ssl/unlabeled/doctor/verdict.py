@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from unlabeled.data.label.as_one import how_to_tell_apart
 from unlabeled.doctor.facts import Facts
 from unlabeled.launch.plan import gigabytes, number
 from unlabeled.progress import duration
+from unlabeled.train.recipe import Recipe
 
 Severity = Literal["stop", "high", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "high", "warning", "note")
@@ -36,7 +37,7 @@ class Finding(NamedTuple):
     advice: str
 
 
-def findings(recipe: Any, facts: Facts) -> list[Finding]:
+def findings(recipe: Recipe, facts: Facts) -> list[Finding]:
     """All there are, the worst first.
 
     Args:
@@ -56,7 +57,7 @@ def findings(recipe: Any, facts: Facts) -> list[Finding]:
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def sentence(found: list[Finding]) -> str:
+def sentence(found: Sequence[Finding]) -> str:
     """The verdict in words."""
     stops = [finding for finding in found if finding.severity == "stop"]
     warnings = sum(finding.severity in ("high", "warning") for finding in found)
@@ -76,7 +77,7 @@ def _start(facts: Facts) -> Iterator[Finding]:
         yield Finding("out_of_memory", "stop", "a step does not fit into the memory of the GPU", advice)
 
 
-def _unreadable(recipe: Any, name: str, split: Facts) -> Iterator[Finding]:
+def _unreadable(recipe: Recipe, name: str, split: Facts) -> Iterator[Finding]:
     bad, looked, allowed = split["unreadable"]["count"], split["looked_at"], recipe.data.max_bad_fraction
     if not bad:
         return
@@ -127,7 +128,7 @@ def _overlap(copies: Facts) -> Iterator[Finding]:
             yield Finding(f"leak_{kind}", "high", text, "remove them from one split: scores on val come out too high")
 
 
-def _channels(recipe: Any, split: Facts) -> Iterator[Finding]:
+def _channels(recipe: Recipe, split: Facts) -> Iterator[Finding]:
     if "mean" not in split:
         return
     if split["channels"] != len(recipe.data.mean):
@@ -171,7 +172,7 @@ def _classes(split: Facts, pretrains: bool) -> Iterator[Finding]:
         yield Finding("unlabelled", "note", text, "probes and fine-tuning leave them out")
 
 
-def _speed(recipe: Any, speed: Facts | None, split: Facts) -> Iterator[Finding]:
+def _speed(recipe: Recipe, speed: Facts | None, split: Facts) -> Iterator[Finding]:
     if speed is None:
         return
     rates, waiting = speed["images_per_s"], speed["waiting"]
@@ -215,7 +216,7 @@ def _too_long(speed: Facts | None, limit: Facts) -> Iterator[Finding]:
     yield Finding("too_long", "stop", text, f"{advice}. Or use more processes or another machine, or raise --hours")
 
 
-def _faster_loader(recipe: Any, speed: Facts, split: Facts) -> str:
+def _faster_loader(recipe: Recipe, speed: Facts, split: Facts) -> str:
     # the network needs cores of its own where it runs on them
     free = speed["cores"] - (speed["threads"] if speed["device"] == "cpu" else 0)
     workers, rates = speed["workers"], speed["images_per_s"]

@@ -36,7 +36,7 @@ def show(console: Console, document: Document) -> None:
         console.print(RichText(one_line(document.title), "bold"), soft_wrap=True)
     tables = [part for part in document.parts if isinstance(part, Table) and not any(part.head)]
     topics = [_plain(row[0]) for table in tables for row in table.rows]
-    width = max(TOPIC, *map(len, topics), 0)
+    width = max(TOPIC, 1 + max(map(len, topics), default=0))
     for part in document.parts:
         if before is not None and _needs_gap(before, part):
             console.print()

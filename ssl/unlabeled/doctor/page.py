@@ -1,57 +1,44 @@
-"""Facts and findings for a person: aligned lines, wrapped to the terminal, the verdict last."""
+"""Facts and findings of the doctor as a report, the verdict last."""
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.doctor.facts import Facts
 from unlabeled.doctor.verdict import Finding, sentence
 from unlabeled.launch.plan import Line, gigabytes, number
 from unlabeled.progress import duration
-from unlabeled.text import one_line
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-STYLES = {"stop": "bold red", "high": "bold red", "warning": "yellow", "note": "cyan"}
-TOPIC = 12
+from unlabeled.report.card import versions
+from unlabeled.report.document import Cell, Document, Marked, Part, Table, Text
+from unlabeled.train.recipe import Recipe
 
 
-def show(console: Console, recipe: Any, facts: Facts, found: Sequence[Finding]) -> None:
-    """Print everything."""
-    console.print(one_line(f"{recipe.name} ({facts['stage']})"), style="bold", markup=False)
+def page(recipe: Recipe, facts: Facts, found: Sequence[Finding]) -> Document:
+    """Everything that was found.
+
+    Args:
+        recipe: as resolved.
+        facts: see `unlabeled.doctor`.
+        found: the findings, the worst first.
+    """
+    parts: list[Part] = []
     for name, split in facts["splits"].items():
         lines = [*_pictures(recipe, split), *_copies(facts["copies"].get(name))]
-        _section(console, f"pictures of {name}", lines)
+        parts += [Text(f"pictures of {name}", "heading"), Table.facts(lines)]
     if "overlap" in facts["copies"]:
-        _section(console, "train and val", [("overlap", _overlap(facts))])
+        parts += [Text("train and val", "heading"), Table.facts([("overlap", _overlap(facts))])]
     if facts["speed"]:
-        _section(console, "speed", _speed(facts["speed"]))
-    _verdict(console, found)
+        parts += [Text("speed", "heading"), Table.facts(_speed(facts["speed"]))]
+    verdict = sentence(found)
+    parts += [Text(f"verdict: {verdict}", "heading"), Table.facts(_findings(found))]
+    judged = {"verdict": verdict, "findings": [finding._asdict() for finding in found]}
+    data = {"recipe": recipe.name, **facts, **judged, "versions": versions()}
+    return Document(f"{recipe.name} ({facts['stage']})", parts, data)
 
 
-def _section(console: Console, title: str, lines: Iterator[Line] | Sequence[Line]) -> None:
-    console.print(f"\n{title}", style="bold", markup=False)
-    for topic, text in lines:
-        _hanging(console, f"  {topic}".ljust(TOPIC + 2), text)
-
-
-def _hanging(console: Console, head: str, text: str, style: str = "") -> None:
-    """A text beside its head, wrapped under itself; paths stay whole, to be copied."""
-    from rich.text import Text
-
-    room = max(20, console.width - len(head))
-    first, *rest = textwrap.wrap(one_line(text), room, break_long_words=False, break_on_hyphens=False)
-    console.print(Text.assemble((head, style), first), soft_wrap=True)
-    for line in rest:
-        console.print(Text(" " * len(head) + line), soft_wrap=True)
-
-
-def _pictures(recipe: Any, split: Facts) -> Iterator[Line]:
+def _pictures(recipe: Recipe, split: Facts) -> Iterator[Line]:
     everything = split["looked_at"] == split["pictures"]
     looked = "all of them looked at" if everything else f"{split['looked_at']:,} of them looked at"
     yield "pictures", f"{split['pictures']:,} from {recipe.data.name}, {looked}"
@@ -132,12 +119,10 @@ def _evaluation(time: Facts) -> str:
     return f", and about {duration(time['evaluation_s'])} for {number(time['evaluations'], 'evaluation')}"
 
 
-def _verdict(console: Console, found: Sequence[Finding]) -> None:
-    console.print(f"\nverdict: {sentence(list(found))}", style="bold", markup=False)
+def _findings(found: Sequence[Finding]) -> Iterator[tuple[Cell, str]]:
     for i, finding in enumerate(found, 1):
-        head = f"  {i}. {finding.severity}".ljust(TOPIC + 2)
-        _hanging(console, head, finding.text, STYLES[finding.severity])
-        _hanging(console, " " * (TOPIC + 2) + "-> ", finding.advice)
+        yield Marked(f"{i}. {finding.severity}", finding.severity), finding.text
+        yield "", f"-> {finding.advice}"
 
 
 def _range(quantiles: Facts, unit: str = "") -> str:
