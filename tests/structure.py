@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 PACKAGE = "unlabeled"
 LAZY = ("commands", "stages")  # where own imports may stand in functions: start-up time
+MOST_LAZY, MOST_QUESTIONS, MOST_FILES = 25, 3, 18
 FAMILIES = ("backbone/families/", "nn/families.py", "nn/conv.py", "nn/beit.py")
 
 # what asks an encoder which architecture it is
@@ -133,6 +134,21 @@ class House:
         """Those that stand where they may not."""
         return [one for one in self.lazy() if not self.name(one.importer).startswith(tuple(f"{f}/" for f in LAZY))]
 
+    def breaches(self) -> list[str]:
+        """What the rules forbid, one line each."""
+        folders = Counter(file.parent.relative_to(self.base).as_posix() for file in self.files)
+        questions = self.found(QUESTIONS, FAMILIES)
+        return [
+            *(f"import cycle: {' '.join(cycle)}" for cycle in self.cycles()),
+            *(f"in a function: {self.name(one.importer)}:{one.line} {one.imported}" for one in self.lazy_outside()),
+            *(f"for types: {self.name(one.importer)}:{one.line} {one.imported}" for one in self.imports if one.typing),
+            *(f"untyped: {hit}" for hit in self.found(UNTYPED)),
+            *(f"question: {hit}" for hit in questions if len(questions) > MOST_QUESTIONS),
+            *(f"mode: {hit}" for hit in self.found(MODES)),
+            *(f"full folder: {folder} has {count} files" for folder, count in folders.items() if count > MOST_FILES),
+            *([f"{len(self.lazy())} own imports in functions"] if len(self.lazy()) > MOST_LAZY else []),
+        ]
+
 
 def _nodes(tree: ast.AST, lazy: bool = False, typing: bool = False) -> Iterator[tuple[ast.AST, bool, bool]]:
     """All nodes, with whether they are in a function and whether they are under TYPE_CHECKING."""
@@ -176,16 +192,7 @@ def main() -> None:
     houses = [House(Path(name)) for name in sys.argv[1:] or [str(Path(__file__).parents[1])]]
     for name, *values in zip(houses[0].figures(), *(house.figures().values() for house in houses), strict=True):
         print(f"| {name} | {' | '.join(values)} |")
-    house = houses[-1]
-    for cycle in house.cycles():
-        print("cycle:", " ".join(cycle))
-    for one in house.lazy_outside():
-        print(f"in a function: {house.name(one.importer)}:{one.line} {one.imported}")
-    for one in (one for one in house.imports if one.typing):
-        print(f"for types: {house.name(one.importer)}:{one.line} {one.imported}")
-    for title, hits in (("untyped", house.found(UNTYPED)), ("question", house.found(QUESTIONS, FAMILIES))):
-        for hit in hits:
-            print(f"{title}: {hit}")
+    print(*houses[-1].breaches(), sep="\n")
 
 
 if __name__ == "__main__":

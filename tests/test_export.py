@@ -31,7 +31,7 @@ PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 TIMM_ALONE = """
 import sys, timm, torch
 sys.modules["unlabeled"] = None
-model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
+model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).double().eval()
 torch.save(model.forward_features(torch.load(sys.argv[2])), sys.argv[3])
 """
 
@@ -51,13 +51,13 @@ def export(tmp_path: Path) -> Path:
 
 
 def test_timm_alone_gives_our_features(export: Path, tmp_path: Path) -> None:
-    images = torch.randn(3, 3, 16, 16)
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64)  # float32 sums depend on the CPU
     torch.save(images, tmp_path / "in.pt")
     script = [sys.executable, "-c", TIMM_ALONE, str(export), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
     subprocess.run(script, check=True, capture_output=True)
-    tokens = load_encoder(export).eval()(images)
+    tokens = load_encoder(export).double().eval()(images)
     ours = torch.cat([tokens.prefix, tokens.patches], dim=1)
-    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), ours, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), ours, rtol=0, atol=1e-12)
 
 
 def test_timm_reads_how_pictures_were_prepared(export: Path) -> None:

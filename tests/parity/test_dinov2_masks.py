@@ -19,7 +19,7 @@ from parity.statistics import (
 )
 
 from unlabeled.data.masking import blocks
-from unlabeled.data.masks.block import DINOV2_SMALLEST
+from unlabeled.data.masks.stratified_block import DINOV2_SMALLEST
 from unlabeled.data.masks.stratified_block import Config as StratifiedBlockMask
 
 
