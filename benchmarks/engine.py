@@ -92,7 +92,7 @@ def main() -> None:
         steps = chosen.rounds * STEPS + 1
         recipe = load(PretrainRecipe, RECIPE, [*OVERRIDES, f"train.epochs={steps}", f"run.output={folder}"])
         data = Opened(recipe.data)
-        dataset = Prepared(data.train, recipe.method.views, recipe.method.encoder.patch_size, recipe.seed)
+        dataset = Prepared(data.train, recipe.method.views, recipe.method.backbone.patch_size, recipe.seed)
         dataset.prepare()
         turns = Turns(bare_step(recipe, dataset))
         run_engine(Job(recipe, recipe.method.build, data, dataset, None, {}), Path(folder), turns)

@@ -107,7 +107,7 @@ def measure(method: str, data: str, minutes: float) -> Run:
 def untrained_too(methods: Sequence[str]) -> dict[str, bool]:
     """Whether a method is the first of them with its encoder and its way to pool."""
     kinds = {
-        method: (recipe.method.encoder, recipe.evaluate.pool) for method in methods for recipe in [recipe_of(method)]
+        method: (recipe.method.backbone, recipe.evaluate.pool) for method in methods for recipe in [recipe_of(method)]
     }
     return {method: kind not in list(kinds.values())[:place] for place, (method, kind) in enumerate(kinds.items())}
 

@@ -13,12 +13,11 @@ from unlabeled.backbone.folder import IMAGENET
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.opened import Opened
-from unlabeled.pretrain.method import Batch, Method, Progress
-from unlabeled.pretrain.methods import names
+from unlabeled.pretrain.method import METHODS, Batch, Method, Progress
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
 
-every_method = pytest.mark.parametrize("name", names())
+every_method = pytest.mark.parametrize("name", METHODS.names())
 
 SMALL = ["data.train_size=42", "data.val_size=20", "train.batch_size=8", "train.epochs=2", "optim.warmup_epochs=0.5"]
 QUIET = ["evaluate=null", "run.device=cpu", "run.workers=0", "run.log_every=1", "run.checkpoint_every=3"]
@@ -44,7 +43,9 @@ def build(name: str) -> Method:
 def batch_of(name: str) -> Batch:
     """The first batch of eight samples, on the CPU."""
     recipe = recipe_of(name)
-    dataset = ViewDataset(Opened(recipe.data).train, recipe.method.views, recipe.method.encoder.patch_size, recipe.seed)
+    dataset = ViewDataset(
+        Opened(recipe.data).train, recipe.method.views, recipe.method.backbone.patch_size, recipe.seed
+    )
     positions = next(iter(EpochSampler(42, 8, LAST, seed=recipe.seed)))
     cpu = torch.device("cpu")
     return to_device(collate([dataset[p] for p in positions]), cpu, Normalize(IMAGENET.mean, IMAGENET.std, cpu))

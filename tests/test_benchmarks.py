@@ -18,7 +18,7 @@ from support import ROOT
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
-from unlabeled.pretrain.methods import names
+from unlabeled.pretrain.method import METHODS
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
 
@@ -36,7 +36,7 @@ every_method = pytest.mark.parametrize("name", contenders.METHODS)
 
 
 def test_every_method_is_measured() -> None:
-    assert sorted(contenders.METHODS) == names()
+    assert sorted(contenders.METHODS) == METHODS.names()
 
 
 @every_method

@@ -13,7 +13,7 @@ from unlabeled.data.view.mixing import Mixing
 from unlabeled.errors import UserError
 from unlabeled.launch.plan import _rate as rate
 from unlabeled.launch.program import main
-from unlabeled.pretrain import methods
+from unlabeled.pretrain.method import METHODS
 from unlabeled.recipe import describe, dump, load, parse
 from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.stages.pretrain import PretrainRecipe
@@ -35,9 +35,9 @@ def test_recipe_reads_and_has_a_header(file: Path) -> None:
         assert any(line.startswith(f"#   {topic} ") for line in header), f"no {topic} in the header"
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_a_method_is_found_by_its_file_name(name: str) -> None:
-    config = methods.config_of(name)()
+    config = METHODS.kind(name)()
     assert config.name == name
     assert config.views and config.encoder.patch_size
 

@@ -5,17 +5,25 @@ from __future__ import annotations
 from typing import ClassVar
 
 import pytest
-from pydantic import BaseModel
 
-from unlabeled.pretrain.rescale import Rescaled, Rule, Setting, check_epochs, rescale, same_share, same_window
+from unlabeled.pretrain.rescale import (
+    Rescalable,
+    Rescaled,
+    Rule,
+    Setting,
+    check_epochs,
+    rescale,
+    same_share,
+    same_window,
+)
 
 
-class Config(BaseModel, frozen=True):
+class Config(Rescalable, frozen=True):
     momentum: float | None = None
     warmup: float | None = None
 
-    paper: ClassVar = Setting(batch=1024, epochs=300, steps=375_000)
-    rules: ClassVar = {"momentum": Rule(0.996, same_window), "warmup": Rule(30, same_share)}
+    paper: ClassVar[Setting] = Setting(batch=1024, epochs=300, steps=375_000)
+    rules: ClassVar[dict[str, Rule]] = {"momentum": Rule(0.996, same_window), "warmup": Rule(30, same_share)}
 
 
 def test_a_quarter_of_the_batch_averages_over_as_many_pictures() -> None:

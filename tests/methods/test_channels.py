@@ -20,8 +20,7 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch.plan import plan
-from unlabeled.pretrain.method import Progress
-from unlabeled.pretrain.methods import config_of, names
+from unlabeled.pretrain.method import METHODS, Progress
 from unlabeled.recipe import load
 from unlabeled.recipe.faults import RecipeError
 from unlabeled.stages.finetune import FinetuneRecipe
@@ -31,7 +30,7 @@ from unlabeled.train.pictures import PictureWriter
 
 CPU = torch.device("cpu")
 COUNT = 8
-every_method = pytest.mark.parametrize("name", names())
+every_method = pytest.mark.parametrize("name", METHODS.names())
 
 
 def recipe_of(name: str, channels: int, folder: Path) -> Any:
@@ -123,6 +122,6 @@ def test_hues_of_other_pictures_than_rgb_are_refused(name: str) -> None:
     with pytest.raises(
         ValidationError, match=r"for 3 channels, found 4. Set jitter: \[0.\d, 0.\d, 0, 0\] in every view"
     ):
-        config_of(name)(encoder={**config_of(name)().encoder.model_dump(), "channels": 4})
+        METHODS.kind(name)(encoder={**METHODS.kind(name)().encoder.model_dump(), "channels": 4})
     with pytest.raises(ValueError, match=r"grayscale 0.2 is for 3 channels, found 1. Set grayscale: 0 in every view"):
         View(size=16, jitter=(0.4, 0.4, 0, 0), grayscale=0.2).check(16, channels=1)

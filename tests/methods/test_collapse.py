@@ -12,7 +12,8 @@ from support import ROOT, launch, metrics
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
 from unlabeled.nn.heads import DistillHead
-from unlabeled.pretrain.methods import dino, names
+from unlabeled.pretrain.method import METHODS
+from unlabeled.pretrain.methods import dino
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
 
@@ -53,7 +54,7 @@ def warnings(
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_a_healthy_run_hears_nothing(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert warnings(tmp_path, capsys, shrunk(name, *CALM.get(name, []))) == []
     last = metrics(tmp_path)[-1]

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from unlabeled.backbone.folder import IMAGENET, export_encoder
-from unlabeled.pretrain.methods import names
+from unlabeled.pretrain.method import METHODS
 from unlabeled.train.heads import split_heads
 
 
@@ -106,7 +106,7 @@ def arguments(name: str, output: Path, *more: str) -> list[str]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An undisturbed run of each method, made when first asked for."""
     home = tmp_path_factory.mktemp("contract")
-    return {name: home / name for name in names()}
+    return {name: home / name for name in METHODS.names()}
 
 
 def undisturbed(runs: dict[str, Path], name: str) -> Path:

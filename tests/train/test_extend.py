@@ -19,8 +19,7 @@ from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.launch.extend import obstacles
 from unlabeled.launch.program import main
 from unlabeled.launch.resume import length
-from unlabeled.pretrain.method import Progress
-from unlabeled.pretrain.methods import config_of, names
+from unlabeled.pretrain.method import METHODS, Progress
 from unlabeled.recipe import load, parse
 from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.stages.pretrain import PretrainRecipe
@@ -260,7 +259,7 @@ def test_of_a_watched_score() -> None:
     assert reasons(watched("watch={every: 3, patience: 2}"), **out_of_turn) == []
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_methods_say_what_goes_on_over_the_whole_run(name: str) -> None:
     """A step of a method that declares no `ends` is the same whatever the length; others' teachers differ."""
     after = []
@@ -276,4 +275,4 @@ def test_methods_say_what_goes_on_over_the_whole_run(name: str) -> None:
         method.after_step(progress)
         after.append({"loss": loss.detach(), **method.state_dict()})
     same = all(torch.equal(tensor, after[1][key]) for key, tensor in after[0].items())
-    assert same == (not getattr(config_of(name), "ends", {}))
+    assert same == (not METHODS.kind(name).ends)

@@ -128,7 +128,7 @@ def _crops(changed: Changed, recipe: Any, machine: Machine, limit: float) -> Ite
     pretrains = not isinstance(recipe, FinetuneRecipe)
     section, name = (recipe.method, "method") if pretrains else (recipe.task, "task")
     views = {f"{name}.{field}": value for field, value in section if isinstance(value, View)}
-    unit = recipe.method.encoder.crop_multiple if pretrains else 1
+    unit = recipe.method.backbone.crop_multiple if pretrains else 1
     for share in SHARES:
         changes = [f"{field}.size={_smaller(view, share, unit)}" for field, view in views.items()]
         smaller = changed(changes)
@@ -152,7 +152,7 @@ def _recipes(path: str, recipe: Any, machine: Machine, limit: float) -> Iterator
             other = load_any(file)
             if not isinstance(other, PretrainRecipe) or other.method.name != recipe.method.name:
                 continue
-            if other.method.encoder.channels != recipe.data.channels:
+            if other.method.backbone.channels != recipe.data.channels:
                 continue
             seconds = machine.seconds(other.model_copy(update={"data": recipe.data}))
         except UserError:  # it is none, or the pictures do not suit it

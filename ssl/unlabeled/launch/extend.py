@@ -46,11 +46,11 @@ def _of_method(config: Any, batch: int, old: Progress, new: Progress) -> Iterato
     if config is None:
         return
     short, long = (rescale(config, Setting(batch, p.epochs, p.total_steps))[0] for p in (old, new))
-    ends = getattr(config, "ends", {})
+    ends = config.ends
     for name, end in ends.items():
         if getattr(short, name) != end:
             yield f"method.{name}: it goes from {getattr(short, name):g} to {end:g} over the whole run"
-    for name in getattr(config, "rules", {}):
+    for name in config.rules:
         if name not in ends and getattr(short, name) != getattr(long, name):
             yield f"method.{name}: left at null it follows from the length of the run"
 

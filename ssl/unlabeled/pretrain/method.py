@@ -1,22 +1,29 @@
-"""The contract between a method and everything around it: what it receives, what it returns, what it may touch."""
+"""The contract of pretraining methods: their settings, the batch they receive, the loss they return.
+
+Kinds are the files of `methods/`. Each has a `Config`, a `MethodConfig` that builds a `Method`.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
+from unlabeled.data.view.views import View
 from unlabeled.nn.mixing import Mix
 from unlabeled.nn.patches import PatchMask
+from unlabeled.pretrain.rescale import Rescalable
+from unlabeled.registry import ByFile
 
 
 class Progress(NamedTuple):
-    """Where a run stands. Every schedule is a pure function of it.
+    """How far a run is. Every schedule is a pure function of it.
 
     Attributes:
         step: optimizer steps done so far.
@@ -31,18 +38,18 @@ class Progress(NamedTuple):
     epochs: float
 
     def steps(self, epochs: float) -> int:
-        """How many steps so many epochs are."""
+        """The number of steps in a number of epochs."""
         return round(epochs * self.total_steps / self.epochs)
 
 
 class ViewBatch(NamedTuple):
-    """All crops that one `View` asked for.
+    """The crops of one `View`, for every image of the batch.
 
     Attributes:
         pixels: [count, B, C, H, W], normalised, on the device.
         mask: a PatchMask with leading axes [count, B], or None.
-        hidden: how many patches it hides in all crops together, as the host knows it; None = unknown. Shapes may depend
-            on it without waiting for the device.
+        hidden: number of masked patches in all crops as a Python int, so that shapes need no device sync; None if
+            unknown.
     """
 
     pixels: Tensor
@@ -60,8 +67,8 @@ class Batch(NamedTuple):
     Attributes:
         views: in the order that the method's Config lists them.
         labels: [B] int64, -1 where unknown.
-        index: [B] int64, the samples' numbers in their source.
-        mix: how pictures are to be mixed with their neighbours; None = they are not.
+        index: [B] int64, numbers of the images in their source.
+        mix: how images are mixed with their neighbours (mixup, CutMix); None = not at all.
     """
 
     views: list[ViewBatch]
@@ -71,12 +78,12 @@ class Batch(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a forward returns.
+    """The result of a forward pass.
 
     Attributes:
-        loss: to minimise.
+        loss: a scalar to minimise.
         metrics: detached scalars to log.
-        features: [B, D] detached, a vector per picture as it will be used; their effective rank is logged. None = none.
+        features: [B, D] detached, one per image, of which the effective rank is logged; None = not logged.
     """
 
     loss: Tensor
@@ -85,13 +92,13 @@ class Output(NamedTuple):
 
 
 class Symptom(NamedTuple):
-    """A value of a logged metric that tells a collapse from learning.
+    """The range of a logged metric that means a collapse.
 
     Attributes:
-        metric: its name in `Output.metrics`, or `loss` or `grad_norm`.
-        meaning: what is happening, for a person.
-        advice: which recipe field to turn, and to what.
-        at_most, at_least: the reading is ill from here on, downwards or upwards.
+        metric: a name in `Output.metrics`, or `loss` or `grad_norm`.
+        meaning: the problem, in words for the user.
+        advice: the recipe field to change, and its new value.
+        at_most, at_least: the metric shows a collapse at or below the one, at or above the other.
     """
 
     metric: str
@@ -101,50 +108,84 @@ class Symptom(NamedTuple):
     at_least: float = math.inf
 
 
-class Method(nn.Module, ABC):
-    """A method is abstract or final: a concrete one is never subclassed.
+class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid"):
+    """The settings of a method: the recipe's `method:` section. `name` is the name of its file.
 
-    It receives views in the order it declared and returns one loss. It never touches the optimizer, the device,
-    process groups, files or logging.
+    A concrete one also has a field `encoder: EncoderConfig`, below its views so that it is checked against them.
+
+    Attributes:
+        ends: fields with a schedule over the whole run, and their last values.
+    """
+
+    ends: ClassVar[dict[str, float]] = {}
+    name: str
+
+    @property
+    @abstractmethod
+    def views(self) -> tuple[View, ...]:
+        """The crops that `Method.forward` receives, in order."""
+
+    @property
+    def backbone(self) -> EncoderConfig:
+        """The settings of its encoder."""
+        config: EncoderConfig = dict(self)["encoder"]
+        return config
+
+    @abstractmethod
+    def build(self) -> Method:
+        """A randomly initialised model."""
+
+
+METHODS = ByFile("unlabeled.pretrain.methods", MethodConfig)
+AnyMethod = Annotated[MethodConfig, METHODS]
+
+
+class Method(nn.Module, ABC):
+    """A model to train and its loss. It is abstract or final: no method inherits from another.
+
+    It never touches the optimizer, the device, process groups, files or logging.
     """
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """A pure function of weights, batch and progress, dropout and drop path aside."""
+        """Compute the loss: a function of weights, batch and progress alone, but for dropout and drop path."""
 
     @abstractmethod
     def exports(self) -> dict[str, Encoder]:
-        """The encoders worth keeping; what the paper evaluates comes first."""
+        """The encoders to keep by name, first the one that the paper evaluates."""
 
     def pooling(self) -> Literal["cls", "mean"]:
-        """How tokens become a picture's one vector when its encoder is evaluated; written into the export."""
+        """How the tokens of the exported encoder become the feature of an image."""
         return next(iter(self.exports().values())).default_pool
 
     def after_step(self, progress: Progress) -> None:
-        """Called once after every optimizer step that was taken (EMA teachers, centres), with that step's progress."""
+        """Update teachers and centres after an optimizer step; `progress` is that step's."""
 
     def batch_dependent(self) -> bool:
-        """Whether the loss of a picture depends on the others of its step, so that micro-batches would change it."""
+        """Whether the loss of an image depends on others in its batch, so that accumulation would change it.
+
+        BatchNorm, negatives and Sinkhorn-Knopp do this.
+        """
         return False
 
     def symptoms(self) -> list[Symptom]:
-        """What would show that it collapses instead of learning."""
+        """The known ways to collapse."""
         return []
 
     def frozen(self, progress: Progress) -> Iterable[nn.Parameter]:
-        """Parameters that this step leaves alone: no update and no weight decay (DINO's last layer at first)."""
+        """Parameters without an update in this step, weight decay included; their gradients count for clipping."""
         return ()
 
     def inactive(self, progress: Progress) -> Iterable[nn.Parameter]:
-        """Parameters that do not take part in this step: as `held`, and clipping does not count their gradients."""
+        """Parameters without a gradient or an update in this step (gradual unfreezing), left out of clipping."""
         return ()
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
-        """Parameters whose gradients are clipped together by `optim.clip_by: part` (DINOv2: backbone, each head)."""
+        """Groups of parameters for `optim.clip_by: part`, each clipped by its own norm (DINOv2: backbone, heads)."""
         return [list(child.parameters()) for child in self.children()]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether weight decay applies: by default to everything but 1-D tensors and biases."""
+        """Whether weight decay applies: by default to all but 1-D tensors and biases."""
         return parameter.ndim > 1 and not name.endswith(".bias")
 
     def lr_scale(self, name: str) -> float:
@@ -152,10 +193,10 @@ class Method(nn.Module, ABC):
         return 1.0
 
     def begins(self, name: str) -> float:
-        """Epoch before which a parameter's learning rate is 0, while its moments grow (DINOv2's last layers)."""
+        """Epoch at which the learning rate of a parameter starts; before, it is 0 and the optimizer's moments grow."""
         return 0.0
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Tensor | None:
-        """What a person would want to see of this batch: [B, rows, C, H, W] normalised; None = the crops themselves."""
+        """Images to show of this batch [B, rows, C, H, W], normalised; None = the crops themselves."""
         return None

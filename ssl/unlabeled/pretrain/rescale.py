@@ -1,4 +1,4 @@
-"""What a paper set for its batch and its number of epochs, carried over to yours.
+"""Carry a paper's settings over to another batch size and another number of epochs.
 
 A field that a recipe leaves at null follows its rule; a number in the recipe pins it. The learning rate has a rule of
 its own in `optim` (base_lr, lr_rule).
@@ -7,16 +7,17 @@ its own in `optim` (base_lr, lr_rule).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from pydantic import BaseModel
 
 from unlabeled.errors import UserError
 
-# an average over more of the run than this would still hold its random start
-LONGEST_WINDOW = 0.05
+LONGEST_WINDOW = 0.05  # share of a run; an average over more of it still contains the random start
 
 
 class Setting(NamedTuple):
-    """How many pictures make a step, and how many epochs and steps a run."""
+    """The batch size of a run, and its length in epochs and steps."""
 
     batch: int
     epochs: float
@@ -24,7 +25,7 @@ class Setting(NamedTuple):
 
 
 class Rescaled(NamedTuple):
-    """One line of the plan: a field, its value in the paper and here, and why."""
+    """A line of the plan: a field, its value in the paper and in this run, and the reason."""
 
     field: str
     paper: float
@@ -32,34 +33,51 @@ class Rescaled(NamedTuple):
     why: str
 
 
-def same_window(value: float, paper: Setting, yours: Setting) -> float:
-    """The EMA averages over as many pictures: m to the power of batch / paper's batch (Busbridge et al. 2023), but over
-    a twentieth of the run at most: 1 / (1 - m) steps."""
-    longest = max(1.0, LONGEST_WINDOW * yours.steps)
-    return min(value ** (yours.batch / paper.batch), 1 - 1 / longest)
-
-
-def same_share(value: float, paper: Setting, yours: Setting) -> float:
-    """Epochs keep their share of the run."""
-    return value * yours.epochs / paper.epochs
-
-
 class Rule(NamedTuple):
-    """A paper's value of a field, and how it is carried over."""
+    """A paper's value of a field, and the function that carries it over."""
 
     value: float
     carry: Callable[[float, Setting, Setting], float]
 
 
-REASONS: dict[Any, str] = {
+class Rescalable(BaseModel, frozen=True, extra="forbid"):
+    """Settings of which some follow from the batch size and the length of the run.
+
+    Attributes:
+        rules: the rule of each field that a recipe may leave at null.
+        paper: the run that the values of `rules` are for.
+    """
+
+    rules: ClassVar[dict[str, Rule]] = {}
+    paper: ClassVar[Setting]
+
+
+Config = TypeVar("Config", bound=Rescalable)
+
+
+def same_window(value: float, paper: Setting, yours: Setting) -> float:
+    """Average an EMA over as many images: m to the power of batch / paper's batch (Busbridge et al. 2023).
+
+    The window of 1 / (1 - m) steps is at most a twentieth of the run.
+    """
+    longest = max(1.0, LONGEST_WINDOW * yours.steps)
+    return min(value ** (yours.batch / paper.batch), 1 - 1 / longest)
+
+
+def same_share(value: float, paper: Setting, yours: Setting) -> float:
+    """Keep the share of the run that a number of epochs is."""
+    return value * yours.epochs / paper.epochs
+
+
+REASONS: dict[Callable[[float, Setting, Setting], float], str] = {
     same_window: "averages over as many pictures, at most a twentieth of the run",
     same_share: "the same share of the run",
 }
 
 
-def check_epochs(config: Any, epochs: float) -> None:
-    """Raise UserError when a field that counts epochs, by its rule, goes beyond the end of the run."""
-    for name, rule in getattr(config, "rules", {}).items():
+def check_epochs(config: Rescalable, epochs: float) -> None:
+    """Raise UserError when a field in epochs is longer than the run."""
+    for name, rule in config.rules.items():
         value = getattr(config, name)
         if rule.carry is same_share and value is not None and value > epochs:
             raise UserError(
@@ -68,20 +86,19 @@ def check_epochs(config: Any, epochs: float) -> None:
             )
 
 
-def as_in_paper(config: Any) -> Any:
-    """A method's Config with what a recipe leaves open as in the paper."""
+def as_in_paper(config: Rescalable) -> Any:
+    """Fill the null fields of a config with the paper's values: optional numbers are numbers then."""
     return rescale(config, config.paper)[0]
 
 
-def rescale(config: Any, yours: Setting) -> tuple[Any, list[Rescaled]]:
-    """A method's Config with every null field of its `rules` filled in, and what that changed.
+def rescale(config: Config, yours: Setting) -> tuple[Config, list[Rescaled]]:
+    """Fill the null fields of a config by its rules; returns it, and the values that differ from the paper's.
 
     Args:
-        config: may have `paper`, the Setting of its defaults, and `rules`, a Rule by field name.
-        yours: of the run.
+        config: the settings of a recipe.
+        yours: batch size and length of the run.
     """
-    rules: dict[str, Rule] = getattr(config, "rules", {})
-    open_fields = {name: rule for name, rule in rules.items() if getattr(config, name) is None}
+    open_fields = {name: rule for name, rule in config.rules.items() if getattr(config, name) is None}
     filled = {name: rule.carry(rule.value, config.paper, yours) for name, rule in open_fields.items()}
     notes = [
         Rescaled(f"method.{name}", rule.value, filled[name], REASONS[rule.carry])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from pydantic import Field, field_validator
@@ -18,8 +17,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
 from unlabeled.launch.plan import Line, on_meta
 from unlabeled.paths import UserPath
-from unlabeled.pretrain.method import Method
-from unlabeled.pretrain.methods import config_union
+from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig
 from unlabeled.pretrain.rescale import Rescaled, Setting, check_epochs, rescale
 from unlabeled.processes import on_main
 from unlabeled.progress import duration
@@ -30,16 +28,11 @@ from unlabeled.train.job import Evaluate, Job, Training
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
 
-if TYPE_CHECKING:
-    MethodConfig = Any
-else:
-    MethodConfig = config_union()
-
 
 class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
     """A recipe for pretrain.py."""
 
-    method: MethodConfig = Field(description="what is learnt and from what")
+    method: AnyMethod = Field(description="what is learnt and from what")
     init: UserPath | None = Field(
         None, description="export folder to go on from, encoder and heads; null = from scratch"
     )
@@ -49,10 +42,10 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
 
     @field_validator("method")
     @classmethod
-    def _channels_match(cls, method: Any, info: ValidationInfo) -> Any:
+    def _channels_match(cls, method: MethodConfig, info: ValidationInfo) -> MethodConfig:
         data = info.data.get("data")
-        if data is not None and method.encoder.channels != data.channels:
-            found, given = method.encoder.channels, data.channels
+        if data is not None and method.backbone.channels != data.channels:
+            found, given = method.backbone.channels, data.channels
             raise ValueError(
                 f"encoder.channels is {found}, the pictures have {given} (the values of data.mean and data.std). Set "
                 f"method.encoder.channels={given}, or give mean and std {found} values each"
@@ -94,7 +87,7 @@ class Pretrain:
         """Its own lines of the plan."""
         source = job.dataset.source
         labels = f", {len(source.classes)} classes (not used to pretrain)" if source.classes else ""
-        encoder = recipe.method.encoder
+        encoder = recipe.method.backbone
         model = f"{recipe.method.name} with {encoder.model}, {encoder.summary}"
         changed = [
             ("rescaled", f"{field}: paper {paper:g}, yours {yours:.6g}: {why}")
@@ -132,7 +125,7 @@ class Pretrain:
             return None
         if not recipe.data.has_val:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
-        recipe.evaluate.check_reads(recipe.method.encoder)
+        recipe.evaluate.check_reads(recipe.method.backbone)
         rank, world = accelerator.process_index, accelerator.num_processes
         run = recipe.run
         splits = Splits(recipe.evaluate, data, accelerator.device, run.workers, rank, world, timeout=run.timeout)
@@ -176,7 +169,7 @@ def pretraining(recipe: PretrainRecipe, data: Opened) -> Training:
             load_method(method, recipe.init)
         return method
 
-    return Training(build, data, ViewDataset(source, config.views, config.encoder.patch_size, recipe.seed), rescaled)
+    return Training(build, data, ViewDataset(source, config.views, config.backbone.patch_size, recipe.seed), rescaled)
 
 
 STAGE = Pretrain()

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import nn
 
@@ -24,7 +24,7 @@ from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.losses import cross_view, sharpen
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.teacher import Centre, ema_, follow_
-from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
 from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
 
@@ -34,7 +34,7 @@ LOCAL = GLOBAL_1.model_copy(update={"count": 10, "size": 96, "scale": (0.05, 0.2
 SMALL = EncoderConfig(model="vit_small_patch16_224", positions="learned", interpolation="scale", drop_path=0.1)
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(MethodConfig, frozen=True):
     """DINO: defaults are those of the released ViT-S/16."""
 
     name: Literal["dino"] = "dino"
@@ -63,9 +63,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         None, ge=0, description="epochs in which the last layer is left alone; null = 1 of 800, rescaled"
     )
 
-    paper: ClassVar = Setting(batch=1024, epochs=800, steps=1_000_800)
-    ends: ClassVar = {"momentum": 1.0}
-    rules: ClassVar = {
+    paper: ClassVar[Setting] = Setting(batch=1024, epochs=800, steps=1_000_800)
+    ends: ClassVar[dict[str, float]] = {"momentum": 1.0}
+    rules: ClassVar[dict[str, Rule]] = {
         "momentum": Rule(0.996, same_window),
         "teacher_temperature_epochs": Rule(30, same_share),
         "frozen_epochs": Rule(1, same_share),
@@ -98,7 +98,6 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views its forward expects, in order."""
         return (self.global_1, self.global_2, *(() if self.local is None else (self.local,)))
 
     @property

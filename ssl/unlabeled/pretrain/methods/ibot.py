@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
@@ -27,7 +27,7 @@ from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sink
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
 from unlabeled.nn.teacher import Centre, ema_, follow_
-from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
 from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
 
@@ -42,7 +42,7 @@ REGISTERS, PRE_NORM = (
 )
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(MethodConfig, frozen=True):
     """iBOT: defaults are the paper's ViT-S/16."""
 
     name: Literal["ibot"] = "ibot"
@@ -93,9 +93,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate falls by this per block downwards")
     patch_embed_lr: float = Field(1.0, gt=0, description="factor on the patch embedding's learning rate")
 
-    paper: ClassVar = Setting(batch=1024, epochs=800, steps=1_000_800)
-    ends: ClassVar = {"momentum": 1.0}
-    rules: ClassVar = {
+    paper: ClassVar[Setting] = Setting(batch=1024, epochs=800, steps=1_000_800)
+    ends: ClassVar[dict[str, float]] = {"momentum": 1.0}
+    rules: ClassVar[dict[str, Rule]] = {
         "momentum": Rule(0.996, same_window),
         "teacher_temperature_epochs": Rule(30, same_share),
         "frozen_epochs": Rule(1, same_share),
@@ -132,7 +132,6 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views its forward expects, in order."""
         return (self.global_1, self.global_2, *(() if self.local is None else (self.local,)))
 
     def build(self) -> IBOT:

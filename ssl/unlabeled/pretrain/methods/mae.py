@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
@@ -21,11 +21,11 @@ from unlabeled.data.view.views import View
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
 from unlabeled.pretrain.decoder import Decoder, DecoderConfig, SelfDecoderConfig
-from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(MethodConfig, frozen=True):
     """MAE: defaults are the paper's ViT-B/16."""
 
     name: Literal["mae"] = "mae"
@@ -58,7 +58,6 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views its forward expects, in order."""
         return (self.view,)
 
     def build(self) -> MAE:

@@ -13,7 +13,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.teacher import ema_, follow_
-from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_window
 from unlabeled.pretrain.symptoms import chance, same_features
 
@@ -37,7 +37,7 @@ SECOND = FIRST.model_copy(update={"blur": 0.1, "solarize": 0.2})
 SMALL = EncoderConfig(model="vit_small_patch16_224", heads=12, positions="sincos_rows")
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(MethodConfig, frozen=True):
     """MoCo v3: defaults are the paper's ViT-S/16."""
 
     name: Literal["mocov3"] = "mocov3"
@@ -55,9 +55,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         description="of the teacher at the start, a cosine takes it to 1; null = 0.99 at batch 4096, rescaled",
     )
 
-    paper: ClassVar = Setting(batch=4096, epochs=300, steps=93_600)
-    ends: ClassVar = {"momentum": 1.0}
-    rules: ClassVar = {"momentum": Rule(0.99, same_window)}
+    paper: ClassVar[Setting] = Setting(batch=4096, epochs=300, steps=93_600)
+    ends: ClassVar[dict[str, float]] = {"momentum": 1.0}
+    rules: ClassVar[dict[str, Rule]] = {"momentum": Rule(0.99, same_window)}
 
     @field_validator("first", "second")
     @classmethod
@@ -77,7 +77,6 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views its forward expects, in order."""
         return (self.first, self.second)
 
     def build(self) -> MoCoV3:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import nn
 
@@ -23,7 +23,7 @@ from unlabeled.nn.collectives import world
 from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import nt_xent
 from unlabeled.nn.measures import contrast, feature_std
-from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
 from unlabeled.pretrain.symptoms import chance, same_features
 
 PAIR = View(
@@ -37,7 +37,7 @@ PAIR = View(
 )
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(MethodConfig, frozen=True):
     """SimCLR: defaults are the paper's augmentations and temperature, with a ViT-S/16."""
 
     name: Literal["simclr"] = "simclr"
@@ -66,7 +66,6 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views its forward expects, in order."""
         return (self.view,)
 
     def build(self) -> SimCLR:

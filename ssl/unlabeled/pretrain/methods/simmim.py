@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from unlabeled.nn.init import cut_normal_
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, patchify, triptych
 from unlabeled.pretrain.decoder import LinearDecoder
-from unlabeled.pretrain.method import Batch, Method, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
 
 VIEW = View(
@@ -33,7 +33,7 @@ VIEW = View(
 ENCODER = EncoderConfig(model="beit_base_patch16_224", positions="relative", drop_path=0.1)
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(MethodConfig, frozen=True):
     """SimMIM: defaults are the official ViT-B/16."""
 
     name: Literal["simmim"] = "simmim"
@@ -62,7 +62,6 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views its forward expects, in order."""
         return (self.view,)
 
     def build(self) -> SimMIM:
