@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 def make_accelerator(
     device: str, precision: str, timeout: float, trackers: list[str], folder: str, *, planning: bool = False
 ) -> Accelerator:
-    """Accelerate on the recipe's device: `auto` takes an accelerator if there is one, else the CPU.
+    """Make the Accelerator for a device: `auto` takes an accelerator if there is one, else the CPU.
 
-    What the environment says of precision, accumulation or compilation is dropped, see `unlabeled.environment`.
+    Precision, accumulation and compilation in the environment are dropped, see `unlabeled.environment`.
 
     Args:
         device, precision, timeout, trackers: of the recipe.
-        folder: the run's.
-        planning: nothing will be trained, so this machine need not be able to.
+        folder: of the run.
+        planning: whether nothing will be trained, so that this machine need not be able to.
 
     Raises:
-        UserError: the device is not there, or cannot do the precision; the environment asks for what there is not.
+        UserError: the device is missing, or lacks the precision; the environment asks for an unsupported way to train.
     """
     from accelerate import Accelerator
     from accelerate.utils import (
@@ -49,12 +49,12 @@ def make_accelerator(
             log_with=trackers or None,
             project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/logs"),
             kwargs_handlers=[
-                # another process may itself be waiting for a worker for so long
+                # another process may be waiting for a worker for `timeout` itself
                 InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout)),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )
-    except (ValueError, ImportError, NotImplementedError) as error:  # of its environment, or the device
+    except (ValueError, ImportError, NotImplementedError) as error:  # by the environment, or the device
         raise UserError(f"Accelerate cannot start: {error}") from error
     stop.several = accelerator.num_processes > 1
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
@@ -63,7 +63,7 @@ def make_accelerator(
 
 
 def cannot_run(device: str, precision: str) -> str | None:
-    """Why this machine cannot run a recipe, and what would mend it; None = it can."""
+    """The reason why this machine cannot run a recipe, with the fix; None = it can."""
     if device not in ("auto", "cpu") and not torch.accelerator.is_available():
         return f"run.device is {device}, but this machine has no accelerator. Set run.device=cpu or auto."
     if device not in ("auto", "cpu") and environment.wants_cpu():

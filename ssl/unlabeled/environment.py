@@ -1,7 +1,7 @@
-"""What Accelerate would take from the environment (`accelerate launch` and its config file speak through it).
+"""Variables that `accelerate launch` and its config file set for Accelerate.
 
-A recipe decides what is learnt, so nothing there may change it: variables that could are dropped, and so is each that
-is not known here. What asks for another way to train altogether is refused.
+A recipe alone decides the result: variables that could change it are dropped, as are all that are unknown here. A
+variable that asks for an unsupported way to train is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from unlabeled.errors import UserError
 
 PREFIX = "ACCELERATE_"
-# what is followed: sharding gives the same numbers, the others say where and how loudly
+# followed: sharding gives the same numbers, the others choose the device and the logs
 FOLLOWED = frozenset(
     f"{PREFIX}{name}"
     for name in ("USE_FSDP", "DEBUG_MODE", "DEBUG_RDV_FILE", "CPU_AFFINITY", "LOG_LEVEL", "ENABLE_RICH")
@@ -31,13 +31,13 @@ REFUSED_WITH_FSDP = {
 SWITCHES = [f"{PREFIX}{name}" for name in ("USE_FSDP", "DEBUG_MODE", "CPU_AFFINITY", "USE_CPU")]
 NOTHING = frozenset({"", "0", "no", "none", "false", "f", "n", "off"})
 SOMETHING = frozenset({"1", "yes", "true", "t", "y", "on"})
-# what `accelerate launch` sets unasked
+# defaults that `accelerate launch` sets
 USUAL = {f"{PREFIX}GRADIENT_ACCUMULATION_STEPS": "1", f"{PREFIX}DYNAMO_MODE": "default"}
 PRECISION = f"{PREFIX}MIXED_PRECISION"
 
 
 def overruled(precision: str) -> list[str]:
-    """Variables, as NAME=value, that ask for something else than the recipe and are not followed.
+    """Variables, as NAME=value, that contradict the recipe and are ignored.
 
     Args:
         precision: of the recipe.
@@ -52,10 +52,10 @@ def wants_cpu() -> bool:
 
 
 def drop() -> None:
-    """Take every variable that could change a result out of this process's environment.
+    """Remove every variable that could change a result from this process's environment.
 
     Raises:
-        UserError: one asks for a way to train that there is not.
+        UserError: a variable asks for an unsupported way to train.
     """
     refused = REFUSED | (REFUSED_WITH_FSDP if _is_on(f"{PREFIX}USE_FSDP") else {})
     for name, reason in refused.items():

@@ -1,30 +1,30 @@
-"""Errors that are the user's to mend: shown without a traceback."""
+"""Errors that users can mend, shown without a traceback."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Says what was found, what was expected and how to mend it."""
+    """An error that says what was found, what was expected and how to mend it."""
 
 
 class Interrupted(UserError):
-    """Neither recipe nor data are to blame, and nothing is lost: the same command goes on."""
+    """An error outside of recipe and data; nothing is lost, and the same command resumes."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asks the program to end, and nothing is lost if it does. No code that handles errors may swallow it."""
+    """A signal ends the program; nothing is lost. No `except Exception` may swallow it."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's code says, in one line; its kind where it says nothing."""
+    """The first line of the message of an error; the name of its class where it has none."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 class BadSample(Exception):
-    """One picture that cannot be used. It is skipped, counted and written to `bad_samples.jsonl`.
+    """An image that cannot be used. It is skipped, counted and written to `bad_samples.jsonl`.
 
     Args:
-        key: the picture's path or member name.
+        key: path or member name of the image.
         reason: why, in a few words.
     """
 

@@ -1,4 +1,4 @@
-"""Folders of files with their SHA-256: flushed to disk, and believed only after they were checked.
+"""Folders of files with a manifest of their SHA-256, checked before use.
 
 MANIFEST.json   {name: {"bytes": size, "sha256": hex digits}} of every other file, written last
 """
@@ -20,12 +20,12 @@ from unlabeled.errors import first_line
 from unlabeled.files import sync
 
 MANIFEST = "MANIFEST.json"
-MAX_BYTES = 16 << 20  # of a manifest: a million files take more, and there are a handful
+MAX_BYTES = 16 << 20  # of a manifest, which lists a handful of files
 Tensors = dict[str, Tensor]
 
 
 class Damaged(Exception):
-    """What was read cannot be trusted, and why."""
+    """The data read is damaged; the message says why."""
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
@@ -39,12 +39,12 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def describe(data: bytes) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """The entry of a file in a manifest."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file of any size, as hex digits."""
+    """The SHA-256 of a file, as hex digits."""
     hashed = hashlib.sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(1 << 20):
@@ -53,7 +53,7 @@ def sha256_of(file: Path) -> str:
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    """Every file that the manifest lists, and it lists all. Raises Damaged."""
+    """Read all files of a folder. Raises Damaged, also where the manifest does not list exactly these."""
     manifest = read_manifest(folder)
     try:
         found, listed = set(os.listdir(folder)) - {MANIFEST}, set(manifest)
@@ -65,7 +65,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What is said of every file by its name. Raises Damaged."""
+    """Read the manifest: the entry of every file by its name. Raises Damaged."""
     file = folder / MANIFEST
     try:
         if os.path.lexists(file) and os.stat(file).st_size > MAX_BYTES:
@@ -79,20 +79,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_file(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
-    """The bytes of a file, as the manifest says they are. Raises Damaged."""
+    """Read a file and check it against the manifest. Raises Damaged."""
     try:
         size = os.stat(folder / name).st_size
     except OSError as error:
         raise Damaged(f"{name} cannot be read ({error.strerror})") from error
     said = manifest.get(name)
-    # a file of another size is not read: it may be of any
+    # a file of another size is not read: it may be huge
     if not isinstance(said, dict) or said.get("bytes") != size or describe(data := read_plain(folder / name)) != said:
         raise Damaged(f"{name} is not what was written (size or SHA-256 differ)")
     return data
 
 
 def parse_json(data: bytes) -> Any:
-    """JSON in UTF-8 in which no key stands twice. Raises Damaged."""
+    """Parse JSON in UTF-8 without repeated keys. Raises Damaged."""
     try:
         return json.loads(data.decode(), object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
@@ -100,11 +100,11 @@ def parse_json(data: bytes) -> Any:
 
 
 def parse_tensors(data: bytes) -> Tensors:
-    """Tensors of a safetensors file by name.
+    """Parse the tensors of a safetensors file, by name.
 
     Raises:
-        Damaged: the header is cut short, names a tensor twice (of which the library takes the last without a word), or
-            does not describe the rest of the file without overlap and holes.
+        Damaged: the header is truncated, names a tensor twice (the library would silently take the last), or does not
+            describe the rest of the file without overlap and holes.
     """
     size = int.from_bytes(data[:8], "little")
     if size > len(data) - 8:
@@ -112,12 +112,12 @@ def parse_tensors(data: bytes) -> Tensors:
     parse_json(data[8 : 8 + size])
     try:
         return safetensors.torch.load(data)
-    except Exception as error:  # of any kind, where the header is well written and says what cannot be
+    except Exception as error:  # of any kind, where a well-formed header is wrong
         raise Damaged(f"no safetensors: {first_line(error)}") from error
 
 
 def read_plain(file: Path) -> bytes:
-    """The bytes of a plain file; whatever else goes by that name might never end."""
+    """Read a regular file; a pipe or device of that name might never end."""
     try:
         if not file.is_file():
             raise Damaged(f"{file.name} is no file" if os.path.lexists(file) else "No such file or directory")

@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` is a home folder, in every field of a recipe and every option alike."""
+"""Paths of recipes and options, where `~` is the home folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pydantic import AfterValidator, Field
 
 
 def expand(path: str) -> str:
-    """With `~` or `~name` at the beginning replaced; words with colons before it stay: `scratch:~/x`, `mae:~/x.pth`.
+    """Replace `~` or `~name` at the beginning, also after words with colons: `scratch:~/x`, `mae:~/x.pth`.
 
     Raises:
-        ValueError: no file has such a name.
+        ValueError: the path holds a NUL.
     """
     if "\0" in path:
         raise ValueError(f"a path without NUL is expected, found {path!r}")
@@ -24,7 +24,7 @@ def expand(path: str) -> str:
 
 
 def user_path(text: str) -> Path:
-    """A path of the command line."""
+    """The path in an option of the command line."""
     return Path(expand(text))
 
 

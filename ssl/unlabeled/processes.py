@@ -1,4 +1,4 @@
-"""Everything that processes tell each other, beside gradients. One process pays nothing for it."""
+"""Exchanges between processes, beside gradients; free with one process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 def total(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """Sum a small tensor over all processes, so that all of them read the same."""
+    """Sum a small tensor over all processes."""
     return accelerator.reduce(values, "sum") if accelerator.num_processes > 1 else values
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The value of every process, in order of rank."""
+    """Gather the values of all processes, in order of rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -33,10 +33,10 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def raise_together(error: BaseException | None) -> None:
-    """Raise on every process what any of them caught, so that none waits for the others.
+    """Raise the error of any process on all of them, so that none waits for the others.
 
     Raises:
-        Stopped: a signal asks one of them to end, and the work in hand may be left.
+        Stopped: a signal asks one of them to end, and the work may be interrupted.
         UserError: the first process's error, by rank; Interrupted where it is one.
     """
     mine = None if error is None else (str(error), isinstance(error, Interrupted))
@@ -52,12 +52,12 @@ def raise_together(error: BaseException | None) -> None:
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T], *, whole: bool = True) -> T | None:
-    """Run something on the main process only; its error is every process's. None on the others.
+    """Run an action on the main process only; its error is raised on all. Returns None on the others.
 
     Args:
-        accelerator: says which process this is.
-        action: what to run.
-        whole: a signal waits until it is done, as for what is written.
+        accelerator: knows the main process.
+        action: to run.
+        whole: whether a signal waits until it is done, as when files are written.
     """
     result: T | None = None
     error: BaseException | None = None

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar with the time left on a terminal, lines at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from unlabeled.text import one_line
 
 T = TypeVar("T")
 SAY_EVERY = 20.0  # seconds between lines where there is no terminal
-WIDE = 110  # columns of a terminal that has room for a long bar
-FAST = 10.0  # items per second above which the rate is said
+WIDE = 110  # columns of a terminal with room for a long bar
+FAST = 10.0  # items per second above which the rate is shown
 
 _current: ContextVar[Bars | None] = ContextVar("bars", default=None)
 
 
 class Bars:
-    """Shows the tasks that `track` and `task` announce while it is entered. Where none is entered, they are silent.
+    """Shows the tasks of `track` and `task` while it is entered; outside they are silent.
 
     Args:
-        active: whether this process speaks; only the main one should.
-        console: where; standard error by default, so that results on standard output stay clean.
+        active: whether this process prints; only the main one should.
+        console: to print on; standard error by default, to keep standard output for results.
         clock: seconds, for the rate and the time left.
     """
 
@@ -60,17 +60,17 @@ class Bars:
             self.said = self.clock()
 
     def due(self, seconds: float = SAY_EVERY) -> bool:
-        """Whether nothing was said for so long."""
+        """Whether nothing was printed for `seconds`."""
         return self.clock() - self.said >= seconds
 
 
 class Task:
-    """One piece of work with a known length, shown by `bars`.
+    """Work of a known length, shown by `bars`.
 
     Args:
-        bars: shows it; None = nobody does.
+        bars: shows it; None = hidden.
         what: short description.
-        total: its length, in items.
+        total: number of items.
     """
 
     def __init__(self, bars: Bars | None, what: str, total: int) -> None:
@@ -82,7 +82,7 @@ class Task:
             self._bar = bars.progress.add_task(one_line(what), total=total, line="")
 
     def advance(self, count: int = 1) -> None:
-        """Count items that are done."""
+        """Count finished items."""
         self.done += count
         if self.bars is None:
             return
@@ -92,14 +92,14 @@ class Task:
         self.show("  ".join(filter(None, [f"{rate:,.0f}/s" if rate > FAST else "", left])))
 
     def show(self, line: str) -> None:
-        """Put a text beside the bar; as a line of its own where there is no bar and nothing was said for a while."""
+        """Show a text beside the bar; without a bar as a line, if nothing was printed for a while."""
         if self.bars and self.bars.progress and self._bar is not None:
             self.bars.progress.update(self._bar, completed=self.done, line=line)
         elif self.bars and self.done < self.total and self.bars.clock() - self.started >= SAY_EVERY and self.bars.due():
             self.bars.say(f"{self.what}  {self.done:,} of {self.total:,}  {line}")
 
     def close(self, keep: bool = False) -> None:
-        """Take the bar away; with `keep` it stays on the screen as it is, unless there are others."""
+        """Remove the bar; with `keep` it stays on the screen, unless there are others."""
         if not (self.bars and self.bars.progress) or self._bar is None:
             return
         if keep and len(self.bars.progress.tasks) == 1:
@@ -110,17 +110,17 @@ class Task:
 
 
 def current() -> Bars | None:
-    """The bars that are entered."""
+    """The bars entered at the moment."""
     return _current.get()
 
 
 def task(what: str, total: int) -> Task:
-    """Announce work of `total` items; `advance` it, then `close` it."""
+    """Begin work of `total` items; `advance` it, then `close` it."""
     return Task(_current.get(), what, total)
 
 
 def track(items: Iterable[T], what: str, total: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
-    """Yield items, showing how far they are.
+    """Yield items and show progress.
 
     Args:
         items: to work through.
@@ -148,8 +148,8 @@ def duration(seconds: float, exact: bool = False) -> str:
 
 
 def _progress(console: Console) -> Progress:
-    # what is printed on standard output must not end up among the bars. On a narrow terminal the line beside the bar is
-    # cut at its end, never the count
+    # standard output must not be redirected among the bars; a narrow terminal cuts the line beside the bar, never the
+    # count
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24 if console.width >= WIDE else 6),

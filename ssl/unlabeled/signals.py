@@ -1,8 +1,8 @@
-"""Stopping a program politely, wherever it stands: nothing is lost, and the exit code says so.
+"""Stop a program by a signal without losing anything; the exit code says so.
 
-A signal means one of two things. While a run trains, it is noted: the step is finished, a checkpoint is written.
-Anywhere else `Stopped` is raised where the program stands. With several processes, where one may wait for another, that
-is put off to the next time they meet (`raise_together`), except in work that ends with such a meeting (`alone`).
+In training the signal is noted: the step is finished and a checkpoint written. Elsewhere `Stopped` is raised at once.
+With several processes, where one may wait for another, it is raised at the next exchange (`raise_together`), except in
+work that ends with an exchange (`alone`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75
-"""Stopped by a signal, or for what is not the recipe's fault: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
+"""Stopped by a signal or an `Interrupted` error: the same command resumes (EX_TEMPFAIL of sysexits.h)."""
 
 
 class StopRequest:
-    """While entered, the first signal is noted, and raised where the program may end; all later ones are ignored.
+    """Notes the first signal while entered, and raises it where the program may end; later signals are ignored.
 
     Attributes:
         received: name of the signal, None before it.
         several: whether other processes may wait for this one.
-        where: the program is, in words.
+        where: the place in the program, in words for the message.
     """
 
     def __init__(self) -> None:
@@ -66,18 +66,18 @@ class StopRequest:
             self.check()
 
     def check(self) -> None:
-        """Raise Stopped if a signal came, and the program may end here."""
+        """Raise Stopped if a signal came and the program may end here."""
         if self.asks and (self._alone or not self.several):
             raise Stopped(f"stopped by {self.received}{self.where}")
 
     @property
     def asks(self) -> bool:
-        """Whether a signal came, and the work in hand may be left."""
+        """Whether a signal came and the work may be interrupted."""
         return self.received is not None and self._may_end
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        """Within, a signal is only noted: what is begun is finished."""
+        """Context manager: a signal is only noted, the work is finished."""
         before, self._may_end = self._may_end, False
         try:
             yield
@@ -86,7 +86,7 @@ class StopRequest:
 
     @contextmanager
     def now(self) -> Iterator[None]:
-        """Within, the program may end again."""
+        """Context manager: the program may end again."""
         before, self._may_end = self._may_end, True
         try:
             self.check()
@@ -96,7 +96,7 @@ class StopRequest:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within, nobody waits for this process until they meet: whoever leaves it by an error must tell the others."""
+        """Context manager: no process waits for this one until the next exchange, to which an error must be taken."""
         before, self._alone = self._alone, True
         try:
             self.check()
@@ -105,13 +105,13 @@ class StopRequest:
             self._alone = before
 
     def ignore(self) -> None:
-        """From now to the end of the process, signals do nothing: the exit code is known."""
+        """Ignore signals to the end of the process: the exit code is known."""
         self._may_end = False
         self._before = dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN)
 
 
 def _may_be_heard(number: signal.Signals) -> bool:
-    """Whether a signal means anything: `nohup` says that the end of a terminal does not."""
+    """Whether to handle a signal: `nohup` ignores the end of a terminal."""
     return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 
 

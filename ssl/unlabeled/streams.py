@@ -1,4 +1,4 @@
-"""Standard output and error that never fail: letters a terminal does not have, readers that have gone."""
+"""Standard output and error that never fail: for characters outside the encoding, for readers that have gone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import io
 import sys
 from typing import Any
 
-GONE = (errno.EPIPE, errno.EIO)  # a pipe nobody reads any more, a terminal that was closed
+GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, a closed terminal
 
 
 class _Lasting(io.FileIO):
-    """A stream on which what nobody can read any more is lost, and no reason to stop."""
+    """A stream that drops its output when the reader is gone."""
 
     def write(self, data: Any) -> int:
-        """The bytes written, or that would have been."""
+        """Write; returns the number of bytes, dropped ones included."""
         try:
             return super().write(data)
         except OSError as error:
@@ -24,12 +24,12 @@ class _Lasting(io.FileIO):
 
 
 def make_lasting() -> None:
-    """Let both streams show what they have no letters for as `\\xe9`, and outlive their readers, rather than fail."""
+    """Let both streams escape characters outside their encoding as `\\xe9`, and outlive their readers."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-        # of this process itself: tests and notebooks have classes of their own
+        # the streams of a process; tests and notebooks have classes of their own
         if type(stream) is io.TextIOWrapper and type(getattr(stream.buffer, "raw", stream.buffer)) is io.FileIO:
             setattr(sys, name, _lasting(stream))
 

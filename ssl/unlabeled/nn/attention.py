@@ -1,4 +1,4 @@
-"""Attention maps: what timm's fused attention computes and keeps for itself, by plain products."""
+"""Attention maps of timm blocks, by plain products: the fused attention does not return them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def attention_map(attention: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Who looks at whom: [B, heads, N, N], rows (who) sum to 1.
+    """Attention weights [B, heads, N, N]; the rows of each query sum to 1.
 
     Args:
         attention: a timm `Attention` of a ViT or a BEiT.
-        x: what goes into it [B, N, D], after the norm in front of it.
+        x: its input [B, N, D], after the norm in front of it.
         bias: added to the products before the softmax [heads, N, N], beside the block's own relative positions.
     """
     query, key = _queries_and_keys(attention, x)
@@ -24,7 +24,7 @@ def attention_map(attention: Any, x: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def _queries_and_keys(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Both [B, heads, N, D / heads]. A BEiT's biases lie beside the layer, a ViT may have norms behind it."""
+    """Queries and keys, each [B, heads, N, D / heads], with the biases of a BEiT and the norms of a ViT."""
     both = attention.qkv(x)
     if getattr(attention, "q_bias", None) is not None:
         both = both + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])

@@ -11,13 +11,13 @@ from unlabeled.nn.collectives import gather, sum_over_processes, world
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of x [B, D] or [B, D, H, W] over the pictures (and pixels) of all processes.
+    """Batch normalisation of x [B, D] or [B, D, H, W] over the images (and pixels) of all processes.
 
-    torch's SyncBatchNorm does the same on CUDA only. Every process has the same number of rows.
+    torch's SyncBatchNorm does the same, on CUDA only. Every process must have the same number of rows.
 
     Args:
         width: D.
-        affine: learn a weight and a bias (MoCo v3's last layers do not).
+        affine: whether to learn a weight and a bias (MoCo v3's last layers do not).
 
     Raises:
         ValueError: in training, the global batch has fewer than two values per feature.
@@ -52,10 +52,10 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class BatchNorm2d(BatchNorm):
-    """The place of a `BatchNorm2d` in a network, under the same names, and of the activation that timm puts into some.
+    """Drop-in replacement for `nn.BatchNorm2d` and timm's `BatchNormAct2d`, with statistics over all processes.
 
     Args:
-        norm: what it replaces; parameters and buffers are taken over.
+        norm: to replace; its parameters and buffers are taken over.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
@@ -72,7 +72,7 @@ class BatchNorm2d(BatchNorm):
 
 
 def synchronise_(network: nn.Module) -> None:
-    """Let every `BatchNorm2d` inside a network see the global batch. Its state dict stays as it was."""
+    """Replace every `BatchNorm2d` inside a network by one over the global batch; the state dict stays the same."""
     for part in list(network.modules()):
         for name, child in part.named_children():
             if isinstance(child, nn.BatchNorm2d):
@@ -89,9 +89,9 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) inverse_std weight + bias, where x is part of what mean and inverse_std were taken of.
+    """(x - mean) inverse_std weight + bias, where mean and inverse_std are statistics of x over all processes.
 
-    Ioffe & Szegedy 2015, section 3; keeps nothing but x for the way back.
+    Ioffe & Szegedy 2015, section 3; saves nothing but x for the backward pass.
     """
 
     @staticmethod
@@ -111,7 +111,7 @@ class _Normalize(torch.autograd.Function):
         axes, rows = _axes(x), x.numel() // x.shape[1] * world()
         of_bias, of_weight = gradient.sum(axes), (gradient * normal).sum(axes)
 
-        # what of the gradient the mean and the variance of all processes take back
+        # the gradient through mean and variance, which depend on the rows of all processes
         by_mean, by_variance = sum_over_processes(torch.stack([of_bias, of_weight])) / rows
         rest = gradient - _column(by_mean, x) - normal * _column(by_variance, x)
         scale = inverse_std if weight is None else inverse_std * weight
@@ -124,12 +124,12 @@ def _axes(x: Tensor) -> list[int]:
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:
-    """Values [D] so that they broadcast over x [B, D, ...]."""
+    """View values [D] so that they broadcast over x [B, D, ...]."""
     return values.view(-1, *[1] * (x.ndim - 2))
 
 
 def _wide(x: Tensor) -> Tensor:
-    """At least float32."""
+    """Convert to float32, or keep float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

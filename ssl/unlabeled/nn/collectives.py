@@ -1,7 +1,7 @@
-"""Exchanges between the processes of a run. With one process all of them are identities.
+"""Collective operations on tensors. With one process all of them are identities.
 
-A loss on a process is the mean over its own rows, and DistributedDataParallel averages gradients over processes, so
-that one process and many descend the same loss.
+The loss of a process is the mean over its own rows, and DistributedDataParallel averages gradients over processes: one
+process and many minimise the same loss.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def rank() -> int:
 
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
-    """Rows x [B, ...] of all processes in rank order: [world * B, ...], without gradient. B is the same everywhere."""
+    """Gather rows x [B, ...] of all processes in rank order: [world * B, ...], without gradient; B must be the same."""
     return _all_rows(x) if world() > 1 else x.detach()
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """As `gather`; a row's gradient is the sum of what all processes send to it."""
+    """As `gather`, with gradient: the sum of the gradients that all processes have for a row."""
     return _Gather.apply(x) if world() > 1 else x
 
 

@@ -1,4 +1,4 @@
-"""Schedules of momenta and temperatures: from one value to another as `done` goes from 0 to 1."""
+"""Curves of momenta and temperatures from one value to another, as `done` goes from 0 to 1."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ def cosine(start: float, end: float, done: float) -> float:
 
 
 def warmup(start: float, end: float, done: float) -> float:
-    """A straight line from `start` at done = 0 to `end` at done = 1, level outside of it (teacher temperatures)."""
+    """A straight line from `start` at done = 0 to `end` at done = 1, constant outside (teacher temperatures)."""
     return start + (end - start) * min(max(done, 0.0), 1.0)
 
 
 class Temperature(NamedTuple):
-    """A teacher temperature that warms up, so that targets begin sharp (DINO section 3.1, official `DINOLoss`).
+    """A teacher temperature with a linear warm-up (DINO section 3.1, official `DINOLoss`).
 
     Attributes:
-        start: at the beginning.
-        end: after the warm-up.
+        start: temperature at the beginning.
+        end: temperature after the warm-up.
         epochs: length of the warm-up.
-        per_step: it changes every step (DINOv2), instead of every epoch (DINO, iBOT).
+        per_step: whether it changes every step (DINOv2) instead of every epoch (DINO, iBOT).
     """
 
     start: float
@@ -32,9 +32,9 @@ class Temperature(NamedTuple):
     per_step: bool = False
 
     def at(self, epoch: float, steps_per_epoch: float) -> float:
-        """Its value at a fractional epoch. Both ends are values of the warm-up, as of official `linspace`."""
+        """The temperature at a fractional epoch. The warm-up includes both ends, as official `linspace`."""
         ticks = steps_per_epoch if self.per_step else 1
-        # the fractional epoch of a step is a quotient, rounded: a whole one may lie just below
+        # the fractional epoch of a step is a rounded quotient, which may lie just below a whole number
         tick, last = math.floor(epoch * ticks + 1e-6), self.epochs * ticks - 1
         if tick < 0:  # before the warm-up
             return self.start

@@ -17,10 +17,10 @@ from unlabeled.nn.init import truncated_normal_
 
 
 class Mlp(nn.Sequential):
-    """Layers in a row, of which batch normalisation takes each view for a batch of its own."""
+    """MLP whose BatchNorm layers use separate statistics for each view."""
 
     def forward(self, x: Tensor, views: int = 1) -> Tensor:
-        """Of x [views * B, D], view-major. Linear layers see all views at once: their weights are read once."""
+        """Map x [views * B, D], view-major; linear layers take all views at once."""
         for layer in self:
             apart = views > 1 and isinstance(layer, BatchNorm)
             x = torch.cat([layer(view) for view in x.chunk(views)]) if apart else layer(x)
@@ -28,7 +28,7 @@ class Mlp(nn.Sequential):
 
 
 def mlp(widths: Sequence[int], last_affine: bool = False, last_norm: bool = True) -> Mlp:
-    """Linear without bias, BatchNorm, ReLU, and so on: MoCo v3's projector and predictor, numbered as there.
+    """MLP of linear layers without bias, BatchNorm and ReLU: MoCo v3's projector and predictor, numbered as there.
 
     Args:
         widths: of the input, the hidden layers and the output: (D, 4096, 4096, 256).
@@ -43,15 +43,15 @@ def mlp(widths: Sequence[int], last_affine: bool = False, last_norm: bool = True
 
 
 class Prototypes(nn.Module):
-    """A weight-normed linear layer without bias: K gains times the directions of K vectors.
+    """A weight-normalised linear layer without bias: K gains times the directions of K vectors.
 
-    The parameters are torch's old `weight_norm` ones by name and shape, `weight_g` [K, 1] and `weight_v` [K, D], so
-    official weights load and an average of parameters covers the gains.
+    Parameters are named and shaped as by torch's old `weight_norm`, `weight_g` [K, 1] and `weight_v` [K, D]: official
+    weights load, and an average of parameters covers the gains.
 
     Args:
         width: D.
         count: K.
-        freeze_gain: keep the gains at 1, so that logits of unit vectors are cosines.
+        freeze_gain: whether gains stay at 1, so that logits of unit vectors are cosines.
     """
 
     def __init__(self, width: int, count: int, freeze_gain: bool) -> None:
@@ -62,22 +62,22 @@ class Prototypes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [..., K] of x [..., D]."""
-        # torch's own kernel, one pass forward and one backward over K D numbers
+        # torch's fused kernel: one pass over K D numbers forward, one backward
         return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class HeadConfig(BaseModel, frozen=True, extra="forbid"):
-    """DINO's head, as recipes write it."""
+    """Settings of DINO's head in a recipe."""
 
     prototypes: int = Field(65536, ge=2, description="size of the last layer, K")
     hidden: int = Field(2048, ge=1, description="width of the MLP")
-    bottleneck: int = Field(256, ge=1, description="width of what the prototypes see")
+    bottleneck: int = Field(256, ge=1, description="width of the prototypes' input")
     layers: int = Field(3, ge=1, description="linear layers of the MLP")
     freeze_gain: bool = Field(True, description="keep the prototypes' gains at 1: steadier, official norm_last_layer")
     bias: bool = Field(True, description="biases in the MLP (official mlp_bias of DINOv2)")
 
     def build(self, width: int, patch_prototypes: int | None = None, norm: bool = False) -> DistillHead:
-        """A randomly initialised head for tokens of `width`, see `DistillHead`."""
+        """Build a randomly initialised head for tokens of `width`, see `DistillHead`."""
         return DistillHead(
             width,
             self.prototypes,
@@ -94,7 +94,7 @@ class HeadConfig(BaseModel, frozen=True, extra="forbid"):
 class DistillHead(nn.Module):
     """DINO's head: an MLP with GELU to a bottleneck, L2 norm, prototypes (official `DINOHead` and `iBOTHead`).
 
-    `head(x)` are logits of class tokens, `head.patches(x)` of patches. The MLP is numbered as in the official code.
+    `head(x)` gives logits of class tokens, `head.patches(x)` of patches. The MLP is numbered as in the official code.
 
     Args:
         width: of the tokens.
@@ -127,7 +127,11 @@ class DistillHead(nn.Module):
         widest = hidden if layers > 1 else width
 
         def last(count: int) -> nn.Module:
-            return Prototypes(bottleneck, count, freeze_gain) if bottleneck else _plain_last(widest, count)
+            if bottleneck:
+                return Prototypes(bottleneck, count, freeze_gain)
+            layer = nn.Linear(widest, count)
+            truncated_normal_(layer)
+            return layer
 
         self.last_layer = last(prototypes)
         self.patch_layer = None if patch_prototypes is None else last(patch_prototypes)
@@ -141,12 +145,12 @@ class DistillHead(nn.Module):
         return self.patch_logits(self.embed(x))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile what its ways in share: its parts. Compiling the module reaches `forward` alone."""
+        """Compile the parts, which all entry points share; compiling the module would reach `forward` alone."""
         for part in self.children():
             part.compile(*args, **kwargs)
 
     def both(self, classes: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """`head(classes)` and `head.patches(patches)`, both [M, width], in one pass where they share layers."""
+        """Logits of class tokens and of patches, both [M, width], in one pass through the layers that they share."""
         sizes = len(classes), len(patches)
         embedded = self.embed(torch.cat([classes, patches]))
         if self.patch_layer is None:
@@ -156,17 +160,17 @@ class DistillHead(nn.Module):
         return self.last_layer(classes), self.patch_layer(patches)
 
     def prototypes(self) -> list[nn.Parameter]:
-        """The parameters of its last layers."""
+        """The parameters of the last layers."""
         layers = [self.last_layer] if self.patch_layer is None else [self.last_layer, self.patch_layer]
         return [parameter for layer in layers for parameter in layer.parameters()]
 
     def embed(self, x: Tensor) -> Tensor:
-        """What the prototypes see of x [..., width]: unit vectors [..., bottleneck]."""
+        """Map x [..., width] to unit vectors [..., bottleneck], the input of the prototypes."""
         x = self.mlp(x)
         return F.normalize(x, dim=-1) if self.normalize else x
 
     def patch_logits(self, embedded: Tensor) -> Tensor:
-        """Logits of patches from what `embed` made of them."""
+        """Logits of patches from the output of `embed`."""
         return (self.last_layer if self.patch_layer is None else self.patch_layer)(embedded)
 
 
@@ -175,9 +179,3 @@ def _gelu_mlp(widths: Sequence[int], bottleneck: int, norm: bool, bias: bool) ->
     for source, target in pairwise(widths):
         layers += [nn.Linear(source, target, bias), *([BatchNorm(target)] if norm else []), nn.GELU()]
     return nn.Sequential(*layers, *([nn.Linear(widths[-1], bottleneck, bias)] if bottleneck else []))
-
-
-def _plain_last(width: int, count: int) -> nn.Linear:
-    layer = nn.Linear(width, count)
-    truncated_normal_(layer)
-    return layer

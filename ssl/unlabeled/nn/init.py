@@ -1,8 +1,10 @@
-"""Initialisations that papers prescribe, of timm's transformers in place."""
+"""Initialisation schemes of the papers, in place."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +12,20 @@ from torch import Tensor, nn
 
 
 def xavier_(module: nn.Module) -> None:
-    """Linears Xavier uniform with zero bias, norms 1 and 0. A fused qkv counts as one [3D, D] matrix (MAE's code)."""
+    """Linears Xavier uniform with zero bias, norms 1 and 0; a fused qkv is one [3D, D] matrix (MAE's code)."""
+    _initialise_(module, nn.init.xavier_uniform_)
+
+
+def truncated_normal_(module: nn.Module, std: float = 0.02) -> None:
+    """Linears normal with standard deviation `std`, cut at +-2, and zero bias; norms 1 and 0 (DINO, iBOT)."""
+    _initialise_(module, partial(nn.init.trunc_normal_, std=std))
+
+
+def _initialise_(module: nn.Module, weight_: Callable[[Tensor], object]) -> None:
+    """Initialise the weights of linears by `weight_`, their biases by 0, norms by 1 and 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
+            weight_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:
@@ -22,14 +34,14 @@ def xavier_(module: nn.Module) -> None:
 
 
 def xavier_patches_(convolution: nn.Conv2d) -> None:
-    """A patch convolution as the linear map it is: Xavier uniform over [D, p * p * C]; bias as torch draws it."""
+    """Initialise a patch convolution as a linear map: Xavier uniform over [D, p * p * C]; bias by torch's default."""
     convolution.reset_parameters()
     nn.init.xavier_uniform_(convolution.weight.view(convolution.weight.shape[0], -1))
 
 
 def mocov3_(vit: Any, freeze_patches: bool) -> None:
-    """MoCo v3 on ViTs (official `vits.py`): queries, keys and values are Xavier matrices of their own,
-    the class token starts near zero, the patch projection is uniform without bias and may stay as it starts."""
+    """Initialise a ViT as MoCo v3 (official `vits.py`): separate Xavier matrices for queries, keys and values, a class
+    token near zero, a uniform patch projection with zero bias, optionally frozen."""
     xavier_(vit)
     bound = math.sqrt(6 / (vit.embed_dim + vit.embed_dim))
     for block in vit.blocks:
@@ -41,20 +53,8 @@ def mocov3_(vit: Any, freeze_patches: bool) -> None:
     vit.patch_embed.proj.requires_grad_(not freeze_patches)
 
 
-def truncated_normal_(module: nn.Module, std: float = 0.02) -> None:
-    """Linears normal with standard deviation `std`, cut at +-2, and zero bias; norms 1 and 0 (DINO, iBOT)."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=std)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:
-            nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
-
-
 def distilled_vit_(vit: Any, class_token_std: float = 0.02) -> None:
-    """A ViT as DINO begins it: linears, positions and class token normal, patch convolution as torch draws it.
+    """Initialise a ViT as DINO: linears, positions and class token normal, patch convolution by torch's default.
 
     Args:
         vit: timm's.

@@ -1,7 +1,7 @@
-"""Losses as pure functions of tensors, in float32 whatever the precision around them.
+"""Losses as pure functions of tensors, in float32 also under autocast.
 
-Each returns the mean over the rows of this process. Those that compare rows with one another compare with the rows of
-all processes; where the official code does so within one GPU, the docstring says it.
+Each returns the mean over the rows of this process. Losses that compare rows compare them with the rows of all
+processes; docstrings say where the official code stays within one GPU.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from unlabeled.nn.collectives import gather_with_gradient, max_over_processes, r
 
 
 def _exact(x: Tensor) -> AbstractContextManager[None]:
-    """Products in float32, also under autocast."""
-    # tensors without memory, of which a plan is made, know no autocast
+    """Switch autocast off: products in float32."""
+    # the meta device, on which plans are made, has no autocast
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -28,7 +28,7 @@ def info_nce(queries: Tensor, keys: Tensor, offset: int, temperature: float) -> 
     """InfoNCE of queries [B, D] over keys [N, D], times 2 temperature (MoCo v3, official `contrastive_loss`).
 
     Args:
-        queries: with gradient; made unit vectors here, like the keys.
+        queries: with gradient; normalised here, like the keys.
         keys: of all processes, in rank order.
         offset: row r's positive is key offset + r: B x rank.
         temperature: above 0.
@@ -40,10 +40,10 @@ def info_nce(queries: Tensor, keys: Tensor, offset: int, temperature: float) -> 
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """SimCLR's symmetric loss between two views a, b [B, D] of the same pictures (Chen et al. 2020, equation 1).
+    """SimCLR's symmetric loss between two views a, b [B, D] of the same images (Chen et al. 2020, equation 1).
 
-    A row's positive is its other view, its negatives both views of all other pictures of all processes; gradients go to
-    queries and keys alike.
+    The positive of a row is its other view, its negatives are both views of all other images of all processes; queries
+    and keys get gradients.
     """
     with _exact(a):
         a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
@@ -68,7 +68,7 @@ def sharpen(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
 def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     """-sum target log softmax(logits / temperature) over the last axis: [..., K] and [..., K] to [...].
 
-    Targets need not sum to 1. Written with logsumexp, which spares a tensor of log-probabilities.
+    Targets need not sum to 1. Uses logsumexp to save a tensor of log-probabilities.
     """
     scaled = logits.float() / temperature
     return target.sum(-1) * scaled.logsumexp(-1) - (target * scaled).sum(-1)
@@ -83,7 +83,7 @@ def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         temperature: the student's.
 
     Returns:
-        The mean over pictures and the G V - G pairs of different views.
+        The mean over images and the G V - G pairs of different views.
     """
     teachers, views = len(teacher), len(student)
     everyone = teacher.sum(0)
@@ -98,8 +98,8 @@ def masked_patches(student: Tensor, teacher: Tensor, weight: Tensor, crops: int,
     Args:
         student: logits [M, K] of hidden patches, of all crops together.
         teacher: probabilities [M, K] at the same patches.
-        weight: [M], 1 over the number of hidden patches of its crop; 0 on rows that only pad.
-        crops: how many there are, those with nothing hidden included: they count as 0.
+        weight: [M], 1 over the number of hidden patches of its crop; 0 for padding rows.
+        crops: number of crops; crops with nothing hidden count as 0.
         temperature: the student's.
     """
     return (soft_cross_entropy(student, teacher, temperature) * weight).sum() / crops
@@ -107,22 +107,22 @@ def masked_patches(student: Tensor, teacher: Tensor, weight: Tensor, crops: int,
 
 @torch.no_grad()
 def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, valid: Tensor | None = None) -> Tensor:
-    """Teacher probabilities [B, K] that use all prototypes alike over the global batch (Sinkhorn-Knopp; DINOv2).
+    """Teacher probabilities [B, K] that use all prototypes equally over the global batch (Sinkhorn-Knopp; DINOv2).
 
-    Official `sinkhorn_knopp_teacher` without its divisions by B, K and the total, which cancel; the largest logit of
-    every prototype is subtracted first, which cancels too and keeps exp finite and every prototype in use.
+    Official `sinkhorn_knopp_teacher` without its divisions by B, K and the total, which cancel. Subtracting the largest
+    logit of every prototype first cancels too, and keeps exp finite and every prototype in use.
 
     Args:
         logits: [B, K] of the teacher, uncentred.
         temperature: the teacher's.
         iterations: of normalising prototypes, then samples.
-        valid: [B] bool; other rows only pad, and come out as zeros.
+        valid: [B] bool; other rows are padding, and become zeros.
     """
     scores = logits.float() / temperature
     if valid is not None:
         scores = scores.masked_fill(~valid.unsqueeze(1), -torch.inf)
     lowest, tiny = torch.finfo(scores.dtype).min, torch.finfo(scores.dtype).tiny
-    # no valid row at all has no largest logit
+    # without any valid row there is no largest logit
     scores = (scores - max_over_processes(scores.amax(0)).clamp_min(lowest)).exp()
     for _ in range(iterations):
         scores = scores / sum_over_processes(scores.sum(0)).clamp_min(tiny)
@@ -133,8 +133,8 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, valid: Ten
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
     """Kozachenko-Leonenko entropy estimator: spreads features [B, D] over the sphere (DINOv2, section 4).
 
-    -mean log of the distance to the nearest neighbour, searched among the rows of all processes (officially of one
-    GPU). Gradients go to both points.
+    -mean log of the distance to the nearest neighbour among the rows of all processes (officially of one GPU). Both
+    points get gradients.
     """
     with _exact(features):
         x = F.normalize(features.float(), dim=1, eps=eps)

@@ -1,7 +1,7 @@
-"""What features are worth, told without labels.
+"""Quality of features without labels.
 
-Detached scalars that are cheap enough for every step, but for `effective_rank`; then numbers of whole data sets: ranks,
-alignment and uniformity, and how alike two sets of features are. The latter are taken in float64.
+First detached scalars, cheap enough for every step except `effective_rank`; then measures of whole data sets in
+float64: ranks, alignment, uniformity, and the similarity of two sets of features.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from unlabeled.nn.collectives import gather, world
 
-# rows that an effective rank is taken of: it cannot exceed them
-ROWS = 256
+ROWS = 256  # of features for an effective rank, which cannot exceed their number
 RANK_EPSILON = 1e-7  # RankMe's and LiDAR's, added to shares
 LIDAR_DELTA = 1e-4
 CHUNK_ELEMENTS = 2**23  # pairs held at once: 64 MiB
@@ -25,7 +24,7 @@ CHUNK_ELEMENTS = 2**23  # pairs held at once: 64 MiB
 def feature_std(features: Tensor) -> Tensor:
     """Spread of unit vectors: std of features [B, D] per dimension, times sqrt(D): 1 when uniform, 0 when collapsed.
 
-    SimSiam (Chen & He 2021, section 4.1) watches the same number against 1 / sqrt(D).
+    SimSiam (Chen & He 2021, section 4.1) compares the same std with 1 / sqrt(D).
     """
     unit = F.normalize(features.float(), dim=-1)
     return unit.std(dim=0).mean() * unit.shape[-1] ** 0.5
@@ -33,13 +32,13 @@ def feature_std(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def contrast(queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
-    """How pairs and strangers lie on the sphere: rows of queries and keys [B, D] with the same number are pairs.
+    """Similarity of positive and negative pairs: rows of queries and keys [B, D] with the same index are positive.
 
-    Returns `positive` and `negative`, mean cosines of pairs and strangers; `alignment`, the mean squared distance of
-    pairs, and `uniformity`, the log of the mean of exp(-2 squared distance) of strangers (Wang & Isola 2020).
+    Returns `positive` and `negative`, mean cosines; `alignment`, the mean squared distance of positive pairs;
+    `uniformity`, the log of the mean of exp(-2 squared distance) of negative pairs (Wang & Isola 2020).
     """
     queries, keys = F.normalize(queries.float(), dim=1), F.normalize(keys.float(), dim=1)
-    # autocast rounds the product, which strangers stand and pairs, whose cosines come near 1, do not
+    # autocast rounds the product: too much for positive pairs, whose cosines come near 1
     similarity, pairs = queries @ keys.T, (queries * keys).sum(1).mean()
     strangers = len(similarity) * (len(similarity) - 1)
     others = ~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
@@ -55,11 +54,11 @@ def contrast(queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def teaching(loss: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How a distillation goes, from its cross-entropy and the teacher's probabilities [..., K]; all in nats.
+    """Progress of a distillation, from its cross-entropy and the teacher's probabilities [..., K]; in nats.
 
-    Returns `teacher_entropy`, the mean entropy of a target: ln K when it says nothing; `mean_entropy`, the entropy of
-    the mean target: 0 when one prototype takes everything; `kl`, what the student still lacks; `prototypes`, how many
-    different ones are targets' first choice, as a share of as many as there could be.
+    Returns `teacher_entropy`, the mean entropy of a target: ln K when uniform; `mean_entropy`, the entropy of the mean
+    target: 0 when one prototype takes everything; `kl`, the divergence of the student from the teacher; `prototypes`,
+    the number of prototypes that are the argmax of a target, as a share of the largest possible.
     """
     rows = targets.flatten(0, -2)
     entropy = torch.special.entr(rows).sum(1).mean()
@@ -74,23 +73,23 @@ def teaching(loss: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def effective_rank(features: Tensor) -> float:
-    """How many dimensions features [B, D] of all processes use: exp of the entropy of their singular values.
+    """Effective rank of features [B, D] of all processes: exp of the entropy of their singular values.
 
-    Roy & Vetterli 2007; not centred, as in RankMe (Garrido et al. 2023): 1 when all rows are alike, min(B, D) when all
-    directions are used alike. Of at most `ROWS` rows; waits for the device. NaN when a feature is not finite.
+    Roy & Vetterli 2007; not centred, as in RankMe (Garrido et al. 2023): 1 when all rows are equal, min(B, D) when all
+    directions are used equally. Takes at most `ROWS` rows; syncs with the device. NaN when a feature is not finite.
     """
     return spectral_rank(gather(features[: max(1, ROWS // world())]).cpu())
 
 
 @torch.no_grad()
 def spectral_rank(features: Tensor, epsilon: float = 0.0) -> float:
-    """`effective_rank` of these features [M, D] and no others, all of them.
+    """`effective_rank` of all of these features [M, D], of this process alone.
 
-    With `epsilon` added to each singular value's share of their sum: RankMe (Garrido et al. 2023, equation 1), whose
-    epsilon is `RANK_EPSILON`.
+    With `epsilon` added to the share of each singular value in their sum it is RankMe (Garrido et al. 2023, equation 1;
+    epsilon `RANK_EPSILON`).
     """
     rows = features.double()
-    # both products have the same eigenvalues but for zeros
+    # both products have the same eigenvalues, zeros aside
     gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
     if not gram.isfinite().all():
         return math.nan
@@ -105,13 +104,13 @@ def _perplexity(values: Tensor, epsilon: float) -> float:
 
 @torch.no_grad()
 def lidar(views: Tensor, delta: float = LIDAR_DELTA, epsilon: float = RANK_EPSILON) -> float:
-    """LiDAR (Thilak et al. 2024, section 4): how many directions tell pictures apart by more than their views differ.
+    """LiDAR (Thilak et al. 2024, section 4): the number of directions that separate images better than their own views.
 
-    The rank by entropy of Sw^-1/2 Sb Sw^-1/2, the scatters between and within pictures, each view being a sample of its
-    picture's class: at most min(D, n - 1). NaN when a feature is not finite, or when all pictures are alike.
+    The effective rank of Sw^-1/2 Sb Sw^-1/2, where the classes of between and within scatter are the images and their
+    samples the views: at most min(D, n - 1). NaN when a feature is not finite, or when all images are equal.
 
     Args:
-        views: [n, q, D], features of q views of each of n pictures.
+        views: [n, q, D], features of q views of each of n images.
         delta: added to the diagonal of Sw.
         epsilon: added to each eigenvalue's share of their sum.
     """
@@ -132,10 +131,10 @@ def lidar(views: Tensor, delta: float = LIDAR_DELTA, epsilon: float = RANK_EPSIL
 
 @torch.no_grad()
 def alignment(views: Tensor) -> float:
-    """Mean squared distance between two views of a picture on the unit sphere, in [0, 4] (Wang & Isola 2020, eq. 3).
+    """Mean squared distance between two views of an image on the unit sphere, in [0, 4] (Wang & Isola 2020, eq. 3).
 
     Args:
-        views: [n, q, D], features of q >= 2 views of each of n pictures; the mean is over all pairs.
+        views: [n, q, D], features of q >= 2 views of each of n images; the mean is over all pairs.
     """
     unit, q = F.normalize(views.double(), dim=-1), views.shape[1]
     # over i and j: the sum of |f_i - f_j|^2 is 2 q sum |f|^2 - 2 |sum f|^2
@@ -147,28 +146,28 @@ def alignment(views: Tensor) -> float:
 def uniformity(features: Tensor, t: float = 2.0) -> float:
     """log of the mean of exp(-t d^2) over all pairs of different rows of features [n, D] on the unit sphere.
 
-    Wang & Isola 2020, equation 4: 0 when all are alike, about -2 t when they are uniform in many dimensions.
+    Wang & Isola 2020, equation 4: 0 when all are equal, about -2 t when they are uniform in many dimensions.
     """
     unit = F.normalize(features.double(), dim=1)
     total = unit.new_zeros(())
     for rows in unit.split(max(1, CHUNK_ELEMENTS // len(unit))):
         total += (2 * t * (rows @ unit.T - 1)).exp().sum()
-    # less the distance of each row to itself, which is 0
+    # subtract the pair of each row with itself
     own = (2 * t * (unit.square().sum(1) - 1)).exp().sum()
     return ((total - own) / (len(unit) * (len(unit) - 1))).log().item()
 
 
 @torch.no_grad()
 def linear_cka(x: Tensor, y: Tensor, unbiased: bool = False) -> float:
-    """How alike two sets of features of the same pictures are: linear CKA (Kornblith et al. 2019, section 3).
+    """Similarity of two sets of features of the same images: linear CKA (Kornblith et al. 2019, section 3).
 
     1 for features that differ by a rotation and a scale, 0 for features without linear relation. NaN when one of them
     is constant or not finite.
 
     Args:
         x, y: [n, D] and [n, E].
-        unbiased: by the unbiased estimate of HSIC (Song et al. 2012, equation 5), which does not grow with D / n; of at
-            least four pictures.
+        unbiased: whether to use the unbiased estimate of HSIC (Song et al. 2012, equation 5), which does not grow with
+            D / n; needs four images or more.
     """
     hsic = _unbiased_hsic if unbiased else _hsic
     x, y = (part.double() - part.double().mean(0) for part in (x, y))
@@ -177,12 +176,12 @@ def linear_cka(x: Tensor, y: Tensor, unbiased: bool = False) -> float:
 
 
 def _hsic(x: Tensor, y: Tensor) -> Tensor:
-    """tr(K L) of linear kernels of centred features, but for the factor (n - 1)^-2."""
+    """tr(K L) of linear kernels of centred features, without the factor (n - 1)^-2."""
     return (x.T @ y).square().sum()
 
 
 def _unbiased_hsic(x: Tensor, y: Tensor) -> Tensor:
-    """Of linear kernels whose diagonals are zero, but for the factor 1 / (n (n - 3)); no n x n matrix is made."""
+    """HSIC of linear kernels with zero diagonals, without the factor 1 / (n (n - 3)); makes no n x n matrix."""
     n = len(x)
     own_x, own_y = x.square().sum(1), y.square().sum(1)
     # row sums of both kernels without their diagonals

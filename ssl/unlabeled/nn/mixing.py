@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of neighbouring pictures, as tensors say how."""
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of neighbouring images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Mix(NamedTuple):
-    """How pictures are mixed, each with its neighbour: row 0 with 1, 2 with 3.
+    """How each image is mixed with its neighbour: row 0 with 1, 2 with 3.
 
     Attributes:
-        share: [B] float32, share of the own picture.
-        box: [B, 4] int64, top, left, bottom and right of what is pasted from the neighbour; all 0 = nothing is.
+        share: [B] float32, share of the image itself.
+        box: [B, 4] int64, top, left, bottom and right of the box pasted from the neighbour; all 0 = none.
     """
 
     share: Tensor
@@ -21,7 +21,7 @@ class Mix(NamedTuple):
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:
-    """Images [B, C, H, W], blended with their neighbours or with a box of them pasted in. Never waits for a device."""
+    """Blend images [B, C, H, W] with their neighbours, or paste a box of them in; without a device sync."""
     other = neighbours(images)
     height, width = images.shape[-2:]
     top, left, bottom, right = mix.box.view(-1, 4, 1, 1, 1).unbind(1)
@@ -29,17 +29,17 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
     x = torch.arange(width, device=images.device)
     inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
     cut = mix.box.any(1)
-    # a picture that is cut keeps all of its other pixels
+    # outside its box, an image that is cut keeps its pixels
     blend = torch.where(cut, 1.0, mix.share).to(images.dtype).view(-1, 1, 1, 1)
     return torch.where(inside, other, images * blend + other * (1 - blend))
 
 
 def mix_targets(targets: Tensor, mix: Mix) -> Tensor:
-    """Targets [B, classes], each blended with its neighbour's by the share."""
+    """Blend targets [B, classes] with those of their neighbours by the share."""
     share = mix.share.unsqueeze(1)
     return targets * share + neighbours(targets) * (1 - share)
 
 
 def neighbours(x: Tensor) -> Tensor:
-    """Rows [B, ...] with each pair swapped."""
+    """Swap the rows [B, ...] of each pair."""
     return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

@@ -14,12 +14,12 @@ PADDED_TO = 64  # hidden patches, in multiples
 
 
 class PatchMask(NamedTuple):
-    """Which patches are hidden, as a map and, when every row hides the same number, as indices.
+    """Hidden patches, as a map and, when every row hides the same number, as indices.
 
     Attributes:
         hidden: [..., N] bool, True where the patch is hidden.
         keep: [..., K] int64, the visible patches in the order drawn; None when counts differ between rows.
-        drop: [..., M] int64, the hidden patches in the order drawn, so that its first m are a random m of them.
+        drop: [..., M] int64, the hidden patches in the order drawn: its first m are a random m of them.
     """
 
     hidden: Tensor
@@ -27,12 +27,12 @@ class PatchMask(NamedTuple):
     drop: Tensor | None
 
     def indices(self) -> tuple[Tensor, Tensor]:
-        """(keep, drop) of a mask whose rows all hide the same number."""
+        """(keep, drop); every row must hide the same number."""
         assert self.keep is not None and self.drop is not None, "this mask hides unequal numbers of patches"
         return self.keep, self.drop
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PatchMask:
-        """The mask with `function` applied to each tensor it has."""
+        """Apply `function` to each tensor of the mask."""
         keep, drop = (None if index is None else function(index) for index in (self.keep, self.drop))
         return PatchMask(function(self.hidden), keep, drop)
 
@@ -42,7 +42,7 @@ class PatchMask(NamedTuple):
 
     @staticmethod
     def stack(masks: Sequence[PatchMask]) -> PatchMask:
-        """Several masks of the same kind as one with a new leading axis."""
+        """Stack masks of the same kind along a new leading axis."""
         equal = all(mask.keep is not None for mask in masks)
         keep, drop = zip(*(mask.indices() for mask in masks), strict=True) if equal else (None, None)
         return PatchMask(
@@ -71,8 +71,8 @@ def triptych(images: Tensor, prediction: Tensor, mask: PatchMask, patch: int) ->
 
     Args:
         images: normalised; hidden patches become 0 in the masked input, the mean colour.
-        prediction: [B, N, patch * patch * C] pixels of all patches; those of hidden ones are painted in.
-        mask: what is hidden.
+        prediction: [B, N, patch * patch * C] pixels of all patches; shown at hidden patches alone.
+        mask: the hidden patches.
         patch: side of a patch, pixels.
     """
     hidden, patches = mask.hidden.unsqueeze(-1), patchify(images, patch)
@@ -87,26 +87,26 @@ def gather(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def padded_count(counts: Sequence[int | None], most: int) -> int:
-    """A length for the list of hidden patches: their number as the host knows it, padded so that few lengths occur.
+    """Length of the list of hidden patches: their number, rounded up so that few lengths occur.
 
     Args:
-        counts: hidden patches of each view; None = unknown, so that there may be `most`.
-        most: patches there are.
+        counts: hidden patches of each view; None = unknown, up to `most`.
+        most: the number of all patches.
     """
     known = sum(most if count is None else count for count in counts)
     return min(most, max(1, math.ceil(known / PADDED_TO)) * PADDED_TO)
 
 
 def hidden_rows(hidden: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """The hidden patches of all crops in one list, padded to a length that does not depend on values.
+    """List the hidden patches of all crops, padded to a length that does not depend on values.
 
     Args:
         hidden: [R, N] bool.
         rows: length of the list, at least the number of hidden patches.
 
     Returns:
-        Their numbers [rows] in the flattened R * N patches, in order; and weights [rows], 1 over the number of hidden
-        patches of the same crop, 0 where the list is padded (with visible patches).
+        Their indices [rows] in the flattened R * N patches, ascending; and weights [rows], 1 over the number of hidden
+        patches of the same crop, 0 for padding (visible patches).
     """
     index = hidden.flatten().byte().argsort(descending=True, stable=True)[:rows]
     weight = hidden / hidden.sum(1, keepdim=True).clamp_min(1)
@@ -114,6 +114,6 @@ def hidden_rows(hidden: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
-    """Each patch to zero mean and unit variance over its values (MAE section 4.2; unbiased, eps inside the root)."""
+    """Normalise each patch to zero mean and unit variance (MAE section 4.2; unbiased, eps inside the root)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + eps).sqrt()

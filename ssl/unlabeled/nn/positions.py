@@ -36,11 +36,10 @@ def with_prefix(table: Tensor, prefix: int) -> Tensor:
 
 
 def resample(table: Tensor, old: Grid, new: Grid, by: Interpolation = "size") -> Tensor:
-    """Carry a table [1, N, D] from one grid to another by bicubic interpolation: align_corners False, no antialiasing.
+    """Resample a table [1, N, D] to another grid by bicubic interpolation: align_corners False, no antialiasing.
 
-    `size` samples so that the new grid spans the old one (MAE, official `interpolate_pos_embed`); `scale` samples with
-    the factor (new + 0.1) / old, which shifts every point a little (DINO, iBOT, DINOv2: official
-    `interpolate_pos_encoding`).
+    With `size` the new grid spans the old one (MAE, official `interpolate_pos_embed`); `scale` uses the factor
+    (new + 0.1) / old, which shifts every point a little (DINO, iBOT, DINOv2: official `interpolate_pos_encoding`).
     """
     if old == new:
         return table

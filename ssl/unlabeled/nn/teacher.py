@@ -1,4 +1,4 @@
-"""The teacher: a second network that follows a student, and the running centre of what it says."""
+"""The teacher: a moving average of the student, and the running centre of its logits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from unlabeled.nn.collectives import sum_over_processes
 
 @torch.no_grad()
 def follow_(teacher: nn.Module, student: nn.Module) -> None:
-    """Give the teacher the student's parameters and buffers, by name, and turn its gradients off.
+    """Copy the student's parameters and buffers to the teacher by name, and turn the teacher's gradients off.
 
-    What only the student has (a predictor, a mask token) is left out.
+    Names that only the student has (a predictor, a mask token) are ignored.
 
     Raises:
         KeyError: the teacher has a name that the student lacks.
@@ -31,7 +31,7 @@ def follow_(teacher: nn.Module, student: nn.Module) -> None:
 def ema_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """p_t <- m p_t + (1 - m) p_s for every parameter of the teacher, weight-norm gains included; buffers stay.
 
-    Written p_t + (1 - m) (p_s - p_t), so that parameters which agree stay bit-identical.
+    Computed as p_t + (1 - m) (p_s - p_t): equal parameters stay bit-identical.
     """
     source = dict(student.named_parameters())
     names, parameters = zip(*teacher.named_parameters(), strict=True)
@@ -39,10 +39,10 @@ def ema_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 
 class Centre(nn.Module):
-    """The running mean c [K] of the teacher's logits that centring subtracts (DINO, section 3.1, equation 4).
+    """The running mean c [K] of the teacher's logits, subtracted in centring (DINO, section 3.1, equation 4).
 
-    Logits are noted in a forward and enter the centre after the step that they were part of, so a step sees the centre
-    of the steps before it, whatever its number of micro-batches. The mean is over all processes.
+    Logits are noted in the forward pass and enter the centre after their step: a step uses the centre of the steps
+    before it, for any number of micro-batches. The mean is over all processes.
 
     Args:
         prototypes: K.
@@ -61,7 +61,7 @@ class Centre(nn.Module):
     @torch.no_grad()
     def note(self, logits: Tensor, step: int, valid: Tensor | None = None) -> None:
         """Keep logits [M, K] of a micro-batch of optimizer step `step`; only the `valid` rows [M] bool count."""
-        if step != self._step:  # also forgets a step that was skipped
+        if step != self._step:  # forgets the logits of a skipped step too
             self._step, self._noted = step, []
         logits = logits.float()
         if valid is None:
@@ -71,7 +71,7 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def update_(self) -> None:
-        """c <- m c + (1 - m) mean of what was noted; unchanged when no row of any process was valid."""
+        """c <- m c + (1 - m) mean of the noted logits; unchanged when no row of any process was valid."""
         totals, counts = (torch.stack(column).sum(0) for column in zip(*self._noted, strict=True))
         total, count = sum_over_processes(totals), sum_over_processes(counts)
         mean = torch.where(count > 0, total / count.clamp_min(1), self.value)

@@ -1,12 +1,12 @@
-"""Checkpoints on disk: safetensors and JSON, complete or absent, verified before they are believed.
+"""Checkpoints on disk: safetensors and JSON, complete or absent, verified before use.
 
     step-00001000/
       model.safetensors  optimizer.safetensors  rng-0.safetensors ...  state.json
       MANIFEST.json      size and SHA-256 of every other file, written last
-    refused-step-00002000/    one that did not verify: no step of the run any more
+    refused-step-00002000/    failed verification; no longer a checkpoint of the run
 
-A folder is written beside its place under a temporary name, flushed to disk, then renamed. One that has been moved to
-another disk may be a link, and so may the folder of them all.
+A checkpoint is written beside its place under a temporary name, flushed to disk, then renamed. A checkpoint, or the
+folder of all, may be a link to another disk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAME = re.compile(rf"{PREFIX}([0-9]+)")
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint read back: tensors by file stem, and the state, of which `step` is sure to be there."""
+    """A checkpoint that was read: tensors by file stem, and the state, which always has `step`."""
 
     folder: Path
     tensors: dict[str, Tensors]
@@ -43,12 +43,12 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they lie; made when the first is saved.
-        keep_last: how many of the newest to keep.
-        keep_every: also keep every step that this divides; None = no others.
-        say: where a warning goes.
-        check: raises Damaged where a run could not go on from what was read.
-        writes: whether this process is the one that saves, renames and removes.
+        folder: of all checkpoints; made when the first is saved.
+        keep_last: number of the newest to keep.
+        keep_every: also keep the multiples of this step; None = no others.
+        say: prints a warning.
+        check: raises Damaged where a run could not resume from a checkpoint.
+        writes: whether this process saves, renames and removes.
     """
 
     def __init__(
@@ -62,20 +62,20 @@ class Checkpoints:
     ) -> None:
         self.folder, self.keep_last, self.keep_every, self.say = folder, keep_last, keep_every, say
         self.check, self.writes = check, writes
-        self.best: int | None = None  # the step whose checkpoint is kept whatever its age
+        self.best: int | None = None  # step of a checkpoint that is never removed
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, good or not, ascending. By name, so that a wrong clock changes nothing."""
+        """Steps that have a checkpoint, valid or not, ascending; by name, so that clocks do not matter."""
         return [step for step in self._named() if os.path.isdir(self.path(step))]
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """The folder of the checkpoint of a step."""
         return self.folder / f"{PREFIX}{step:08d}"
 
     # ---------------------------------------------------------------- writing
 
     def save(self, step: int, tensors: dict[str, Tensors], state: dict[str, Any]) -> Path:
-        """Write one checkpoint; only when it is safely on disk are old ones removed.
+        """Write one checkpoint, then remove old ones.
 
         Raises:
             UserError: it cannot be written (full disk, quota, permissions). Earlier checkpoints are intact.
@@ -102,21 +102,21 @@ class Checkpoints:
         return target
 
     def sweep(self) -> None:
-        """Remove what an interrupted save left behind."""
+        """Remove the leftovers of interrupted saves."""
         for name in self._names():
             if name.startswith((WRITING, REMOVING)):
                 self._remove(self.folder / name)
 
     def _prune(self, written: int) -> None:
-        """Remove old ones; the one that was just written is the newest, whatever else lies there."""
+        """Remove old checkpoints; those of later steps than `written` are left alone and not counted."""
         older = [step for step in self.steps() if step < written]
         for step in older[: max(0, len(older) - self.keep_last + 1)]:
             if step != self.best and not (self.keep_every and step % self.keep_every == 0):
-                # renamed first: what is half removed must not look like a checkpoint
+                # renamed first: a folder that is half removed must not look like a checkpoint
                 self._remove(self._rename(step, REMOVING))
 
     def _remove(self, path: Path) -> None:
-        """Remove a folder, or a link and not what it leads to. One that stays is no reason to stop."""
+        """Remove a folder or a link; say so, and go on, where that fails."""
         try:
             remove(path)
         except OSError as error:
@@ -125,9 +125,9 @@ class Checkpoints:
     # ---------------------------------------------------------------- reading
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that every process can go on from; None if there is none at all. (All must ask.)
+        """The newest checkpoint that every process can resume from; None if there is none. Call it on all processes.
 
-        Every newer one is named and set aside, so that it is neither found again nor counted.
+        Newer ones are named and set aside, to be neither found again nor counted.
 
         Raises:
             UserError: there are checkpoints, but none can be trusted.
@@ -146,7 +146,7 @@ class Checkpoints:
         return None
 
     def read(self, step: int) -> Checkpoint | None:
-        """A checkpoint that every process can go on from; None, and why is said, if one cannot. (All must ask.)"""
+        """Read a checkpoint; None, with a warning, if any process cannot resume from it. Call it on all processes."""
         checkpoint, reason = None, ""
         try:
             checkpoint = load(self.path(step))
@@ -162,7 +162,7 @@ class Checkpoints:
         return None
 
     def _agreed(self) -> list[int]:
-        """The steps that go by the name of a checkpoint, ascending, as all processes see them."""
+        """Steps with anything of the name of a checkpoint, ascending; all processes must see the same."""
         steps, error = [], None
         try:
             if self.writes:
@@ -179,12 +179,12 @@ class Checkpoints:
         return steps
 
     def _set_aside(self, step: int) -> None:
-        """Let what cannot be a checkpoint of the run lie under another name, for a person to look at."""
+        """Rename what cannot be a checkpoint of the run, for a person to look at."""
         if (path := self._rename(step, REFUSED)) != self.path(step):
             self.say(f"{self.path(step)} is set aside as {path.name}; remove it when nobody wants to look at it")
 
     def _rename(self, step: int, prefix: str) -> Path:
-        """Put a prefix before the name of a step's checkpoint; returns where it lies then."""
+        """Put a prefix before the name of a step's checkpoint; returns its new path."""
         path = self.path(step)
         names = (f"{prefix}{path.name}{f'-{n}' if n else ''}" for n in count())
         target = next(target for name in names if not os.path.lexists(target := self.folder / name))
@@ -195,16 +195,16 @@ class Checkpoints:
             return path
 
     def _named(self) -> list[int]:
-        """Steps by whose name there is anything at all: also files, and links that lead nowhere."""
+        """Steps with anything of their name, files and dangling links included."""
         found = (NAME.fullmatch(name) for name in self._names())
         steps = (int(match[1]) for match in found if match)
         return sorted({step for step in steps if os.path.lexists(self.path(step))})
 
     def _names(self) -> list[str]:
-        """Of all that lies in the folder.
+        """The names of everything in the folder.
 
         Raises:
-            UserError: it cannot be looked into.
+            UserError: it cannot be listed.
         """
         try:
             return os.listdir(self.folder)
@@ -218,7 +218,7 @@ def load(folder: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        Damaged: the manifest is missing, or a file is missing, extra, truncated, changed, or not what it should be.
+        Damaged: the manifest is missing, or a file is missing, extra, truncated, changed or malformed.
     """
     contents = read_folder(folder)
     stems = [name.removesuffix(".safetensors") for name in contents if name.endswith(".safetensors")]

@@ -1,5 +1,4 @@
-"""Gradient clipping: by norm of everything, of each tensor or of each part of a method; by value. Never waits for the
-device."""
+"""Gradient clipping without a device sync: by the norm of all gradients, of each tensor or part; by value."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ ClipBy = Literal["global", "tensor", "part"]
 
 
 def clip_gradients(method: Method, limit: float | None, by: ClipBy, value: float | None = None) -> Tensor:
-    """Clip in place; returns the norm of all gradients before that (but after `value`), a scalar on their device.
+    """Clip gradients in place; returns the norm of all before clipping by norm, a scalar on their device.
 
     Args:
-        method: whose gradients.
+        method: its gradients are clipped.
         limit: largest norm; None = only measure.
         by: `global` (MAE, SimMIM), `tensor` (DINO's `utils.clip_gradients`, iBOT) or `part` (DINOv2: the backbone and
             each head, see `Method.clip_groups`).
-        value: largest value of a gradient, cut first; None = none is.
+        value: largest value of a gradient, applied first; None = no limit.
     """
     parameters = [p for p in method.parameters() if p.grad is not None]
     if value is not None:

@@ -1,4 +1,4 @@
-"""Training on a CPU: threads, and how the C library keeps memory that is freed."""
+"""Settings for training on a CPU: threads, and memory that the C library keeps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in the process instead of handing it back to the kernel; whether the C library can.
+    """Keep freed memory in the process instead of returning it to the kernel; returns whether the C library can.
 
-    On a CPU every training step frees all its activations and asks for them again. glibc gives large buffers back to
-    the kernel, which clears each page anew before its next use: 3 to 6 % of a step. What a process held at its peak it
-    holds until it ends. Does nothing without glibc (macOS, Windows, musl).
+    On a CPU every training step frees and allocates all activations. glibc returns large buffers to the kernel, which
+    clears each page before its next use: 3 to 6 % of a step. The process keeps its peak memory until it ends. Does
+    nothing without glibc (macOS, Windows, musl).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -26,10 +26,10 @@ def keep_freed_memory() -> bool:
 
 
 def settle(threads: int | None) -> None:
-    """What pays on a CPU: freed memory stays, and small models run on few threads.
+    """Keep freed memory and set the number of threads.
 
     Args:
-        threads: for torch; None = as many as torch chose.
+        threads: of torch; None = torch's own choice.
     """
     keep_freed_memory()
     if threads is not None:

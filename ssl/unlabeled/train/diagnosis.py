@@ -1,4 +1,4 @@
-"""Learning or collapsing: watches what a method reports, and says once, in words, what is wrong and what to turn."""
+"""Detects collapse and other failures in the metrics of a method, and says once what is wrong and what to change."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterable, Mapping
 
 from unlabeled.pretrain.method import Symptom
 
-# a fresh network looks like a collapsed one: nothing is said in the first part of a run, nor in its first steps
+# a new network looks like a collapsed one: the first part of a run, and its first steps, are left out
 GRACE, GRACE_STEPS = 0.1, 50
-# and one bad reading is no illness
-READINGS = 3
+READINGS = 3  # in a row that must show a symptom
 
 
 class Diagnosis:
-    """Says a symptom when it has held for `READINGS` logged readings in a row, once per run.
+    """Reports a symptom that holds for `READINGS` logged readings in a row, once per run.
 
     Args:
-        symptoms: what to watch for, from `Method.symptoms`.
+        symptoms: to watch for, from `Method.symptoms`.
         total_steps: of the run.
-        say: tells a person.
+        say: prints a warning.
     """
 
     def __init__(self, symptoms: Iterable[Symptom], total_steps: int, say: Callable[[str], None]) -> None:
@@ -27,7 +26,7 @@ class Diagnosis:
         self._since: dict[Symptom, list[int]] = {symptom: [] for symptom in symptoms}
 
     def read(self, step: int, values: Mapping[str, float]) -> None:
-        """Look at the averages logged at a step."""
+        """Check the averages logged at a step."""
         if step < max(GRACE * self.total_steps, GRACE_STEPS):
             return
         for symptom, since in list(self._since.items()):
@@ -47,5 +46,5 @@ def shows(symptom: Symptom, values: Mapping[str, float]) -> bool:
 
 
 def words(symptom: Symptom, since: int, value: float) -> str:
-    """For a person: what is happening, since when, and what to do."""
+    """The warning: what happens, since when, and what to do."""
     return f"warning: {symptom.meaning} ({symptom.metric} {value:.4g} since step {since}). {symptom.advice}"

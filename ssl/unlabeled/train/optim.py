@@ -1,4 +1,4 @@
-"""Param groups that a method's rules make, and the rates that a recipe writes into them every step."""
+"""Param groups by a method's rules, and their learning rates and weight decay at every step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from unlabeled.train.schedule import Ramp
 
 
 def param_groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by the method's rules: learning-rate scale, whether weight decay applies, and the
-    epoch in which their learning begins."""
+    """Group trainable parameters by learning-rate scale, weight decay, and the epoch in which they begin to learn."""
     groups: dict[tuple[float, bool, float], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
@@ -40,20 +39,20 @@ def set_rates(optimizer: Optimizer, config: Optim, peak: float, progress: Progre
         optimizer: over groups of `param_groups`.
         config: the recipe's `optim`.
         peak: learning rate after warm-up.
-        progress: where the run stands.
-        watched: factor of a watched score that stands still, see `Schedule.lowering`.
+        progress: of the run.
+        watched: factor by a watched score that stands still, see `Schedule.lowering`.
     """
     decay = config.weight_decay
     if config.weight_decay_end is not None:
         decay = cosine(decay, config.weight_decay_end, progress.step / progress.total_steps)
     for group in optimizer.param_groups:
-        asleep = progress.epoch < group.get("begins", 0.0)
-        group["lr"] = 0.0 if asleep else _rate(config, peak, progress, watched, group["lr_scale"])
+        inactive = progress.epoch < group.get("begins", 0.0)
+        group["lr"] = 0.0 if inactive else _rate(config, peak, progress, watched, group["lr_scale"])
         group["weight_decay"] = decay if group["decays"] else 0.0
 
 
 def _rate(config: Optim, peak: float, progress: Progress, watched: float, scale: float) -> float:
-    """The learning rate of a group. Its scale is on everything, or on the peak alone."""
+    """The learning rate of a group, whose scale is on everything or on the peak alone."""
     whole, top = (scale, 1.0) if config.scale_minimum else (1.0, scale)
     start, minimum = config.ends(peak)
     ramp = Ramp(start, peak * top, minimum, config.warmup_epochs)

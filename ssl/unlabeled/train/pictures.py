@@ -1,4 +1,4 @@
-"""Pictures of what a method does, a PNG now and then."""
+"""PNGs of a method's inputs and outputs during a run."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ COLUMNS, GAP, SIDE = 8, 2, 64
 
 
 class PictureWriter:
-    """Writes `step-N.png`: a column per picture, its rows as the method returns them.
+    """Writes `step-N.png`: a column per image, its rows as the method returns them.
 
     Args:
-        folder: where to.
-        mean, std: of the input, to undo.
+        folder: of the PNGs.
+        mean, std: of the input's normalisation, which is undone.
     """
 
     def __init__(self, folder: Path, mean: Sequence[float], std: Sequence[float]) -> None:
         self.folder, self.mean, self.std = folder, mean, std
 
     def __call__(self, step: int, method: Method, batch: Batch) -> Path:
-        """Draw the first pictures of a batch: what the method shows of them, else the crops that it sees."""
+        """Draw the first images of a batch: `Method.pictures` of them, else their crops."""
         import torchvision
 
         batch = _first(batch, COLUMNS)
@@ -41,14 +41,14 @@ class PictureWriter:
 
 
 def crops(batch: Batch) -> Tensor:
-    """All crops of each picture [B, crops, C, H, W], small ones amid the mean colour, hidden patches in it."""
+    """All crops of each image [B, crops, C, H, W], small ones padded, hidden patches filled with the mean colour."""
     height, width = (max(view.pixels.shape[axis] for view in batch.views) for axis in (-2, -1))
     seen = [_amid(_visible(view), height, width) for view in batch.views]
     return torch.cat(seen).transpose(0, 1)
 
 
 def _visible(view: ViewBatch) -> Tensor:
-    """Pixels [count, B, C, H, W] with hidden patches at 0, which is the mean colour."""
+    """Pixels [count, B, C, H, W] with hidden patches at 0, the mean colour."""
     if view.mask is None:
         return view.pixels
     height, width = view.pixels.shape[-2:]
@@ -59,14 +59,14 @@ def _visible(view: ViewBatch) -> Tensor:
 
 
 def _amid(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Pixels [..., h, w] in the middle of zeros: [..., height, width]."""
+    """Pad pixels [..., h, w] with zeros on all sides to [..., height, width]."""
     above, left = (height - pixels.shape[-2]) // 2, (width - pixels.shape[-1]) // 2
     below, right = height - pixels.shape[-2] - above, width - pixels.shape[-1] - left
     return torch.nn.functional.pad(pixels, (left, right, above, below))
 
 
 def sheet(images: Tensor) -> Tensor:
-    """uint8 images [columns, rows, C, H, W] side by side, enlarged to be seen: [3 or 1, height, width]."""
+    """Tile uint8 images [columns, rows, C, H, W], small ones enlarged: [3 or 1, height, width]."""
     images = images[:, :, :3] if images.shape[2] >= 3 else images[:, :, :1]  # a PNG shows no other channels
     factor = max(1, SIDE // images.shape[-1])
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)

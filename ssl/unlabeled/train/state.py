@@ -1,4 +1,4 @@
-"""What decides the rest of a run, as tensors by name: model, optimizer, random state. The same for every launcher."""
+"""The state of a run as whole tensors by name: model, optimizer, random state; the same for every launcher."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def model_tensors(model: nn.Module) -> Tensors:
-    """Parameters and buffers by name, made whole when they are sharded (all processes must ask)."""
+    """Parameters and buffers by name, unsharded. Call it on all processes."""
     return {name: full(tensor) for name, tensor in model.state_dict().items()}
 
 
 def load_model(model: nn.Module, tensors: Tensors) -> None:
-    """Put whole tensors back into a model, sharded or not. Strict.
+    """Load whole tensors into a model, sharded or not. Strict.
 
     Raises:
         UserError: names or shapes differ.
@@ -37,30 +37,30 @@ def load_model(model: nn.Module, tensors: Tensors) -> None:
 
 
 class Statistics:
-    """Running statistics and centres as they were before a step: a forward changes some, whatever becomes of the step.
+    """Running statistics and centres as before a step: the forward pass changes some, also of a step that is skipped.
 
     Args:
-        model: whose buffers; they are changed in place, never replaced.
+        model: its buffers are changed in place, never replaced.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # integers are tables of positions, but for the counters of batches
+        # integer buffers are tables of positions, counters of batches aside
         self._own = [buffer for buffer in model.buffers() if buffer.is_floating_point() or not buffer.dim()]
         self._kept = [buffer.clone() for buffer in self._own]
 
     def keep(self) -> None:
-        """Remember them as they are."""
+        """Save them."""
         if self._own:
             torch._foreach_copy_(self._kept, self._own)
 
     def restore_(self) -> None:
-        """Put back what was remembered."""
+        """Restore them as saved."""
         if self._own:
             torch._foreach_copy_(self._own, self._kept)
 
 
 def whole(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
-    """A model with whole weights: itself, or a copy from `build` where they are sharded (all processes must ask)."""
+    """The model itself, or an unsharded copy from `build` where it is sharded. Call it on all processes."""
     if not is_sharded(model):
         return model
     with torch.random.fork_rng():
@@ -79,7 +79,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
 
 
 def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
-    """Put optimizer state back. A parameter that had none (not yet trained) gets none."""
+    """Load optimizer state; a parameter that had none (not yet trained) gets none."""
     parameters = dict(model.named_parameters())
     state: dict[Tensor, dict[str, Any]] = {}
     for full_key, value in tensors.items():
@@ -87,7 +87,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> 
         if name not in parameters:
             raise UserError(f"the checkpoint's optimizer knows '{name}', the model does not")
         parameter = parameters[name]
-        # moments lie like their parameter, counters stay where the optimizer left them
+        # moments are sharded like their parameter, counters are not
         placed = (
             sharded_like(value, parameter) if value.shape == parameter.shape else _counter(value, parameter, optimizer)
         )
@@ -97,7 +97,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> 
 
 
 def rng_tensors(device: torch.device) -> Tensors:
-    """The random state of this process: the CPU's, and the device's if it has its own."""
+    """The random state of this process: of the CPU, and of a CUDA device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -110,7 +110,7 @@ def all_rng_tensors(device: torch.device) -> dict[str, Tensors]:
 
 
 def load_rng(tensors: Tensors, device: torch.device) -> None:
-    """Put this process's random state back."""
+    """Restore this process's random state."""
     torch.set_rng_state(tensors["cpu"])
     if device.type == "cuda" and "cuda" in tensors:
         torch.cuda.set_rng_state(tensors["cuda"], device)
@@ -132,17 +132,17 @@ def _counter(value: Tensor, parameter: nn.Parameter, optimizer: Optimizer) -> Te
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a model's weights are spread over processes."""
+    """Whether a model's weights are sharded over processes."""
     return any(map(_is_shard, model.state_dict().values()))
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A sharded tensor made whole (all processes must ask), any other as it is."""
+    """Unshard a tensor; any other is returned as it is. Call it on all processes."""
     return cast("DTensor", tensor).full_tensor() if _is_shard(tensor) else tensor
 
 
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor sharded as `like` is."""
+    """Shard a whole tensor as `like`."""
     tensor = tensor.to(like.device)
     if not _is_shard(like):
         return tensor
@@ -153,7 +153,7 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _is_shard(tensor: Tensor) -> bool:
-    # torch.distributed.tensor takes half a second to import, and only processes that shard have it in use
+    # torch.distributed.tensor takes half a second to import, and is needed by sharded runs alone
     if not (dist.is_available() and dist.is_initialized()):
         return False
     from torch.distributed.tensor import DTensor

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, trackers, and one line or a bar on the terminal."""
+"""Logs of a run: metrics.jsonl, trackers, and a line or a bar on the terminal."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Values = Mapping[str, float]
-TAIL = 1 << 18  # bytes that are read at a time, from the end
-STALE = 60.0  # seconds after which a run says again where it stands
+TAIL = 1 << 18  # bytes read at a time, from the end
+STALE = 60.0  # seconds between two lines of progress
 
 
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per logged step, appended.
 
     Args:
-        file: where.
-        step: the step a run goes on from; later lines, of a run that was killed, are dropped, and broken ones there.
+        file: its path.
+        step: that the run resumes from; later lines, of a run that was killed, and broken ones at the end are dropped.
 
     Raises:
         UserError: it cannot be written.
@@ -61,18 +61,18 @@ class MetricsFile:
 
 
 def scores_at(file: Path, step: int) -> dict[str, float]:
-    """What evaluators said of a step, from the end of `metrics.jsonl`; empty if they did not."""
+    """Evaluation scores of a step, from the end of `metrics.jsonl`; empty if there are none."""
     with open(file, "rb") as opened:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL))
         lines = opened.read().splitlines()
     said = [json_object(line) for line in lines if _step_of(line) == step]
-    # other lines of a step are its loss, and a score that is watched
+    # other lines of a step are its loss and a watched score
     scores = [line for line in said if "loss" not in line and not any(name.startswith("watched_") for name in line)]
     return {name: value for line in scores for name, value in line.items() if name != "step"}
 
 
 class Waits(Protocol):
-    """Something whose total waiting time, in seconds, can be read."""
+    """A feed with its total waiting time, seconds."""
 
     waited: float
 
@@ -88,17 +88,17 @@ class Meter:
         self.started, self.waited, self.images, self.steps = time.perf_counter(), feed.waited, 0, 0
 
     def count(self, images: int) -> None:
-        """One step of so many images is done."""
+        """Count one step of `images` images."""
         self.images += images
         self.steps += 1
 
     @property
     def pace(self) -> float:
-        """Seconds per step: of the last reading, before there is one of the steps so far."""
+        """Seconds per step: of the last reading, before the first one of the steps so far."""
         return self.seconds_per_step or (time.perf_counter() - self.started) / max(1, self.steps)
 
     def pause(self, seconds: float) -> None:
-        """Leave out time that was spent on something else."""
+        """Leave out time spent on something else."""
         self.started += seconds
 
     def read(self, feed: Waits) -> dict[str, float]:
@@ -112,20 +112,20 @@ class Meter:
 
 
 class Averages:
-    """Means of what micro-batches report, summed on the device and read only when they are logged."""
+    """Means of the scalars of micro-batches, summed on the device and read only for logging."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """One micro-batch's scalars."""
+        """Add the scalars of one micro-batch."""
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over micro-batches and processes since the last reading; empty if there was none."""
+        """Means over micro-batches and processes since the last reading; empty if there were none."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
@@ -136,13 +136,13 @@ class Averages:
 
 
 class Display:
-    """A progress bar on a terminal, plain lines elsewhere, nothing on any process but the main one.
+    """A progress bar on a terminal, lines elsewhere; on the main process alone.
 
     Args:
         name: of the run.
         total: steps of the whole run.
         epochs: of the whole run.
-        active: whether this process speaks.
+        active: whether this process prints.
     """
 
     def __init__(self, name: str, total: int, epochs: float, active: bool) -> None:
@@ -163,14 +163,14 @@ class Display:
         self.bars.__exit__(kind, error, trace)
 
     def say(self, text: str) -> None:
-        """One line for a person."""
+        """Print one line."""
         self.bars.say(text)
 
     def show(self, step: int, epoch: float, loss: float, seconds_per_step: float, speed: str = "") -> None:
-        """Tell where a run stands: always on a bar; as a line where `speed` is given, at first and once a minute.
+        """Show progress: always on a bar; as a line with `speed`, for the first step, and once a minute.
 
         Args:
-            step: of the run, just taken.
+            step: of the run, just finished.
             epoch: fractional.
             loss: of this step.
             seconds_per_step: for the time left.
@@ -180,7 +180,7 @@ class Display:
         self.task.done = step
         left = f"{duration((self.total - step) * seconds_per_step)} left"
         epochs, loss_now = f"epoch {epoch:.1f}/{self.epochs:g}", f"loss {loss:.4f}"
-        if self.bars.progress:  # the first is what a narrow terminal shows
+        if self.bars.progress:  # a narrow terminal shows the first parts
             self.task.show("  ".join(filter(None, [loss_now, left, epochs, self.speed])))
         elif first or speed or self.bars.due(STALE):
             line = "  ".join(filter(None, [epochs, loss_now, self.speed, left]))
@@ -188,12 +188,12 @@ class Display:
 
 
 class Trackers:
-    """Accelerate's trackers (TensorBoard, MLflow), any number at once. What fails later is said once and switched off.
+    """Accelerate's trackers (TensorBoard, MLflow), any number at once. A later failure is said once, and ends tracking.
 
     Args:
         accelerator: made with the trackers' names.
         name, recipe: of the run.
-        say: tells a person.
+        say: prints a warning.
 
     Raises:
         UserError: one cannot be started.
@@ -221,7 +221,7 @@ class Trackers:
         self._try(lambda: self.accelerator.log(dict(values), step=step))
 
     def show(self, step: int, file: Path) -> None:
-        """Send a PNG: an image of TensorBoard's, an artifact of MLflow's."""
+        """Send a PNG: as an image to TensorBoard, as an artifact to MLflow."""
         self._try(lambda: self._show(step, file))
 
     def _show(self, step: int, file: Path) -> None:
@@ -249,7 +249,7 @@ class Trackers:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level with dotted keys."""
+    """Flatten nested mappings into one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
@@ -257,13 +257,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _end_of(file: BinaryIO, step: int) -> int:
-    """Where the last line of no later step ends, as far as can be read. Steps ascend: nothing before it is read."""
+    """Offset of the end of the last readable line up to `step`. Reads backwards, as steps ascend."""
     end = file.seek(0, os.SEEK_END)
     while end > 0 and step > 0:
         start = max(0, end - TAIL)
         file.seek(start)
         block = file.read(end - start)
-        first = block.find(b"\n", 0, -1) + 1 if start else 0  # what stands before began in an earlier block
+        first = block.find(b"\n", 0, -1) + 1 if start else 0  # the line before it began in an earlier block
         lines, position = block[first:].splitlines(keepends=True), end
         later = step < _step_of(lines[0]) < math.inf
         for line in [] if later else reversed(lines):
@@ -275,6 +275,6 @@ def _end_of(file: BinaryIO, step: int) -> int:
 
 
 def _step_of(line: bytes) -> float:
-    """Infinite where it cannot be read."""
+    """The step of a line; infinite where it cannot be read."""
     step = json_object(line).get("step")
     return step if isinstance(step, int) else math.inf

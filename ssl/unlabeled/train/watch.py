@@ -1,4 +1,4 @@
-"""Watching a score: which weights are best, when to lower the rate, when to stop. Counters, saved with the run."""
+"""Early stopping by a validation score: best weights, lower rates, the end of the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlabeled.train.schedule import Lowering
 
 
 class Counters(BaseModel, strict=True):
-    """What a watch has noted so far."""
+    """State of early stopping."""
 
     best: float | None
     best_step: int | None
@@ -22,7 +22,7 @@ class Counters(BaseModel, strict=True):
 
 
 class Noted(Counters, strict=True):
-    """The same for a checkpoint, and what it was before a look out of turn, which a longer run would not have had."""
+    """The state in a checkpoint; `before` is that before the look at the end, which a longer run would not have had."""
 
     before: Counters | None = None
 
@@ -49,15 +49,15 @@ class Watching(BaseModel, frozen=True, extra="forbid"):
 
 
 class EarlyStopping:
-    """Reads a score now and then. What it says is a pure function of the scores read so far.
+    """Tracks a validation score: best checkpoint, plateau schedule, stop. A pure function of the scores read so far.
 
     Attributes:
         best, best_step: the best score and its step; None before the first.
         rate: factor on the learning rate so far.
 
     Args:
-        config: what to watch, how often, for how long.
-        measure: scores of a method by name. All processes call it and get the same.
+        config: metric, interval, patience.
+        measure: scores of a method by name, the same on all processes; all must call it.
         lowering: how a score that stands still lowers the learning rate; None = it does not.
     """
 
@@ -77,11 +77,11 @@ class EarlyStopping:
 
     @property
     def kept_step(self) -> int | None:
-        """The step whose weights are kept, where the best are."""
+        """The step whose checkpoint is kept; None where the last is used."""
         return self.best_step if self.config.keep == "best" else None
 
     def read(self, step: int, score: float) -> str:
-        """Take note of a score; returns what follows from it for a person, if anything."""
+        """Read a score; returns a line on what follows from it, '' if nothing does."""
         if self._improves(score):
             self.best, self.best_step, self.since_best, self.since_cut = score, step, 0, 0
             return ""
@@ -101,20 +101,20 @@ class EarlyStopping:
         return gain > self.config.min_delta
 
     def begin_look(self, in_turn: bool) -> None:
-        """Before a score is read: remember what was noted, where the end of the run is the only reason for the look."""
+        """Call before a score is read: saves the state where the end of the run is the only reason for the look."""
         self.before = None if in_turn else {name: getattr(self, name) for name in Counters.model_fields}
 
     def forget_end(self) -> None:
-        """Go on as if there had been no look out of turn."""
+        """Undo a look at the end of the run."""
         if self.before is not None:
             self.restore(self.before)
 
     def state(self) -> dict[str, Any]:
-        """What has been noted, for a checkpoint."""
+        """The state for a checkpoint."""
         return {name: getattr(self, name) for name in Noted.model_fields}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint noted."""
+        """Restore the state of a checkpoint."""
         for name in Counters.model_fields:
             setattr(self, name, state[name])
         self.before = state.get("before")
