@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from unlabeled.report import markdown
+from unlabeled.report.document import Table
 from unlabeled.train.cpu import settle
 
 THREADS = 2
@@ -113,15 +115,8 @@ def machine() -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = []
-    for row in (head, *rows):
-        first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join((first, *rest)))
-    return "\n".join(lines)
+    """A table as Markdown, to be read on a terminal and kept in notes."""
+    return markdown.table(Table(head, rows)).rstrip("\n")
 
 
 def finish(chosen: argparse.Namespace, result: dict[str, Any]) -> None:

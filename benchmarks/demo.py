@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from unlabeled.report import terminal
+from unlabeled.report.document import Document, Table
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path("runs")
@@ -45,15 +47,16 @@ def run(times: dict[str, float], name: str, *arguments: str) -> None:
 def show(evaluated: dict[str, Any], times: dict[str, float]) -> None:
     """The table, the times and the picture."""
     console = Console()
-    table = Table("shapes", "kNN %", "linear %", "fine-tuned, 500 labels %", title="what pretraining was worth")
     tuned = {name: accuracy_of(name) for name in ("scratch", "pretrained")}
+    rows = []
     for row in evaluated["rows"]:
         knn, linear = (f"{row['scores'][score]['mean']:.1f}" for score in ("knn", "linear"))
         first_word = row["name"].split()[0]
         others = {"raw": "-", "most": "-", "untrained": f"{tuned['scratch']:.1f}"}
         accuracy = others.get(first_word, f"{tuned['pretrained']:.1f}")
-        table.add_row(row["name"], knn, linear, accuracy)
-    console.print(table)
+        rows.append((row["name"], knn, linear, accuracy))
+    head = ("shapes", "kNN %", "linear %", "fine-tuned, 500 labels %")
+    terminal.show(console, Document("", [Table(head, rows, title="what pretraining was worth")]))
     console.print("took  " + "  ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items()))
     console.print(f"two views of each picture, as they went in: {newest_picture()}")
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from common import finish, machine
+from common import finish, machine, table
 
 from unlabeled.processes import cores
-from unlabeled.report.table import estimate, markdown
+from unlabeled.report.intervals import estimate
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "finetune"
@@ -62,9 +62,7 @@ def main() -> None:
         again = [(RETRAINED, seed) for seed in range(chosen.seeds)]
         results |= dict(zip(again, pool.map(lambda job: retrain(chosen, job[1]), again), strict=True))
     rows = {name: [results[name, seed] for seed in range(chosen.seeds)] for name in (*chosen.options, RETRAINED)}
-    print(
-        markdown(["option", "accuracy", "many", "medium", "few", "CPU seconds"], [line(*row) for row in rows.items()])
-    )
+    print(table(["option", "accuracy", "many", "medium", "few", "CPU seconds"], [line(*row) for row in rows.items()]))
     print(machine())
     finish(chosen, {name: [scores(result) for result in found] for name, found in rows.items()})
 

@@ -116,7 +116,7 @@ def test_methods_in_equal_time_have_their_warmup_share_and_a_row(
         0.588 * recipe.optim.warmup_epochs / recipe.train.epochs, rel=2e-3
     )
     *lines, last = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[-4:]] == ["mae", "dino", "raw pixels", "new"]
+    assert [line.split("|")[1].strip() for line in lines[-4:]] == ["mae", "dino", "raw pixels", "new"]
     assert json.loads(last)["dino"]["cpu_minutes"] == pytest.approx(5, rel=1e-3)
 
     commands.clear()

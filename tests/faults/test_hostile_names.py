@@ -33,10 +33,9 @@ from unlabeled.ladder.rungs import RungResult
 from unlabeled.launch.plan import format_plan
 from unlabeled.launch.program import exit_code
 from unlabeled.progress import Bars
-from unlabeled.report import terminal
+from unlabeled.report import markdown, terminal
 from unlabeled.report.document import Document, Table
 from unlabeled.report.plots import draw_confusion
-from unlabeled.report.table import markdown
 
 HOSTILE = (
     "\x1b]0;title\x07\x1b[2J\x1b[31mred",
@@ -97,7 +96,7 @@ def test_ordinary_names_stay_as_they_are() -> None:
 
 
 def test_every_cell_of_a_table_stays_in_it() -> None:
-    shown = markdown(["class", "n"], [[name, "1"] for name in HOSTILE])
+    shown = markdown.table(Table(["class", "n"], [[name, "1"] for name in HOSTILE]))
     lines = shown.splitlines()
     assert len(lines) == 2 + len(HOSTILE) and is_clean_markdown(shown)
     for line in lines:
