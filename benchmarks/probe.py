@@ -32,7 +32,8 @@ from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features, extract
 from unlabeled.evaluate.probing import accuracy, batches
-from unlabeled.evaluate.protocols.linear import Linear, linear_probe
+from unlabeled.evaluate.protocols.linear import Config as Linear
+from unlabeled.evaluate.protocols.linear import linear_probe
 from unlabeled.train.cpu import settle
 
 CPU = torch.device("cpu")

@@ -22,9 +22,10 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source, Split
 from unlabeled.data.sources.shapes import Shapes
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.evaluation import Evaluation, Splits
-from unlabeled.evaluate.protocols.knn import Knn
-from unlabeled.evaluate.protocols.linear import Linear
+from unlabeled.evaluate.evaluation import Evaluation
+from unlabeled.evaluate.protocols.knn import Config as Knn
+from unlabeled.evaluate.protocols.linear import Config as Linear
+from unlabeled.evaluate.splits import Splits
 from unlabeled.ladder import page, rungs, verdict
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.rungs import RungResult
@@ -143,7 +144,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     bench = Bench(load_encoder(arguments[1]), splits, (16, 16))
     for probe in (Knn(), Linear()):
         by_hand = [next(iter(probe.scores(bench.few(0.1, seed)))).value for seed in (0, 1)]  # type: ignore[union-attr]
-        assert found[probe.protocol, 0.1] == by_hand
+        assert found[probe.name, 0.1] == by_hand
     recipe = (tmp_path / "out" / "lora_10pct_seed1" / "recipe.yaml").read_text(encoding="utf-8")
     assert "rank: 2" in recipe and "fraction_seed: 1" in recipe and "fraction: 0.1" in recipe
     assert set(content["pays"]) == {"10 %", "100 %"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000

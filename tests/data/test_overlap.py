@@ -222,7 +222,8 @@ def test_commands_refuse_and_can_be_told(
 
 
 def test_recipes_of_both_programs_refuse_and_can_be_told(pictures: Path, tmp_path: Path) -> None:
-    from unlabeled.evaluate.evaluation import Evaluation, Splits
+    from unlabeled.evaluate.evaluation import Evaluation
+    from unlabeled.evaluate.splits import Splits
     from unlabeled.recipe import parse
     from unlabeled.stages.finetune import FinetuneRecipe
     from unlabeled.transfer.labels import labelled

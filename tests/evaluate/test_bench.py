@@ -16,7 +16,8 @@ from unlabeled.backbone.pooling import FeatureSpec, Pool, encoder_features
 from unlabeled.data.label.subset import stratified
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.evaluation import Evaluation, Splits
+from unlabeled.evaluate.evaluation import Evaluation
+from unlabeled.evaluate.splits import Splits
 
 DEPTH = 3
 

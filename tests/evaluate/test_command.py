@@ -24,6 +24,7 @@ from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate import baselines
 from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.comparison import Comparison, untrained_twin
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.results import Column, Result, Row
@@ -254,20 +255,21 @@ def test_a_result_of_several_seeds() -> None:
 class Echo(Protocol, frozen=True, extra="forbid"):
     """Says what it is given."""
 
-    protocol: ClassVar[str] = "echo"
     version: ClassVar[str] = "echo/1"
     few_labels: ClassVar[bool] = True
+    name: str = "echo"
 
     def scores(self, bench: Bench) -> Iterator[tuple[str, float]]:
-        yield "echo", 1000 * bench.fraction + bench.seed
+        yield "", 1000 * bench.fraction + bench.seed
 
 
 def test_every_share_is_drawn_once_for_every_seed() -> None:
     classes = SimpleNamespace(classes=("ant", "bee"))
     splits: Any = SimpleNamespace(device=torch.device("cpu"), sources=[classes])
     bench: Any = Bench(None, splits, (8, 8))  # type: ignore[arg-type]
-    bench.features = lambda: (Features(torch.zeros(40, 1), torch.arange(40) % 2), None)
-    found = command._scores(bench, [Echo()], (1.0, 0.5), 3)
+    bench.features = lambda: (Features(torch.zeros(40, 1), torch.arange(40) % 2),) * 2
+    comparison = Comparison({"echo": Echo()}, (1.0, 0.5), 3, torch.device("cpu"), 0)
+    found = comparison._scores(bench, comparison.protocols)
     assert {
         column.key: ([score.value for score in result.found], result.labels) for column, result in found.items()
     } == {
@@ -278,7 +280,7 @@ def test_every_share_is_drawn_once_for_every_seed() -> None:
 
 def test_an_untrained_twin_is_always_the_same_other_one(tmp_path: Path) -> None:
     encoder = load_encoder(export(tmp_path / "a", 1))
-    one, two = (command.untrained_twin(encoder).state_dict() for _ in range(2))
+    one, two = (untrained_twin(encoder).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     name = "vit.blocks.0.attn.qkv.weight"
     assert not torch.equal(one[name], encoder.state_dict()[name])

@@ -15,7 +15,8 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.logistic_regression import fit
 from unlabeled.evaluate.protocols import fewshot
-from unlabeled.evaluate.protocols.fewshot import FewShot, episodes
+from unlabeled.evaluate.protocols.fewshot import Config as FewShot
+from unlabeled.evaluate.protocols.fewshot import episodes
 
 CONFIG = FewShot(ways=3, shots=(2,), queries=4, episodes=30, c=0.5)
 
@@ -45,7 +46,7 @@ def test_every_episode_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fewshot, "AT_ONCE", 7)
     test = blobs(80, classes=5, noise=4)
     found = {score.name: score for score in CONFIG.scores(bench(test))}
-    assert list(found) == ["fewshot_prototype_3way_2shot", "fewshot_logistic_3way_2shot"]
+    assert list(found) == ["prototype_3way_2shot", "logistic_3way_2shot"]
     x = F.normalize(test.x, dim=1)
     for number, episode in enumerate(episodes(test.y.numpy(), CONFIG, 2, seed=0)):
         means = torch.stack([(x[way[0]] + x[way[1]]) / 2 for way in episode])
@@ -59,11 +60,9 @@ def test_every_episode_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
                 right["prototype"] += int(((means - query) ** 2).sum(1).argmin()) == label
                 right["logistic"] += int(regression.logits(query.double()).argmax()) == label
         for name, hits in right.items():
-            each = found[f"fewshot_{name}_3way_2shot"].each
+            each = found[f"{name}_3way_2shot"].each
             assert each is not None and each[number] == pytest.approx(100 * hits / 12)
-    assert found["fewshot_prototype_3way_2shot"].value == pytest.approx(
-        found["fewshot_prototype_3way_2shot"].each.mean()
-    )  # type: ignore[union-attr]
+    assert found["prototype_3way_2shot"].value == pytest.approx(found["prototype_3way_2shot"].each.mean())  # type: ignore[union-attr]
 
 
 def test_more_shots_are_better_and_seeds_differ() -> None:

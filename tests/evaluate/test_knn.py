@@ -9,7 +9,8 @@ from torch import Tensor
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.probing import hits_of
 from unlabeled.evaluate.protocols import knn
-from unlabeled.evaluate.protocols.knn import Knn, knn_accuracy, knn_predict
+from unlabeled.evaluate.protocols.knn import Config as Knn
+from unlabeled.evaluate.protocols.knn import knn_accuracy, knn_predict
 
 
 def random_features(n: int, classes: int, seed: int) -> Features:
@@ -61,11 +62,11 @@ def test_a_score_for_every_k_and_its_top_five() -> None:
     config = Knn(k=(1, 5), temperature=0.2, top5=True, pool="mean", blocks=2)
     found = {score.name: score for score in config.scores(FakeBench())}  # type: ignore[arg-type]
     train, test = FakeBench().features("mean", 2)
-    assert list(found) == ["knn_k1", "knn_k1_top5", "knn_k5", "knn_k5_top5"]
-    assert found["knn_k5"].value == knn_accuracy(train, test, 5, 0.2, 4) == pytest.approx(found["knn_k5"].each.mean())  # type: ignore[union-attr]
-    assert found["knn_k5_top5"].value == 100
+    assert list(found) == ["k1", "k1_top5", "k5", "k5_top5"]
+    assert found["k5"].value == knn_accuracy(train, test, 5, 0.2, 4) == pytest.approx(found["k5"].each.mean())  # type: ignore[union-attr]
+    assert found["k5_top5"].value == 100
     # as many places as neighbours, as in the official code
-    assert found["knn_k1_top5"].value == found["knn_k1"].value
+    assert found["k1_top5"].value == found["k1"].value
 
 
 @pytest.mark.parametrize("k", [0, (), (20, 0)])

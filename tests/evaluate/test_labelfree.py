@@ -25,9 +25,10 @@ from unlabeled.errors import BadSample, UserError
 from unlabeled.evaluate import augmented
 from unlabeled.evaluate.augmented import choose, view_features
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
-from unlabeled.evaluate.protocols.cka import Cka
-from unlabeled.evaluate.protocols.labelfree import LabelFree
+from unlabeled.evaluate.evaluation import Evaluation, Evaluator, measured
+from unlabeled.evaluate.protocols.cka import Config as Cka
+from unlabeled.evaluate.protocols.labelfree import Config as LabelFree
+from unlabeled.evaluate.splits import Splits
 from unlabeled.nn.measures import alignment, lidar, linear_cka, spectral_rank, uniformity
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def test_scores_are_of_plain_pictures_and_of_views() -> None:
     encoder, config = make(), LabelFree(pictures=20, views=4, delta=1e-3, epsilon=1e-5)
     bench = Bench(encoder, splits(labelfree=config), (8, 8))
     state = torch.get_rng_state()
-    found = {score.name: score.value for score in config.scores(bench)}
+    found = {score.name: score.value for score in measured("labelfree", config, bench)}
     assert torch.equal(torch.get_rng_state(), state) and encoder.training
 
     source, view = bench.splits.sources[1], config.augmentation(bench.splits, (8, 8))
@@ -101,15 +102,16 @@ def test_scores_are_of_plain_pictures_and_of_views() -> None:
         "labelfree_uniformity": uniformity(plain),
     }
     assert found == pytest.approx(expected, rel=1e-4)
-    assert dict(Evaluator(bench.splits, (8, 8))(encoder)) == pytest.approx(found)
+    assert dict(Evaluator(bench.splits.preparation, bench.splits, (8, 8))(encoder)) == pytest.approx(found)
 
 
 def test_views_that_do_not_suit_are_the_users_error() -> None:
     grey = FakeData()
     grey.config = Files(path="x", mean=(0.5,), std=(0.5,))
     assert LabelFree().augmentation(splits(grey)).jitter is None
+    wrong = splits(grey, labelfree={"view": VIEW.model_dump()})
     with pytest.raises(UserError, match=r"labelfree\.view: .*is for 3 channels, found 1"):
-        splits(grey, labelfree={"view": VIEW.model_dump()}).check()
+        wrong.preparation.check(wrong)
     masked = LabelFree.model_validate({"view": {"mask": {"name": "random", "ratio": 0.5}}})
     with pytest.raises(UserError, match=r"labelfree\.view\.mask"):
         masked.check(splits())
@@ -121,7 +123,7 @@ def test_cka_of_blocks() -> None:
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     bench = Bench(encoder, splits(), (8, 8))
-    found = {score.name: score for score in Cka().scores(bench)}
+    found = {score.name: score for score in measured("cka", Cka(), bench)}
     images = (bench.splits.sources[1].pictures.float() / 255 - 0.5) / 0.25  # type: ignore[attr-defined]
     blocks = [tokens.patches.mean(1) for tokens in encoder.eval().intermediate(images, [0, 1, 2])]
     table = np.array([[linear_cka(x, y) for y in blocks] for x in blocks])
@@ -130,7 +132,7 @@ def test_cka_of_blocks() -> None:
     assert found["cka_ends"].value == pytest.approx(table[0, 2], rel=1e-4)
     assert len({round(value, 4) for value in table[np.triu_indices(3, 1)]}) == 3
 
-    [last] = [score for score in Cka(blocks=2, unbiased=True).scores(bench) if score.name == "cka_ends"]
+    [last] = [score for score in Cka(blocks=2, unbiased=True).scores(bench) if score.name == "ends"]
     assert last.value == pytest.approx(linear_cka(blocks[1], blocks[2], unbiased=True), rel=1e-4)
     with pytest.raises(UserError, match="--against EXPORT"):
         list(Cka(blocks=1).scores(bench))

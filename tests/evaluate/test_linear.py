@@ -9,7 +9,8 @@ from torch import nn
 
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.probing import batches, hold_out, standardize
-from unlabeled.evaluate.protocols.linear import Linear, linear_probe, sweep, train_heads
+from unlabeled.evaluate.protocols.linear import Config as Linear
+from unlabeled.evaluate.protocols.linear import linear_probe, sweep, train_heads
 
 
 def blobs(n: int, classes: int = 3, noise: float = 0.5, seed: int = 0, width: int = 8) -> Features:

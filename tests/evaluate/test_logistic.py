@@ -15,7 +15,8 @@ from torch import Tensor
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.logistic_regression import fit
 from unlabeled.evaluate.probing import accuracy, hold_out, standardize
-from unlabeled.evaluate.protocols.logistic import Logistic, logistic_probe
+from unlabeled.evaluate.protocols.logistic import Config as Logistic
+from unlabeled.evaluate.protocols.logistic import logistic_probe
 
 
 def problem(n: int = 60, noise: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:

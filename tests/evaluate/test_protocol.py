@@ -16,11 +16,14 @@ from unlabeled.data.source import Source
 from unlabeled.data.sources.shapes import Shapes
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits, measured
+from unlabeled.evaluate.evaluation import Evaluation, Evaluator, measured
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.protocol import Protocol
-from unlabeled.evaluate.protocols.knn import Knn, knn_accuracy
-from unlabeled.evaluate.protocols.linear import Linear, linear_probe
+from unlabeled.evaluate.protocols.knn import Config as Knn
+from unlabeled.evaluate.protocols.knn import knn_accuracy
+from unlabeled.evaluate.protocols.linear import Config as Linear
+from unlabeled.evaluate.protocols.linear import linear_probe
+from unlabeled.evaluate.splits import Splits
 
 CPU = torch.device("cpu")
 
@@ -84,7 +87,7 @@ def features(encoder: Encoder, source: FakeSource) -> Features:
 def test_scores_by_name(encoder: Encoder) -> None:
     data = FakeData()
     config = Evaluation(pool="mean", crop_pct=1.0, batch_size=32, knn=Knn(k=5), fractions=(1.0, 0.1))
-    evaluator = Evaluator(Splits(config, data, CPU), (8, 8))
+    evaluator = Evaluator(config, Splits(config, data, CPU), (8, 8))
     assert data.opened == []
     found = dict(evaluator(encoder))
     assert encoder.training
@@ -108,13 +111,13 @@ def test_a_class_that_nothing_is_learnt_from_is_named(encoder: Encoder) -> None:
     data = FakeData()
     data.splits["train"].labels[data.splits["train"].labels == 1] = -1
     with pytest.raises(UserError, match="train has none of: 'grey'"):
-        Splits(Evaluation(), data, CPU).check()
+        Evaluation().check(Splits(Evaluation(), data, CPU))
 
 
 def test_sections_of_a_recipe_are_run_and_what_reads_no_labels_runs_once(encoder: Encoder) -> None:
     settings = {"logistic": {}, "fewshot": {"ways": 3, "shots": [1], "queries": 5, "episodes": 9}, "linear": None}
     config = Evaluation.model_validate({"pool": "mean", "fractions": [1, 0.5], **settings})
-    found = dict(Evaluator(Splits(config, FakeData(), CPU), (8, 8))(encoder))
+    found = dict(Evaluator(config, Splits(config, FakeData(), CPU), (8, 8))(encoder))
     shots = ["fewshot_prototype_3way_1shot", "fewshot_logistic_3way_1shot"]
     assert list(found) == ["knn", "logistic", "knn_50%", "logistic_50%", *shots]
     assert found["logistic"] > 50
@@ -133,31 +136,32 @@ def test_what_a_cnn_lacks_is_refused_before_a_run(asked: dict[str, object]) -> N
 def test_episodes_that_cannot_be_drawn_are_refused_before_a_run() -> None:
     config = Evaluation.model_validate({"fewshot": {"ways": 3, "shots": [1, 9]}})
     with pytest.raises(UserError, match="'dim' has 10 test pictures, fewer than 9 shots and 15 queries"):
-        Splits(config, FakeData(), CPU).check()
+        config.check(Splits(config, FakeData(), CPU))
 
 
 class Precision(Protocol, frozen=True, extra="forbid"):
     """How many bytes a number of a product has."""
 
-    protocol: ClassVar[str] = "precision"
     version: ClassVar[str] = "precision/1"
+    name: str = "precision"
 
     def scores(self, bench: Bench) -> Iterator[tuple[str, float]]:
         yield "bytes", (torch.ones(2, 2) @ torch.ones(2, 2)).element_size()
 
 
 def test_probes_are_float32_under_autocast(encoder: Encoder) -> None:
-    splits = Splits(Evaluation(knn=None, linear=Linear(epochs=2)), FakeData(), CPU)
+    config = Evaluation(knn=None, linear=Linear(epochs=2))
+    splits = Splits(config, FakeData(), CPU)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert [name for name, _ in Evaluator(splits, (8, 8))(encoder)] == ["linear"]
-        assert [score.value for score in measured(Precision(), Bench(encoder, splits, (8, 8)))] == [4]
+        assert [name for name, _ in Evaluator(config, splits, (8, 8))(encoder)] == ["linear"]
+        assert [score.value for score in measured("own", Precision(), Bench(encoder, splits, (8, 8)))] == [4]
 
 
 def test_unlabelled_pictures_are_the_users_error(encoder: Encoder) -> None:
     data = FakeData()
     data.splits["train"].labels[:] = -1
     with pytest.raises(UserError, match="no picture of train has one"):
-        dict(Evaluator(Splits(Evaluation(), data, CPU), (8, 8))(encoder))
+        dict(Evaluator(Evaluation(), Splits(Evaluation(), data, CPU), (8, 8))(encoder))
 
 
 def test_one_class_is_nothing_to_tell_apart() -> None:
@@ -165,13 +169,13 @@ def test_one_class_is_nothing_to_tell_apart() -> None:
     for source in data.splits.values():
         source.labels[:], source.classes = 0, ("dim",)
     with pytest.raises(UserError, match="train has one class, 'dim'; expected at least two"):
-        Splits(Evaluation(), data, CPU).check()
+        Evaluation().check(Splits(Evaluation(), data, CPU))
     assert len(Splits(Evaluation(), data, CPU, labels=False).sources) == 2
 
 
 def test_more_neighbours_than_pictures_are_named(encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
     config = Evaluation(pool="mean", knn=Knn(k=(90, 91)), linear=None, fractions=(1.0, 0.5))
-    dict(Evaluator(Splits(config, FakeData(), CPU), (8, 8))(encoder))
+    dict(Evaluator(config, Splits(config, FakeData(), CPU), (8, 8))(encoder))
     assert [record.getMessage() for record in caplog.records] == [
         "knn.k is 91, but there are 90 training pictures: all of them vote"
     ]
@@ -181,7 +185,7 @@ def test_splits_must_number_classes_alike(encoder: Encoder) -> None:
     data = FakeData()
     data.splits["val"].classes = ("bright", "dim", "grey")
     with pytest.raises(UserError, match="same class folders"):
-        dict(Evaluator(Splits(Evaluation(), data, CPU), (8, 8))(encoder))
+        dict(Evaluator(Evaluation(), Splits(Evaluation(), data, CPU), (8, 8))(encoder))
 
 
 @pytest.mark.parametrize("wrong", [{"fractions": [0.0]}, {"fractions": []}, {"crop_pct": 1.2}, {"evry": 5}])

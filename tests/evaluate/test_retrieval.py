@@ -13,10 +13,12 @@ from evaluate.test_protocol import FakeData, encoder  # noqa: F401 - a fixture
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
+from unlabeled.evaluate.evaluation import Evaluation, Evaluator, measured
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.protocols import retrieval
-from unlabeled.evaluate.protocols.retrieval import Retrieval, average_precision, rank
+from unlabeled.evaluate.protocols.retrieval import Config as Retrieval
+from unlabeled.evaluate.protocols.retrieval import average_precision, rank
+from unlabeled.evaluate.splits import Splits
 
 CPU = torch.device("cpu")
 
@@ -75,7 +77,7 @@ def test_scores_by_name(encoder: Encoder) -> None:  # noqa: F811
     config = Evaluation(pool="mean", crop_pct=1.0, knn=None, linear=None, retrieval=asked)
     bench = Bench(encoder, Splits(config, data, CPU), (8, 8))
     expected = naive(bench.features()[1].x.double().numpy(), data.splits["val"].labels.tolist())
-    found = {score.name: score for score in asked.scores(bench)}
+    found = {score.name: score for score in measured("retrieval", asked, bench)}
     assert {name: score.value for name, score in found.items()} == pytest.approx(
         {
             "retrieval_map": 100 * np.mean([ap for ap, _ in expected.values()]),
@@ -87,4 +89,6 @@ def test_scores_by_name(encoder: Encoder) -> None:  # noqa: F811
         }
     )
     assert all(len(score.each) == 30 and score.each.mean() == pytest.approx(score.value) for score in found.values())
-    assert dict(Evaluator(bench.splits, (8, 8))(encoder)) == {name: score.value for name, score in found.items()}
+    assert dict(Evaluator(config, bench.splits, (8, 8))(encoder)) == {
+        name: score.value for name, score in found.items()
+    }

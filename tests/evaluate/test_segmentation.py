@@ -26,14 +26,16 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
+from unlabeled.evaluate.evaluation import Evaluation, Evaluator, measured
 from unlabeled.evaluate.probing import batches
 from unlabeled.evaluate.protocols import segmentation
-from unlabeled.evaluate.protocols.cka import Cka
-from unlabeled.evaluate.protocols.segmentation import Segmentation, feature_maps
+from unlabeled.evaluate.protocols.cka import Config as Cka
+from unlabeled.evaluate.protocols.segmentation import Config as Segmentation
+from unlabeled.evaluate.protocols.segmentation import feature_maps
 from unlabeled.evaluate.segmentation_heads import Heads, Map, Standard, confusion, iou, miou, nearest, train_heads
 from unlabeled.evaluate.segmentation_masks import open_scenes
 from unlabeled.evaluate.segmentation_values import UNLABELLED, Coding, decode_mask
+from unlabeled.evaluate.splits import Splits
 
 CPU = torch.device("cpu")
 PATCH = 4
@@ -80,8 +82,8 @@ def bench(folder: Path, encoder: Encoder | None = None) -> Bench:
 
 
 def scored(folder: Path, encoder: Encoder | None = None, **settings: Any) -> dict[str, float]:
-    found = Segmentation(**{**FAST, **settings}).scores(bench(folder, encoder))
-    return {score.name: score.value for score in found}  # type: ignore[union-attr]
+    found = measured("segmentation", Segmentation(**{**FAST, **settings}), bench(folder, encoder))
+    return {score.name: score.value for score in found}
 
 
 def test_colours_are_told_apart_but_not_where_masks_are_of_other_pictures(pictures: Path) -> None:
@@ -386,7 +388,7 @@ def test_the_command_needs_no_class_folders(tmp_path: Path) -> None:
 
 def test_it_is_a_section_of_pretraining_recipes_beside_cka(pictures: Path) -> None:
     config = Evaluation(pool="mean", knn=None, linear=None, cka=Cka(), segmentation=Segmentation(epochs=4))
-    splits = Splits(config, Opened(files(pictures)), torch.device("cpu"))
-    found = dict(Evaluator(splits, (8, 8))(make()))
+    splits = Splits(config, Opened(files(pictures)), torch.device("cpu"), labels=config.needs_labels)
+    found = dict(Evaluator(config, splits, (8, 8))(make()))
     assert set(found) == {"cka_neighbours", "cka_ends", "segmentation_miou", "segmentation_accuracy"}
     assert found["segmentation_miou"] == scored(pictures, epochs=4)["segmentation_miou"]

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Files
 from unlabeled.errors import UserError
-from unlabeled.evaluate.evaluation import Evaluation, Splits
-from unlabeled.evaluate.protocols.segmentation import Segmentation
+from unlabeled.evaluate.evaluation import Evaluation
+from unlabeled.evaluate.protocols.segmentation import Config as Segmentation
 from unlabeled.evaluate.segmentation_values import Coding, count, decode_mask, name_of, number_of, together
+from unlabeled.evaluate.splits import Splits
 
 
 def write(folder: Path, make: Any, ending: str = "png", **how: Any) -> Splits:

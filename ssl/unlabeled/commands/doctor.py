@@ -25,7 +25,7 @@ from unlabeled.doctor.speed import Encode, expect, measure
 from unlabeled.doctor.tables import check_split, write_copies, write_split
 from unlabeled.doctor.verdict import findings
 from unlabeled.errors import UserError
-from unlabeled.evaluate.evaluation import Splits
+from unlabeled.evaluate.splits import Splits
 from unlabeled.files import check_writable
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import task
@@ -161,7 +161,9 @@ def examine(stage: Stage, recipe: Any, data: Opened, most: int | None, seconds: 
     training_pictures = data.train
     val = attempt(lambda: data.val) if recipe.data.has_val or stage.evaluates(recipe) else None
     if val is not None and stage is PRETRAIN and recipe.evaluate is not None:
-        attempt(Splits(recipe.evaluate, data, torch.device("cpu")).check)
+        evaluate = recipe.evaluate
+        seen = Splits(evaluate, data, torch.device("cpu"), labels=evaluate.needs_labels)
+        attempt(lambda: evaluate.check(seen))
     training = attempt(lambda: stage.training(recipe, data))
     train = training_pictures if training is None else training.dataset.source
     splits = {name: source for name, source in (("train", train), ("val", val)) if source is not None}

@@ -4,55 +4,34 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import torch
-from pydantic import BaseModel, create_model
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.pooling import FeatureSpec, Pixels, Pool
-from unlabeled.data.label.subset import stratified
+from unlabeled.backbone.folder import Preprocessing
+from unlabeled.backbone.pooling import Pool
+from unlabeled.backbone.preparation import prepare
 from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
-from unlabeled.evaluate.baselines import ACCURACY, majority, verdict
-from unlabeled.evaluate.baselines import summary as gained
-from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.evaluation import Evaluation, Splits, measured, runs
-from unlabeled.evaluate.protocol import Protocol
-from unlabeled.evaluate.protocols import PROTOCOLS
-from unlabeled.evaluate.results import Column, Result, Row, document, table, with_recalls
+from unlabeled.evaluate.baselines import summary, verdict
+from unlabeled.evaluate.comparison import Comparison, Subject, prepared_as, protocols_of, rivals
+from unlabeled.evaluate.evaluation import DEFAULT, Evaluation, told
+from unlabeled.evaluate.protocol import PROTOCOLS
+from unlabeled.evaluate.results import Row, document, table
+from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import check_writable, write_text
 from unlabeled.launch.given import GIVEN, given
 from unlabeled.launch.options import checked
-from unlabeled.nn.measures import spectral_rank
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, track
-from unlabeled.recipe import parse
 from unlabeled.report.card import versions
 from unlabeled.report.clock import Clock
 from unlabeled.text import plain, say
 
-if TYPE_CHECKING:
-    from unlabeled.backbone.folder import Preprocessing
-    from unlabeled.backbone.preparation import Prepared
-
-# raw pixels are compared at most at this side: beyond it they are many and no better
-PIXELS_SIDE = 32
-DEFAULT = ("knn", "linear")
 CHEAP = 600.0  # seconds that baselines may take unasked
 OF_DATA = "data."  # how settings of the pictures begin
-
-
-class Subject(NamedTuple):
-    """One row of the table: an encoder of images of `shape` pixels, or pixels in its place, on pictures from `data`,
-    prepared as `config` says."""
-
-    name: str
-    encoder: Any
-    shape: tuple[int, int]
-    data: Opened
-    config: Evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         nargs="+",
-        choices=list(PROTOCOLS),
         default=list(DEFAULT),
         metavar="NAME",
-        help=f"of {', '.join(PROTOCOLS)} (default {' '.join(DEFAULT)})",
+        help=f"of {', '.join(PROTOCOLS.names())}, or a module as PACKAGE.MODULE (default {' '.join(DEFAULT)})",
     )
     parser.add_argument(
         "--set",
@@ -109,41 +87,26 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    config, protocols, device = _evaluation(args), settings(args.protocol, _changes(args)), device_of(args.device)
+    asked, protocols = _evaluation(args), protocols_of(args.protocol, _changes(args))
+    comparison = Comparison(protocols, asked.fractions, args.seeds, device_of(args.device), args.workers)
     check_writable({"--json": args.json, "--markdown": args.markdown})
     console, clock = Console(), Clock()
-    subjects = _subjects(args, config, device)
-    shown = track(subjects, "encoders", len(subjects))
-    rows = [_evaluate(subject, protocols, device, args) for subject in shown]
-    baselines = _baselines(args, subjects, rows, protocols, device)
+    subjects = _subjects(args, comparison.device)
+    rows = [comparison.row(subject) for subject in track(subjects, "encoders", len(subjects))]
+    baselines = _baselines(args, comparison, subjects, rows)
     say(f"took {duration(clock.seconds)}")
     verdicts = [text for row in rows if (text := verdict(row, baselines))]
     console.print(table([*rows, *baselines], protocols))
     if args.json is not None:
-        told = {row.name: gained(row, baselines) for row in rows} if baselines else {}
+        over = {row.name: summary(row, baselines) for row in rows} if baselines else {}
         results = [row.summary() for row in (*rows, *baselines)]
-        report = {"protocol": _protocol(args, config, protocols), "rows": results, "over_baselines": told}
+        report = {"protocol": _protocol(args, asked, comparison), "rows": results, "over_baselines": over}
         write_text(args.json, json.dumps(report, indent=2) + "\n")
     if args.markdown is not None:
         write_text(args.markdown, document([*rows, *baselines], protocols, verdicts))
     for text in verdicts:
         console.print(plain(text), markup=False, soft_wrap=True)
     return 0
-
-
-def settings(names: Sequence[str], changes: Sequence[str]) -> list[Protocol]:
-    """Protocols by name, with their settings changed by `NAME.FIELD=VALUE`.
-
-    Raises:
-        UserError: there is no such field of a protocol that is run, or its value does not fit.
-    """
-    for change in changes:
-        if (name := change.partition(".")[0]) in PROTOCOLS and name not in names:
-            raise UserError(f"--set {change}: {name} is not run. Add it to --protocol, or leave this out.")
-    fields: Any = {name: (PROTOCOLS[name], PROTOCOLS[name]()) for name in dict.fromkeys(names)}
-    schema = create_model("Settings", __base__=_Settings, **fields)
-    parsed = parse(schema, "{}", changes, where="--set")
-    return [getattr(parsed, name) for name in fields]
 
 
 def _changes(args: argparse.Namespace) -> list[str]:
@@ -156,16 +119,13 @@ def _changes(args: argparse.Namespace) -> list[str]:
     return changes
 
 
-class _Settings(BaseModel, frozen=True, extra="forbid"):
-    """What `--set` may change."""
-
-
 def _evaluation(args: argparse.Namespace) -> Evaluation:
+    """What the options say of preparation and labels. Raises UserError when one does not fit."""
     if args.seeds < 1 or args.workers < 0:
         raise UserError(f"--seeds {args.seeds} --workers {args.workers}: expected at least 1 seed and 0 workers")
     fractions = tuple(dict.fromkeys(args.fractions))
-    told = {} if args.crop_pct is None else {"crop_pct": args.crop_pct}
-    return checked(Evaluation, pool=args.pool, fractions=fractions, knn=None, linear=None, **told)
+    crop = {} if args.crop_pct is None else {"crop_pct": args.crop_pct}
+    return checked(Evaluation, pool=args.pool, fractions=fractions, **crop)
 
 
 def device_of(name: str) -> torch.device:
@@ -180,77 +140,38 @@ def device_of(name: str) -> torch.device:
         raise UserError(f"--device {name} cannot be used: {reason}. Use --device auto.") from error
 
 
-def _subjects(args: argparse.Namespace, asked: Evaluation, device: torch.device) -> list[Subject]:
+def _subjects(args: argparse.Namespace, device: torch.device) -> list[Subject]:
     """Every export, prepared as it says or as was asked for."""
+    if (side := args.image_size) is not None and side < 1:
+        raise UserError(f"--image-size {side}: expected at least 1 pixel")
     subjects: list[Subject] = []
     for path in args.exports:
-        encoder, how, words = _load(path, args)
+        encoder, how, words = prepare(path, side, crop_pct=args.crop_pct, pool=args.pool)
+        check_side(encoder, "--image-size", side)
         say(f"{path}: {words}")
-        data, config = data_of(args, how), prepared_as(asked, how)
+        data = data_of(args, how)
         data = next((other.data for other in subjects if other.data.config == data.config), data)
-        subjects.append(Subject(path, encoder.to(device), encoder.image_size, data, config))
+        subjects.append(Subject(path, encoder.to(device), encoder.image_size, data, prepared_as(how)))
     return subjects
 
 
 def _baselines(
-    args: argparse.Namespace,
-    subjects: Sequence[Subject],
-    rows: Sequence[Row],
-    protocols: Sequence[Protocol],
-    device: torch.device,
+    args: argparse.Namespace, comparison: Comparison, subjects: Sequence[Subject], rows: Sequence[Row]
 ) -> list[Row]:
     """What the encoders must be better than, each once, with a word about what it costs."""
     if args.baselines is False:
         return []
-    rivals = list(_rivals(args, subjects, device))
-    about = sum(row.cost["seconds"] for row in rows) * len(rivals) / len(rows)
-    words = f"{', '.join(rival.name for rival in rivals)}: about {duration(about)}"
+    others = list(rivals(subjects, comparison.protocols, comparison.device))
+    about = sum(row.cost["seconds"] for row in rows) * len(others) / len(rows)
+    words = f"{', '.join(rival.name for rival in others)}: about {duration(about)}"
     if args.baselines is None and about > CHEAP:
         say(f"baselines left out, {words}; --baselines adds them")
-        rivals = []
+        others = []
     else:
         say(f"baselines, {words}; --no-baselines leaves them out")
-    found = [_evaluate(rival, protocols, device, args) for rival in track(rivals, "baselines", len(rivals))]
-    if any(protocol.unit == ACCURACY for protocol in protocols):
-        subject = subjects[0]
-        splits = Splits(subject.config, subject.data, device, args.workers, labels=True)
-        found.append(majority(splits, rows[0], protocols))
-    return found
-
-
-def _rivals(args: argparse.Namespace, subjects: Sequence[Subject], device: torch.device) -> Iterator[Subject]:
-    """Raw pixels, then untrained twins of the encoders, each once."""
-    pixels: dict[Hashable, Subject] = {}
-    twins: dict[Hashable, Subject] = {}
-    for _, encoder, shape, data, config in subjects:
-        small = (min(shape[0], PIXELS_SIDE), min(shape[1], PIXELS_SIDE))
-        if any(PROTOCOLS[name].pixels for name in args.protocol):
-            rival = Subject(f"raw pixels {_times(small)}", Pixels(), small, data, config)
-            pixels.setdefault((small, data, config), rival)
-        name, key = f"untrained {encoder.model} ({encoder.depth} x {encoder.width})", str(encoder.arguments)
-        twin = Subject(name, untrained_twin(encoder).to(device), shape, data, config)
-        twins.setdefault((encoder.model, key, data, config), twin)
-    yield from pixels.values()
-    yield from twins.values()
-
-
-def _load(path: str, args: argparse.Namespace) -> Prepared:
-    """An exported encoder, for square images of another side where one is given."""
-    from unlabeled.backbone.preparation import prepare
-
-    if (side := args.image_size) is not None and side < 1:
-        raise UserError(f"--image-size {side}: expected at least 1 pixel")
-    prepared = prepare(path, side, crop_pct=args.crop_pct, pool=args.pool)
-    check_side(prepared.encoder, "--image-size", side)
-    return prepared
-
-
-def prepared_as(asked: Evaluation, how: Preprocessing) -> Evaluation:
-    """An evaluation of features that are made as `how` says."""
-    fields = {name: getattr(asked, name) for name in Evaluation.model_fields}
-    return checked(
-        Evaluation, **{**fields, "pool": how.pool, "crop_pct": how.crop_pct, "interpolation": how.interpolation}
-    )
+    found = [comparison.row(rival) for rival in track(others, "baselines", len(others))]
+    guessed = comparison.most_frequent_class(subjects[0], rows[0])
+    return [*found, guessed] if guessed else found
 
 
 def check_side(encoder: Encoder, option: str, side: int | None) -> None:
@@ -276,77 +197,17 @@ def data_of(args: argparse.Namespace, how: Preprocessing) -> Opened:
     return Opened(data)
 
 
-def untrained_twin(encoder: Encoder) -> Encoder:
-    """The same architecture with random weights, always the same."""
-    from unlabeled.backbone.build import untrained
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return untrained(encoder.model, encoder.arguments)
-
-
-def _evaluate(
-    subject: Subject,
-    protocols: Sequence[Protocol],
-    device: torch.device,
-    args: argparse.Namespace,
-) -> Row:
-    config = subject.config
-    labels = any(protocol.labels for protocol in protocols)
-    splits = Splits(config, subject.data, device, args.workers, labels=labels)
-    bench = Bench(subject.encoder, splits, subject.shape)
-    # of pixels there is nothing to see but features
-    protocols = [protocol for protocol in protocols if protocol.pixels or not isinstance(subject.encoder, Pixels)]
-    clock = Clock()
-    bench.prepare([FeatureSpec(bench.pool), *(kind for protocol in protocols for kind in protocol.wants(bench))])
-    encoding = clock.seconds
-    scores = _scores(bench, protocols, config.fractions, args.seeds)
-    cost = {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
-    train, test = bench.features()
-    return Row(
-        subject.name,
-        subject.shape,
-        train.x.shape[1],
-        len(train.y),
-        len(test.y),
-        spectral_rank(test.x),
-        {name: source.fingerprint() for name, source in zip(("train", "val"), splits.sources, strict=True)},
-        scores,
-        {**cost, "pictures_per_second": (len(train.y) + len(test.y)) / max(encoding, 1e-9)},
-    )
-
-
-def _scores(
-    bench: Bench, protocols: Sequence[Protocol], fractions: Sequence[float], seeds: int
-) -> dict[Column, Result]:
-    labels, names = bench.features()[0].y.cpu().numpy(), bench.splits.sources[0].classes
-    scores: dict[Column, Result] = {}
-    for protocol, fraction in runs(protocols, fractions):
-        # with every label there is nothing to draw
-        for seed in range(1 if fraction == 1 else seeds):
-            size = len(stratified(labels, fraction, seed, names=names)) if protocol.few_labels else None
-            for score in measured(protocol, bench.few(fraction, seed)):
-                if protocol.unit == ACCURACY and score.each is not None:
-                    score = with_recalls(score, bench.features()[1].y.cpu().numpy(), names)
-                column = Column(score.name, fraction if protocol.few_labels else None)
-                scores.setdefault(column, Result(size)).found.append(score)
-    return scores
-
-
-def _protocol(args: argparse.Namespace, config: Evaluation, protocols: Sequence[Protocol]) -> dict[str, Any]:
+def _protocol(args: argparse.Namespace, asked: Evaluation, comparison: Comparison) -> dict[str, Any]:
     """All it takes to repeat the numbers."""
-    preparation = config.model_dump(mode="json", exclude={"every", *PROTOCOLS})
+    protocols = comparison.protocols
+    settings = {name: told(name, protocol.model_dump(mode="json")) for name, protocol in protocols.items()}
     return {
         "data": args.data,
         "train": args.train,
         "val": args.val,
         "seeds": list(range(args.seeds)),
         "image_size": args.image_size,
-        "protocols": {protocol.protocol: protocol.version for protocol in protocols},
-        "evaluation": {**preparation, **{one.protocol: one.model_dump(mode="json") for one in protocols}},
+        "protocols": {name: protocol.version for name, protocol in protocols.items()},
+        "evaluation": {**asked.model_dump(mode="json", include={*Preparation.model_fields, "fractions"}), **settings},
         "versions": versions(),
     }
-
-
-def _times(shape: tuple[int, int]) -> str:
-    return f"{shape[0]}x{shape[1]}"

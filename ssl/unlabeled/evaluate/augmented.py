@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +14,11 @@ from unlabeled.data.batch.workers import Batches
 from unlabeled.data.view.views import View
 from unlabeled.errors import Stopped, UserError
 from unlabeled.evaluate.features import Encode
+from unlabeled.evaluate.splits import Splits
 from unlabeled.processes import gather_objects, raise_together
 from unlabeled.progress import track
 from unlabeled.randomness import Stream, stream
 from unlabeled.signals import stop
-
-if TYPE_CHECKING:
-    from unlabeled.evaluate.evaluation import Splits
 
 JITTER = (0.4, 0.4, 0.2, 0.1)
 
@@ -60,7 +58,7 @@ def view_features(encode: Encode, splits: Splits, view: View, most: int, seed: i
     """
     source = splits.sources[1]
     chosen = choose(len(source), most, seed)[splits.rank :: splits.world]
-    size = max(1, splits.config.batch_size // view.count)
+    size = max(1, splits.preparation.batch_size // view.count)
     batches = [[Position(0, int(i)) for i in chosen[start : start + size]] for start in range(0, len(chosen), size)]
     share = _Share([], [])
     error = None

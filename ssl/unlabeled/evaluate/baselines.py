@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unlabeled.evaluate.evaluation import Splits
-from unlabeled.evaluate.protocol import Protocol, Score
+from unlabeled.evaluate.protocol import ACCURACY, Score
 from unlabeled.evaluate.results import Column, Result, Row, with_recalls
+from unlabeled.evaluate.splits import Splits
 from unlabeled.report.intervals import bootstrap
 
-ACCURACY = "top-1 accuracy, %"
 WHAT_TO_TRY = (
     "What to try: other features (--pool mean, --set linear.blocks=[1,4]), fine-tuning (python -m unlabeled ladder), "
     "more epochs or pictures, crops as large as what tells the classes apart, another method"
@@ -41,16 +40,15 @@ class Gain(NamedTuple):
         return self.interval[0] > 0
 
 
-def majority(splits: Splits, like: Row, protocols: Sequence[Protocol]) -> Row:
+def majority(splits: Splits, like: Row) -> Row:
     """The row of calling every test picture the most frequent class of training, in all scores that are accuracies."""
     train, test = (source.labels[source.labels >= 0] for source in splits.sources)
     each = 100.0 * (test == np.bincount(train).argmax())
-    accuracies = tuple(protocol.protocol for protocol in protocols if protocol.unit == ACCURACY)
     score = with_recalls(Score("majority", float(each.mean()), each), test, splits.sources[0].classes)
     scores = {
-        column: Result(result.labels, [score._replace(name=column.name)])
+        column: Result(result.labels, [score._replace(name=column.name)], result.unit)
         for column, result in like.scores.items()
-        if column.name.startswith(accuracies) and not column.name.endswith("top5")
+        if result.unit == ACCURACY and not column.name.endswith("top5")
     }
     cost = {"seconds": 0.0, "cpu_seconds": 0.0, "pictures_per_second": 0.0}
     return Row("most frequent class", like.shape, 0, len(train), len(test), 0.0, like.fingerprints, scores, cost)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,9 +11,7 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, parts, reader
 from unlabeled.data.label.subset import few_shot, stratified
 from unlabeled.evaluate.features import Features
-
-if TYPE_CHECKING:
-    from unlabeled.evaluate.evaluation import Splits
+from unlabeled.evaluate.splits import Splits
 
 
 class Bench:
@@ -55,7 +52,7 @@ class Bench:
     @property
     def pool(self) -> Pool:
         """What features are where a protocol does not say."""
-        return self.splits.config.pool or self._pool or self.encoder.default_pool
+        return self.splits.preparation.pool or self._pool or self.encoder.default_pool
 
     def few(self, fraction: float, seed: int = 0, shots: int | None = None) -> Bench:
         """The same bench with a share of the training labels, or so many of every class; features are computed once

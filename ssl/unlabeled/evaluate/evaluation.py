@@ -1,209 +1,112 @@
-"""How an encoder is judged: what is read out of its frozen features, and from how many labels."""
+"""The recipe's `evaluate:` section: which protocols judge an encoder, and the evaluator that runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, WrapValidator, create_model, model_serializer
+from pydantic_core import PydanticKnownError
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Pool
-from unlabeled.data.batch.loader import Normalize
-from unlabeled.data.opened import Opened
-from unlabeled.data.source import Source
-from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.features import WORKER_TIMEOUT, Encode, Features, extract
-from unlabeled.evaluate.protocol import Protocol, Score
-from unlabeled.evaluate.protocols.cka import Cka
-from unlabeled.evaluate.protocols.fewshot import FewShot
-from unlabeled.evaluate.protocols.knn import Knn
-from unlabeled.evaluate.protocols.labelfree import LabelFree
-from unlabeled.evaluate.protocols.linear import Linear
-from unlabeled.evaluate.protocols.logistic import Logistic
-from unlabeled.evaluate.protocols.retrieval import Retrieval
-from unlabeled.evaluate.protocols.segmentation import Segmentation
-from unlabeled.evaluate.results import scored
+from unlabeled.evaluate.protocol import PROTOCOLS, AnyProtocol, Protocol, Score, scored
+from unlabeled.evaluate.splits import Preparation, Splits
 
-SPARED = 0.1  # share of bad pictures that is no reason to refuse a score: labelled sets are small
+DEFAULT = ("knn", "linear")
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+M = TypeVar("M", bound=BaseModel)
 
 
-class Evaluation(BaseModel, frozen=True, extra="forbid"):
-    """The recipe's `evaluate:` section: probes of frozen features, fitted on `train`, tested on `val`."""
+def _with_name(value: Any, handler: Any) -> Any:
+    """A protocol under a name of its own says which it is; without, the section has no such field."""
+    if not isinstance(value, Protocol) and not (isinstance(value, Mapping) and "name" in value):
+        raise PydanticKnownError("extra_forbidden")
+    return handler(value)
+
+
+def _one_field_each(section: type[M]) -> type[M]:
+    """The section with a field for every protocol, by its name; those of DEFAULT are on."""
+    fields: dict[str, Any] = {}
+    for name, kind in PROTOCOLS.kinds().items():
+        on = name in DEFAULT
+        words = f"{getattr(kind, 'summary', '')}; null = none{'' if on else ', {} = as it is'}"
+        fields[name] = (kind | None, Field(kind() if on else None, description=words))
+    return create_model(
+        section.__name__, __base__=section, __module__=section.__module__, __doc__=section.__doc__, **fields
+    )
+
+
+@_one_field_each
+class Evaluation(Preparation, frozen=True, extra="allow"):
+    """Protocols on frozen features, fitted on `train`, tested on `val`; each is a field by its name.
+
+    A field of another name holds the protocol that it says: `knn50: {name: knn, k: 50}` or `mine: {name:
+    mypackage.myprotocol}`. Scores are called by the name of the field.
+    """
+
+    __pydantic_extra__: dict[str, Annotated[AnyProtocol, WrapValidator(_with_name)]]
 
     every: int | None = Field(None, ge=1, description="steps between evaluations; null = only at the end")
-    pool: Pool | None = Field(
-        None,
-        description="the class token, the mean of the patches, both, or mean and maximum; null = as the method is "
-        "evaluated (mae and simmim: mean; others: the class token where there is one). The export says it too",
-    )
-    crop_pct: float = Field(
-        0.875,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="share of the short side that the central crop keeps",
-    )
-    interpolation: Interpolation = Field("bicubic", description="how pictures are resized")
-    batch_size: int = Field(256, ge=1, description="pictures encoded at a time, per process")
-    knn: Knn | None = Field(Knn(), description="weighted nearest neighbours; null = none")
-    linear: Linear | None = Field(Linear(), description="a linear probe; null = none")
-    logistic: Logistic | None = Field(
-        None, description="logistic regression solved to the end; null = none, {} = as it is"
-    )
-    fewshot: FewShot | None = Field(None, description="few-shot episodes on test pictures; null = none, {} = as it is")
-    labelfree: LabelFree | None = Field(
-        None, description="RankMe, LiDAR, alignment and uniformity, which read no labels; null = none, {} = as it is"
-    )
-    retrieval: Retrieval | None = Field(None, description="image retrieval; null = none, {} = as it is")
-    cka: Cka | None = Field(None, description="similarity of the encoder's blocks; null = none, {} = as it is")
-    segmentation: Segmentation | None = Field(
-        None, description="a linear head on patch tokens, where the pictures have masks; null = none, {} = as it is"
-    )
     fractions: tuple[Fraction, ...] = Field(
         (1.0,), min_length=1, description="shares of the training labels to use, each its own result"
     )
 
     @property
-    def protocols(self) -> list[Protocol]:
-        """Those that are switched on, in the order of the fields."""
-        values = (getattr(self, name) for name in type(self).model_fields)
-        return [value for value in values if isinstance(value, Protocol)]
+    def protocols(self) -> dict[str, Protocol]:
+        """Those that are switched on, by name: the fields in their order, then those under names of their own."""
+        return {name: value for name, value in self if isinstance(value, Protocol)}
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the class of every picture matters; without protocols it does."""
+        needed = [protocol.labels for protocol in self.protocols.values()]
+        return any(needed) or not needed
+
+    @model_serializer(mode="wrap")
+    def _without_names(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A protocol's name is said where the field's does not."""
+        return {name: told(name, value) if isinstance(value, dict) else value for name, value in handler(self).items()}
+
+    def check(self, splits: Splits) -> None:
+        """Raise now what the pictures or a protocol would in training."""
+        _ = splits.sources
+        for protocol in self.protocols.values():
+            protocol.check(splits)
 
     def check_reads(self, encoder: EncoderConfig) -> None:
         """Raise UserError when encoders of a recipe lack features that are asked for."""
         pool = self.pool or "mean"
-        for kind in (FeatureSpec(pool), *(kind for protocol in self.protocols for kind in protocol.kinds(pool))):
-            if not encoder.family.can_read(kind.pool, kind.blocks):
+        required = [spec for protocol in self.protocols.values() for spec in protocol.required_features(pool, 1)]
+        for spec in (FeatureSpec(pool), *required):
+            if not encoder.family.can_read(spec.pool, spec.blocks):
                 raise UserError(
-                    f"evaluate asks for pool={kind.pool} of {kind.blocks} block(s), but {encoder.in_words} has no "
+                    f"evaluate asks for pool={spec.pool} of {spec.blocks} block(s), but {encoder.in_words} has no "
                     "class token, and its last map alone is read. Set evaluate.pool=mean, and take `cls` and more "
                     "blocks out of its protocols."
                 )
 
 
-class Splits:
-    """The labelled pictures of both splits, opened when first asked for.
-
-    Args:
-        config: crop, interpolation and batch size.
-        data: the images, and their normalisation.
-        device: where encoders and probes run.
-        workers: processes that load pictures.
-        rank, world: this process and how many there are.
-        labels: whether the class of every picture matters; if not, all are of one. None = as the evaluation's protocols
-            say.
-        timeout: seconds to wait for a batch of a worker.
-    """
-
-    def __init__(
-        self,
-        config: Evaluation,
-        data: Opened,
-        device: torch.device,
-        workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        labels: bool | None = None,
-        timeout: float = WORKER_TIMEOUT,
-    ) -> None:
-        self.config, self.data, self.device = config, data, device
-        self.workers, self.rank, self.world, self.timeout = workers, rank, world, timeout
-        self.known: dict[Protocol, Any] = {}  # what a protocol has found out of the pictures, to look once
-        needed = [protocol.labels for protocol in config.protocols]
-        self.labels = any(needed) or not needed if labels is None else labels
-
-    @cached_property
-    def sources(self) -> tuple[Source, Source]:
-        """(train, val). Raises UserError when one has no labels, their classes differ, or they share pictures."""
-        sources = self._labelled() if self.labels else self._unlabelled()
-        self.data.check_apart(*sources)
-        return sources
-
-    def _unlabelled(self) -> tuple[Source, Source]:
-        return _of_one_class(self.data.original("train")), _of_one_class(self.data.original("val"))
-
-    def _labelled(self) -> tuple[Source, Source]:
-        train, val = self.data.train, self.data.val
-        for name, source in (("train", train), ("val", val)):
-            if not (np.asarray(source.labels) >= 0).any():
-                raise UserError(
-                    f"evaluation needs labels, and no picture of {name} has one. Put each picture of {name} "
-                    "in a folder of its class, or switch evaluation off with evaluate=null."
-                )
-        if len(train.classes) == 1:
-            raise UserError(
-                f"train has one class, {train.classes[0]!r}; expected at least two to tell apart. Give each class a "
-                "folder of its own right below train, or switch evaluation off with evaluate=null."
-            )
-        if train.classes != val.classes:
-            raise UserError(
-                f"train has {len(train.classes)} classes {train.classes[:5]}, val has {len(val.classes)} "
-                f"{val.classes[:5]}. Give both splits the same class folders."
-            )
-        if len(strange := np.setdiff1d(val.labels[val.labels >= 0], train.labels)):
-            names = ", ".join(repr(train.classes[label]) for label in strange[:10])
-            raise UserError(
-                f"val has pictures of classes that train has none of: {names}. Give train some, or take these "
-                "classes out of val."
-            )
-        return train, val
-
-    def check(self) -> None:
-        """Raise now what `sources` or a protocol of the evaluation would."""
-        _ = self.sources
-        for protocol in self.config.protocols:
-            protocol.check(self)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.sources[0].classes)
-
-    def features(self, encode: Encode, shape: tuple[int, int]) -> tuple[Features, Features]:
-        """Features of (train, val) from `encode`, which receives images of `shape` pixels; on the device."""
-        train, val = (
-            extract(
-                encode,
-                source,
-                shape=shape,
-                crop_pct=self.config.crop_pct,
-                interpolation=self.config.interpolation,
-                normalize=Normalize(self.data.config.mean, self.data.config.std, self.device),
-                device=self.device,
-                batch_size=self.config.batch_size,
-                workers=self.workers,
-                rank=self.rank,
-                world=self.world,
-                timeout=self.timeout,
-                max_bad=max(self.data.config.max_bad_fraction, SPARED),
-            )
-            for source in self.sources
-        )
-        return train.to(self.device), val.to(self.device)
-
-
-def _of_one_class(source: Source) -> Source:
-    return source.relabelled(np.zeros(len(source), np.int64), ("picture",))
+def told(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A protocol's settings as a section called `name` says them."""
+    return {field: value for field, value in settings.items() if field != "name" or value != name}
 
 
 class Evaluator:
     """An encoder in, named scores out. Knows nothing of training.
 
     Args:
-        splits: the labelled pictures, and the recipe's `evaluate:` section.
+        evaluation: the recipe's `evaluate:` section.
+        splits: the labelled pictures.
         shape: (height, width) that the encoder is evaluated at, pixels.
     """
 
-    def __init__(self, splits: Splits, shape: tuple[int, int]) -> None:
-        self.splits, self.shape = splits, shape
+    def __init__(self, evaluation: Evaluation, splits: Splits, shape: tuple[int, int]) -> None:
+        self.evaluation, self.splits, self.shape = evaluation, splits, shape
 
     def __call__(self, encoder: Encoder, pool: Pool | None = None) -> Iterator[tuple[str, float]]:
         """Yield ("knn", percent), ("linear", percent), then the same for smaller shares as "linear_1%".
@@ -217,22 +120,47 @@ class Evaluator:
         Raises:
             UserError: the pictures have no labels, or the encoder cannot be pooled as asked.
         """
-        config = self.splits.config
-        bench = Bench(encoder, self.splits, self.shape, pool=pool)
-        bench.prepare(wanted for protocol in config.protocols for wanted in protocol.wants(bench))
-        for protocol, fraction in runs(config.protocols, config.fractions):
-            for score in measured(protocol, bench.few(fraction)):
-                yield scored(score.name, fraction), score.value
+        bench, protocols = Bench(encoder, self.splits, self.shape, pool=pool), self.evaluation.protocols
+        bench.prepare(required(protocols, bench))
+        for found in runs(protocols, self.evaluation.fractions, bench):
+            yield scored(found.score.name, found.fraction), found.score.value
 
 
-def runs(protocols: Sequence[Protocol], fractions: Sequence[float]) -> Iterator[tuple[Protocol, float]]:
-    """Which protocol is run with what share of the labels; those that read no training labels are run once, last."""
-    for fraction in fractions:
-        yield from ((protocol, fraction) for protocol in protocols if protocol.few_labels)
-    yield from ((protocol, 1.0) for protocol in protocols if not protocol.few_labels)
+class Found(NamedTuple):
+    """A score, the protocol that found it, the share of the labels that it read, and the seed of that draw."""
+
+    score: Score
+    protocol: Protocol
+    fraction: float
+    seed: int
 
 
-def measured(protocol: Protocol, bench: Bench) -> list[Score]:
-    """What a protocol finds, in float32 even where the caller runs under autocast."""
+def required(protocols: Mapping[str, Protocol], bench: Bench) -> list[FeatureSpec]:
+    """The features that all of them will ask for."""
+    every = protocols.values()
+    return [spec for protocol in every for spec in protocol.required_features(bench.pool, bench.encoder.readable)]
+
+
+def runs(
+    protocols: Mapping[str, Protocol], fractions: Sequence[float], bench: Bench, seeds: int = 1
+) -> Iterator[Found]:
+    """Scores of every protocol from every share of the labels; protocols that read no training labels run once, last.
+
+    Raises:
+        UserError: two protocols give a score one name.
+    """
+    names: dict[tuple[str, float, int], str] = {}
+    few = [(name, fraction) for fraction in fractions for name, one in protocols.items() if one.few_labels]
+    for name, fraction in (*few, *((name, 1.0) for name, one in protocols.items() if not one.few_labels)):
+        for seed in range(1 if fraction == 1 else seeds):  # with every label there is nothing to draw
+            for score in measured(name, protocols[name], bench.few(fraction, seed)):
+                if (other := names.setdefault((score.name, fraction, seed), name)) != name:
+                    raise UserError(f"{other} and {name} both have a score {score.name}. Give one another name.")
+                yield Found(score, protocols[name], fraction, seed)
+
+
+def measured(name: str, protocol: Protocol, bench: Bench) -> list[Score]:
+    """Scores of a protocol that is called `name`, in float32 even where the caller runs under autocast."""
     with torch.autocast(bench.device.type, enabled=False):
-        return [Score(*found) for found in protocol.scores(bench)]
+        found = [Score(*score) for score in protocol.scores(bench)]
+    return [score._replace(name=f"{name}_{score.name}" if score.name else name) for score in found]

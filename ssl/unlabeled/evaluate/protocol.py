@@ -1,31 +1,33 @@
-"""What every protocol of evaluation is: settings in, named scores of frozen features out."""
+"""The contract of protocols: settings in, named scores of frozen features out. Kinds are the files of `protocols/`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from unlabeled.backbone.pooling import FeatureSpec, Pool
+from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.splits import Splits
+from unlabeled.registry import ByFile
 
-if TYPE_CHECKING:
-    from unlabeled.evaluate.bench import Bench
-    from unlabeled.evaluate.evaluation import Splits
+ACCURACY = "top-1 accuracy, %"
 
 
 class Score(NamedTuple):
     """One number that a protocol found. A protocol may yield a plain (name, value) instead.
 
     Attributes:
-        name: `knn`, `linear`.
+        name: of the measure, such as `top5`, or "" for the one that needs no name. Results put the name of the protocol
+            before it: `knn_top5`, `knn`.
         value: in the protocol's `unit`.
-        each: [n] the parts whose mean the value is, one for every test picture or episode; None = no such parts.
-        chosen: what was chosen without the test pictures, such as a learning rate.
-        details: more numbers that it goes with, such as one for every class; not in tables.
-        digits: how many a table shows after the point.
+        each: [n] values of every test picture or episode, whose mean is `value`; None = there are none.
+        chosen: settings chosen without the test pictures, such as a learning rate.
+        details: more numbers, such as one for every class; not in tables.
+        digits: shown after the point in tables.
     """
 
     name: str
@@ -36,31 +38,39 @@ class Score(NamedTuple):
     digits: int = 1
 
 
+def scored(name: str, fraction: float) -> str:
+    """The name of a score: `linear` with all labels, `linear_1%` with one in a hundred."""
+    return name if fraction == 1 else f"{name}_{100 * fraction:g}%"
+
+
 class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
     """How frozen features are judged; its fields are the settings, which recipes and `--set` may change.
 
     Attributes:
-        protocol: its name, as `--protocol` takes it.
         version: name and number; the number grows when equal settings come to mean other results.
+        summary: for the help of recipes.
         unit: of its scores.
         few_labels: whether it reads the training labels, so that it can be run with a share of them.
         pixels: whether it needs nothing but `features`, so that raw pixels can be judged by it too.
         labels: whether it needs the class of every picture.
+        name: of its file, or the import path of its module.
     """
 
-    protocol: ClassVar[str]
     version: ClassVar[str]
-    unit: ClassVar[str] = "top-1 accuracy, %"
+    summary: ClassVar[str] = ""
+    unit: ClassVar[str] = ACCURACY
     few_labels: ClassVar[bool] = False
     pixels: ClassVar[bool] = False
     labels: ClassVar[bool] = True
+    name: str
 
-    def wants(self, bench: Bench) -> list[FeatureSpec]:
-        """The features it will ask of the bench, so that all protocols' come from one pass over the pictures."""
-        return self.kinds(bench.pool)
+    def required_features(self, pool: Pool, depth: int) -> list[FeatureSpec]:
+        """The features it will ask of the bench, so that those of all protocols come from one pass over the pictures.
 
-    def kinds(self, pool: Pool) -> list[FeatureSpec]:
-        """Those that follow from the settings alone, `pool` where they do not say."""
+        Args:
+            pool: of the evaluation, where the settings do not say.
+            depth: number of blocks of the encoder that can be read.
+        """
         return []
 
     def check(self, splits: Splits) -> None:
@@ -72,7 +82,7 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @abstractmethod
     def scores(self, bench: Bench) -> Iterator[tuple[str, float] | Score]:
-        """Yield what it finds. Draws nothing from torch's random state, and leaves the encoder as it is.
+        """Yield the scores. Draws nothing from torch's random state, and leaves the encoder as it is.
 
         Raises:
             UserError: the pictures or the encoder do not allow it.
@@ -89,5 +99,9 @@ class Pooled(Protocol, frozen=True, extra="forbid"):
     )
     blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
 
-    def kinds(self, pool: Pool) -> list[FeatureSpec]:
+    def required_features(self, pool: Pool, depth: int) -> list[FeatureSpec]:
         return [FeatureSpec(self.pool or pool, self.blocks)]
+
+
+PROTOCOLS = ByFile("unlabeled.evaluate.protocols", Protocol)
+AnyProtocol = Annotated[Protocol, PROTOCOLS]

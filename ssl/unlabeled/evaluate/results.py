@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from unlabeled.evaluate.protocol import Protocol, Score
+from unlabeled.evaluate.protocol import ACCURACY, Protocol, Score, scored
 from unlabeled.report.intervals import bootstrap
 from unlabeled.report.table import estimate, markdown
 from unlabeled.text import markdown as _in_markdown
@@ -49,10 +49,12 @@ class Result:
     Attributes:
         labels: how many training labels it rests on; None = it reads none.
         found: the score of each seed from 0 on.
+        unit: of the protocol.
     """
 
     labels: int | None
     found: list[Score] = field(default_factory=list)
+    unit: str = ACCURACY
 
     @property
     def mean(self) -> float:
@@ -116,17 +118,12 @@ class Row:
         return {**vars(self), "scores": {column.key: result.summary() for column, result in self.scores.items()}}
 
 
-def scored(name: str, fraction: float) -> str:
-    """The name of a score: `linear` with all labels, `linear_1%` with one in a hundred."""
-    return name if fraction == 1 else f"{name}_{100 * fraction:g}%"
-
-
 def columns(rows: Sequence[Row]) -> list[Column]:
     """Everything that was measured of any row."""
     return list(dict.fromkeys(column for row in rows for column in row.scores))
 
 
-def table(rows: Sequence[Row], protocols: Sequence[Protocol]) -> Table:
+def table(rows: Sequence[Row], protocols: Mapping[str, Protocol]) -> Table:
     """For a terminal: a row for every encoder, or where there are many scores for every score."""
     from rich.table import Table
     from rich.text import Text
@@ -193,7 +190,7 @@ def _balanced(result: Result) -> tuple[float, float] | None:
     return (statistics.mean(one["balanced_accuracy"] for one in found), found[0]["uneven"]) if found else None
 
 
-def document(rows: Sequence[Row], protocols: Sequence[Protocol], verdicts: Sequence[str] = ()) -> str:
+def document(rows: Sequence[Row], protocols: Mapping[str, Protocol], verdicts: Sequence[str] = ()) -> str:
     """The table as Markdown, with intervals; `verdicts` are its last words."""
     shown = columns(rows)
     cells = [
@@ -206,7 +203,7 @@ def document(rows: Sequence[Row], protocols: Sequence[Protocol], verdicts: Seque
         "pictures or episodes]"
     )
     pictures = f"{rows[0].train_size:,} training and {rows[0].test_size:,} test pictures"
-    versions = ", ".join(protocol.version for protocol in protocols)
+    versions = ", ".join(protocol.version for protocol in protocols.values())
     said = "".join(f"\n{_in_markdown(text)}\n" for text in verdicts)
     table = f"{markdown(head, cells)}\n{meaning}. {pictures}. Protocols {versions}.\n"
     return f"{table}{_uneven(rows)}{_ious(rows)}{said}"
@@ -230,11 +227,11 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def units(protocols: Sequence[Protocol]) -> str:
+def units(protocols: Mapping[str, Protocol]) -> str:
     """What the numbers are: `top-1 accuracy, %`, or which are what."""
     named: dict[str, list[str]] = {}
-    for protocol in protocols:
-        named.setdefault(protocol.unit, []).append(protocol.protocol)
+    for name, protocol in protocols.items():
+        named.setdefault(protocol.unit, []).append(name)
     if len(named) == 1:
         return next(iter(named))
     return "; ".join(f"{', '.join(names)}: {unit}" for unit, names in named.items())

@@ -14,8 +14,11 @@ import torch
 
 from unlabeled.data.opened import Opened
 from unlabeled.errors import Interrupted, UserError
-from unlabeled.evaluate.evaluation import Evaluation, Splits, measured
+from unlabeled.evaluate.bench import Bench
+from unlabeled.evaluate.comparison import PIXELS_SIDE, prepared_as, protocols_of, untrained_twin
+from unlabeled.evaluate.evaluation import measured
 from unlabeled.evaluate.protocol import Protocol
+from unlabeled.evaluate.splits import Splits
 from unlabeled.ladder.amount import Amount
 from unlabeled.report.clock import Clock
 
@@ -115,8 +118,6 @@ def guessed(climb: Climb) -> Iterator[RungResult]:
 def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[RungResult]:
     """Rungs that are read out of frozen features of one encoder: one pass over the pictures, then all amounts and
     seeds."""
-    from unlabeled.evaluate.bench import Bench
-
     options, clock = climb.options, Clock()
     encoder, shape = _encoder(climb, rungs[0])
     bench = Bench(encoder.to(climb.device), splits_of(climb), shape)
@@ -126,7 +127,7 @@ def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[RungResult]:
         for amount in options.amounts:
             seeds, clock = seeds_of(amount, options.seeds), Clock()
             benches = [bench.few(amount.fraction, seed, amount.shots) for seed in seeds]
-            scores = [measured(probe_of(climb, rung), one)[0].value for one in benches]
+            scores = [measured(rung, probe_of(climb, rung), one)[0].value for one in benches]
             train, test = benches[0].features()
             cost = looking + clock.cpu_seconds / len(scores)
             yield RungResult(rung, amount.fraction, scores, cost, amount.shots, len(train.y), len(test.y))
@@ -136,7 +137,6 @@ def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
     """What makes the features of a rung, and the size of its images."""
     from unlabeled.backbone.pooling import Pixels
     from unlabeled.backbone.weights import load_encoder
-    from unlabeled.commands.evaluate import PIXELS_SIDE, untrained_twin
 
     if rung == "pixels":
         return Pixels(), (min(climb.shape[0], PIXELS_SIDE), min(climb.shape[1], PIXELS_SIDE))
@@ -146,9 +146,7 @@ def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
 
 def splits_of(climb: Climb) -> Splits:
     """The labelled pictures as probes read them. Raises UserError when an option does not fit."""
-    from unlabeled.commands.evaluate import prepared_as
-
-    return Splits(prepared_as(Evaluation(), climb.how), climb.data, climb.device, climb.options.workers)
+    return Splits(prepared_as(climb.how), climb.data, climb.device, climb.options.workers)
 
 
 def probe_of(climb: Climb, rung: str) -> Protocol:
@@ -157,11 +155,9 @@ def probe_of(climb: Climb, rung: str) -> Protocol:
     Raises:
         UserError: something in it is wrong.
     """
-    from unlabeled.commands.evaluate import settings
-
     name, start = PROTOCOL.get(rung, rung), f"{rung}."
     changes = [f"{name}.{one.removeprefix(start)}" for one in climb.options.set if one.startswith(start)]
-    return settings([name], changes)[0]
+    return protocols_of([name], changes)[name]
 
 
 def tuned(climb: Climb, rung: str) -> Iterator[RungResult]:

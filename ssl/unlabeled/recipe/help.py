@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from unlabeled.errors import UserError
 from unlabeled.recipe.faults import show, suggest
-from unlabeled.recipe.kinds import Kind, is_model, kind_of, members_of, tagged, unwrap
+from unlabeled.recipe.kinds import Kind, is_model, kind_of, members_of, options_of, tagged, unwrap
 from unlabeled.recipe.words import words
 
 WIDTH = 100
@@ -76,7 +76,7 @@ def _fields(
     late = {name: hidden is not None and not field.is_required() for name, field in model.model_fields.items()}
     for name, field in sorted(model.model_fields.items(), key=lambda item: late[item[0]]):
         default = getattr(instance, name) if isinstance(instance, model) else _default(field)
-        if name != hidden:
+        if name != hidden and options_of(kind_of(field)) != [default]:  # one value alone says nothing
             yield from _field(prefix + name, field, default, indent)
 
 

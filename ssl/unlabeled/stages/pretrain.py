@@ -14,7 +14,8 @@ from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
 from unlabeled.data.opened import Opened, location
 from unlabeled.errors import UserError
-from unlabeled.evaluate.evaluation import Evaluation, Evaluator, Splits
+from unlabeled.evaluate.evaluation import Evaluation, Evaluator
+from unlabeled.evaluate.splits import Splits
 from unlabeled.launch.plan import Line, on_meta
 from unlabeled.paths import UserPath
 from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig
@@ -125,12 +126,12 @@ class Pretrain:
             return None
         if not recipe.data.has_val:
             raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
-        recipe.evaluate.check_reads(recipe.method.backbone)
-        rank, world = accelerator.process_index, accelerator.num_processes
-        run = recipe.run
-        splits = Splits(recipe.evaluate, data, accelerator.device, run.workers, rank, world, timeout=run.timeout)
-        splits.check()
-        evaluator = Evaluator(splits, recipe.method.views[0].shape)
+        evaluate, run = recipe.evaluate, recipe.run
+        evaluate.check_reads(recipe.method.backbone)
+        where = (accelerator.device, run.workers, accelerator.process_index, accelerator.num_processes)
+        splits = Splits(evaluate, data, *where, labels=evaluate.needs_labels, timeout=run.timeout)
+        evaluate.check(splits)
+        evaluator = Evaluator(evaluate, splits, recipe.method.views[0].shape)
         return lambda method: evaluator(next(iter(method.exports().values())), method.pooling())
 
 
@@ -138,7 +139,7 @@ def _evaluated(recipe: PretrainRecipe, job: Job) -> str:
     """What is measured while it trains, and how pictures become features for it; the export says the same."""
     how, (height, width) = recipe.evaluate or Evaluation(), recipe.method.views[0].shape
     pool = how.pool or f"{on_meta(job.build).pooling()} (as {recipe.method.name} is evaluated)"
-    names = ", ".join(protocol.protocol for protocol in how.protocols)
+    names = ", ".join(how.protocols)
     return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}"
 
 

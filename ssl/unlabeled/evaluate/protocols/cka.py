@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from unlabeled.backbone.pooling import FeatureSpec, Pool
+from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.protocol import Protocol, Score
+from unlabeled.evaluate.splits import Splits
 from unlabeled.nn.measures import linear_cka
 from unlabeled.paths import UserPath
 
 
-class Cka(Protocol, frozen=True, extra="forbid"):
+class Config(Protocol, frozen=True, extra="forbid"):
     """Linear CKA of the test pictures' features after the last `blocks` blocks, each through the final norm.
 
     Scores are `cka_neighbours`, the mean over pairs of consecutive blocks, and `cka_ends`, of the first and the last of
@@ -25,10 +27,11 @@ class Cka(Protocol, frozen=True, extra="forbid"):
     this encoder, the last block last.
     """
 
-    protocol: ClassVar[str] = "cka"
     version: ClassVar[str] = "cka/1"
+    summary: ClassVar[str] = "similarity of the encoder's blocks"
     labels: ClassVar[bool] = False
     unit: ClassVar[str] = "linear CKA, 0 to 1"
+    name: Literal["cka"] = "cka"
 
     pool: Pool | None = Field(None, description="cls, mean or mean_max; null = as evaluate.pool says")
     blocks: int | None = Field(
@@ -39,12 +42,8 @@ class Cka(Protocol, frozen=True, extra="forbid"):
         False, description="the unbiased estimate, which few pictures of many dimensions do not raise"
     )
 
-    def wants(self, bench: Bench) -> list[FeatureSpec]:
-        # how many blocks there are is known once the encoder is
-        return [FeatureSpec(self._pool(bench.pool), self.blocks or bench.encoder.readable)]
-
-    def kinds(self, pool: Pool) -> list[FeatureSpec]:
-        return [FeatureSpec(self._pool(pool), self.blocks or 1)]
+    def required_features(self, pool: Pool, depth: int) -> list[FeatureSpec]:
+        return [FeatureSpec(self._pool(pool), self.blocks or depth)]
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         own = self._by_block(bench)
@@ -52,7 +51,7 @@ class Cka(Protocol, frozen=True, extra="forbid"):
             raise UserError("cka compares how pictures differ, and one test picture can be used. Give it more.")
         if self.against is not None:
             table = self._table(own, self._by_block(_other(bench, self.against)))
-            yield Score("cka_against", table[-1][-1], details={"blocks": table}, digits=3)
+            yield Score("against", table[-1][-1], details={"blocks": table}, digits=3)
             return
         if len(own) == 1:
             raise UserError(
@@ -62,8 +61,8 @@ class Cka(Protocol, frozen=True, extra="forbid"):
         table = self._table(own, own)
         neighbours = [table[i][i + 1] for i in range(len(own) - 1)]
         details = {"blocks": table}
-        yield Score("cka_neighbours", sum(neighbours) / len(neighbours), details=details, digits=3)
-        yield Score("cka_ends", table[0][-1], digits=3)
+        yield Score("neighbours", sum(neighbours) / len(neighbours), details=details, digits=3)
+        yield Score("ends", table[0][-1], digits=3)
 
     def _pool(self, asked: Pool) -> Pool:
         pool = self.pool or asked
@@ -73,7 +72,7 @@ class Cka(Protocol, frozen=True, extra="forbid"):
 
     def _by_block(self, bench: Bench) -> Sequence[Tensor]:
         """Features [n, D] of the test pictures, block by block."""
-        [(pool, blocks)] = self.wants(bench)
+        [(pool, blocks)] = self.required_features(bench.pool, bench.encoder.readable)
         return bench.features(pool, blocks)[1].x.chunk(blocks, dim=1)
 
     def _table(self, rows: Sequence[Tensor], columns: Sequence[Tensor]) -> list[list[float]]:
@@ -86,9 +85,6 @@ def _other(bench: Bench, path: str) -> Bench:
     Raises:
         UserError: it cannot be loaded, or sees other channels.
     """
-    from unlabeled.backbone.weights import load_encoder, preprocessing_of
-    from unlabeled.evaluate.evaluation import Splits
-
     with torch.random.fork_rng():  # a network begins with random weights
         encoder = load_encoder(path)
     prepared, splits = preprocessing_of(path), bench.splits
@@ -98,6 +94,6 @@ def _other(bench: Bench, path: str) -> Bench:
             "compared with."
         )
     data = splits.data.normalised(tuple(prepared.mean), tuple(prepared.std))
-    rank, world = splits.rank, splits.world
-    again = Splits(splits.config, data, splits.device, splits.workers, rank, world, timeout=splits.timeout)
+    where = (splits.device, splits.workers, splits.rank, splits.world)
+    again = Splits(splits.preparation, data, *where, labels=splits.labels, timeout=splits.timeout)
     return Bench(encoder.to(bench.device), again, encoder.image_size, pool=bench.pool)

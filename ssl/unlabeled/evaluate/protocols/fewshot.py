@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,30 +12,29 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.errors import UserError
+from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.logistic_regression import fit
 from unlabeled.evaluate.protocol import Pooled, Score
+from unlabeled.evaluate.splits import Splits
 from unlabeled.progress import track
 from unlabeled.randomness import Stream, stream
-
-if TYPE_CHECKING:
-    from unlabeled.evaluate.bench import Bench
-    from unlabeled.evaluate.evaluation import Splits
 
 AT_ONCE = 100  # episodes
 Classifier = Literal["prototype", "logistic"]
 Count = Annotated[int, Field(ge=1)]
 
 
-class FewShot(Pooled, frozen=True, extra="forbid"):
+class Config(Pooled, frozen=True, extra="forbid"):
     """N-way K-shot episodes on the test pictures' features, scaled to unit length; the training pictures are not read.
 
     `prototype` names the class whose mean is nearest (Snell et al. 2017, equations 1 and 2, Euclidean); `logistic` is
     regularised regression (Tian et al. 2020, section 3.1).
     """
 
-    protocol: ClassVar[str] = "fewshot"
     version: ClassVar[str] = "fewshot/1"
+    summary: ClassVar[str] = "few-shot episodes on test pictures"
     unit: ClassVar[str] = "mean accuracy of episodes, %"
+    name: Literal["fewshot"] = "fewshot"
 
     ways: int = Field(5, ge=2, description="classes of an episode")
     shots: tuple[Count, ...] = Field((1, 5), min_length=1, description="labelled pictures of each class, to try")
@@ -58,7 +57,7 @@ class FewShot(Pooled, frozen=True, extra="forbid"):
             rows = episodes(labels, self, shots, bench.seed).to(x.device)
             for name in self.classifiers:
                 each = 100 * self.accuracies(name, x, rows, shots).cpu().numpy()
-                yield Score(f"fewshot_{name}_{self.ways}way_{shots}shot", float(each.mean()), each)
+                yield Score(f"{name}_{self.ways}way_{shots}shot", float(each.mean()), each)
 
     def accuracies(self, classifier: Classifier, x: Tensor, rows: Tensor, shots: int) -> Tensor:
         """Accuracy of every episode [E], of rows [E, ways, shots + queries] of unit features x [n, D]."""
@@ -84,7 +83,7 @@ def prototypes(support: Tensor, queries: Tensor) -> Tensor:
     return -torch.cdist(queries, support.mean(2))
 
 
-def episodes(labels: np.ndarray, config: FewShot, shots: int, seed: int) -> Tensor:
+def episodes(labels: np.ndarray, config: Config, shots: int, seed: int) -> Tensor:
     """Rows of the pictures of every episode [episodes, ways, shots + queries]; none is twice in an episode.
 
     Args:
@@ -106,7 +105,7 @@ def episodes(labels: np.ndarray, config: FewShot, shots: int, seed: int) -> Tens
     return torch.from_numpy(np.array(drawn))
 
 
-def enough(labels: np.ndarray, classes: tuple[str, ...], config: FewShot, shots: int) -> None:
+def enough(labels: np.ndarray, classes: tuple[str, ...], config: Config, shots: int) -> None:
     """Raise UserError when episodes ask for more classes than there are, or more pictures of a class."""
     found, counts = np.unique(labels, return_counts=True)
     ways, queries = config.ways, config.queries

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.probing import accuracy, hits_of
 from unlabeled.evaluate.protocol import Pooled, Score
 from unlabeled.progress import track
-
-if TYPE_CHECKING:
-    from unlabeled.evaluate.bench import Bench
 
 # similarities held at once: 64 MiB
 CHUNK_ELEMENTS = 2**24
@@ -25,15 +23,16 @@ Count = Annotated[int, Field(ge=1)]
 log = logging.getLogger(__name__)
 
 
-class Knn(Pooled, frozen=True, extra="forbid"):
+class Config(Pooled, frozen=True, extra="forbid"):
     """k nearest neighbours by cosine similarity, voting with exp(similarity / temperature).
 
     Scores are `knn`, or one for every k of several, `knn_k10`; with top-5 accuracies, `knn_top5` beside them.
     """
 
-    protocol: ClassVar[str] = "knn"
     version: ClassVar[str] = "knn/1"
+    summary: ClassVar[str] = "weighted nearest neighbours"
     few_labels: ClassVar[bool] = True
+    name: Literal["knn"] = "knn"
 
     k: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         20, description="neighbours that vote, at most all training pictures; DINO tries [10, 20, 100, 200]"
@@ -52,10 +51,10 @@ class Knn(Pooled, frozen=True, extra="forbid"):
             if k > len(train.y) and bench.fraction == 1:
                 log.warning("knn.k is %d, but there are %d training pictures: all of them vote", k, len(train.y))
             votes = knn_predict(train, test.x, k, self.temperature, bench.num_classes)
-            name = "knn" if isinstance(self.k, int) else f"knn_k{k}"
-            for top, suffix in ((1, ""), (min(5, k), "_top5"))[: 1 + self.top5]:
+            name = [] if isinstance(self.k, int) else [f"k{k}"]
+            for top, suffix in ((1, []), (min(5, k), ["top5"]))[: 1 + self.top5]:
                 hits = hits_of(votes, test.y, top)
-                yield Score(f"{name}{suffix}", accuracy(hits), 100.0 * hits.cpu().numpy())
+                yield Score("_".join(name + suffix), accuracy(hits), 100.0 * hits.cpu().numpy())
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,15 +11,13 @@ from unlabeled.backbone.pooling import encoder_features
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.evaluate.augmented import default_view, view_features
+from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.protocol import Pooled, Score
+from unlabeled.evaluate.splits import Splits
 from unlabeled.nn.measures import LIDAR_DELTA, RANK_EPSILON, alignment, lidar, spectral_rank, uniformity
 
-if TYPE_CHECKING:
-    from unlabeled.evaluate.bench import Bench
-    from unlabeled.evaluate.evaluation import Splits
 
-
-class LabelFree(Pooled, frozen=True, extra="forbid"):
+class Config(Pooled, frozen=True, extra="forbid"):
     """Measures of the test pictures' features that read no label, see `unlabeled.nn.measures`.
 
     Of the pictures as they are: `labelfree_rankme` (Garrido et al. 2023) and `labelfree_uniformity` (Wang & Isola
@@ -27,11 +25,12 @@ class LabelFree(Pooled, frozen=True, extra="forbid"):
     each) and `labelfree_alignment`.
     """
 
-    protocol: ClassVar[str] = "labelfree"
     version: ClassVar[str] = "labelfree/1"
+    summary: ClassVar[str] = "RankMe, LiDAR, alignment and uniformity, which read no labels"
     labels: ClassVar[bool] = False
     unit: ClassVar[str] = "ranks in dimensions, alignment in 0..4, uniformity in -4..0"
     pixels: ClassVar[bool] = False
+    name: Literal["labelfree"] = "labelfree"
 
     pictures: int = Field(1000, ge=2, description="test pictures to take views of, at most all")
     views: int = Field(10, ge=2, description="random views of each; 50 in LiDAR's paper")
@@ -46,15 +45,15 @@ class LabelFree(Pooled, frozen=True, extra="forbid"):
     )
 
     def scores(self, bench: Bench) -> Iterator[Score]:
-        [(pool, blocks)] = self.wants(bench)
+        [(pool, blocks)] = self.required_features(bench.pool, bench.encoder.readable)
         _, test = bench.features(pool, blocks)
         encode = encoder_features(bench.encoder, pool, blocks)
         view = self.augmentation(bench.splits, bench.shape)
         views = view_features(encode, bench.splits, view, self.pictures, bench.seed)
-        yield Score("labelfree_rankme", spectral_rank(test.x, self.epsilon))
-        yield Score("labelfree_lidar", lidar(views, self.delta, self.epsilon))
-        yield Score("labelfree_alignment", alignment(views), digits=3)
-        yield Score("labelfree_uniformity", uniformity(test.x), digits=3)
+        yield Score("rankme", spectral_rank(test.x, self.epsilon))
+        yield Score("lidar", lidar(views, self.delta, self.epsilon))
+        yield Score("alignment", alignment(views), digits=3)
+        yield Score("uniformity", uniformity(test.x), digits=3)
 
     def check(self, splits: Splits) -> None:
         self.augmentation(splits)

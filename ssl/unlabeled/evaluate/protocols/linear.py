@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,29 +12,28 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.backbone.pooling import FeatureSpec, Pool
+from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.probing import LearningRate, accuracy, batches, hold_out, standardize
 from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.progress import track
-
-if TYPE_CHECKING:
-    from unlabeled.evaluate.bench import Bench
 
 MOMENTUM = 0.9
 CHUNK = 4096  # samples classified at a time
 Blocks = Annotated[int, Field(ge=1)]
 
 
-class Linear(Protocol, frozen=True, extra="forbid"):
+class Config(Protocol, frozen=True, extra="forbid"):
     """Softmax regression on standardised features: SGD, momentum 0.9, cosine schedule, no weight decay.
 
     A head for every learning rate on every kind of features, all trained at once (iBOT, DINOv2); they begin at zero.
     """
 
-    protocol: ClassVar[str] = "linear"
     version: ClassVar[str] = "linear/1"
+    summary: ClassVar[str] = "a linear probe"
     few_labels: ClassVar[bool] = True
     pixels: ClassVar[bool] = True
+    name: Literal["linear"] = "linear"
 
     lrs: tuple[LearningRate, ...] = Field(
         (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
@@ -54,15 +53,15 @@ class Linear(Protocol, frozen=True, extra="forbid"):
         True, description="features of zero mean and unit variance, as MAE's BatchNorm before the head makes them"
     )
 
-    def kinds(self, pool: Pool) -> list[FeatureSpec]:
+    def required_features(self, pool: Pool, depth: int) -> list[FeatureSpec]:
         return [FeatureSpec(each, blocks) for blocks in self.blocks for each in self.pools or (pool,)]
 
     def scores(self, bench: Bench) -> Iterator[Score]:
-        wanted = self.wants(bench)
+        wanted = self.required_features(bench.pool, bench.encoder.readable)
         found = sweep([bench.features(*kind) for kind in wanted], bench.num_classes, self, bench.seed)
         kind = wanted[found.kind]
         chosen = {"lr": found.lr, "pool": kind.pool, "blocks": kind.blocks}
-        yield Score("linear", accuracy(found.hits), 100.0 * found.hits.cpu().numpy(), chosen)
+        yield Score("", accuracy(found.hits), 100.0 * found.hits.cpu().numpy(), chosen)
 
 
 class Heads(NamedTuple):
@@ -97,7 +96,7 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: Linear, seed: int = 0) -> Found:
+def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: Config, seed: int = 0) -> Found:
     """Choose features and learning rate on a held-out tenth, train on everything with them, test once.
 
     Of few samples several tenths are held out in turn. Classes with a single sample hold nothing out; when no class
@@ -129,7 +128,7 @@ def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: 
 
 
 def linear_probe(
-    train: Features, test: Features, num_classes: int, config: Linear, seed: int = 0
+    train: Features, test: Features, num_classes: int, config: Config, seed: int = 0
 ) -> tuple[float, float]:
     """(top-1 accuracy on the test set in percent, the learning rate that was chosen), see `sweep`."""
     found = sweep([(train, test)], num_classes, config, seed)
@@ -137,7 +136,7 @@ def linear_probe(
 
 
 @torch.no_grad()
-def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], config: Linear, seed: int) -> Heads:
+def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], config: Config, seed: int) -> Heads:
     """Train one head per kind of features and learning rate, all on the same batches; each as if it were alone.
 
     Args:

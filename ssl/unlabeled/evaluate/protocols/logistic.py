@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.logistic_regression import MAX_ITERATIONS, TOLERANCE, Regression, fit
 from unlabeled.evaluate.probing import accuracy, hold_out, standardize
 from unlabeled.evaluate.protocol import Pooled, Score
 
-if TYPE_CHECKING:
-    from unlabeled.evaluate.bench import Bench
-
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 log = logging.getLogger(__name__)
 
 
-class Logistic(Pooled, frozen=True, extra="forbid"):
+class Config(Pooled, frozen=True, extra="forbid"):
     """Softmax regression on standardised features: mean cross-entropy + l2 / 2 |weight|^2, the bias is free.
 
     Solved by L-BFGS over all samples at once. In scikit-learn's terms l2 is 1 / (C n).
     """
 
-    protocol: ClassVar[str] = "logistic"
     version: ClassVar[str] = "logistic/1"
+    summary: ClassVar[str] = "logistic regression solved to the end"
     few_labels: ClassVar[bool] = True
+    name: Literal["logistic"] = "logistic"
 
     l2: tuple[Strength, ...] = Field(
         (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
@@ -44,11 +43,11 @@ class Logistic(Pooled, frozen=True, extra="forbid"):
     def scores(self, bench: Bench) -> Iterator[Score]:
         train, test = bench.features(self.pool, self.blocks)
         hits, l2 = logistic_probe(train, test, bench.num_classes, self, bench.seed)
-        yield Score("logistic", accuracy(hits), 100.0 * hits.cpu().numpy(), {"l2": l2})
+        yield Score("", accuracy(hits), 100.0 * hits.cpu().numpy(), {"l2": l2})
 
 
 def logistic_probe(
-    train: Features, test: Features, num_classes: int, config: Logistic, seed: int = 0
+    train: Features, test: Features, num_classes: int, config: Config, seed: int = 0
 ) -> tuple[Tensor, float]:
     """(which test pictures are classified right [n], the strength that was chosen); held out as in the linear probe.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,19 +11,17 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.errors import UserError
+from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.protocol import Pooled, Score
+from unlabeled.evaluate.splits import Splits
 from unlabeled.progress import track
-
-if TYPE_CHECKING:
-    from unlabeled.evaluate.bench import Bench
-    from unlabeled.evaluate.evaluation import Splits
 
 CHUNK_ELEMENTS = 2**22  # similarities ranked at once: 16 MiB, and twice that of places
 Count = Annotated[int, Field(ge=1)]
 
 
-class Retrieval(Pooled, frozen=True, extra="forbid"):
+class Config(Pooled, frozen=True, extra="forbid"):
     """Each test picture queries the other test pictures by cosine similarity; those of its class are relevant.
 
     Scores are `retrieval_map`, the mean over queries of the average precision of the full ranking (Manning, Raghavan &
@@ -32,9 +30,10 @@ class Retrieval(Pooled, frozen=True, extra="forbid"):
     share of relevant ones among them. Queries without another picture of their class are left out.
     """
 
-    protocol: ClassVar[str] = "retrieval"
     version: ClassVar[str] = "retrieval/1"
+    summary: ClassVar[str] = "image retrieval"
     unit: ClassVar[str] = "mean over queries, %"
+    name: Literal["retrieval"] = "retrieval"
 
     recall: tuple[Count, ...] = Field((1, 5, 10), description="numbers of pictures to look for a relevant one in")
     precision: tuple[Count, ...] = Field((10,), description="numbers of pictures to count relevant ones in")
@@ -53,7 +52,7 @@ class Retrieval(Pooled, frozen=True, extra="forbid"):
         }
         for name, values in named.items():
             each = 100 * values.double().numpy()
-            yield Score(f"retrieval_{name}", float(each.mean()), each)
+            yield Score(name, float(each.mean()), each)
 
 
 class Ranked(NamedTuple):

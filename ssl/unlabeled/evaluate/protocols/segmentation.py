@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -15,24 +15,22 @@ from unlabeled.backbone.pooling import FeatureSpec, check
 from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches
 from unlabeled.errors import UserError
+from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.probing import HELD_OUT, LearningRate
 from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.segmentation_heads import Map, Standard, confusion, iou, miou, train_heads
 from unlabeled.evaluate.segmentation_masks import Scene, Scenes, open_scenes
 from unlabeled.evaluate.segmentation_values import MAX_CLASSES, Coding, coding_of, name_of, number_of, shares, together
+from unlabeled.evaluate.splits import Splits
 from unlabeled.nn.modes import evaluating
 from unlabeled.progress import track
 from unlabeled.text import say
-
-if TYPE_CHECKING:
-    from unlabeled.evaluate.bench import Bench
-    from unlabeled.evaluate.evaluation import Splits
 
 Count = Annotated[int, Field(ge=1)]
 log = logging.getLogger(__name__)
 
 
-class Segmentation(Protocol, frozen=True, extra="forbid"):
+class Config(Protocol, frozen=True, extra="forbid"):
     """A linear head on standardised patch tokens, its logits upsampled bilinearly to the mask, as in DINOv2.
 
     AdamW, cosine schedule, a head for every learning rate, all trained at once; they begin at zero. Scores are
@@ -43,10 +41,11 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
     labelled, unless `values`, `threshold`, `classes` or `ignore` say what they mean.
     """
 
-    protocol: ClassVar[str] = "segmentation"
     version: ClassVar[str] = "segmentation/1"
+    summary: ClassVar[str] = "a linear head on patch tokens, where the pictures have masks"
     unit: ClassVar[str] = "mIoU and pixel accuracy, %"
     labels: ClassVar[bool] = False
+    name: Literal["segmentation"] = "segmentation"
 
     size: tuple[Count, Count] | None = Field(
         None,
@@ -110,7 +109,7 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
         return values
 
     @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> Segmentation:
+    def _one_way_to_say_it(self) -> Config:
         given = [name for name in ("classes", "values", "threshold") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are different ways to say what masks hold: leave all but one out")
@@ -135,8 +134,8 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
         each = [None if value.isnan() else 100 * value.item() for value in iou(found)]
         details = {"iou": dict(zip(coding.names, each, strict=True)), "unlabelled": coding.ignore}
         chosen = {"lr": lr, "classes": classes}
-        yield Score("segmentation_miou", 100 * miou(found).item(), chosen=chosen, details=details)
-        yield Score("segmentation_accuracy", 100 * found.trace().item() / found.sum().item(), chosen=chosen)
+        yield Score("miou", 100 * miou(found).item(), chosen=chosen, details=details)
+        yield Score("accuracy", 100 * found.trace().item() / found.sum().item(), chosen=chosen)
 
     def _how(self, bench: Bench) -> dict[str, Any]:
         """How scenes are opened for the encoder. Raises UserError where it cannot see them so."""
@@ -155,7 +154,7 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
                 f"{encoder.model} encodes images of its own size only: expected segmentation.size=[{height},{width}], "
                 f"found {size and list(size)}. --image-size loads it for other sizes."
             )
-        return {"patch": patch, "size": size, "interpolation": bench.splits.config.interpolation}
+        return {"patch": patch, "size": size, "interpolation": bench.splits.preparation.interpolation}
 
     def _coding(self, splits: Splits) -> Coding:
         """What values of masks mean, found once. Raises UserError where that is not clear, or nothing to tell apart."""
@@ -201,7 +200,7 @@ class Segmentation(Protocol, frozen=True, extra="forbid"):
         return min(zip((-found).tolist(), self.lrs, strict=True))[1]
 
 
-def feature_maps(bench: Bench, scenes: Scenes, config: Segmentation) -> Iterator[Map]:
+def feature_maps(bench: Bench, scenes: Scenes, config: Config) -> Iterator[Map]:
     """The features in float16 and the whole mask of every scene, in order.
 
     Evaluation mode, no gradients; the encoder gets its mode back after every batch.

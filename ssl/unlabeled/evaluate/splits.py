@@ -1,0 +1,133 @@
+"""The labelled pictures of both splits, and how they are prepared for an encoder. Knows no protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+
+from unlabeled.backbone.pooling import Pool
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.opened import Opened
+from unlabeled.data.source import Source
+from unlabeled.data.view.views import Interpolation
+from unlabeled.errors import UserError
+from unlabeled.evaluate.features import WORKER_TIMEOUT, Encode, Features, extract
+
+SPARED = 0.1  # share of bad pictures that is no reason to refuse a score: labelled sets are small
+
+
+class Preparation(BaseModel, frozen=True, extra="forbid"):
+    """How pictures become features."""
+
+    pool: Pool | None = Field(
+        None,
+        description="the class token, the mean of the patches, both, or mean and maximum; null = as the method is "
+        "evaluated (mae and simmim: mean; others: the class token where there is one). The export says it too",
+    )
+    crop_pct: float = Field(
+        0.875, gt=0, le=1, allow_inf_nan=False, description="share of the short side that the central crop keeps"
+    )
+    interpolation: Interpolation = Field("bicubic", description="how pictures are resized")
+    batch_size: int = Field(256, ge=1, description="pictures encoded at a time, per process")
+
+
+class Splits:
+    """The labelled pictures of both splits, opened when first asked for.
+
+    Args:
+        preparation: crop, interpolation, batch size and pool.
+        data: the images, and their normalisation.
+        device: where encoders and probes run.
+        workers: processes that load pictures.
+        rank, world: this process and how many there are.
+        labels: whether the class of every picture matters; if not, all are of one.
+        timeout: seconds to wait for a batch of a worker.
+    """
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        data: Opened,
+        device: torch.device,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        labels: bool = True,
+        timeout: float = WORKER_TIMEOUT,
+    ) -> None:
+        self.preparation, self.data, self.device = preparation, data, device
+        self.workers, self.rank, self.world, self.timeout = workers, rank, world, timeout
+        self.labels = labels
+        self.known: dict[Hashable, Any] = {}  # by a protocol: its own findings about the pictures, to look once
+
+    @cached_property
+    def sources(self) -> tuple[Source, Source]:
+        """(train, val). Raises UserError when one has no labels, their classes differ, or they share pictures."""
+        sources = self._labelled() if self.labels else self._unlabelled()
+        self.data.check_apart(*sources)
+        return sources
+
+    def _unlabelled(self) -> tuple[Source, Source]:
+        return _of_one_class(self.data.original("train")), _of_one_class(self.data.original("val"))
+
+    def _labelled(self) -> tuple[Source, Source]:
+        train, val = self.data.train, self.data.val
+        for name, source in (("train", train), ("val", val)):
+            if not (np.asarray(source.labels) >= 0).any():
+                raise UserError(
+                    f"evaluation needs labels, and no picture of {name} has one. Put each picture of {name} "
+                    "in a folder of its class, or switch evaluation off with evaluate=null."
+                )
+        if len(train.classes) == 1:
+            raise UserError(
+                f"train has one class, {train.classes[0]!r}; expected at least two to tell apart. Give each class a "
+                "folder of its own right below train, or switch evaluation off with evaluate=null."
+            )
+        if train.classes != val.classes:
+            raise UserError(
+                f"train has {len(train.classes)} classes {train.classes[:5]}, val has {len(val.classes)} "
+                f"{val.classes[:5]}. Give both splits the same class folders."
+            )
+        if len(strange := np.setdiff1d(val.labels[val.labels >= 0], train.labels)):
+            names = ", ".join(repr(train.classes[label]) for label in strange[:10])
+            raise UserError(
+                f"val has pictures of classes that train has none of: {names}. Give train some, or take these "
+                "classes out of val."
+            )
+        return train, val
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.sources[0].classes)
+
+    def features(self, encode: Encode, shape: tuple[int, int]) -> tuple[Features, Features]:
+        """Features of (train, val) from `encode`, which receives images of `shape` pixels; on the device."""
+        train, val = (
+            extract(
+                encode,
+                source,
+                shape=shape,
+                crop_pct=self.preparation.crop_pct,
+                interpolation=self.preparation.interpolation,
+                normalize=Normalize(self.data.config.mean, self.data.config.std, self.device),
+                device=self.device,
+                batch_size=self.preparation.batch_size,
+                workers=self.workers,
+                rank=self.rank,
+                world=self.world,
+                timeout=self.timeout,
+                max_bad=max(self.data.config.max_bad_fraction, SPARED),
+            )
+            for source in self.sources
+        )
+        return train.to(self.device), val.to(self.device)
+
+
+def _of_one_class(source: Source) -> Source:
+    return source.relabelled(np.zeros(len(source), np.int64), ("picture",))
