@@ -34,12 +34,12 @@ from unlabeled.pretrain.method import Batch, Progress
 from unlabeled.recipe import load
 from unlabeled.stages.finetune import FinetuneRecipe, finetuning
 from unlabeled.train.job import Job
-from unlabeled.transfer.classify import Classifier
+from unlabeled.transfer.tasks.classify import Classifier
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "finetune_shapes.yaml"
 MODEL, SIDE, SMOOTHING, DECAY, BETAS = "vit_small_patch16_224", 224, 0.1, 0.05, (0.9, 0.999)
 OVERRIDES = [
-    f"task={{mode: full, pool: cls, view: {{size: {SIDE}}}, label_smoothing: {SMOOTHING}}}",
+    f"task={{strategy: {{name: full}}, pool: cls, view: {{size: {SIDE}}}, label_smoothing: {SMOOTHING}}}",
     f"optim={{name: adamw, base_lr: 1e-4, betas: {list(BETAS)}, weight_decay: {DECAY}, clip: null}}",
     "evaluate.every=null",
 ]

@@ -36,8 +36,8 @@ PRELOAD = [
     "unlabeled.launch.plan",
     "unlabeled.report.plots",
     "unlabeled.stages.pretrain",
-    "unlabeled.transfer.exports",
-    "unlabeled.transfer.score",
+    "unlabeled.transfer.result",
+    "unlabeled.transfer.tasks.sweep",
     "unlabeled.stages.finetune",
     "unlabeled.transfer.start",
     *(f"unlabeled.pretrain.methods.{name}" for name in ("dino", "ibot", "mae", "mocov3", "simclr", "simmim")),
@@ -63,7 +63,7 @@ TINY_FINETUNE = """
 name: tiny
 encoder: UNSET
 data: {name: shapes, train_size: 42, val_size: 20, size: 16}
-task: {mode: full, view: {size: 16}, crop_pct: 1.0, drop_path: 0.3, mixing: {mixup: 0.5, cutmix: 0.5}}
+task: {strategy: {name: full, drop_path: 0.3}, view: {size: 16}, crop_pct: 1.0, mixing: {mixup: 0.5, cutmix: 0.5}}
 optim: {name: adamw, base_lr: 0.03, warmup_epochs: 1}
 train: {epochs: 3, batch_size: 8}
 run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100}
@@ -260,3 +260,13 @@ def served(folder: Path, fails: dict[str, int] | None = None) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+def classifying(strategy: str = "full", **settings: Any) -> Any:
+    """A `task:` section for classification; fields of the strategy stand beside those of the task."""
+    from unlabeled.transfer.strategy import STRATEGIES
+    from unlabeled.transfer.tasks import classify
+
+    known = STRATEGIES.kind(strategy).model_fields
+    own = {name: settings.pop(name) for name in list(settings) if name in known}
+    return classify.Config(strategy={"name": strategy, **own}, **settings)

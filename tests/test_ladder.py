@@ -121,7 +121,7 @@ def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
 def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the other rungs that are trained are climbed below
     changed = ["--rungs", "knn", "linear", "lora", "scratch"]
-    changed += ["--set", "lora.task.lora.rank=2", "pixels.epochs=1", "untrained.epochs=1"]
+    changed += ["--set", "lora.task.strategy.rank=2", "pixels.epochs=1", "untrained.epochs=1"]
     assert main([*arguments, *changed]) == 0
     content = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))
     found = {(step["rung"], step["fraction"]): step["accuracies"] for step in content["steps"]}
@@ -135,7 +135,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     assert "retraining did not pay: " in last or last.startswith("It is not certain that pretraining paid: ")
     assert "What to try: " in last
     scratch = (tmp_path / "out" / "scratch_10pct_seed1" / "recipe.yaml").read_text(encoding="utf-8")
-    assert f"scratch:{arguments[1]}" in scratch and "mode: full" in scratch
+    assert f"scratch:{arguments[1]}" in scratch and "name: full" in scratch
     assert {step["labels"] for step in content["steps"] if step["fraction"] == 0.1} == {20}
     for rung, fraction in (("scratch", 0.1), ("lora", 1.0)):
         results = [tmp_path / "out" / f"{rung}_{100 * fraction:g}pct_seed{seed}" / "result.json" for seed in (0, 1)]
@@ -162,7 +162,7 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
     options = parser.parse_args(
         [export, "shapes", "--out", "out", "--steps", "40", "--pool", "mean", "--min-scale", "0.3", "--crop-pct", "0.9"]
     )
-    options.set = ["lora.task.lora.rank=2", "attentive.task.drop_path=0.3"]
+    options.set = ["lora.task.strategy.rank=2", "scratch.task.strategy.drop_path=0.3"]
     climb = rungs.Climb(
         export, FEW, (16, 16), IMAGENET._replace(pool="mean", crop_pct=0.9), options, torch.device("cpu")
     )
@@ -174,18 +174,18 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
         assert (recipe.task.view.scale, recipe.task.view.shape) == ((0.3, 1.0), (16, 16))
         assert recipe.task.crop_pct == 0.9 and recipe.optim.clip == 1.0
     tasks = {rung: recipe.task for rung, recipe in made.items()}
-    assert [(task.mode, task.pool) for task in tasks.values()] == [
+    assert [(task.way, task.pool) for task in tasks.values()] == [
         ("attentive", "attention"),
         ("lora", "mean"),
-        ("differential_lr", "mean"),
+        ("differential", "mean"),
         ("full", "mean"),
     ]
     assert [recipe.encoder for recipe in made.values()] == [export] * 3 + [f"scratch:{export}"]
     few = rungs.recipe_of(climb, "lora", Amount(shots=2), 3)
     assert (few.name, few.task.shots, few.task.fraction) == ("lora_2shots_seed3", 2, 1.0)
     assert few.train.batch_size * 4 <= 2 * len(Opened(FEW).train.classes)
-    assert (tasks["lora"].lora.rank, tasks["layer_decay"].layer_decay) == (2, 0.75)
-    assert [task.drop_path for task in tasks.values()] == [0.3, 0.0, 0.1, 0.1]
+    assert (tasks["lora"].strategy.rank, tasks["layer_decay"].strategy.layer_decay) == (2, 0.75)
+    assert [task.strategy.last_drop_path() for task in tasks.values()] == [0.0, 0.0, 0.1, 0.3]
 
 
 def test_a_rung_of_another_recipe_is_refused(
@@ -267,7 +267,7 @@ def test_a_cnn_has_fewer_rungs(arguments: list[str], tmp_path: Path, capsys: pyt
     ("more", "says"),
     [
         (["--set", "lorra.seed=1"], "expected RUNG.a.b=value"),
-        (["--set", "lora.task.lora.rnk=1"], "rung lora: command line  task.lora.rnk: unknown field"),
+        (["--set", "lora.task.strategy.rnk=1"], "rung lora: command line  task.strategy.rnk: unknown field"),
         (["--set", "knn.kk=1"], "knn.kk: unknown field"),
         (["--set", "knn.kk=1", "--set", "linear.epochs=5"], "knn.kk: unknown field"),
         (["--set", "lora.seed=1", "--rungs", "knn"], "lora is not climbed. Add it to --rungs"),

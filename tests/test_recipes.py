@@ -86,7 +86,7 @@ def test_the_papers_rates(name: str, peak: float) -> None:
 def test_the_papers_heads(name: str, rates: list[float], features: set[tuple[str, int]], steps: int) -> None:
     file = next(recipe for recipe in RECIPES if recipe.stem == f"{name}_linear_in1k")
     recipe = load(FinetuneRecipe, file)
-    heads = recipe.task.sweep.heads(recipe.task.pool)
+    heads = recipe.task.heads()
     assert {head.kind for head in heads} == features and len(heads) == len(features) * len(rates)
     assert [head.rate for head in heads[: len(rates)]] == pytest.approx(rates)
     images = 1_281_167

@@ -10,8 +10,7 @@ import pytest
 
 from unlabeled.errors import UserError
 from unlabeled.train.watch import Watching
-from unlabeled.transfer.config import ClassifyConfig
-from unlabeled.transfer.labels import Labelled, chosen, labelled
+from unlabeled.transfer.labels import Amount, Labelled, chosen, labelled
 
 # 100 of each of five classes and 40 unlabelled, in no order
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3, 4, -1], [100] * 5 + [40]))
@@ -24,8 +23,7 @@ def source(labels: np.ndarray) -> Any:
 def opened(watch: Watching | None, labels: np.ndarray = LABELS, **task: Any) -> Labelled:
     splits = {"train": source(labels), "val": source(np.arange(10) % 5)}
     data: Any = SimpleNamespace(**splits, config=SimpleNamespace(has_val=True), check_apart=lambda *_: None)
-    recipe: Any = SimpleNamespace(task=ClassifyConfig(**task), watch=watch)
-    return labelled(recipe, data)
+    return labelled(data, Amount(**task, hold_out=None if watch is None else watch.hold_out))
 
 
 @pytest.mark.parametrize(
@@ -40,9 +38,9 @@ def opened(watch: Watching | None, labels: np.ndarray = LABELS, **task: Any) -> 
     ],
 )
 def test_a_task_says_how_many_of_each_class_are_learnt_from(task: dict[str, Any], expected: list[int]) -> None:
-    rows = chosen(LABELS, ClassifyConfig(**task))
+    rows = chosen(LABELS, Amount(**task))
     assert np.bincount(LABELS[rows]).tolist() == expected and rows.tolist() == sorted(rows.tolist())
-    other = chosen(LABELS, ClassifyConfig(**task, fraction_seed=1))
+    other = chosen(LABELS, Amount(**task, seed=1))
     assert np.bincount(LABELS[other]).tolist() == expected and (set(other) != set(rows)) == bool(task)
 
 
@@ -51,7 +49,7 @@ def test_what_is_watched_is_a_share_of_every_class_and_not_learnt_from() -> None
     assert watched is not None and test.labels.tolist() == [0, 1, 2, 3, 4] * 2
     assert np.bincount(train.labels).tolist() == [35] * 5 and np.bincount(watched.labels).tolist() == [15] * 5
     keys = [part.key(i) for part in (train, watched) for i in range(len(part))]
-    assert len(set(keys)) == 250 and sorted(map(int, keys)) == chosen(LABELS, ClassifyConfig(fraction=0.5)).tolist()
+    assert len(set(keys)) == 250 and sorted(map(int, keys)) == chosen(LABELS, Amount(fraction=0.5)).tolist()
 
 
 def test_nothing_is_held_out_where_the_test_pictures_are_watched_or_none() -> None:

@@ -226,12 +226,12 @@ def test_recipes_of_both_programs_refuse_and_can_be_told(pictures: Path, tmp_pat
     from unlabeled.evaluate.splits import Splits
     from unlabeled.recipe import parse
     from unlabeled.stages.finetune import FinetuneRecipe
-    from unlabeled.transfer.labels import labelled
+    from unlabeled.transfer.labels import Amount, labelled
 
     text = f"name: it\nencoder: nowhere\ndata: {{name: files, path: {pictures}, train: train, val: train}}"
     recipe, allowed = parse(FinetuneRecipe, text), parse(FinetuneRecipe, text, ["data.allow_overlap=true"])
     for look in (
-        lambda r: labelled(r, Opened(r.data)),
+        lambda r: labelled(Opened(r.data), Amount()),
         lambda r: Splits(Evaluation(), Opened(r.data), torch.device("cpu")).sources,
     ):
         with pytest.raises(UserError, match=r"data\.allow_overlap=true"):

@@ -191,7 +191,7 @@ def test_finetunes_from_its_export(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(
         TINY_FINETUNE.replace("mixing: {mixup: 0.5, cutmix: 0.5}", "pool: mean"), encoding="utf-8"
     )
-    how = ["task.mode=differential_lr", "task.layer_decay=0.5", "task.view.size=32", "data.size=32"]
+    how = ["task.strategy={name: differential, layer_decay: 0.5}", "task.view.size=32", "data.size=32"]
     arguments = [str(tmp_path / "tiny.yaml"), f"encoder={whole / 'export'}", f"run.output={tmp_path / 'run'}", *how]
     assert launch("finetune", arguments) == [0]
     alone = timm.create_model(f"local-dir:{tmp_path / 'run' / 'export'}", pretrained=True)

@@ -22,6 +22,7 @@ from parity.vit import (
     shapes_under,
     use_eps,
 )
+from support import classifying
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.importers.mae import RULES
@@ -37,8 +38,7 @@ from unlabeled.train.heads import load_method
 from unlabeled.train.optim import param_groups
 from unlabeled.train.schedule import Ramp
 from unlabeled.train.schedules.cosine import Config as Cosine
-from unlabeled.transfer.classify import Classifier
-from unlabeled.transfer.config import ClassifyConfig
+from unlabeled.transfer.tasks.classify import Classifier
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -249,7 +249,7 @@ def test_layer_decay(folder: Path) -> None:
 def classifier(pool: str, layer_decay: float, depth: int) -> Classifier:
     """A narrow ViT classifier: names and numbers of axes decide."""
     encoder = EncoderConfig(positions="learned", width=8, heads=2, depth=depth).build((32, 32))
-    config = ClassifyConfig(mode="differential_lr", pool=pool, layer_decay=layer_decay)  # type: ignore[arg-type]
+    config = classifying("differential", pool=pool, layer_decay=layer_decay)
     return Classifier(encoder, config, [10] * 10)
 
 

@@ -86,7 +86,7 @@ def test_seeds_become_a_mean_with_its_error(tmp_path: Path, capsys: pytest.Captu
     assert rows[2][2:] == ["0, 1, 2", f"53.00 ± {deviation:.2f} [{low:.2f}, {high:.2f}]", *same, "100"]
     assert rows[3][2:5] == ["0", "41.00 [38.00, 44.00]", "-"]
     assert rows[-3] == ["", "1", "2"]
-    assert rows[-1] == ["task.mode", "full", "linear"]  # the only setting that sets them apart
+    assert rows[-1] == ["task.strategy.name", "full", "linear"]  # the only setting that sets them apart
 
 
 def test_other_weights_or_labels_are_no_repetition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_other_weights_are_a_repetition_where_that_is_asked_for(
     runs = [write(tmp_path / f"mae_{s}", **told, accuracy=50.0 + s) for s, told in enumerate(weights)]
     assert main(["report", *runs, "--over-encoders", "--json", str(tmp_path / "it.json")]) == 0
     (row,) = json.loads((tmp_path / "it.json").read_text(encoding="utf-8"))["rows"]
-    assert row["scores"]["accuracy"]["values"] == [50.0, 51.0] and row["settings"]["task.mode"] == "full"
+    assert row["scores"]["accuracy"]["values"] == [50.0, 51.0] and row["settings"]["task.strategy.name"] == "full"
     assert "encoder" not in row["settings"] and "What sets them apart" not in capsys.readouterr().out
     again = write(tmp_path / "again", **weights[1])
     assert main(["report", *runs, again, "--over-encoders"]) == 2

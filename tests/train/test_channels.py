@@ -80,7 +80,7 @@ def test_four_bands_all_the_way(
 
     file = recipe(tmp_path / "finetune.yaml", TINY_FINETUNE, tiles)
     output = tmp_path / "finetuned"
-    tuned = [file, f"encoder={export}", "task.mode=frozen", "task.pool=mean", f"run.output={output}"]
+    tuned = [file, f"encoder={export}", "task.strategy.name=frozen", "task.pool=mean", f"run.output={output}"]
     assert launch("finetune", [*tuned, "data.value_range=null"]) != [0]
     assert "pretrained with a value_range of [0" in capfd.readouterr().err
     assert launch("finetune", tuned) == [0]

@@ -79,17 +79,16 @@ def test_micro_batches_make_the_same_step(tmp_path: Path) -> None:
         torch.testing.assert_close(step, whole[name], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["full", "gradual", "frozen"])
-def test_what_sleeps_does_not_move_and_what_is_averaged_does(tmp_path: Path, mode: str) -> None:
-    names = set(moved(tmp_path, {"mode": mode, "ema": 0.5}))
+@pytest.mark.parametrize("strategy", ["full", "gradual", "frozen"])
+def test_what_sleeps_does_not_move_and_what_is_averaged_does(tmp_path: Path, strategy: str) -> None:
+    names = set(moved(tmp_path, {"strategy": {"name": strategy}, "ema": 0.5}))
     assert {"model.head.weight", "average.head.weight"} <= names
-    assert any(name.startswith("model.blocks.") for name in names) == (mode == "full")
-    assert ("model.norm.weight" in names) == (mode != "frozen")
+    assert any(name.startswith("model.blocks.") for name in names) == (strategy == "full")
+    assert ("model.norm.weight" in names) == (strategy != "frozen")
 
 
-@pytest.mark.parametrize("mode", ["full", "sweep"])
-def test_what_is_watched_is_held_out(tmp_path: Path, mode: str) -> None:
-    task = {"mode": mode, "sweep": {"rates": [1, 2]}}
+@pytest.mark.parametrize("task", [{}, {"name": "sweep", "rates": [1, 2]}])
+def test_what_is_watched_is_held_out(tmp_path: Path, task: dict[str, Any]) -> None:
     job = engine(tmp_path, task, {}, watch={"every": 2, "hold_out": 0.3}).job
     watched: Any = job.watch and job.watch.measure
     keys = [source.key(i) for source in (watched.source, job.dataset.source) for i in range(len(source))]

@@ -145,7 +145,7 @@ def test_evaluation_agrees(home: Path, tmp_path: Path) -> None:
 
 def test_fine_tuning_sees_the_same_samples(home: Path) -> None:
     recipe = TINY_FINETUNE.replace("UNSET", str(home / "one" / "export"))
-    plain = ["task.drop_path=0.0", "optim.base_lr=0.003"]
+    plain = ["task.strategy.drop_path=0.0", "optim.base_lr=0.003"]
     run(home, "tuned-1", 1, *plain, stage="finetune", recipe=recipe)
     run(home, "tuned-2", 2, *plain, stage="finetune", recipe=recipe)
     assert samples(home / "tuned-1.samples") == samples(home / "tuned-2.samples")

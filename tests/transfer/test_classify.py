@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from support import classifying
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, timm_config, write_export
@@ -19,10 +20,9 @@ from unlabeled.nn.mixing import Mix
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.train.optim import param_groups
 from unlabeled.train.optimizers.lars import LARS
-from unlabeled.transfer.build import Trained, retrained
-from unlabeled.transfer.classify import Classifier
-from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.losses import effective_weights, smooth
+from unlabeled.transfer.network import Trained, retrained
+from unlabeled.transfer.tasks.classify import Classifier
 
 CLASSES = 5
 START = Progress(0, 1, 0.0, 1.0)
@@ -31,7 +31,7 @@ START = Progress(0, 1, 0.0, 1.0)
 def classifier(counts: Sequence[int] = (4,) * CLASSES, **settings: Any) -> Classifier:
     torch.manual_seed(0)
     encoder = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=3, heads=2).build((16, 16))
-    return Classifier(encoder, ClassifyConfig(view=View(size=16, scale=(0.5, 1)), **settings), counts)
+    return Classifier(encoder, classifying(view=View(size=16, scale=(0.5, 1)), **settings), counts)
 
 
 def batch(n: int = 6) -> Batch:
@@ -47,10 +47,10 @@ def plain(model: Classifier) -> Any:
     return twin
 
 
-@pytest.mark.parametrize("mode", ["frozen", "linear", "full", "differential_lr"])
+@pytest.mark.parametrize("strategy", ["frozen", "linear", "full", "differential"])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_only_the_parts_that_should_learn_do(mode: str, pool: str) -> None:
-    model = classifier(mode=mode, pool=pool, drop_path=0.0).train()
+def test_only_the_parts_that_should_learn_do(strategy: str, pool: str) -> None:
+    model = classifier(strategy=strategy, pool=pool).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD(param_groups(model, 0.0), lr=1.0)
     model(batch(), START).loss.backward()
@@ -58,13 +58,13 @@ def test_only_the_parts_that_should_learn_do(mode: str, pool: str) -> None:
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     backbone = {name for name in changed if name.startswith("model.") and not name.startswith("model.head.")}
     assert {"model.head.weight", "model.head.bias"} <= changed
-    assert bool(backbone) == (mode in ("full", "differential_lr"))
+    assert bool(backbone) == (strategy in ("full", "differential"))
 
 
-@pytest.mark.parametrize("mode", ["differential_lr", "gradual"])
-def test_rates_fall_with_depth(mode: str) -> None:
+@pytest.mark.parametrize("strategy", ["differential", "gradual"])
+def test_rates_fall_with_depth(strategy: str) -> None:
     settings = {"backbone_lr": 0.5, "layer_decay": 0.1}
-    model = classifier(mode=mode, **settings)
+    model = classifier(strategy=strategy, **settings)
     scale = {name.removeprefix("model."): model.lr_scale(name) for name, _ in model.named_parameters()}
     assert scale["head.weight"] == 1.0
     assert scale["norm.weight"] == pytest.approx(0.5)
@@ -72,13 +72,13 @@ def test_rates_fall_with_depth(mode: str) -> None:
     assert scale["blocks.0.attn.qkv.weight"] == pytest.approx(0.0005)
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
         assert scale[name] == pytest.approx(0.00005), name
-    assert classifier(mode=mode, pool="mean", **settings).lr_scale("model.fc_norm.weight") == 1.0
-    full = classifier(mode="full", **settings)
+    assert classifier(strategy=strategy, pool="mean", **settings).lr_scale("model.fc_norm.weight") == 1.0
+    full = classifier(strategy="full")
     assert {full.lr_scale(f"model.{name}") for name in scale} == {1.0}
 
 
 def test_norms_biases_tokens_and_positions_do_not_decay() -> None:
-    model = classifier(mode="attentive")
+    model = classifier(strategy="attentive")
     still = {name for name, parameter in model.named_parameters() if not model.decays(name, parameter)}
     tokens = {"model.cls_token", "model.pos_embed", "model.attn_pool.latent"}
     assert still == tokens | {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
@@ -94,7 +94,7 @@ def test_flooding_is_of_a_whole_steps_loss() -> None:
 
 
 def test_loss_is_smoothed_cross_entropy() -> None:
-    model = classifier(mode="full", label_smoothing=0.1).eval()
+    model = classifier(strategy="full", label_smoothing=0.1).eval()
     logits = model.logits(batch().views[0].pixels[0])
     expected = F.cross_entropy(logits, batch().labels, label_smoothing=0.1)
     found = model(batch(), START)
@@ -129,7 +129,7 @@ def test_priors_and_weights_of_classes_are_of_the_loss_alone() -> None:
 
 
 def test_probe_is_batchnorm_without_affine_then_linear_and_folds_into_timm() -> None:
-    model = classifier(mode="linear", pool="cls").train()
+    model = classifier(strategy="linear", pool="cls").train()
     for _ in range(3):
         model(batch(), START)
     features = model.model.forward_head(model.model.forward_features(batch().views[0].pixels[0]), pre_logits=True)
@@ -141,7 +141,7 @@ def test_probe_is_batchnorm_without_affine_then_linear_and_folds_into_timm() -> 
 
 
 def test_mean_pooling_gets_a_fresh_norm_only_when_the_backbone_learns() -> None:
-    full, frozen = classifier(mode="full", pool="mean"), classifier(mode="frozen", pool="mean")
+    full, frozen = classifier(strategy="full", pool="mean"), classifier(strategy="frozen", pool="mean")
     assert isinstance(full.model.norm, torch.nn.Identity) and torch.equal(full.model.fc_norm.weight, torch.ones(16))
     assert isinstance(frozen.model.fc_norm, torch.nn.Identity) and not isinstance(frozen.model.norm, torch.nn.Identity)
 
@@ -171,20 +171,20 @@ def test_lars_against_a_loop() -> None:
 
 
 def test_classifier_builds_as_timm_does() -> None:
-    model = classifier(mode="full", pool="mean")
+    model = classifier(strategy="full", pool="mean")
     twin = timm.create_model(model.architecture, num_classes=CLASSES, **model.arguments)
     assert twin.state_dict().keys() == model.model.state_dict().keys()
 
 
-@pytest.mark.parametrize("mode", ["frozen", "full"])
+@pytest.mark.parametrize("strategy", ["frozen", "full"])
 @pytest.mark.parametrize("positions", ["relative", "relative_learned", "learned"])
-def test_relative_positions_get_a_table_in_every_block(mode: str, positions: Any, tmp_path: Path) -> None:
+def test_relative_positions_get_a_table_in_every_block(strategy: str, positions: Any, tmp_path: Path) -> None:
     config = EncoderConfig(model="beit_base_patch16_224", patch_size=4, width=16, depth=3, heads=2, positions=positions)
     encoder = config.build((16, 16)).eval()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    settings: Any = {"mode": mode, "pool": "mean", "view": View(size=16)}
-    model = Classifier(encoder, ClassifyConfig(**settings), [4] * CLASSES).eval()
+    settings: Any = {"strategy": strategy, "pool": "mean", "view": View(size=16)}
+    model = Classifier(encoder, classifying(**settings), [4] * CLASSES).eval()
     tables = [name for name, _ in model.named_parameters() if "relative_position_bias_table" in name]
     expected = [f"model.blocks.{i}.attn.relative_position_bias_table" for i in range(3)]
     assert tables == ([] if positions == "learned" else expected)
@@ -193,8 +193,8 @@ def test_relative_positions_get_a_table_in_every_block(mode: str, positions: Any
     # the same features: normed before the mean when frozen, after it when the backbone learns
     images = batch().views[0].pixels[0]
     pooled = model.model.forward_head(model.model.forward_features(images), pre_logits=True)
-    assert isinstance(model.model.fc_norm, torch.nn.Identity) == (mode == "frozen")
-    if mode == "full":
+    assert isinstance(model.model.fc_norm, torch.nn.Identity) == (strategy == "frozen")
+    if strategy == "full":
         encoder.vit.norm = torch.nn.Identity()
         torch.testing.assert_close(pooled, model.model.fc_norm(encoder(images).pool("mean")))
     else:
@@ -214,7 +214,7 @@ def test_relative_positions_at_another_size() -> None:
     )
     encoder = config.build((16, 16))
     torch.nn.init.normal_(encoder.vit.rel_pos_bias.relative_position_bias_table)
-    model = Classifier(encoder, ClassifyConfig(view=View(size=24)), [4] * CLASSES)
+    model = Classifier(encoder, classifying(view=View(size=24)), [4] * CLASSES)
     before, after = encoder.vit.rel_pos_bias.relative_position_bias_table, model.model.blocks[0].attn
     assert after.relative_position_bias_table.shape == (11 * 11 + 3, 2)
     assert torch.equal(after.relative_position_bias_table[-3:], before[-3:])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from support import classifying
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
@@ -22,8 +23,7 @@ from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.pretrain.methods import mocov3
 from unlabeled.train.heads import load_method, split_heads
 from unlabeled.train.optim import param_groups
-from unlabeled.transfer.classify import Classifier
-from unlabeled.transfer.config import ClassifyConfig
+from unlabeled.transfer.tasks.classify import Classifier
 
 CLASSES, SIDE = 5, 64
 START = Progress(0, 1, 0.0, 1.0)
@@ -44,10 +44,10 @@ def make(model: str, channels: int = 3) -> Encoder:
     return stirred(EncoderConfig(model=model, channels=channels).build((SIDE, SIDE)))
 
 
-def classifier(model: str, mode: str = "full", **settings: Any) -> Classifier:
+def classifier(model: str, strategy: str = "full", **settings: Any) -> Classifier:
     return Classifier(
         make(model),
-        ClassifyConfig(**{"mode": mode, "pool": "mean", "view": View(size=SIDE), **settings}),
+        classifying(**{"strategy": strategy, "pool": "mean", "view": View(size=SIDE), **settings}),
         [4] * CLASSES,
     )
 
@@ -76,14 +76,14 @@ def test_timm_alone_gives_our_features(model: str, tmp_path: Path) -> None:
         torch.testing.assert_close(load_encoder(tmp_path / "export").eval().feature(pictures()), ours)
 
 
-@pytest.mark.parametrize("mode", ["linear", "full"])
+@pytest.mark.parametrize("strategy", ["linear", "full"])
 @pytest.mark.parametrize("model", MODELS)
-def test_timm_alone_gives_our_logits(model: str, mode: str, tmp_path: Path) -> None:
-    method = classifier(model, mode).train()
+def test_timm_alone_gives_our_logits(model: str, strategy: str, tmp_path: Path) -> None:
+    method = classifier(model, strategy).train()
     with torch.no_grad():
         method(batch(), START)
         method.eval()
-        assert (method.probe_norm is not None) == (mode == "linear")
+        assert (method.probe_norm is not None) == (strategy == "linear")
         config = timm_config(method.architecture, method.arguments, method.model.num_features, IMAGENET, CLASSES)
         write_export(tmp_path / "export", method.exported(), config, "# card\n")
         ours = method.logits(pictures())
@@ -133,11 +133,11 @@ def test_pretraining_goes_on_from_an_export(tmp_path: Path) -> None:
         assert torch.equal(other.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("mode", ["frozen", "linear", "full", "differential_lr"])
+@pytest.mark.parametrize("strategy", ["frozen", "linear", "full", "differential"])
 @pytest.mark.parametrize("model", SMALL)
-def test_only_the_parts_that_should_learn_do(model: str, mode: str) -> None:
-    method = classifier(model, mode).train()
-    assert method.batch_dependent() == (mode != "frozen")
+def test_only_the_parts_that_should_learn_do(model: str, strategy: str) -> None:
+    method = classifier(model, strategy).train()
+    assert method.batch_dependent() == (strategy != "frozen")
     assert not any(isinstance(part, nn.BatchNorm2d) for part in method.modules()), "a norm of each process alone"
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     optimizer = torch.optim.SGD(param_groups(method, 0.0), lr=1.0)
@@ -148,7 +148,7 @@ def test_only_the_parts_that_should_learn_do(model: str, mode: str) -> None:
     backbone = {name for name in changed if name.startswith("model.") and not name.startswith(head)}
     assert {f"{head}weight", f"{head}bias"} <= changed
     # running statistics too: a frozen backbone's stay
-    assert bool(backbone) == (mode in ("full", "differential_lr"))
+    assert bool(backbone) == (strategy in ("full", "differential"))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_only_the_parts_that_should_learn_do(model: str, mode: str) -> None:
     ],
 )
 def test_rates_fall_by_stage(model: str, expected: dict[str, int]) -> None:
-    method = classifier(model, "differential_lr", backbone_lr=0.5, layer_decay=0.1)
+    method = classifier(model, "differential", backbone_lr=0.5, layer_decay=0.1)
     for name, above in expected.items():
         assert method.lr_scale(f"model.{name}") == pytest.approx(0.5 * 0.1**above if above else 1.0), name
 
@@ -173,8 +173,8 @@ def test_a_class_token_is_asked_of_a_cnn() -> None:
 
 
 def test_attention_is_asked_of_a_cnn() -> None:
-    with pytest.raises(UserError, match=r"task\.mode=attentive always has it.*task\.mode=linear"):
-        classifier("test_resnet", mode="attentive", pool="attention")
+    with pytest.raises(UserError, match=r"task\.strategy\.name=attentive always has it.*task\.strategy\.name=linear"):
+        classifier("test_resnet", strategy="attentive", pool="attention")
 
 
 def test_a_cnn_is_fine_tuned_on_crops_of_any_size(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from support import on_processes
 from torch import Tensor
 
-from unlabeled.transfer.config import ClassifyConfig
 from unlabeled.transfer.losses import Objective, effective_weights, flood, smooth
 
 COUNTS = [500, 50, 5]
@@ -24,7 +23,7 @@ LABELS = torch.tensor([0, 0, 1, 2, 0, 1, 2, 0])
 
 
 def test_without_options_it_is_smoothed_cross_entropy() -> None:
-    loss = Objective(ClassifyConfig(), COUNTS)(logits(), smooth(LABELS, 3, 0.1))
+    loss = Objective(COUNTS)(logits(), smooth(LABELS, 3, 0.1))
     torch.testing.assert_close(loss, F.cross_entropy(logits(), LABELS, label_smoothing=0.1))
 
 
@@ -34,7 +33,7 @@ def test_flooding_turns_the_gradient_round_below_its_level() -> None:
     value = F.cross_entropy(plain, LABELS).item()
     for level, sign in ((value - 0.5, 1.0), (value + 0.5, -1.0)):
         flooded = logits()
-        loss = Objective(ClassifyConfig(flood=level), COUNTS)(flooded, smooth(LABELS, 3, 0.0))
+        loss = Objective(COUNTS, flood=level)(flooded, smooth(LABELS, 3, 0.0))
         loss.backward()
         assert loss.item() == pytest.approx(abs(value - level) + level)
         torch.testing.assert_close(flooded.grad, sign * plain.grad)
@@ -58,13 +57,13 @@ def test_effective_number_of_samples() -> None:
     raw = [1 / sum(beta**i for i in range(n)) for n in COUNTS]  # (1 - b) / (1 - b^n), summed as a series
     expected = torch.tensor([3 * w / sum(raw) for w in raw])
     torch.testing.assert_close(effective_weights(torch.tensor(COUNTS), beta), expected)
-    loss = Objective(ClassifyConfig(effective_number=beta), COUNTS)(logits(), smooth(LABELS, 3, 0.0))
+    loss = Objective(COUNTS, effective_number=beta)(logits(), smooth(LABELS, 3, 0.0))
     each = F.cross_entropy(logits(), LABELS, reduction="none")
     torch.testing.assert_close(loss, (each * expected[LABELS]).mean())
 
 
 def test_logit_adjustment_adds_log_priors() -> None:
-    loss = Objective(ClassifyConfig(logit_adjustment=1.5), COUNTS)(logits(), smooth(LABELS, 3, 0.0))
+    loss = Objective(COUNTS, logit_adjustment=1.5)(logits(), smooth(LABELS, 3, 0.0))
     expected = 0.0
     for row, label in zip(logits().tolist(), LABELS.tolist(), strict=True):
         adjusted = [value + 1.5 * math.log(n / sum(COUNTS)) for value, n in zip(row, COUNTS, strict=True)]

@@ -1,4 +1,4 @@
-"""Whole runs of fine-tuning in every mode: killed ones come to the same bits, two processes learn what one does."""
+"""Whole runs of fine-tuning in every way: killed ones come to the same bits, two processes learn what one does."""
 
 from __future__ import annotations
 
@@ -22,20 +22,27 @@ from unlabeled.recipe import load
 from unlabeled.stages.finetune import FinetuneRecipe
 
 # rounding stays small: rates are low, nothing is drawn in the network (tests/train/test_resume.py resumes drop path)
-PLAIN = ("task.drop_path=0.0", "optim.base_lr=0.003")
-MODES: dict[str, tuple[str, ...]] = {
+PLAIN = ("task.strategy.drop_path=0.0", "optim.base_lr=0.003")
+WAYS: dict[str, tuple[str, ...]] = {
     "frozen": ("task.shots=4",),
     "linear": ("optim={name: lars, base_lr: 3.0, weight_decay: 0.0}",),
     "sweep": (
         "optim={name: sgd, base_lr: 3.0, weight_decay: 0.0}",
-        "task.sweep={rates: [0.1, 1.0], pools: [cls, cls_mean], blocks: [1, 2]}",
+        "task.rates=[0.1, 1.0]",
+        "task.pools=[cls, cls_mean]",
+        "task.blocks=[1, 2]",
         "watch={every: 4, hold_out: 0.3}",
     ),
     "attentive": ("optim.clip_value=0.001",),
     "lora": ("task.ema=0.8",),
     "full": ("task.flood=2.2", "task.ema=0.9", "task.repeats=2"),
-    "differential_lr": ("task.layer_decay=0.5", "task.balance=balanced", "task.balance_from=1", "task.long_tail=2"),
-    "gradual": ("task.wake_every=1", "task.mixing.off_epoch=2"),
+    "differential": (
+        "task.strategy.layer_decay=0.5",
+        "task.balance=balanced",
+        "task.balance_from=1",
+        "task.long_tail=2",
+    ),
+    "gradual": ("task.strategy.unfreeze_every=1", "task.mixing.off_epoch=2"),
     "retrain": ("task.effective_number=0.9", "task.logit_adjustment=1.0"),
 }
 
@@ -55,10 +62,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def command(home: Path, output: Path, mode: str, *more: str) -> list[str]:
-    encoder = home / "classifier" / "export" if mode == "retrain" else home / "export"
-    few = () if mode != "frozen" else ("train.epochs=3", "data.train_size=60")
-    settings = [f"run.output={output}", f"encoder={encoder}", f"task.mode={mode}", *few]
+def command(home: Path, output: Path, way: str, *more: str) -> list[str]:
+    encoder = home / "classifier" / "export" if way == "retrain" else home / "export"
+    few = () if way != "frozen" else ("train.epochs=3", "data.train_size=60")
+    name = "task.name=sweep" if way == "sweep" else f"task.strategy.name={way}"
+    settings = [f"run.output={output}", f"encoder={encoder}", name, *few]
     return [str(home / "finetune.yaml"), *settings, *more]
 
 
@@ -66,18 +74,19 @@ def last_step(output: Path) -> int:
     return max(int(path.name.removeprefix("step-")) for path in (output / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_killed_runs_and_two_processes(home: Path, tmp_path: Path, mode: str) -> None:
-    plain = [setting for setting in PLAIN if "base_lr" not in setting or mode not in ("linear", "sweep")]
-    settings = (*MODES[mode], *plain)
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_runs_and_two_processes(home: Path, tmp_path: Path, way: str) -> None:
+    drop_path, rate = PLAIN
+    plain = [drop_path] if way in ("full", "differential", "gradual") else []
+    settings = (*WAYS[way], *plain, *([] if way in ("linear", "sweep") else [rate]))
     whole, killed, two = (tmp_path / name for name in ("whole", "killed", "two"))
-    assert launch("finetune", command(home, whole, mode, *settings)) == [0]
-    assert launch("finetune", command(home, killed, mode, *settings), kill={"step": 8}) == [-signal.SIGKILL]
-    assert launch("finetune", command(home, killed, mode, *settings, "run.workers=2")) == [0]
+    assert launch("finetune", command(home, whole, way, *settings)) == [0]
+    assert launch("finetune", command(home, killed, way, *settings), kill={"step": 8}) == [-signal.SIGKILL]
+    assert launch("finetune", command(home, killed, way, *settings, "run.workers=2")) == [0]
     last = last_step(whole)
     assert checkpoint_bytes(killed, last) == checkpoint_bytes(whole, last)
 
-    assert launch("finetune", command(home, two, mode, *settings), world=2) == [0, 0]
+    assert launch("finetune", command(home, two, way, *settings), world=2) == [0, 0]
     losses = [[line["loss"] for line in metrics(output) if "loss" in line] for output in (whole, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert_close_weights(whole, two, last)
@@ -180,7 +189,7 @@ def test_grey_pictures_through_an_encoder_of_colours(
     [
         ("task.shots=99", "99 shots were asked for, but class number"),
         ("task.fraction=0.01", "a label fraction of 0.01 leaves"),
-        ("task.mode=retrain", "holds a backbone, not a classifier"),
+        ("task.strategy.name=retrain", "holds a backbone, not a classifier"),
         ("optim.schedule={name: plateau}", "needs a score to watch"),
         ("train.batch_size=7", "even number of pictures at a time, found 7"),
         ("data.val_size=0", "val"),

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import safetensors.torch
 import timm
 import torch
 from PIL import Image
-from support import TINY_FINETUNE, TINY_PRETRAIN, launch
+from support import TINY_FINETUNE, TINY_PRETRAIN, classifying, launch
 
 from unlabeled.backbone.weights import load_encoder, weights_digest
 from unlabeled.data.batch.loader import Normalize
@@ -25,12 +25,11 @@ from unlabeled.data.sources.shapes import Shapes
 from unlabeled.data.view.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
-from unlabeled.recipe import load
+from unlabeled.recipe import load, parse
 from unlabeled.report import markdown
 from unlabeled.report.page import page
-from unlabeled.stages.finetune import FinetuneRecipe, finetuning
-from unlabeled.transfer import score as module
-from unlabeled.transfer.config import ClassifyConfig
+from unlabeled.stages.finetune import FinetuneRecipe, finetuning, predicting
+from unlabeled.transfer import predict as module
 from unlabeled.transfer.score import Scorer
 
 FILES = ("result.json", "result.md", "confusion.png", "reliability.png")
@@ -134,16 +133,15 @@ def test_the_page_says_which_labels_and_which_weights(output: Path, result: dict
         (0.5, "4 layers from the top, one every 0.5 epochs"),
         (
             1.0,
-            "4 layers from the top, one every 1 epochs: 1 never learn in 3 epochs. task.wake_every below 1 wakes",
+            "4 layers from the top, one every 1 epochs: 1 never learn in 3 epochs. task.strategy.unfreeze_every below "
+            "1 unfreezes",
         ),
     ],
 )
-def test_the_plan_says_which_layers_never_wake(output: Path, every: float, says: str) -> None:
-    from unlabeled.stages.finetune import _waking
-
-    changes = ["task.mode=gradual", f"task.wake_every={every}"]
+def test_the_plan_says_which_layers_are_never_unfrozen(output: Path, every: float, says: str) -> None:
+    changes = ["task.strategy.name=gradual", f"task.strategy.unfreeze_every={every}"]
     recipe = load(FinetuneRecipe, output / "recipe.yaml", changes)
-    found = _waking(recipe, SimpleNamespace(build=finetuning(recipe, Opened(recipe.data)).build))  # type: ignore[arg-type]
+    found = recipe.task.unfreezing(finetuning(recipe, Opened(recipe.data)).build(), 3)
     assert found.startswith(says) and ("never" in found) == ("never" in says)
 
 
@@ -163,10 +161,9 @@ def test_a_new_start_removes_them(output: Path) -> None:
 
 def test_classes_without_training_pictures_are_named() -> None:
     val = SimpleNamespace(labels=np.array([0, 2, 2, -1]), classes=("cat", "dog", "eel", "fox"))
-    recipe: Any = SimpleNamespace(data=SimpleNamespace())
     with pytest.raises(UserError, match="has pictures of 'eel', of which"):
-        Scorer(recipe, None, val, np.array([0, 1, 1]))  # type: ignore[arg-type]
-    Scorer(recipe, None, val, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]
+        Scorer(None, val, np.array([0, 1, 1]))  # type: ignore[arg-type]
+    Scorer(None, val, np.array([0, 1, 2, -1]))  # type: ignore[arg-type]
 
 
 def test_pictures_are_prepared_as_the_task_says_and_the_method_is_in_evaluation(
@@ -179,26 +176,27 @@ def test_pictures_are_prepared_as_the_task_says_and_the_method_is_in_evaluation(
         how.update(asked, training=method.training)
 
     monkeypatch.setattr(module, "extract", noted)
-    data, run = SimpleNamespace(mean=(0.5,), std=(0.5,)), SimpleNamespace(workers=0, timeout=9.0)
     accelerator: Any = SimpleNamespace(device=torch.device("cpu"), process_index=1, num_processes=2)
     view = View(size=(8, 12), interpolation="bilinear")
     for asked, used in ((None, "bilinear"), ("bicubic", "bicubic")):
-        task = ClassifyConfig(view=view, interpolation=asked, crop_pct=0.9)  # type: ignore[arg-type]
-        module.predict_all(method, method, SimpleNamespace(task=task, data=data, run=run), accelerator, None)  # type: ignore[arg-type]
+        text = "name: it\nencoder: nowhere\ndata: {name: shapes}\nrun: {workers: 0}"
+        recipe = parse(FinetuneRecipe, text).model_copy(
+            update={"task": classifying(view=view, interpolation=asked, crop_pct=0.9)}
+        )
+        predicting(recipe, accelerator)(method, method, cast("Any", None))
         assert (how["shape"], how["crop_pct"], how["interpolation"]) == ((8, 12), 0.9, used)
         assert (how["rank"], how["world"], how["training"]) == (1, 2, False) and method.training
 
 
-def test_groups_go_by_pictures_that_were_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_go_by_pictures_that_were_learnt_from() -> None:
     val: Any = SimpleNamespace(labels=np.array([0, 0, 1, 1]), classes=("cat", "dog"))
     seen = Features(torch.eye(2)[[0, 0, 0, 1]], torch.from_numpy(val.labels))
-    monkeypatch.setattr(module, "predict_all", lambda *_: seen)
     method: Any = SimpleNamespace(predict=None)
-    found = Scorer(None, None, val, np.repeat([0, 1], [101, 5]))(method)  # type: ignore[arg-type]
+    found = Scorer(lambda *_: seen, val, np.repeat([0, 1], [101, 5]))(method)  # type: ignore[arg-type]
     assert found["groups"] == {"many": {"classes": 1, "accuracy": 100.0}, "few": {"classes": 1, "accuracy": 50.0}}
 
 
-def test_a_head_is_chosen_before_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_is_chosen_before_it_is_scored() -> None:
     class Second:
         def __call__(self, method: Any) -> None:
             method.chosen = 1
@@ -209,6 +207,6 @@ def test_a_head_is_chosen_before_it_is_scored(monkeypatch: pytest.MonkeyPatch) -
     val: Any = SimpleNamespace(labels=np.array([1, 1]), classes=("cat", "dog"))
     method: Any = SimpleNamespace(chosen=0, predict=None)
     labels = torch.from_numpy(val.labels)
-    monkeypatch.setattr(module, "predict_all", lambda *_: Features(torch.eye(2)[[method.chosen] * 2], labels))
-    found = Scorer(None, None, val, np.array([0, 1]), Second())(method)  # type: ignore[arg-type]
+    predict: Any = lambda *_: Features(torch.eye(2)[[method.chosen] * 2], labels)  # noqa: E731
+    found = Scorer(predict, val, np.array([0, 1]), Second())(method)  # type: ignore[arg-type]
     assert (found["accuracy"], found["sweep"]) == (100, {"chosen": 1})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,19 @@ import torch
 from support import launch
 
 from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import IMAGENET, Preprocessing, export_encoder
 from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.opened import Opened
-from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.recipe import dump, parse
-from unlabeled.stages.finetune import FinetuneRecipe, finetuning
-from unlabeled.transfer.config import ClassifyConfig
+from unlabeled.stages.finetune import FinetuneRecipe, complete, finetuning
 from unlabeled.transfer.losses import effective_weights
-from unlabeled.transfer.start import complete, load_start
+from unlabeled.transfer.start import load_start
 
 
-def recipe(encoder: str, channels: int = 3, size: int = 16, adapt: tuple[str, ...] = (), seed: int = 0) -> Any:
-    task, data = ClassifyConfig(view=View(size=size)), SimpleNamespace(channels=channels)
-    return SimpleNamespace(encoder=encoder, task=task, data=data, adapt=adapt, seed=seed)
+def started(address: str, channels: int = 3, size: int = 16, adapt: Any = (), seed: int = 0) -> Encoder:
+    return load_start(address, (size, size), channels, adapt, seed).encoder
 
 
 @pytest.fixture
@@ -39,23 +36,23 @@ def export(tmp_path: Path) -> str:
 
 def test_channels_are_fitted_where_asked(export: str) -> None:
     with pytest.raises(UserError, match=r"sees 3 channels, the pictures have 1 .* adapt=\[channels\]"):
-        load_start(recipe(export, channels=1))
-    adapted, _ = load_start(recipe(export, channels=1, adapt=("channels",)))
-    whole, _ = load_start(recipe(export))
+        started(export, channels=1)
+    adapted = started(export, channels=1, adapt=("channels",))
+    whole = started(export)
     torch.testing.assert_close(
         adapted.vit.patch_embed.proj.weight, whole.vit.patch_embed.proj.weight.sum(1, keepdim=True)
     )
 
 
 def test_random_weights_need_no_fitting(export: str) -> None:
-    encoder, _ = load_start(recipe(f"scratch:{export}", size=24))
+    encoder = started(f"scratch:{export}", size=24)
     assert encoder.image_size == (24, 24)
 
 
 def test_random_weights_follow_from_the_seed(export: str) -> None:
     def drawn(seed: int) -> str:
         before = torch.random.get_rng_state()
-        encoder, _ = load_start(recipe(f"scratch:{export}", seed=seed))
+        encoder = started(f"scratch:{export}", seed=seed)
         assert torch.equal(before, torch.random.get_rng_state())
         torch.rand(1)
         return weights_digest(encoder.state_dict())
@@ -72,8 +69,8 @@ def test_what_a_task_says_of_pictures_reaches_samples_and_loss(export: str) -> N
         "mixing": {"mixup": 0.8},
         "effective_number": 0.9,
     }
-    for mode in ("full", "sweep"):
-        content = {"name": "it", "encoder": export, "task": {"mode": mode, "view": {"size": 16}, **task}}
+    for name in ("classify", "sweep"):
+        content = {"name": "it", "encoder": export, "task": {"name": name, "view": {"size": 16}, **task}}
         recipe = FinetuneRecipe.model_validate({"data": {"name": "shapes", "train_size": 60, "size": 16}, **content})
         training = finetuning(recipe, Opened(recipe.data))
         dataset = training.dataset
@@ -119,10 +116,10 @@ def test_what_a_recipe_says_stays(odd: str) -> None:
         finetuning(complete(other)[0], Opened(other.data))
 
 
-@pytest.mark.parametrize("mode", ["attentive", "retrain"])
-def test_heads_that_pool_by_themselves_are_left(odd: str, mode: str) -> None:
-    found, taken = complete(parse(FinetuneRecipe, f"{BARE}encoder: {odd}\ntask: {{mode: {mode}}}"))
-    assert not [change for change in taken if "pool" in change] and found.task.mode == mode
+@pytest.mark.parametrize("strategy", ["attentive", "retrain"])
+def test_heads_that_pool_by_themselves_are_left(odd: str, strategy: str) -> None:
+    found, taken = complete(parse(FinetuneRecipe, f"{BARE}encoder: {odd}\ntask: {{strategy: {{name: {strategy}}}}}"))
+    assert not [change for change in taken if "pool" in change] and found.task.way == strategy
 
 
 def test_an_encoder_of_other_channels_decides_how_pictures_are_decoded(tmp_path: Path) -> None:
@@ -145,5 +142,5 @@ def test_finetuning_goes_by_the_export_and_says_so(
 
 
 def test_official_weights_are_named_by_method(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no official weights of 'swav'. Expected one of mae, simmim, mocov3, dino"):
-        load_start(recipe("swav:weights.pth"))
+    with pytest.raises(UserError, match=r"no official weights of 'swav'. Expected one of dino, dinov2, ibot, mae"):
+        started("swav:weights.pth")

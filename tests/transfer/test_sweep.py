@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,11 +31,7 @@ from unlabeled.recipe import load
 from unlabeled.serve.deploy import network
 from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.train.optim import param_groups, set_rates
-from unlabeled.train.watch import Watching
-from unlabeled.transfer import choice as module
-from unlabeled.transfer.choice import balanced
-from unlabeled.transfer.config import ClassifyConfig
-from unlabeled.transfer.sweep import LinearSweep
+from unlabeled.transfer.tasks.sweep import Choice, Config, LinearSweep, balanced
 
 CLASSES, WIDTH = 5, 16
 COUNTS = (9, 6, 3, 2, 1)
@@ -51,8 +46,8 @@ def encoder(model: str = "vit_tiny_patch16_224") -> Encoder:
 
 
 def sweep(model: str = "vit_tiny_patch16_224", **fields: Any) -> LinearSweep:
-    settings: Any = {"mode": "sweep", "view": View(size=16), "label_smoothing": 0.1, "logit_adjustment": 0.5}
-    return LinearSweep(encoder(model), ClassifyConfig(**settings, sweep=fields), COUNTS)  # type: ignore[arg-type]
+    config = Config(view=View(size=16), label_smoothing=0.1, logit_adjustment=0.5, **fields)
+    return LinearSweep(encoder(model), config, COUNTS)
 
 
 def batches(n: int = 4) -> list[Batch]:
@@ -160,14 +155,15 @@ def test_balanced_against_a_loop() -> None:
 
 
 @pytest.mark.parametrize(("metric", "best", "score"), [("accuracy", 1, 75.0), ("balanced_accuracy", 3, 200 / 3)])
-def test_the_metric_chooses_and_of_equals_the_first(
-    monkeypatch: pytest.MonkeyPatch, metric: Any, best: int, score: float
-) -> None:
+def test_the_metric_chooses_and_of_equals_the_first(metric: str, best: int, score: float) -> None:
     labels = torch.tensor([0, 0, 0, 2])
     guesses = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 3], [0, 1, 1, 2], [1, 0, 1, 2]]).T
-    monkeypatch.setattr(module, "look", lambda *_: Features(guesses.float(), labels))
-    method, recipe = sweep(rates=(1, 2, 3, 4, 5)), SimpleNamespace(watch=Watching(every=1, metric=metric))
-    assert module.Choice(recipe, None, None)(method) == {metric: pytest.approx(score)}  # type: ignore[arg-type]
+    method = sweep(rates=(1, 2, 3, 4, 5))
+
+    def predict(*_: Any) -> Features:
+        return Features(guesses.float(), labels)
+
+    assert Choice(cast("Any", predict), cast("Any", None), metric, 0.1)(method) == {metric: pytest.approx(score)}
     assert method.chosen == best
 
 
@@ -189,7 +185,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(home: Path, output: Path, *more: str) -> int:
     sgd = "optim={name: sgd, base_lr: 3.0, weight_decay: 0.0}"
-    settings = (f"run.output={output}", "task.mode=sweep", sgd, "train.epochs=4", "data.val_size=60")
+    settings = (f"run.output={output}", "task.name=sweep", sgd, "train.epochs=4", "data.val_size=60")
     return launch("finetune", [str(home / "finetune.yaml"), *settings, *more])[0]
 
 
@@ -197,10 +193,10 @@ def run(home: Path, output: Path, *more: str) -> int:
 def test_the_best_head_is_chosen_on_what_was_held_out(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], metric: str
 ) -> None:
-    heads = "task.sweep={rates: [1.0e-6, 0.1, 1.0], pools: [cls, cls_mean], blocks: [1, 2]}"
-    assert run(home, tmp_path, heads, f"watch={{every: 5, hold_out: 0.3, metric: {metric}}}") == 0
+    heads = ("task.rates=[1.0e-6, 0.1, 1.0]", "task.pools=[cls, cls_mean]", "task.blocks=[1, 2]")
+    assert run(home, tmp_path, *heads, f"watch={{every: 5, hold_out: 0.3, metric: {metric}}}") == 0
     kinds = "cls of 1 block, cls_mean of 1 block, cls of 2 blocks, cls_mean of 2 blocks"
-    assert f"mode sweep, 12 heads: 3 rates x {kinds}" in capfd.readouterr().err
+    assert f"sweep, 12 heads: 3 rates x {kinds}" in capfd.readouterr().err
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     found = result["sweep"]
     assert len(found["heads"]) == 12 and found["on"] == "30 % of the labels, held out"
@@ -223,8 +219,8 @@ READINGS = [("vit", pool, blocks) for pool in ("cls", "mean", "cls_mean", "mean_
 def test_timm_alone_reads_the_chosen_head_as_the_card_says(
     home: Path, tmp_path: Path, kind: str, pool: str, blocks: int
 ) -> None:
-    heads = f"task.sweep={{pools: [{pool}], blocks: [{blocks}]}}"
-    assert run(home, tmp_path, heads, "task.pool=mean", f"encoder={home}/{kind}") == 0
+    heads = (f"task.pools=[{pool}]", f"task.blocks=[{blocks}]")
+    assert run(home, tmp_path, *heads, "task.pool=mean", f"encoder={home}/{kind}") == 0
     result, export = json.loads((tmp_path / "result.json").read_text(encoding="utf-8")), tmp_path / "export"
     recipe = load(FinetuneRecipe, tmp_path / "recipe.yaml", [])
     val, normalize = Opened(recipe.data).val, Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu"))
@@ -245,8 +241,8 @@ def test_timm_alone_reads_the_chosen_head_as_the_card_says(
 
 @pytest.mark.parametrize(("kind", "pool", "blocks"), [("vit", "cls_mean", 2), ("cnn", "mean_max", 1)])
 def test_a_chosen_head_becomes_a_program(home: Path, tmp_path: Path, kind: str, pool: str, blocks: int) -> None:
-    heads = f"task.sweep={{pools: [{pool}], blocks: [{blocks}]}}"
-    assert run(home, tmp_path / "run", heads, "task.pool=mean", f"encoder={home}/{kind}") == 0
+    heads = (f"task.pools=[{pool}]", f"task.blocks=[{blocks}]")
+    assert run(home, tmp_path / "run", *heads, "task.pool=mean", f"encoder={home}/{kind}") == 0
     export, out = tmp_path / "run" / "export", tmp_path / "out"
     assert main(["export", str(export), str(out)]) == 0
     images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -271,12 +267,12 @@ def _as_the_card_says(export: Path, model: Any, images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (("task.sweep.rates=[1,2]",), "trains 2 heads and must be told which pictures choose one"),
-        (("task.sweep.rates=[1,2]", "watch={every: 3, metric: nll}"), "set watch.metric=accuracy"),
-        (("task.sweep.rates=[1,2]", "watch={every: 3}", "optim.clip=1.0"), "would make 2 heads share one norm"),
-        (("task.ema=0.9",), "know no ema: set task.ema=null"),
-        (("task.pool=attention",), "expected task.pool cls or mean, found attention"),
-        (("task.sweep.blocks=[9]",), "has 3 blocks, found blocks=9"),
+        (("task.rates=[1,2]",), "trains 2 heads and must be told which pictures choose one"),
+        (("task.rates=[1,2]", "watch={every: 3, metric: nll}"), "set watch.metric=accuracy"),
+        (("task.rates=[1,2]", "watch={every: 3}", "optim.clip=1.0"), "would make 2 heads share one norm"),
+        (("task.ema=0.9",), "task.ema: unknown field"),
+        (("task.pool=attention",), "task.pool: expected one of: cls, mean, mean_max, found 'attention'"),
+        (("task.blocks=[9]",), "has 3 blocks, found blocks=9"),
     ],
 )
 def test_mistakes_are_named(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from support import classifying
 from torch import Tensor, nn
 
 from unlabeled.backbone.build import family_of
@@ -16,10 +17,9 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.pretrain.method import Batch, Progress, ViewBatch
 from unlabeled.train.optim import param_groups
-from unlabeled.transfer.build import Trained
-from unlabeled.transfer.classify import Classifier
-from unlabeled.transfer.config import ClassifyConfig
-from unlabeled.transfer.lora import ADDED, LowRankLinear
+from unlabeled.transfer.network import Trained
+from unlabeled.transfer.strategies.lora import ADDED, LowRankLinear
+from unlabeled.transfer.tasks.classify import Classifier
 
 CLASSES, DEPTH = 5, 3
 START = Progress(0, 1, 0.0, 1.0)
@@ -35,7 +35,7 @@ def encoder(model: str = "vit_tiny_patch16_224") -> Encoder:
 
 
 def classifier(model: str = "vit_tiny_patch16_224", trained: Trained | None = None, **settings: Any) -> Classifier:
-    config = ClassifyConfig(**{"view": View(size=16), **settings})
+    config = classifying(**{"view": View(size=16), **settings})
     return Classifier(encoder(model), config, [4] * CLASSES, trained)
 
 
@@ -77,7 +77,7 @@ def agrees_with_timm(model: Classifier) -> None:
 
 
 def test_attentive_probe_learns_its_pooling_and_head_alone() -> None:
-    model = classifier(mode="attentive")
+    model = classifier(strategy="attentive")
     assert model.config.pool == "attention"
     changed = stepped(model)
     assert changed and all(name.startswith(("model.attn_pool.", "model.head.")) for name in changed)
@@ -85,9 +85,9 @@ def test_attentive_probe_learns_its_pooling_and_head_alone() -> None:
     agrees_with_timm(model)
 
 
-@pytest.mark.parametrize("mode", ["frozen", "full"])
-def test_mean_and_max(mode: str) -> None:
-    model = classifier(mode=mode, pool="mean_max").eval()
+@pytest.mark.parametrize("strategy", ["frozen", "full"])
+def test_mean_and_max(strategy: str) -> None:
+    model = classifier(strategy=strategy, pool="mean_max").eval()
     tokens = model.model.forward_features(images())[:, 1:]
     pooled = (tokens.mean(1) + tokens.max(1).values) / 2
     torch.testing.assert_close(model.logits(images()), model.head(model.model.fc_norm(pooled)))
@@ -96,8 +96,8 @@ def test_mean_and_max(mode: str) -> None:
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
 def test_lora_begins_as_the_backbone_and_merges_into_it(model: str) -> None:
-    lora = classifier(model, mode="lora", pool="mean")
-    frozen = classifier(model, mode="frozen", pool="mean")
+    lora = classifier(model, strategy="lora", pool="mean")
+    frozen = classifier(model, strategy="frozen", pool="mean")
     frozen.head.load_state_dict(lora.head.state_dict())
     torch.testing.assert_close(lora.eval().logits(images()), frozen.eval().logits(images()), rtol=0, atol=0)
 
@@ -112,7 +112,7 @@ def test_lora_begins_as_the_backbone_and_merges_into_it(model: str) -> None:
 
 
 def test_lora_targets_rank_and_scale() -> None:
-    model = classifier(mode="lora", lora={"rank": 2, "alpha": 6.0, "targets": ["qkv"]})
+    model = classifier(strategy="lora", rank=2, alpha=6.0, targets=("qkv",))
     layers = [layer for layer in model.modules() if isinstance(layer, LowRankLinear)]
     assert len(layers) == DEPTH and layers[0].lora_down.shape == (2, 16)
     nn.init.normal_(layers[0].lora_up)
@@ -123,17 +123,17 @@ def test_lora_targets_rank_and_scale() -> None:
 
 
 def test_a_rank_beyond_a_full_matrix_is_refused() -> None:
-    with pytest.raises(UserError, match=r"task\.lora\.rank is 17, but qkv maps 16 to 48 .* at most 16"):
-        classifier(mode="lora", lora={"rank": 17})
-    classifier(mode="lora", lora={"rank": 16})
+    with pytest.raises(UserError, match=r"task\.strategy\.rank is 17, but qkv maps 16 to 48 .* at most 16"):
+        classifier(strategy="lora", rank=17)
+    classifier(strategy="lora", rank=16)
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"mode": "lora", "pool": "mean"}, "the CNN 'test_resnet' has none"),
-        ({"mode": "attentive"}, "attention"),
-        ({"mode": "full", "pool": "cls"}, "no class token"),
+        ({"strategy": "lora", "pool": "mean"}, "the CNN 'test_resnet' has none"),
+        ({"strategy": "attentive"}, "attention"),
+        ({"strategy": "full", "pool": "cls"}, "no class token"),
     ],
 )
 def test_what_a_cnn_does_not_have_is_refused(settings: dict[str, Any], says: str) -> None:
@@ -144,17 +144,17 @@ def test_what_a_cnn_does_not_have_is_refused(settings: dict[str, Any], says: str
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"mode": "attentive", "pool": "mean"}, "attentive pools by attention: leave pool out, found mean"),
+        ({"strategy": "attentive", "pool": "mean"}, "attentive pools by attention: leave pool out, found mean"),
         ({"shots": 2, "fraction": 0.5}, r"expected shots or a fraction, found both \(2, 0.5\)"),
     ],
 )
 def test_what_contradicts_itself_is_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        ClassifyConfig(**settings)
+        classifying(**settings)
 
 
 def test_gradual_wakes_one_block_after_another() -> None:
-    settings: dict[str, Any] = {"mode": "gradual", "pool": "mean", "wake_every": 2.0}
+    settings: dict[str, Any] = {"strategy": "gradual", "pool": "mean", "unfreeze_every": 2.0}
     for epoch, blocks, embeddings in (
         (0.0, 0, False),
         (1.9, 0, False),
@@ -170,11 +170,11 @@ def test_gradual_wakes_one_block_after_another() -> None:
 
 
 def test_running_statistics_of_sleeping_layers_stay() -> None:
-    model = classifier("test_resnet", mode="gradual", pool="mean")
+    model = classifier("test_resnet", strategy="gradual", pool="mean")
     top = max(model.layers.values())
     statistics = {name for name, _ in model.named_buffers() if name.endswith("running_mean")}
     for epoch in (0.0, 1.0, float(top)):
-        changed = stepped(classifier("test_resnet", mode="gradual", pool="mean"), 1, epoch)
+        changed = stepped(classifier("test_resnet", strategy="gradual", pool="mean"), 1, epoch)
         awake = {name for name in statistics if top - depth_of(model, name) <= epoch}
         assert statistics & changed == awake, epoch
     assert awake == statistics
@@ -185,13 +185,13 @@ def depth_of(model: Classifier, buffer: str) -> int:
 
 
 def test_frozen_running_statistics_stay() -> None:
-    changed = stepped(classifier("test_resnet", mode="frozen", pool="mean"))
+    changed = stepped(classifier("test_resnet", strategy="frozen", pool="mean"))
     assert changed and all(name.startswith("model.fc.") for name in changed)
 
 
-@pytest.mark.parametrize("mode", ["full", "linear", "lora"])
-def test_averaged_weights_are_scored_and_exported(mode: str) -> None:
-    model = classifier(mode=mode, ema=0.9)
+@pytest.mark.parametrize("strategy", ["full", "linear", "lora"])
+def test_averaged_weights_are_scored_and_exported(strategy: str) -> None:
+    model = classifier(strategy=strategy, ema=0.9)
     assert model.average is not None
     expected = {name: p.clone() for name, p in model.model.named_parameters()}
     for _ in range(3):
@@ -207,7 +207,7 @@ def test_averaged_weights_are_scored_and_exported(mode: str) -> None:
 
 
 def test_averaged_weights_take_running_statistics() -> None:
-    model = classifier("test_resnet", mode="full", pool="mean", ema=0.9)
+    model = classifier("test_resnet", strategy="full", pool="mean", ema=0.9)
     stepped(model, 1)
     assert model.average is not None
     for own, source in zip(model.average.buffers(), model.model.buffers(), strict=True):
@@ -216,10 +216,10 @@ def test_averaged_weights_take_running_statistics() -> None:
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "test_resnet", "beit_base_patch16_224"])
 def test_retraining_replaces_the_head_and_nothing_else(model: str) -> None:
-    first = classifier(model, mode="full", pool="mean")
+    first = classifier(model, strategy="full", pool="mean")
     stepped(first)
     trained = Trained(first.arguments, first.exported())
-    second = classifier(model, trained, mode="retrain", pool="mean")
+    second = classifier(model, trained, strategy="retrain")
     assert Classifier(encoder(model), second.config, [4] * 7, trained).head.out_features == 7
     assert isinstance(second.model.get_classifier(), nn.Linear)
     changed = stepped(second)

@@ -67,7 +67,7 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     if weights and config["num_classes"]:
         raise UserError(
             f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from, or give it "
-            "another head with task.mode=retrain."
+            "another head with task.strategy.name=retrain."
         )
     return _build(config["architecture"], arguments, weights, image_size, channels)
 
@@ -92,7 +92,7 @@ def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]
     config = read_config(folder)
     if not config["num_classes"]:
         raise UserError(
-            f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.mode."
+            f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.strategy.name."
         )
     arguments = _arguments(config)
     weights = read_weights(folder / "model.safetensors")
@@ -193,6 +193,15 @@ def _build(
     check_fits(encoder.vit, weights)
     encoder.vit.load_state_dict(weights)
     return encoder
+
+
+def fitted(encoder: Encoder, shape: Grid, channels: int) -> Encoder:
+    """An encoder built for images of another size (height, width), pixels, or number of channels, see `adapt`.
+
+    Raises:
+        UserError: other channels than RGB's are to be fitted.
+    """
+    return _build(encoder.model, encoder.arguments, dict(encoder.vit.state_dict()), shape, channels)
 
 
 def _from_timm(name: str, image_size: int | Grid | None, channels: int | None, pretrained: bool) -> Encoder:

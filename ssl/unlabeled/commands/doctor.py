@@ -32,11 +32,10 @@ from unlabeled.progress import task
 from unlabeled.report import as_json, terminal
 from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.stages import load_any
-from unlabeled.stages.finetune import FinetuneRecipe, finetuning
+from unlabeled.stages.finetune import FinetuneRecipe, complete, finetuning
 from unlabeled.stages.pretrain import pretraining
 from unlabeled.text import one_line
 from unlabeled.train.job import Training
-from unlabeled.transfer.start import complete
 
 T = TypeVar("T")
 

@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 BASELINES = ("majority", "pixels", "untrained")
 PROBES = ("knn", "linear")
 TUNED: dict[str, dict[str, Any]] = {
-    "attentive": {"task": {"mode": "attentive"}, "optim": {"base_lr": 1e-3, "weight_decay": 0.01}},
-    "lora": {"task": {"mode": "lora"}, "optim": {"base_lr": 2e-3, "weight_decay": 0.01}},
+    "attentive": {"task": {"strategy": {"name": "attentive"}}, "optim": {"base_lr": 1e-3, "weight_decay": 0.01}},
+    "lora": {"task": {"strategy": {"name": "lora"}}, "optim": {"base_lr": 2e-3, "weight_decay": 0.01}},
     "layer_decay": {
-        "task": {"mode": "differential_lr", "layer_decay": 0.75, "drop_path": 0.1},
+        "task": {"strategy": {"name": "differential", "layer_decay": 0.75, "drop_path": 0.1}},
         "optim": {"base_lr": 1e-3, "weight_decay": 0.05},
     },
-    "scratch": {"task": {"mode": "full", "drop_path": 0.1}, "optim": {"base_lr": 1e-3, "weight_decay": 0.05}},
+    "scratch": {
+        "task": {"strategy": {"name": "full", "drop_path": 0.1}},
+        "optim": {"base_lr": 1e-3, "weight_decay": 0.05},
+    },
 }
 WAYS = (*PROBES, *TUNED)
 RUNGS = (*BASELINES, *WAYS)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from unlabeled.errors import UserError
 from unlabeled.launch.extend import obstacles
 from unlabeled.manifest import Damaged, parse_json, read_file, read_manifest
-from unlabeled.recipe import differences, format_differences
+from unlabeled.recipe import differences, format_differences, updated
 
 if TYPE_CHECKING:
     from unlabeled.train.engine import Engine
@@ -82,7 +82,7 @@ def _make_longer(engine: Engine, epochs: float) -> None:
 
 def _before(engine: Engine, job: Job, saved: dict[str, Any]) -> Any:
     try:
-        return type(job.recipe).model_validate(saved["recipe"])
+        return type(job.recipe).model_validate(updated(saved["recipe"]))
     except ValidationError as error:
         raise UserError(
             f"{engine.output} holds a run of another program, or of another version of this one. {ADVICE}"

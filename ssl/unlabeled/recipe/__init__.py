@@ -17,6 +17,7 @@ from unlabeled.recipe.draft import Draft
 from unlabeled.recipe.faults import RecipeError, report, suggest
 from unlabeled.recipe.help import describe
 from unlabeled.recipe.reader import MAX_DEPTH
+from unlabeled.recipe.renamed import updated
 from unlabeled.recipe.writer import dump
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "format_differences",
     "load",
     "parse",
+    "updated",
 ]
 
 R = TypeVar("R", bound=BaseModel)
@@ -61,6 +63,7 @@ def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str 
     draft = Draft(text)
     for override in overrides:
         draft.override(override)
+    draft.rename()
     draft.drop_old_variants(schema)
     recipe = draft.validate(schema) if draft.readable else None
     if draft.faults:

@@ -11,8 +11,9 @@ from pydantic_core import ErrorDetails
 
 from unlabeled.recipe.explain import complaint, follow, missing, telling
 from unlabeled.recipe.faults import COMMAND_LINE, WHOLE_FILE, Fault, Place, dotted, look_up, show
-from unlabeled.recipe.kinds import Kind, kind_at, tagged, takes_text
+from unlabeled.recipe.kinds import Kind, default_of, kind_at, tagged, takes_text
 from unlabeled.recipe.reader import REFUSED, Reader, Unreadable, resolve
+from unlabeled.recipe.renamed import moves, say
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -29,7 +30,7 @@ class Draft:
         self.data: dict[str, Any] = {}
         self.lines, self.faults, self.refused = reader.lines, reader.faults, reader.refused
         self.typed: dict[Place, str] = {}
-        self.switched: dict[Place, str] = {}
+        self.switched: dict[Place, str | None] = {}
         self.readable = False
         try:
             data = reader.read()
@@ -38,6 +39,7 @@ class Draft:
             return
         if isinstance(data, dict):
             self.data, self.readable = data, True
+            self.rename()
         elif data is not REFUSED:
             line = self.lines[()]
             self.faults.append(Fault((), f"expected a mapping of fields, found {show(data)}", line))
@@ -57,11 +59,37 @@ class Draft:
             self.faults.append(Fault(tuple(names), str(error.args[0]), COMMAND_LINE))
             return
         self.forget(place)
-        self.lines[place], self.typed[place] = COMMAND_LINE, text.strip()
+        self.put(place, self.value(text.strip(), place), COMMAND_LINE)
+        self.typed[place] = text.strip()
+
+    def put(self, place: Place, value: Any, line: int) -> None:
+        """Set a place in a section that is there, and note which kind the section was of."""
+        self.lines[place] = line
         before = look_up(self.data, place)
-        if place[-1] == "name" and isinstance(before, str):
+        if place[-1] == "name" and line == COMMAND_LINE and isinstance(before, str | None):
             self.switched.setdefault(place[:-1], before)
-        look_up(self.data, place[:-1])[place[-1]] = self.value(text.strip(), place)
+        look_up(self.data, place[:-1])[place[-1]] = value
+
+    def rename(self) -> None:
+        """Take what stands under an old name to its new place."""
+        for old, new, value, note in moves(self.data):
+            if new is None:
+                self.forget(old)
+                del look_up(self.data, old[:-1])[old[-1]]
+                continue
+            line = self.line(old)
+            if line != COMMAND_LINE and look_up(self.data, new) is not None:
+                self.faults.append(Fault(old, f"is now {dotted(new)}, which is there too. Remove one of them", line))
+                continue
+            place = self.make_way([str(name) for name in new], line)
+            self.forget(place)
+            self.put(place, value, line)
+            self.lines |= {place + spot[len(old) :]: n for spot, n in self.lines.items() if spot[: len(old)] == old}
+            self.refused |= {place + spot[len(old) :] for spot in self.refused if spot[: len(old)] == old}
+            if old in self.typed:
+                self.typed[place] = self.typed[old]
+            if note:
+                say(note)
 
     def value(self, text: str, place: Place) -> Any:
         """What an override sets `place` to."""
@@ -79,10 +107,11 @@ class Draft:
     def drop_old_variants(self, schema: type[BaseModel]) -> None:
         """Where the command line gave a section another `name`, drop the file's fields that only the old one has."""
         for place, name in sorted(self.switched.items(), key=lambda item: len(item[0])):
-            section, variants = look_up(self.data, place), tagged(kind_at(schema, place, self.data))
-            if not (isinstance(section, dict) and name in variants and section.get("name") in variants):
+            section, kind = look_up(self.data, place), kind_at(schema, place, self.data)
+            variants, before = tagged(kind), name or default_of(kind)
+            if not (isinstance(section, dict) and before in variants and section.get("name") in variants):
                 continue
-            gone = variants[name].model_fields.keys() - variants[section["name"]].model_fields.keys()
+            gone = variants[before].model_fields.keys() - variants[section["name"]].model_fields.keys()
             for field in gone & section.keys():
                 if not self.by_command(*place, field):
                     del section[field]
@@ -92,14 +121,14 @@ class Draft:
         """Whether the command line set a place or anything in it."""
         return any(line == COMMAND_LINE and spot[: len(place)] == place for spot, line in self.lines.items())
 
-    def make_way(self, names: list[str]) -> Place:
+    def make_way(self, names: list[str], line: int = COMMAND_LINE) -> Place:
         """The place that `names` point to, with the mappings that lead there. Raises LookupError."""
         node: Any = self.data
         place: Place = ()
         for name in names:
             if node is None:
                 node = look_up(self.data, place[:-1])[place[-1]] = {}
-                self.lines.setdefault(place, COMMAND_LINE)
+                self.lines.setdefault(place, line)
             place = (*place, _key(node, name, place))
             node = node.get(name) if isinstance(node, dict) else node[place[-1]]
         return place
@@ -149,6 +178,10 @@ class Draft:
             place, kind = (*place, "name"), Kind(Literal[tuple(tagged(kind))], ())
             found = found.get("name")
         hint = self.quoting(place, found, owner) if takes_text(kind) else ""
+        if reason == "extra_forbidden":
+            section = tagged(kind_at(schema, place[:-1], self.data))
+            having = [name for name, model in section.items() if place[-1] in model.model_fields]
+            hint = f". {', '.join(having)} {'have' if len(having) > 1 else 'has'} it" if having else ""
         yield Fault(place, complaint(error, kind, found, owner) + hint, self.line(place))
 
     def quoting(self, place: Place, found: object, owner: type[BaseModel] | None) -> str:

@@ -20,10 +20,16 @@ class Kind(NamedTuple):
     rules: tuple[Any, ...]
 
 
+class Default(NamedTuple):
+    """The kind of a section that does not say its name; None = it must."""
+
+    kind: str | None
+
+
 def unwrap(annotation: Any, rules: tuple[Any, ...] = ()) -> Kind:
     """Take `Annotated` off, collecting its bounds behind `rules`; a choice between files is the union of its kinds."""
     if choice := next((rule for rule in rules if isinstance(rule, ByFile)), None):
-        rest = tuple(rule for rule in rules if rule is not choice)
+        rest = tuple(Default(choice.default) if rule is choice else rule for rule in rules)
         return Kind(Union[tuple(choice.kinds().values())], rest)  # noqa: UP007 - made at run time
     if get_origin(annotation) is not Annotated:
         return Kind(annotation, rules)
@@ -57,6 +63,11 @@ def tagged(kind: Kind) -> dict[str, type[BaseModel]]:
     return {str(model.model_fields["name"].default): model for model in models}
 
 
+def default_of(kind: Kind) -> str | None:
+    """The name of the kind that a section is of where it does not say."""
+    return next((rule.kind for rule in kind.rules if isinstance(rule, Default)), None)
+
+
 def inner_kind(kind: Kind, key: str | int) -> Kind:
     """The kind of a field or an element."""
     if is_model(kind):
@@ -78,7 +89,7 @@ def kind_at(schema: type[BaseModel], place: tuple[str | int, ...], data: Any) ->
 
 def _chosen(kind: Kind, value: Any) -> Kind:
     """Of a union the member that a mapping means."""
-    name = value.get("name") if isinstance(value, dict) else None
+    name = value.get("name", default_of(kind)) if isinstance(value, dict) else None
     if isinstance(name, str) and name in (tags := tagged(kind)):
         return Kind(tags[name], ())
     models = [member for member in members_of(kind) if is_model(member)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import NamedTuple
 
-from unlabeled.recipe import dump
 from unlabeled.text import code, markdown
 
 PACKAGES = ("unlabeled", "torch", "torchvision", "timm", "accelerate", "numpy")
@@ -17,55 +17,80 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
-def pretrain_card(recipe: Any, engine: Any) -> str:
-    """The card of a pretrained encoder."""
-    scores = "\n".join(f"- {name}: {value:.2f} %" for name, value in engine.evaluated.items()) or "- not evaluated"
-    pictures = len(engine.job.dataset.source)
-    body = f"Pretrained without labels on {pictures:,} pictures.\n\n## Evaluation (frozen)\n\n{scores}"
-    return _card(recipe, engine, f"{recipe.name}: {recipe.method.name} encoder", body, "num_classes=0")
+class Made(NamedTuple):
+    """How an export was made, for its card.
+
+    Attributes:
+        name: of the run.
+        recipe: its YAML.
+        pictures: how many were learnt from.
+        fingerprint: of those.
+        steps, skipped, bad: steps taken, steps skipped, pictures that could not be read.
+        encoder: the address that fine-tuning started from.
+        way: the name of its strategy, or of its task.
+        classes: names, by number.
+        order: the file that orders them; None = nobody did.
+        accuracy: percent.
+        scored: how many pictures that is of.
+    """
+
+    name: str
+    recipe: str
+    pictures: int
+    fingerprint: str
+    steps: int
+    skipped: int
+    bad: int
+    encoder: str = ""
+    way: str = ""
+    classes: Sequence[str] = ()
+    order: str | None = None
+    accuracy: float = 0.0
+    scored: int = 0
 
 
-def head_card(recipe: Any, engine: Any, result: dict[str, Any], pool: str, blocks: int, reading: str) -> str:
+def pretrain_card(made: Made, method: str, evaluated: Mapping[str, float]) -> str:
+    """The card of a pretrained encoder, with the name of its method and its scores in percent."""
+    scores = "\n".join(f"- {name}: {value:.2f} %" for name, value in evaluated.items()) or "- not evaluated"
+    body = f"Pretrained without labels on {made.pictures:,} pictures.\n\n## Evaluation (frozen)\n\n{scores}"
+    return _card(made, f"{method} encoder", body, "num_classes=0")
+
+
+def head_card(made: Made, pool: str, blocks: int, reading: str) -> str:
     """The card of a backbone with a linear head on features of several blocks; `reading` is Python that makes them."""
-    source = engine.job.dataset.source
     body = (
-        f"A frozen backbone, {code(recipe.encoder)}, and a linear head on {pool} of {blocks} block(s), trained on "
-        f"{len(source):,} labelled pictures.\n\n```python\nimport torch\nfrom safetensors.torch import load_file\n"
+        f"A frozen backbone, {code(made.encoder)}, and a linear head on {pool} of {blocks} block(s), trained on "
+        f"{made.pictures:,} labelled pictures.\n\n```python\nimport torch\nfrom safetensors.torch import load_file\n"
         f"head = load_file('THIS_FOLDER/heads.safetensors')\nmodel.eval()\n{reading}\n"
         f"logits = features @ head['weight'].T + head['bias']\n```\n\n"
-        f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures"
     )
-    title = f"{recipe.name}: linear head of {len(source.classes)} classes"
-    return _card(recipe, engine, title, body + _classes(recipe), "")
+    return _card(made, f"linear head of {len(made.classes)} classes", body + _scored(made), "")
 
 
-def classifier_card(recipe: Any, engine: Any, result: dict[str, Any]) -> str:
+def classifier_card(made: Made) -> str:
     """The card of a fine-tuned classifier."""
-    source = engine.job.dataset.source
-    body = (
-        f"Fine-tuned ({recipe.task.mode}) from {code(recipe.encoder)} on {len(source):,} labelled pictures.\n\n"
-        f"## Evaluation\n\n- accuracy: {result['accuracy']:.2f} % on {result['pictures']:,} pictures"
-    )
-    title = f"{recipe.name}: classifier of {len(source.classes)} classes"
-    return _card(recipe, engine, title, body + _classes(recipe), "")
+    body = f"Fine-tuned ({made.way}) from {code(made.encoder)} on {made.pictures:,} labelled pictures.\n\n"
+    return _card(made, f"classifier of {len(made.classes)} classes", body + _scored(made), "")
 
 
-def _classes(recipe: Any) -> str:
-    """How classes are numbered."""
+def _scored(made: Made) -> str:
+    """The score, and how classes are numbered."""
     rule = "the natural order of their names (2 before 10), or the data set's own"
-    if recipe.data.classes is not None:
-        rule = f"the order of `{recipe.data.classes}`"
-    return f"\n\n## Classes\n\n`label_names` in config.json has them by number: {rule}."
+    if made.order is not None:
+        rule = f"the order of `{made.order}`"
+    return (
+        f"## Evaluation\n\n- accuracy: {made.accuracy:.2f} % on {made.scored:,} pictures\n\n## Classes\n\n"
+        f"`label_names` in config.json has them by number: {rule}."
+    )
 
 
-def _card(recipe: Any, engine: Any, title: str, body: str, arguments: str) -> str:
+def _card(made: Made, title: str, body: str, arguments: str) -> str:
     made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
     call = ", ".join(filter(None, ["'local-dir:THIS_FOLDER'", "pretrained=True", arguments]))
     return (
-        f"# {markdown(title)}\n\n```python\nimport timm\nmodel = timm.create_model({call})\n```\n\n{body}\n\n"
-        f"## Made with\n\n- {made_with}\n- pictures: fingerprint {engine.job.facts['pictures']}\n"
-        f"- {engine.step:,} steps, {engine.skipped} skipped, {len(engine.bad.keys)} bad pictures\n\n"
-        f"```yaml\n{dump(recipe)}```\n"
+        f"# {markdown(f'{made.name}: {title}')}\n\n```python\nimport timm\nmodel = timm.create_model({call})\n```\n\n"
+        f"{body}\n\n## Made with\n\n- {made_with}\n- pictures: fingerprint {made.fingerprint}\n"
+        f"- {made.steps:,} steps, {made.skipped} skipped, {made.bad} bad pictures\n\n```yaml\n{made.recipe}```\n"
     )
 
 

@@ -78,7 +78,7 @@ def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     protocol, spent = result["protocol"], result["cost"]
     yield "protocol", f"{protocol['name']} {protocol['version']}"
     yield "backbone", str(protocol["encoder"])
-    yield "mode", str(protocol["task"]["mode"])
+    yield "strategy", str(protocol["task"].get("strategy", protocol["task"])["name"])
     if "sweep" in result:
         head, heads, on = (result["sweep"][name] for name in ("chosen", "heads", "on"))
         blocks = f"{head['blocks']} block{'s' * (head['blocks'] > 1)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlabeled.errors import UserError
-from unlabeled.recipe import flat
+from unlabeled.recipe import flat, updated
 from unlabeled.report.document import Document, Part, Table, Text
 from unlabeled.report.intervals import estimate, repeated, student
 
@@ -120,6 +120,7 @@ def read_run(path: Path, is_free: Callable[[str], bool]) -> Finished:
         )
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
+        result["protocol"] |= updated({"task": result["protocol"]["task"]})
         _ = result["seeds"], result["interval"], result["groups"]
         return Finished(str(path), result, _settings(result["protocol"], is_free))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

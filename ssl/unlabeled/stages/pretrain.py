@@ -22,7 +22,8 @@ from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig
 from unlabeled.pretrain.rescale import Rescaled, Setting, check_epochs, rescale
 from unlabeled.processes import on_main
 from unlabeled.progress import duration
-from unlabeled.report.card import pretrain_card
+from unlabeled.recipe import dump
+from unlabeled.report.card import Made, pretrain_card
 from unlabeled.train.engine import Engine
 from unlabeled.train.heads import load_method, split_heads
 from unlabeled.train.job import Evaluate, Job, Training
@@ -108,7 +109,9 @@ class Pretrain:
         encoder, heads = split_heads(method)
         how = recipe.evaluate or Evaluation()
         prepared = Preprocessing.of(recipe.data, how.crop_pct, how.interpolation, how.pool or method.pooling())
-        card = pretrain_card(recipe, engine)
+        source = engine.job.dataset.source
+        counts = (len(source), engine.job.facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
+        card = pretrain_card(Made(recipe.name, dump(recipe), *counts), recipe.method.name, engine.evaluated)
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
         return [
             f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "

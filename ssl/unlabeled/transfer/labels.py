@@ -1,9 +1,9 @@
-"""The labelled pictures of a fine-tuning: which are learnt from, which are watched, which are scored."""
+"""The labelled images of a fine-tuning: those to learn from, to watch and to score."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,9 @@ class Labelled(NamedTuple):
     """Three sources that number classes alike.
 
     Attributes:
-        train: learnt from.
-        watched: the score is taken on these while it trains; None = nothing is watched.
-        test: the result is taken on these.
+        train: to learn from.
+        watched: to score while it trains; None = nothing is watched.
+        test: to take the result on.
     """
 
     train: Source
@@ -29,8 +29,27 @@ class Labelled(NamedTuple):
     test: Source
 
 
-def labelled(recipe: Any, data: Opened) -> Labelled:
-    """The pictures of a recipe for finetune.py.
+class Amount(NamedTuple):
+    """How many labels to use.
+
+    Attributes:
+        fraction: share of every class.
+        shots: images of every class, instead of a share; None = a share.
+        long_tail: how many times rarer the last class is made; None = none is.
+        seed: which labels those are.
+        hold_out: share of them that is kept from training to be watched; 0 = the test images are watched, None =
+            nothing is.
+    """
+
+    fraction: float = 1.0
+    shots: int | None = None
+    long_tail: float | None = None
+    seed: int = 0
+    hold_out: float | None = None
+
+
+def labelled(data: Opened, amount: Amount) -> Labelled:
+    """The labelled images of a `data:` section.
 
     Raises:
         UserError: labels are missing or do not match, or there are fewer than asked for.
@@ -50,32 +69,32 @@ def labelled(recipe: Any, data: Opened) -> Labelled:
         )
     test = data.val
     data.check_apart(source, test)
-    rows = chosen(source.labels, recipe.task, source.classes)
+    rows = chosen(source.labels, amount, source.classes)
     _refuse_empty(source, rows)
-    if recipe.watch is None:
+    if amount.hold_out is None:
         return Labelled(Part(source, rows), None, test)
-    if not recipe.watch.hold_out:
+    if not amount.hold_out:
         return Labelled(Part(source, rows), test, test)
-    held = held_out(source.labels[rows], recipe.watch.hold_out, recipe.task.fraction_seed)
+    held = held_out(source.labels[rows], amount.hold_out, amount.seed)
     return Labelled(Part(source, np.delete(rows, held)), Part(source, rows[held]), test)
 
 
-def chosen(labels: np.ndarray, task: Any, names: Sequence[str] = ()) -> np.ndarray:
-    """Rows of the labels [n] that a task may use, ascending: first made unbalanced, then a share or a few of each.
+def chosen(labels: np.ndarray, amount: Amount, names: Sequence[str] = ()) -> np.ndarray:
+    """Rows of the labels [n] to use, ascending: first made unbalanced, then a share or a few of each.
 
     Raises:
         UserError: a class, which `names` name, has fewer than asked for.
     """
     rows = np.flatnonzero(labels >= 0)
-    if task.long_tail is not None:
-        rows = rows[exponential(labels[rows], task.long_tail, task.fraction_seed)]
-    if task.shots is not None:
-        return rows[few_shot(labels[rows], task.shots, task.fraction_seed, names)]
-    return rows[stratified(labels[rows], task.fraction, task.fraction_seed, names=names)]
+    if amount.long_tail is not None:
+        rows = rows[exponential(labels[rows], amount.long_tail, amount.seed)]
+    if amount.shots is not None:
+        return rows[few_shot(labels[rows], amount.shots, amount.seed, names)]
+    return rows[stratified(labels[rows], amount.fraction, amount.seed, names=names)]
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Rows of the labels [n] to keep from training: a share of every class that has two pictures or more."""
+    """Rows of the labels [n] to keep from training: a share of every class with at least two images."""
     several = mask_singletons(labels)
     if (several < 0).all():
         raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,20 +43,27 @@ class Objective(nn.Module):
     """Cross-entropy of logits and soft targets.
 
     Args:
-        config: `logit_adjustment`, `effective_number` and `flood` are read.
-        counts: training pictures of each class.
+        counts: training images of each class.
+        effective_number: beta of the classes' weights; None = all alike.
+        logit_adjustment: factor on the log frequencies that are added to the logits.
+        flood: level below which the loss is raised again; None = none.
     """
 
     log_prior: Tensor
     weight: Tensor
 
-    def __init__(self, config: Any, counts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        counts: Sequence[int],
+        effective_number: float | None = None,
+        logit_adjustment: float = 0.0,
+        flood: float | None = None,
+    ) -> None:
         super().__init__()
-        found = torch.tensor(counts, dtype=torch.float64)
-        beta = config.effective_number
+        found, beta = torch.tensor(counts, dtype=torch.float64), effective_number
         weight = torch.ones(len(counts)) if beta is None else effective_weights(found, beta)
-        log_prior = config.logit_adjustment * (found / found.sum()).log()
-        self.level = config.flood
+        log_prior = logit_adjustment * (found / found.sum()).log()
+        self.level = flood
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("log_prior", log_prior.float(), persistent=False)
 

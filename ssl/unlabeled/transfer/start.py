@@ -1,104 +1,138 @@
-"""What fine-tuning starts from: a backbone, or a classifier that is to get another head; fitted only where asked."""
+"""The weights that fine-tuning starts from: an encoder's, or a classifier's that is to get another head."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing
-from unlabeled.backbone.weights import load_classifier, load_encoder, preprocessing_of
+from unlabeled.backbone.weights import fitted, load_classifier, load_encoder, preprocessing_of, weights_digest
+from unlabeled.data.source import SourceConfig
 from unlabeled.errors import UserError
-from unlabeled.recipe import dump, parse
-from unlabeled.transfer.build import Trained
+from unlabeled.transfer.network import Trained
+from unlabeled.transfer.task import TaskConfig
+
+Adapt = Sequence[Literal["size", "channels"]]
 
 
-def complete(recipe: Any) -> tuple[Any, list[str]]:
-    """A recipe whose encoder decides what it does not say of pictures: size, crop, pooling, interpolation and
-    normalisation. Also those fields, as `a.b=value`.
+class Start(NamedTuple):
+    """What fine-tuning starts from.
+
+    Attributes:
+        encoder: the backbone at the size of its images; of a classifier with random weights.
+        trained: the classifier, where it starts from one.
+        digest: of the weights; None where they are random.
+    """
+
+    encoder: Encoder
+    trained: Trained | None
+    digest: str | None
+
+
+def of_the_encoder(address: str, data: SourceConfig, task: TaskConfig, adapt: Adapt) -> dict[str, Any]:
+    """Fields that a recipe may leave to its encoder, by path: size, crop, pooling, interpolation and normalisation.
+
+    Args:
+        address: of the encoder.
+        data, task, adapt: sections of the recipe.
 
     Raises:
-        UserError: there is no such encoder, or what it says does not fit the rest.
+        UserError: there is no such encoder.
     """
-    wanted = _of_the_encoder(recipe, preprocessing_of(recipe.encoder))
-    taken = [f"{path}={json.dumps(value)}" for path, value in wanted.items() if not is_said(recipe, path)]
-    if not taken:
-        return recipe, []
-    return parse(type(recipe), dump(recipe), taken, where=f"as {recipe.encoder} was trained"), taken
-
-
-def _of_the_encoder(recipe: Any, how: Preprocessing) -> dict[str, Any]:
-    """Fields of a recipe, by path, as the encoder has them; none where the recipe is about to change them."""
-    task = recipe.task
+    how = preprocessing_of(address)
     wanted: dict[str, Any] = {"task.crop_pct": how.crop_pct}
     if how.size is not None:
         wanted["task.view.size"] = list(how.size)
-    if not is_said(recipe, "task.view.interpolation"):
+    if not is_said(task, "view.interpolation"):
         wanted["task.interpolation"] = how.interpolation
-    # an attentive head pools by itself, a classifier as it was trained, and no classifier reads both kinds of tokens
-    if how.pool not in (None, "cls_mean") and task.mode not in ("attentive", "retrain"):
+    if how.pool not in (None, "cls_mean") and not task.own_pooling:  # no classifier reads both kinds of tokens
         wanted["task.pool"] = how.pool
-    alike = len(how.mean) == recipe.data.channels or "channels" not in recipe.adapt
-    if alike and not is_said(recipe, "data.mean") and not is_said(recipe, "data.std"):
+    alike = len(how.mean) == data.channels or "channels" not in adapt
+    if alike and not data.model_fields_set & {"mean", "std"}:
         wanted |= {"data.mean": list(how.mean), "data.std": list(how.std)}
-    if "value_range" in type(recipe.data).model_fields and how.value_range is not None:
+    if "value_range" in type(data).model_fields and how.value_range is not None:
         wanted["data.value_range"] = list(how.value_range)
     return wanted
 
 
-def is_said(recipe: BaseModel, path: str) -> bool:
-    """Whether a recipe has a field of its own accord, and not by default."""
-    section: Any = recipe
+def is_said(section: BaseModel, path: str) -> bool:
+    """Whether a section sets a field, by its path within, itself and not by default."""
+    value: Any = section
     for name in path.split("."):
-        if name not in section.model_fields_set:
+        if name not in value.model_fields_set:
             return False
-        section = getattr(section, name)
+        value = getattr(value, name)
     return True
 
 
-def load_start(recipe: Any) -> tuple[Encoder, Trained | None]:
-    """The encoder of a recipe at the size of its view; for `retrain` also the classifier that it came with.
+def load_start(
+    address: str, shape: tuple[int, int], channels: int, adapt: Adapt, seed: int, classifier: bool = False
+) -> Start:
+    """Load an encoder and fit it to the images; or a classifier, whose weights stay as they are.
+
+    Args:
+        address: of either.
+        shape: (height, width) of the images, pixels.
+        channels: of the images.
+        adapt: what may be fitted.
+        seed: of weights that are random.
+        classifier: whether the address is that of a classifier.
 
     Raises:
-        UserError: there is none, it is of the wrong kind, or of another size or number of channels than the pictures
-            and the recipe does not say to adapt it.
+        UserError: there is none, it is of the wrong kind, or it must be fitted in a way that `adapt` does not name.
     """
-    with torch.random.fork_rng(devices=()):  # weights that are random follow from the seed
-        torch.manual_seed(recipe.seed)
-        return _load(recipe)
+    random = address.startswith("scratch:")
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        if classifier:
+            encoder, arguments, weights = load_classifier(address)
+            check_fits(encoder, shape, channels, adapt)
+            trained = Trained({**arguments, "img_size": list(shape), "in_chans": channels}, weights)
+            return Start(encoder, trained, None if random else weights_digest(weights))
+        encoder = load_encoder(address)
+        if encoder.image_size != shape or encoder.channels != channels:
+            if random:
+                encoder = load_encoder(address, shape, channels)
+            else:
+                check_fits(encoder, shape, channels, adapt)
+                encoder = fitted(encoder, shape, channels)
+    return Start(encoder, None, None if random else weights_digest(encoder.state_dict()))
 
 
-def _load(recipe: Any) -> tuple[Encoder, Trained | None]:
-    shape, channels = recipe.task.view.shape, recipe.data.channels
-    if recipe.task.mode == "retrain":
-        encoder, arguments, weights = load_classifier(recipe.encoder)
-        check_fits(encoder, recipe)
-        arguments |= {"img_size": list(shape), "in_chans": channels}
-        return encoder, Trained(arguments, weights)
-    encoder = load_encoder(recipe.encoder)
-    if encoder.image_size == shape and encoder.channels == channels:
-        return encoder, None
-    if not recipe.encoder.startswith("scratch:"):
-        check_fits(encoder, recipe)
-    return load_encoder(recipe.encoder, shape, channels), None
-
-
-def check_fits(encoder: Encoder, recipe: Any) -> None:
-    """Raise UserError when the encoder must be fitted to the pictures in a way that `adapt` does not name."""
-    shape, channels = recipe.task.view.shape, recipe.data.channels
-    if encoder.channels != channels and "channels" not in recipe.adapt:
+def check_fits(encoder: Encoder, shape: tuple[int, int], channels: int, adapt: Adapt) -> None:
+    """Raise UserError when the encoder must be fitted to the images in a way that `adapt` does not name."""
+    if encoder.channels != channels and "channels" not in adapt:
         raise UserError(
             f"the encoder sees {encoder.channels} channels, the pictures have {channels} (the values of data.mean and "
             "data.std). Give both as many values as it has channels, or set adapt=[channels] to sum or repeat its "
             "first layer."
         )
     same = not encoder.sized or encoder.image_size == shape
-    if not same and "size" not in recipe.adapt:
+    if not same and "size" not in adapt:
         height, width = encoder.image_size
         raise UserError(
             f"the encoder was trained at {height}x{width} pixels, task.view.size is {shape[0]}x{shape[1]}. Set "
             f"task.view.size=[{height},{width}], or adapt=[size] to resample its positions."
+        )
+
+
+def check_preprocessing(address: str, data: SourceConfig) -> None:
+    """Raise UserError when the backbone was pretrained on pixels that were scaled or normalised otherwise."""
+    prepared = preprocessing_of(address)
+    theirs, ours = (tuple(prepared.mean), tuple(prepared.std)), (data.mean, data.std)
+    # a mean of other channels cannot be the same: whether they may be fitted is another question, see `check_fits`
+    if theirs != ours and len(prepared.mean) == data.channels:
+        raise UserError(
+            f"the encoder was pretrained with mean {theirs[0]} and std {theirs[1]}, the recipe says {ours[0]} and "
+            f"{ours[1]}. Set data.mean and data.std to the encoder's."
+        )
+    scaled = Preprocessing.of(data, 1.0).value_range
+    if prepared.value_range != (None if scaled is None else list(scaled)):
+        raise UserError(
+            f"the encoder was pretrained with a value_range of {prepared.value_range}, the recipe says {scaled}. Set "
+            "data.value_range to the encoder's."
         )

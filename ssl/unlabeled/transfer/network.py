@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
+
+ClassifierPool = Literal["cls", "mean", "mean_max", "attention"]
 
 
 class Trained(NamedTuple):
@@ -26,12 +28,12 @@ class Trained(NamedTuple):
 INSTEAD = {
     "cls": "task.pool is cls, but '{}' has no class token. Set task.pool=mean.",
     "mean_max": "task.pool is mean_max, which timm's '{}' does not have. Set task.pool=mean.",
-    "attention": "task.pool is attention, as task.mode=attentive always has it, and timm's '{}' does not. Set "
-    "task.pool=mean, and task.mode=linear instead of attentive.",
+    "attention": "task.pool is attention, as task.strategy.name=attentive always has it, and timm's '{}' does not. Set "
+    "task.pool=mean, and task.strategy.name=linear instead of attentive.",
 }
 
 
-def timm_arguments(encoder: Encoder, pool: str, shape: tuple[int, int], frozen: bool) -> dict[str, Any]:
+def timm_arguments(encoder: Encoder, pool: ClassifierPool, shape: tuple[int, int], frozen: bool) -> dict[str, Any]:
     """Arguments of the timm classifier, beside its name and number of classes: see `Encoder.classifier_arguments`.
 
     Raises:

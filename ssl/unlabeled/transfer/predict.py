@@ -1,0 +1,68 @@
+"""Outputs of a task for every image of a source, with evaluation preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.source import Source
+from unlabeled.data.view.views import Interpolation
+from unlabeled.evaluate.features import Encode, Features, extract
+from unlabeled.nn.modes import evaluating
+from unlabeled.pretrain.method import Method
+
+
+class Predict(NamedTuple):
+    """How images are prepared and read for a score.
+
+    Attributes:
+        accelerator: device and processes.
+        shape: (height, width) of the crop, pixels.
+        crop_pct: centre share of the resized image.
+        interpolation: how images are resized.
+        mean, std: of the channels.
+        workers: processes that decode.
+        timeout: seconds to wait for one.
+    """
+
+    accelerator: Accelerator
+    shape: tuple[int, int]
+    crop_pct: float
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    workers: int
+    timeout: float
+
+    def __call__(
+        self, encode: Encode, method: Method, source: Source, reduce: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Features:
+        """Outputs of `encode`, which runs `method` in evaluation mode. All processes must call it.
+
+        Args:
+            encode: images [B, C, H, W] to outputs [B, ...].
+            method: that `encode` runs.
+            source: the images.
+            reduce: says what is kept of outputs and labels, see `extract`.
+        """
+        device = self.accelerator.device
+        with torch.no_grad(), evaluating(method):
+            return extract(
+                encode,
+                source,
+                shape=self.shape,
+                crop_pct=self.crop_pct,
+                interpolation=self.interpolation,
+                normalize=Normalize(self.mean, self.std, device),
+                device=device,
+                workers=self.workers,
+                rank=self.accelerator.process_index,
+                world=self.accelerator.num_processes,
+                timeout=self.timeout,
+                reduce=reduce,
+            )

@@ -1,0 +1,1 @@
+"""Strategies: each file is a kind, see `unlabeled.transfer.strategy`."""

@@ -1,0 +1,21 @@
+"""An attentive probe of a frozen backbone."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from unlabeled.transfer.network import ClassifierPool
+from unlabeled.transfer.strategy import Strategy
+
+
+class Config(Strategy, frozen=True, extra="forbid"):
+    """Train a cross-attention pooling with a learnt query, and the head."""
+
+    own_pooling: ClassVar[bool] = True
+    name: Literal["attentive"] = "attentive"
+
+    def pooling(self, pool: ClassifierPool) -> ClassifierPool:
+        """Attention, which a recipe may say or leave out."""
+        if pool not in ("cls", "attention"):
+            raise ValueError(f"attentive pools by attention: leave pool out, found {pool}")
+        return "attention"

@@ -1,0 +1,179 @@
+"""The contract of tasks: what is learnt from labelled images. Kinds are the files of `tasks/`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.folder import Preprocessing
+from unlabeled.data.source import Source
+from unlabeled.data.view.mixing import Mixing
+from unlabeled.data.view.views import Interpolation, View
+from unlabeled.pretrain.method import Method
+from unlabeled.registry import ByFile
+from unlabeled.report.card import Made
+from unlabeled.train.optimizer import Optim
+from unlabeled.train.watch import Watching
+from unlabeled.transfer.network import Trained
+from unlabeled.transfer.predict import Predict
+
+
+class Task(Method):
+    """A method that learns from labels: it predicts, and it is exported as it predicts."""
+
+    @abstractmethod
+    def predict(self, images: Tensor) -> Tensor:
+        """Class scores [B, classes] of images [B, C, H, W], by the weights that are scored and exported."""
+
+    @abstractmethod
+    def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:
+        """Write a folder that timm reads. Returns whether it holds a classifier, and not a backbone and a head.
+
+        Args:
+            folder: where; an earlier export there is replaced.
+            prepared: how images were preprocessed.
+            made: for the card: how it was made, of which classes.
+
+        Raises:
+            UserError: it cannot be written; an earlier one stays as it was.
+        """
+
+    def exports(self) -> dict[str, Encoder]:
+        return {}
+
+
+class Choice(Protocol):
+    """The choice between the parts of a task that could predict, which is made before each score."""
+
+    def __call__(self, method: Any) -> dict[str, float]:
+        """The score of the best one, by its name. All processes must call it, and choose the same."""
+
+    def summary(self, method: Any) -> dict[str, Any]:
+        """What was tried, what was chosen and on what, as JSON."""
+
+
+class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
+    """What every task is told of images, labels and loss. Its fields are what recipes set; `name` is that of its file.
+
+    Attributes:
+        from_classifier: whether it starts from a classifier instead of an encoder.
+        own_pooling: whether it pools by itself, whatever its encoder is evaluated with.
+        way: its name on cards: that of its strategy, where it has one.
+    """
+
+    name: str
+    view: View = Field(
+        View(size=224, scale=(0.08, 1.0)),
+        description="the crop trained on; its size, unless set the encoder's, is evaluated too",
+    )
+    crop_pct: float = Field(
+        0.875,
+        gt=0,
+        le=1,
+        description="centre share of the resized image used in evaluation; unless set, the encoder's",
+    )
+    interpolation: Interpolation | None = Field(
+        None,
+        description="how images are resized in evaluation; null = as the view's, or the encoder's where it has none",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    mixing: Mixing = Field(Mixing(), description="mixup and CutMix of neighbours in the batch; null = neither")
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="crops of each image in a batch, of so many times fewer images (repeated augmentation)",
+    )
+    head_std: float = Field(0.02, gt=0, description="standard deviation of the head's initial weights")
+    head_scale: float = Field(
+        1.0, gt=0, le=1, description="factor on them after they are drawn (0.001 in SimMIM's and iBOT's fine-tuning)"
+    )
+    balance: Literal["none", "sqrt", "balanced"] = Field(
+        "none", description="how often a class is drawn: as it occurs, by the root of its count, or all alike"
+    )
+    balance_from: float = Field(0.0, ge=0, allow_inf_nan=False, description="epoch from which it is balanced")
+    effective_number: float | None = Field(
+        None, ge=0, lt=1, description="beta of the classes' weights in the loss, such as 0.9999; null = all alike"
+    )
+    logit_adjustment: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="log frequencies times this are added to the logits in training"
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="share of the labels to use, stratified and seeded")
+    shots: int | None = Field(None, ge=1, description="labelled images to use of every class; null = all")
+    long_tail: float | None = Field(
+        None, ge=1, allow_inf_nan=False, description="make the classes unbalanced, the last so many times rarer"
+    )
+    fraction_seed: int = Field(0, ge=0, description="seed of the choice of labels")
+
+    @field_validator("mixing", mode="before")
+    @classmethod
+    def _none_is_off(cls, mixing: Any) -> Any:
+        return Mixing() if mixing is None else mixing
+
+    @field_validator("shots")
+    @classmethod
+    def _shots_or_a_share(cls, shots: int | None, info: ValidationInfo) -> int | None:
+        if shots is not None and info.data.get("fraction", 1.0) < 1:
+            raise ValueError(f"expected shots or a fraction, found both ({shots}, {info.data['fraction']:g})")
+        return shots
+
+    @property
+    def evaluated_with(self) -> Interpolation:
+        """How images are resized in evaluation."""
+        return self.interpolation or self.view.interpolation
+
+    @property
+    def from_classifier(self) -> bool:
+        return False
+
+    @property
+    def own_pooling(self) -> bool:
+        return False
+
+    @property
+    def way(self) -> str:
+        return self.name
+
+    @abstractmethod
+    def build(self, encoder: Encoder, counts: Sequence[int], trained: Trained | None = None) -> Task:
+        """The task with new heads.
+
+        Args:
+            encoder: the backbone's weights and architecture.
+            counts: training images of each class.
+            trained: the classifier to start from, where the task starts from one.
+
+        Raises:
+            UserError: the encoder does not have what the task reads.
+        """
+
+    def check(self, watch: Watching | None, optim: Optim) -> None:
+        """Raise ValueError when the task cannot be watched or optimised so."""
+
+    def choice(self, predict: Predict, source: Source | None, watch: Watching | None) -> Choice | None:
+        """The choice that the task leaves open, to be made on a source; None = it leaves none."""
+        return None
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What learns and what it reads, for the plan."""
+
+    def unfreezing(self, method: Any, epochs: float) -> str:
+        """When layers of the built method begin to learn, for the plan; empty = all from the start."""
+        return ""
+
+    def initialize_(self, head: nn.Linear) -> None:
+        """Give a new head small normal weights and no bias."""
+        with torch.no_grad():
+            nn.init.trunc_normal_(head.weight, std=self.head_std).mul_(self.head_scale)
+            nn.init.zeros_(head.bias)
+
+
+TASKS = ByFile("unlabeled.transfer.tasks", TaskConfig, default="classify")

@@ -1,0 +1,1 @@
+"""Tasks: each file is a kind, see `unlabeled.transfer.task`."""

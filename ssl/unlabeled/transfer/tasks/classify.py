@@ -1,0 +1,223 @@
+"""Classification on top of a pretrained backbone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
+from unlabeled.nn.teacher import ema_, follow_
+from unlabeled.pretrain.method import Batch, Output, Progress
+from unlabeled.report.card import Made, classifier_card
+from unlabeled.transfer.losses import Objective, examples
+from unlabeled.transfer.network import (
+    ClassifierPool,
+    Trained,
+    head_prefix,
+    layers_of_modules,
+    retrained,
+    timm_arguments,
+    timm_classifier,
+)
+from unlabeled.transfer.strategies import full
+from unlabeled.transfer.strategy import STRATEGIES, Strategy
+from unlabeled.transfer.task import Task, TaskConfig
+
+
+class Config(TaskConfig, frozen=True, extra="forbid"):
+    """Train one head, and as much of the backbone as the strategy says."""
+
+    name: Literal["classify"] = "classify"
+    strategy: Annotated[Strategy, STRATEGIES] = Field(full.Config(), description="which parts learn, how fast and when")
+    pool: ClassifierPool = Field(
+        "cls",
+        validate_default=True,
+        description="class token, mean of the patches (CNN), half the sum of their mean and maximum, or a learnt query "
+        "that attends to all tokens (attentive always does this; retrain keeps what the classifier has); unless set, "
+        "as the encoder is evaluated",
+    )
+    flood: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="level below which the loss is raised again; null = none"
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay per step of averaged weights, which are then scored and exported; null = none",
+    )
+
+    @field_validator("pool")
+    @classmethod
+    def _pooled_as_the_strategy_says(cls, pool: ClassifierPool, info: ValidationInfo) -> ClassifierPool:
+        strategy: Strategy | None = info.data.get("strategy")
+        return pool if strategy is None else strategy.pooling(pool)
+
+    @property
+    def from_classifier(self) -> bool:
+        return self.strategy.from_classifier
+
+    @property
+    def own_pooling(self) -> bool:
+        return self.strategy.own_pooling
+
+    @property
+    def way(self) -> str:
+        return self.strategy.name
+
+    def build(self, encoder: Encoder, counts: Sequence[int], trained: Trained | None = None) -> Task:
+        return Classifier(encoder, self, counts, trained)
+
+    def describe(self) -> str:
+        pool = "as it was trained" if self.from_classifier else self.pool
+        return f"strategy {self.strategy.name}, pool {pool}"
+
+    def unfreezing(self, method: Classifier, epochs: float) -> str:
+        return self.strategy.plan(max(method.layers.values()), epochs)
+
+
+class Classifier(Task):
+    """A timm model with a head: its backbone from an encoder, its head new.
+
+    Args:
+        encoder: the backbone's weights and architecture.
+        config: how to transfer.
+        counts: training images of each class, all of which the head knows.
+        trained: a classifier whose head is replaced, instead of the encoder.
+    """
+
+    model: Any  # a timm model: its attributes are timm's
+
+    def __init__(self, encoder: Encoder, config: Config, counts: Sequence[int], trained: Trained | None = None) -> None:
+        super().__init__()
+        self.config, self.strategy, self.num_classes = config, config.strategy, len(counts)
+        self.architecture = encoder.model
+        if trained is None:
+            self.arguments = timm_arguments(encoder, config.pool, config.view.shape, self.strategy.frozen)
+            drop_path = self.strategy.last_drop_path()
+            self.model = timm_classifier(encoder, self.arguments, drop_path, len(counts))
+        else:
+            self.arguments = trained.arguments
+            self.model = retrained(encoder, trained, len(counts))
+        self.layers = {name: encoder.layer_of(name) for name, _ in self.model.named_parameters()}
+        head = head_prefix(self.model)
+        self.new = (head, "fc_norm.", "attn_pool.")
+        config.initialize_(self.head)
+        self.probe_norm = self.strategy.head_norm(encoder.width)
+        self.objective = Objective(counts, config.effective_number, config.logit_adjustment, config.flood)
+        self.strategy.start_(self.model, type(encoder), head, self.new)
+        self.waiting = [
+            (module, start)
+            for module, layer in layers_of_modules(self.model, self.layers)
+            if (start := self.strategy.starts(self._below_the_head(layer))) > 0
+        ]
+        self.average = None if config.ema is None else follower(self.model)
+        self.mixes = encoder.batch_dependent and not self.strategy.frozen
+
+    @property
+    def head(self) -> nn.Linear:
+        """The classifier of the timm model, whatever its name there."""
+        return cast("nn.Linear", self.model.get_classifier())
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        images, targets = examples(batch, self.num_classes, self.config.label_smoothing)
+        if self.training:  # layers that are still frozen run in evaluation mode: no BatchNorm updates, no dropout
+            for module, start in self.waiting:
+                module.train(progress.epoch >= start)
+        logits = self.logits(images).float()
+        correct = (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
+        return Output(self.objective(logits, targets), {"train_accuracy": 100 * correct})
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class scores [B, classes] of images [B, C, H, W], from the weights that learn."""
+        return self._logits(self.model, images)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Class scores [B, classes] of images [B, C, H, W], from the averaged weights where there are any."""
+        return self._logits(self.model if self.average is None else self.average, images)
+
+    def _logits(self, model: Any, images: Tensor) -> Tensor:
+        if self.probe_norm is None:
+            return model(images)
+        pooled = model.forward_head(model.forward_features(images), pre_logits=True)
+        return model.get_classifier()(self.probe_norm(pooled))
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Set the mode; a frozen backbone and averaged weights stay in evaluation mode."""
+        super().train(mode)
+        if self.strategy.frozen:
+            self.model.eval()
+        if self.average is not None:
+            self.average.eval()
+        return self
+
+    def after_step(self, progress: Progress) -> None:
+        if self.average is not None and self.config.ema is not None:
+            ema_(self.average, self.model, self.config.ema)
+            for own, source in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                own.copy_(source)
+
+    def batch_dependent(self) -> bool:
+        """By BatchNorm, of a CNN that learns or before a probe's head; by flooding, which reads the mean loss of the
+        step."""
+        return self.mixes or self.probe_norm is not None or self.config.flood is not None
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies: not to 1-D tensors, tokens or positions (MAE's fine-tuning)."""
+        return parameter.ndim > 1 and not name.endswith((".bias", "cls_token", "pos_embed", "reg_token", ".latent"))
+
+    def lr_scale(self, name: str) -> float:
+        """Factor on the learning rate of a parameter: 1 for new layers, the strategy's for the backbone."""
+        name = name.removeprefix("model.")
+        if name not in self.layers or name.startswith(self.new):
+            return 1.0
+        return self.strategy.rate(self._below_the_head(self.layers[name]))
+
+    def inactive(self, progress: Progress) -> Iterable[nn.Parameter]:
+        """Parameters of layers that are still frozen."""
+        if not self.waiting:
+            return
+        for name, parameter in self.model.named_parameters():
+            start = self.strategy.starts(self._below_the_head(self.layers[name]))
+            if progress.epoch < start and not name.startswith(self.new):
+                yield parameter
+
+    def _below_the_head(self, layer: int) -> int:
+        return max(self.layers.values()) - layer
+
+    @torch.no_grad()
+    def exported(self) -> dict[str, Tensor]:
+        """The state of the plain timm model: averaged where there is an average, low-rank products added, a probe's
+        normalisation folded into its head."""
+        state = self.strategy.merged(self.model if self.average is None else self.average)
+        norm, prefix = self.probe_norm, head_prefix(self.model)
+        if norm is not None:
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = (norm.running_var + norm.eps).rsqrt()
+            weight = state[f"{prefix}weight"]
+            state[f"{prefix}bias"] = state[f"{prefix}bias"] - weight @ (norm.running_mean * scale)
+            state[f"{prefix}weight"] = weight * scale
+        return state
+
+    def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:
+        """Write the classifier as a timm folder with the names of its classes."""
+        classes = made.classes
+        config = timm_config(
+            self.architecture, self.arguments, self.model.num_features, prepared, len(classes), classes
+        )
+        write_export(folder, self.exported(), config, classifier_card(made))
+        return True
+
+
+def follower(model: nn.Module) -> nn.Module:
+    """A copy of a model for averaged weights: no gradients, evaluation mode."""
+    twin = copy.deepcopy(model)
+    follow_(twin, model)
+    return twin.eval()
