@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view.percrop import recolour_and_normalize
 from unlabeled.data.view.photometric import Photometric, draw, recolour
 from unlabeled.data.view.views import View

@@ -28,7 +28,7 @@ from unlabeled.data.label.part import Part
 from unlabeled.data.label.subset import stratified
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features, extract
 from unlabeled.evaluate.probing import accuracy, batches

@@ -31,7 +31,7 @@ from unlabeled.data.batch.loader import Normalize, Sample, collate, to_device
 from unlabeled.data.decoding.decode import decode
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_PIXELS
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view.views import View
 from unlabeled.pretrain.methods import dino, mae, mocov3
 

@@ -20,7 +20,7 @@ from unlabeled.commands import ladder as command
 from unlabeled.data.label.subset import few_shot
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source, Split
-from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import Evaluation
 from unlabeled.evaluate.protocols.knn import Config as Knn

@@ -15,7 +15,7 @@ from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
-from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.table import Config as Table
 from unlabeled.paths import expand, user_path
 from unlabeled.recipe import parse
 from unlabeled.recipe.kinds import Kind, is_model, kind_of, members_of, unwrap

@@ -10,8 +10,8 @@ from PIL import Image
 from support import TINY_PRETRAIN
 
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.mixture import Mixture
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.mixture import Config as Mixture
 from unlabeled.launch.program import main
 
 

@@ -29,10 +29,10 @@ from unlabeled.data.label.labels import (
 )
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import SourceConfig
-from unlabeled.data.sources.arrays import Arrays
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.mixture import Mixture
-from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.arrays import Config as Arrays
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.mixture import Config as Mixture
+from unlabeled.data.sources.table import Config as Table
 from unlabeled.data.sources.torchvision import TorchVisionSource
 from unlabeled.errors import UserError
 from unlabeled.recipe.free import is_free
@@ -166,7 +166,7 @@ def arrays(home: Path, names: list[Any]) -> SourceConfig:
 
 def hugging_face(home: Path, names: list[Any]) -> SourceConfig:
     datasets = pytest.importorskip("datasets")
-    from unlabeled.data.sources.huggingface import HuggingFace
+    from unlabeled.data.sources.huggingface import Config as HuggingFace
 
     cells = [{"bytes": picture(), "path": None} for _ in names]
     rows = datasets.Dataset.from_dict({"image": cells, "label": names})

@@ -16,9 +16,9 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source, SourceConfig
 from unlabeled.data.sources import files as sources
 from unlabeled.data.sources import table
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.mixture import Mixture
-from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.mixture import Config as Mixture
+from unlabeled.data.sources.table import Config as Table
 
 LONG_AGO = 1_000_000_000
 NAMES = ("cat/0.png", "cat/1.png", "dog/0.png", "dog/deep/2.png", "notes.txt")

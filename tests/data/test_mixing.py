@@ -14,7 +14,7 @@ from torch import Tensor
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import Position
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.data.view.mixing import Mixing, stack
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError

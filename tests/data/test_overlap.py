@@ -17,12 +17,12 @@ from unlabeled.__main__ import main
 from unlabeled.data.label import overlap
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import SourceConfig
-from unlabeled.data.sources.arrays import Arrays
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.mixture import Mixture
-from unlabeled.data.sources.shapes import Shapes
-from unlabeled.data.sources.table import Table
-from unlabeled.data.sources.torchvision import TorchVision
+from unlabeled.data.sources.arrays import Config as Arrays
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.mixture import Config as Mixture
+from unlabeled.data.sources.shapes import Config as Shapes
+from unlabeled.data.sources.table import Config as Table
+from unlabeled.data.sources.torchvision import Config as TorchVision
 from unlabeled.errors import UserError
 
 TRAIN, VAL = 30, 20
@@ -174,7 +174,7 @@ def test_no_more_training_pictures_are_read_than_stated(
 
 def test_hugging_face(tmp_path: Path, pictures: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    from unlabeled.data.sources.huggingface import HuggingFace
+    from unlabeled.data.sources.huggingface import Config as HuggingFace
 
     def table(numbers: range, split: Any = None) -> Any:
         rows = {"image": [noise(i) for i in numbers], "label": [i % 2 for i in numbers]}

@@ -19,7 +19,7 @@ from unlabeled.data.archive.prepared import Settings
 from unlabeled.data.decoding.decode import decode
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_PIXELS, Source
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import BadSample, UserError
 
 COUNT = 11

@@ -15,7 +15,7 @@ from support import served
 
 from unlabeled.data.archive import remote
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import Interrupted, UserError
 
 pytest.importorskip("aiohttp")

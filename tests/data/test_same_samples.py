@@ -19,7 +19,7 @@ from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import SourceConfig
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view.views import View
 
 COUNT, BATCH, STEPS, PATCH = 13, 4, 6, 4

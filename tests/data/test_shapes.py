@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.shapes import OUTLINES, RADIUS, Shapes, ShapesSource
+from unlabeled.data.sources.shapes import OUTLINES, RADIUS, ShapesSource
+from unlabeled.data.sources.shapes import Config as Shapes
 
 # of the outlines in a disc of radius one, by schoolbook geometry
 AREAS = {

@@ -20,8 +20,8 @@ from unlabeled.data.archive.skipped import FOREIGN, in_words
 from unlabeled.data.label.part import Part
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.mixture import Mixture
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.mixture import Config as Mixture
 from unlabeled.doctor.facts import split_facts
 from unlabeled.doctor.page import _pictures
 from unlabeled.doctor.pictures import survey

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Position
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.arrays import Arrays
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.mixture import Mixture
-from unlabeled.data.sources.shapes import Shapes
-from unlabeled.data.sources.table import Table
-from unlabeled.data.sources.torchvision import TorchVision
+from unlabeled.data.sources.arrays import Config as Arrays
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.mixture import Config as Mixture
+from unlabeled.data.sources.shapes import Config as Shapes
+from unlabeled.data.sources.table import Config as Table
+from unlabeled.data.sources.torchvision import Config as TorchVision
 from unlabeled.data.view.views import View
 from unlabeled.errors import BadSample, UserError
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 def hugging_face(folder: Path, **how: Any) -> Any:
     datasets = pytest.importorskip("datasets")
-    from unlabeled.data.sources.huggingface import HuggingFace
+    from unlabeled.data.sources.huggingface import Config as HuggingFace
 
     cells = [{"bytes": (folder / f"{number}.png").read_bytes(), "path": None} for number in range(3)]
     features = datasets.Features({"image": datasets.Image()})

@@ -15,11 +15,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.arrays import Arrays
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.mixture import Mixture
-from unlabeled.data.sources.table import Table
-from unlabeled.data.sources.torchvision import TorchVision
+from unlabeled.data.sources.arrays import Config as Arrays
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.mixture import Config as Mixture
+from unlabeled.data.sources.table import Config as Table
+from unlabeled.data.sources.torchvision import Config as TorchVision
 from unlabeled.errors import BadSample, UserError
 
 datasets = pytest.importorskip("datasets")
@@ -203,7 +203,7 @@ def hugging_face(folder: Path) -> Any:
 
 
 def config_of(path: Path, **fields: Any) -> Any:
-    from unlabeled.data.sources.huggingface import HuggingFace
+    from unlabeled.data.sources.huggingface import Config as HuggingFace
 
     return HuggingFace(path=str(path), label="label", **fields)
 

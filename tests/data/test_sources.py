@@ -20,9 +20,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from unlabeled.data.archive.index import IndexBuilder
+from unlabeled.data.archive.pictures import Pictures
 from unlabeled.data.archive.tar import scan_tars
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files, Pictures
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import BadSample, UserError
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "datasets"

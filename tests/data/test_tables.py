@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import UserError
 
 CLASSES = {0: "chat", 1: "café", 2: "10"}

@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.opened import Opened
 from unlabeled.data.paths import braces
-from unlabeled.data.sources.arrays import Arrays
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.arrays import Config as Arrays
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import UserError
 from unlabeled.recipe import parse
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from unlabeled.data.decoding.decode import decode
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.doctor.duplicates import close_pairs, differing_bits, find_copies, groups, hashes, spectrum
 
 

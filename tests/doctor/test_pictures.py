@@ -13,7 +13,7 @@ from torch import Tensor
 from unlabeled.data.label.part import Part
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.sources.mixture import MixtureSource
 from unlabeled.doctor.facts import class_facts, split_facts
 from unlabeled.doctor.pictures import Survey, evenly, survey, wrong_ending

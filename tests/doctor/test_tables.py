@@ -16,7 +16,7 @@ from support import TINY_PRETRAIN
 from unlabeled.__main__ import main
 from unlabeled.commands import doctor as command
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.table import Config as Table
 from unlabeled.doctor.speed import Speed
 from unlabeled.doctor.tables import grouped_split
 

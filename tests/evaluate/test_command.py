@@ -20,7 +20,7 @@ from unlabeled.backbone.weights import load_encoder
 from unlabeled.commands import evaluate as command
 from unlabeled.commands.evaluate import add_arguments, run
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate import baselines
 from unlabeled.evaluate.bench import Bench

@@ -18,7 +18,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.batch.loader import Normalize, sample_rng
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view.percrop import recolour_and_normalize
 from unlabeled.data.view.views import View
 from unlabeled.errors import BadSample, UserError

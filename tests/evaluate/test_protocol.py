@@ -13,7 +13,7 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.label.subset import stratified
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
-from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator, measured

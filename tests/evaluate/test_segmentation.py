@@ -23,7 +23,7 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.commands.evaluate import add_arguments, run
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator, measured

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from pydantic import ValidationError
 
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Evaluation
 from unlabeled.evaluate.protocols.segmentation import Config as Segmentation

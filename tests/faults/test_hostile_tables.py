@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from unlabeled.data.archive.rows import LONGEST_LINE
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.table import LONGEST_LINE, Table
+from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import UserError
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from unlabeled.__main__ import main
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import UserError
 
 

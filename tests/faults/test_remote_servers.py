@@ -22,9 +22,10 @@ from support import TINY_PRETRAIN, launch
 
 from unlabeled.data.archive import http as ranges
 from unlabeled.data.archive import remote
+from unlabeled.data.archive.pictures import Pictures
 from unlabeled.data.batch.workers import _said
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files, Pictures
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import Interrupted, UserError
 
 pytest.importorskip("aiohttp")

@@ -27,7 +27,7 @@ from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files
+from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view.views import center_crop
 from unlabeled.serve.embed import Embedding, Settings
 from unlabeled.serve.shards import Shard, read

@@ -21,7 +21,7 @@ from unlabeled.backbone.weights import load_encoder, weights_digest
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.label.part import Part
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.shapes import Shapes
+from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.data.view.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.table import Table
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import Stopped, UserError
 from unlabeled.launch.given import GIVEN, given, has_splits
 from unlabeled.launch.options import check_least, checked

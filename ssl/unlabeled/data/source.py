@@ -206,6 +206,9 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """The sources that this one joins; itself alone unless it is a mixture."""
         return (self,)
 
+    def check_channels(self, channels: int) -> None:
+        """Raise ValueError when images of this kind cannot have so many channels."""
+
     def read_as_one(self, source: Source) -> list[str]:
         """Folders named like splits (`train`, `val`) that are all read as training images.
 
@@ -238,4 +241,5 @@ class EncodedConfig(SourceConfig):
         return Target(self.max_pixels, self.channels, self.value_range)
 
 
-AnyData = Annotated[SourceConfig, ByFile("unlabeled.data.sources", SourceConfig)]
+SOURCES = ByFile("unlabeled.data.sources", SourceConfig)
+AnyData = Annotated[SourceConfig, SOURCES]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import create_model
 
+from unlabeled.data.archive.rows import PARQUET
 from unlabeled.data.source import SourceConfig
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.shapes import Shapes
-from unlabeled.data.sources.table import PARQUET, Table
+from unlabeled.data.sources.files import Config as Files
+from unlabeled.data.sources.shapes import Config as Shapes
+from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import UserError
 from unlabeled.launch.options import checked
 from unlabeled.recipe import parse
@@ -87,7 +88,7 @@ def _recipes(path: str, splits: Mapping[str, str | None], changes: Sequence[str]
     from unlabeled.stages import load_any
 
     told = [f"data.{name}={json.dumps(value)}" for name, value in splits.items() if value is not None]
-    return cast("SourceConfig", load_any(path, [*told, *changes]).data)
+    return load_any(path, [*told, *changes]).data
 
 
 def _names(changes: Sequence[str]) -> list[str]:

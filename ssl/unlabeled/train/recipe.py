@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from unlabeled.data.sources.mixture import Kinds, Mixture
+from unlabeled.data.source import AnyData
 from unlabeled.paths import UserPath
 from unlabeled.processes import cores
 from unlabeled.train.optimizer import AnyOptim, Optim
 from unlabeled.train.optimizers import adamw
 
-DataConfig = Annotated[Kinds | Mixture, Field(discriminator="name")]
 Tracker = Literal["tensorboard", "mlflow"]
 
 
@@ -74,7 +73,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run; its output is runs/NAME")
     seed: int = Field(0, ge=0, lt=2**32, description="decides initialisation, order, crops and masks")
-    data: DataConfig = Field(description="the pictures")
+    data: AnyData = Field(description="the pictures")
     train: Train = Field(Train(), description="length, batch and precision")
     optim: AnyOptim = Field(adamw.Config(), description="optimizer and schedule")
     run: Run = Field(Run(), description="machine and output; cannot change the result")

@@ -18,10 +18,10 @@ from pydantic import BaseModel, Field, ValidationError
 from unlabeled.data.archive import listing
 from unlabeled.data.archive.index import Index
 from unlabeled.data.archive.listing import Listing, Split
+from unlabeled.data.archive.pictures import Pictures, Tars
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.fingerprint import digest
 from unlabeled.data.source import MAX_PIXELS, SourceConfig
-from unlabeled.data.sources.files import Pictures, Tars
 from unlabeled.errors import UserError
 from unlabeled.files import write_text
 from unlabeled.paths import expand

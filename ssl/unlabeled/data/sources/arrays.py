@@ -25,7 +25,7 @@ MARKED = 1 << 17
 Layout = Literal["NHWC", "NCHW"]
 
 
-class Arrays(SourceConfig):
+class Config(SourceConfig):
     """`.npy` files of uint8, uint16 or float pictures, all of one size, with labels in files of their own.
 
     Grey pictures, [N, H, W] or of one channel, are repeated to RGB where that is asked for.

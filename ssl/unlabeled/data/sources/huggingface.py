@@ -26,7 +26,7 @@ ALONE = "train"  # the split of a data set that was saved by itself and has no n
 SAVED = ("dataset_dict.json", "state.json")
 
 
-class HuggingFace(EncodedConfig):
+class Config(EncodedConfig):
     """A data set of the Hugging Face library, read from its memory-mapped tables as pictures are needed."""
 
     what_val_is: ClassVar[str] = "the labelled split, such as data.val=test"

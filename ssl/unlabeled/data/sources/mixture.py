@@ -16,16 +16,10 @@ from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.fingerprint import digest
 from unlabeled.data.label.labels import natural
 from unlabeled.data.opened import Opened
-from unlabeled.data.source import Positive, Source, SourceConfig
-from unlabeled.data.sources.arrays import Arrays
-from unlabeled.data.sources.files import Files
-from unlabeled.data.sources.huggingface import HuggingFace
-from unlabeled.data.sources.shapes import Shapes, must_be_drawn
-from unlabeled.data.sources.table import Table
-from unlabeled.data.sources.torchvision import TorchVision
+from unlabeled.data.source import SOURCES, Positive, Source, SourceConfig
+from unlabeled.registry import ByFile
 
-Kinds = Files | Table | HuggingFace | TorchVision | Arrays | Shapes
-Single = Annotated[Kinds, Field(discriminator="name")]
+Single = Annotated[SourceConfig, ByFile(SOURCES.package, SourceConfig, without=("mixture",))]
 SHARED = frozenset(SourceConfig.model_fields) - {"name", "cache"}
 
 
@@ -98,7 +92,7 @@ class MixtureSource(Source):
         return digest([self.starts.astype("<i8").tobytes(), *(s.fingerprint().encode() for s in self.sources)])
 
 
-class Mixture(SourceConfig):
+class Config(SourceConfig):
     """Several sources, with weights. Evaluation is on those that have a `val`."""
 
     what_val_is: ClassVar[str] = "a source of the mixture that has one"
@@ -120,7 +114,7 @@ class Mixture(SourceConfig):
         return sources
 
     @model_validator(mode="after")
-    def _one_each(self) -> Mixture:
+    def _one_each(self) -> Config:
         if self.weights is not None and len(self.weights) != len(self.sources):
             raise ValueError(f"expected a weight per source, found {len(self.weights)} for {len(self.sources)}")
         return self
@@ -133,9 +127,9 @@ class Mixture(SourceConfig):
         return cache
 
     @model_validator(mode="after")
-    def _all_have_its_channels(self) -> Mixture:
-        if any(isinstance(source, Shapes) for source in self.sources):
-            must_be_drawn(self.channels)
+    def _all_have_its_channels(self) -> Config:
+        for source in self.sources:
+            source.check_channels(self.channels)
         return self
 
     @property

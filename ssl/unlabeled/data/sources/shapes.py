@@ -111,7 +111,7 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 # ---- the data set
 
 
-class Shapes(SourceConfig):
+class Config(SourceConfig):
     """The recipe's `data:` for pictures drawn on the fly: one textured shape over a cluttered background.
 
     The class is the outline alone: position, size, rotation, colours and textures are random, so that raw
@@ -126,9 +126,16 @@ class Shapes(SourceConfig):
     max_bad_fraction: float = Field(default=0.0, ge=0, le=1, description="share of bad pictures a run survives")
 
     @model_validator(mode="after")
-    def _drawn_in_colour(self) -> Shapes:
-        must_be_drawn(self.channels)
+    def _drawn_in_colour(self) -> Config:
+        self.check_channels(self.channels)
         return self
+
+    def check_channels(self, channels: int) -> None:
+        """Raise ValueError unless they are three."""
+        if channels != 3:
+            raise ValueError(
+                f"shapes are drawn in 3 channels, found a mean of {channels} values; give mean and std 3 each"
+            )
 
     @property
     def has_val(self) -> bool:
@@ -138,12 +145,6 @@ class Shapes(SourceConfig):
         """The pictures of one split."""
         count = self.train_size if split == "train" else self.val_size
         return ShapesSource(split, count, self.size, self.seed, self.order)
-
-
-def must_be_drawn(channels: int) -> None:
-    """Raise ValueError for channels that shapes do not have."""
-    if channels != 3:
-        raise ValueError(f"shapes are drawn in 3 channels, found a mean of {channels} values; give mean and std 3 each")
 
 
 class ShapesSource(Source):

@@ -25,7 +25,7 @@ LABELS = ("targets", "labels", "_labels", "_targets", "y")
 Arguments = dict[str, bool | int | float | str]
 
 
-class TorchVision(EncodedConfig):
+class Config(EncodedConfig):
     """A class of `torchvision.datasets` that has pictures by number. Nothing is downloaded unless `train` says so."""
 
     what_val_is: ClassVar[str] = "the arguments of what to evaluate on, such as {train: false}"
