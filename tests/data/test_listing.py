@@ -79,8 +79,8 @@ def no_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     def scan(*_: object) -> None:
         raise AssertionError("looked for pictures again")
 
-    monkeypatch.setattr(sources, "_scan", scan)
-    monkeypatch.setattr(table, "_read", scan)
+    monkeypatch.setattr(sources, "scan_places", scan)
+    monkeypatch.setattr(table, "read_rows", scan)
 
 
 @pytest.mark.parametrize("make", KINDS)
