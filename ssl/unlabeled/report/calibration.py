@@ -1,4 +1,4 @@
-"""Whether a classifier is as sure as it is right (Guo et al. 2017, "On Calibration of Modern Neural Networks")."""
+"""Calibration: confidence against accuracy (Guo et al. 2017, "On Calibration of Modern Neural Networks")."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ BINS = 15
 
 
 class Reliability(NamedTuple):
-    """Pictures sorted into bins of equal width by the probability of the predicted class, (0, 1/M] first.
+    """Images in M bins of equal width by the probability of the predicted class, (0, 1/M] first.
 
     Attributes:
         counts: [M] int64.
-        accuracy: [M] float64, share that is correct; 0 where a bin is empty.
-        confidence: [M] float64, mean probability of the predicted class; 0 where a bin is empty.
+        accuracy: [M] float64, share that is correct; 0 in an empty bin.
+        confidence: [M] float64, mean probability of the predicted class; 0 in an empty bin.
     """
 
     counts: Tensor
@@ -25,25 +25,25 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Expected calibration error in [0, 1] (equation 3): the mean distance of accuracy and confidence."""
+        """Expected calibration error in [0, 1] (equation 3): mean distance of accuracy and confidence."""
         gaps = (self.accuracy - self.confidence).abs()
         return float((gaps * self.counts).sum() / self.counts.sum())
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
-    """Accuracy by confidence.
+    """Sort the images of a classifier into bins.
 
     Args:
         logits: [n, C], n at least 1.
-        labels: [n] of the true classes.
-        bins: how many; the paper has 15.
+        labels: [n], the true classes.
+        bins: M; the paper has 15.
     """
     confidence, predicted = logits.double().softmax(-1).max(-1)
     return by_confidence(confidence, predicted == labels, bins)
 
 
 def by_confidence(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Reliability:
-    """The same from the probability of the predicted class and whether it is right, [n] each."""
+    """The same from the probability of the predicted class and whether it is correct, [n] each."""
     place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
     counts = torch.bincount(place, minlength=bins)
 

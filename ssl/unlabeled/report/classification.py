@@ -1,4 +1,4 @@
-"""Everything that is said about a classifier, from its logits on labelled pictures."""
+"""Scores of a classifier from its logits on labelled images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MANY, FEW = 100, 20
 
 
 class Outcomes(NamedTuple):
-    """What matters of the logits of n pictures, whatever the number of classes.
+    """A summary of the logits of n images whose size does not depend on the number of classes.
 
     Attributes:
         labels: [n] int64, the true classes.
         predicted: [n] int64.
-        among: [n] bool, whether the true class is among the five best.
+        among: [n] bool, whether the true class is among the five most probable.
         nll: [n] float64, negative log-likelihood of the true class, nats.
         confidence: [n] float64, probability of the predicted class.
     """
@@ -38,51 +38,51 @@ class Outcomes(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Outcomes:
-        """Of logits [n, C] and labels [n] in [0, C)."""
+        """Summarise logits [n, C]; labels [n] in [0, C)."""
         logits = logits.float()
         among = (logits.topk(min(TOP, logits.shape[1])).indices == labels.unsqueeze(1)).any(1)
         nll = F.cross_entropy(logits.double(), labels, reduction="none")
         return cls(labels, logits.argmax(-1), among, nll, logits.double().softmax(-1).amax(-1))
 
     def columns(self) -> Tensor:
-        """[n, 4] float64: all but the labels, which hold every number exactly."""
+        """All but the labels as [n, 4] float64, which holds every number exactly."""
         return torch.stack([part.double() for part in self[1:]], dim=1)
 
     @classmethod
     def read(cls, columns: Tensor, labels: Tensor) -> Outcomes:
-        """Back from `columns`."""
+        """The inverse of `columns`."""
         predicted, among, nll, confidence = columns.unbind(1)
         return cls(labels, predicted.long(), among.bool(), nll, confidence)
 
 
 class Group(NamedTuple):
-    """Classes with about as many training pictures: how many they are, and the mean of their accuracies in percent."""
+    """Classes with a similar number of training images: their number, and their mean accuracy in percent."""
 
     classes: int
     accuracy: float
 
 
 class Classification(NamedTuple):
-    """Scores in percent, of the classes that the evaluated pictures have.
+    """Scores in percent, over the classes that occur among the evaluated images.
 
     Attributes:
-        pictures: how many were evaluated.
+        pictures: number of evaluated images.
         accuracy: top-1.
-        interval: of the accuracy, 95 %, by the bootstrap over pictures.
-        top5: share whose class is among the five best; None with five classes or fewer.
-        majority: accuracy of calling every picture the most frequent class of training; None where that is not known.
+        interval: of the accuracy, 95 %, by bootstrap over images.
+        top5: share whose class is among the five most probable; None with five classes or fewer.
+        majority: accuracy of predicting the most frequent class of training; None where that is not known.
         balanced_accuracy: mean over classes of `per_class`.
         mean_precision: mean over classes of `precision`.
         mean_auroc: mean over classes of `auroc`; None where there is none.
-        uneven: pictures of the largest evaluated class over those of the smallest.
-        groups: by training pictures: "many" (> 100), "medium" (20 to 100), "few" (< 20); those there are.
+        uneven: images of the largest evaluated class over those of the smallest.
+        groups: by training images: "many" (> 100), "medium" (20 to 100), "few" (< 20); empty groups are left out.
         nll: mean negative log-likelihood, nats.
         ece: expected calibration error, 15 bins.
-        per_class: share of each class's pictures that was recognised, its recall.
-        precision: share of the pictures called so that are of the class; 0 where none was.
-        auroc: area under the ROC curve of each class against all others; none above 1,000 classes.
-        confusion: which classes were taken for which.
-        reliability: the bins behind `ece`.
+        per_class: recall of each class.
+        precision: of each class; 0 for one that was never predicted.
+        auroc: area under the ROC curve of each class against all others; empty above 1,000 classes.
+        confusion: counts of true and predicted classes.
+        reliability: the bins of `ece`.
     """
 
     pictures: int
@@ -106,8 +106,8 @@ class Classification(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """As JSON, percentages to three digits where there are many of them.
 
-        `confusion` is [C, C], rows the true class; above 1,000 classes there is `confused` instead: of the classes that
-        are recognised least, the predicted classes with their counts.
+        `confusion` is [C, C], rows the true class. Above 1,000 classes `confused` takes its place: counts of predicted
+        classes for the true classes of the lowest recall.
         """
         return {
             **{name: value for name, value in self._asdict().items() if name != "confusion"},
@@ -135,7 +135,7 @@ def classification(
         logits: [n, C], n at least 1.
         labels: [n] in [0, C).
         classes: C names.
-        train_counts: [C] training pictures of each class; None = `groups` is empty.
+        train_counts: [C] training images of each class; None = `groups` is empty.
     """
     areas = auroc(logits, labels) if len(classes) <= MOST_CURVES else None
     return classification_of(Outcomes.of(logits, labels), classes, train_counts, areas)
@@ -144,7 +144,7 @@ def classification(
 def classification_of(
     found: Outcomes, classes: Sequence[str], train_counts: Tensor | None = None, areas: Tensor | None = None
 ) -> Classification:
-    """The same from what matters of the logits, of at least one picture, and the areas under ROC curves [C]."""
+    """The same from the summary of at least one image, and the areas under ROC curves [C]."""
     labels, predicted, correct = found.labels, found.predicted, found.predicted == found.labels
     recalls = recall(predicted, labels, len(classes))
     precisions = precision(predicted, labels, len(classes))
@@ -175,17 +175,17 @@ def classification_of(
 
 
 def _percent(shares: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """Of the classes that have a value [C]."""
+    """Percentages by class name, from shares [C], NaN left out."""
     return {name: 100 * share for name, share in zip(classes, shares.tolist(), strict=True) if not math.isnan(share)}
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """[C, C] counts int64: rows the true class, columns the predicted one, of classes [n]."""
+    """Count classes [n] into [C, C] int64: rows the true class, columns the predicted one."""
     return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def groups(recalls: Tensor, train_counts: Tensor) -> dict[str, Group]:
-    """Mean recall of classes with many, medium and few training pictures (Liu et al. 2019, "Large-Scale Long-Tailed
+    """Mean recall of classes with many, medium and few training images (Liu et al. 2019, "Large-Scale Long-Tailed
     Recognition in an Open World").
 
     Args:

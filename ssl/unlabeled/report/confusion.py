@@ -1,4 +1,4 @@
-"""Which classes are taken for which, without room for the pairs that never are."""
+"""A sparse confusion matrix."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MOST_CELLS = 1000  # classes up to which every cell is kept in a result and drawn
+MOST_CELLS = 1000  # classes up to which a result has every cell, and a plot draws it
 HARDEST = 20  # classes that a page names
-GROUPS = 500  # that more classes are drawn as
+GROUPS = 500  # groups that more classes are drawn as
 
 
 class Confusion(NamedTuple):
-    """Pairs of classes that occur.
+    """Counts of the pairs of true and predicted class that occur.
 
     Attributes:
         true, predicted: [m] int64, ascending by the true class, then by the predicted one.
         counts: [m] int64, at least 1.
-        classes: C, how many there are.
+        classes: C, the number of classes.
     """
 
     true: Tensor
@@ -29,30 +29,31 @@ class Confusion(NamedTuple):
 
     @classmethod
     def of(cls, predicted: Tensor, labels: Tensor, classes: int) -> Confusion:
-        """Of predicted and true classes [n] in [0, C)."""
+        """Count predicted and true classes [n] in [0, C)."""
         pairs, counts = torch.unique(labels.long() * classes + predicted.long(), return_counts=True)
         return cls(pairs // classes, pairs % classes, counts, classes)
 
     def dense(self) -> Tensor:
-        """[C, C] int64: rows the true class, columns the predicted one."""
+        """The matrix [C, C] int64: rows the true class, columns the predicted one."""
         matrix = torch.zeros(self.classes, self.classes, dtype=torch.int64)
         matrix[self.true.cpu(), self.predicted.cpu()] = self.counts.cpu()
         return matrix
 
     def row(self, true: int) -> dict[int, int]:
-        """What the pictures of a class are taken for: count by predicted class."""
+        """Counts by predicted class, of one true class."""
         here = self.true == true
         return dict(zip(self.predicted[here].tolist(), self.counts[here].tolist(), strict=True))
 
     def hardest(self) -> list[int]:
-        """The classes that are recognised least, of those that occur, the worst first."""
+        """The true classes of the lowest recall, the worst first."""
         right = self.true == self.predicted
         found = torch.bincount(self.true, self.counts, minlength=self.classes)
         shares = torch.bincount(self.true[right], self.counts[right], minlength=self.classes) / found
         return shares.nan_to_num(2.0).argsort(stable=True)[: min(HARDEST, int((found > 0).sum()))].tolist()
 
     def drawn(self, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
-        """The dense matrix with its names; of many classes that of groups of neighbours, each named by its first."""
+        """The dense matrix and the names of its classes; many classes are joined into groups of neighbours, each named
+        after its first."""
         size = 1 if self.classes <= MOST_CELLS else -(-self.classes // GROUPS)
         if size == 1:
             return self.dense(), list(classes)

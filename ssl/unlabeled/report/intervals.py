@@ -12,13 +12,13 @@ DRAWN_AT_ONCE = 1 << 22
 
 
 def bootstrap(values: np.ndarray, draws: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean over pictures (Efron 1979): always the same for the same values and seed.
+    """Percentile interval of the mean over images (Efron 1979), the same for the same values and seed.
 
     Args:
-        values: [n] a score per picture, such as 1 where it was classified correctly and 0 where not.
-        draws: how many samples of n pictures, with replacement.
+        values: [n], a score per image, such as 1 for a correct prediction and 0 for a wrong one.
+        draws: number of samples of n images, with replacement.
         seed: of the draws.
-        level: share of the samples' means that lie within.
+        level: share of the samples' means within the interval.
 
     Returns:
         (low, high), in the unit of the values.
@@ -35,7 +35,7 @@ def bootstrap(values: np.ndarray, draws: int = 1000, seed: int = 0, level: float
 
 
 def _means(values: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Means of `draws` samples, as many at once as fit into a little memory."""
+    """Means of `draws` samples, drawn in parts to save memory."""
     n, generator = len(values), np.random.Generator(np.random.Philox(seed))
     rows = max(1, DRAWN_AT_ONCE // n)
     for start in range(0, draws, rows):
@@ -43,11 +43,11 @@ def _means(values: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def student(values: Sequence[float], level: float = 0.95) -> float:
-    """Half the width of Student's interval of a mean: t s / sqrt(n), with n - 1 degrees of freedom.
+    """Half the width of Student's interval of a mean: t s / sqrt(n), n - 1 degrees of freedom.
 
     Args:
         values: at least two, independent and about normal, such as accuracies over seeds or episodes.
-        level: probability that the interval around the sample's mean holds the true one.
+        level: probability that the interval holds the true mean.
 
     Raises:
         ValueError: fewer than two values.
@@ -79,14 +79,14 @@ def _within(angle: float, freedom: int) -> float:
 def estimate(
     mean: float, deviation: float | None = None, interval: tuple[float, float] | None = None, digits: int = 2
 ) -> str:
-    """A number with what is known of its error: `91.20 ± 0.31 [90.84, 91.56]`."""
+    """A number with its error: `91.20 ± 0.31 [90.84, 91.56]`."""
     spread = "" if deviation is None else f" ± {deviation:.{digits}f}"
     bounds = "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
     return f"{mean:.{digits}f}{spread}{bounds}"
 
 
 def repeated(values: Sequence[float], digits: int = 2, level: float = 0.95) -> str:
-    """Mean, standard deviation and Student's interval over seeds or episodes; of a single value, the value."""
+    """Mean, standard deviation and Student's interval over seeds or episodes; a single value stays alone."""
     mean = statistics.mean(values)
     if len(values) == 1:
         return estimate(mean, digits=digits)

@@ -1,22 +1,22 @@
-"""How well each class is told from the others: recall, precision, and the area under its ROC curve."""
+"""Recall, precision and area under the ROC curve of each class."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# beyond so many classes curves cost minutes and nobody reads them
+# with more classes, curves take minutes and are not read
 MOST_CURVES = 1000
 CHUNK = 64
 
 
 def recall(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Share of each class's pictures that was recognised [C], float64; NaN where there is none."""
+    """Recall of each class [C], float64; NaN for a class without images."""
     return _right(predicted, labels, num_classes) / torch.bincount(labels, minlength=num_classes)
 
 
 def precision(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Share of the pictures that were called a class which are of it [C], float64; 0 where none was called so."""
+    """Precision of each class [C], float64; 0 for a class that was never predicted."""
     called = torch.bincount(predicted, minlength=num_classes)
     return _right(predicted, labels, num_classes) / called.clamp_min(1)
 
@@ -26,10 +26,10 @@ def _right(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def auroc(logits: Tensor, labels: Tensor) -> Tensor:
-    """Area under the ROC curve of every class against all others, by its probability [C], float64.
+    """Area under the ROC curve of each class against all others [C], float64.
 
-    It is the probability that a picture of the class gets a higher probability of it than a picture of another class,
-    equal ones counted half (Fawcett 2006, "An introduction to ROC analysis"). NaN where there are no such pairs.
+    It is the chance that an image of the class gets a higher probability of it than an image of another class, ties
+    counted half (Fawcett 2006, "An introduction to ROC analysis"). NaN without such pairs.
 
     Args:
         logits: [n, C].
@@ -44,13 +44,13 @@ def auroc(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _areas(scores: Tensor, labels: Tensor) -> Tensor:
-    """Those of some classes, from scores [n, c]; labels [n] below 0 or from c on are of other classes."""
+    """Areas of c classes, from scores [n, c]; labels [n] below 0 or from c on are other classes."""
     ordered = scores.T.contiguous().sort(dim=1).values
     found = []
     for i, everything in enumerate(ordered):
         own = scores[labels == i, i].sort().values
         others = len(everything) - len(own)
-        # pictures below each of the class's own, and those at most as high: all of them less those of the class
+        # other images below each of the class's own, and those at most as high
         below, upto = (
             torch.searchsorted(everything, own, right=right) - torch.searchsorted(own, own, right=right)
             for right in (False, True)

@@ -1,4 +1,4 @@
-"""Diagrams as PNG files. Nothing here touches matplotlib's global state, and no display is needed."""
+"""Diagrams as PNG files, without matplotlib's global state and without a display."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 130
-LABELS, LABEL_LENGTH = 50, 22  # more names than that overlap, longer ones are cut
-COUNTED, SHARED, COARSE = 14, 30, 200  # classes up to which a cell has room for a count, for a percentage, for pixels
+LABELS, LABEL_LENGTH = 50, 22  # the most names, and the most letters of each
+COUNTED, SHARED, COARSE = 14, 30, 200  # the most classes with a count, a percentage, a pixel for every cell
 INK, GRID, BLUE, RED = "#222222", "#dddddd", "#7fa8d1", "#c0392b"
 
 
 def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title: str = "") -> None:
     """Draw a confusion matrix, coloured by the share of each true class.
 
-    Up to 14 classes have a count in every cell, up to 30 a percentage; of more than 50 names, every n-th is written.
+    Cells show a count up to 14 classes, a percentage up to 30. Of more than 50 names, every n-th is written.
 
     Args:
         file: the PNG to write.
         confusion: [C, C] counts, rows the true class.
         classes: C names.
-        title: above it.
+        title: above the plot.
 
     Raises:
         OSError: it cannot be written.
@@ -46,7 +46,7 @@ def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title:
     figure = _figure(side + 1.2, side)
     axes = figure.add_subplot()
     axes.set_facecolor(GRID)  # a class without pictures
-    # a square root: a hundredth of a class can be told from nothing
+    # a square root, so that a hundredth of a class differs from nothing
     drawn = axes.imshow(
         shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest" if n <= COARSE else "auto"
     )
@@ -61,12 +61,12 @@ def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title:
 
 
 def draw_reliability(file: Path, found: Reliability, title: str = "") -> None:
-    """Draw accuracy over confidence, with the gap between them and how many pictures each bin holds.
+    """Draw accuracy over confidence, the gap between them, and the number of images in each bin.
 
     Args:
         file: the PNG to write.
         found: the bins.
-        title: above it.
+        title: above the plot.
 
     Raises:
         OSError: it cannot be written.
