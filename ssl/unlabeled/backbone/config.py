@@ -94,7 +94,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def crop_multiple(self) -> int:
         """The number of pixels whose multiples the sides of a crop must be."""
-        return self.family.crop_multiple_of(self.patch_size)
+        return self.family.crop_multiple(self.patch_size)
 
     @property
     def in_words(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ TIMM_POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": 
 
 # ways to hide patches: leave them out (MAE), or put a mask token in their places (SimMIM, iBOT)
 Hiding = Literal["drop", "replace"]
+Hidden: TypeAlias = PatchMask | None
+Fill: TypeAlias = Tensor | None
 
 # initialisations: a method's, or `scratch`, of a network that is trained without pretraining
 Scheme = Literal["mae", "mocov3", "dino", "simmim", "scratch"]
@@ -117,7 +119,7 @@ class Encoder(nn.Module, ABC):
         """The patch size unless a recipe sets one. Raises ValueError when the model cannot be an encoder."""
 
     @classmethod
-    def crop_multiple_of(cls, patch_size: int) -> int:
+    def crop_multiple(cls, patch_size: int) -> int:
         """The number of pixels whose multiples the sides of a crop must be."""
         return patch_size
 
@@ -224,11 +226,6 @@ class Encoder(nn.Module, ABC):
     # ---------------------------------------------------------------- one encoder
 
     @property
-    def crop_multiple(self) -> int:
-        """The number of pixels whose multiples the sides of a crop must be."""
-        return self.crop_multiple_of(self.patch_size)
-
-    @property
     @abstractmethod
     def image_size(self) -> Grid:
         """(height, width) in pixels that it was built for."""
@@ -259,13 +256,7 @@ class Encoder(nn.Module, ABC):
         return "cls" if self.has_class_token else "mean"
 
     @abstractmethod
-    def forward(
-        self,
-        images: Tensor,
-        drop: PatchMask | None = None,
-        replace: PatchMask | None = None,
-        fill: Tensor | None = None,
-    ) -> Tokens:
+    def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         """Encode images [B, C, H, W].
 
         Raises:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, Scheme, Tensors, Tokens
+from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens
 from unlabeled.data.source import Finite
 from unlabeled.nn.attention import attention_map
 from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
@@ -60,6 +60,9 @@ class Transformer(Encoder, ABC):
         "blocks = model.get_intermediate_layers(images, n={n}, return_prefix_tokens=True, norm=True)"
     )
     positions: ClassVar[tuple[str, ...]]  # of recipes, besides learned ones
+    patch_pools: ClassVar[tuple[str, ...]]  # poolings of patches that timm's classifier has
+    norm_after_pool: ClassVar[str]  # timm's argument for a norm after pooling instead of before
+    headless: ClassVar[Mapping[str, Any]] = {}  # arguments of timm without a head, where its default is another
 
     def __init__(
         self, vit: nn.Module, model: str, arguments: Mapping[str, Any], interpolation: Interpolation = "size"
@@ -110,6 +113,21 @@ class Transformer(Encoder, ABC):
         told |= {"qkv_bias": None if fields["qkv_bias"] else False}
         told |= {"no_embed_class": True if fields["registers"] else None}
         return {name: value for name, value in told.items() if value is not None}
+
+    @classmethod
+    def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
+        import timm
+
+        arguments = arguments if classes else {**cls.headless, **arguments}
+        return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
+
+    @classmethod
+    def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
+        told = dict(arguments)
+        if pool in cls.patch_pools:
+            told |= {"global_pool": TIMM_POOLS[pool], cls.norm_after_pool: False}
+        how = told.setdefault("global_pool", "token")
+        return InTimm(how, told)
 
     @classmethod
     def arguments_from(cls, vit: Any) -> dict[str, Any]:
@@ -207,6 +225,12 @@ class Transformer(Encoder, ABC):
         if scheme in SCHEMES:
             SCHEMES[scheme](self.vit, **settings)
 
+    def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
+        """See `Encoder`. With a pooling of patches a backbone that learns gets a new norm after pooling and loses its
+        own (MAE's fine-tuning); a frozen one keeps its own before pooling."""
+        norm = {self.norm_after_pool: not frozen} if pool in self.patch_pools else {}
+        return {**self.arguments, "global_pool": TIMM_POOLS[pool], **norm, "img_size": list(size)}
+
     def configure_(self, fields: Mapping[str, Any]) -> None:
         if not fields["drop_path_uniform"]:
             return
@@ -217,7 +241,7 @@ class Transformer(Encoder, ABC):
             block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
 
 
-def fill_in(tokens: Tensor, mask: PatchMask, fill: Tensor | None) -> Tensor:
+def fill_in(tokens: Tensor, mask: PatchMask, fill: Fill) -> Tensor:
     """Tokens [B, N, D] with the hidden ones replaced by `fill`, broadcast."""
     assert fill is not None, "replace= needs the token to fill in"
     return torch.where(mask.hidden.unsqueeze(-1), fill.to(tokens.dtype), tokens)

@@ -231,7 +231,7 @@ def finetuning(recipe: FinetuneRecipe, data: Opened) -> Training:
     start = load_start(recipe.encoder, shape, channels, recipe.adapt, recipe.seed, task.from_classifier)
     encoder, labels = start.encoder, pictures.train.labels
     try:
-        task.view.check(encoder.crop_multiple)
+        task.view.check(encoder.crop_multiple(encoder.patch_size))
     except ValueError as error:
         raise UserError(f"task.view: {error}") from error
     order = Order(labels, task.balance, task.balance_from, task.repeats)

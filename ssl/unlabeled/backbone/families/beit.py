@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import TIMM_POOLS, Hiding, InTimm, Pool, Tensors, Tokens
+from unlabeled.backbone.encoder import Fill, Hidden, Hiding, Tensors, Tokens
 from unlabeled.backbone.transformer import EXPORTED, Transformer, fill_in
-from unlabeled.nn.patches import PatchMask, patchify
+from unlabeled.nn.patches import patchify
 from unlabeled.nn.positions import Grid
 
 # rows of a table after those of offsets between patches: class to patch, patch to class, class to class
@@ -33,6 +33,9 @@ class Beit(Transformer):
     hides: ClassVar[frozenset[Hiding]] = frozenset({"replace"})
     any_size: ClassVar[bool] = False
     positions: ClassVar[tuple[str, ...]] = ("relative", "relative_learned")
+    patch_pools: ClassVar[tuple[str, ...]] = ("mean",)
+    norm_after_pool: ClassVar[str] = "use_fc_norm"
+    headless: ClassVar[Mapping[str, Any]] = {"global_pool": "token"}  # timm's default pools before the norm
     exported: ClassVar[Mapping[str, Any]] = {**EXPORTED, **dict.fromkeys(SWITCHES, (bool | None, None))}
     pools = ("cls", "mean")
 
@@ -58,20 +61,6 @@ class Beit(Transformer):
         }
 
     @classmethod
-    def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
-        import timm
-
-        # timm's default pools before the norm
-        arguments = arguments if classes else {"global_pool": "token", **arguments}
-        return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
-
-    @classmethod
-    def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
-        pooled = {"global_pool": "avg", "use_fc_norm": False} if pool == "mean" else {}
-        how = {**arguments, **pooled}.get("global_pool", "token")
-        return InTimm(how, {**arguments, **pooled, "global_pool": how})
-
-    @classmethod
     def most_patches(cls, arguments: Mapping[str, Any]) -> int:
         """See `Encoder`. An index of relative positions holds the square of the number of all patches."""
         relative = arguments.get("use_rel_pos_bias") or arguments.get("use_shared_rel_pos_bias")
@@ -89,19 +78,12 @@ class Beit(Transformer):
         return super().linears_(model)
 
     def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
-        """See `Encoder`. The norm is a ViT's; a shared table is copied into every block (SimMIM's fine-tuning)."""
-        norm = {"use_fc_norm": not frozen} if pool == "mean" else {}
+        """See `Transformer`; a shared table is copied into every block (SimMIM's fine-tuning)."""
         tables = {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}
         own = {} if self.vit.rel_pos_bias is None else tables
-        return {**self.arguments, "global_pool": TIMM_POOLS[pool], **norm, **own, "img_size": list(size)}
+        return {**super().classifier_arguments(pool, size, frozen), **own}
 
-    def forward(
-        self,
-        images: Tensor,
-        drop: PatchMask | None = None,
-        replace: PatchMask | None = None,
-        fill: Tensor | None = None,
-    ) -> Tokens:
+    def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         if drop is not None:
             raise ValueError(f"'{self.model}' cannot drop patches. Use a vit_* model.")
         x, grid = self.begin(images, replace, fill)
@@ -109,9 +91,7 @@ class Beit(Transformer):
             x = output
         return self.finish(x, grid)
 
-    def begin(
-        self, images: Tensor, replace: PatchMask | None = None, fill: Tensor | None = None
-    ) -> tuple[Tensor, Grid]:
+    def begin(self, images: Tensor, replace: Hidden = None, fill: Fill = None) -> tuple[Tensor, Grid]:
         grid = self.grid(images)
         if grid != self.native_grid:
             raise ValueError(

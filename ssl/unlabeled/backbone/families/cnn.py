@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, InTimm, Pool, Tokens
+from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, Hidden, InTimm, Pool, Tokens
 from unlabeled.nn.batchnorm import BatchNorm, synchronise_
-from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.positions import Grid, Interpolation
 
 PROBE_SIDE = 256
@@ -51,7 +50,7 @@ class Cnn(Encoder):
         return stride_of(model)
 
     @classmethod
-    def crop_multiple_of(cls, patch_size: int) -> int:
+    def crop_multiple(cls, patch_size: int) -> int:
         return 1
 
     @classmethod
@@ -118,13 +117,7 @@ class Cnn(Encoder):
     def depth(self) -> int:
         return max(self._stages.values())
 
-    def forward(
-        self,
-        images: Tensor,
-        drop: PatchMask | None = None,
-        replace: PatchMask | None = None,
-        fill: Tensor | None = None,
-    ) -> Tokens:
+    def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         if drop is not None or replace is not None:
             raise ValueError(f"the CNN '{self.model}' cannot drop or replace patches. Use a vit_* model.")
         return _tokens(self.vit.forward_features(images))

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import TIMM_POOLS, Hiding, InTimm, Pool, Scheme, Tokens
+from unlabeled.backbone.encoder import Fill, Hidden, Hiding, Scheme, Tokens
 from unlabeled.backbone.transformer import EXPORTED, Transformer, fill_in
 from unlabeled.nn.init import mae_
-from unlabeled.nn.patches import PatchMask, gather, patchify
+from unlabeled.nn.patches import gather, patchify
 from unlabeled.nn.positions import Grid, resample, sincos_2d, with_prefix
 
 
@@ -20,6 +20,8 @@ class Vit(Transformer):
 
     hides: ClassVar[frozenset[Hiding]] = frozenset({"drop", "replace"})
     positions: ClassVar[tuple[str, ...]] = ("sincos", "sincos_rows")
+    patch_pools: ClassVar[tuple[str, ...]] = ("mean", "mean_max")
+    norm_after_pool: ClassVar[str] = "fc_norm"
     exported: ClassVar[Mapping[str, Any]] = EXPORTED
 
     @classmethod
@@ -31,27 +33,9 @@ class Vit(Transformer):
         if not _is_plain(vit):
             raise ValueError(f"expected a plain timm VisionTransformer with positions, found '{model}'")
 
-    @classmethod
-    def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
-        import timm
-
-        return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
-
-    @classmethod
-    def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
-        pooled = {"global_pool": TIMM_POOLS[pool], "fc_norm": False} if pool in ("mean", "mean_max") else {}
-        how = {**arguments, **pooled}.get("global_pool", "token")
-        return InTimm(how, {**arguments, **pooled, "global_pool": how})
-
     @property
     def pools(self) -> tuple[str, ...]:
-        return (*(("cls",) if self.has_class_token else ()), "mean", "mean_max", "attention")
-
-    def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
-        """See `Encoder`. With a pooling of patches a backbone that learns gets a new norm after pooling and loses its
-        own (MAE's fine-tuning); a frozen one keeps its own before pooling."""
-        norm = {"fc_norm": not frozen} if pool in ("mean", "mean_max") else {}
-        return {**self.arguments, "global_pool": TIMM_POOLS[pool], **norm, "img_size": list(size)}
+        return (*(["cls"] if self.has_class_token else []), *self.patch_pools, "attention")
 
     def initialise_(self, scheme: Scheme, **settings: Any) -> None:
         """See `Encoder`; `scratch` is MAE's, with sine-cosine positions that learn."""
@@ -73,22 +57,12 @@ class Vit(Transformer):
             self.vit.pos_embed.copy_(with_prefix(sincos_2d(self.width, self.native_grid, rows_first), prefix))
         self.vit.pos_embed.requires_grad_(False)
 
-    def forward(
-        self,
-        images: Tensor,
-        drop: PatchMask | None = None,
-        replace: PatchMask | None = None,
-        fill: Tensor | None = None,
-    ) -> Tokens:
+    def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         x, grid = self.begin(images, drop, replace, fill)
         return self.finish(self.vit.blocks(x), grid)
 
     def begin(
-        self,
-        images: Tensor,
-        drop: PatchMask | None = None,
-        replace: PatchMask | None = None,
-        fill: Tensor | None = None,
+        self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None
     ) -> tuple[Tensor, Grid]:
         grid = self.grid(images)
         prefix_table, patch_table = self._positions(grid)
