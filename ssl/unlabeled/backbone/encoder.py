@@ -131,7 +131,7 @@ class Encoder(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def summary(cls, patch_size: int, positions: str) -> str:
-        """What of a recipe's encoder a plan shows, in words."""
+        """How a recipe's encoder cuts images into patches, in words for a plan."""
 
     @classmethod
     @abstractmethod
@@ -146,7 +146,7 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def can_read(cls, pool: Pool, blocks: int) -> bool:
-        """Whether networks of this family have such features, as far as the family decides it."""
+        """Whether networks of this family have such features of the last blocks, as far as the family decides it."""
         return True
 
     @classmethod
@@ -157,16 +157,13 @@ class Encoder(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
-        """A timm model with random weights.
+        """A timm model with random weights, by name. Raises ValueError when timm cannot build it so.
 
         Args:
             model: its timm name.
             arguments: of `timm.create_model`; with `img_size`, even of a network that takes any.
             drop_path: rate of the last block.
             classes: of its head; 0 = no head.
-
-        Raises:
-            ValueError: timm cannot build it so.
         """
 
     @classmethod
@@ -181,13 +178,7 @@ class Encoder(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
-        """How an export tells timm to build a model.
-
-        Args:
-            model: its timm name.
-            arguments: of `create`.
-            pool: of a backbone's features, where timm has it; None = as the arguments say.
-        """
+        """How an export tells timm to build `create(model, arguments)`, pooling features by `pool` where timm can."""
 
     @classmethod
     @abstractmethod
@@ -201,15 +192,12 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def fitted(cls, weights: Tensors, old: Grid, model: Any) -> Tensors:
-        """Weights fitted to a timm model of another image size or number of channels.
+        """Weights fitted to a timm model of another image size or number of channels; see `fit_channels`.
 
         Args:
             weights: of a timm model.
             old: (rows, columns) of its patches.
             model: the timm model they are for.
-
-        Raises:
-            UserError: other channels than RGB's are to be fitted.
         """
         return fit_channels(weights, model)
 
@@ -257,11 +245,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
-        """Encode images [B, C, H, W].
-
-        Raises:
-            ValueError: it cannot hide patches so, or take images of this size.
-        """
+        """Encode images [B, C, H, W]. Raises ValueError when it cannot hide patches so, or take images of this size."""
 
     def feature(self, images: Tensor) -> Tensor:
         """The feature of images [B, C, H, W] in contrastive and distillation methods [B, D]: see `default_pool`."""
@@ -271,22 +255,15 @@ class Encoder(nn.Module, ABC):
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         """Tokens after some blocks, each through the final norm (DINO's and DINOv2's `get_intermediate_layers`).
 
-        Args:
-            images: [B, C, H, W].
-            blocks: their numbers, from 0, or from the end where negative; the last gives the tokens of `forward`.
-
-        Raises:
-            ValueError: there is no such block.
+        Blocks are numbered from 0, or from the end where negative; the last gives the tokens of `forward`. Raises
+        ValueError when there is no such block.
         """
 
     def attention(self, images: Tensor) -> Tensor:
         """Attention maps of the last block for images [B, C, H, W]: [B, heads, P + N, P + N], rows sum to 1.
 
         Row 0 is where the class token looks; columns are prefix tokens, then patches row-major (DINO's and iBOT's
-        `get_last_selfattention`).
-
-        Raises:
-            ValueError: it has no attention whose maps are known.
+        `get_last_selfattention`). Raises ValueError when it has no attention whose maps are known.
         """
         raise ValueError(f"{self.in_words(self.model)} has no attention. Use a vit_* or beit_* model.")
 
@@ -296,25 +273,16 @@ class Encoder(nn.Module, ABC):
         `depth` + 1 = everything above, such as a head (layer decay, gradual unfreezing)."""
 
     def initialise_(self, scheme: Scheme, **settings: Any) -> None:
-        """Initialise anew as a method's code does; a network that the code does not know stays as timm begins it.
-
-        Args:
-            scheme: the method.
-            settings: of it, see `unlabeled.nn.init`.
-        """
+        """Initialise anew as a method's code does (`unlabeled.nn.init`); networks that it does not know stay as timm
+        begins them."""
 
     def configure_(self, fields: Mapping[str, Any]) -> None:
         """Apply the fields of a recipe that are no arguments of timm."""
 
     @abstractmethod
     def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
-        """The arguments of `create` for a classifier on this encoder.
-
-        Args:
-            pool: one of `pools`.
-            size: (height, width) of its images, pixels.
-            frozen: whether the encoder stays as it is.
-        """
+        """The arguments of `create` for a classifier on this encoder, which may stay `frozen`: `pool` is one of
+        `pools`, `size` the (height, width) of its images."""
 
 
 def fit_channels(weights: Tensors, model: Any) -> Tensors:

@@ -1,9 +1,9 @@
-"""Backbones on disk as plain timm model folders (`local-dir:`), and back. Nobody needs this package to read them.
+"""Writing and reading exports: plain timm model folders (`local-dir:`), which timm reads without this package.
 
 export/
   model.safetensors   timm's own parameter names
   config.json         timm's local-dir format
-  heads.safetensors   what else was trained (decoder, projector): to continue pretraining
+  heads.safetensors   the rest of the method (decoder, projector): to continue pretraining
   README.md           model card
   MANIFEST.json       size and SHA-256 of every other file
 """
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def steady(read: Callable[P, T]) -> Callable[P, T]:
-    """A reader of an export that begins again where another export took its place meanwhile."""
+    """A reader of an export that starts again when another export takes its place meanwhile."""
 
     @wraps(read)
     def whole(*arguments: P.args, **more: P.kwargs) -> T:
@@ -48,9 +48,9 @@ def steady(read: Callable[P, T]) -> Callable[P, T]:
             except UserError:
                 if _identity(folder) == before:
                     raise
-            else:
-                if _identity(folder) == before:
-                    return found
+                continue
+            if _identity(folder) == before:
+                return found
 
     return whole
 
@@ -66,8 +66,8 @@ OUR_POOLS: dict[str, Pool] = {"token": "cls", "avg": "mean", "avgmax": "mean_max
 
 
 class Preprocessing(NamedTuple):
-    """How pictures become features: normalisation per channel, the evaluation crop, what becomes of 16-bit values, how
-    tokens become one vector (None = as the network's own default), and the size of the crop (None = the network's)."""
+    """How images become features: normalisation per channel, evaluation crop, range of 16-bit values, pooling of the
+    tokens (None = the network's default), and size of the crop (None = the network's)."""
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -79,13 +79,11 @@ class Preprocessing(NamedTuple):
 
     @classmethod
     def of(cls, data: Any, crop_pct: float, interpolation: str = "bicubic", pool: Pool | None = None) -> Preprocessing:
-        """That of a recipe's `data:` section; parts of a mixture have ranges of their own."""
+        """The preprocessing of a recipe's `data:` section; parts of a mixture have ranges of their own."""
         return cls(data.mean, data.std, crop_pct, interpolation, getattr(data, "value_range", None), pool)
 
 
-# values that a network may have beyond its weights: tables that follow from its size
-SPARE = 1 << 24
-
+SPARE = 1 << 24  # values that a network may have beyond its weights: tables that follow from its size
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -97,7 +95,7 @@ def timm_config(
     num_classes: int = 0,
     classes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """timm's `config.json`. `global_pool` of a ViT goes into `model_args`, where timm reads it; a CNN's is the mean.
+    """timm's `config.json` for a classifier or, without classes, a backbone.
 
     A backbone pools as `prepared` says, in timm by the same rule as here: after the final norm, prefix tokens left out.
     """
@@ -136,7 +134,7 @@ def timm_config(
 
 
 def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str, heads: Tensors | None = None) -> None:
-    """Write an export beside its place, then swap it in, so that a reader never sees half of one.
+    """Write an export as a whole: a reader never sees half of one.
 
     Raises:
         UserError: it cannot be written; an earlier export stays as it was.
@@ -157,14 +155,14 @@ def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str
 
 
 def export_encoder(folder: Path, encoder: Encoder, prepared: Preprocessing, card: str, heads: Tensors) -> None:
-    """Export a pretrained encoder; `heads` is everything else that was trained."""
+    """Write a pretrained encoder as an export; `heads` are the rest of its method."""
     prepared = prepared._replace(pool=prepared.pool or encoder.default_pool)
     config = timm_config(encoder.model, encoder.arguments, encoder.width, prepared)
     write_export(folder, dict(encoder.vit.state_dict()), config, card, heads)
 
 
 def outline(folder: Path, config: dict[str, Any]) -> nn.Module:
-    """The timm model of an export, head included, as tensors without memory.
+    """The timm model of an export, head included, on the meta device.
 
     Raises:
         UserError: it cannot be built, or would be larger than its weights.
@@ -182,7 +180,7 @@ def outline(folder: Path, config: dict[str, Any]) -> nn.Module:
 
 
 def load_timm(folder: Path, config: dict[str, Any]) -> nn.Module:
-    """The timm model of an export, head included, with its weights: what `local-dir:` gives, from `folder` alone.
+    """The timm model of an export, head included, with its weights, as `local-dir:` gives it.
 
     Raises:
         UserError: see `outline`; weights and architecture do not match.
@@ -204,28 +202,30 @@ def _of_timm(config: dict[str, Any]) -> nn.Module:
 
 
 def not_built(architecture: str, error: Exception) -> UserError:
+    """An error that names the network."""
     return UserError(f"the network '{architecture}' cannot be built: {first_line(error)}")
 
 
 def check_fits(model: nn.Module, weights: Tensors) -> None:
     """Raise UserError when weights are not those of a timm model: by name, by shape, or whole numbers for fractions."""
+
+    def kind(tensor: Tensor) -> tuple[bool, bool]:
+        return tensor.is_floating_point(), tensor.is_complex()
+
     own = model.state_dict()
     wrong = {
         "missing": [name for name in own if name not in weights],
         "unknown": [name for name in weights if name not in own],
         "of another shape": [n for n, tensor in own.items() if n in weights and weights[n].shape != tensor.shape],
-        "of another kind": [n for n, t in own.items() if n in weights and _kind(t) != _kind(weights[n])],
+        "of another kind": [n for n, tensor in own.items() if n in weights and kind(weights[n]) != kind(tensor)],
     }
     if any(wrong.values()):
         found = "; ".join(f"{len(names)} {what}, such as {names[0]}" for what, names in wrong.items() if names)
         raise UserError(f"weights and architecture do not match: {found}. They are not of one export. {AGAIN}")
 
 
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()
-
-
 def existing(path: str | Path) -> Path:
+    """The folder of an export. Raises UserError when it is none."""
     folder = readable(Path(expand(str(path))))
     missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
     if missing:
@@ -244,15 +244,11 @@ def read_weights(file: Path) -> Tensors:
         UserError: they cannot be read, or are not what was written.
     """
     try:
-        return parse_tensors(_checked(file))
+        if not os.path.lexists(file.with_name(MANIFEST)):
+            return parse_tensors(read_plain(file))
+        return parse_tensors(read_file(file.parent, file.name, read_manifest(file.parent)))
     except (Damaged, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}. {AGAIN}") from error
-
-
-def _checked(file: Path) -> bytes:
-    if not os.path.lexists(file.with_name(MANIFEST)):
-        return read_plain(file)
-    return read_file(file.parent, file.name, read_manifest(file.parent))
 
 
 def _packed(tensors: Tensors) -> bytes:

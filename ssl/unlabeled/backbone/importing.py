@@ -7,14 +7,10 @@ in it never runs.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
-import pickle
 import pkgutil
-import zipfile
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,18 +19,16 @@ import torch
 from torch import Tensor
 
 from unlabeled.backbone.build import build_encoder
+from unlabeled.backbone.encoder import Tensors
+from unlabeled.backbone.pth import read_pth
 from unlabeled.errors import UserError, first_line
 from unlabeled.recipe.faults import show
 
-Tensors = dict[str, Tensor]
 Key = Literal["student", "teacher"]
 
 PACKAGE = "unlabeled.backbone.importers"
 
 MOST_BLOCKS, MOST_NAMES = 256, 8
-MOST_PARTS = 20_000  # tensors in a file, those of an optimizer with them
-DEEPEST = 8  # dicts and lists in each other that are looked through for tensors
-SHARED = 4  # times that weights may be stored under several names
 
 # the width whose timm model stands in for one of an unofficial width
 BASE = 768
@@ -82,6 +76,7 @@ class Imported(NamedTuple):
         width: of its features.
         encoder: weights of the timm model.
         heads: everything else of the method's state, to resume pretraining; empty for backbone files.
+        pool: how the family's own code reads its features.
     """
 
     architecture: str
@@ -89,6 +84,7 @@ class Imported(NamedTuple):
     width: int
     encoder: Tensors
     heads: Tensors
+    pool: Literal["cls", "mean"]
 
 
 def importer_names() -> list[str]:
@@ -127,69 +123,6 @@ def read(name: str, file: Path, heads: int | None = None, key: Key | None = None
             raise
         # what `convert` asks of names and shapes is said above; what it takes for granted is not there either
         raise UserError(f"{file} is not {module.FAMILY.title}: {type(error).__name__}: {first_line(error)}") from error
-
-
-def read_pth(file: Path) -> dict[str, Any]:
-    """What a `.pth` holds: tensors, plain values and settings.
-
-    Raises:
-        UserError: it is missing, or holds anything that would have to be run.
-    """
-    if not file.is_file():
-        raise UserError(f"no file {file}")
-    try:
-        _refuse_packed(file)
-        # training checkpoints hold their settings: argparse's, or yacs's, which become ordered dicts
-        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of files that are anything: whatever it was, it is no checkpoint
-        # torch's own words advise to read it with its safeguard switched off
-        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({show(first_line(error), 200)[1:-1]})"
-        raise UserError(
-            f"{file} is refused: it cannot be read as plain weights{reason}. It is not a checkpoint of PyTorch, is "
-            "damaged, or holds code besides tensors. Expected the .pth that the method's authors publish"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{file} holds a {type(loaded).__name__}, expected a dict of weights")
-    sizes = sum(_size(name, tensor) for name, tensor in _tensors("", loaded))
-    if sizes > SHARED * file.stat().st_size:
-        raise UserError(f"{file} is refused: its tensors are {sizes:,} bytes, the file has {file.stat().st_size:,}")
-    return loaded
-
-
-def _refuse_packed(file: Path) -> None:
-    """Raise ValueError for an archive that would become larger than it is, as torch packs nothing, or of many parts."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            parts = archive.infolist()
-        whole = sum(part.file_size for part in parts)
-        if len(parts) > MOST_PARTS:
-            raise ValueError(f"{len(parts):,} parts, expected at most {MOST_PARTS:,}")
-        if whole > file.stat().st_size:
-            raise ValueError(f"{whole:,} bytes packed into {file.stat().st_size:,}")
-
-
-def _tensors(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in dicts and lists, and where it is."""
-    if isinstance(value, Tensor):
-        yield place, value
-    elif depth < DEEPEST and isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, inner in items:
-            yield from _tensors(f"{place}.{name}" if place else str(name), inner, depth + 1)
-
-
-def _size(name: str, tensor: Tensor) -> int:
-    """Bytes of a tensor's values. Raises UserError for one that is not simply those: sparse, quantised, without memory,
-    or one value shown many times."""
-    plain = (
-        tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
-        and not (tensor.is_quantized or tensor.is_nested or tensor.is_complex())
-    )
-    if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-        raise UserError(f"the tensor {show(name)} is refused: expected plain numbers, each stored")
-    return tensor.numel() * tensor.itemsize
 
 
 def named(family: Family, weights: Any) -> Tensors:
@@ -331,7 +264,8 @@ def checked(family: Family, architecture: str, arguments: dict[str, Any], encode
         raise UserError(f"not {family.title}: {some(broken)} are {encoder[broken[0]].dtype}, expected fractions")
     if broken := [name for name, tensor in encoder.items() if not tensor.isfinite().all()]:
         raise UserError(f"{some(broken)} hold NaN or infinite values. Download the file again.")
-    return Imported(architecture, arguments, model.width, encoder, heads)
+    pool = family.pool if family.pool in model.pools else "mean"
+    return Imported(architecture, arguments, model.width, encoder, heads, pool)
 
 
 def some(names: Iterable[str]) -> str:

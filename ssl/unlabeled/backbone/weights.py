@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,29 +27,26 @@ from unlabeled.backbone.folder import (
     write_export,
 )
 from unlabeled.backbone.folder_config import read_config
-from unlabeled.backbone.importing import Imported, Key, importers, read
+from unlabeled.backbone.importing import Family, Imported, Key, importers, read
 from unlabeled.errors import UserError
 from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
 from unlabeled.text import code
 
-# how the names of official files end
-OFFICIAL = (".pth", ".pt", ".pth.tar")
-
-
-# what timm is told of a classifier and an encoder has no use for
-OF_THE_HEAD = ("global_pool", "fc_norm", "use_fc_norm")
+Size: TypeAlias = int | Grid | None  # side, or (height, width), pixels; None = as it is
+OFFICIAL = (".pth", ".pt", ".pth.tar")  # endings of official files
+OF_THE_HEAD = ("global_pool", "fc_norm", "use_fc_norm")  # arguments of timm that an encoder has no use for
 
 
 @steady
-def load_encoder(path: str | Path, image_size: int | Grid | None = None, channels: int | None = None) -> Encoder:
+def load_encoder(path: str | Path, image_size: Size = None, channels: int | None = None) -> Encoder:
     """An encoder from an export folder, an official `METHOD:FILE.pth` (MAE's also without its name), `timm:NAME`, or
     with random weights `scratch:FOLDER` or `scratch:timm:NAME`.
 
     Args:
-        path: where from.
+        path: the address.
         image_size: side, or (height, width), pixels; positions are resampled. None = as exported.
-        channels: input channels; the patch convolution is summed or repeated (timm's rule). None = as exported.
+        channels: of images; the first convolution is summed or repeated (timm's rule). None = as exported.
 
     Raises:
         UserError: nothing loadable is there, or weights and architecture do not match exactly.
@@ -58,7 +55,8 @@ def load_encoder(path: str | Path, image_size: int | Grid | None = None, channel
     if where.startswith("timm:"):
         return _from_timm(where.removeprefix("timm:"), image_size, channels, pretrained=not scratch)
     if where.endswith(OFFICIAL):
-        return _from_official(expand(str(path)), image_size, channels)
+        imported, _ = _official(expand(str(path)))
+        return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
     folder = existing(where)
     config = read_config(folder)
     arguments = {k: v for k, v in _arguments(config).items() if k not in OF_THE_HEAD}
@@ -83,7 +81,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 @steady
 def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]:
-    """A classifier's architecture as an encoder with random weights, timm's arguments, and its weights, head included.
+    """Of an exported classifier: its architecture as an encoder with random weights, timm's arguments, all weights.
 
     Raises:
         UserError: there is none.
@@ -106,21 +104,16 @@ def _arguments(config: dict[str, Any]) -> dict[str, Any]:
     return {"img_size": config["pretrained_cfg"]["input_size"][1:], **config["model_args"]}
 
 
-def _from_official(where: str, image_size: int | Grid | None, channels: int | None) -> Encoder:
-    imported = _official(where)
-    return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
-
-
-def _official(where: str) -> Imported:
-    family, _, file = where.rpartition(":")
-    if family and family not in importers():
-        raise UserError(f"{where}: no official weights of '{family}'. Expected one of {', '.join(importers())}.")
-    return read(family or "mae", Path(file))
+def _official(where: str) -> tuple[Imported, Family]:
+    name, _, file = where.rpartition(":")
+    if name and name not in importers():
+        raise UserError(f"{where}: no official weights of '{name}'. Expected one of {', '.join(importers())}.")
+    return read(name or "mae", Path(file)), importers()[name or "mae"].FAMILY
 
 
 @steady
 def preprocessing_of(path: str | Path) -> Preprocessing:
-    """How pictures become features for whatever `load_encoder` and `load_classifier` take, also with `scratch:`.
+    """The preprocessing of whatever `load_encoder` and `load_classifier` take; an official file has ImageNet's.
 
     Raises:
         UserError: there is no such thing, or it is damaged.
@@ -129,7 +122,9 @@ def preprocessing_of(path: str | Path) -> Preprocessing:
     if where.startswith("timm:"):
         return _as_timm_says(where.removeprefix("timm:"))
     if where.endswith(OFFICIAL):
-        return _as_published(where)
+        imported, family = _official(where)
+        size = tuple(imported.arguments["img_size"])
+        return IMAGENET._replace(interpolation=family.interpolation, pool=imported.pool, size=size)
     config = read_config(existing(where))
     trained = config["pretrained_cfg"]
     pool = config.get("pool") or OUR_POOLS.get(config["model_args"].get("global_pool", config.get("global_pool")))
@@ -138,7 +133,7 @@ def preprocessing_of(path: str | Path) -> Preprocessing:
 
 
 def _as_timm_says(name: str) -> Preprocessing:
-    """timm's own, its pooling too; but the mean of the patches for MAE's weights, which timm pools by class token."""
+    """Of timm; but the mean of the patches for MAE's weights, which timm pools by class token."""
     import timm
 
     architecture = _timms_architecture(name)
@@ -158,15 +153,8 @@ def _as_timm_says(name: str) -> Preprocessing:
     )
 
 
-def _as_published(where: str) -> Preprocessing:
-    """ImageNet's normalisation, and the pooling that the family's own code evaluates."""
-    imported, name = _official(where), where.rpartition(":")[0] or "mae"
-    size, interpolation = tuple(imported.arguments["img_size"]), importers()[name].FAMILY.interpolation
-    return IMAGENET._replace(interpolation=interpolation, pool=pool_of(name, imported), size=size)
-
-
 def _timms_architecture(name: str) -> str:
-    """Of a timm model, which the name of its weights may follow. Raises UserError when there is none."""
+    """Of `MODEL` or `MODEL.WEIGHTS`. Raises UserError when timm has none."""
     import timm
 
     architecture = name.split(".")[0]
@@ -176,11 +164,7 @@ def _timms_architecture(name: str) -> str:
 
 
 def _build(
-    architecture: str,
-    arguments: dict[str, Any],
-    weights: Tensors | None,
-    image_size: int | Grid | None,
-    channels: int | None,
+    architecture: str, arguments: dict[str, Any], weights: Tensors | None, image_size: Size, channels: int | None
 ) -> Encoder:
     old: Grid = tuple(arguments["img_size"])
     size = old if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -196,7 +180,7 @@ def _build(
 
 
 def fitted(encoder: Encoder, shape: Grid, channels: int) -> Encoder:
-    """An encoder built for images of another size (height, width), pixels, or number of channels, see `adapt`.
+    """An encoder built for images of another size (height, width), pixels, or number of channels.
 
     Raises:
         UserError: other channels than RGB's are to be fitted.
@@ -204,7 +188,7 @@ def fitted(encoder: Encoder, shape: Grid, channels: int) -> Encoder:
     return _build(encoder.model, encoder.arguments, dict(encoder.vit.state_dict()), shape, channels)
 
 
-def _from_timm(name: str, image_size: int | Grid | None, channels: int | None, pretrained: bool) -> Encoder:
+def _from_timm(name: str, image_size: Size, channels: int | None, pretrained: bool) -> Encoder:
     import timm
 
     family = family_of(architecture := _timms_architecture(name))
@@ -224,18 +208,12 @@ def _network(architecture: str, arguments: dict[str, Any]) -> Encoder:
 
 
 def import_official(name: str, file: Path, out: Path, heads: int | None = None, key: Key | None = None) -> None:
-    """Turn an official checkpoint into an export folder; what resumes pretraining, if any, into `heads.safetensors`."""
+    """Write an official checkpoint as an export folder, with the heads that resume pretraining where it has them."""
     family, imported = importers()[name].FAMILY, read(name, file, heads, key)
-    prepared = IMAGENET._replace(interpolation=family.interpolation, pool=pool_of(name, imported))
+    prepared = IMAGENET._replace(interpolation=family.interpolation, pool=imported.pool)
     config = timm_config(imported.architecture, imported.arguments, imported.width, prepared)
     card = (
         f"# {family.title}\n\nImported from the official checkpoint {code(file.name)} ({family.repository}). "
         "License: see there.\n"
     )
     write_export(out, imported.encoder, config, card, imported.heads)
-
-
-def pool_of(name: str, imported: Imported) -> Pool:
-    """How features of official weights are read: as their code does, by the mean where there is no class token."""
-    own: Pool = importers()[name].FAMILY.pool
-    return own if family_of(imported.architecture).can_read(own, 1) else "mean"

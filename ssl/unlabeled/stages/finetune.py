@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.backbone.folder import Preprocessing
+from unlabeled.backbone.importing import importer_names
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Order, per_process
 from unlabeled.data.opened import Opened, location
@@ -48,9 +49,9 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
     """A recipe for finetune.py."""
 
     encoder: UserPath = Field(
-        description="the backbone: an export folder, METHOD:FILE.pth of an official release (mae:, simmim:, mocov3:, "
-        "dino:, ibot:, dinov2:), or timm:NAME; scratch:FOLDER or scratch:timm:NAME for an architecture with random "
-        "weights"
+        description="the backbone: an export folder, METHOD:FILE.pth of an official release "
+        f"({', '.join(f'{name}:' for name in importer_names())}), or timm:NAME; scratch:FOLDER or scratch:timm:NAME "
+        "for an architecture with random weights"
     )
     adapt: tuple[Literal["size", "channels"], ...] = Field(
         (),
