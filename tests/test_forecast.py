@@ -34,9 +34,6 @@ class Perceptron(Method):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         return Output(self.second(self.first(batch.views[0].flat()[0].flatten(1))).sum(), {})
 
-    def exports(self) -> dict[str, torch.nn.Module]:  # type: ignore[override]
-        return {}
-
 
 def test_work_against_arithmetic() -> None:
     recipe = parse(PretrainRecipe, TINY_PRETRAIN)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder
 from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.optim import param_groups, set_rates
@@ -31,9 +30,6 @@ class Two(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         raise NotImplementedError
-
-    def exports(self) -> dict[str, Encoder]:
-        return {}
 
 
 def clipped(groups: Iterable[list[Tensor]], limit: float) -> list[Tensor]:

@@ -53,7 +53,7 @@ class Stage(NamedTuple):
 def _pretrained(recipe: Any, method: Any) -> Encode:
     from unlabeled.backbone.pooling import encoder_features
 
-    return encoder_features(next(iter(method.exports().values())), recipe.evaluate.pool or method.pooling())
+    return encoder_features(method.evaluated(), recipe.evaluate.pool or method.pooling())
 
 
 PRETRAIN = Stage("pretrain", pretraining, lambda r: r.method.views, lambda r: r.evaluate is not None, _pretrained)

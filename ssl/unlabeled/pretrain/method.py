@@ -132,7 +132,7 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid"):
         return config
 
     @abstractmethod
-    def build(self) -> Method:
+    def build(self) -> PretrainMethod:
         """A randomly initialised model."""
 
 
@@ -149,14 +149,6 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compute the loss: a function of weights, batch and progress alone, but for dropout and drop path."""
-
-    @abstractmethod
-    def exports(self) -> dict[str, Encoder]:
-        """The encoders to keep by name, first the one that the paper evaluates."""
-
-    def pooling(self) -> Literal["cls", "mean"]:
-        """How the tokens of the exported encoder become the feature of an image."""
-        return next(iter(self.exports().values())).default_pool
 
     def after_step(self, progress: Progress) -> None:
         """Update teachers and centres after an optimizer step; `progress` is that step's."""
@@ -200,3 +192,19 @@ class Method(nn.Module, ABC):
     def pictures(self, batch: Batch) -> Tensor | None:
         """Images to show of this batch [B, rows, C, H, W], normalised; None = the crops themselves."""
         return None
+
+
+class PretrainMethod(Method, ABC):
+    """A method that learns an encoder."""
+
+    @abstractmethod
+    def exports(self) -> dict[str, Encoder]:
+        """The encoders to keep by name, first the one that the paper evaluates."""
+
+    def evaluated(self) -> Encoder:
+        """The encoder that the paper evaluates."""
+        return next(iter(self.exports().values()))
+
+    def pooling(self) -> Literal["cls", "mean"]:
+        """How the tokens of that encoder become the feature of an image."""
+        return self.evaluated().default_pool

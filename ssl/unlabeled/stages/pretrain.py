@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
+from typing import Any, cast
 
 from accelerate import Accelerator
 from pydantic import Field, field_validator
@@ -18,7 +20,7 @@ from unlabeled.evaluate.evaluation import Evaluation, Evaluator
 from unlabeled.evaluate.splits import Splits
 from unlabeled.launch.plan import Line, on_meta
 from unlabeled.paths import UserPath
-from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig
+from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig, PretrainMethod
 from unlabeled.pretrain.rescale import Rescaled, Setting, check_epochs, rescale
 from unlabeled.processes import on_main
 from unlabeled.progress import duration
@@ -105,7 +107,7 @@ class Pretrain:
 
     def finish(self, recipe: PretrainRecipe, engine: Engine, output: Path) -> list[str]:
         """Export the encoder, with heads and a model card."""
-        method = engine.whole_method()
+        method = cast("PretrainMethod", engine.whole_method())
         encoder, heads = split_heads(method)
         how = recipe.evaluate or Evaluation()
         prepared = Preprocessing.of(recipe.data, how.crop_pct, how.interpolation, how.pool or method.pooling())
@@ -135,13 +137,18 @@ class Pretrain:
         splits = Splits(evaluate, data, *where, labels=evaluate.needs_labels, timeout=run.timeout)
         evaluate.check(splits)
         evaluator = Evaluator(evaluate, splits, recipe.method.views[0].shape)
-        return lambda method: evaluator(next(iter(method.exports().values())), method.pooling())
+
+        def scores(method: Any) -> Iterator[tuple[str, float]]:
+            return evaluator(method.evaluated(), method.pooling())
+
+        return scores
 
 
 def _evaluated(recipe: PretrainRecipe, job: Job) -> str:
     """What is measured while it trains, and how pictures become features for it; the export says the same."""
     how, (height, width) = recipe.evaluate or Evaluation(), recipe.method.views[0].shape
-    pool = how.pool or f"{on_meta(job.build).pooling()} (as {recipe.method.name} is evaluated)"
+    method = cast("PretrainMethod", on_meta(job.build))
+    pool = how.pool or f"{method.pooling()} (as {recipe.method.name} is evaluated)"
     names = ", ".join(how.protocols)
     return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}"
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Tensors, existing, read_weights, steady
 from unlabeled.errors import UserError
-from unlabeled.pretrain.method import Method
+from unlabeled.pretrain.method import Method, PretrainMethod
 from unlabeled.train.state import load_model
 
 
-def split_heads(method: Method) -> tuple[Encoder, Tensors]:
+def split_heads(method: PretrainMethod) -> tuple[Encoder, Tensors]:
     """The first encoder that a method exports, and the rest of its state by name."""
-    encoder = next(iter(method.exports().values()))
+    encoder = method.evaluated()
     prefix = _prefix_of(method, encoder)
     return encoder, {name: t for name, t in method.state_dict().items() if not name.startswith(prefix)}
 
 
-def load_method(method: Method, folder: str | Path) -> None:
+def load_method(method: PretrainMethod, folder: str | Path) -> None:
     """Start a method from an export: the encoder's weights, and its heads. Strict.
 
     Raises:
@@ -26,7 +26,7 @@ def load_method(method: Method, folder: str | Path) -> None:
     """
 
     weights, heads = _with_heads(folder)
-    prefix = _prefix_of(method, next(iter(method.exports().values())))
+    prefix = _prefix_of(method, method.evaluated())
     try:
         load_model(method, {**{f"{prefix}{name}": tensor for name, tensor in weights.items()}, **heads})
     except UserError as error:

@@ -46,9 +46,6 @@ class Task(Method):
             UserError: it cannot be written; an earlier one stays as it was.
         """
 
-    def exports(self) -> dict[str, Encoder]:
-        return {}
-
 
 class Choice(Protocol):
     """The choice between the parts of a task that could predict, which is made before each score."""

@@ -24,7 +24,7 @@ from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.losses import cross_view, sharpen
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.teacher import Centre, ema_, follow_
-from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
 from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
 
@@ -114,7 +114,7 @@ class Config(MethodConfig, frozen=True):
         return DINO(encoder, head, teacher, teacher_head, self)
 
 
-class DINO(Method):
+class DINO(PretrainMethod):
     """Self-distillation without labels.
 
     Args:

@@ -27,7 +27,7 @@ from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sink
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
 from unlabeled.nn.teacher import Centre, ema_, follow_
-from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
 from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
 
@@ -162,7 +162,7 @@ class Taught(NamedTuple):
     patches: Tensor
 
 
-class IBOT(Method):
+class IBOT(PretrainMethod):
     """Self-distillation of class tokens across views, and of hidden patches within one.
 
     Args:

@@ -21,7 +21,7 @@ from unlabeled.data.view.views import View
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
 from unlabeled.pretrain.decoder import Decoder, DecoderConfig, SelfDecoderConfig
-from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
 
 
@@ -67,7 +67,7 @@ class Config(MethodConfig, frozen=True):
         return MAE(encoder, decoder, self.normalize_targets)
 
 
-class MAE(Method):
+class MAE(PretrainMethod):
     """An encoder that sees only visible patches and a light decoder that regresses the hidden ones.
 
     Args:

@@ -26,7 +26,7 @@ from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.teacher import ema_, follow_
-from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_window
 from unlabeled.pretrain.symptoms import chance, same_features
 
@@ -98,7 +98,7 @@ class Branch(nn.Module):
         self.encoder, self.projector = encoder, projector
 
 
-class MoCoV3(Method):
+class MoCoV3(PretrainMethod):
     """Symmetrised InfoNCE between two views, with a momentum teacher and no queue.
 
     Args:

@@ -23,7 +23,7 @@ from unlabeled.nn.collectives import world
 from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import nt_xent
 from unlabeled.nn.measures import contrast, feature_std
-from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import chance, same_features
 
 PAIR = View(
@@ -75,7 +75,7 @@ class Config(MethodConfig, frozen=True):
         return SimCLR(encoder, mlp((encoder.width, self.hidden, self.dim)), self.temperature)
 
 
-class SimCLR(Method):
+class SimCLR(PretrainMethod):
     """The symmetric contrastive loss between two crops.
 
     Args:

@@ -24,7 +24,7 @@ from unlabeled.nn.init import cut_normal_
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, patchify, triptych
 from unlabeled.pretrain.decoder import LinearDecoder
-from unlabeled.pretrain.method import Batch, Method, MethodConfig, Output, Progress, Symptom
+from unlabeled.pretrain.method import Batch, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
 
 VIEW = View(
@@ -69,7 +69,7 @@ class Config(MethodConfig, frozen=True):
         return SimMIM(self.encoder.build(self.view.shape))
 
 
-class SimMIM(Method):
+class SimMIM(PretrainMethod):
     """An encoder with mask tokens and a linear layer that regresses pixels of hidden patches.
 
     Args:
