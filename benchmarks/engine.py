@@ -95,7 +95,7 @@ def main() -> None:
         dataset = Prepared(data.train, recipe.method.views, recipe.method.backbone.patch_size, recipe.seed)
         dataset.prepare()
         turns = Turns(bare_step(recipe, dataset))
-        run_engine(Job(recipe, recipe.method.build, data, dataset, None, {}), Path(folder), turns)
+        run_engine(Job(recipe, recipe.method.build, data, dataset), Path(folder), turns)
 
     ours, bare = rounds(turns.ours_s), rounds(turns.bare_s)
     print(f"{machine()}; MAE on {BATCH} pictures of 32 px, {chosen.rounds} rounds of {STEPS} steps")

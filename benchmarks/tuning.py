@@ -32,7 +32,7 @@ from unlabeled.data.batch.sampler import Position
 from unlabeled.data.opened import Opened
 from unlabeled.pretrain.method import Batch, Progress
 from unlabeled.recipe import load
-from unlabeled.stages.finetune import FinetuneRecipe, finetuning
+from unlabeled.stages.finetune import STAGE, FinetuneRecipe
 from unlabeled.train.job import Job
 from unlabeled.transfer.tasks.classify import Classifier
 
@@ -107,10 +107,10 @@ def make_job(folder: Path, rounds: int, setting: Setting, **smaller: Any) -> Job
         f"train={{epochs: {(rounds + 1) / 2}, batch_size: {setting.batch}, precision: {setting.precision!r}}}",
     ]
     recipe = load(FinetuneRecipe, RECIPE, [*OVERRIDES, *more])
-    made = finetuning(recipe, Opened(recipe.data))
+    made = STAGE.job(recipe, Opened(recipe.data))
     dataset = Prepared(made.dataset.source, made.dataset.views, made.dataset.patch, recipe.seed)
     dataset.prepare()
-    return Job(recipe, made.build, made.data, dataset, None, {})
+    return Job(recipe, made.build, made.data, dataset)
 
 
 def batch_of(job: Job, setting: Setting) -> Batch:

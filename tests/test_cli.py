@@ -6,7 +6,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
 
 from unlabeled.__main__ import main as commands
 from unlabeled.errors import UserError
-from unlabeled.launch.program import _make_room, _notes
+from unlabeled.launch.stage import _make_room, _notes
 from unlabeled.processes import cores
+from unlabeled.train.recipe import Run
 
 BAD = """
 name: tiny
@@ -180,8 +180,8 @@ def test_links_of_an_earlier_run_go_and_what_they_lead_to_stays(tmp_path: Path) 
     (output / "checkpoints").symlink_to(disk)
     (output / "export").symlink_to("unmounted")
     with pytest.raises(UserError, match=r"holds an earlier run \(checkpoints, export\)"):
-        _make_room(output, Namespace(fresh=True, force=False))
-    _make_room(output, Namespace(fresh=True, force=True))
+        _make_room(output, force=False)
+    _make_room(output, force=True)
     assert not list(output.iterdir()) and (disk / "step-00000003").is_dir()
 
 
@@ -262,8 +262,7 @@ def test_fields_behind_the_wrong_option_are_shown_as_they_should_be(
 
 
 def test_more_loader_workers_than_cores_are_said_once_by_the_plan() -> None:
-    run = Namespace(device="cpu", workers=10_000)
-    said = dict(_notes(Namespace(run=run, train=Namespace(precision="no"))))["workers"]
+    run = Run(device="cpu", workers=10_000)
+    said = dict(_notes(run, "no"))["workers"]
     assert said.startswith("10000 loader workers, ") and f"run.workers={cores()} is enough" in said
-    run.workers = 0
-    assert "workers" not in dict(_notes(Namespace(run=run, train=Namespace(precision="no"))))
+    assert "workers" not in dict(_notes(Run(device="cpu", workers=0), "no"))

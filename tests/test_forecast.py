@@ -18,7 +18,7 @@ from unlabeled.launch.plan import on_meta
 from unlabeled.launch.program import main
 from unlabeled.pretrain.method import Batch, Method, Output, Progress
 from unlabeled.recipe import parse
-from unlabeled.stages.pretrain import PretrainRecipe, pretraining
+from unlabeled.stages.pretrain import STAGE, PretrainRecipe
 
 CPU = torch.device("cpu")
 
@@ -36,8 +36,7 @@ class Perceptron(Method):
 
 
 def test_work_against_arithmetic() -> None:
-    recipe = parse(PretrainRecipe, TINY_PRETRAIN)
-    work = count_work(on_meta(Perceptron), (View(size=4, count=2),), 1, 100, recipe)
+    work = count_work(on_meta(Perceptron), (View(size=4, count=2),), 1, 100, 3)
     # of two crops: forward through both layers; backward only to the weights of the second
     forward, backward = 2 * (48 * 10 + 10 * 5), 2 * 10 * 5
     assert work.flops == 2 * (forward + backward)
@@ -63,12 +62,12 @@ def test_seconds_of_a_picture() -> None:
 )
 def test_who_is_waited_for(workers: int, cores: int, together: float, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = parse(PretrainRecipe, TINY_PRETRAIN, [f"run.workers={workers}", "run.threads=1"])
-    training = pretraining(recipe, Opened(recipe.data))
+    job = STAGE.job(recipe, Opened(recipe.data))
     monkeypatch.setattr(module, "measured_flops", lambda *_: 1.0)
     monkeypatch.setattr(module, "per_picture", lambda *_: 0.15)
     monkeypatch.setattr(module, "_seconds_per_picture", lambda *_: (0.5, 0.1))
     monkeypatch.setattr(module, "cores", lambda: cores)
-    found = forecast(recipe, on_meta(training.build), training.dataset, 1, CPU)
+    found = forecast(job, on_meta(job.build), 1, CPU)
     assert found.together == pytest.approx(together)
     # 3 epochs of 5 steps of 8 pictures
     assert found.seconds == pytest.approx(15 * 8 / together)
@@ -93,7 +92,7 @@ def test_a_plan_goes_without(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = parse(PretrainRecipe, TINY_PRETRAIN)
-    dataset = pretraining(recipe, Opened(recipe.data)).dataset
+    dataset = STAGE.job(recipe, Opened(recipe.data)).dataset
     with pytest.raises(UserError, match="no network of timm's"):
         module._part(Perceptron(), dataset)
 
@@ -116,8 +115,8 @@ def test_networks_of_every_family_are_measured(model: str, monkeypatch: pytest.M
         method, sizes = "simclr, view: {size: 32, count: 2}", ""
     change = f"method={{name: {method}, encoder: {{model: {model}{sizes}}}}}"
     recipe = parse(PretrainRecipe, TINY_PRETRAIN, [change, "data.size=32"])
-    training = pretraining(recipe, Opened(recipe.data))
-    assert module.measured_flops(on_meta(training.build), training.dataset, CPU, "no") > 1e5
+    job = STAGE.job(recipe, Opened(recipe.data))
+    assert module.measured_flops(on_meta(job.build), job.dataset, CPU, "no") > 1e5
 
 
 @pytest.mark.parametrize(("pace", "said"), [(2.954, "2.95"), (99.6, "99.6"), (1034.4, "1,034"), (123456.7, "123,457")])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -22,8 +20,7 @@ from unlabeled.pretrain.method import Method
 )
 def test_expects_as_many_hidden_patches_as_masks_hide(mask: object, share: float | None) -> None:
     view = View(size=224, count=2, mask=mask)  # type: ignore[arg-type]
-    recipe = SimpleNamespace(data=SimpleNamespace(mean=(0.5, 0.5, 0.5)))
-    found = empty_batch((view,), 16, 8, recipe).views[0].hidden
+    found = empty_batch((view,), 16, 8, 3).views[0].hidden
     # blocks may fall short
     assert found is None if share is None else found / (2 * 8 * 196) == pytest.approx(share, abs=0.04)
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Column
+from typing import TYPE_CHECKING, TypeVar
 
 from unlabeled.text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 T = TypeVar("T")
 SAY_EVERY = 20.0  # seconds between lines where there is no terminal
@@ -35,6 +35,8 @@ class Bars:
     def __init__(
         self, active: bool = True, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        from rich.console import Console  # rich takes long to import, and signals must be heard before
+
         self.active, self.clock = active, clock
         self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self.progress = _progress(self.console) if active and self.console.is_terminal else None
@@ -148,6 +150,9 @@ def duration(seconds: float, exact: bool = False) -> str:
 
 
 def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Column
+
     # standard output must not be redirected among the bars; a narrow terminal cuts the line beside the bar, never the
     # count
     return Progress(

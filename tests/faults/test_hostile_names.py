@@ -167,8 +167,7 @@ def test_diagrams_of_any_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) 
 
 SAFE = {"one_line", "plain", "dumps", "table", "write"}
 OWN_WORDS = {
-    "launch/program.py:_show": "the help",
-    "launch/program.py:_print_plan": "escaped by format_plan",
+    "launch/stage.py:launched": "escaped by format_plan",
     "commands/ladder.py:run": "names of rungs",
 }
 

@@ -25,7 +25,7 @@ OPEN = "unlabeled.data.opened:Opened.pictures"
 ENGINE = "unlabeled.train.engine:Engine.__init__"
 ENCODE = "unlabeled.evaluate.features:stack_centred"
 SCORE = "unlabeled.evaluate.evaluation:Evaluator.__call__"
-EXPORT = "unlabeled.train.heads:split_heads"
+EXPORT = "unlabeled.stages.pretrain:split_heads"
 WRITE = "unlabeled.backbone.folder:write_export"
 
 
@@ -123,7 +123,7 @@ def test_a_run_that_is_cut_off_in_its_last_scoring_goes_on_there(
     killed = partial(at, score, partial(to_this_one, signal.SIGKILL))
     assert launch("finetune", arguments, hook=killed) == [-signal.SIGKILL]
     no_step = partial(at, "unlabeled.train.engine:Engine._forward_backward", partial(to_this_one, signal.SIGKILL))
-    stopped = partial(own_group, no_step, strike("unlabeled.transfer.result:write_result"))
+    stopped = partial(own_group, no_step, strike("unlabeled.stages.finetune:write_result"))
     assert launch("finetune", arguments, hook=stopped) == [STOPPED]
     assert launch("finetune", arguments, hook=no_step) == [0]
     assert_same_end(home, "finetune", tmp_path)

@@ -26,6 +26,7 @@ from unlabeled.recipe.faults import RecipeError
 from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.stages.pretrain import PretrainRecipe
 from unlabeled.train.heads import split_heads
+from unlabeled.train.job import Job
 from unlabeled.train.pictures import PictureWriter
 
 CPU = torch.device("cpu")
@@ -55,8 +56,9 @@ def test_it_learns_draws_and_exports(name: str, channels: int, tmp_path: Path) -
     recipe = recipe_of(name, channels, tmp_path)
     config, data = recipe.method, recipe.data
     patch = config.encoder.patch_size
-    assert dict(plan(recipe, COUNT, [], config.build, config.views, patch, 1, "cpu"))["steps"]
-    dataset = ViewDataset(Opened(data).train, config.views, patch, recipe.seed)
+    opened = Opened(data)
+    dataset = ViewDataset(opened.train, config.views, patch, recipe.seed)
+    assert dict(plan(Job(recipe, config.build, opened, dataset), [], 1, "cpu"))["steps"]
     positions = next(iter(EpochSampler(COUNT, 8, 2, seed=0)))
     batch = to_device(collate([dataset[p] for p in positions]), CPU, Normalize(data.mean, data.std, CPU))
     height, width = config.views[0].shape

@@ -13,7 +13,7 @@ from unlabeled.accelerator import make_accelerator
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.opened import Opened
-from unlabeled.stages.finetune import Finetune, FinetuneRecipe
+from unlabeled.stages.finetune import STAGE, FinetuneRecipe
 from unlabeled.train.engine import Engine
 
 
@@ -36,7 +36,7 @@ def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any], **more: An
         }
     )
     accelerator = make_accelerator("cpu", "no", 60.0, [], str(folder))
-    return Engine(Finetune().job(recipe, Opened(recipe.data), accelerator), accelerator, folder / "run")
+    return Engine(STAGE.scored(STAGE.job(recipe, Opened(recipe.data)), accelerator), accelerator, folder / "run")
 
 
 def moved(folder: Path, task: dict[str, Any], accumulate: int = 1, **optim: Any) -> dict[str, Tensor]:

@@ -179,7 +179,7 @@ def test_attention_is_asked_of_a_cnn() -> None:
 
 def test_a_cnn_is_fine_tuned_on_crops_of_any_size(tmp_path: Path) -> None:
     from unlabeled.recipe import parse
-    from unlabeled.stages.finetune import FinetuneRecipe, finetuning
+    from unlabeled.stages.finetune import STAGE, FinetuneRecipe
 
     export_encoder(tmp_path, make("test_resnet"), IMAGENET, "card", {})
     text = (
@@ -187,7 +187,7 @@ def test_a_cnn_is_fine_tuned_on_crops_of_any_size(tmp_path: Path) -> None:
         "task: {pool: mean, view: {size: 45}}\n"
     )
     recipe = parse(FinetuneRecipe, text)
-    assert finetuning(recipe, Opened(recipe.data)).dataset.views[0].shape == (45, 45)
+    assert STAGE.job(recipe, Opened(recipe.data)).dataset.views[0].shape == (45, 45)
 
 
 def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:

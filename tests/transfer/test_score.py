@@ -28,7 +28,7 @@ from unlabeled.evaluate.features import Features
 from unlabeled.recipe import load, parse
 from unlabeled.report import markdown
 from unlabeled.report.page import page
-from unlabeled.stages.finetune import FinetuneRecipe, finetuning, predicting
+from unlabeled.stages.finetune import STAGE, FinetuneRecipe, predicting
 from unlabeled.transfer import predict as module
 from unlabeled.transfer.score import Scorer
 
@@ -75,7 +75,7 @@ def test_protocol_seeds_and_cost(output: Path, result: dict[str, Any]) -> None:
     recipe = load(FinetuneRecipe, output / "recipe.yaml", [])
     protocol, cost = result["protocol"], result["cost"]
     assert (protocol["name"], protocol["version"]) == ("finetune", "1")
-    train, val = finetuning(recipe, Opened(recipe.data)).dataset.source, Opened(recipe.data).val
+    train, val = STAGE.job(recipe, Opened(recipe.data)).dataset.source, Opened(recipe.data).val
     encoder = weights_digest(load_encoder(recipe.encoder).state_dict())
     assert protocol["fingerprints"] == {"encoder": encoder, "train": train.fingerprint(), "val": val.fingerprint()}
     assert result["seeds"] == {"run": 0, "labels": 0}
@@ -141,7 +141,7 @@ def test_the_page_says_which_labels_and_which_weights(output: Path, result: dict
 def test_the_plan_says_which_layers_are_never_unfrozen(output: Path, every: float, says: str) -> None:
     changes = ["task.strategy.name=gradual", f"task.strategy.unfreeze_every={every}"]
     recipe = load(FinetuneRecipe, output / "recipe.yaml", changes)
-    found = recipe.task.unfreezing(finetuning(recipe, Opened(recipe.data)).build(), 3)
+    found = recipe.task.unfreezing(STAGE.job(recipe, Opened(recipe.data)).build(), 3)
     assert found.startswith(says) and ("never" in found) == ("never" in says)
 
 

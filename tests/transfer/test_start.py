@@ -17,7 +17,7 @@ from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
 from unlabeled.recipe import dump, parse
-from unlabeled.stages.finetune import FinetuneRecipe, complete, finetuning
+from unlabeled.stages.finetune import STAGE, FinetuneRecipe, complete
 from unlabeled.transfer.losses import effective_weights
 from unlabeled.transfer.start import load_start
 
@@ -72,7 +72,7 @@ def test_what_a_task_says_of_pictures_reaches_samples_and_loss(export: str) -> N
     for name in ("classify", "sweep"):
         content = {"name": "it", "encoder": export, "task": {"name": name, "view": {"size": 16}, **task}}
         recipe = FinetuneRecipe.model_validate({"data": {"name": "shapes", "train_size": 60, "size": 16}, **content})
-        training = finetuning(recipe, Opened(recipe.data))
+        training = STAGE.job(recipe, Opened(recipe.data))
         dataset = training.dataset
         labels = dataset.source.labels
         assert dataset.mixing == recipe.task.mixing and dataset.order is not None
@@ -101,7 +101,7 @@ def test_what_a_recipe_does_not_say_is_the_encoders(odd: str, scratch: str) -> N
     assert (data.mean, data.std) == (ODD.mean, ODD.std)
     assert (task.view.shape, task.crop_pct, task.evaluated_with, task.pool) == ((16, 16), 0.7, "bilinear", "mean")
     assert {'task.pool="mean"', "task.view.size=[16, 16]", "data.mean=[0.5, 0.4, 0.3]"} <= set(taken)
-    finetuning(found, Opened(found.data))
+    STAGE.job(found, Opened(found.data))
     # a recipe that was written out says everything, and stays as it is
     assert complete(parse(FinetuneRecipe, dump(found))) == (found, [])
 
@@ -113,7 +113,7 @@ def test_what_a_recipe_says_stays(odd: str) -> None:
     assert (task.view.shape, task.crop_pct, task.evaluated_with, task.pool) == ((24, 24), 1.0, "bicubic", "cls")
     other = parse(FinetuneRecipe, f"{BARE}encoder: {odd}", ["data.mean=[0.1, 0.1, 0.1]"])
     with pytest.raises(UserError, match=r"pretrained with mean \(0.5, 0.4, 0.3\)"):
-        finetuning(complete(other)[0], Opened(other.data))
+        STAGE.job(complete(other)[0], Opened(other.data))
 
 
 @pytest.mark.parametrize("strategy", ["attentive", "retrain"])

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -18,46 +18,25 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.doctor.compared import Compared, compare
 from unlabeled.doctor.facts import Facts, copy_facts, speed_facts, split_facts
-from unlabeled.doctor.fits import fitting
+from unlabeled.doctor.fits import Set, fitting
 from unlabeled.doctor.page import page
 from unlabeled.doctor.pictures import Survey, survey
-from unlabeled.doctor.speed import Encode, expect, measure
+from unlabeled.doctor.speed import expect, measure
 from unlabeled.doctor.tables import check_split, write_copies, write_split
 from unlabeled.doctor.verdict import findings
 from unlabeled.errors import UserError
-from unlabeled.evaluate.splits import Splits
 from unlabeled.files import check_writable
+from unlabeled.launch.stage import Stage
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import task
 from unlabeled.report import as_json, terminal
 from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE
-from unlabeled.stages import load_any
-from unlabeled.stages.finetune import FinetuneRecipe, complete, finetuning
-from unlabeled.stages.pretrain import pretraining
+from unlabeled.stages import load_any, stage_of
 from unlabeled.text import one_line
-from unlabeled.train.job import Training
+from unlabeled.train.job import Job
+from unlabeled.train.recipe import Recipe
 
 T = TypeVar("T")
-
-
-class Stage(NamedTuple):
-    """What differs between recipes of pretrain.py and of finetune.py."""
-
-    name: str
-    training: Callable[[Any, Opened], Training]
-    views: Callable[[Any], Any]
-    evaluates: Callable[[Any], bool]
-    encoder: Callable[[Any, Any], Encode]
-
-
-def _pretrained(recipe: Any, method: Any) -> Encode:
-    from unlabeled.backbone.pooling import encoder_features
-
-    return encoder_features(method.evaluated(), recipe.evaluate.pool or method.pooling())
-
-
-PRETRAIN = Stage("pretrain", pretraining, lambda r: r.method.views, lambda r: r.evaluate is not None, _pretrained)
-FINETUNE = Stage("finetune", finetuning, lambda r: (r.task.view,), lambda _: True, lambda _, m: m.logits)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,17 +77,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--hours {args.hours:g}: expected more than 0")
     check_split(args)
     check_writable({"--csv": args.csv, "--split": args.split})
-    recipe = load_any(args.recipe, args.overrides)
-    stage = PRETRAIN
-    if isinstance(recipe, FinetuneRecipe):
-        stage, (recipe, _) = FINETUNE, complete(recipe)
+    stage, recipe = stage_of(args.recipe, args.overrides)
+    recipe, _ = stage.complete(recipe)
     data = Opened(recipe.data, IndexFolder(Path(recipe.output) / "index", write=False))
     # a split is of all pictures
     most = None if args.full or args.split else args.pictures
     with warnings.catch_warnings():
         warnings.simplefilter("once", append=True)
         facts, compared = examine(stage, recipe, data, most, args.seconds)
-        facts["time_limit"] = time_limit(args, recipe, data, facts["speed"])
+        facts["time_limit"] = time_limit(args, recipe, partial(stage.job, data=data), facts["speed"])
     written = write_tables(args, recipe, compared)
     found = findings(recipe, facts)
     shown = page(recipe, facts, found)
@@ -120,15 +97,15 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_BAD_INPUT if any(finding.severity == "stop" for finding in found) else EXIT_DONE
 
 
-def time_limit(args: argparse.Namespace, recipe: Any, data: Opened, speed: Facts | None) -> Facts:
+def time_limit(args: argparse.Namespace, recipe: Recipe, set_up: Set, speed: Facts | None) -> Facts:
     """How long a run may take, and what would be done in time where it would take longer."""
     limit: Facts = {"hours": args.hours, "fits": []}
     if speed is None or speed["time"]["training_s"] + speed["time"]["evaluation_s"] <= 3600 * args.hours:
         return limit
-    return {**limit, "fits": fitting(args.recipe, args.overrides, recipe, data, speed, args.hours)}
+    return {**limit, "fits": fitting(load_any, set_up, args.recipe, args.overrides, recipe, speed, args.hours)}
 
 
-def write_tables(args: argparse.Namespace, recipe: Any, compared: Compared | None) -> list[str]:
+def write_tables(args: argparse.Namespace, recipe: Recipe, compared: Compared | None) -> list[str]:
     """The files of `--csv` and `--split`; a line about each."""
     if compared is None:
         return []
@@ -138,7 +115,9 @@ def write_tables(args: argparse.Namespace, recipe: Any, compared: Compared | Non
     ]
 
 
-def examine(stage: Stage, recipe: Any, data: Opened, most: int | None, seconds: float) -> tuple[Facts, Compared | None]:
+def examine(
+    stage: Stage[Recipe, Job], recipe: Recipe, data: Opened, most: int | None, seconds: float
+) -> tuple[Facts, Compared | None]:
     """All there is to know of a recipe, its pictures and this machine; and which pictures are copies.
 
     Args:
@@ -158,17 +137,16 @@ def examine(stage: Stage, recipe: Any, data: Opened, most: int | None, seconds: 
             return None
 
     training_pictures = data.train
-    val = attempt(lambda: data.val) if recipe.data.has_val or stage.evaluates(recipe) else None
-    if val is not None and stage is PRETRAIN and recipe.evaluate is not None:
-        evaluate = recipe.evaluate
-        seen = Splits(evaluate, data, torch.device("cpu"), labels=evaluate.needs_labels)
-        attempt(lambda: evaluate.check(seen))
-    training = attempt(lambda: stage.training(recipe, data))
-    train = training_pictures if training is None else training.dataset.source
+    scored = stage.evaluated(recipe)
+    val = attempt(lambda: data.val) if recipe.data.has_val or scored else None
+    if val is not None:
+        attempt(lambda: stage.check_evaluation(recipe, data))
+    job = attempt(lambda: stage.job(recipe, data))
+    train = training_pictures if job is None else job.dataset.source
     splits = {name: source for name, source in (("train", train), ("val", val)) if source is not None}
     surveys = _surveys(recipe, splits, most)
-    crop = max((view.shape for view in stage.views(recipe)), key=lambda shape: shape[0] * shape[1])
-    patch = 1 if training is None else training.dataset.patch
+    crop = max((view.shape for view in recipe.views.values()), key=lambda shape: shape[0] * shape[1])
+    patch = 1 if job is None else job.dataset.patch
     compared = compare(surveys["train"], surveys.get("val"))
     facts: Facts = {
         "stage": stage.name,
@@ -179,16 +157,16 @@ def examine(stage: Stage, recipe: Any, data: Opened, most: int | None, seconds: 
         "copies": {} if compared is None else copy_facts(compared),
         "speed": None,
     }
-    if training is not None and not refused:
-        evaluated = _evaluated(stage, recipe, train, val)
+    if job is not None and not refused:
+        evaluated = 0 if val is None else sum(len(splits[split]) for split in scored)
         try:
-            facts["speed"] = attempt(partial(_speed, stage, recipe, training, seconds, evaluated))
+            facts["speed"] = attempt(partial(_speed, stage, job, seconds, evaluated))
         except torch.OutOfMemoryError:
             facts["out_of_memory"] = True
     return facts, compared
 
 
-def _surveys(recipe: Any, splits: dict[str, Source], most: int | None) -> dict[str, Survey]:
+def _surveys(recipe: Recipe, splits: dict[str, Source], most: int | None) -> dict[str, Survey]:
     run, found = recipe.run, {}
     for name, source in splits.items():
         shown = task(f"pictures of {name}", min(len(source), most or len(source)))
@@ -197,16 +175,9 @@ def _surveys(recipe: Any, splits: dict[str, Source], most: int | None) -> dict[s
     return found
 
 
-def _evaluated(stage: Stage, recipe: Any, train: Source, val: Source | None) -> int:
-    """Pictures that one evaluation passes over."""
-    if val is None or not stage.evaluates(recipe):
-        return 0
-    return len(val) + (len(train) if stage is PRETRAIN else 0)
-
-
-def _speed(stage: Stage, recipe: Any, training: Training, seconds: float, evaluated: int) -> Facts:
-    expected = expect(recipe, training)
+def _speed(stage: Stage[Recipe, Job], job: Job, seconds: float, evaluated: int) -> Facts:
+    recipe, expected = job.recipe, expect(job)
     accelerator = make_accelerator(recipe.run.device, recipe.train.precision, recipe.run.timeout, [], recipe.output)
-    encoder = (lambda method: stage.encoder(recipe, method)) if evaluated else None
-    speed = measure(recipe, training, accelerator, seconds, encoder)
+    encoder = (lambda method: stage.encoder(job, method)) if evaluated else None
+    speed = measure(job, accelerator, seconds, encoder)
     return speed_facts(recipe, expected, speed, accelerator.device, evaluated)

@@ -171,5 +171,5 @@ def speed_facts(recipe: Any, expected: Expected, speed: Speed, device: torch.dev
 
 
 def _evaluations(recipe: Any, steps: int) -> int:
-    every = recipe.evaluate and recipe.evaluate.every
+    every = recipe.evaluated_every
     return math.ceil(steps / every) if every else 1

@@ -5,36 +5,34 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
-from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.doctor.facts import Facts
 from unlabeled.errors import UserError
 from unlabeled.launch.forecast import Work, count_work, per_picture
 from unlabeled.launch.plan import on_meta
 from unlabeled.progress import duration
-from unlabeled.stages import load_any
-from unlabeled.stages.finetune import FinetuneRecipe, finetuning
-from unlabeled.stages.pretrain import PretrainRecipe, pretraining
-from unlabeled.train.job import Training
+from unlabeled.train.job import Job
+from unlabeled.train.recipe import Recipe
 
 SHARES = (0.75, 0.5, 0.375, 0.25)  # of the crops' sides
 MOST = 3
-# makes the recipe with some fields changed; None where they do not fit
-Changed = Callable[[Sequence[str]], Any]
+# reads a recipe of any stage with some fields changed; sets up the job of a recipe
+Load = Callable[[str | Path, Sequence[str]], Recipe]
+Set = Callable[[Recipe], Job]
+# the job of the recipe with some fields changed; None where they do not fit
+Changed = Callable[[Sequence[str]], Job | None]
 
 
 class Machine(NamedTuple):
     """What was measured of a machine.
 
     Attributes:
-        data: the images, opened once for all recipes.
         device: of the network.
         flops: floating point operations per second in steps of the recipe.
         loader: pictures per second.
@@ -42,7 +40,6 @@ class Machine(NamedTuple):
         evaluation: seconds of all evaluations.
     """
 
-    data: Opened
     device: torch.device
     flops: float
     loader: float
@@ -50,69 +47,65 @@ class Machine(NamedTuple):
     evaluation: float
 
     @classmethod
-    def of(cls, recipe: Any, data: Opened, speed: Facts) -> Machine:
-        """By the steps of a recipe."""
+    def of(cls, job: Job, speed: Facts) -> Machine:
+        """By the steps of a job."""
         device, rates, times = torch.device(speed["device"]), speed["images_per_s"], speed["time"]
-        work = _work(recipe, data)
+        work = _work(job)
         calls = per_picture(work._replace(flops=0), speed["batch"]["measured"], 1, device)
         flops = work.flops / max(1 / rates["model"] - (calls if device.type == "cpu" else 0), 1e-9)
         alone = min(rates["model"], rates["loader"])
-        real = times["steps"] * recipe.train.batch_size / max(times["training_s"], 1e-9)
-        return cls(data, device, flops, rates["loader"], min(1, real / alone), times["evaluation_s"])
+        real = times["steps"] * job.recipe.train.batch_size / max(times["training_s"], 1e-9)
+        return cls(device, flops, rates["loader"], min(1, real / alone), times["evaluation_s"])
 
-    def seconds(self, recipe: Any) -> float:
-        """Of a run, with evaluations as in the recipe that was measured."""
-        learning = per_picture(_work(recipe, self.data), _micro(recipe), self.flops, self.device)
+    def seconds(self, job: Job) -> float:
+        """Of a run, with evaluations as in the job that was measured."""
+        recipe = job.recipe
+        learning = per_picture(_work(job), _micro(recipe), self.flops, self.device)
         batch = recipe.train.batch_size
-        steps = total_steps(recipe.train.epochs, steps_per_epoch(len(self.data.train), batch))
+        steps = total_steps(recipe.train.epochs, steps_per_epoch(len(job.data.train), batch))
         return steps * batch * max(learning, 1 / self.loader) / self.share + self.evaluation
 
 
-def fitting(path: str, overrides: Sequence[str], recipe: Any, data: Opened, speed: Facts, hours: float) -> list[str]:
+def fitting(
+    load: Load, set_up: Set, path: str, overrides: Sequence[str], recipe: Recipe, speed: Facts, hours: float
+) -> list[str]:
     """Ways to be done within so many hours, in words, each with the time it would take.
 
     Args:
+        load: reads recipes.
+        set_up: makes jobs of them, for the images of the recipe.
         path: of the recipe.
         overrides: of its fields.
         recipe: as resolved.
-        data: its images.
         speed: as measured, see `unlabeled.doctor.facts`.
         hours: the limit.
     """
-    machine, limit = Machine.of(recipe, data, speed), 3600 * hours
-    changed = partial(_changed, path, overrides, data)
+    machine, limit = Machine.of(set_up(recipe), speed), 3600 * hours
+
+    def changed(changes: Sequence[str]) -> Job | None:
+        """On the images that were opened for the recipe."""
+        try:
+            return set_up(load(path, [*overrides, *changes]).model_copy(update={"data": recipe.data}))
+        except UserError:
+            return None
+
     return [
         *_epochs(changed, recipe, speed["time"], limit),
         *_crops(changed, recipe, machine, limit),
-        *_recipes(path, recipe, machine, limit),
+        *_recipes(load, set_up, path, recipe, machine, limit),
     ]
 
 
-def _micro(recipe: Any) -> int:
+def _micro(recipe: Recipe) -> int:
     return per_process(recipe.train.batch_size, 1, recipe.run.accumulate)
 
 
-def _training(recipe: Any, data: Opened) -> Training:
-    return finetuning(recipe, data) if isinstance(recipe, FinetuneRecipe) else pretraining(recipe, data)
+def _work(job: Job) -> Work:
+    method, dataset, recipe = on_meta(job.build), job.dataset, job.recipe
+    return count_work(method, dataset.views, dataset.patch, _micro(recipe), recipe.data.channels)
 
 
-def _work(recipe: Any, data: Opened) -> Work:
-    training = _training(recipe, data)
-    method, dataset = on_meta(training.build), training.dataset
-    return count_work(method, dataset.views, dataset.patch, _micro(recipe), recipe)
-
-
-def _changed(path: str, overrides: Sequence[str], data: Opened, changes: Sequence[str]) -> Any:
-    """The recipe with other fields, on the pictures that were opened for it; None where these do not fit."""
-    try:
-        changed = load_any(path, [*overrides, *changes]).model_copy(update={"data": data.config})
-        _training(changed, data)
-        return changed
-    except UserError:
-        return None
-
-
-def _epochs(changed: Changed, recipe: Any, times: Facts, limit: float) -> Iterator[str]:
+def _epochs(changed: Changed, recipe: Recipe, times: Facts, limit: float) -> Iterator[str]:
     """The most epochs of the recipe as it is."""
     most = math.floor(recipe.train.epochs * (limit - times["evaluation_s"]) / times["training_s"])
     changes = [f"train.epochs={most}"]
@@ -123,14 +116,10 @@ def _epochs(changed: Changed, recipe: Any, times: Facts, limit: float) -> Iterat
         yield f"{' '.join(changes)} ({duration(seconds)})"
 
 
-def _crops(changed: Changed, recipe: Any, machine: Machine, limit: float) -> Iterator[str]:
+def _crops(changed: Changed, recipe: Recipe, machine: Machine, limit: float) -> Iterator[str]:
     """The largest crops that fit, all views smaller by the same share."""
-    pretrains = not isinstance(recipe, FinetuneRecipe)
-    section, name = (recipe.method, "method") if pretrains else (recipe.task, "task")
-    views = {f"{name}.{field}": value for field, value in section if isinstance(value, View)}
-    unit = recipe.method.backbone.crop_multiple if pretrains else 1
     for share in SHARES:
-        changes = [f"{field}.size={_smaller(view, share, unit)}" for field, view in views.items()]
+        changes = [f"{field}.size={_smaller(view, share, recipe.crop_unit)}" for field, view in recipe.views.items()]
         smaller = changed(changes)
         if smaller is not None and (seconds := machine.seconds(smaller)) <= limit:
             yield f"{' '.join(changes)} (about {duration(seconds)})"
@@ -142,23 +131,19 @@ def _smaller(view: View, share: float, unit: int) -> str:
     return str(sides[0]) if sides[0] == sides[1] else f"[{sides[0]},{sides[1]}]"
 
 
-def _recipes(path: str, recipe: Any, machine: Machine, limit: float) -> Iterator[str]:
+def _recipes(load: Load, set_up: Set, path: str, recipe: Recipe, machine: Machine, limit: float) -> Iterator[str]:
     """Recipes for pretraining by the same method that fit, on these pictures, those that take the longest first."""
-    if isinstance(recipe, FinetuneRecipe):
-        return
     found = []
     for file in _beside(path):
         try:
-            other = load_any(file)
-            if not isinstance(other, PretrainRecipe) or other.method.name != recipe.method.name:
+            other = load(file, ())
+            if not other.replaces(recipe):
                 continue
-            if other.method.backbone.channels != recipe.data.channels:
-                continue
-            seconds = machine.seconds(other.model_copy(update={"data": recipe.data}))
+            seconds = machine.seconds(set_up(other.model_copy(update={"data": recipe.data})))
         except UserError:  # it is none, or the pictures do not suit it
             continue
         if seconds <= limit:
-            side = max(max(view.shape) for view in other.method.views)
+            side = max(max(view.shape) for view in other.views.values())
             found.append((seconds, f"{_near(file)}: crops of {side} px, {other.train.epochs:g} epochs"))
     yield from (f"{text} (about {duration(seconds)})" for seconds, text in sorted(found, reverse=True)[:MOST])
 

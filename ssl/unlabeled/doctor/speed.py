@@ -10,23 +10,22 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from unlabeled.data.batch.feed import Feed
-from unlabeled.data.batch.loader import RawBatch, to_device
+from unlabeled.data.batch.loader import RawBatch, ViewDataset, to_device
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
 from unlabeled.launch.plan import check_accumulation, memory, on_meta
+from unlabeled.pretrain.method import Method
 from unlabeled.processes import raise_together
 from unlabeled.progress import task
-from unlabeled.train.job import Job, Training
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from unlabeled.train.engine import Engine
+from unlabeled.train.engine import Engine
+from unlabeled.train.job import Job
+from unlabeled.train.recipe import Recipe
 
 # pictures in a batch of the loader, so that slow ones are not waited for; pictures in a CPU's first step
 DRAWN, FIRST = 32, 8
@@ -76,47 +75,42 @@ class Speed(NamedTuple):
         return min(self.loader, self.model, self.together)
 
 
-def expect(recipe: Any, training: Training) -> Expected:
+def expect(job: Job) -> Expected:
     """What can be told without running anything, for one process.
 
     Raises:
         UserError: batch, data and method do not fit together.
     """
-    train, dataset = recipe.train, training.dataset
+    recipe, dataset = job.recipe, job.dataset
+    train = recipe.train
     micro = per_process(train.batch_size, 1, recipe.run.accumulate)
     steps = total_steps(train.epochs, steps_per_epoch(len(dataset.source), train.batch_size))
-    method = on_meta(training.build)
+    method = on_meta(job.build)
     check_accumulation(method, train.batch_size, recipe.run.accumulate)
-    return Expected(steps, micro, sum(memory(method, dataset.views, dataset.patch, micro, recipe)))
+    return Expected(steps, micro, sum(memory(method, job, micro)))
 
 
-def measure(
-    recipe: Any, training: Training, accelerator: Accelerator, seconds: float, encoder: Callable[[Any], Encode] | None
-) -> Speed:
+def measure(job: Job, accelerator: Accelerator, seconds: float, encoder: Callable[[Method], Encode] | None) -> Speed:
     """Measure everything, each for about so many seconds. Leaves no files.
 
     Args:
-        recipe: as resolved.
-        training: what would run.
+        job: of the run.
         accelerator: where.
         seconds: for each measurement; a single step may take longer.
         encoder: what evaluation does with the method; None = it does nothing.
     """
-    from unlabeled.train.engine import Engine
-
-    device = accelerator.device
+    recipe, device = job.recipe, accelerator.device
     if device.type == "cpu":  # compiling takes minutes there
         recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"compile": False})})
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(recipe, training.build, training.data, training.dataset, None, {})
-        engine = Engine(job, accelerator, Path(folder))
+        engine = Engine(Job(recipe, job.build, job.data, job.dataset), accelerator, Path(folder))
     engine.model.train()
-    raw, loader = _loader(recipe, training, device, seconds)
+    raw, loader = _loader(recipe, job.dataset, device, seconds)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     pending = _steps_that_fit(engine, raw, seconds)
     model = _rate("speed of the model, s", lambda: _step(engine, pending), seconds)
-    together = _together(engine, pending, recipe, training, seconds)
+    together = _together(engine, pending, seconds)
     batch, peak = len(pending[0].labels), _peak(device)
     encode = None if encoder is None else _encode(engine, pending[0], encoder, seconds / 2)
     return Speed(loader, model, together, encode, batch, peak)
@@ -129,14 +123,14 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _feed(recipe: Any, training: Training, device: torch.device) -> Feed:
+def _feed(recipe: Recipe, dataset: ViewDataset, device: torch.device) -> Feed:
     """The run's pictures in batches that are quickly made."""
     size = min(DRAWN, recipe.train.batch_size)
     changed = {
         "train": recipe.train.model_copy(update={"batch_size": size}),
         "run": recipe.run.model_copy(update={"accumulate": 1}),
     }
-    return Feed(training.dataset, recipe.model_copy(update=changed), 0, FOREVER, 0, 1, device)
+    return Feed(dataset, recipe.model_copy(update=changed), 0, FOREVER, 0, 1, device)
 
 
 def _draw(feed: Feed) -> RawBatch:
@@ -145,9 +139,9 @@ def _draw(feed: Feed) -> RawBatch:
     return fetched[0]
 
 
-def _loader(recipe: Any, training: Training, device: torch.device, seconds: float) -> tuple[RawBatch, float]:
+def _loader(recipe: Recipe, dataset: ViewDataset, device: torch.device, seconds: float) -> tuple[RawBatch, float]:
     """A batch, and pictures per second."""
-    with closing(_feed(recipe, training, device)) as feed:
+    with closing(_feed(recipe, dataset, device)) as feed:
         for _ in range(max(1, recipe.run.workers)):  # until all workers work
             raw = _draw(feed)
         return raw, _rate("speed of the loader, s", lambda: len(_draw(feed).labels), seconds)
@@ -194,9 +188,9 @@ def _step(engine: Engine, pending: list[RawBatch]) -> int:
     return sum(len(raw.labels) for raw in pending)
 
 
-def _together(engine: Engine, pending: list[RawBatch], recipe: Any, training: Training, seconds: float) -> float:
+def _together(engine: Engine, pending: list[RawBatch], seconds: float) -> float:
     """Steps that wait for as many pictures as they take."""
-    with closing(_feed(recipe, training, engine.device)) as feed:
+    with closing(_feed(engine.job.recipe, engine.job.dataset, engine.device)) as feed:
         drawn = len(_draw(feed).labels)
 
         def work() -> int:
@@ -210,7 +204,7 @@ def _together(engine: Engine, pending: list[RawBatch], recipe: Any, training: Tr
         return _rate("speed of both, s", work, seconds)
 
 
-def _encode(engine: Engine, raw: RawBatch, encoder: Callable[[Any], Encode], seconds: float) -> float:
+def _encode(engine: Engine, raw: RawBatch, encoder: Callable[[Method], Encode], seconds: float) -> float:
     from unlabeled.nn.modes import evaluating
 
     images, _ = to_device(raw, engine.device, engine.normalize).views[0].flat()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from unlabeled.accelerator import make_accelerator
 from unlabeled.data.opened import Opened
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.bench import Bench
@@ -20,7 +21,9 @@ from unlabeled.evaluate.evaluation import measured
 from unlabeled.evaluate.protocol import Protocol
 from unlabeled.evaluate.splits import Splits
 from unlabeled.ladder.amount import Amount
+from unlabeled.launch.stage import opened
 from unlabeled.report.clock import Clock
+from unlabeled.stages.finetune import Finetune, FinetuneRecipe
 
 if TYPE_CHECKING:
     from unlabeled.backbone.folder import Preprocessing
@@ -180,14 +183,13 @@ def seeds_of(amount: Amount, count: int) -> range:
     return range(1 if amount.all else count)
 
 
-def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> Any:
+def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> FinetuneRecipe:
     """The recipe of a rung that is trained, as finetune.py reads it; `--set` has the last word.
 
     Raises:
         UserError: something in it is wrong.
     """
     from unlabeled.recipe import RecipeError, parse
-    from unlabeled.stages.finetune import FinetuneRecipe
 
     options, how, own, name = climb.options, climb.how, TUNED[rung], f"{rung}_{amount.key}_seed{seed}"
     batch, epochs = _length(climb, amount, seed)
@@ -227,28 +229,25 @@ def _length(climb: Climb, amount: Amount, seed: int) -> tuple[int, float]:
     return batch, climb.options.steps / (labels // batch)
 
 
-def _train(recipe: Any) -> dict[str, Any]:
+def _train(recipe: FinetuneRecipe) -> dict[str, Any]:
     """The result of a fine-tuning, which goes on from where an earlier one was left."""
-    from unlabeled.accelerator import make_accelerator
-    from unlabeled.launch.program import train
-    from unlabeled.signals import EXIT_DONE
-    from unlabeled.stages.finetune import Finetune
-
     output = Path(recipe.output)
     if (output / "result.json").exists():
         kept: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
         return kept
     stage, run = Finetune(), recipe.run
     accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout, [], recipe.output)
-    job = stage.job(recipe, Opened(recipe.data), accelerator)
-    options = argparse.Namespace(fresh=False, force=False, longer=False, extend=None)
-    if train(stage, recipe, job, accelerator, output, options) != EXIT_DONE:
-        raise Interrupted(f"stopped in {output}. The same command goes on from there.")
+    job = stage.scored(stage.job(recipe, Opened(recipe.data)), accelerator)
+    with opened(job, accelerator) as engine:
+        if not engine.run():
+            raise Interrupted(f"stopped in {output}. The same command goes on from there.")
+        for line in stage.finish(job, engine):
+            engine.display.say(line)
     result: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
     return result
 
 
-def refuse_another(recipe: Any) -> None:
+def refuse_another(recipe: FinetuneRecipe) -> None:
     """Raise UserError when a rung's folder holds one that was trained otherwise."""
     from unlabeled.recipe import differences, format_differences, load
     from unlabeled.recipe.free import is_free

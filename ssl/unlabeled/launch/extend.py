@@ -7,10 +7,12 @@ from typing import Any
 
 from unlabeled.data.batch.sampler import total_steps
 from unlabeled.pretrain.method import Progress
-from unlabeled.pretrain.rescale import Setting, rescale
+from unlabeled.train.optimizer import Optim
+from unlabeled.train.recipe import Recipe
+from unlabeled.train.watch import Watching
 
 
-def obstacles(before: Any, after: Any, per_epoch: int, saved: dict[str, Any]) -> list[str]:
+def obstacles(before: Recipe, after: Recipe, per_epoch: int, saved: dict[str, Any]) -> list[str]:
     """Why a run would have gone otherwise had it been longer from the start; empty where it would not.
 
     Args:
@@ -21,8 +23,8 @@ def obstacles(before: Any, after: Any, per_epoch: int, saved: dict[str, Any]) ->
     old, new = (_begin(recipe.train.epochs, per_epoch) for recipe in (before, after))
     return [
         *_of_rates(before.optim, old, new),
-        *_of_method(getattr(before, "method", None), before.train.batch_size, old, new),
-        *_of_watch(getattr(before, "watch", None), saved, old.total_steps),
+        *before.bound_to_length(old, new),
+        *_of_watch(before.watching, saved, old.total_steps),
     ]
 
 
@@ -30,7 +32,7 @@ def _begin(epochs: float, per_epoch: int) -> Progress:
     return Progress(0, total_steps(epochs, per_epoch), 0.0, epochs)
 
 
-def _of_rates(optim: Any, old: Progress, new: Progress) -> Iterator[str]:
+def _of_rates(optim: Optim, old: Progress, new: Progress) -> Iterator[str]:
     schedule = optim.schedule
     if schedule.ends:
         yield f"optim.schedule {schedule.name}: the learning rate comes down over the whole run (constant does not)"
@@ -41,21 +43,7 @@ def _of_rates(optim: Any, old: Progress, new: Progress) -> Iterator[str]:
         yield "optim.weight_decay_end: weight decay gets there at the end of the run"
 
 
-def _of_method(config: Any, batch: int, old: Progress, new: Progress) -> Iterator[str]:
-    """What moves over the whole run, and what a recipe leaves to its length; nothing where there is no method."""
-    if config is None:
-        return
-    short, long = (rescale(config, Setting(batch, p.epochs, p.total_steps))[0] for p in (old, new))
-    ends = config.ends
-    for name, end in ends.items():
-        if getattr(short, name) != end:
-            yield f"method.{name}: it goes from {getattr(short, name):g} to {end:g} over the whole run"
-    for name in config.rules:
-        if name not in ends and getattr(short, name) != getattr(long, name):
-            yield f"method.{name}: left at null it follows from the length of the run"
-
-
-def _of_watch(watch: Any, saved: dict[str, Any], total: int) -> Iterator[str]:
+def _of_watch(watch: Watching | None, saved: dict[str, Any], total: int) -> Iterator[str]:
     noted = saved.get("watch")
     if watch is None or noted is None:
         return

@@ -27,6 +27,7 @@ from unlabeled.launch.plan import empty_batch
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.processes import cores
 from unlabeled.progress import duration
+from unlabeled.train.job import Job
 
 SECONDS = 0.3  # of each measurement
 MOST_PICTURES = 32  # that the work is counted on: it grows with them, but for what they are compared in
@@ -66,7 +67,7 @@ class Forecast(NamedTuple):
     seconds: float
 
 
-def count_work(method: Method, views: Sequence[View], patch: int, micro: int, recipe: Any) -> Work:
+def count_work(method: Method, views: Sequence[View], patch: int, micro: int, channels: int) -> Work:
     """Count the work of a method without memory. See `unlabeled.launch.plan.on_meta`.
 
     Args:
@@ -74,11 +75,11 @@ def count_work(method: Method, views: Sequence[View], patch: int, micro: int, re
         views: what it sees of a picture.
         patch: side of a patch, pixels.
         micro: pictures in a micro-batch.
-        recipe: whose pictures have channels.
+        channels: of the images.
     """
     few = min(micro, MOST_PICTURES)
     with _Counter() as counter:
-        output = method(empty_batch(tuple(views), patch, few, recipe), Progress(0, 1, 0.0, 1.0))
+        output = method(empty_batch(views, patch, few, channels), Progress(0, 1, 0.0, 1.0))
         output.loss.backward()
     method.zero_grad()
     return Work(counter.flops / few, counter.calls)
@@ -100,13 +101,12 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def forecast(recipe: Any, method: Method, dataset: ViewDataset, processes: int, device: torch.device) -> Forecast:
+def forecast(job: Job, method: Method, processes: int, device: torch.device) -> Forecast:
     """How fast a run would be on this machine, and how long it would take.
 
     Args:
-        recipe: as resolved.
+        job: of the run.
         method: on the meta device.
-        dataset: its samples.
         processes: that share each step.
         device: of one of them.
 
@@ -114,13 +114,14 @@ def forecast(recipe: Any, method: Method, dataset: ViewDataset, processes: int, 
         UserError: no picture can be read, or the method has no network that can be measured.
         RuntimeError: the device has no room, or cannot do what it takes.
     """
+    recipe, dataset = job.recipe, job.dataset
     train, workers = recipe.train, recipe.run.workers
     micro = per_process(train.batch_size, processes, recipe.run.accumulate)
-    work = count_work(method, dataset.views, dataset.patch, micro, recipe)
+    work = count_work(method, dataset.views, dataset.patch, micro, recipe.data.channels)
     threads = min(cores(), recipe.run.threads or torch.get_num_threads()) if device.type == "cpu" else 1
     with _threads(threads):
         flops = measured_flops(method, dataset, device, train.precision)
-        making, finishing = _seconds_per_picture(dataset, recipe, device)
+        making, finishing = _seconds_per_picture(job, device)
     learning = per_picture(work, micro, flops, device) + finishing
     model, loader = processes / learning, processes * max(1, workers) / making
     together = min(model, loader) if workers else processes / (learning + making)
@@ -180,8 +181,9 @@ def _part(method: Method, dataset: ViewDataset) -> tuple[nn.Module, tuple[int, .
     return network, (next(p for p in network.parameters() if p.ndim == 4).shape[1], height, width)
 
 
-def _seconds_per_picture(dataset: ViewDataset, recipe: Any, device: torch.device) -> tuple[float, float]:
+def _seconds_per_picture(job: Job, device: torch.device) -> tuple[float, float]:
     """To make a sample in one process, and to finish it where the network runs (nothing, where that is a GPU)."""
+    recipe, dataset = job.recipe, job.dataset
     batch, count = recipe.train.batch_size, len(dataset.source)
     samples: list[Sample] = []
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +17,9 @@ from unlabeled.errors import UserError
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
 from unlabeled.text import one_line
+from unlabeled.train.job import Job
 from unlabeled.train.optim import param_groups
+from unlabeled.train.recipe import Recipe
 
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
 HALF_PRECISION_SHARE = 0.6
@@ -26,34 +28,26 @@ DRAWS = 64
 Line = tuple[str, str]
 
 
-def plan(
-    recipe: Any,
-    n: int,
-    what: list[Line],
-    build: Callable[[], Method],
-    views: tuple[View, ...],
-    patch: int,
-    processes: int,
-    device: str,
-) -> Iterator[Line]:
-    """Lines (topic, text). `what` are the stage's own.
+def plan(job: Job, own: Iterable[Line], processes: int, device: str) -> Iterator[Line]:
+    """Lines (topic, text), first the stage's own.
 
     Raises:
         UserError: batch, data, processes and method do not fit together.
     """
+    recipe, dataset = job.recipe, job.dataset
     micro = per_process(recipe.train.batch_size, processes, recipe.run.accumulate)
-    per_epoch = steps_per_epoch(n, recipe.train.batch_size)
-    method = on_meta(build)
+    per_epoch = steps_per_epoch(len(dataset.source), recipe.train.batch_size)
+    method = on_meta(job.build)
     check_accumulation(method, recipe.train.batch_size, recipe.run.accumulate)
-    yield from what
-    yield from (("view", describe_view(view, patch)) for view in views)
+    yield from own
+    yield from (("view", describe_view(view, dataset.patch)) for view in dataset.views)
     # what has no parameters, such as a loss, is not worth a line
     yield from ((name, _size(part)) for name, part in method.named_children() if any(True for _ in part.parameters()))
     yield "steps", _steps(recipe, per_epoch)
     yield "batch", _batch(recipe, micro, processes)
     yield "lr", _rate(recipe)
     yield "optimizer", _optimizer(recipe, method)
-    yield "memory", _memory(*memory(method, views, patch, micro, recipe))
+    yield "memory", _memory(*memory(method, job, micro))
     yield "device", _device(recipe, device)
     yield "output", f"{recipe.output}, a checkpoint every {recipe.run.checkpoint_every:,} steps"
 
@@ -79,19 +73,19 @@ def _size(part: nn.Module) -> str:
     return f"{millions(part.parameters())} parameters, {millions(trained)} of them trained"
 
 
-def _steps(recipe: Any, per_epoch: int) -> str:
+def _steps(recipe: Recipe, per_epoch: int) -> str:
     epochs = recipe.train.epochs
     return f"{total_steps(epochs, per_epoch):,} = {epochs:g} epochs of {per_epoch:,} steps"
 
 
-def _batch(recipe: Any, micro: int, processes: int) -> str:
+def _batch(recipe: Recipe, micro: int, processes: int) -> str:
     word = "process" if processes == 1 else "processes"
     return (
         f"{recipe.train.batch_size} = {micro} per process x {processes} {word} x {recipe.run.accumulate} accumulation"
     )
 
 
-def _rate(recipe: Any) -> str:
+def _rate(recipe: Recipe) -> str:
     optim, batch = recipe.optim, recipe.train.batch_size
     ratio = f"{batch}/{optim.reference_batch}"
     scaled = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[optim.lr_rule]
@@ -102,7 +96,7 @@ def _rate(recipe: Any) -> str:
     )
 
 
-def _optimizer(recipe: Any, method: Method) -> str:
+def _optimizer(recipe: Recipe, method: Method) -> str:
     optim = recipe.optim
     scales = sorted({group["lr_scale"] for group in param_groups(method, optim.weight_decay)})
     scaled = "" if scales == [1.0] else f", rates x {scales[0]:.3g} to {scales[-1]:.3g}"
@@ -116,17 +110,18 @@ def _memory(weights: float, activations: float) -> str:
     return f"about {gigabytes(weights + activations)} per process: {parts}"
 
 
-def _device(recipe: Any, device: str) -> str:
+def _device(recipe: Recipe, device: str) -> str:
     precision = "float32" if recipe.train.precision == "no" else recipe.train.precision
     threads = f", {recipe.run.threads or torch.get_num_threads()} threads" if device.startswith("cpu") else ""
     return f"{device}{threads}, precision {precision}, loader workers per process: {recipe.run.workers}"
 
 
-def memory(method: Method, views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> tuple[float, float]:
+def memory(method: Method, job: Job, micro: int) -> tuple[float, float]:
     """Bytes of (weights, gradients and optimizer state, activations kept for backward) of one process.
 
     Activations are counted by running a forward on tensors without memory and adding up what autograd keeps.
     """
+    recipe, dataset = job.recipe, job.dataset
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     weights = 4 * (sum(p.numel() for p in method.parameters()) + trained * (1 + OPTIMIZER_COPIES[recipe.optim.name]))
     kept: dict[int, Tensor] = {}
@@ -136,7 +131,7 @@ def memory(method: Method, views: tuple[View, ...], patch: int, micro: int, reci
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        method(empty_batch(views, patch, micro, recipe), Progress(0, 1, 0.0, 1.0))
+        method(empty_batch(dataset.views, dataset.patch, micro, recipe.data.channels), Progress(0, 1, 0.0, 1.0))
     own = {p.untyped_storage()._cdata for p in method.parameters()}
     activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
     return weights, activations * (1 if recipe.train.precision == "no" else HALF_PRECISION_SHARE)
@@ -165,7 +160,7 @@ def _erased(view: View) -> str:
     return f", erase {view.erase:g}" if view.erase else ""
 
 
-def millions(parameters: Any) -> str:
+def millions(parameters: Iterable[Tensor]) -> str:
     """Number of values, in millions where there are so many."""
     count = sum(p.numel() for p in parameters)
     return f"{count / 1e6:.1f} M" if count >= 1e5 or not count else f"{count:,}"
@@ -199,9 +194,8 @@ def on_meta(build: Callable[[], Method]) -> Method:
     return method  # type: ignore[return-value]
 
 
-def empty_batch(views: tuple[View, ...], patch: int, micro: int, recipe: Any) -> Batch:
+def empty_batch(views: Sequence[View], patch: int, micro: int, channels: int) -> Batch:
     """A micro-batch of tensors without memory."""
-    channels = len(recipe.data.mean)
     made = []
     for view in views:
         pixels = torch.empty(view.count, micro, channels, *view.shape, device="meta")
@@ -214,8 +208,6 @@ def _empty_mask(view: View, patch: int, micro: int) -> tuple[PatchMask | None, i
     """A mask without memory, and how many patches it is to be expected to hide."""
     if view.mask is None:
         return None, None
-    import numpy as np
-
     grid = (view.shape[0] // patch, view.shape[1] // patch)
     rng, lead = np.random.default_rng(0), (view.count, micro)
     masks = [view.mask.draw(rng, grid, patch, Place(row=row, batch=DRAWS)) for row in range(DRAWS)]

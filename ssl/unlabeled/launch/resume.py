@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -12,10 +12,10 @@ from unlabeled.errors import UserError
 from unlabeled.launch.extend import obstacles
 from unlabeled.manifest import Damaged, parse_json, read_file, read_manifest
 from unlabeled.recipe import differences, format_differences, updated
-
-if TYPE_CHECKING:
-    from unlabeled.train.engine import Engine
-    from unlabeled.train.job import Job
+from unlabeled.recipe.free import is_free
+from unlabeled.train.engine import Engine
+from unlabeled.train.job import Job
+from unlabeled.train.recipe import Recipe
 
 ADVICE = "Undo this, choose another run.output, or start over with --fresh --force."
 
@@ -37,12 +37,11 @@ def length(output: Path, epochs: float, extend: float | None) -> float:
     return epochs
 
 
-def resume(engine: Engine, job: Job, longer: bool = False, extend: float | None = None) -> None:
+def resume(engine: Engine, longer: bool = False, extend: float | None = None) -> None:
     """Go on from the newest good checkpoint, if there is one and it belongs to this recipe and data.
 
     Args:
         engine: has taken no step yet.
-        job: what it is to run.
         longer: the recipe's length was made longer, now or before.
         extend: by how many epochs, where the command line says so.
 
@@ -50,14 +49,14 @@ def resume(engine: Engine, job: Job, longer: bool = False, extend: float | None 
         UserError: the recipe or the data have changed in a way that can change the result, or the run cannot be made
             longer so that it goes on as if it had always been.
     """
-    checkpoint = engine.checkpoints.newest()
+    job, checkpoint = engine.job, engine.checkpoints.newest()
     if checkpoint is None:
         if extend is not None:
             raise UserError(
                 f"--extend: {engine.output} holds no run to go on with. Leave it out, and set train.epochs."
             )
         return
-    before = _before(engine, job, checkpoint.state)
+    before = _before(engine, checkpoint.state)
     _refuse_other_recipe(engine, job, before, checkpoint.state, longer, extend)
     _refuse_other_pictures(engine, job, checkpoint.state)
     engine.restore(checkpoint)
@@ -80,9 +79,9 @@ def _make_longer(engine: Engine, epochs: float) -> None:
         engine.checkpoints.best = engine.watch.kept_step
 
 
-def _before(engine: Engine, job: Job, saved: dict[str, Any]) -> Any:
+def _before(engine: Engine, saved: dict[str, Any]) -> Recipe:
     try:
-        return type(job.recipe).model_validate(updated(saved["recipe"]))
+        return type(engine.job.recipe).model_validate(updated(saved["recipe"]))
     except ValidationError as error:
         raise UserError(
             f"{engine.output} holds a run of another program, or of another version of this one. {ADVICE}"
@@ -90,10 +89,8 @@ def _before(engine: Engine, job: Job, saved: dict[str, Any]) -> Any:
 
 
 def _refuse_other_recipe(
-    engine: Engine, job: Job, before: Any, saved: dict[str, Any], longer: bool, extend: float | None
+    engine: Engine, job: Job, before: Recipe, saved: dict[str, Any], longer: bool, extend: float | None
 ) -> None:
-    from unlabeled.recipe.free import is_free
-
     changed = [d for d in differences(before, job.recipe) if not is_free(type(job.recipe), d.path)]
     if not changed:
         return
@@ -122,10 +119,9 @@ def _refuse_other_pictures(engine: Engine, job: Job, saved: dict[str, Any]) -> N
     if facts == job.facts:
         return
     if facts.get("pictures") == job.facts.get("pictures"):
-        raise UserError(
-            f"{engine.output} holds a run that began with other weights than encoder={job.recipe.encoder} has now. "  # type: ignore[attr-defined]
-            f"{ADVICE}"
-        )
+        [name] = [name for name, value in job.facts.items() if value != facts.get(name)]
+        weights = f"{name}={dict(job.recipe)[name]}"
+        raise UserError(f"{engine.output} holds a run that began with other weights than {weights} has now. {ADVICE}")
     now, then = len(job.dataset.source), saved.get("samples")
     if then is None or then == now:
         found = f"on {now:,} other pictures: names, sizes or labels have changed"
@@ -136,9 +132,9 @@ def _refuse_other_pictures(engine: Engine, job: Job, saved: dict[str, Any]) -> N
 
 def _start_anew(engine: Engine, job: Job) -> str:
     """What to do where a run cannot go on."""
-    if "init" not in type(job.recipe).model_fields:
+    if job.recipe.successor is None:
         return ADVICE
     return (
-        f"For a new run that begins with what it has learnt: init={engine.output}/export run.output=OTHER. Or undo "
-        "this, or start over with --fresh --force."
+        f"For a new run that begins with what it has learnt: {job.recipe.successor}={engine.output}/export "
+        "run.output=OTHER. Or undo this, or start over with --fresh --force."
     )

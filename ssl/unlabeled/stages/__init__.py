@@ -1,31 +1,38 @@
-"""Programs by file name: `stages/NAME.py` has the type of its recipes and `STAGE`, and `NAME.py` runs it."""
+"""Stages by file name: `stages/NAME.py` has the type of its recipes and a `STAGE`; the program NAME.py runs it."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from unlabeled.errors import UserError
+from unlabeled.launch.stage import Stage
 from unlabeled.recipe import fields, load
+from unlabeled.train.job import Job
 from unlabeled.train.recipe import Recipe
 
 
-def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe of either program, told apart by its fields.
+def stage_of(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage[Recipe, Job], Recipe]:
+    """The stage that a recipe is for, told apart by its fields, and the recipe.
 
     Raises:
-        UserError: it is neither, or something in it is wrong.
+        UserError: it is for none, or something in it is wrong.
     """
     names = fields(path, overrides)
     if "method" in names or not names:  # without any, loading says what is wrong
-        from unlabeled.stages.pretrain import PretrainRecipe
+        name = "pretrain"
+    elif names & {"encoder", "task"}:
+        name = "finetune"
+    else:
+        raise UserError(
+            f"{path} is no recipe: expected `method` (for pretrain.py) or `encoder` (for finetune.py), "
+            f"found {', '.join(sorted(names))}"
+        )
+    stage: Stage[Recipe, Job] = importlib.import_module(f"{__name__}.{name}").STAGE
+    return stage, load(stage.recipe_type, path, overrides)
 
-        return load(PretrainRecipe, path, overrides)
-    if names & {"encoder", "task"}:
-        from unlabeled.stages.finetune import FinetuneRecipe
 
-        return load(FinetuneRecipe, path, overrides)
-    raise UserError(
-        f"{path} is no recipe: expected `method` (for pretrain.py) or `encoder` (for finetune.py), "
-        f"found {', '.join(sorted(names))}"
-    )
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of any stage, see `stage_of`."""
+    return stage_of(path, overrides)[1]

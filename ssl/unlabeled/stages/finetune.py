@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -14,23 +15,28 @@ from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.importing import importer_names
+from unlabeled.data.archive.listing import Split
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Order, per_process
 from unlabeled.data.opened import Opened, location
 from unlabeled.data.source import Source
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
+from unlabeled.evaluate.features import Encode
 from unlabeled.launch.plan import Line, on_meta
+from unlabeled.launch.stage import Stage
 from unlabeled.paths import UserPath
+from unlabeled.pretrain.method import Method
 from unlabeled.processes import on_main
 from unlabeled.progress import duration
 from unlabeled.recipe import dump, parse
 from unlabeled.report.card import Made
 from unlabeled.train.engine import Engine
-from unlabeled.train.job import Job, Training
+from unlabeled.train.job import Job
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping, Watching
-from unlabeled.transfer.labels import Amount, labelled
+from unlabeled.transfer.labels import Amount, Labelled, labelled
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.result import Told, write_result
 from unlabeled.transfer.score import Scorer
@@ -83,49 +89,105 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
         self.task.check(self.watch, self.optim)
         return self
 
+    @property
+    def watching(self) -> Watching | None:
+        """Early stopping; None = the last weights count."""
+        return self.watch
 
-class Finetune:
+    @property
+    def evaluated_every(self) -> int | None:
+        """Steps between evaluations; None = only at the end."""
+        return self.evaluate.every
+
+    @property
+    def views(self) -> dict[str, View]:
+        """Every view of the images, by its field."""
+        return {"task.view": self.task.view}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneJob(Job):
+    """The job of a recipe for finetune.py.
+
+    Attributes:
+        images: with labels: to learn from, to watch, to score.
+        weights: digest of the weights to start from; None where they are random.
+        scorer: of the images to score; None until `Finetune.scored`.
+    """
+
+    recipe: FinetuneRecipe
+    images: Labelled
+    weights: str | None
+    scorer: Scorer | None = None
+
+
+class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
     """The transfer stage."""
 
     name = "finetune"
     summary = "Fine-tune a pretrained encoder on labelled pictures."
-    scorer: Scorer
-    taken: Sequence[str] = ()
+    recipe_type = FinetuneRecipe
 
-    def schema(self) -> type[FinetuneRecipe]:
-        """The type of its recipes."""
-        return FinetuneRecipe
+    def complete(self, recipe: FinetuneRecipe) -> tuple[FinetuneRecipe, Sequence[str]]:
+        """Take from the encoder how it was trained, where the recipe does not say."""
+        return complete(recipe)
 
-    def complete(self, recipe: FinetuneRecipe) -> FinetuneRecipe:
-        """A recipe with what only its encoder can say."""
-        recipe, self.taken = complete(recipe)
-        return recipe
-
-    def job(self, recipe: FinetuneRecipe, data: Opened, accelerator: Accelerator) -> Job:
+    def job(self, recipe: FinetuneRecipe, data: Opened) -> FinetuneJob:
         """Load the backbone, choose the labels, set up the task."""
-        world, train, task = accelerator.num_processes, recipe.train, recipe.task
-        task.mixing.check(per_process(train.batch_size, world, recipe.run.accumulate))
-        training = finetuning(recipe, data)
-        dataset, pictures = training.dataset, training.pictures
+        check_preprocessing(recipe.encoder, recipe.data)
+        task, watch = recipe.task, recipe.watch
+        hold_out = None if watch is None else watch.hold_out
+        images = labelled(data, Amount(task.fraction, task.shots, task.long_tail, task.fraction_seed, hold_out))
+        shape, channels = task.view.shape, recipe.data.channels
+        start = load_start(recipe.encoder, shape, channels, recipe.adapt, recipe.seed, task.from_classifier)
+        encoder, labels = start.encoder, images.train.labels
+        try:
+            task.view.check(encoder.crop_multiple(encoder.patch_size))
+        except ValueError as error:
+            raise UserError(f"task.view: {error}") from error
+        order = Order(labels, task.balance, task.balance_from, task.repeats)
+        counts = np.bincount(labels, minlength=len(images.train.classes)).tolist()
+        return FinetuneJob(
+            recipe=recipe,
+            build=lambda: task.build(encoder, counts, start.trained),
+            data=data,
+            dataset=ViewDataset(
+                images.train, [task.view], encoder.patch_size, recipe.seed, mixing=task.mixing, order=order
+            ),
+            images=images,
+            weights=start.digest,
+        )
+
+    def scored(self, job: FinetuneJob, accelerator: Accelerator) -> FinetuneJob:
+        """Add the scores of both kinds: those of the result, and those to stop early by."""
+        recipe, images, labels = job.recipe, job.images, job.dataset.source.labels
+        train, task = recipe.train, recipe.task
+        task.mixing.check(per_process(train.batch_size, accelerator.num_processes, recipe.run.accumulate))
         predict = predicting(recipe, accelerator)
-        choice = task.choice(predict, pictures.watched, recipe.watch)
-        self.scorer = scorer = Scorer(predict, pictures.test, dataset.source.labels, choice)
+        choice = task.choice(predict, images.watched, recipe.watch)
+        scorer = Scorer(predict, images.test, labels, choice)
 
         def accuracy(method: Any) -> Iterator[tuple[str, float]]:
             yield "accuracy", scorer(method)["accuracy"]
 
         watch = None
-        if recipe.watch is not None and pictures.watched is not None:
-            measure = choice or Scorer(predict, pictures.watched, dataset.source.labels)
+        if recipe.watch is not None and images.watched is not None:
+            measure = choice or Scorer(predict, images.watched, labels)
             watch = EarlyStopping(recipe.watch, measure, recipe.optim.schedule.lowering)
-        facts = {"pictures": dataset.source.fingerprint(), "encoder": training.weights}
         writer = PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std)
-        picture = writer if recipe.run.pictures_every else None
-        return Job(recipe, training.build, data, dataset, accuracy, facts, picture, watch, recipe.evaluate.every)
+        return replace(
+            job,
+            evaluate=accuracy,
+            facts={"pictures": job.dataset.source.fingerprint(), "encoder": job.weights},
+            picture=writer if recipe.run.pictures_every else None,
+            watch=watch,
+            scorer=scorer,
+        )
 
-    def what(self, recipe: FinetuneRecipe, job: Job) -> list[Line]:
-        """Its own lines of the plan."""
-        task, source = recipe.task, job.dataset.source
+    def plan(self, job: FinetuneJob, taken: Sequence[str]) -> list[Line]:
+        """Images, backbone, task, and how it is watched."""
+        recipe, source = job.recipe, job.dataset.source
+        task = recipe.task
         chosen = {
             "long tail": task.long_tail and f"{task.long_tail:g} : 1",
             "share": task.fraction < 1 and f"{100 * task.fraction:g} % of the labels",
@@ -138,24 +200,26 @@ class Finetune:
         return [
             ("pictures", f"{_count(source)} from {location(recipe.data)}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
-            *([("taken", f"from the encoder: {', '.join(self.taken)}")] if self.taken else []),
+            *([("taken", f"from the encoder: {', '.join(taken)}")] if taken else []),
             ("task", f"{task.name}, {task.describe()}"),
             *([("unfreezing", text)] if (text := task.unfreezing(on_meta(job.build), recipe.train.epochs)) else []),
             *([("watch", f"{watch.metric} every {watch.every} steps, keep the {watch.keep}")] if watch else []),
         ]
 
-    def finish(self, recipe: FinetuneRecipe, engine: Engine, output: Path) -> list[str]:
+    def finish(self, job: FinetuneJob, engine: Engine) -> list[str]:
         """Write result.json and a timm classifier."""
+        recipe, scorer, output = job.recipe, job.scorer, engine.output
+        assert scorer is not None
         other = engine.use_best()
         method = cast("Task", engine.whole_method())
         # the last step was scored; a run that had already ended when it was started again was not, and which head
         # predicts is not part of a checkpoint
-        latest = None if other or self.scorer.choice is not None else self.scorer.latest
-        result = latest or self.scorer(method)
+        latest = None if other or scorer.choice is not None else scorer.latest
+        result = latest or scorer(method)
 
         def write() -> bool:
             sections = recipe.model_dump(mode="json", include={"encoder", "task", "optim", "train", "watch", "data"})
-            write_result(output, Told(recipe.name, recipe.seed, sections), engine, self.scorer)
+            write_result(output, Told(recipe.name, recipe.seed, sections), engine, scorer)
             prepared = Preprocessing.of(recipe.data, recipe.task.crop_pct, recipe.task.evaluated_with)
             return method.export(output / "export", prepared, made(recipe, engine, result))
 
@@ -170,6 +234,14 @@ class Finetune:
             if whole
             else f"  backbone   {output}/export  ({load}), the linear head is in heads.safetensors",
         ]
+
+    def evaluated(self, recipe: FinetuneRecipe) -> tuple[Split, ...]:
+        """The split that is scored."""
+        return ("val",)
+
+    def encoder(self, job: FinetuneJob, method: Method) -> Encode:
+        """The scores of classes."""
+        return cast("Task", method).predict
 
 
 def _count(source: Source) -> str:
@@ -216,29 +288,6 @@ def made(recipe: FinetuneRecipe, engine: Engine, result: dict[str, Any]) -> Made
         accuracy=result["accuracy"],
         scored=result["pictures"],
     )
-
-
-def finetuning(recipe: FinetuneRecipe, data: Opened) -> Training:
-    """The task and the labelled images of a recipe for finetune.py.
-
-    Raises:
-        UserError: they cannot be had, or do not fit together.
-    """
-    check_preprocessing(recipe.encoder, recipe.data)
-    task, watch = recipe.task, recipe.watch
-    hold_out = None if watch is None else watch.hold_out
-    pictures = labelled(data, Amount(task.fraction, task.shots, task.long_tail, task.fraction_seed, hold_out))
-    shape, channels = task.view.shape, recipe.data.channels
-    start = load_start(recipe.encoder, shape, channels, recipe.adapt, recipe.seed, task.from_classifier)
-    encoder, labels = start.encoder, pictures.train.labels
-    try:
-        task.view.check(encoder.crop_multiple(encoder.patch_size))
-    except ValueError as error:
-        raise UserError(f"task.view: {error}") from error
-    order = Order(labels, task.balance, task.balance_from, task.repeats)
-    dataset = ViewDataset(pictures.train, [task.view], encoder.patch_size, recipe.seed, mixing=task.mixing, order=order)
-    counts = np.bincount(labels, minlength=len(pictures.train.classes)).tolist()
-    return Training(lambda: task.build(encoder, counts, start.trained), data, dataset, [], pictures, start.digest)
 
 
 STAGE = Finetune()

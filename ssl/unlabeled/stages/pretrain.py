@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+import torch
 from accelerate import Accelerator
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.backbone.folder import Preprocessing, export_encoder
+from unlabeled.backbone.pooling import encoder_features
+from unlabeled.data.archive.listing import Split
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
 from unlabeled.data.opened import Opened, location
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator
+from unlabeled.evaluate.features import Encode
 from unlabeled.evaluate.splits import Splits
 from unlabeled.launch.plan import Line, on_meta
+from unlabeled.launch.stage import Stage
 from unlabeled.paths import UserPath
-from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig, PretrainMethod
+from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig, PretrainMethod, Progress
 from unlabeled.pretrain.rescale import Rescaled, Setting, check_epochs, rescale
 from unlabeled.processes import on_main
 from unlabeled.progress import duration
@@ -28,7 +36,7 @@ from unlabeled.recipe import dump
 from unlabeled.report.card import Made, pretrain_card
 from unlabeled.train.engine import Engine
 from unlabeled.train.heads import load_method, split_heads
-from unlabeled.train.job import Evaluate, Job, Training
+from unlabeled.train.job import Evaluate, Job
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
 
@@ -56,77 +64,89 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
             )
         return method
 
+    successor: ClassVar[str | None] = "init"
 
-class Pretrain:
+    @property
+    def views(self) -> dict[str, View]:
+        """Every view of the images, by its field."""
+        return {f"method.{name}": value for name, value in self.method if isinstance(value, View)}
+
+    @property
+    def evaluated_every(self) -> int | None:
+        """Steps between evaluations; None = only at the end."""
+        return None if self.evaluate is None else self.evaluate.every
+
+    @property
+    def crop_unit(self) -> int:
+        """The sides of crops are multiples of this, pixels."""
+        return self.method.backbone.crop_multiple
+
+    def replaces(self, other: Recipe) -> bool:
+        """Whether it is of the same method, for images of as many channels."""
+        if not isinstance(other, PretrainRecipe) or self.method.name != other.method.name:
+            return False
+        return self.method.backbone.channels == other.data.channels
+
+    def bound_to_length(self, old: Progress, new: Progress) -> Iterator[str]:
+        """Settings of the method that move over the whole run, or follow from its length."""
+        batch = self.train.batch_size
+        short, long = (rescale(self.method, Setting(batch, p.epochs, p.total_steps))[0] for p in (old, new))
+        for name, end in self.method.ends.items():
+            if getattr(short, name) != end:
+                yield f"method.{name}: it goes from {getattr(short, name):g} to {end:g} over the whole run"
+        for name in self.method.rules:
+            if name not in self.method.ends and getattr(short, name) != getattr(long, name):
+                yield f"method.{name}: left at null it follows from the length of the run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainJob(Job):
+    """The job of a recipe for pretrain.py.
+
+    Attributes:
+        rescaled: settings of the method that follow from batch and length of the run.
+    """
+
+    recipe: PretrainRecipe
+    rescaled: Sequence[Rescaled]
+
+
+class Pretrain(Stage[PretrainRecipe, PretrainJob]):
     """The pretraining stage."""
 
     name = "pretrain"
     summary = "Pretrain an encoder on pictures without labels."
-    rescaled: list[Rescaled]
+    recipe_type = PretrainRecipe
 
-    def schema(self) -> type[PretrainRecipe]:
-        """The type of its recipes."""
-        return PretrainRecipe
+    def job(self, recipe: PretrainRecipe, data: Opened) -> PretrainJob:
+        """Open the images and set up the method, rescaled to the length of the run."""
+        source, train = data.train, recipe.train
+        steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
+        check_epochs(recipe.method, train.epochs)
+        config, rescaled = rescale(recipe.method, Setting(train.batch_size, train.epochs, steps))
 
-    def complete(self, recipe: PretrainRecipe) -> PretrainRecipe:
-        """The recipe as it is: it says everything."""
-        return recipe
+        def build() -> Method:
+            method = config.build()
+            if recipe.init:
+                load_method(method, recipe.init)
+            return method
 
-    def job(self, recipe: PretrainRecipe, data: Opened, accelerator: Accelerator) -> Job:
-        """Open the pictures and set up method, views and evaluators."""
-        training = pretraining(recipe, data)
-        self.rescaled = training.rescaled
-        return Job(
-            recipe,
-            training.build,
-            data,
-            training.dataset,
-            self._evaluators(recipe, data, accelerator),
-            {"pictures": training.dataset.source.fingerprint()},
-            PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
-            every=None if recipe.evaluate is None else recipe.evaluate.every,
+        dataset = ViewDataset(source, config.views, config.backbone.patch_size, recipe.seed)
+        return PretrainJob(recipe=recipe, build=build, data=data, dataset=dataset, rescaled=rescaled)
+
+    def scored(self, job: PretrainJob, accelerator: Accelerator) -> PretrainJob:
+        """Add protocols on the labelled images, and figures of what is learnt from."""
+        recipe = job.recipe
+        return replace(
+            job,
+            evaluate=self._evaluator(recipe, job.data, accelerator),
+            facts={"pictures": job.dataset.source.fingerprint()},
+            picture=PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
         )
 
-    def what(self, recipe: PretrainRecipe, job: Job) -> list[Line]:
-        """Its own lines of the plan."""
-        source = job.dataset.source
-        labels = f", {len(source.classes)} classes (not used to pretrain)" if source.classes else ""
-        encoder = recipe.method.backbone
-        model = f"{recipe.method.name} with {encoder.model}, {encoder.summary}"
-        changed = [
-            ("rescaled", f"{field}: paper {paper:g}, yours {yours:.6g}: {why}")
-            for field, paper, yours, why in self.rescaled
-        ]
-        seen = [] if recipe.evaluate is None else [("evaluate", _evaluated(recipe, job))]
-        return [
-            ("pictures", f"{len(source):,} from {location(recipe.data)}{labels}"),
-            ("method", model),
-            *seen,
-            *changed,
-        ]
-
-    def finish(self, recipe: PretrainRecipe, engine: Engine, output: Path) -> list[str]:
-        """Export the encoder, with heads and a model card."""
-        method = cast("PretrainMethod", engine.whole_method())
-        encoder, heads = split_heads(method)
-        how = recipe.evaluate or Evaluation()
-        prepared = Preprocessing.of(recipe.data, how.crop_pct, how.interpolation, how.pool or method.pooling())
-        source = engine.job.dataset.source
-        counts = (len(source), engine.job.facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
-        card = pretrain_card(Made(recipe.name, dump(recipe), *counts), recipe.method.name, engine.evaluated)
-        on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
-        return [
-            f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "
-            f"{len(engine.bad.keys)} bad pictures",
-            f"  encoder    {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
-            f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
-            f"next: python -m unlabeled ladder {quote(f'{output}/export')} {_labelled(engine.job.data, output)}"
-            "   (which way to use it pays)",
-        ]
-
-    def _evaluators(self, recipe: PretrainRecipe, data: Opened, accelerator: Accelerator) -> Evaluate | None:
+    def _evaluator(self, recipe: PretrainRecipe, data: Opened, accelerator: Accelerator) -> Evaluate | None:
         if recipe.evaluate is None:
-            if recipe.data.has_val:  # nothing looks at it now, but what comes later will
+            if recipe.data.has_val:  # not read now, but by whatever comes after this run
                 data.pictures("val")
             return None
         if not recipe.data.has_val:
@@ -143,44 +163,71 @@ class Pretrain:
 
         return scores
 
+    def plan(self, job: PretrainJob, taken: Sequence[str]) -> list[Line]:
+        """Images, method, evaluation, and what the length of the run changes."""
+        recipe, source = job.recipe, job.dataset.source
+        labels = f", {len(source.classes)} classes (not used to pretrain)" if source.classes else ""
+        encoder = recipe.method.backbone
+        return [
+            ("pictures", f"{len(source):,} from {location(recipe.data)}{labels}"),
+            ("method", f"{recipe.method.name} with {encoder.model}, {encoder.summary}"),
+            *([] if recipe.evaluate is None else [("evaluate", _evaluation(recipe.evaluate, job))]),
+            *(
+                ("rescaled", f"{field}: paper {paper:g}, yours {yours:.6g}: {why}")
+                for field, paper, yours, why in job.rescaled
+            ),
+        ]
 
-def _evaluated(recipe: PretrainRecipe, job: Job) -> str:
-    """What is measured while it trains, and how pictures become features for it; the export says the same."""
-    how, (height, width) = recipe.evaluate or Evaluation(), recipe.method.views[0].shape
-    method = cast("PretrainMethod", on_meta(job.build))
-    pool = how.pool or f"{method.pooling()} (as {recipe.method.name} is evaluated)"
-    names = ", ".join(how.protocols)
+    def finish(self, job: PretrainJob, engine: Engine) -> list[str]:
+        """Export the encoder, with heads and a model card."""
+        recipe, output = job.recipe, engine.output
+        method = cast("PretrainMethod", engine.whole_method())
+        encoder, heads = split_heads(method)
+        how = recipe.evaluate or Evaluation()
+        prepared = Preprocessing.of(recipe.data, how.crop_pct, how.interpolation, how.pool or method.pooling())
+        source = job.dataset.source
+        counts = (len(source), job.facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
+        card = pretrain_card(Made(recipe.name, dump(recipe), *counts), recipe.method.name, engine.evaluated)
+        on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
+        return [
+            f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "
+            f"{len(engine.bad.keys)} bad pictures",
+            f"  encoder    {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
+            f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
+            f"next: python -m unlabeled ladder {quote(f'{output}/export')} {_labelled(job)}"
+            "   (which way to use it pays)",
+        ]
+
+    def evaluated(self, recipe: PretrainRecipe) -> tuple[Split, ...]:
+        """Both splits, where the recipe has an evaluation: it is fitted on `train` and tested on `val`."""
+        return () if recipe.evaluate is None else ("train", "val")
+
+    def check_evaluation(self, recipe: PretrainRecipe, data: Opened) -> None:
+        """Raise UserError when the images do not suit the protocols."""
+        if (evaluate := recipe.evaluate) is not None:
+            evaluate.check(Splits(evaluate, data, torch.device("cpu"), labels=evaluate.needs_labels))
+
+    def encoder(self, job: PretrainJob, method: Method) -> Encode:
+        """Features of the encoder, pooled as the evaluation does."""
+        how = job.recipe.evaluate or Evaluation()
+        trained = cast("PretrainMethod", method)
+        return encoder_features(trained.evaluated(), how.pool or trained.pooling())
+
+
+def _evaluation(how: Evaluation, job: PretrainJob) -> str:
+    """The protocols, and how images become features for them; the export says the same."""
+    method, names = job.recipe.method, ", ".join(how.protocols)
+    height, width = method.views[0].shape
+    pool = how.pool or f"{cast('PretrainMethod', on_meta(job.build)).pooling()} (as {method.name} is evaluated)"
     return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}"
 
 
-def _labelled(data: Opened, output: Path) -> str:
-    """What to give a command that asks for labelled pictures: the run itself where it has some."""
-    try:
-        if data.config.has_val and data.train.classes and data.val.classes:
-            return quote(str(output))
-    except UserError:  # labels that nobody has asked for, and that do not fit
-        pass
+def _labelled(job: PretrainJob) -> str:
+    """The DATA of a command that needs labelled images: the run itself where it has some."""
+    with suppress(UserError):  # of labels that were not asked for and do not fit
+        if job.recipe.data.has_val and job.data.train.classes and job.data.val.classes:
+            return quote(job.recipe.output)
     return "LABELLED"
-
-
-def pretraining(recipe: PretrainRecipe, data: Opened) -> Training:
-    """The method and the pictures of a recipe for pretrain.py.
-
-    Raises:
-        UserError: they cannot be had, or do not fit together.
-    """
-    source, train = data.train, recipe.train
-    steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
-    check_epochs(recipe.method, train.epochs)
-    config, rescaled = rescale(recipe.method, Setting(train.batch_size, train.epochs, steps))
-
-    def build() -> Method:
-        method = config.build()
-        if recipe.init:
-            load_method(method, recipe.init)
-        return method
-
-    return Training(build, data, ViewDataset(source, config.views, config.backbone.patch_size, recipe.seed), rescaled)
 
 
 STAGE = Pretrain()

@@ -65,6 +65,7 @@ class Engine:
         self.evaluated: dict[str, float] = {}
         self.lengths: list[float] = []  # epochs of the run before it was extended
         self._ahead: tuple[RawBatch, Batch] | None = None
+        self._outputs: list[Output] = []  # of the step's micro-batches
 
         if self.device.type == "cpu":
             settle(recipe.run.threads)
@@ -89,6 +90,8 @@ class Engine:
         self.clock = Clock()
         self.meter, self.averages = Meter(), Averages()
         self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.display.say)
+        self.metrics: MetricsFile | None = None  # of the main process, while it runs
+        self.trackers = Trackers(accelerator, self.display.say)
 
     # ---------------------------------------------------------------- a run
 
@@ -99,18 +102,24 @@ class Engine:
             UserError: too many bad pictures or non-finite steps, or a checkpoint cannot be written.
         """
         self.metrics = on_main(self.accelerator, lambda: MetricsFile(self.output / "metrics.jsonl", self.step))
-        self.trackers = Trackers(self.accelerator, self.job.recipe.name, self.job.recipe, self.display.say)
+        self.trackers.start(self.job.recipe.name, self.job.recipe)
         self.model.train()
         feed = self._feed()
         self.meter.reset(feed)
         try:
             with stop, self.display:
-                return self._owed() and self._loop(feed)
+                ended = self._owed() and self._loop(feed)
         finally:
             feed.close()
             self.trackers.close()
             if self.metrics:
                 self.metrics.close()
+        if not ended:
+            self.display.say(
+                f"stopped by {stop.received or 'another process'} at step {self.step}; checkpoint in "
+                f"{self.checkpoints.path(self.step)}. The same command goes on from there."
+            )
+        return ended
 
     def _loop(self, feed: Feed) -> bool:
         pending, error = feed.next()
@@ -153,7 +162,7 @@ class Engine:
         return bool(known) or self._evaluate(None)
 
     def _is_scored(self) -> bool:
-        return self._due(self.job.every) or self.done
+        return self._due(self.job.recipe.evaluated_every) or self.done
 
     def _is_drawn(self) -> bool:
         every = self.job.recipe.run.pictures_every

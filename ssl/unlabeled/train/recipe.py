@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.data.source import AnyData
+from unlabeled.data.view.views import View
 from unlabeled.paths import UserPath
+from unlabeled.pretrain.method import Progress
 from unlabeled.processes import cores
 from unlabeled.train.optimizer import AnyOptim, Optim
 from unlabeled.train.optimizers import adamw
+from unlabeled.train.watch import Watching
 
 Tracker = Literal["tensorboard", "mlflow"]
 
@@ -68,9 +73,10 @@ class Run(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-class Recipe(BaseModel, frozen=True, extra="forbid"):
+class Recipe(BaseModel, ABC, frozen=True, extra="forbid"):
     """The fields that all recipes have."""
 
+    successor: ClassVar[str | None] = None  # the field that begins a new run with what another has learnt
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run; its output is runs/NAME")
     seed: int = Field(0, ge=0, lt=2**32, description="decides initialisation, order, crops and masks")
     data: AnyData = Field(description="the pictures")
@@ -89,11 +95,43 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _schedule_has_its_score(self) -> Recipe:
         schedule = self.optim.schedule
-        if schedule.lowering is not None and getattr(self, "watch", None) is None:
+        if schedule.lowering is not None and self.watching is None:
             raise ValueError(
                 f"optim.schedule {schedule.name} needs a score to watch: set watch: {{every: STEPS}} (finetune.py)"
             )
         return self
+
+    @property
+    def watching(self) -> Watching | None:
+        """Early stopping; None = the last weights count."""
+        return None
+
+    @property
+    def evaluated_every(self) -> int | None:
+        """Steps between evaluations; None = only at the end."""
+        return None
+
+    @property
+    def crop_unit(self) -> int:
+        """The sides of crops are multiples of this, pixels."""
+        return 1
+
+    def replaces(self, other: Recipe) -> bool:
+        """Whether it learns the same as another recipe on other terms, so that a user may take it instead."""
+        return False
+
+    @property
+    @abstractmethod
+    def views(self) -> dict[str, View]:
+        """Every view of the images, by its field."""
+
+    def bound_to_length(self, old: Progress, new: Progress) -> Iterator[str]:
+        """Fields beside `optim` and `watch` that would have been others in a longer run, with why.
+
+        Args:
+            old, new: the beginning of a run as long as it was, and of the longer one.
+        """
+        return iter(())
 
     @property
     def output(self) -> str:

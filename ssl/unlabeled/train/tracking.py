@@ -192,18 +192,19 @@ class Trackers:
 
     Args:
         accelerator: made with the trackers' names.
-        name, recipe: of the run.
         say: prints a warning.
-
-    Raises:
-        UserError: one cannot be started.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, name: str, recipe: BaseModel, say: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, say: Callable[[str], None] = print) -> None:
         self.accelerator, self.say, self.active = accelerator, say, bool(accelerator.log_with)
-        on_main(accelerator, lambda: self._start(name, recipe))
+
+    def start(self, name: str, recipe: BaseModel) -> None:
+        """Begin a run of this name and recipe. All processes must call it.
+
+        Raises:
+            UserError: one cannot be started.
+        """
+        on_main(self.accelerator, lambda: self._start(name, recipe))
 
     def _start(self, name: str, recipe: BaseModel) -> None:
         if not self.active:

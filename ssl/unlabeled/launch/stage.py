@@ -1,0 +1,237 @@
+"""The contract of a stage, and the way from its recipe to an engine that is ready to train."""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
+
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from unlabeled.accelerator import cannot_run, make_accelerator
+from unlabeled.data.archive.listing import IndexFolder, Split
+from unlabeled.data.archive.skipped import in_words
+from unlabeled.data.label.as_one import how_to_tell_apart
+from unlabeled.data.opened import Opened
+from unlabeled.environment import overruled
+from unlabeled.errors import UserError, first_line
+from unlabeled.evaluate.features import Encode
+from unlabeled.files import claim, remove, write_text
+from unlabeled.launch import forecast
+from unlabeled.launch.arguments import parse
+from unlabeled.launch.plan import Line, format_plan, on_meta, plan
+from unlabeled.launch.resume import length, resume
+from unlabeled.pretrain.method import Method
+from unlabeled.processes import cores, on_main
+from unlabeled.recipe import describe, dump, fields, load
+from unlabeled.train.engine import Engine
+from unlabeled.train.job import Job
+from unlabeled.train.recipe import Recipe, Run
+
+R = TypeVar("R", bound=Recipe)
+J = TypeVar("J", bound=Job)
+
+# everything that a run leaves in its output folder, for --fresh --force to remove
+OWN = (
+    "checkpoints",
+    "export",
+    ".export-writing",
+    ".export-former",
+    "logs",
+    "pictures",
+    "metrics.jsonl",
+    "bad_samples.jsonl",
+    "recipe.yaml",
+    "result.json",
+    "result.md",
+    "confusion.png",
+    "reliability.png",
+)
+
+
+class Stage(ABC, Generic[R, J]):
+    """One of the programs: the type of its recipes, their job, their lines of the plan, and the results.
+
+    It stores nothing: everything that a call finds out is in the job that it returns.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    recipe_type: type[R]
+
+    def complete(self, recipe: R) -> tuple[R, Sequence[str]]:
+        """Fill in fields that only a file named in the recipe can tell; returns these as `a.b=value` too."""
+        return recipe, ()
+
+    @abstractmethod
+    def job(self, recipe: R, data: Opened) -> J:
+        """Set up the network for the images of a recipe.
+
+        Raises:
+            UserError: they cannot be had, or do not fit together.
+        """
+
+    @abstractmethod
+    def scored(self, job: J, accelerator: Accelerator) -> J:
+        """Add to a job its evaluation, its facts and its pictures.
+
+        Raises:
+            UserError: the evaluation cannot be done.
+        """
+
+    @abstractmethod
+    def plan(self, job: J, taken: Sequence[str]) -> list[Line]:
+        """Its own lines of the plan; `taken` are the fields that `complete` filled in."""
+
+    @abstractmethod
+    def finish(self, job: J, engine: Engine) -> list[str]:
+        """Write the results of a run; returns lines about them."""
+
+    @abstractmethod
+    def evaluated(self, recipe: R) -> tuple[Split, ...]:
+        """The splits that an evaluation reads; () = there is none."""
+
+    @abstractmethod
+    def encoder(self, job: J, method: Method) -> Encode:
+        """The forward pass of an evaluation."""
+
+    def check_evaluation(self, recipe: R, data: Opened) -> None:
+        """Raise UserError when the images of `evaluated` do not suit the evaluation."""
+
+    def describe(self, section: str = "") -> str:
+        """Every field of its recipes, or those of a section, see `unlabeled.recipe.describe`."""
+        return describe(self.recipe_type, section)
+
+    @contextmanager
+    def launched(self, arguments: Sequence[str] | None) -> Iterator[tuple[Engine, Callable[[], None]] | None]:
+        """Read a recipe, print the plan, and hand over the engine where an earlier run stopped, and its `finish`.
+
+        None after `--dry-run`.
+        """
+        options = parse(self.name, self.summary, self.describe, arguments)
+        _refuse_the_other_programs(self, options.recipe)
+        recipe = load(self.recipe_type, options.recipe, options.overrides)
+        output, asked = Path(recipe.output), recipe.train.epochs
+        epochs = asked if options.fresh else length(output, asked, options.extend)
+        if epochs != asked:
+            recipe = load(self.recipe_type, options.recipe, [*options.overrides, f"train.epochs={epochs!r}"])
+        recipe, taken = self.complete(recipe)
+        run, train = recipe.run, recipe.train
+        notes = _notes(run, train.precision)
+        accelerator = make_accelerator(
+            run.device, train.precision, run.timeout, list(run.trackers), str(output), planning=options.dry_run
+        )
+        data = Opened(recipe.data, IndexFolder(output / "index", write=not options.dry_run))
+        try:
+            # one process looks for images, the others read its index
+            on_main(accelerator, lambda: data.train, whole=False)
+            job = self.scored(self.job(recipe, data), accelerator)
+            if options.dry_run:
+                notes = [_time(job, accelerator), *notes]
+            lines = plan(job, self.plan(job, taken), accelerator.num_processes, str(accelerator.device))
+            text = format_plan(f"{recipe.name} ({self.name})", [*lines, *_left_out(job), *notes])
+            if accelerator.is_main_process:
+                print(text, file=sys.stderr, flush=True)
+            if options.dry_run:
+                yield None
+                return
+            with opened(job, accelerator, options.fresh, options.force, epochs != asked, options.extend) as engine:
+                yield engine, lambda: _say(engine, self.finish(job, engine))
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+@contextmanager
+def opened(
+    job: Job,
+    accelerator: Accelerator,
+    fresh: bool = False,
+    force: bool = False,
+    longer: bool = False,
+    extend: float | None = None,
+) -> Iterator[Engine]:
+    """Hold the output folder of a job; yields its engine, where an earlier run stopped.
+
+    Args:
+        job: to run.
+        accelerator: device and processes.
+        fresh: start over, which is refused where there is an earlier run, unless
+        force: removes it.
+        longer, extend: see `resume`.
+    """
+    output = Path(job.recipe.output)
+    lock = on_main(accelerator, lambda: claim(output, "run.output"))
+    if fresh:
+        on_main(accelerator, lambda: _make_room(output, force))
+    engine = Engine(job, accelerator, output)
+    resume(engine, longer, extend)
+    if accelerator.is_main_process:
+        write_text(output / "recipe.yaml", dump(job.recipe))
+    yield engine
+    if lock:
+        lock.close()
+
+
+def _say(engine: Engine, lines: Sequence[str]) -> None:
+    for line in lines:
+        engine.display.say(line)
+
+
+def _refuse_the_other_programs(stage: Stage[R, J], path: str) -> None:
+    found = fields(path)
+    for field, program in {"method": "pretrain", "encoder": "finetune", "task": "finetune"}.items():
+        if field in found and field not in stage.recipe_type.model_fields:
+            raise UserError(f"{path} has `{field}`, so it is a recipe for {program}.py; this is {stage.name}.py.")
+
+
+def _notes(run: Run, precision: str) -> list[Line]:
+    """Lines of the plan about this machine and its environment."""
+    lacking, ignored = cannot_run(run.device, precision), overruled(precision)
+    lines = [("machine", f"this one cannot run it: {lacking}")] if lacking else []
+    here, workers = cores(), run.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if workers > here:
+        lines.append(("workers", f"{workers} loader workers, {here} cores here: run.workers={here} is enough"))
+    if ignored:
+        lines.append(("launcher", f"{', '.join(ignored)}: not followed, the recipe decides"))
+    return lines
+
+
+def _time(job: Job, accelerator: Accelerator) -> Line:
+    """The line of the plan about how long the run would take here."""
+    method, processes = on_meta(job.build), accelerator.num_processes
+    try:
+        text = forecast.in_words(forecast.forecast(job, method, processes, accelerator.device))
+    except (UserError, RuntimeError) as error:  # a plan is worth having without it: a full GPU, an image that is gone
+        text = f"not known: {first_line(error)}"
+    return "time", text
+
+
+def _left_out(job: Job) -> Iterator[Line]:
+    """Lines of the plan about files and images that are not used, or used although they may not be meant to be."""
+    config, train = job.recipe.data, job.dataset.source
+    splits = {"train": train}
+    if config.has_val and job.evaluate is not None:
+        with suppress(UserError):  # images without labels will do where an evaluation reads none
+            splits["val"] = job.data.val
+    yield from (("skipped", f"{name}: {in_words(n)}") for name, source in splits.items() if (n := source.skipped))
+    if count := train.unlabelled:
+        yield "unlabelled", f"{count:,} of the pictures of train have no label and are left out"
+    if folders := config.read_as_one(train.whole):
+        yield "as one", f"{', '.join(folders)} are all trained on; {how_to_tell_apart(folders)}"
+
+
+def _make_room(output: Path, force: bool) -> None:
+    left = [name for name in OWN if os.path.lexists(output / name)]
+    if left and not force:
+        found = ", ".join(left)
+        raise UserError(
+            f"{output} holds an earlier run ({found}). Add --force to remove it, or choose another run.output."
+        )
+    for name in left:
+        remove(output / name)  # a link goes, what it leads to stays
