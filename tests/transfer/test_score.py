@@ -154,7 +154,7 @@ def test_the_plan_says_how_many_are_left_out() -> None:
 
 
 def test_a_new_start_removes_them(output: Path) -> None:
-    from unlabeled.launch.program import OWN
+    from unlabeled.launch.stage import OWN
 
     assert set(FILES) <= set(OWN) and all((output / name).is_file() for name in FILES)
 
