@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ class Damaged(Exception):
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write files, then the manifest, each flushed to disk."""
-    for name, data in _with_manifest(files):
+    manifest = {name: describe(data) for name, data in files.items()}
+    for name, data in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
         with open(folder / name, "wb") as file:
             file.write(data)
             file.flush()
@@ -132,9 +132,3 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         [(name, count)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {name!r} stands there {count} times")
     return found
-
-
-def _with_manifest(files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    yield from files.items()
-    manifest = {name: describe(data) for name, data in files.items()}
-    yield MANIFEST, json.dumps(manifest, indent=1).encode()

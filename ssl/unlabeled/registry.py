@@ -1,6 +1,6 @@
-"""Kinds are files: a folder with a plural name holds them, `NAME.py` has one `Config`, and NAME is what recipes say.
+"""Kinds are files: a folder with a plural name holds them, `NAME.py` has one `Config`, and recipes choose it by NAME.
 
-A name with a dot is the import path of a module outside the package, which has a `Config` of the same contract:
+A name with a dot is the import path of a module outside the package, with a `Config` of the same contract:
 `method: {name: mypackage.mymethod}`.
 """
 
@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, SchemaValidator, core
 
 from unlabeled.errors import first_line
 
-_outside: dict[tuple[str, type[BaseModel]], dict[str, type[BaseModel]]] = {}  # those that a recipe has named
+_outside: dict[tuple[str, type[BaseModel]], dict[str, type[BaseModel]]] = {}  # imported so far
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ByFile:
         package: dotted name of the folder.
         contract: base class of every `Config` in it.
         without: names of files that cannot be chosen here.
-        default: the name of a section that does not say its own; None = it must.
+        default: name in a section without one; None = the name is required.
     """
 
     package: str
@@ -46,7 +46,7 @@ class ByFile:
         return sorted({module.name for module in pkgutil.iter_modules(folder)} - set(self.without))
 
     def kinds(self) -> dict[str, type[BaseModel]]:
-        """Every `Config` by its name, with those outside the package that were found before."""
+        """Every `Config` by its name, with the kinds outside the package that were imported so far."""
         inside = {name: _config(f"{self.package}.{name}", name, self.contract) for name in self.names()}
         return inside | _outside.get((self.package, self.contract), {})
 
@@ -54,7 +54,7 @@ class ByFile:
         """The `Config` of one name.
 
         Raises:
-            ValueError: there is none, or the module it names has none that fits.
+            ValueError: there is none, or the module has no `Config` of the contract.
         """
         if "." in name:
             known = _outside.setdefault((self.package, self.contract), {})
@@ -85,7 +85,7 @@ class ByFile:
             union = _union(self.kind(str(name)))
         except ValueError as error:
             raise PydanticCustomError("outside_kind", "{error}", {"error": str(error)}) from error
-        if info.mode == "json":  # the handler would no longer know that it was JSON, whose lists are tuples too
+        if info.mode == "json":  # the handler no longer knows that it was JSON, where lists are tuples
             return union.validate_json(json.dumps(data), strict=True)
         return union.validate_python(data)
 
@@ -105,7 +105,7 @@ def _config(module: str, name: str, contract: type[BaseModel]) -> type[BaseModel
     """
     try:
         config: Any = getattr(importlib.import_module(module), "Config", None)
-    except Exception as error:  # a module of somebody else's: whatever it raises, the person must hear it
+    except Exception as error:  # the module of a user may raise anything
         raise ValueError(
             f"the module '{module}' cannot be imported: {type(error).__name__}: {first_line(error)}. Expected a module "
             "on Python's path (PYTHONPATH, or installed)"

@@ -31,17 +31,13 @@ def make_lasting() -> None:
             stream.reconfigure(errors="backslashreplace")
         # the streams of a process; tests and notebooks have classes of their own
         if type(stream) is io.TextIOWrapper and type(getattr(stream.buffer, "raw", stream.buffer)) is io.FileIO:
-            setattr(sys, name, _lasting(stream))
-
-
-def _lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    stream.flush()
-    raw: Any = _Lasting(stream.fileno(), "w", closefd=False)
-    buffer = raw if stream.write_through else io.BufferedWriter(raw)
-    return io.TextIOWrapper(
-        buffer,
-        stream.encoding,
-        stream.errors,
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
+            stream.flush()
+            raw: Any = _Lasting(stream.fileno(), "w", closefd=False)
+            lasting = io.TextIOWrapper(
+                raw if stream.write_through else io.BufferedWriter(raw),
+                stream.encoding,
+                stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, lasting)

@@ -38,17 +38,15 @@ class BatchNorm(nn.BatchNorm1d):
 
     def _over_processes(self, x: Tensor) -> Tensor:
         mean, variance = _global_moments(x)
-        self._track(mean, variance, x.numel() // x.shape[1] * world())
-        normalised: Tensor = _Normalize.apply(x, self.weight, self.bias, mean, (variance + self.eps).rsqrt())
-        return normalised
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, rows: int) -> None:
+        rows = x.numel() // x.shape[1] * world()
         assert self.running_mean is not None and self.running_var is not None
         assert self.momentum is not None and self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
-        self.num_batches_tracked.add_(1)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        normalised: Tensor = _Normalize.apply(x, self.weight, self.bias, mean, (variance + self.eps).rsqrt())
+        return normalised
 
 
 class BatchNorm2d(BatchNorm):

@@ -78,17 +78,7 @@ class HeadConfig(BaseModel, frozen=True, extra="forbid"):
 
     def build(self, width: int, patch_prototypes: int | None = None, norm: bool = False) -> DistillHead:
         """Build a randomly initialised head for tokens of `width`, see `DistillHead`."""
-        return DistillHead(
-            width,
-            self.prototypes,
-            self.hidden,
-            self.bottleneck,
-            self.layers,
-            self.freeze_gain,
-            patch_prototypes,
-            norm,
-            self.bias,
-        )
+        return DistillHead(width, patch_prototypes=patch_prototypes, norm=norm, **self.model_dump())
 
 
 class DistillHead(nn.Module):

@@ -85,7 +85,10 @@ class Checkpoints:
         try:
             self.sweep()
             temporary.mkdir(parents=True)
-            files = {f"{stem}.safetensors": safetensors.torch.save(_plain(part)) for stem, part in tensors.items()}
+            files = {}
+            for stem, part in tensors.items():
+                plain = {name: tensor.detach().cpu().contiguous() for name, tensor in part.items()}
+                files[f"{stem}.safetensors"] = safetensors.torch.save(plain)
             files["state.json"] = json.dumps(state, indent=1).encode()
             write_folder(temporary, files)
             if os.path.lexists(target):
@@ -228,7 +231,3 @@ def load(folder: Path) -> Checkpoint:
     if type(step) is not int or step < 0:
         raise Damaged(f"state.json has no step, or one that cannot be: {step!r}")
     return Checkpoint(folder, tensors, state)
-
-
-def _plain(tensors: Tensors) -> Tensors:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

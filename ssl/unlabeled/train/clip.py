@@ -28,9 +28,12 @@ def clip_gradients(method: Method, limit: float | None, by: ClipBy, value: float
     if limit is None or by == "global":
         return _clip(parameters, limit)
     if by == "part":
-        norms = [_clip([p for p in group if p.grad is not None], limit) for group in method.clip_groups()]
-        return torch.linalg.vector_norm(torch.stack(norms))
-    return _clip_each(parameters, limit)
+        groups = [[p for p in group if p.grad is not None] for group in method.clip_groups()]
+        return torch.linalg.vector_norm(torch.stack([_clip(group, limit) for group in groups]))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_mul_(gradients, [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    return torch.linalg.vector_norm(torch.stack(list(norms)))
 
 
 def _clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
@@ -38,11 +41,3 @@ def _clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
-
-
-def _clip_each(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
-    factors = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(gradients, factors)
-    return torch.linalg.vector_norm(torch.stack(list(norms)))

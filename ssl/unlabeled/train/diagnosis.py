@@ -30,21 +30,12 @@ class Diagnosis:
         if step < max(GRACE * self.total_steps, GRACE_STEPS):
             return
         for symptom, since in list(self._since.items()):
-            if not shows(symptom, values):
+            value = values.get(symptom.metric, math.nan)  # a metric that is missing or not a number shows nothing
+            if not (value <= symptom.at_most or value >= symptom.at_least):
                 since.clear()
                 continue
             since.append(step)
             if len(since) == READINGS:
                 del self._since[symptom]
-                self.say(words(symptom, since[0], values[symptom.metric]))
-
-
-def shows(symptom: Symptom, values: Mapping[str, float]) -> bool:
-    """Whether a reading has the symptom; a metric that is missing or not a number shows nothing."""
-    value = values.get(symptom.metric, math.nan)
-    return value <= symptom.at_most or value >= symptom.at_least
-
-
-def words(symptom: Symptom, since: int, value: float) -> str:
-    """The warning: what happens, since when, and what to do."""
-    return f"warning: {symptom.meaning} ({symptom.metric} {value:.4g} since step {since}). {symptom.advice}"
+                found = f"{symptom.metric} {value:.4g} since step {since[0]}"
+                self.say(f"warning: {symptom.meaning} ({found}). {symptom.advice}")

@@ -30,7 +30,12 @@ def load_model(model: nn.Module, tensors: Tensors) -> None:
         UserError: names or shapes differ.
     """
     own = model.state_dict()
-    check_same(own, tensors, "the model")
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise UserError(f"the model and the file do not match: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise UserError(f"the model has {name} of shape {list(tensor.shape)}, the file {list(tensors[name].shape)}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(sharded_like(tensors[name], tensor))
@@ -81,6 +86,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
 def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
     """Load optimizer state; a parameter that had none (not yet trained) gets none."""
     parameters = dict(model.named_parameters())
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     state: dict[Tensor, dict[str, Any]] = {}
     for full_key, value in tensors.items():
         name, _, key = full_key.rpartition("/")
@@ -88,25 +94,21 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> 
             raise UserError(f"the checkpoint's optimizer knows '{name}', the model does not")
         parameter = parameters[name]
         # moments are sharded like their parameter, counters are not
-        placed = (
-            sharded_like(value, parameter) if value.shape == parameter.shape else _counter(value, parameter, optimizer)
-        )
-        state.setdefault(parameter, {})[key] = placed
+        if value.shape == parameter.shape:
+            value = sharded_like(value, parameter)
+        elif on_device:
+            value = value.to(parameter.device)
+        state.setdefault(parameter, {})[key] = value
     optimizer.state.clear()
     optimizer.state.update(state)
 
 
-def rng_tensors(device: torch.device) -> Tensors:
-    """The random state of this process: of the CPU, and of a CUDA device."""
+def all_rng_tensors(device: torch.device) -> dict[str, Tensors]:
+    """The random states of all processes, of the CPU and of a CUDA device, as `rng-RANK`."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def all_rng_tensors(device: torch.device) -> dict[str, Tensors]:
-    """The random states of all processes as `rng-RANK`."""
-    return {f"rng-{rank}": state for rank, state in enumerate(gather_objects(rng_tensors(device)))}
+    return {f"rng-{rank}": tensors for rank, tensors in enumerate(gather_objects(state))}
 
 
 def load_rng(tensors: Tensors, device: torch.device) -> None:
@@ -114,21 +116,6 @@ def load_rng(tensors: Tensors, device: torch.device) -> None:
     torch.set_rng_state(tensors["cpu"])
     if device.type == "cuda" and "cuda" in tensors:
         torch.cuda.set_rng_state(tensors["cuda"], device)
-
-
-def check_same(own: Tensors, given: Tensors, what: str) -> None:
-    """Raise UserError unless both have the same names and shapes."""
-    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    if missing or unexpected:
-        raise UserError(f"{what} and the file do not match: missing {missing[:5]}, unexpected {unexpected[:5]}")
-    for name, tensor in own.items():
-        if tensor.shape != given[name].shape:
-            raise UserError(f"{what} has {name} of shape {list(tensor.shape)}, the file {list(given[name].shape)}")
-
-
-def _counter(value: Tensor, parameter: nn.Parameter, optimizer: Optimizer) -> Tensor:
-    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-    return value.to(parameter.device) if on_device else value
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
 from unlabeled import progress
+from unlabeled.data.batch.feed import Feed
 from unlabeled.errors import UserError
 from unlabeled.files import end_line, json_object
 from unlabeled.processes import on_main, total
@@ -71,19 +72,13 @@ def scores_at(file: Path, step: int) -> dict[str, float]:
     return {name: value for line in scores for name, value in line.items() if name != "step"}
 
 
-class Waits(Protocol):
-    """A feed with its total waiting time, seconds."""
-
-    waited: float
-
-
 class Meter:
     """Speed since the last reading: images per second and the share of time spent waiting for data."""
 
     def __init__(self) -> None:
         self.seconds_per_step, self.images, self.steps = 0.0, 0, 0
 
-    def reset(self, feed: Waits) -> None:
+    def reset(self, feed: Feed) -> None:
         """Begin a new interval."""
         self.started, self.waited, self.images, self.steps = time.perf_counter(), feed.waited, 0, 0
 
@@ -101,7 +96,7 @@ class Meter:
         """Leave out time spent on something else."""
         self.started += seconds
 
-    def read(self, feed: Waits) -> dict[str, float]:
+    def read(self, feed: Feed) -> dict[str, float]:
         """`images_per_s` and `data_wait` in [0, 1]; begins a new interval."""
         elapsed = max(time.perf_counter() - self.started, 1e-9)
         waited = feed.waited - self.waited

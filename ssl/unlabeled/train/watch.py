@@ -32,7 +32,7 @@ class Watching(BaseModel, frozen=True, extra="forbid"):
 
     every: int = Field(ge=1, description="steps between looks at the score; the end of the run is looked at too")
     metric: Literal["accuracy", "balanced_accuracy", "nll"] = Field(
-        "accuracy", description="what is watched; of nll, the mean negative log-likelihood, less is better"
+        "accuracy", description="score to watch; nll is the mean negative log-likelihood, less is better"
     )
     hold_out: float = Field(
         0.1,
@@ -45,7 +45,9 @@ class Watching(BaseModel, frozen=True, extra="forbid"):
     patience: int | None = Field(
         None, ge=1, description="looks without an improvement until the run ends; null = never"
     )
-    min_delta: float = Field(0.0, ge=0, allow_inf_nan=False, description="what counts as an improvement")
+    min_delta: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="smallest change that counts as an improvement"
+    )
 
 
 class EarlyStopping:
