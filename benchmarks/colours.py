@@ -21,7 +21,8 @@ from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view.percrop import recolour_and_normalize
-from unlabeled.data.view.photometric import Photometric, draw, recolour
+from unlabeled.data.view.photometric import Photometric
+from unlabeled.data.view.recolour import recolour
 from unlabeled.data.view.views import View
 from unlabeled.pretrain.methods import dino, mocov3
 
@@ -55,7 +56,7 @@ def cases(count: int) -> Iterator[tuple[str, Photometric]]:
         for factor in factors:
             yield f"{what} {factor:g}", single(what, factor, count)
     for name, view in VIEWS.items():
-        colours = draw(view, np.random.default_rng(0).random((count, 13)))
+        colours = view.colours(np.random.default_rng(0).random((count, 13)))
         yield name, colours._replace(blur=None, solarize=None)
 
 
@@ -74,7 +75,7 @@ def differences(pixels: Tensor, colours: Photometric) -> Differences:
 def speed(pixels: Tensor, view: View, rounds: int) -> dict[str, float]:
     """Milliseconds a crop, exact and fused in turn."""
     normalize = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), torch.device("cpu"))
-    drawn = draw(view, np.random.default_rng(0).random((len(pixels), 13)))
+    drawn = view.colours(np.random.default_rng(0).random((len(pixels), 13)))
     times: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(rounds):
         for fused, spent in times.items():

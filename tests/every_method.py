@@ -10,10 +10,11 @@ import torch
 from support import ROOT
 
 from unlabeled.backbone.folder import IMAGENET
+from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.opened import Opened
-from unlabeled.pretrain.method import METHODS, Batch, Method, Progress
+from unlabeled.pretrain.method import METHODS, Method, Progress
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
 

@@ -9,6 +9,7 @@ import torch
 from support import TINY_PRETRAIN
 from torch import nn
 
+from unlabeled.data.batch.batch import Batch
 from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
@@ -16,7 +17,7 @@ from unlabeled.launch import forecast as module
 from unlabeled.launch.forecast import Forecast, Work, count_work, forecast, in_words, per_picture
 from unlabeled.launch.plan import on_meta
 from unlabeled.launch.program import main
-from unlabeled.pretrain.method import Batch, Method, Output, Progress
+from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.recipe import parse
 from unlabeled.stages.pretrain import STAGE, PretrainRecipe
 

@@ -29,7 +29,8 @@ from contenders.parts import (
     timm_vit,
 )
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.data.batch.batch import Batch, ViewBatch
+from unlabeled.pretrain.method import Method
 from unlabeled.pretrain.methods.dino import LOCAL, Config
 
 LOCALS, HIDDEN, BOTTLENECK, PROTOTYPES, DROP_PATH, TEACHER_TEMPERATURE = 8, 2048, 256, 65536, 0.1, 0.07

@@ -39,8 +39,9 @@ from contenders.parts import (
     frozen_copy,
     linear,
 )
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.nn.patches import PatchMask
-from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.pretrain.method import Method
 from unlabeled.pretrain.methods.ibot import LOCAL, Config
 
 PROTOTYPES = 8192

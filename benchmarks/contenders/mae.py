@@ -32,10 +32,11 @@ from contenders.parts import (
     with_class_token,
 )
 from unlabeled.backbone.config import EncoderConfig
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.pretrain.decoder import CrossDecoderConfig, SelfDecoderConfig
-from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.pretrain.method import Method
 from unlabeled.pretrain.methods.mae import Config
 
 RATIO, DECODER_WIDTH, DECODER_DEPTH, DECODER_HEADS = 0.75, 512, 8, 16

@@ -27,7 +27,8 @@ from contenders.parts import (
     patch_embedding,
     timm_vit,
 )
-from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.data.batch.batch import Batch, ViewBatch
+from unlabeled.pretrain.method import Method
 from unlabeled.pretrain.methods.mocov3 import SMALL, Config
 
 HEADS, HIDDEN, DIM, TEMPERATURE = 12, 4096, 256, 0.2

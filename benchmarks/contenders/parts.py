@@ -11,8 +11,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.nn.patches import PatchMask
-from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
+from unlabeled.pretrain.method import Method, Progress
 from unlabeled.train.optim import param_groups
 from unlabeled.train.optimizers import adamw
 

@@ -25,7 +25,8 @@ from contenders.parts import (
     timm_vit,
 )
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.data.batch.batch import Batch, ViewBatch
+from unlabeled.pretrain.method import Method
 from unlabeled.pretrain.methods.simclr import Config
 
 HIDDEN, DIM, TEMPERATURE = 2048, 128, 0.1

@@ -30,9 +30,10 @@ from contenders.parts import (
     with_class_token,
 )
 from unlabeled.backbone.config import EncoderConfig
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
-from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.pretrain.method import Method
 from unlabeled.pretrain.methods.simmim import Config
 
 HIDDEN = 120  # 30 of 49 units of 2 x 2 patches

@@ -12,7 +12,8 @@ from torch import Tensor
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.view.fused import compose, tint_fused
 from unlabeled.data.view.percrop import recolour_and_normalize
-from unlabeled.data.view.photometric import HUE, UNCHANGED, Photometric, draw, recolour
+from unlabeled.data.view.photometric import HUE, UNCHANGED, Photometric
+from unlabeled.data.view.recolour import recolour
 from unlabeled.data.view.views import View
 
 ORDERS = torch.tensor(list(permutations(range(4))))
@@ -75,7 +76,7 @@ def test_hues_turn_towards_torchvisions(turn: float) -> None:
 
 
 def test_one_by_one_is_all_at_once() -> None:
-    colours = draw(EVERYTHING, np.random.default_rng(0).random((64, 13)))
+    colours = EVERYTHING.colours(np.random.default_rng(0).random((64, 13)))
     crops = torch.randint(0, 256, (64, 3, 16, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     normalize = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), torch.device("cpu"))
     found = recolour_and_normalize(crops, colours, normalize.scale, normalize.shift)

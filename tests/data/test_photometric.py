@@ -20,17 +20,8 @@ from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_lo
 from unlabeled.data.batch.sampler import Position
 from unlabeled.data.view.percrop import Blurs, recolour_and_normalize, turn_hue_
 from unlabeled.data.view.photometric import DRAWS as UNIFORMS
-from unlabeled.data.view.photometric import (
-    Photometric,
-    blur,
-    box_radius,
-    draw,
-    jitter,
-    luminance,
-    recolour,
-    solarize,
-    turn_hue,
-)
+from unlabeled.data.view.photometric import Photometric, blur, box_radius, jitter, luminance, solarize, turn_hue
+from unlabeled.data.view.recolour import recolour
 from unlabeled.data.view.views import View
 
 CPU = torch.device("cpu")
@@ -141,7 +132,7 @@ def test_blur_leaves_alone_what_is_flat_or_not_blurred(kernel: int | None) -> No
 
 
 def drawn(view: View, n: int = DRAWS) -> Photometric:
-    return draw(view, np.random.default_rng(0).random((n, UNIFORMS)))
+    return view.colours(np.random.default_rng(0).random((n, UNIFORMS)))
 
 
 def test_draws_have_the_ranges_and_frequencies_asked_for() -> None:

@@ -13,12 +13,13 @@ from support import ROOT, TINY_FINETUNE, checkpoint_bytes, launch, metrics, on_p
 from torch import Tensor
 
 from unlabeled.backbone.config import EncoderConfig
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import mean_over_processes, rank, world
 from unlabeled.nn.heads import HeadConfig
-from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
+from unlabeled.pretrain.method import Method, Progress
 from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simclr, simmim
 
 START = Progress(0, 100, 0.0, 10.0)

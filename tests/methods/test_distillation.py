@@ -13,12 +13,13 @@ from support import on_processes
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import mean_over_processes, rank, world
 from unlabeled.nn.heads import HeadConfig
 from unlabeled.nn.patches import PatchMask, hidden_rows
-from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
+from unlabeled.pretrain.method import Method, Progress
 from unlabeled.pretrain.methods import dino, ibot
 from unlabeled.train.optim import param_groups, set_rates
 from unlabeled.train.optimizers import adamw

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.weights import import_official
+from unlabeled.data.batch.batch import Batch
 from unlabeled.nn.curves import Temperature
 from unlabeled.nn.heads import DistillHead, HeadConfig
-from unlabeled.pretrain.method import Batch, Method, Output, Progress
+from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.optim import param_groups
 

@@ -24,8 +24,9 @@ from parity.distill import (
 from parity.golden import Golden, assert_begins, assert_close, peek, read_json
 from parity.vit import BACKWARD, FORWARD, assert_gradient, assert_gradients, names_by_decay, use_eps
 
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.view.views import View
-from unlabeled.pretrain.method import Batch, Progress, ViewBatch
+from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods.dino import DINO, Config
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.heads import load_method

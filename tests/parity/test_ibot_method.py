@@ -23,10 +23,10 @@ from parity.golden import Golden, assert_begins, assert_close, read_json
 from parity.vit import FORWARD, assert_gradients, names_by_decay, use_eps
 from torch import Tensor
 
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask
-from unlabeled.pretrain.method import Batch, ViewBatch
 from unlabeled.pretrain.methods.ibot import IBOT, Config
 from unlabeled.train.heads import load_method
 

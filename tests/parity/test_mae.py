@@ -27,12 +27,13 @@ from support import classifying
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.importers.mae import RULES
 from unlabeled.backbone.weights import import_official
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask, normalize_patches, patchify
 from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.pretrain.decoder import SelfDecoderConfig
-from unlabeled.pretrain.method import Batch, Progress, ViewBatch
+from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods.mae import MAE, Config
 from unlabeled.train.heads import load_method
 from unlabeled.train.optim import param_groups

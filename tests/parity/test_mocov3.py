@@ -25,12 +25,13 @@ from parity.vit import (
 from torch import Tensor
 
 from unlabeled.backbone.weights import import_official
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.view.views import View
 from unlabeled.nn.curves import cosine
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.nn.teacher import ema_
-from unlabeled.pretrain.method import Batch, Progress, ViewBatch
+from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods.mocov3 import Branch, Config, MoCoV3
 from unlabeled.train.heads import load_method
 from unlabeled.train.optimizers.lars import LARS

@@ -26,10 +26,10 @@ from torch import Tensor
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.importers.simmim import RULES
 from unlabeled.backbone.weights import import_official
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask, unpatchify
-from unlabeled.pretrain.method import Batch, ViewBatch
 from unlabeled.pretrain.methods.simmim import Config, SimMIM
 from unlabeled.train.heads import load_method
 

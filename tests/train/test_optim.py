@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unlabeled.pretrain.method import Batch, Method, Output, Progress
+from unlabeled.data.batch.batch import Batch
+from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.train.clip import clip_gradients
 from unlabeled.train.optim import param_groups, set_rates
 from unlabeled.train.optimizers import adamw, lars, sgd

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torchvision
 
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.nn.patches import PatchMask
-from unlabeled.pretrain.method import Batch, ViewBatch
 from unlabeled.train.pictures import GAP, SIDE, PictureWriter, crops
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

@@ -15,9 +15,10 @@ from support import classifying
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, timm_config, write_export
 from unlabeled.backbone.weights import load_classifier
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.view.views import View
 from unlabeled.nn.mixing import Mix
-from unlabeled.pretrain.method import Batch, Progress, ViewBatch
+from unlabeled.pretrain.method import Progress
 from unlabeled.train.optim import param_groups
 from unlabeled.train.optimizers.lars import LARS
 from unlabeled.transfer.losses import effective_weights, smooth

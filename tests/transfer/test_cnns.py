@@ -16,10 +16,11 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import IMAGENET, export_encoder, timm_config, write_export
 from unlabeled.backbone.weights import load_encoder
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.pretrain.method import Batch, Progress, ViewBatch
+from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import mocov3
 from unlabeled.train.heads import load_method, split_heads
 from unlabeled.train.optim import param_groups

@@ -21,12 +21,13 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.folder_config import read_config
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View, center_crop
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
-from unlabeled.pretrain.method import Batch, Progress, ViewBatch
+from unlabeled.pretrain.method import Progress
 from unlabeled.recipe import load
 from unlabeled.serve.deploy import network
 from unlabeled.stages.finetune import FinetuneRecipe

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from unlabeled.backbone.build import family_of
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.pretrain.method import Batch, Progress, ViewBatch
+from unlabeled.pretrain.method import Progress
 from unlabeled.train.optim import param_groups
 from unlabeled.transfer.network import Trained
 from unlabeled.transfer.strategies.lora import ADDED, LowRankLinear

@@ -125,12 +125,18 @@ def memory_of(device: torch.device) -> int:
 
 def _feed(recipe: Recipe, dataset: ViewDataset, device: torch.device) -> Feed:
     """The run's pictures in batches that are quickly made."""
-    size = min(DRAWN, recipe.train.batch_size)
-    changed = {
-        "train": recipe.train.model_copy(update={"batch_size": size}),
-        "run": recipe.run.model_copy(update={"accumulate": 1}),
-    }
-    return Feed(dataset, recipe.model_copy(update=changed), 0, FOREVER, 0, 1, device)
+    return Feed(
+        dataset,
+        min(DRAWN, recipe.train.batch_size),
+        FOREVER,
+        start=0,
+        rank=0,
+        world=1,
+        accumulate=1,
+        workers=recipe.run.workers,
+        timeout=recipe.run.timeout,
+        device=device,
+    )
 
 
 def _draw(feed: Feed) -> RawBatch:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
 from unlabeled.data.masking.place import Place
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.nn.patches import PatchMask
-from unlabeled.pretrain.method import Batch, Method, Progress, ViewBatch
+from unlabeled.pretrain.method import Method, Progress
 from unlabeled.text import one_line
 from unlabeled.train.job import Job
 from unlabeled.train.optim import param_groups

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
+from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
-from unlabeled.nn.mixing import Mix
-from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.rescale import Rescalable
 from unlabeled.registry import ByFile
 
@@ -40,41 +39,6 @@ class Progress(NamedTuple):
     def steps(self, epochs: float) -> int:
         """The number of steps in a number of epochs."""
         return round(epochs * self.total_steps / self.epochs)
-
-
-class ViewBatch(NamedTuple):
-    """The crops of one `View`, for every image of the batch.
-
-    Attributes:
-        pixels: [count, B, C, H, W], normalised, on the device.
-        mask: a PatchMask with leading axes [count, B], or None.
-        hidden: number of masked patches in all crops as a Python int, so that shapes need no device sync; None if
-            unknown.
-    """
-
-    pixels: Tensor
-    mask: PatchMask | None
-    hidden: int | None = None
-
-    def flat(self) -> tuple[Tensor, PatchMask | None]:
-        """Pixels [count * B, C, H, W] and mask, view-major."""
-        return self.pixels.flatten(0, 1), None if self.mask is None else self.mask.flat()
-
-
-class Batch(NamedTuple):
-    """One micro-batch of one process.
-
-    Attributes:
-        views: in the order that the method's Config lists them.
-        labels: [B] int64, -1 where unknown.
-        index: [B] int64, numbers of the images in their source.
-        mix: how images are mixed with their neighbours (mixup, CutMix); None = not at all.
-    """
-
-    views: list[ViewBatch]
-    labels: Tensor
-    index: Tensor  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of it
-    mix: Mix | None = None
 
 
 class Output(NamedTuple):

@@ -14,13 +14,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unlabeled.data.batch.bad import BadSamples
+from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.feed import Feed
 from unlabeled.data.batch.loader import Normalize, RawBatch, to_device
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
 from unlabeled.errors import Stopped, UserError
 from unlabeled.nn.measures import effective_rank
 from unlabeled.nn.modes import evaluating
-from unlabeled.pretrain.method import Batch, Method, Output, Progress
+from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.processes import gather_objects, on_main, raise_together, total
 from unlabeled.report.clock import Clock
 from unlabeled.signals import stop
@@ -268,7 +269,19 @@ class Engine:
     def _feed(self) -> Feed:
         """Micro-batches from here to the end."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return Feed(self.job.dataset, self.job.recipe, self.step, self.total_steps, rank, world, self.device)
+        recipe, run = self.job.recipe, self.job.recipe.run
+        return Feed(
+            self.job.dataset,
+            recipe.train.batch_size,
+            self.total_steps,
+            start=self.step,
+            rank=rank,
+            world=world,
+            accumulate=run.accumulate,
+            workers=run.workers,
+            timeout=run.timeout,
+            device=self.device,
+        )
 
     def _note_bad(self, pending: list[RawBatch], error: Exception | None) -> None:
         """Every process learns of every bad picture, and stops when there are too many or a loader failed."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.opened import Opened
-from unlabeled.pretrain.method import Batch, Method
+from unlabeled.pretrain.method import Method
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping
 

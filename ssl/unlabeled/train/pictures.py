@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.batch.loader import Normalize
-from unlabeled.pretrain.method import Batch, Method, ViewBatch
+from unlabeled.pretrain.method import Method
 
 COLUMNS, GAP, SIDE = 8, 2, 64
 

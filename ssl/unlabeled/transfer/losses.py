@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.data.batch.batch import Batch
 from unlabeled.nn.collectives import mean_over_processes
 from unlabeled.nn.mixing import mix_images, mix_targets
-from unlabeled.pretrain.method import Batch
 
 
 def examples(batch: Batch, num_classes: int, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 
@@ -19,38 +18,43 @@ class Feed:
 
     Args:
         dataset: makes samples.
-        recipe: `seed`, `train.batch_size`, and `run`'s workers, accumulation and timeout are read.
-        start, total_steps: the step to begin with, and where the run ends.
-        rank, world: this process and how many there are.
-        device: where batches will go.
+        batch_size: samples per optimizer step, over all processes and micro-batches.
+        total_steps: steps of the whole run.
+        start: the step to begin with.
+        rank, world: this process and the number of processes.
+        accumulate: micro-batches per step and process.
+        workers: processes that make samples.
+        timeout: seconds to wait for a batch of a worker.
+        device: receives the batches.
     """
 
     def __init__(
         self,
         dataset: ViewDataset,
-        recipe: Any,
-        start: int,
+        batch_size: int,
         total_steps: int,
+        *,
+        start: int,
         rank: int,
         world: int,
+        accumulate: int,
+        workers: int,
+        timeout: float,
         device: torch.device,
     ) -> None:
-        run = recipe.run
         sampler = EpochSampler(
             len(dataset.source),
-            recipe.train.batch_size,
+            batch_size,
             total_steps,
-            seed=recipe.seed,
+            seed=dataset.seed,
             start=start,
             rank=rank,
             world=world,
-            accumulate=run.accumulate,
+            accumulate=accumulate,
             order=dataset.order,
         )
-        self.accumulate, self.left, self.waited = run.accumulate, total_steps - start, 0.0
-        self._batches = make_loader(
-            dataset, sampler, workers=run.workers, device=device, timeout=run.timeout, collate=collate
-        )
+        self.accumulate, self.left, self.waited = accumulate, total_steps - start, 0.0
+        self._batches = make_loader(dataset, sampler, workers=workers, device=device, timeout=timeout, collate=collate)
         self._iterator: Batches | None = None
 
     def next(self) -> tuple[list[RawBatch], Exception | None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.batch.sampler import Order, Position
 from unlabeled.data.batch.workers import end_where_batches_cannot_be_sent, listen_to_nobody
 from unlabeled.data.masking.place import Place
@@ -18,12 +19,12 @@ from unlabeled.data.source import Source
 from unlabeled.data.view.augment import Erased, erase_
 from unlabeled.data.view.mixing import Mixing, stack
 from unlabeled.data.view.percrop import recolour_and_normalize
-from unlabeled.data.view.photometric import Photometric, recolour
+from unlabeled.data.view.photometric import Photometric
+from unlabeled.data.view.recolour import recolour
 from unlabeled.data.view.views import Crops, View
 from unlabeled.errors import BadSample, UserError
 from unlabeled.nn.mixing import Mix
 from unlabeled.nn.patches import PatchMask
-from unlabeled.pretrain.method import Batch, ViewBatch
 from unlabeled.randomness import Stream, stream
 from unlabeled.text import one_line
 

@@ -13,14 +13,11 @@ a flip commutes with all four. Everything is float32 in [0, 1]. On the same para
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from unlabeled.data.view.views import View
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 UNCHANGED = np.array([1, 1, 1, 0])
@@ -66,24 +63,7 @@ def _stack(column: Sequence[Any]) -> Any:
     return torch.stack(list(column)) if isinstance(column[0], Tensor) else column[0]
 
 
-def draw(view: View, uniform: np.ndarray) -> Photometric:
-    """The colours of crops from draws in [0, 1): [count, DRAWS], the same number whatever the view."""
-    jittered, grey, blurred, radius, solarized = uniform[:, 8:].T
-    low, high = view.blur_radius
-    factors = np.where((jittered < view.jitter_p)[:, None], _factors(view.jitter or NONE, uniform[:, :4]), UNCHANGED)
-    sigma = np.where(blurred < view.blur, low + radius * (high - low), 0)
-    return Photometric(
-        torch.from_numpy(factors.astype(np.float32)) if view.jitter else None,
-        torch.from_numpy(np.argsort(uniform[:, 4:8], axis=1, kind="stable")) if view.jitter else None,
-        torch.from_numpy(grey < view.grayscale) if view.grayscale else None,
-        torch.from_numpy(sigma.astype(np.float32)) if view.blur else None,
-        torch.from_numpy(solarized < view.solarize) if view.solarize else None,
-        view.blur_kernel,
-        view.fused,
-    )
-
-
-def _factors(strength: tuple[float, float, float, float], uniform: np.ndarray) -> np.ndarray:
+def factors(strength: tuple[float, float, float, float], uniform: np.ndarray) -> np.ndarray:
     """torchvision's ranges: [max(0, 1 - s), 1 + s] for the first three, [-s, s] for the hue."""
     spread = np.array(strength)
     low, high = UNCHANGED - spread, UNCHANGED + spread
@@ -91,45 +71,8 @@ def _factors(strength: tuple[float, float, float, float], uniform: np.ndarray) -
     return low + uniform * (high - low)
 
 
-def recolour(pixels: Tensor, drawn: Photometric, blurred: Tensor | None = None) -> Tensor:
-    """Apply what was drawn, to the whole batch at once; `percrop` does the same on a CPU.
-
-    Args:
-        pixels: [..., C, H, W] float32 in [0, 1]. Where they are not RGB, no saturation, hue or grey may be drawn.
-        drawn: with the same leading axes.
-        blurred: [K] int64, the crops to blur, counted over all leading axes; None = those with a blur, which asks the
-            device.
-    """
-    pixels = tint(pixels, drawn)
-    if drawn.blur is not None:
-        pixels = _blur_some(pixels, drawn.blur, drawn.blur_kernel, blurred)
-    if drawn.solarize is not None:
-        pixels = torch.where(_per_crop(drawn.solarize), solarize(pixels), pixels)
-    return pixels
-
-
-def tint(pixels: Tensor, drawn: Photometric) -> Tensor:
-    """Jitter and grey, exact or fused."""
-    if drawn.fused:
-        from unlabeled.data.view.fused import tint_fused
-
-        return tint_fused(pixels, drawn)
-    if drawn.jitter is not None and drawn.order is not None:
-        pixels = jitter(pixels, drawn.jitter, drawn.order)
-    if drawn.grayscale is not None:
-        pixels = torch.where(_per_crop(drawn.grayscale), luminance(pixels), pixels)
-    return pixels
-
-
-def _blur_some(pixels: Tensor, sigma: Tensor, kernel: int | None, which: Tensor | None) -> Tensor:
-    flat, sigma = pixels.flatten(0, -4), sigma.flatten()
-    which = sigma.nonzero().flatten() if which is None else which
-    if not len(which):
-        return pixels
-    return flat.index_copy(0, which, blur(flat[which], sigma[which], kernel)).view_as(pixels)
-
-
-def _per_crop(values: Tensor) -> Tensor:
+def per_crop(values: Tensor) -> Tensor:
+    """Values [...] that broadcast over crops [..., C, H, W]."""
     return values[..., None, None, None]
 
 
@@ -181,7 +124,7 @@ def blend(pixels: Tensor, what: Tensor, factor: Tensor) -> Tensor:
         what: [...], BRIGHTNESS, CONTRAST or SATURATION.
         factor: [...], 1 = unchanged.
     """
-    what, factor = _per_crop(what), _per_crop(factor)
+    what, factor = per_crop(what), per_crop(factor)
     grey = luminance(pixels)
     flat = torch.where(what == CONTRAST, grey.mean((-2, -1), keepdim=True), 0.0)
     towards = torch.where(what == SATURATION, grey, flat)
@@ -201,7 +144,7 @@ def turn_hue(pixels: Tensor, turn: Tensor) -> Tensor:
     starts = (5 - 2 * torch.arange(3, device=pixels.device)).view(3, 1, 1)
     along = (hue.unsqueeze(-3) + starts) % 6
     turned = value.unsqueeze(-3) - chroma.unsqueeze(-3) * torch.minimum(along, 4 - along).clamp(0, 1)
-    return torch.where(_per_crop(turn != 0), turned, pixels)
+    return torch.where(per_crop(turn != 0), turned, pixels)
 
 
 def blur(pixels: Tensor, sigma: Tensor, kernel: int | None = None) -> Tensor:

@@ -180,6 +180,23 @@ class View(BaseModel, frozen=True, extra="forbid"):
         box = choose(uniform[:-1].reshape(CROP_ATTEMPTS, 4), height, width, self.scale, self.ratio)
         return Crop(box, bool(uniform[-1] < self.flip))
 
+    def colours(self, uniform: np.ndarray) -> Photometric:
+        """The colours of crops from draws in [0, 1): [count, DRAWS], the same number whatever the view."""
+        jittered, grey, blurred, radius, solarized = uniform[:, 8:].T
+        low, high = self.blur_radius
+        drawn = photometric.factors(self.jitter or photometric.NONE, uniform[:, :4])
+        factors = np.where((jittered < self.jitter_p)[:, None], drawn, photometric.UNCHANGED)
+        sigma = np.where(blurred < self.blur, low + radius * (high - low), 0)
+        return Photometric(
+            torch.from_numpy(factors.astype(np.float32)) if self.jitter else None,
+            torch.from_numpy(np.argsort(uniform[:, 4:8], axis=1, kind="stable")) if self.jitter else None,
+            torch.from_numpy(grey < self.grayscale) if self.grayscale else None,
+            torch.from_numpy(sigma.astype(np.float32)) if self.blur else None,
+            torch.from_numpy(solarized < self.solarize) if self.solarize else None,
+            self.blur_kernel,
+            self.fused,
+        )
+
     def apply(self, image: Tensor, crop: Crop) -> Tensor:
         """Cut a uint8 picture [C, H, W] by what was drawn: uint8 [C, height, width] of this view."""
         top, left, height, width = crop.box
@@ -208,7 +225,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
         return Crops(
             torch.stack(pixels),
             PatchMask.stack(masks) if masks else None,
-            photometric.draw(self, np.stack(colours)) if colours else None,
+            self.colours(np.stack(colours)) if colours else None,
             Erased.stack(erased) if erased else None,
         )
 

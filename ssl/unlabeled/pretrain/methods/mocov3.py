@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
+from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import gather, rank, world
 from unlabeled.nn.curves import cosine
@@ -26,7 +27,7 @@ from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.teacher import ema_, follow_
-from unlabeled.pretrain.method import Batch, MethodConfig, Output, PretrainMethod, Progress, Symptom
+from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_window
 from unlabeled.pretrain.symptoms import chance, same_features
 

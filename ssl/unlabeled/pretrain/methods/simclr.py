@@ -18,12 +18,13 @@ from torch import nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
+from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import world
 from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import nt_xent
 from unlabeled.nn.measures import contrast, feature_std
-from unlabeled.pretrain.method import Batch, MethodConfig, Output, PretrainMethod, Progress, Symptom
+from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import chance, same_features
 
 PAIR = View(

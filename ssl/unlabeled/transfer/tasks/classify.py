@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
+from unlabeled.data.batch.batch import Batch
 from unlabeled.nn.teacher import ema_, follow_
-from unlabeled.pretrain.method import Batch, Output, Progress
+from unlabeled.pretrain.method import Output, Progress
 from unlabeled.report.card import Made, classifier_card
 from unlabeled.transfer.losses import Objective, examples
 from unlabeled.transfer.network import (

@@ -16,8 +16,9 @@ from unlabeled.backbone.build import copy_encoder
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
 from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, in_python, parts, reader
+from unlabeled.data.batch.batch import Batch
 from unlabeled.data.source import Source
-from unlabeled.pretrain.method import Batch, Output, Progress
+from unlabeled.pretrain.method import Output, Progress
 from unlabeled.report.card import Made, head_card
 from unlabeled.train.optimizer import Optim
 from unlabeled.train.watch import Watching

@@ -1,0 +1,45 @@
+"""A micro-batch on the device, as methods receive it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from unlabeled.nn.mixing import Mix
+from unlabeled.nn.patches import PatchMask
+
+
+class ViewBatch(NamedTuple):
+    """The crops of one `View`, for every image of the batch.
+
+    Attributes:
+        pixels: [count, B, C, H, W], normalised, on the device.
+        mask: a PatchMask with leading axes [count, B], or None.
+        hidden: number of masked patches in all crops as a Python int, so that shapes need no device sync; None if
+            unknown.
+    """
+
+    pixels: Tensor
+    mask: PatchMask | None
+    hidden: int | None = None
+
+    def flat(self) -> tuple[Tensor, PatchMask | None]:
+        """Pixels [count * B, C, H, W] and mask, view-major."""
+        return self.pixels.flatten(0, 1), None if self.mask is None else self.mask.flat()
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one process.
+
+    Attributes:
+        views: in the order that the method's Config lists them.
+        labels: [B] int64, -1 where unknown.
+        index: [B] int64, numbers of the images in their source.
+        mix: how images are mixed with their neighbours (mixup, CutMix); None = not at all.
+    """
+
+    views: list[ViewBatch]
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of it
+    mix: Mix | None = None
