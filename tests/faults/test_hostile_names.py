@@ -27,7 +27,7 @@ from unlabeled.backbone.folder import IMAGENET, timm_config, write_export
 from unlabeled.commands import doctor as command
 from unlabeled.doctor.speed import Speed
 from unlabeled.errors import UserError
-from unlabeled.evaluate.results import Row, document, table
+from unlabeled.evaluate.results import Row, brief, full
 from unlabeled.ladder.page import plot
 from unlabeled.ladder.rungs import RungResult
 from unlabeled.launch.plan import format_plan
@@ -128,10 +128,10 @@ def test_tables_and_reports_on_a_terminal(name: str) -> None:
     row = Row(name, (8, 8), 8, 1, 1, 1.0, {}, {}, {"cpu_seconds": 1.0})
     file = io.StringIO()
     console = Console(file=file, color_system=None, width=400)
-    console.print(table([row], []))
+    terminal.show(console, brief([row], {}, [name]))
     terminal.show(console, Document(name, [Table.facts([(name, name), ("unreadable", f"{name}: cannot be read")])]))
     assert is_clean(file.getvalue()) and text.one_line(name).split()[0] in file.getvalue()
-    assert is_clean_markdown(document([row], []))
+    assert is_clean_markdown(markdown.write(full([row], {}, [name], {})))
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -19,16 +19,17 @@ from unlabeled.evaluate.baselines import summary, verdict
 from unlabeled.evaluate.comparison import Comparison, Subject, prepared_as, protocols_of, rivals
 from unlabeled.evaluate.evaluation import DEFAULT, Evaluation, told
 from unlabeled.evaluate.protocol import PROTOCOLS
-from unlabeled.evaluate.results import Row, document, table
+from unlabeled.evaluate.results import Row, brief, full
 from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import check_writable, write_text
 from unlabeled.launch.given import GIVEN, given
 from unlabeled.launch.options import checked
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, track
+from unlabeled.report import as_json, markdown, terminal
 from unlabeled.report.card import versions
 from unlabeled.report.clock import Clock
-from unlabeled.text import plain, say
+from unlabeled.text import say
 
 CHEAP = 600.0  # seconds that baselines may take unasked
 OF_DATA = "data."  # how settings of the pictures begin
@@ -96,16 +97,14 @@ def run(args: argparse.Namespace) -> int:
     baselines = _baselines(args, comparison, subjects, rows)
     say(f"took {duration(clock.seconds)}")
     verdicts = [text for row in rows if (text := verdict(row, baselines))]
-    console.print(table([*rows, *baselines], protocols))
-    if args.json is not None:
-        over = {row.name: summary(row, baselines) for row in rows} if baselines else {}
-        results = [row.summary() for row in (*rows, *baselines)]
-        report = {"protocol": _protocol(args, asked, comparison), "rows": results, "over_baselines": over}
-        write_text(args.json, json.dumps(report, indent=2) + "\n")
-    if args.markdown is not None:
-        write_text(args.markdown, document([*rows, *baselines], protocols, verdicts))
-    for text in verdicts:
-        console.print(plain(text), markup=False, soft_wrap=True)
+    everything = [*rows, *baselines]
+    terminal.show(console, brief(everything, protocols, verdicts))
+    over = {row.name: summary(row, baselines) for row in rows} if baselines else {}
+    data = {"protocol": _protocol(args, asked, comparison), "over_baselines": over}
+    found = full(everything, protocols, verdicts, data)
+    for file, writer in ((args.json, as_json), (args.markdown, markdown)):
+        if file is not None:
+            write_text(file, writer.write(found))
     return 0
 
 

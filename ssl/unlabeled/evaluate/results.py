@@ -1,25 +1,18 @@
-"""What evaluation found of several encoders: a table for a terminal, Markdown, and JSON with all that it rests on."""
+"""Scores of several encoders as a report: a short one for a terminal, and a full one."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from unlabeled.evaluate.protocol import ACCURACY, Protocol, Score, scored
-from unlabeled.report.intervals import bootstrap
-from unlabeled.report.table import estimate, markdown
-from unlabeled.text import markdown as _in_markdown
-from unlabeled.text import one_line
+from unlabeled.report.document import Document, Part, Table, Text
+from unlabeled.report.intervals import bootstrap, estimate
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-
-WIDEST = 4  # scores side by side in a terminal
 MOST_NAMED = 1000  # classes that are listed
 UNEVEN = 1.5  # from here on the largest class counts for clearly more than the smallest
 
@@ -123,26 +116,15 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     return list(dict.fromkeys(column for row in rows for column in row.scores))
 
 
-def table(rows: Sequence[Row], protocols: Mapping[str, Protocol]) -> Table:
-    """For a terminal: a row for every encoder, or where there are many scores for every score."""
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(title=f"{units(protocols)} (mean ± std over draws of the labels)")
+def brief(rows: Sequence[Row], protocols: Mapping[str, Protocol], verdicts: Sequence[str] = ()) -> Document:
+    """The scores for a terminal, without intervals and costs."""
     shown = columns(rows)
     found = [[row.scores.get(column) for column in shown] for row in rows]
     cells = [[estimate(r.mean, r.std, digits=r.digits) if r else "-" for r in line] for line in found]
     head = ["", *("\n".join(column.heading) for column in shown), "effective\nrank"]
-    lines = [[one_line(row.name), *line, rank(row)] for row, line in zip(rows, cells, strict=True)]
-    names_are_headings = len(shown) > WIDEST
-    if names_are_headings:
-        head, *lines = (list(line) for line in zip([word.replace("\n", " ") for word in head], *lines, strict=True))
-    for place, heading in enumerate(head):
-        whole = (place > 0) != names_are_headings  # names of encoders are paths, and may be folded
-        drawn.add_column(Text(heading), justify="right" if place else "left", overflow="fold", no_wrap=whole)
-    for line in lines:
-        drawn.add_row(*map(Text, line))
-    return drawn
+    lines = [[row.name, *line, rank(row)] for row, line in zip(rows, cells, strict=True)]
+    table = Table(head, lines, title=f"{units(protocols)} (mean ± std over draws of the labels)")
+    return Document("", [table, *map(Text, verdicts)])
 
 
 def with_recalls(score: Score, labels: np.ndarray, names: Sequence[str]) -> Score:
@@ -165,23 +147,23 @@ def with_recalls(score: Score, labels: np.ndarray, names: Sequence[str]) -> Scor
     return score._replace(details={**(score.details or {}), **found})
 
 
-def _uneven(rows: Sequence[Row]) -> str:
-    """Balanced accuracies, where classes of the test pictures are uneven."""
+def _uneven(rows: Sequence[Row]) -> list[Part]:
+    """Balanced accuracies, where classes of the test images are uneven."""
     shown = {row.name: {c: b for c, r in row.scores.items() if (b := _balanced(r))} for row in rows}
     columns = list(dict.fromkeys(column for found in shown.values() for column in found))
     uneven = max((ratio for found in shown.values() for _, ratio in found.values()), default=1.0)
     if uneven < UNEVEN:
-        return ""
+        return []
     cells = [
         [name, *(f"{found[column][0]:.1f}" if column in found else "-" for column in columns)]
         for name, found in shown.items()
         if found
     ]
-    head = ["encoder", *(" ".join(column.heading) for column in columns)]
-    return (
-        f"\nThe largest class of the test pictures has {uneven:.1f} times as many as the smallest. Balanced accuracy, "
-        f"the mean recall of the classes, %:\n\n{markdown(head, cells)}"
+    words = (
+        f"The largest class of the test pictures has {uneven:.1f} times as many as the smallest. Balanced accuracy, "
+        "the mean recall of the classes, %:"
     )
+    return [Text(words), Table(["encoder", *(" ".join(column.heading) for column in columns)], cells)]
 
 
 def _balanced(result: Result) -> tuple[float, float] | None:
@@ -190,33 +172,41 @@ def _balanced(result: Result) -> tuple[float, float] | None:
     return (statistics.mean(one["balanced_accuracy"] for one in found), found[0]["uneven"]) if found else None
 
 
-def document(rows: Sequence[Row], protocols: Mapping[str, Protocol], verdicts: Sequence[str] = ()) -> str:
-    """The table as Markdown, with intervals; `verdicts` are its last words."""
+def full(
+    rows: Sequence[Row], protocols: Mapping[str, Protocol], verdicts: Sequence[str], data: Mapping[str, Any]
+) -> Document:
+    """The scores with intervals and costs, and details where there are some.
+
+    Args:
+        rows: encoders and baselines, at least one.
+        protocols: by the names of their scores.
+        verdicts: the last sentences.
+        data: for programs, beside `rows`.
+    """
     shown = columns(rows)
     cells = [
         [row.name, *(_cell(row.scores.get(column)) for column in shown), rank(row), f"{row.cost['cpu_seconds']:.0f}"]
         for row in rows
     ]
     head = ["encoder", *(" ".join(column.heading) for column in shown), "effective rank", "CPU seconds"]
+    versions = ", ".join(protocol.version for protocol in protocols.values())
     meaning = (
         f"{units(protocols)}. Mean ± standard deviation over draws of the labels [95 % interval by bootstrap over test "
-        "pictures or episodes]"
+        f"pictures or episodes]. {rows[0].train_size:,} training and {rows[0].test_size:,} test pictures. Protocols "
+        f"{versions}."
     )
-    pictures = f"{rows[0].train_size:,} training and {rows[0].test_size:,} test pictures"
-    versions = ", ".join(protocol.version for protocol in protocols.values())
-    said = "".join(f"\n{_in_markdown(text)}\n" for text in verdicts)
-    table = f"{markdown(head, cells)}\n{meaning}. {pictures}. Protocols {versions}.\n"
-    return f"{table}{_uneven(rows)}{_ious(rows)}{said}"
+    parts = [Table(head, cells), Text(meaning), *_uneven(rows), *_ious(rows), *map(Text, verdicts)]
+    return Document("", parts, {**data, "rows": [row.summary() for row in rows]})
 
 
-def _ious(rows: Sequence[Row]) -> str:
+def _ious(rows: Sequence[Row]) -> list[Part]:
     """The IoU of every class, where masks were predicted."""
     found = {row.name: score.details["iou"] for row in rows for score in _scores_with_iou(row)}
     if not found:
-        return ""
+        return []
     classes = dict.fromkeys(name for each in found.values() for name in each)
     cells = [[name, *(_percent(each.get(name)) for each in found.values())] for name in classes]
-    return f"\nIoU of every class, by the value of its pixels in masks, %:\n\n{markdown(['class', *found], cells)}"
+    return [Text("IoU of every class, by the value of its pixels in masks, %:"), Table(["class", *found], cells)]
 
 
 def _scores_with_iou(row: Row) -> list[Any]:

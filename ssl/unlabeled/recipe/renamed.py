@@ -6,10 +6,10 @@ from __future__ import annotations
 import copy
 import functools
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from unlabeled import text
 from unlabeled.recipe.faults import Place, dotted, look_up
 
 UNTIL = "0.2"  # the version that no longer knows the old names
@@ -142,4 +142,4 @@ def updated(data: Mapping[str, Any]) -> dict[str, Any]:
 def say(note: str) -> None:
     """Tell a person of an old name, once."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"note: {note}; the old name works until version {UNTIL}", file=sys.stderr, flush=True)
+        text.say(f"note: {note}; the old name works until version {UNTIL}")

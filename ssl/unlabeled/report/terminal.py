@@ -53,10 +53,9 @@ def _show(console: Console, part: Part, width: int) -> None:
             _hanging(console, head, _plain(text))
     elif isinstance(part, Figure):
         console.print(RichText(one_line(f"{part.text}: {part.file}")), soft_wrap=True)
-    elif part.kind == "heading":
-        console.print(RichText(one_line(part.text), "bold"), soft_wrap=True)
     else:
-        _hanging(console, RichText("- " if part.kind == "item" else ""), part.text)
+        text = one_line(f"- {part.text}" if part.kind == "item" else part.text)
+        console.print(RichText(text, "bold" if part.kind == "heading" else ""), soft_wrap=True)
 
 
 def _needs_gap(before: Part, part: Part) -> bool:
