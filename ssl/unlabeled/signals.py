@@ -45,9 +45,10 @@ class StopRequest:
         if self._depth == 1:
             self.received, self.several, self.where = None, os.environ.get("WORLD_SIZE", "1") != "1", ""
             self._may_end, self._alone, self._process = False, False, os.getpid()
-            self._before = {
-                number: signal.signal(number, self._hear) for number in STOP_SIGNALS if _may_be_heard(number)
-            }
+            # `nohup` ignores the end of a terminal, and so does the program then
+            ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+            heard = [number for number in STOP_SIGNALS if number not in ignored]
+            self._before = {number: signal.signal(number, self._hear) for number in heard}
         return self
 
     def __exit__(
@@ -108,11 +109,6 @@ class StopRequest:
         """Ignore signals to the end of the process: the exit code is known."""
         self._may_end = False
         self._before = dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN)
-
-
-def _may_be_heard(number: signal.Signals) -> bool:
-    """Whether to handle a signal: `nohup` ignores the end of a terminal."""
-    return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 
 
 stop = StopRequest()

@@ -112,14 +112,16 @@ class DistillHead(nn.Module):
     ) -> None:
         super().__init__()
         self.normalize = bottleneck > 0
-        self.mlp = _gelu_mlp([width, *[hidden] * (layers - 1)], bottleneck, norm, bias)
+        widths, parts = [width, *[hidden] * (layers - 1)], list[nn.Module]()
+        for source, target in pairwise(widths):
+            parts += [nn.Linear(source, target, bias), *([BatchNorm(target)] if norm else []), nn.GELU()]
+        self.mlp = nn.Sequential(*parts, *([nn.Linear(widths[-1], bottleneck, bias)] if bottleneck else []))
         truncated_normal_(self.mlp)
-        widest = hidden if layers > 1 else width
 
         def last(count: int) -> nn.Module:
             if bottleneck:
                 return Prototypes(bottleneck, count, freeze_gain)
-            layer = nn.Linear(widest, count)
+            layer = nn.Linear(widths[-1], count)
             truncated_normal_(layer)
             return layer
 
@@ -162,10 +164,3 @@ class DistillHead(nn.Module):
     def patch_logits(self, embedded: Tensor) -> Tensor:
         """Logits of patches from the output of `embed`."""
         return (self.last_layer if self.patch_layer is None else self.patch_layer)(embedded)
-
-
-def _gelu_mlp(widths: Sequence[int], bottleneck: int, norm: bool, bias: bool) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for source, target in pairwise(widths):
-        layers += [nn.Linear(source, target, bias), *([BatchNorm(target)] if norm else []), nn.GELU()]
-    return nn.Sequential(*layers, *([nn.Linear(widths[-1], bottleneck, bias)] if bottleneck else []))
