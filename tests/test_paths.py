@@ -15,6 +15,7 @@ from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
+from unlabeled.command import command, summaries
 from unlabeled.data.sources.table import Config as Table
 from unlabeled.paths import expand, user_path
 from unlabeled.recipe import parse
@@ -93,23 +94,23 @@ def parsers(monkeypatch: pytest.MonkeyPatch) -> dict[str, argparse.ArgumentParse
     monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", catch)
     from unlabeled.launch import program as cli
 
-    for call in (main, lambda: cli.main("pretrain", [])):
-        with pytest.raises(KeyboardInterrupt):
-            call()
-    commands, program = caught
-    [several] = [action for action in commands._actions if isinstance(action, argparse._SubParsersAction)]
-    return {**several.choices, "pretrain.py": program}
+    with pytest.raises(KeyboardInterrupt):
+        cli.main("pretrain", [])
+    found = {name: argparse.ArgumentParser(name) for name in summaries()}
+    for name, parser in found.items():
+        command(name).add_arguments(parser)
+    return {**found, "pretrain.py": caught[0]}
 
 
 def test_every_option_that_is_a_path_expands_it(monkeypatch: pytest.MonkeyPatch) -> None:
     expanded, others = set(), set()
-    for command, parser in parsers(monkeypatch).items():
+    for name, parser in parsers(monkeypatch).items():
         for action in parser._actions:
             if action.type in (expand, user_path):
-                expanded.add((command, action.dest))
+                expanded.add((name, action.dest))
             elif action.type in (None, str, Path) and action.nargs != 0 and not action.choices:
-                others.add((command, action.dest))
-    assert not {(command, dest) for command, dest in others if dest not in NO_PATH_OPTIONS}
+                others.add((name, action.dest))
+    assert not {(name, dest) for name, dest in others if dest not in NO_PATH_OPTIONS}
     named = {("evaluate", "exports"), ("evaluate", "data"), ("ladder", "out"), ("embed", "out"), ("report", "runs")}
     assert {*named, ("import", "file"), ("pretrain.py", "recipe"), ("doctor", "recipe")} <= expanded
 

@@ -36,6 +36,8 @@ from unlabeled.text import one_line
 from unlabeled.train.job import Job
 from unlabeled.train.recipe import Recipe
 
+SUMMARY = "look at pictures, machine and recipe before a run"
+
 T = TypeVar("T")
 
 

@@ -5,28 +5,36 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from unlabeled.accelerator import make_accelerator
+from unlabeled.backbone.folder import Preprocessing
+from unlabeled.backbone.preparation import prepare
+from unlabeled.commands.evaluate import check_side
 from unlabeled.data.archive.listing import IndexFolder
+from unlabeled.data.archive.skipped import in_words
 from unlabeled.data.opened import Opened
+from unlabeled.data.source import SourceConfig
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import Stopped, UserError
+from unlabeled.files import claim
 from unlabeled.launch.given import GIVEN, given, has_splits
 from unlabeled.launch.options import check_least, checked
 from unlabeled.paths import expand, user_path
-from unlabeled.processes import cores
+from unlabeled.processes import cores, gather_objects, on_main, raise_together
 from unlabeled.progress import duration, task
 from unlabeled.report.clock import Clock
+from unlabeled.serve.embed import Bad, Embedding, Settings
+from unlabeled.serve.shards import check_format
 from unlabeled.signals import stop
+from unlabeled.stages import load_any
 from unlabeled.text import say
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from unlabeled.backbone.folder import Preprocessing
-    from unlabeled.data.source import SourceConfig
-    from unlabeled.serve.embed import Bad, Embedding
+SUMMARY = "features of every picture through an exported encoder"
 
 SHOWN = 5
 TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another's last file
@@ -62,9 +70,6 @@ def run(args: argparse.Namespace) -> int:
         UserError: an option, the export, the data or the folder cannot be used.
         Interrupted: a loader worker is lost; the same command goes on.
     """
-    import torch.distributed as dist
-
-    from unlabeled.accelerator import make_accelerator
 
     check_least(args, batch_size=1, size=1, workers=0)
     accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))
@@ -79,9 +84,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
-    from unlabeled.data.archive.skipped import in_words
-    from unlabeled.files import claim
-    from unlabeled.processes import gather_objects, on_main, raise_together
 
     clock = Clock()
     lock = on_main(accelerator, lambda: claim(args.out, "OUT"))
@@ -108,11 +110,6 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
 
 
 def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
-    from unlabeled.backbone.preparation import prepare
-    from unlabeled.commands.evaluate import check_side
-    from unlabeled.processes import on_main
-    from unlabeled.serve.embed import Embedding, Settings
-    from unlabeled.serve.shards import check_format
 
     check_format(args.format)
     encoder, how, words = prepare(args.export, args.size, crop_pct=args.crop_pct, pool=args.pool)
@@ -140,7 +137,7 @@ def _split(args: argparse.Namespace) -> str | None:
 def _data(args: argparse.Namespace, how: Preprocessing) -> SourceConfig:
     """The pictures, scaled and normalised as the export was trained: all of them where no recipe knows of splits."""
     own: dict[Any, dict[str, Any]] = {Files: {"stray": "keep"}, Table: {"label": None, "split": None}}
-    return given(args.data, how, {"train": args.prefix} if args.prefix else {}, args.overrides, own)
+    return given(args.data, load_any, how, {"train": args.prefix} if args.prefix else {}, args.overrides, own)
 
 
 def _show(

@@ -29,7 +29,10 @@ from unlabeled.progress import duration, track
 from unlabeled.report import as_json, markdown, terminal
 from unlabeled.report.card import versions
 from unlabeled.report.clock import Clock
+from unlabeled.stages import load_any
 from unlabeled.text import say
+
+SUMMARY = "probes and other measures of exported encoders"
 
 CHEAP = 600.0  # seconds that baselines may take unasked
 OF_DATA = "data."  # how settings of the pictures begin
@@ -190,7 +193,7 @@ def data_of(args: argparse.Namespace, how: Preprocessing) -> Opened:
     changes = [change for change in args.set if change.startswith(OF_DATA)]
     if args.allow_overlap:
         changes.append("data.allow_overlap=true")
-    data = given(args.data, how, {"train": args.train, "val": args.val}, changes)
+    data = given(args.data, load_any, how, {"train": args.train, "val": args.val}, changes)
     if not data.has_val:
         raise UserError(f"{args.data} has no pictures to test on: data.val is null, expected {data.what_val_is}")
     return Opened(data)

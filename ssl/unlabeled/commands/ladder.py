@@ -40,6 +40,8 @@ from unlabeled.report.card import versions
 from unlabeled.report.clock import Clock
 from unlabeled.text import plain, say
 
+SUMMARY = "from kNN to fine-tuning: which way to use an encoder pays"
+
 VERSION = "1"
 FRACTIONS = [0.01, 0.1, 1.0]
 

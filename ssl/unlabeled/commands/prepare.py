@@ -20,6 +20,8 @@ from unlabeled.report.clock import Clock
 from unlabeled.stages import load_any
 from unlabeled.text import say
 
+SUMMARY = "small copies of a recipe's pictures, read several times as fast"
+
 OPTIONS = {"short_side": int, "format": str, "quality": int, "shard": int}
 SHOWN = 5
 

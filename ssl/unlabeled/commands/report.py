@@ -13,6 +13,8 @@ from unlabeled.report.several import comparison, grouped, read_run
 from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.text import plain
 
+SUMMARY = "fine-tuned runs beside each other: seeds to mean, deviation and interval"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `report`."""

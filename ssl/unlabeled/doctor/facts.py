@@ -15,6 +15,7 @@ from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import Survey
 from unlabeled.doctor.speed import Expected, Speed, memory_of
 from unlabeled.processes import cores
+from unlabeled.train.recipe import Recipe
 
 EXAMPLES = 5
 QUANTILES = {"min": 0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1}
@@ -136,7 +137,7 @@ def _conflicts(found: Survey, pairs: Pairs) -> int:
     return int(((labels[:, 0] != labels[:, 1]) & (labels >= 0).all(axis=1)).sum())
 
 
-def speed_facts(recipe: Any, expected: Expected, speed: Speed, device: torch.device, evaluated: int) -> Facts:
+def speed_facts(recipe: Recipe, expected: Expected, speed: Speed, device: torch.device, evaluated: int) -> Facts:
     """Speed, memory and time. `evaluated` pictures make one evaluation."""
     steps, workers, images = expected.steps, recipe.run.workers, speed._asdict()
     training = steps * recipe.train.batch_size / speed.real
@@ -170,6 +171,6 @@ def speed_facts(recipe: Any, expected: Expected, speed: Speed, device: torch.dev
     }
 
 
-def _evaluations(recipe: Any, steps: int) -> int:
+def _evaluations(recipe: Recipe, steps: int) -> int:
     every = recipe.evaluated_every
     return math.ceil(steps / every) if every else 1

@@ -20,6 +20,7 @@ from unlabeled.data.batch.feed import Feed
 from unlabeled.data.batch.loader import RawBatch, ViewDataset, to_device
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
 from unlabeled.launch.plan import check_accumulation, memory, on_meta
+from unlabeled.nn.modes import evaluating
 from unlabeled.pretrain.method import Method
 from unlabeled.processes import raise_together
 from unlabeled.progress import task
@@ -211,8 +212,6 @@ def _together(engine: Engine, pending: list[RawBatch], seconds: float) -> float:
 
 
 def _encode(engine: Engine, raw: RawBatch, encoder: Callable[[Method], Encode], seconds: float) -> float:
-    from unlabeled.nn.modes import evaluating
-
     images, _ = to_device(raw, engine.device, engine.normalize).views[0].flat()
     encode = encoder(engine.method)
 

@@ -7,12 +7,15 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from unlabeled.accelerator import make_accelerator
+from unlabeled.backbone.folder import Preprocessing
+from unlabeled.backbone.pooling import Pixels
+from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.opened import Opened
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.bench import Bench
@@ -22,11 +25,10 @@ from unlabeled.evaluate.protocol import Protocol
 from unlabeled.evaluate.splits import Splits
 from unlabeled.ladder.amount import Amount
 from unlabeled.launch.stage import opened
+from unlabeled.recipe import RecipeError, differences, format_differences, load, parse
+from unlabeled.recipe.free import is_free
 from unlabeled.report.clock import Clock
 from unlabeled.stages.finetune import Finetune, FinetuneRecipe
-
-if TYPE_CHECKING:
-    from unlabeled.backbone.folder import Preprocessing
 
 # what an encoder must be better than: majority of the labels, and linear probes of pixels and of random weights
 BASELINES = ("majority", "pixels", "untrained")
@@ -141,9 +143,6 @@ def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[RungResult]:
 
 def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
     """What makes the features of a rung, and the size of its images."""
-    from unlabeled.backbone.pooling import Pixels
-    from unlabeled.backbone.weights import load_encoder
-
     if rung == "pixels":
         return Pixels(), (min(climb.shape[0], PIXELS_SIDE), min(climb.shape[1], PIXELS_SIDE))
     encoder = load_encoder(climb.export)
@@ -189,8 +188,6 @@ def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> FinetuneRec
     Raises:
         UserError: something in it is wrong.
     """
-    from unlabeled.recipe import RecipeError, parse
-
     options, how, own, name = climb.options, climb.how, TUNED[rung], f"{rung}_{amount.key}_seed{seed}"
     batch, epochs = _length(climb, amount, seed)
     task = {
@@ -249,9 +246,6 @@ def _train(recipe: FinetuneRecipe) -> dict[str, Any]:
 
 def refuse_another(recipe: FinetuneRecipe) -> None:
     """Raise UserError when a rung's folder holds one that was trained otherwise."""
-    from unlabeled.recipe import differences, format_differences, load
-    from unlabeled.recipe.free import is_free
-
     output = Path(recipe.output)
     if not (output / "recipe.yaml").exists():
         return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from pydantic import create_model
 
+from unlabeled.backbone.folder import Preprocessing
 from unlabeled.data.archive.rows import PARQUET
 from unlabeled.data.source import SourceConfig
 from unlabeled.data.sources.files import Config as Files
@@ -18,9 +19,7 @@ from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import UserError
 from unlabeled.launch.options import checked
 from unlabeled.recipe import parse
-
-if TYPE_CHECKING:
-    from unlabeled.backbone.folder import Preprocessing
+from unlabeled.train.recipe import Recipe
 
 GIVEN = (
     "a folder, a tar, a glob of tars, a table (.csv, .tsv, .parquet), 'shapes', a recipe (.yaml) or a run's folder "
@@ -28,10 +27,12 @@ GIVEN = (
 )
 TABLES = (".csv", ".tsv", *PARQUET)
 RECIPE = "recipe.yaml"  # as a run leaves it
+Load = Callable[[str, Sequence[str]], Recipe]
 
 
 def given(
     what: str,
+    load: Load,
     how: Preprocessing,
     splits: Mapping[str, str | None],
     changes: Sequence[str] = (),
@@ -41,6 +42,7 @@ def given(
 
     Args:
         what: see GIVEN.
+        load: reads a recipe of any stage, with changes.
         how: the export's.
         splits: names of `train` and `val`; None = as the recipe says, else the same word.
         changes: `data.a=value`, fields of the `data:` section.
@@ -50,9 +52,9 @@ def given(
         UserError: it is none of these, or a field does not fit.
     """
     if (Path(what) / RECIPE).is_file():
-        data, said = _recipes(str(Path(what) / RECIPE), splits, changes), set(_names(changes))
+        data, said = _recipes(str(Path(what) / RECIPE), load, splits, changes), set(_names(changes))
     elif what.endswith((".yaml", ".yml")):
-        data = _recipes(what, splits, changes)
+        data = _recipes(what, load, splits, changes)
         said = data.model_fields_set
     else:
         kind, fields = _section(what, max(how.size or (0,)))
@@ -84,11 +86,9 @@ def _changed(kind: type[SourceConfig], fields: dict[str, Any], changes: Sequence
     return cast("SourceConfig", parsed.data)
 
 
-def _recipes(path: str, splits: Mapping[str, str | None], changes: Sequence[str]) -> SourceConfig:
-    from unlabeled.stages import load_any
-
+def _recipes(path: str, load: Load, splits: Mapping[str, str | None], changes: Sequence[str]) -> SourceConfig:
     told = [f"data.{name}={json.dumps(value)}" for name, value in splits.items() if value is not None]
-    return load_any(path, [*told, *changes]).data
+    return load(path, [*told, *changes]).data
 
 
 def _names(changes: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from unlabeled.errors import UserError
+from unlabeled.recipe.explain import complaint, follow, telling
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -33,8 +34,6 @@ def checked(model: type[M], **fields: Any) -> M:
 
 
 def _complaints(model: type[BaseModel], error: ValidationError, fields: dict[str, Any]) -> Iterator[str]:
-    from unlabeled.recipe.explain import complaint, follow, telling
-
     for one in telling(error.errors()):
         if (spot := follow(model, one["loc"], fields)) is None:
             continue

@@ -6,7 +6,6 @@ OUT/model.json                input, preprocessing, names of the classes, how fa
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import warnings
@@ -25,9 +24,7 @@ from unlabeled.backbone.pooling import FeatureSpec, parts, read
 from unlabeled.errors import UserError, first_line
 from unlabeled.files import flush, replacing_folder
 from unlabeled.manifest import sha256_of
-from unlabeled.paths import user_path
 from unlabeled.report.card import versions
-from unlabeled.text import one_line
 
 TOLERANCE = 1e-4
 ONE_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB
@@ -35,31 +32,6 @@ BATCHES = (1, 3)
 Format = Literal["torch", "onnx"]
 Pixels = Literal["normalised", "unit", "uint8"]
 Model = Callable[[Tensor], Tensor]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `export`."""
-    parser.add_argument(
-        "export", type=user_path, help="an export folder of pretrain.py or finetune.py (runs/NAME/export)"
-    )
-    parser.add_argument("out", type=user_path, help="folder to write")
-    parser.add_argument("--format", choices=("torch", "onnx"), default="torch", help="a .pt2 of torch.export, or ONNX")
-    parser.add_argument(
-        "--normalize",
-        choices=("unit", "uint8"),
-        help="bake the normalisation in: pixels are then float32 in 0..1, or uint8; default: normalised by the caller",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Export, read back, compare. Returns the exit code.
-
-    Raises:
-        UserError: there is no such export, the format cannot be had, or the program differs from the model.
-    """
-    worst = deploy(args.export, args.out, args.format, args.normalize or "normalised")
-    print(one_line(f"{args.out}: {args.format}, differs from the timm model by at most {worst:.1e}"))
-    return 0
 
 
 def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised") -> float:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from pydantic import BaseModel, Field, ValidationError
 
 from unlabeled.manifest import Damaged
+from unlabeled.pretrain.method import Method
 from unlabeled.train import state
-from unlabeled.train.checkpoint import Checkpoint
-from unlabeled.train.watch import Noted
+from unlabeled.train.checkpoint import Checkpoint, Checkpoints
+from unlabeled.train.job import Job
+from unlabeled.train.watch import EarlyStopping, Noted
 
 
 class State(BaseModel, strict=True):
@@ -29,7 +33,25 @@ class State(BaseModel, strict=True):
     recipe: dict[str, Any]
 
 
-def tensors_of(engine: Any) -> dict[str, state.Tensors]:
+class Running(Protocol):
+    """The state of an engine, see `unlabeled.train.engine`."""
+
+    job: Job
+    accelerator: Accelerator
+    device: torch.device
+    method: Method
+    optimizer: AcceleratedOptimizer
+    watch: EarlyStopping | None
+    checkpoints: Checkpoints
+    step: int
+    first_step: int
+    skipped: int
+    skipped_in_a_row: int
+    evaluated: dict[str, float]
+    lengths: list[float]
+
+
+def tensors_of(engine: Running) -> dict[str, state.Tensors]:
     """Weights, optimizer and every process's random state by file (all processes must ask)."""
     return {
         "model": state.model_tensors(engine.method),
@@ -38,7 +60,7 @@ def tensors_of(engine: Any) -> dict[str, state.Tensors]:
     }
 
 
-def state_of(engine: Any) -> dict[str, Any]:
+def state_of(engine: Running) -> dict[str, Any]:
     """Counters and what the run belongs to, as JSON."""
     scaler = engine.accelerator.scaler
     return {
@@ -74,7 +96,7 @@ def check(checkpoint: Checkpoint) -> None:
             raise Damaged(f"{name}.safetensors holds no random state")
 
 
-def restore_(engine: Any, checkpoint: Checkpoint) -> None:
+def restore_(engine: Running, checkpoint: Checkpoint) -> None:
     """Put an engine where a checkpoint was taken, with any number of processes."""
     saved, scaler = checkpoint.state, engine.accelerator.scaler
     state.load_model(engine.method, checkpoint.tensors["model"])
