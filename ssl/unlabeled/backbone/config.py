@@ -1,4 +1,4 @@
-"""The recipe's `encoder:` section: a timm model by name, and what may be changed about it."""
+"""The recipe's `encoder:` section."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ from unlabeled.backbone.encoder import Encoder, Hiding
 from unlabeled.nn.positions import Grid, Interpolation
 
 
-def _patch_size(model: str | None) -> int:
-    """Unless set; a model that was refused has any."""
-    return 16 if model is None else family_of(model).patch_size_of(model)
-
-
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
-    """A timm vision transformer or CNN, by name, with what a recipe may change about it.
+    """A timm model by name, and the settings that a recipe may change.
 
-    A CNN has `channels` and `drop_path`; what else there is belongs to transformers and must be left out.
+    A CNN has `channels` and `drop_path`; the others belong to transformers and must be left out.
     """
 
     model: str = Field("vit_base_patch16_224", description="a timm model: vit_*, beit_* or a CNN such as resnet50")
     patch_size: int = Field(
-        default_factory=lambda fields: _patch_size(fields.get("model")),
+        default_factory=lambda said: family_of(said["model"]).patch_size_of(said["model"]) if "model" in said else 16,
         ge=1,
         le=1024,
         description="side of a patch, pixels: 16 unless set; a CNN's is its total stride",

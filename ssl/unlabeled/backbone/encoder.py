@@ -21,7 +21,7 @@ TIMM_POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": 
 
 # ways to hide patches: leave them out (MAE), or put a mask token in their places (SimMIM, iBOT)
 Hiding = Literal["drop", "replace"]
-Hidden: TypeAlias = PatchMask | None
+Hidden: TypeAlias = PatchMask | None  # no mask = all patches are seen
 Fill: TypeAlias = Tensor | None
 
 # initialisations: a method's, or `scratch`, of a network that is trained without pretraining

@@ -1,5 +1,4 @@
-"""What the `config.json` of an export may say. A stranger's file may ask for nothing else: no paths, no addresses, no
-network larger than its weights."""
+"""Checks of the `config.json` of an export. The file may come from anybody: it may name no paths and no addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ MAX_SIDE, MAX_RESIZED = 16384, 65536  # pixels of a network, and of a picture be
 SHOWN = 3  # faults in a message
 ALWAYS = {"in_chans", "global_pool"}
 
-# what an encoder needs of a `config.json`, and of the `pretrained_cfg` in it
+# fields that an encoder needs, of a `config.json` and of the `pretrained_cfg` in it
 FIELDS = ("architecture", "num_classes", "model_args", "pretrained_cfg")
 PREPARED_FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation")
 
@@ -61,7 +60,7 @@ ModelArgs: Any = create_model(
 
 
 class PretrainedCfg(BaseModel, strict=True):
-    """How pictures were prepared. What else timm writes here (addresses of weights) is never read."""
+    """The preprocessing. Other fields that timm writes here (addresses of weights) are never read."""
 
     input_size: Annotated[list[Side], Field(min_length=3, max_length=3)]
     mean: Annotated[list[Finite], Field(min_length=1, max_length=MAX_CHANNELS)]
@@ -77,7 +76,7 @@ class PretrainedCfg(BaseModel, strict=True):
 
 
 class LinearHead(BaseModel, strict=True):
-    """What a linear head beside a backbone reads."""
+    """The features that a linear head beside a backbone reads."""
 
     pool: Pool
     blocks: int = Field(ge=1, le=256)
@@ -135,15 +134,17 @@ class Config(BaseModel, strict=True):
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of an export, as it is.
+    """The content of the `config.json` of an export.
 
     Raises:
-        UserError: it is damaged, says too little to build and to feed the network, or asks for anything else.
+        UserError: it is damaged, or has too few fields to build and to feed the network, or others.
     """
     file = folder / "config.json"
     try:
         with file.open("rb") as opened:
-            data = _bounded(opened.read(MAX_BYTES + 1))
+            data = opened.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
         config: Any = json.loads(data.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
@@ -157,14 +158,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _bounded(data: bytes) -> bytes:
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES:,} bytes")
-    return data
-
-
 def _say_if_changed(file: Path, data: bytes) -> None:
-    """People may change it, and a disk may: the manifest of the export knows."""
+    """Log a warning, once, where the file is not the one of the manifest: people may edit it."""
     with suppress(Damaged):
         if describe(data) != read_manifest(file.parent).get(file.name):
             _say(f"{file} is not as it was written: what it says now is taken")
@@ -185,7 +180,7 @@ def _check(file: Path, config: dict[str, Any]) -> None:
 
 
 def _said(fault: Any, config: dict[str, Any]) -> str:
-    """One fault: its place, what was found where that is a single value, what was expected."""
+    """One fault: its place, the value found where it is a single one, and what was expected."""
     place, message = fault["loc"], fault["msg"].removeprefix("Value error, ")
     value = look_up(config, place)
     found = "" if isinstance(value, dict | list) else f"={show(value)}"

@@ -30,25 +30,22 @@ PACKAGE = "unlabeled.backbone.importers"
 
 MOST_BLOCKS, MOST_NAMES = 256, 8
 
-# the width whose timm model stands in for one of an unofficial width
-BASE = 768
+BASE = 768  # the width whose timm model stands in for unofficial widths
 
 
 class Family(NamedTuple):
     """One official repository.
 
     Attributes:
-        name: as on the command line.
-        title: for a person.
+        title: of its models, with an article, for messages.
         repository: owner/name on GitHub.
         known: width -> (timm model, attention heads) of its models.
         keys: the networks that a full checkpoint holds; empty = one only.
         default_key: the one that the paper evaluates.
-        interpolation: how pictures are resized in its evaluation.
-        pool: how tokens of its ViTs become a picture's one vector there; a ResNet's are averaged.
+        interpolation: of resizing in its evaluation.
+        pool: of a ViT's tokens in its evaluation; a ResNet's are averaged.
     """
 
-    name: str
     title: str
     repository: str
     known: dict[int, tuple[str, int]]
@@ -59,7 +56,7 @@ class Family(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Where official names that begin with `official` belong: to the encoder, to the heads, or nowhere. `ours` replaces
+    """The place of official names that begin with `official`: in the encoder, in the heads, or nowhere. `ours` replaces
     the beginning."""
 
     official: str
@@ -72,11 +69,11 @@ class Imported(NamedTuple):
 
     Attributes:
         architecture: a timm model.
-        arguments: what `timm.create_model` needs beside it.
+        arguments: of `timm.create_model`.
         width: of its features.
         encoder: weights of the timm model.
-        heads: everything else of the method's state, to resume pretraining; empty for backbone files.
-        pool: how the family's own code reads its features.
+        heads: the rest of the method's state, to resume pretraining; empty for backbone files.
+        pool: of its features in the official evaluation.
     """
 
     architecture: str
@@ -88,7 +85,7 @@ class Imported(NamedTuple):
 
 
 def importer_names() -> list[str]:
-    """The names of the files in `importers/`, which are not imported for it."""
+    """The names of the files in `importers/`, without importing them."""
     return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__))
 
 
@@ -102,10 +99,10 @@ def read(name: str, file: Path, heads: int | None = None, key: Key | None = None
     """Read an official checkpoint, backbone or full.
 
     Args:
-        name: the family, a file of `importers/`.
+        name: of a file in `importers/`.
         file: a `.pth`.
         heads: attention heads of the encoder; None = the official number for its width.
-        key: which of two networks; None = the one that its paper evaluates.
+        key: one of two networks; None = the one that its paper evaluates.
 
     Raises:
         UserError: it cannot be read safely, or holds something else than the family's models.
@@ -121,16 +118,12 @@ def read(name: str, file: Path, heads: int | None = None, key: Key | None = None
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        # what `convert` asks of names and shapes is said above; what it takes for granted is not there either
+        # an official file has all that `convert` takes for granted
         raise UserError(f"{file} is not {module.FAMILY.title}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def named(family: Family, weights: Any) -> Tensors:
-    """Weights by name.
-
-    Raises:
-        UserError: they are something else.
-    """
+    """The same, if it is weights by name. Raises UserError when it is something else."""
     if not isinstance(weights, dict):
         raise UserError(f"not {family.title}: found a {type(weights).__name__} where weights by name are expected")
     for name, tensor in weights.items():
@@ -142,14 +135,14 @@ def named(family: Family, weights: Any) -> Tensors:
 
 
 def unwrap(family: Family, weights: Any, prefix: str = "module.") -> Tensors:
-    """Names without the prefix that a wrapper gave to all of them. Raises UserError for what is no weights by name."""
+    """Weights without the prefix that a wrapper gave to all names. Raises UserError when they are something else."""
     weights = named(family, weights)
     whole = bool(weights) and all(name.startswith(prefix) for name in weights)
     return {name.removeprefix(prefix) if whole else name: tensor for name, tensor in weights.items()}
 
 
 def sort(family: Family, weights: Any, rules: Sequence[Rule]) -> tuple[Tensors, Tensors]:
-    """Encoder and heads of official weights; the first rule that a name begins with decides.
+    """(encoder, heads) of official weights, each name by the first rule that it begins with.
 
     Raises:
         UserError: they are no weights by name, or a name follows no rule.
@@ -168,10 +161,10 @@ def sort(family: Family, weights: Any, rules: Sequence[Rule]) -> tuple[Tensors, 
 
 
 def vit_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[str, dict[str, Any]]:
-    """The timm model of an encoder's weights, and its arguments.
+    """(timm model, arguments) of a transformer's weights.
 
     Raises:
-        UserError: the weights are no transformer's, or nobody says how many heads it has.
+        UserError: they are no transformer's, or the number of attention heads is not known.
     """
     width, channels, patch = patch_shape(family, encoder)
     tokens = shape_of(family, encoder, "pos_embed", 3)[1]
@@ -184,20 +177,14 @@ def vit_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[
 
 
 def block_arguments(encoder: Tensors, width: int) -> dict[str, Any]:
-    """What the first block says of its MLP and of its queries' biases; empty where both are as in most models."""
+    """Arguments for the MLP and the biases of the first block, where they are not those of most models."""
     weight = encoder.get("blocks.0.mlp.fc1.weight")
     hidden = 4 * width if weight is None or weight.ndim != 2 else len(weight)
     has_bias = {"blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias"} & encoder.keys()
-    return {
-        **({} if hidden == 4 * width else {"mlp_ratio": _ratio(hidden, width)}),
-        **({} if has_bias else {"qkv_bias": False}),
-    }
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """Their quotient, so that timm's `int(width * ratio)` is `hidden` again."""
     ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+    if int(width * ratio) != hidden:  # as timm computes it
+        ratio = math.nextafter(ratio, math.inf)
+    return {**({} if ratio == 4 else {"mlp_ratio": ratio}), **({} if has_bias else {"qkv_bias": False})}
 
 
 def patch_shape(family: Family, encoder: Tensors) -> tuple[int, int, int]:
@@ -209,7 +196,7 @@ def patch_shape(family: Family, encoder: Tensors) -> tuple[int, int, int]:
 
 
 def shape_of(family: Family, encoder: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    """The shape of a weight that must be there with so many axes, none of them empty."""
+    """The shape of a weight. Raises UserError when it is missing, empty, or has another number of axes."""
     tensor = encoder.get(name)
     if tensor is None or tensor.ndim != rank or not tensor.numel():
         found = "nothing" if tensor is None else str(list(tensor.shape))
@@ -218,7 +205,7 @@ def shape_of(family: Family, encoder: Tensors, name: str, rank: int) -> tuple[in
 
 
 def depth_of(family: Family, encoder: Tensors) -> int:
-    """Number of blocks. Raises UserError unless they are numbered from 0 on without a gap."""
+    """The number of blocks. Raises UserError unless they are numbered from 0 without a gap."""
     numbers = {name.split(".")[1] for name in encoder if name.startswith("blocks.")}
     if len(numbers) > MOST_BLOCKS or numbers != {str(number) for number in range(len(numbers))}:
         raise UserError(
@@ -228,7 +215,7 @@ def depth_of(family: Family, encoder: Tensors) -> int:
 
 
 def known_model(family: Family, width: int, heads: int | None) -> tuple[str, int]:
-    """(timm model, attention heads) of an official width, or of `heads`: their number cannot be seen in weights."""
+    """(timm model, attention heads) of an official width, or with `heads`: weights do not show their number."""
     model, official = family.known.get(width, (family.known[BASE][0], None))
     number = heads or official
     if number is None:
@@ -269,7 +256,7 @@ def checked(family: Family, architecture: str, arguments: dict[str, Any], encode
 
 
 def some(names: Iterable[str]) -> str:
-    """Names for a message, the first few of many."""
+    """The first names in a message, and how many more there are."""
     found = sorted(names)
     shown = f"[{', '.join(map(show, found[:MOST_NAMES]))}]"
     return shown if len(found) <= MOST_NAMES else f"{shown} and {len(found) - MOST_NAMES} more"

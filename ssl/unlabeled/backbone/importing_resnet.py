@@ -1,4 +1,4 @@
-"""ResNets under torchvision's names, which are timm's too: what their weights say of the architecture."""
+"""The architecture of ResNets under torchvision's names, which are timm's too, from their weights."""
 
 from __future__ import annotations
 
@@ -19,28 +19,19 @@ SIDE = 224
 
 
 def any_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[str, dict[str, Any]]:
-    """The timm model of an encoder's weights, ViT or ResNet, and its arguments.
+    """(timm model, arguments) of the weights of a ViT or a ResNet.
 
     Raises:
         UserError: see `vit_arguments`; a ResNet's blocks are of no known model, or it is given attention heads.
     """
-    return (
-        _arguments(family, encoder, heads)
-        if "layer1.0.conv1.weight" in encoder
-        else vit_arguments(family, encoder, heads)
-    )
-
-
-def _arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[str, dict[str, Any]]:
+    if "layer1.0.conv1.weight" not in encoder:
+        return vit_arguments(family, encoder, heads)
     if heads is not None:
         raise UserError("a ResNet has no attention heads. Leave out --heads.")
-    blocks = tuple(_blocks(encoder, stage) for stage in range(1, 5))
+    stages = [{name.split(".")[1] for name in encoder if name.startswith(f"layer{i}.")} for i in range(1, 5)]
+    blocks = tuple(map(len, stages))
     model = LAYOUTS.get((blocks, "layer1.0.conv3.weight" in encoder))
     if model is None or "conv1.weight" not in encoder:
         known = ", ".join(LAYOUTS.values())
         raise UserError(f"not {family.title}: a ResNet with stages of {blocks} blocks is none of {known}")
     return model, {"img_size": [SIDE, SIDE], "in_chans": shape_of(family, encoder, "conv1.weight", 4)[1]}
-
-
-def _blocks(encoder: Tensors, stage: int) -> int:
-    return len({name.split(".")[1] for name in encoder if name.startswith(f"layer{stage}.")})

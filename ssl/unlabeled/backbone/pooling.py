@@ -1,4 +1,4 @@
-"""How an encoder's tokens become features: class token, mean or maximum of patches, of one block or several."""
+"""The reader of features: class token, mean or maximum of patches, of one block or several."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READ = {
 
 
 class FeatureSpec(NamedTuple):
-    """Features that a protocol reads: how tokens become one vector, and of how many of the last blocks.
+    """A kind of features: the pooling of tokens, and the number of the last blocks.
 
     `cls` and `mean` of several blocks are concatenated, the last block's last; so are `mean` and `max` of each block in
     `mean_max`. `cls_mean` is the class tokens of all, then the mean of the patches of the last (iBOT's and DINOv2's
@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
 
 def parts(wanted: FeatureSpec) -> list[Part]:
-    """What features consist of, in order."""
+    """The pieces of a kind of features, in order."""
     blocks = range(wanted.blocks, 0, -1)
     if wanted.pool == "cls_mean":
         return [*(Part(block, "cls") for block in blocks), Part(1, "mean")]
@@ -72,9 +72,9 @@ def in_python(encoder: Encoder, wanted: FeatureSpec) -> str:
 
 
 def reader(encoder: Encoder, pieces: Sequence[Part]) -> Encode:
-    """A function from images [B, C, H, W] to some pieces of their features, side by side [B, len(pieces) * D].
+    """A function from images [B, C, H, W] to pieces of features, concatenated [B, len(pieces) * D].
 
-    Evaluation mode, no gradients; the encoder gets its mode back, part by part, after every call.
+    It runs in evaluation mode without gradients; every part of the encoder gets its mode back after a call.
     """
     deepest = max(part.block for part in pieces)
 
@@ -89,27 +89,19 @@ def reader(encoder: Encoder, pieces: Sequence[Part]) -> Encode:
 
 
 def read(blocks: Sequence[Tokens], pieces: Sequence[Part]) -> Tensor:
-    """Pieces of features side by side [B, len(pieces) * D], out of the tokens of the last blocks."""
-    return torch.cat([_vector(blocks[-part.block], part.how) for part in pieces], dim=1)
-
-
-def _vector(tokens: Tokens, how: How) -> Tensor:
-    return tokens.patches.amax(1) if how == "max" else tokens.pool(how)
+    """Pieces of features, concatenated [B, len(pieces) * D], from the tokens of the last blocks."""
+    found = [(blocks[-block], how) for block, how in pieces]
+    return torch.cat([one.patches.amax(1) if how == "max" else one.pool(how) for one, how in found], dim=1)
 
 
 def encoder_features(encoder: Encoder, pool: Pool, blocks: int = 1) -> Encode:
-    """A function from images [B, C, H, W] to features [B, D] of one kind, see `reader`.
-
-    Raises:
-        UserError: the encoder has no such features.
-    """
-    wanted = FeatureSpec(pool, blocks)
-    check(encoder, wanted)
+    """A function from images [B, C, H, W] to features [B, D], see `reader`. Raises UserError as `check` does."""
+    check(encoder, wanted := FeatureSpec(pool, blocks))
     return reader(encoder, parts(wanted))
 
 
 class Pixels(nn.Module):
-    """Takes the place of an encoder: a picture's only token, class token and patch in one, is its pixels."""
+    """Stand-in for an encoder: the only token of an image, class token and patch in one, is its pixels."""
 
     model, depth, readable, has_class_token, default_pool = "raw pixels", 1, 1, True, "cls"
 

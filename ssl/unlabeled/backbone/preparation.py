@@ -1,7 +1,8 @@
-"""How an encoder is shown pictures: as its export says, unless somebody says otherwise. The same in every command."""
+"""An encoder with its preprocessing, as its export says unless a command is told otherwise."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from unlabeled.backbone.encoder import Encoder
@@ -11,12 +12,12 @@ from unlabeled.errors import UserError
 
 
 class Prepared(NamedTuple):
-    """An encoder and how pictures become its features.
+    """An encoder and its preprocessing.
 
     Attributes:
         encoder: at the size that `how` says.
         how: nothing in it is None but `value_range`.
-        words: all of it and where each value comes from, for people.
+        words: every value and where it comes from, for people.
     """
 
     encoder: Encoder
@@ -25,12 +26,12 @@ class Prepared(NamedTuple):
 
 
 def prepare(path: str, size: int | None = None, **told: Any) -> Prepared:
-    """Load an encoder, to be shown pictures as it was exported.
+    """Load an encoder and its preprocessing.
 
     Args:
-        path: whatever `load_encoder` takes.
-        size: side of square pictures, pixels; None = as exported.
-        told: `crop_pct` and `pool`, where somebody says otherwise; None = as exported.
+        path: as of `load_encoder`.
+        size: side of square images, pixels; None = as exported.
+        told: other values of `crop_pct` and `pool`; None = as exported.
 
     Raises:
         UserError: there is no such encoder, or it sees other channels than its export normalises.
@@ -48,20 +49,20 @@ def prepare(path: str, size: int | None = None, **told: Any) -> Prepared:
 
 
 def in_words(how: Preprocessing, told: list[str]) -> str:
-    """Such as `size 224, bicubic, mean pooling: from the export; crop 0.9: as told`."""
+    """A line such as `size 224, bicubic, mean pooling: from the export; crop 0.9: as told`."""
     height, width = how.size or (0, 0)
+
+    def numbers(values: Sequence[float]) -> str:
+        return "/".join(f"{value:.3g}" for value in values)
+
     words = {
         "size": f"size {height}" if height == width else f"size {height}x{width}",
         "crop_pct": f"crop {how.crop_pct:g}",
         "interpolation": how.interpolation,
         "pool": f"{(how.pool or '').replace('_', ' and ')} pooling",
-        "mean": f"mean {_numbers(how.mean)}",
-        "std": f"std {_numbers(how.std)}",
+        "mean": f"mean {numbers(how.mean)}",
+        "std": f"std {numbers(how.std)}",
     }
     exported = ", ".join(text for name, text in words.items() if name not in told)
     otherwise = ", ".join(text for name, text in words.items() if name in told)
     return f"{exported}: from the export" + (f"; {otherwise}: as told" if otherwise else "")
-
-
-def _numbers(values: Any) -> str:
-    return "/".join(f"{value:.3g}" for value in values)

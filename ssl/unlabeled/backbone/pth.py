@@ -22,7 +22,7 @@ SHARED = 4  # times that weights may be stored under several names
 
 
 def read_pth(file: Path) -> dict[str, Any]:
-    """What a `.pth` holds: tensors, plain values and settings.
+    """The content of a `.pth`.
 
     Raises:
         UserError: it is missing, or holds anything that would have to be run.
@@ -34,7 +34,7 @@ def read_pth(file: Path) -> dict[str, Any]:
         # training checkpoints hold their settings: argparse's, or yacs's, which become ordered dicts
         with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of files that are anything: whatever it was, it is no checkpoint
+    except Exception as error:  # whatever it was, the file is no checkpoint
         # torch's own words advise to read it with its safeguard switched off
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({show(first_line(error), 200)[1:-1]})"
         raise UserError(
@@ -50,7 +50,7 @@ def read_pth(file: Path) -> dict[str, Any]:
 
 
 def _refuse_packed(file: Path) -> None:
-    """Raise ValueError for an archive that would become larger than it is, as torch packs nothing, or of many parts."""
+    """Raise ValueError for an archive of too many parts, or one that is compressed: torch compresses nothing."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
@@ -62,7 +62,7 @@ def _refuse_packed(file: Path) -> None:
 
 
 def _tensors(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in dicts and lists, and where it is."""
+    """(place, tensor) for every tensor in dicts and lists."""
     if isinstance(value, Tensor):
         yield place, value
     elif depth < DEEPEST and isinstance(value, dict | list | tuple):
@@ -72,8 +72,8 @@ def _tensors(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tens
 
 
 def _size(name: str, tensor: Tensor) -> int:
-    """Bytes of a tensor's values. Raises UserError for one that is not simply those: sparse, quantised, without memory,
-    or one value shown many times."""
+    """Bytes of a tensor's values. Raises UserError when it has not one stored number for each: sparse, quantised, meta
+    or expanded ones."""
     plain = (
         tensor.layout is torch.strided
         and tensor.device.type == "cpu"

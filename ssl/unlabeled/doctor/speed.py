@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from unlabeled.backbone.pooling import Encode
 from unlabeled.data.batch.feed import Feed
 from unlabeled.data.batch.loader import RawBatch, ViewDataset, to_device
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
@@ -32,9 +33,6 @@ from unlabeled.train.recipe import Recipe
 DRAWN, FIRST = 32, 8
 WARM_UP = 2
 FOREVER = 1 << 40
-
-# inference on images [B, C, H, W], for evaluation
-Encode = Callable[[Tensor], Tensor]
 
 
 class Expected(NamedTuple):

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.backbone.pooling import Encode
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
 from unlabeled.data.batch.workers import Batches
 from unlabeled.data.view.views import View
 from unlabeled.errors import Stopped, UserError
-from unlabeled.evaluate.features import Encode
 from unlabeled.evaluate.splits import Splits
 from unlabeled.processes import gather_objects, raise_together
 from unlabeled.progress import track

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unlabeled.backbone.pooling import Encode
 from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches
 from unlabeled.data.source import Source
@@ -20,7 +21,6 @@ from unlabeled.processes import gather_objects, raise_together
 from unlabeled.progress import track
 from unlabeled.signals import stop
 
-Encode = Callable[[Tensor], Tensor]
 Bad = tuple[str, str]  # a picture's key, and why it cannot be used
 WORKER_TIMEOUT = 600.0
 log = logging.getLogger(__name__)

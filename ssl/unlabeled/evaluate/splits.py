@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field
 
-from unlabeled.backbone.pooling import Pool
+from unlabeled.backbone.pooling import Encode, Pool
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import WORKER_TIMEOUT, Encode, Features, extract
+from unlabeled.evaluate.features import WORKER_TIMEOUT, Features, extract
 
 SPARED = 0.1  # share of bad pictures that is no reason to refuse a score: labelled sets are small
 

@@ -9,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from unlabeled.backbone.pooling import Encode
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import Interpolation
-from unlabeled.evaluate.features import Encode, Features, extract
+from unlabeled.evaluate.features import Features, extract
 from unlabeled.nn.modes import evaluating
 from unlabeled.pretrain.method import Method
 

@@ -116,7 +116,7 @@ class Beit(Transformer):
 
 
 def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, Tensor]:
-    """Weights of a timm `Beit` fitted to another one's grid, and to tables in every block where it has them.
+    """Weights of a timm `Beit` with tables for another one: for its grid, and in every block where it has them there.
 
     SimMIM pretrains with one table and fine-tunes with a copy of it in every block (official `utils.py`); here added to
     the block's own where it has one.
@@ -137,7 +137,7 @@ def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, T
 
 
 def resize_table(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Carry a table [(2 rows - 1)(2 columns - 1) + 3, heads] from one grid of patches to another.
+    """Resample a table [(2 rows - 1)(2 columns - 1) + 3, heads] from one grid of patches to another.
 
     BEiT's rule, which SimMIM uses too: a cubic spline through offsets that a geometric progression spreads, near ones
     densely (official `load_pretrained`). The last three rows, of the class token, are kept.
@@ -152,7 +152,7 @@ def resize_table(table: Tensor, old: Grid, new: Grid) -> Tensor:
 
 
 def _spread(source: int, target: int) -> Tensor:
-    """Where `source` offsets lie among `target` ones: +-1, +-(1 + q), ..., as far as the largest."""
+    """The places of `source` offsets among `target` ones: 0, +-1, +-(1 + q) and so on to the largest."""
     if source == target:
         return torch.arange(source, dtype=torch.float64) - source // 2
     low, high = 1.01, 1.5

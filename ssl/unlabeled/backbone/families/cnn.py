@@ -19,7 +19,7 @@ FIELDS = ("model", "patch_size", "channels", "drop_path")  # of recipes
 
 
 class Cnn(Encoder):
-    """Wraps a timm CNN. The "patch" of a position is the network's total stride, though each sees far more.
+    """Wraps a timm CNN, which takes images of any size. A patch is its total stride, though a position sees more.
 
     Patches can be neither dropped nor replaced, and there is no class token. Batch normalisation sees the global batch;
     names and values of the state dict are timm's.
@@ -145,7 +145,7 @@ def _tokens(maps: Tensor) -> Tokens:
 
 
 def _sizeless(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments without the image size, which timm's CNNs do not take."""
+    """The same without the image size, which timm's CNNs do not take."""
     return {key: value for key, value in arguments.items() if key != "img_size"}
 
 
@@ -175,10 +175,10 @@ def stride_of(model: str) -> int:
             cnn = timm.create_model(model, num_classes=0).eval()
             features = cnn.forward_features(torch.empty(1, 3, PROBE_SIDE, PROBE_SIDE)).detach()
             pooled = cnn.forward_head(features)
-    except Exception as error:  # models of all kinds: whatever it is, this one cannot be used
+    except Exception as error:  # whatever it was, the model cannot be used
         raise ValueError(refusal) from error
     is_map = features.ndim == 4 and features.shape[1] == cnn.num_features and PROBE_SIDE % features.shape[2] == 0
-    # layers after the mean would not be seen by a method
+    # methods would not see layers after the mean
     if not is_map or pooled.shape != (1, cnn.num_features) or pooled.requires_grad:
         raise ValueError(refusal)
     return PROBE_SIDE // features.shape[2]

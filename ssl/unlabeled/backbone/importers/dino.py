@@ -12,7 +12,6 @@ from unlabeled.backbone.importing_resnet import any_arguments
 from unlabeled.errors import UserError
 
 FAMILY = Family(
-    "dino",
     "a DINO",
     "facebookresearch/dino",
     {192: ("vit_tiny_patch16_224", 3), 384: ("vit_small_patch16_224", 6), 768: ("vit_base_patch16_224", 12)},
@@ -25,7 +24,7 @@ NETWORK = (Rule("backbone.", "encoder"), Rule("head.", "heads"))
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
-    """An official DINO under our names; heads only beside the teacher, which is what resumes."""
+    """A DINO; head weights come only with `key="teacher"`: resuming needs student and teacher."""
     if is_backbone(checkpoint):
         encoder, rest = sort(FAMILY, backbone_of(checkpoint), FLAT)[0], {}
     else:
@@ -35,7 +34,7 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
 
 
 def _resumed(checkpoint: dict[str, Any]) -> Tensors:
-    """Student, both heads and the centre, named as in `methods/dino.py`."""
+    """Student, both heads and the centre, under the names of `methods/dino.py`."""
     student, head = network(FAMILY, checkpoint, "student")
     _, teacher_head = network(FAMILY, checkpoint, "teacher")
     centre = named(FAMILY, checkpoint.get("dino_loss", {})).get("center")
@@ -58,23 +57,20 @@ def backbone_of(checkpoint: dict[str, Any]) -> Any:
 
 
 def network(family: Family, checkpoint: dict[str, Any], key: Key) -> tuple[Tensors, Tensors]:
-    """Backbone and head of one of the two networks; gain and direction of the last layer under torch's older names.
+    """(backbone, head) of one of the two networks; gain and direction of the last layer under torch's older names.
 
     Raises:
-        UserError: it is absent.
+        UserError: there is no such network.
     """
     if key not in checkpoint:
         raise UserError(f"the checkpoint holds {some(map(str, checkpoint))}, no {key}. Choose another --key.")
     backbone, head = sort(family, unwrap(family, checkpoint[key]), NETWORK)
-    return backbone, {_old_name(name): tensor for name, tensor in head.items()}
+    renamed = {name: name for name in head}
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        renamed = {name: ours.replace(f".parametrizations.weight.{new}", f".{old}") for name, ours in renamed.items()}
+    return backbone, {renamed[name]: tensor for name, tensor in head.items()}
 
 
 def under(prefix: str, weights: Tensors) -> Tensors:
-    """Weights with a prefix in front of every name."""
+    """Weights with a prefix before every name."""
     return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
-
-
-def _old_name(name: str) -> str:
-    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
-        name = name.replace(f".parametrizations.weight.{new}", f".{old}")
-    return name

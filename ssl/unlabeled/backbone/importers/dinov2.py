@@ -20,7 +20,6 @@ from unlabeled.backbone.importing import (
 from unlabeled.errors import UserError
 
 FAMILY = Family(
-    "dinov2",
     "a DINOv2",
     "facebookresearch/dinov2",
     {
@@ -42,7 +41,7 @@ TEACHER = (
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
-    """An official DINOv2 under timm's names; its heads are not resumed."""
+    """A DINOv2; its heads are not resumed."""
     full = "teacher" in checkpoint
     weights = unwrap(FAMILY, checkpoint["teacher"] if full else checkpoint)
     encoder, _ = sort(FAMILY, weights, TEACHER if full else FLAT)
@@ -58,14 +57,14 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
 
 
 def _timm_name(name: str) -> str:
-    """Without the chunk of blocks trained in chunks (the index counts on through them), with timm's SwiGLU."""
+    """Without the number of a block's chunk, as blocks are numbered across chunks; with timm's names of SwiGLU."""
     name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
     name = re.sub(r"^(blocks\.\d+\.mlp)\.w12\.", r"\1.fc1.", name)
     return re.sub(r"^(blocks\.\d+\.mlp)\.w3\.", r"\1.fc2.", name)
 
 
 def _without_class_position(encoder: Tensors) -> Tensors:
-    """Beside registers timm keeps positions of patches only: the class token's goes into the token."""
+    """With the class token's position added to the token: beside registers timm has positions of patches only."""
     table = encoder["pos_embed"]
     if shape_of(FAMILY, encoder, "cls_token", 3) != (1, 1, table.shape[2]):
         raise UserError(f"not {FAMILY.title}: cls_token {list(encoder['cls_token'].shape)}, expected one token")

@@ -10,7 +10,6 @@ from unlabeled.backbone.importers.dino import FLAT, backbone_of, is_backbone, ne
 from unlabeled.backbone.importing import Family, Imported, Key, Tensors, checked, named, sort, vit_arguments
 
 FAMILY = Family(
-    "ibot",
     "an iBOT",
     "bytedance/ibot",
     {
@@ -27,7 +26,7 @@ FIRST, SECOND = "last_layer.", "last_layer2."
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
-    """An official iBOT under our names; heads only beside the teacher, which is what resumes."""
+    """An iBOT; head weights come only with `key="teacher"`: resuming needs student and teacher."""
     if is_backbone(checkpoint):
         encoder, rest = sort(FAMILY, backbone_of(checkpoint), FLAT)[0], {}
     else:
@@ -38,7 +37,7 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
 
 
 def _resumed(checkpoint: dict[str, Any]) -> Tensors:
-    """Student with its mask token, both heads and both centres, named as in `methods/ibot.py`."""
+    """Student with its mask token, both heads and both centres, under the names of `methods/ibot.py`."""
     student, head = network(FAMILY, checkpoint, "student")
     _, teacher_head = network(FAMILY, checkpoint, "teacher")
     loss = named(FAMILY, checkpoint.get("ibot_loss", {}))
@@ -53,13 +52,9 @@ def _resumed(checkpoint: dict[str, Any]) -> Tensors:
     }
 
 
-def _shares(head: Tensors) -> bool:
-    """Whether class tokens and patches have the last layer in common: it is saved twice."""
-    return all(torch.equal(t, head[n.replace(SECOND, FIRST)]) for n, t in head.items() if n.startswith(SECOND))
-
-
 def _patch_layer(head: Tensors) -> Tensors:
-    """A shared last layer once; otherwise the patches' under our name. By default flags the teacher alone shares."""
-    shared = _shares(head)
+    """A last layer that class tokens and patches share, which is saved twice, once; otherwise the patches' under our
+    name. By the official defaults only the teacher shares it."""
+    shared = all(torch.equal(t, head[n.replace(SECOND, FIRST)]) for n, t in head.items() if n.startswith(SECOND))
     kept = {name: tensor for name, tensor in head.items() if not (shared and name.startswith(SECOND))}
     return {name.replace(SECOND, "patch_layer."): tensor for name, tensor in kept.items()}

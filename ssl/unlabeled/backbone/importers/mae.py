@@ -7,7 +7,6 @@ from typing import Any
 from unlabeled.backbone.importing import Family, Imported, Key, Rule, checked, sort, vit_arguments
 
 FAMILY = Family(
-    "mae",
     "an MAE",
     "facebookresearch/mae",
     {
@@ -30,6 +29,6 @@ RULES = (
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
-    """An official MAE under our names."""
+    """An MAE, with its decoder where the file has one."""
     encoder, decoder = sort(FAMILY, checkpoint.get("model", checkpoint), RULES)
     return checked(FAMILY, *vit_arguments(FAMILY, encoder, heads), encoder, decoder)

@@ -1,6 +1,6 @@
 """MoCo v3 (facebookresearch/moco-v3), ViTs and ResNets: the base encoder, or with `--key teacher` the momentum encoder.
 
-Small has 12 heads, unlike timm's. Positions are stored and taken as they are: their order is not MAE's.
+ViT-S has 12 heads, unlike timm's. Positions are taken as they are stored: their order is not MAE's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from unlabeled.backbone.importing import Family, Imported, Key, Rule, checked, s
 from unlabeled.backbone.importing_resnet import any_arguments
 
 FAMILY = Family(
-    "mocov3",
     "a MoCo v3",
     "facebookresearch/moco-v3",
     {384: ("vit_small_patch16_224", 12), 768: ("vit_base_patch16_224", 12)},
@@ -39,7 +38,7 @@ TEACHER = (
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
-    """An official MoCo v3 under our names; heads only beside the base encoder, which resumes."""
+    """A MoCo v3; head weights come only with the base encoder, from which pretraining resumes."""
     weights = unwrap(FAMILY, checkpoint.get("state_dict", checkpoint))
     encoder, rest = sort(FAMILY, weights, STUDENT if key == "student" else TEACHER)
     return checked(FAMILY, *any_arguments(FAMILY, encoder, heads), encoder, rest)

@@ -30,7 +30,7 @@ from unlabeled.backbone.importing import (
 )
 from unlabeled.errors import UserError
 
-FAMILY = Family("simmim", "a SimMIM ViT", "microsoft/SimMIM", {768: ("beit_base_patch16_224", 12)}, pool="mean")
+FAMILY = Family("a SimMIM ViT", "microsoft/SimMIM", {768: ("beit_base_patch16_224", 12)}, pool="mean")
 
 INDEX = ".relative_position_index"
 OWN = f"blocks.0.attn.{TABLE}"
@@ -43,7 +43,7 @@ RULES = (
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
-    """An official SimMIM under our names."""
+    """A SimMIM ViT as a timm Beit, with its head."""
     weights = named(FAMILY, checkpoint.get("model", checkpoint))
     encoder, rest = sort(FAMILY, {n: t for n, t in weights.items() if not n.endswith(INDEX)}, RULES)
     width, channels, patch = patch_shape(FAMILY, encoder)
@@ -67,7 +67,7 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
 
 
 def _positions(encoder: Tensors, width: int, heads: int | None) -> tuple[int, int]:
-    """Patches in a row, and attention heads, which a table of relative positions shows."""
+    """(patches in a row, attention heads); a table of relative positions shows both."""
     table = encoder.get(SHARED, encoder.get(OWN))
     if table is None:
         if "pos_embed" not in encoder:
