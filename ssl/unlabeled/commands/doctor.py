@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 
 from unlabeled.accelerator import make_accelerator
-from unlabeled.backbone.pooling import Encode
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
