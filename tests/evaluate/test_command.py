@@ -24,9 +24,10 @@ from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate import baselines
 from unlabeled.evaluate.bench import Bench
-from unlabeled.evaluate.comparison import Comparison, untrained_twin
+from unlabeled.evaluate.comparison import Comparison, protocols_of, untrained_twin
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.protocol import Protocol, Score
+from unlabeled.evaluate.protocols.knn import Config as Knn
 from unlabeled.evaluate.results import Column, Result, Row
 from unlabeled.report.intervals import bootstrap
 
@@ -116,6 +117,8 @@ def test_wrong_options_are_the_users_error(options: tuple[str, ...], message: st
         (("--image-size", "0"), "--image-size 0"),
         (("--json", "/proc/no/such.json"), "^--json /proc/no/such.json cannot be written: .*Name another"),
         (("--markdown", "/proc"), "^--markdown /proc is a folder"),
+        (("--protocol", "knm"), "knm.name: expected one of: cka.*Did you mean 'knn'"),
+        (("--protocol", "a.knn", "knn"), "--protocol a.knn knn: the last parts of the names must differ"),
         (("--protocol", "fewshot", "--set", "fewshot.ways=2"), "'dark' has 5 test pictures, fewer than 1 shots and 15"),
     ],
 )
@@ -276,6 +279,13 @@ def test_every_share_is_drawn_once_for_every_seed() -> None:
         "echo": ([1000], 40),
         "echo_50%": ([500, 501, 502], 20),
     }
+
+
+def test_protocols_under_other_names() -> None:
+    found = protocols_of(["knn", "wide"], ["wide.name=knn", "wide.k=[50]", "knn.k=5"])
+    assert found == {"knn": Knn(k=5), "wide": Knn(k=(50,))}
+    with pytest.raises(UserError, match=r"no_package\.mine' cannot be imported"):
+        protocols_of(["no_package.mine"], [])
 
 
 def test_an_untrained_twin_is_always_the_same_other_one(tmp_path: Path) -> None:

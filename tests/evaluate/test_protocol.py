@@ -123,6 +123,23 @@ def test_sections_of_a_recipe_are_run_and_what_reads_no_labels_runs_once(encoder
     assert found["logistic"] > 50
 
 
+def test_one_protocol_under_two_names(encoder: Encoder) -> None:
+    config = Evaluation.model_validate({"pool": "mean", "linear": None, "knn5": {"name": "knn", "k": 5, "top5": True}})
+    assert list(config.protocols) == ["knn", "knn5"]
+    found = dict(Evaluator(config, Splits(config, FakeData(), CPU), (8, 8))(encoder))
+    assert list(found) == ["knn", "knn5", "knn5_top5"]
+    alone = Evaluation(pool="mean", knn=Knn(k=5))
+    assert found["knn5"] == dict(Evaluator(alone, Splits(alone, FakeData(), CPU), (8, 8))(encoder))["knn"]
+    written = config.model_dump(mode="json")
+    assert "name" not in written["knn"] and written["knn5"]["name"] == "knn"
+
+
+def test_two_scores_of_one_name_are_refused(encoder: Encoder) -> None:
+    config = Evaluation.model_validate({"knn": {"top5": True}, "linear": None, "knn_top5": {"name": "knn"}})
+    with pytest.raises(UserError, match="knn and knn_top5 both have a score knn_top5"):
+        dict(Evaluator(config, Splits(config, FakeData(), CPU), (8, 8))(encoder))
+
+
 @pytest.mark.parametrize(
     "asked", [{"pool": "cls_mean"}, {"linear": {"pools": ["mean", "cls"]}}, {"logistic": {"blocks": 2}}]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, WrapValidator, create_model, model_serializer
@@ -50,6 +50,7 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
     """
 
     __pydantic_extra__: dict[str, Annotated[AnyProtocol, WrapValidator(_with_name)]]
+    extra_kind: ClassVar[Any] = AnyProtocol
 
     every: int | None = Field(None, ge=1, description="steps between evaluations; null = only at the end")
     fractions: tuple[Fraction, ...] = Field(

@@ -72,7 +72,8 @@ def inner_kind(kind: Kind, key: str | int) -> Kind:
     """The kind of a field or an element."""
     if is_model(kind):
         fields = kind.type.model_fields
-        return kind_of(fields[key]) if key in fields else Kind(Any, ())
+        # a section that takes other keys says what they hold
+        return kind_of(fields[key]) if key in fields else unwrap(getattr(kind.type, "extra_kind", Any))
     args = get_args(kind.type)
     if isinstance(key, int) and get_origin(kind.type) is tuple and Ellipsis not in args:
         return unwrap(args[key])

@@ -49,7 +49,9 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
         None, description="export folder to go on from, encoder and heads; null = from scratch"
     )
     evaluate: Evaluation | None = Field(
-        None, description="kNN and linear probes on labelled pictures while it trains; null = none"
+        None,
+        description="kNN and linear probes on labelled pictures while it trains; null = none. A protocol may stand "
+        "here again under a name of its own: knn50: {name: knn, k: 50}",
     )
 
     @field_validator("method")
