@@ -46,8 +46,12 @@ WORDS = (
     "export/README.md/recipe.evaluate.*",
     "ladder.json/options.*",
 )
-# A run's files that are compared; pictures are diagrams with times in them, or drawn from what is compared:
-RUN_FILES = ("export/*", "result.json", "metrics.jsonl", "scores.json", "*.safetensors", "manifest.json", "ladder.json")
+# Files that are compared. The others are diagrams and pages with times in them, pictures drawn from what is compared,
+# and the index of prepared pictures, which knows when they were written:
+FILES = (
+    *("export/*", "result.json", "metrics.jsonl", "scores.json", "ladder.json"),
+    *("features-*.safetensors", "manifest.json", "prepared.json", "*.tar"),
+)
 FIRST_CHECKPOINT = "step-00000004"
 LIMIT = 300  # seconds of a case
 
@@ -250,7 +254,7 @@ def _facts(folder: Path) -> Iterator[tuple[str, str]]:
     newest = max(folder.glob("checkpoints/step-*"), default=None)
     for part in ("model", "optimizer") if newest else ():
         yield from _tensors(newest / f"{part}.safetensors", part)  # type: ignore[operator]
-    for file in sorted(file for pattern in RUN_FILES for file in folder.glob(pattern)):
+    for file in sorted(file for pattern in FILES for file in folder.glob(pattern)):
         yield from _of_file(file, str(file.relative_to(folder)))
 
 

@@ -23,7 +23,7 @@ from unlabeled.backbone.weights import load_classifier, load_encoder, preprocess
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.pretrain.decoder import SelfDecoderConfig
+from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.methods.mae import MAE, Config
 from unlabeled.train.heads import load_method, split_heads
 
@@ -39,7 +39,7 @@ torch.save(model.forward_features(torch.load(sys.argv[2])), sys.argv[3])
 def tiny(seed: int = 0) -> MAE:
     torch.manual_seed(seed)
     encoder = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=2, heads=2)
-    decoder = SelfDecoderConfig(width=8, depth=1, heads=2)
+    decoder = SelfDecoder(width=8, depth=1, heads=2)
     return Config(view=View(size=16, mask=RandomMask()), encoder=encoder, decoder=decoder).build()
 
 

@@ -146,7 +146,7 @@ def test_another_kind_of_section_needs_one_override() -> None:
     assert (cross.name, cross.share, cross.width) == ("cross", 0.5, 512)
     assert switched("pretrain/mae_vitb16_in1k", "method.name=simmim").method.encoder.model == "vit_base_patch16_224"
     with pytest.raises(
-        UserError, match=r"^command line  method.decoder.name: expected one of: self, cross, found 'l[^\n]*$"
+        UserError, match=r"^command line  method.decoder.name: expected one of: cross, self, found 'l[^\n]*$"
     ):
         switched("pretrain/mae_vitb16_in1k", "method.decoder.name=linear")
 

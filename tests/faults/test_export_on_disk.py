@@ -23,7 +23,7 @@ from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.pretrain.decoder import SelfDecoderConfig
+from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.methods.mae import MAE, Config
 from unlabeled.serve.deploy import deploy
 from unlabeled.train.heads import load_method, split_heads
@@ -35,7 +35,7 @@ def tiny(value: float | None = None) -> MAE:
     """A method; with a value all of its encoder's biases have it."""
     torch.manual_seed(0)
     encoder = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=1, heads=2)
-    decoder = SelfDecoderConfig(width=8, depth=1, heads=2)
+    decoder = SelfDecoder(width=8, depth=1, heads=2)
     made = Config(view=View(size=16, mask=RandomMask()), encoder=encoder, decoder=decoder).build()
     if value is not None:
         made.encoder.vit.norm.bias.data.fill_(value)

@@ -295,7 +295,7 @@ def test_dinov2_rates_and_clip_groups() -> None:
         (DINO, {"global_1": LOCAL}, "one whole crop, found count 2"),
         (DINO, {"global_2": MASKED}, "one whole crop, found count 1 and mask"),
         (DINO, {"local": MASKED}, "whole local crops, found mask"),
-        (DINO, {"global_1": View(size=32)}, r"global views of one size, found \(32, 32\) and \(16, 16\)"),
+        (DINO, {"global_1": View(size=32)}, r"global_1 and global_2 of one size, found \(32, 32\) and \(16, 16\)"),
         (DINO, {"local": View(size=10)}, "patch_size 4 does not divide a crop of 10x10"),
         (IBOT, {"global_1": WHOLE}, "one masked crop, found count 1 and mask None"),
         (IBOT, {"local": MASKED}, "whole local crops, found mask"),

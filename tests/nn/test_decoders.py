@@ -15,14 +15,9 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.nn.patches import PatchMask
-from unlabeled.pretrain.decoder import (
-    CrossDecoder,
-    CrossDecoderConfig,
-    Decoder,
-    LinearDecoder,
-    SelfDecoder,
-    SelfDecoderConfig,
-)
+from unlabeled.pretrain.decoder import Decoder
+from unlabeled.pretrain.decoders import cross, self
+from unlabeled.pretrain.methods.simmim import LinearDecoder
 
 Grid = tuple[int, int]
 NATIVE, OUT, WIDTH, HEADS = (3, 5), 7, 16, 2
@@ -43,16 +38,16 @@ def randomised(decoder: Any) -> Any:
 
 
 @pytest.fixture
-def self_decoder(encoder: Encoder) -> SelfDecoder:
-    return randomised(SelfDecoderConfig(width=WIDTH, depth=2, heads=HEADS).build(encoder, OUT))
+def self_decoder(encoder: Encoder) -> self.SelfDecoder:
+    return randomised(self.Config(width=WIDTH, depth=2, heads=HEADS).build(encoder, OUT))
 
 
 @pytest.fixture
-def cross_decoder(encoder: Encoder) -> CrossDecoder:
-    return randomised(CrossDecoderConfig(width=WIDTH, depth=2, heads=HEADS, share=1.0).build(encoder, OUT))
+def cross_decoder(encoder: Encoder) -> cross.CrossDecoder:
+    return randomised(cross.Config(width=WIDTH, depth=2, heads=HEADS, share=1.0).build(encoder, OUT))
 
 
-@pytest.mark.parametrize("config", [SelfDecoderConfig, CrossDecoderConfig])
+@pytest.mark.parametrize("config", [self.Config, cross.Config])
 def test_the_mlps_width(encoder: Encoder, config: Any) -> None:
     decoder = config(width=WIDTH, depth=1, heads=HEADS, mlp_ratio=2.5).build(encoder, OUT)
     assert decoder.blocks[0].mlp.fc1.weight.shape == (40, WIDTH)
@@ -114,7 +109,7 @@ def test_linear_is_one_layer_at_the_hidden_patches(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("grid", [NATIVE, (4, 2)])
 @torch.no_grad()
-def test_self_fills_the_gaps_one_by_one(self_decoder: SelfDecoder, grid: Grid) -> None:
+def test_self_fills_the_gaps_one_by_one(self_decoder: self.SelfDecoder, grid: Grid) -> None:
     decoder, mask = self_decoder, masked(grid)
     tokens = encoded(mask, grid)
     table = decoder.positions[0, 1:] if grid == NATIVE else stretched(decoder.positions[0, 1:], grid)
@@ -147,7 +142,7 @@ def attended(block: Any, x: Tensor, memory: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("grid", [NATIVE, (4, 2)])
 @torch.no_grad()
-def test_cross_reads_the_visible_tokens_query_by_query(cross_decoder: CrossDecoder, grid: Grid) -> None:
+def test_cross_reads_the_visible_tokens_query_by_query(cross_decoder: cross.CrossDecoder, grid: Grid) -> None:
     decoder: Any = cross_decoder
     mask = masked(grid)
     tokens = encoded(mask, grid)
@@ -165,7 +160,9 @@ def test_cross_reads_the_visible_tokens_query_by_query(cross_decoder: CrossDecod
 
 @pytest.mark.parametrize(("share", "predicted"), [(0.25, 3), (0.01, 1), (0.5, 5), (1.0, 9)])
 @torch.no_grad()
-def test_predicting_a_share_changes_no_prediction(cross_decoder: CrossDecoder, share: float, predicted: int) -> None:
+def test_predicting_a_share_changes_no_prediction(
+    cross_decoder: cross.CrossDecoder, share: float, predicted: int
+) -> None:
     mask = masked(NATIVE)
     tokens = encoded(mask, NATIVE)
     whole, drop = cross_decoder(tokens, mask), mask.indices()[1]
@@ -177,9 +174,9 @@ def test_predicting_a_share_changes_no_prediction(cross_decoder: CrossDecoder, s
 @pytest.mark.parametrize(
     ("config", "error"),
     [
-        (SelfDecoderConfig, {"width": 30}),
-        (CrossDecoderConfig, {"share": 0.0}),
-        (CrossDecoderConfig, {"share": 1.1}),
+        (self.Config, {"width": 30}),
+        (cross.Config, {"share": 0.0}),
+        (cross.Config, {"share": 1.1}),
     ],
 )
 def test_impossible_decoders_are_refused(config: Any, error: dict[str, float]) -> None:

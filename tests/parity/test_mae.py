@@ -32,7 +32,7 @@ from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask, normalize_patches, patchify
 from unlabeled.nn.positions import sincos_2d, with_prefix
-from unlabeled.pretrain.decoder import SelfDecoderConfig
+from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods.mae import MAE, Config
 from unlabeled.train.heads import load_method
@@ -79,7 +79,7 @@ def build(golden: Golden, export: Path | None, targets: str = "npl1") -> MAE:
     model = Config(
         view=View(size=golden.shape("in/imgs")[-2:], mask=RandomMask()),
         encoder=encoder_config(shapes, settings),
-        decoder=SelfDecoderConfig(
+        decoder=SelfDecoder(
             width=width,
             depth=depth_of(shapes, "decoder_blocks."),
             heads=heads_in(settings, 2 * width, "decoder_num_heads"),
@@ -216,7 +216,7 @@ def test_pretraining_parameter_groups(folder: Path) -> None:
         model = Config(
             view=View(size=8, mask=RandomMask()),
             encoder=EncoderConfig(patch_size=4, width=8, depth=depth_of(names), heads=2),
-            decoder=SelfDecoderConfig(width=8, depth=depth_of(names, "decoder_blocks."), heads=2),
+            decoder=SelfDecoder(width=8, depth=depth_of(names, "decoder_blocks."), heads=2),
         ).build()
         decayed = names_by_decay(model)
         assert decayed[True] == {ours(name) for name in official["decay"]}, network

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.encoder import Encoder, Hiding
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
+from unlabeled.pretrain.crops import Crops
 from unlabeled.pretrain.rescale import Rescalable
 from unlabeled.registry import ByFile
 
@@ -72,22 +74,43 @@ class Symptom(NamedTuple):
     at_least: float = math.inf
 
 
-class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid"):
+class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_default=True):
     """The settings of a method: the recipe's `method:` section. `name` is the name of its file.
 
-    A concrete one also has a field `encoder: EncoderConfig`, below its views so that it is checked against them.
+    A concrete one has one or more fields of type `View`, in the order of `Batch.views`, and after them a field
+    `encoder: EncoderConfig`.
 
     Attributes:
+        title: the method in messages; empty = its name.
+        crops: expected of each view; others may be any.
+        hides: how the encoder hides patches; None = not at all.
+        any_size: whether the encoder sees crops of several sizes.
         ends: fields with a schedule over the whole run, and their last values.
     """
 
+    title: ClassVar[str] = ""
+    crops: ClassVar[dict[str, Crops]] = {}
+    hides: ClassVar[Hiding | None] = None
+    any_size: ClassVar[bool] = False
     ends: ClassVar[dict[str, float]] = {}
     name: str
 
+    @field_validator("*")
+    @classmethod
+    def _fits(cls, value: Any, info: ValidationInfo) -> Any:
+        title, name = cls.title or cls.model_fields["name"].default, info.field_name
+        if isinstance(value, View) and name in cls.crops:
+            return cls.crops[name].fitted(title, name, value, info.data)
+        if isinstance(value, EncoderConfig):
+            value.require(title, cls.hides, cls.any_size)
+            for view in (found for found in info.data.values() if isinstance(found, View)):
+                view.check(value.crop_multiple, value.channels)
+        return value
+
     @property
-    @abstractmethod
     def views(self) -> tuple[View, ...]:
         """The crops that `Method.forward` receives, in order."""
+        return tuple(value for _, value in self if isinstance(value, View))
 
     @property
     def backbone(self) -> EncoderConfig:

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
-from pydantic_core.core_schema import ValidationInfo
+from pydantic import Field
 from torch import nn
 
 from unlabeled.backbone.config import EncoderConfig
@@ -25,6 +24,7 @@ from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.nn.losses import cross_view, sharpen
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.teacher import Centre, ema_, follow_
+from unlabeled.pretrain.crops import Crops
 from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
 from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
@@ -64,6 +64,13 @@ class Config(MethodConfig, frozen=True):
         None, ge=0, description="epochs in which the last layer is left alone; null = 1 of 800, rescaled"
     )
 
+    title: ClassVar[str] = "DINO"
+    crops: ClassVar[dict[str, Crops]] = {
+        "global_1": Crops(),
+        "global_2": Crops(like="global_1"),
+        "local": Crops(count=None),
+    }
+    any_size: ClassVar[bool] = True
     paper: ClassVar[Setting] = Setting(batch=1024, epochs=800, steps=1_000_800)
     ends: ClassVar[dict[str, float]] = {"momentum": 1.0}
     rules: ClassVar[dict[str, Rule]] = {
@@ -71,35 +78,6 @@ class Config(MethodConfig, frozen=True):
         "teacher_temperature_epochs": Rule(30, same_share),
         "frozen_epochs": Rule(1, same_share),
     }
-
-    @field_validator("global_1", "global_2")
-    @classmethod
-    def _one_crop(cls, view: View) -> View:
-        if view.count != 1 or view.mask is not None:
-            raise ValueError(f"expected one whole crop, found count {view.count} and mask {view.mask}")
-        return view
-
-    @field_validator("local")
-    @classmethod
-    def _unmasked(cls, view: View | None) -> View | None:
-        if view is not None and view.mask is not None:
-            raise ValueError(f"expected whole local crops, found mask {view.mask}")
-        return view
-
-    @field_validator("encoder")
-    @classmethod
-    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
-        views = [view for name in ("global_1", "global_2", "local") if (view := info.data.get(name)) is not None]
-        for view in views:
-            view.check(encoder.crop_multiple, encoder.channels)
-        if {"global_1", "global_2"} <= info.data.keys():
-            views[0].must_have_size_of(views[1], "global views")
-        encoder.require("DINO", any_size=True)
-        return encoder
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        return (self.global_1, self.global_2, *(() if self.local is None else (self.local,)))
 
     @property
     def normalizes(self) -> bool:

@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.encoder import Encoder, Hiding
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
@@ -28,6 +28,7 @@ from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sink
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
 from unlabeled.nn.teacher import Centre, ema_, follow_
+from unlabeled.pretrain.crops import Crops
 from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
 from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
@@ -94,6 +95,14 @@ class Config(MethodConfig, frozen=True):
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate falls by this per block downwards")
     patch_embed_lr: float = Field(1.0, gt=0, description="factor on the patch embedding's learning rate")
 
+    title: ClassVar[str] = "iBOT"
+    crops: ClassVar[dict[str, Crops]] = {
+        "global_1": Crops(masked=True, rounding="floor_hidden"),
+        "global_2": Crops(masked=True, rounding="floor_hidden", like="global_1"),
+        "local": Crops(count=None),
+    }
+    hides: ClassVar[Hiding | None] = "replace"
+    any_size: ClassVar[bool] = True
     paper: ClassVar[Setting] = Setting(batch=1024, epochs=800, steps=1_000_800)
     ends: ClassVar[dict[str, float]] = {"momentum": 1.0}
     rules: ClassVar[dict[str, Rule]] = {
@@ -102,26 +111,8 @@ class Config(MethodConfig, frozen=True):
         "frozen_epochs": Rule(1, same_share),
     }
 
-    @field_validator("global_1", "global_2")
-    @classmethod
-    def _masked(cls, view: View) -> View:
-        if view.count != 1 or view.mask is None:
-            raise ValueError(f"expected one masked crop, found count {view.count} and mask {view.mask}")
-        return view.model_copy(update={"mask": view.mask and view.mask.rounded("floor_hidden")})
-
-    @field_validator("local")
-    @classmethod
-    def _unmasked(cls, view: View | None) -> View | None:
-        if view is not None and view.mask is not None:
-            raise ValueError(f"expected whole local crops, found mask {view.mask}")
-        return view
-
     @model_validator(mode="after")
-    def _fits(self) -> Config:
-        self.encoder.require("iBOT", hide="replace", any_size=True)
-        for view in self.views:
-            view.check(self.encoder.patch_size, self.encoder.channels)
-        self.global_1.must_have_size_of(self.global_2, "global views")
+    def _heads_agree(self) -> Config:
         if not self.class_weight + self.patch_weight:
             raise ValueError("expected class_weight or patch_weight above 0, found 0 for both")
         if self.patch_prototypes is not None and self.patch_head is not None:
@@ -130,10 +121,6 @@ class Config(MethodConfig, frozen=True):
             found, expected = self.patch_prototypes, self.head.prototypes
             raise ValueError(f"teacher_shares: set patch_prototypes={expected}, as head.prototypes; found {found}")
         return self
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        return (self.global_1, self.global_2, *(() if self.local is None else (self.local,)))
 
     def build(self) -> IBOT:
         """A randomly initialised model, its teacher equal to it. The teacher drops no paths."""

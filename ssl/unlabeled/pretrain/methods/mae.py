@@ -6,22 +6,22 @@ follows the code: the fused qkv is initialised as one matrix, and class and mask
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
-from pydantic_core.core_schema import ValidationInfo
+from pydantic import Field
 from torch import Tensor
 
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.encoder import Encoder, Hiding
 from unlabeled.data.batch.batch import Batch
-from unlabeled.data.mask import with_equal_counts
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
-from unlabeled.pretrain.decoder import Decoder, DecoderConfig, SelfDecoderConfig
+from unlabeled.pretrain.crops import Crops
+from unlabeled.pretrain.decoder import AnyDecoder, Decoder
+from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
 
@@ -32,34 +32,12 @@ class Config(MethodConfig, frozen=True):
     name: Literal["mae"] = "mae"
     view: View = Field(View(size=224, scale=(0.2, 1.0), mask=RandomMask()), description="the crop and its mask")
     encoder: EncoderConfig = Field(EncoderConfig(), description="the vision transformer that is kept")
-    decoder: DecoderConfig = Field(
-        SelfDecoderConfig(), description="the decoder: self (the paper's) or cross (cheaper)"
-    )
+    decoder: AnyDecoder = Field(SelfDecoder(), description="the decoder: self (the paper's) or cross (cheaper)")
     normalize_targets: bool = Field(True, description="regress patches of zero mean and unit variance")
 
-    @field_validator("view")
-    @classmethod
-    def _masked(cls, view: View) -> View:
-        if view.mask is None or view.count != 1:
-            raise ValueError(f"MAE needs one masked crop, found count {view.count} and mask {view.mask}")
-        if not view.mask.equal_counts:
-            raise ValueError(
-                f"MAE drops patches and needs a mask that hides as many in every crop, found mask {view.mask.name}. "
-                f"Use {with_equal_counts()}."
-            )
-        return view
-
-    @field_validator("encoder")
-    @classmethod
-    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
-        encoder.require("MAE", hide="drop")
-        if "view" in info.data:
-            info.data["view"].check(encoder.patch_size, encoder.channels)
-        return encoder
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        return (self.view,)
+    title: ClassVar[str] = "MAE"
+    crops: ClassVar[dict[str, Crops]] = {"view": Crops(masked=True, equal_counts=True)}
+    hides: ClassVar[Hiding | None] = "drop"
 
     def build(self) -> MAE:
         """A randomly initialised model."""

@@ -13,8 +13,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
-from pydantic_core.core_schema import ValidationInfo
+from pydantic import Field
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
@@ -27,6 +26,7 @@ from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.teacher import ema_, follow_
+from unlabeled.pretrain.crops import Crops
 from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_window
 from unlabeled.pretrain.symptoms import chance, same_features
@@ -56,29 +56,11 @@ class Config(MethodConfig, frozen=True):
         description="of the teacher at the start, a cosine takes it to 1; null = 0.99 at batch 4096, rescaled",
     )
 
+    title: ClassVar[str] = "MoCo v3"
+    crops: ClassVar[dict[str, Crops]] = {"first": Crops(), "second": Crops(like="first")}
     paper: ClassVar[Setting] = Setting(batch=4096, epochs=300, steps=93_600)
     ends: ClassVar[dict[str, float]] = {"momentum": 1.0}
     rules: ClassVar[dict[str, Rule]] = {"momentum": Rule(0.99, same_window)}
-
-    @field_validator("first", "second")
-    @classmethod
-    def _one_crop(cls, view: View) -> View:
-        if view.count != 1 or view.mask is not None:
-            raise ValueError(f"MoCo v3 needs one whole crop per view, found count {view.count} and mask {view.mask}")
-        return view
-
-    @field_validator("encoder")
-    @classmethod
-    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
-        for view in (info.data[name] for name in ("first", "second") if name in info.data):
-            view.check(encoder.crop_multiple, encoder.channels)
-        if {"first", "second"} <= info.data.keys():
-            info.data["first"].must_have_size_of(info.data["second"], "views")
-        return encoder
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        return (self.first, self.second)
 
     def build(self) -> MoCoV3:
         """A randomly initialised model, its teacher equal to it."""

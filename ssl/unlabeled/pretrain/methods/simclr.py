@@ -10,10 +10,9 @@ there: the projector's last norm learns no gain (MoCo v3's heads), and the blur 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
-from pydantic_core.core_schema import ValidationInfo
+from pydantic import Field
 from torch import nn
 
 from unlabeled.backbone.config import EncoderConfig
@@ -24,6 +23,7 @@ from unlabeled.nn.collectives import world
 from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import nt_xent
 from unlabeled.nn.measures import contrast, feature_std
+from unlabeled.pretrain.crops import Crops
 from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import chance, same_features
 
@@ -51,23 +51,8 @@ class Config(MethodConfig, frozen=True):
     dim: int = Field(128, ge=2, description="width of what is contrasted")
     temperature: float = Field(0.1, gt=0, description="of the similarities")
 
-    @field_validator("view")
-    @classmethod
-    def _two_crops(cls, view: View) -> View:
-        if view.count != 2 or view.mask is not None:
-            raise ValueError(f"SimCLR needs two whole crops, found count {view.count} and mask {view.mask}")
-        return view
-
-    @field_validator("encoder")
-    @classmethod
-    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
-        if "view" in info.data:
-            info.data["view"].check(encoder.crop_multiple, encoder.channels)
-        return encoder
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        return (self.view,)
+    title: ClassVar[str] = "SimCLR"
+    crops: ClassVar[dict[str, Crops]] = {"view": Crops(count=2)}
 
     def build(self) -> SimCLR:
         """A randomly initialised model."""

@@ -8,23 +8,22 @@ absolute positions does as well.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
-from pydantic_core.core_schema import ValidationInfo
+from pydantic import Field
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.backbone.encoder import Encoder, Tokens
+from unlabeled.backbone.encoder import Encoder, Hiding, Tokens
 from unlabeled.data.batch.batch import Batch
-from unlabeled.data.mask import with_equal_counts
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.init import cut_normal_
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, patchify, triptych
-from unlabeled.pretrain.decoder import LinearDecoder
+from unlabeled.pretrain.crops import Crops
+from unlabeled.pretrain.decoder import Decoder
 from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
 
@@ -41,33 +40,29 @@ class Config(MethodConfig, frozen=True):
     view: View = Field(VIEW, description="the crop and its mask")
     encoder: EncoderConfig = Field(ENCODER, description="the transformer that is kept: beit_* (official), or vit_*")
 
-    @field_validator("view")
-    @classmethod
-    def _masked(cls, view: View) -> View:
-        if view.mask is None or view.count != 1:
-            raise ValueError(f"SimMIM needs one masked crop, found count {view.count} and mask {view.mask}")
-        if not view.mask.equal_counts:
-            raise ValueError(
-                f"SimMIM needs a mask that hides as many patches in every crop, found mask {view.mask.name}. "
-                f"Use {with_equal_counts()}."
-            )
-        return view.model_copy(update={"mask": view.mask and view.mask.rounded("ceil_hidden")})
-
-    @field_validator("encoder")
-    @classmethod
-    def _fits(cls, encoder: EncoderConfig, info: ValidationInfo) -> EncoderConfig:
-        encoder.require("SimMIM", hide="replace")
-        if "view" in info.data:
-            info.data["view"].check(encoder.patch_size, encoder.channels)
-        return encoder
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        return (self.view,)
+    title: ClassVar[str] = "SimMIM"
+    crops: ClassVar[dict[str, Crops]] = {"view": Crops(masked=True, equal_counts=True, rounding="ceil_hidden")}
+    hides: ClassVar[Hiding | None] = "replace"
 
     def build(self) -> SimMIM:
         """A randomly initialised model."""
         return SimMIM(self.encoder.build(self.view.shape))
+
+
+class LinearDecoder(Decoder):
+    """One linear layer on the encoder's full-length sequence (section 3.3).
+
+    Args:
+        encoder: whose tokens it reads.
+        out: values per patch.
+    """
+
+    def __init__(self, encoder: Encoder, out: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(encoder.width, out)
+
+    def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
+        return self.head(gather(tokens.patches, self.predicts(mask) if index is None else index))
 
 
 class SimMIM(PretrainMethod):

@@ -1,0 +1,1 @@
+"""One decoder in each file; see `pretrain/decoder.py`."""

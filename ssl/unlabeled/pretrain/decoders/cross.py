@@ -1,0 +1,96 @@
+"""CrossMAE's decoder: mask tokens read the visible tokens by cross-attention (Fu et al. 2024, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import Encoder, Tokens
+from unlabeled.nn.init import xavier_
+from unlabeled.nn.patches import PatchMask, gather
+from unlabeled.nn.positions import resample, sincos_2d, with_prefix
+from unlabeled.pretrain.decoder import Decoder, DecoderConfig, attention, layer_norm
+
+
+class Config(DecoderConfig, frozen=True):
+    """Queries at a share of the hidden patches attend to the visible tokens only (CrossMAE): cheaper."""
+
+    name: Literal["cross"] = "cross"
+    width: int = Field(512, ge=4, multiple_of=4, description="token width")
+    depth: int = Field(8, ge=1, description="number of blocks")
+    heads: int = Field(16, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, ge=0.25, le=64, description="width of a block's MLP over the token width")
+    share: float = Field(0.25, gt=0, le=1, description="share of the hidden patches to predict")
+
+    def build(self, encoder: Encoder, out: int) -> CrossDecoder:
+        return CrossDecoder(encoder, out, self)
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block whose queries attend to a memory instead of to each other."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        from timm.layers import Mlp
+
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = layer_norm(width), layer_norm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Queries x [B, M, D] over memory [B, K, D]: [B, M, D]."""
+        x = x + self.attend(self.norm1(x), memory)
+        return x + self.mlp(self.norm2(x))
+
+    def attend(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Multi-head attention of x over memory."""
+        key, value = self.key_value(memory).chunk(2, dim=-1)
+        return self.proj(attention(self.query(x), key, value, self.heads))
+
+
+class CrossDecoder(Decoder):
+    """Mask tokens at a random share of the hidden patches read the visible tokens by cross-attention.
+
+    Follows CrossMAE (Fu et al. 2024, section 3.2) without its weighting of encoder blocks: there is no attention
+    among mask tokens, so predicting fewer of them changes no prediction and saves their whole cost.
+
+    Args:
+        encoder: whose tokens it reads.
+        out: values per patch.
+        config: of its blocks, and the share of the hidden patches to predict.
+    """
+
+    def __init__(self, encoder: Encoder, out: int, config: Config) -> None:
+        super().__init__()
+        width = config.width
+        self.grid = encoder.native_grid
+        self.share = config.share
+        self.embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(with_prefix(sincos_2d(width, self.grid), 0), requires_grad=False)
+        self.memory_norm = layer_norm(width)
+        self.blocks = nn.ModuleList(CrossBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.norm = layer_norm(width)
+        self.head = nn.Linear(width, out)
+        xavier_(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def predicts(self, mask: PatchMask) -> Tensor:
+        _, drop = mask.indices()
+        return drop[:, : math.ceil(self.share * drop.shape[1])]
+
+    def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
+        index = self.predicts(mask) if index is None else index
+        memory = self.memory_norm(self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1)))
+        table = resample(self.positions, self.grid, tokens.grid).expand(len(index), -1, -1)
+        x = self.mask_token + gather(table, index)
+        for block in self.blocks:
+            x = block(x, memory)
+        return self.head(self.norm(x))

@@ -1,0 +1,144 @@
+"""MAE's decoder: self-attention over visible and mask tokens (He et al., CVPR 2022, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import Encoder, Tokens
+from unlabeled.nn.init import xavier_
+from unlabeled.nn.patches import PatchMask, gather
+from unlabeled.nn.positions import resample, sincos_2d, with_prefix
+from unlabeled.pretrain.decoder import Decoder, DecoderConfig, attention, layer_norm
+
+
+class Config(DecoderConfig, frozen=True):
+    """MAE's decoder: self-attention over visible and mask tokens."""
+
+    name: Literal["self"] = "self"
+    width: int = Field(512, ge=4, multiple_of=4, description="token width")
+    depth: int = Field(8, ge=1, description="number of blocks")
+    heads: int = Field(16, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, ge=0.25, le=64, description="width of a block's MLP over the token width")
+
+    def build(self, encoder: Encoder, out: int) -> SelfDecoder:
+        return SelfDecoder(encoder, out, self)
+
+
+class Parts(NamedTuple):
+    """A sequence of mask tokens that all images share, and the visible tokens of each image.
+
+    Attributes:
+        gaps: mask tokens at every place [1, N, D].
+        seen: visible tokens [B, K, D].
+        places: of the visible tokens in the sequence [B, K].
+    """
+
+    gaps: Tensor
+    seen: Tensor
+    places: Tensor
+
+    def whole(self, each: Callable[[Tensor], Tensor] = lambda part: part) -> Tensor:
+        """Apply a token-wise function to mask tokens once for the batch and to visible tokens per image, then assemble
+        the sequence [B, N, ...]."""
+        gaps, seen = each(self.gaps), each(self.seen)
+        return gaps.expand(len(seen), -1, -1).scatter(1, self.places.unsqueeze(-1).expand_as(seen), seen)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; parameters are named as in timm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, qkv: Tensor, index: Tensor | None = None) -> Tensor:
+        """Attend by queries, keys and values [B, N, 3 D], at all tokens or at `index` [B, M] alone."""
+        query, key, value = qkv.chunk(3, dim=-1)
+        query = query if index is None else gather(query, index)
+        return self.proj(attention(query, key, value, self.heads))
+
+
+class SelfBlock(nn.Module):
+    """Pre-norm transformer block as timm's `Block`, but the output can be computed at some tokens only."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        from timm.layers import Mlp
+
+        super().__init__()
+        self.norm1 = layer_norm(width)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = layer_norm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, index: Tensor | None = None, parts: Parts | None = None) -> Tensor:
+        """Output at all tokens of x [B, N, D], or at `index` [B, M] alone; all tokens are attended to.
+
+        With `parts`, from which x was assembled, the result is the same and takes fewer products.
+        """
+        qkv = self.project(x) if parts is None else parts.whole(self.project)
+        mixed = self.attn(qkv, index)
+        x = (x if index is None else gather(x, index)) + mixed
+        return x + self.mlp(self.norm2(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values [B, N, 3 D] of x [B, N, D]: a token-wise function."""
+        return self.attn.qkv(self.norm1(x))
+
+
+class SelfDecoder(Decoder):
+    """MAE's decoder (section 3, official `forward_decoder`): mask tokens fill the gaps, blocks see everything.
+
+    Args:
+        encoder: whose tokens it reads.
+        out: values per patch.
+        config: of its blocks.
+    """
+
+    def __init__(self, encoder: Encoder, out: int, config: Config) -> None:
+        super().__init__()
+        width = config.width
+        self.grid = encoder.native_grid
+        self.num_prefix = encoder.num_prefix
+        self.embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        table = with_prefix(sincos_2d(width, self.grid), self.num_prefix)
+        self.positions = nn.Parameter(table, requires_grad=False)
+        self.blocks = nn.ModuleList(SelfBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.norm = layer_norm(width)
+        self.head = nn.Linear(width, out)
+        xavier_(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
+        index = self.predicts(mask) if index is None else index
+
+        # positions go to all tokens, prefix included
+        table = resample(self.positions[:, self.num_prefix :], self.grid, tokens.grid)
+        table = torch.cat([self.positions[:, : self.num_prefix], table], dim=1)
+        places = self._places(mask)
+        seen = self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1))
+        seen = seen + gather(table.expand(len(seen), -1, -1), places)
+
+        # un-shuffle the visible tokens among mask tokens, the same in all images
+        parts = Parts(self.mask_token + table, seen, places)
+        x = parts.whole()
+
+        # the loss does not read visible patches, so the last block leaves them out
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, parts=parts if block is self.blocks[0] else None)
+        x = last(x, index + self.num_prefix, parts if last is self.blocks[0] else None)
+        return self.head(self.norm(x))
+
+    def _places(self, mask: PatchMask) -> Tensor:
+        """Places of prefix and visible tokens in the full sequence [B, P + K]."""
+        keep, _ = mask.indices()
+        prefix = torch.arange(self.num_prefix, device=keep.device).expand(len(keep), -1)
+        return torch.cat([prefix, keep + self.num_prefix], dim=1)
