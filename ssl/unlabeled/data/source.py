@@ -19,6 +19,7 @@ from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.label.labels import read_classes
 from unlabeled.paths import UserPath
+from unlabeled.recipe.free import FREE, Mark
 from unlabeled.registry import ByFile
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -39,6 +40,9 @@ VALUE_RANGE: Any = Field(
     description="values of 16-bit and float images that become 0 and 255, clipped beyond; null = 16-bit: 0 to 65535, "
     "float: the image's own minimum and maximum",
 )
+
+
+AFTERWARDS = Mark("says how images are used, not which they are: small copies do not depend on it")
 
 
 class Source(ABC):
@@ -124,38 +128,39 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     what_val_is: ClassVar[str] = "labelled images to evaluate on"
 
     name: str
-    cache: UserPath | None = Field(
+    cache: Annotated[UserPath | None, FREE, AFTERWARDS] = Field(
         None,
         description="folder of small copies to read instead, filled by `python -m unlabeled prepare RECIPE "
         "data.cache=FOLDER`; null = none",
     )
-    max_bad_fraction: float = Field(
+    max_bad_fraction: Annotated[float, FREE, AFTERWARDS] = Field(
         0.01,
         ge=0,
         le=1,
         allow_inf_nan=False,
         description="share of the images that may be bad before a run stops",
     )
-    mean: tuple[Finite, ...] = Field(
+    mean: Annotated[tuple[Finite, ...], AFTERWARDS] = Field(
         (0.485, 0.456, 0.406),
         min_length=1,
         max_length=MAX_CHANNELS,
         description="per channel, subtracted from pixels in 0..1; as many as the images have channels. Unless set, "
         "fine-tuning takes the encoder's, pretraining ImageNet's. `python -m unlabeled doctor RECIPE` measures it",
     )
-    std: tuple[Positive, ...] = Field(
+    std: Annotated[tuple[Positive, ...], AFTERWARDS] = Field(
         (0.229, 0.224, 0.225),
         min_length=1,
         max_length=MAX_CHANNELS,
         description="per channel, divides after that; unless set, as `mean`",
     )
 
-    allow_overlap: bool = Field(
+    allow_overlap: Annotated[bool, FREE, AFTERWARDS] = Field(
         False,
         description="whether scored images may be among the training images: if not, more than a tenth of them are "
         "refused",
     )
-    classes: UserPath | None = Field(
+    # the classes and their order are part of the images' fingerprint
+    classes: Annotated[UserPath | None, FREE, AFTERWARDS] = Field(
         None,
         description="text file with the names of all classes, one on a line, in the order of their numbers; null = the "
         "natural order of those that occur (2 before 10)",

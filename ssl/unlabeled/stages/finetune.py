@@ -30,6 +30,7 @@ from unlabeled.pretrain.method import Method
 from unlabeled.processes import on_main
 from unlabeled.progress import duration
 from unlabeled.recipe import dump, parse
+from unlabeled.recipe.free import FREE
 from unlabeled.report.card import Made
 from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
@@ -70,7 +71,7 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
     watch: Watching | None = Field(
         None, description="a score that decides which weights are kept, when rates fall, when to stop; null = none does"
     )
-    evaluate: Scoring = Field(Scoring(), description="when to score; null = only at the end")
+    evaluate: Annotated[Scoring, FREE] = Field(Scoring(), description="when to score; null = only at the end")
 
     @field_validator("evaluate", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,7 @@ from unlabeled.pretrain.rescale import Rescaled, Setting, check_epochs, rescale
 from unlabeled.processes import on_main
 from unlabeled.progress import duration
 from unlabeled.recipe import dump
+from unlabeled.recipe.free import FREE
 from unlabeled.report.card import Made, pretrain_card
 from unlabeled.train.engine import Engine
 from unlabeled.train.heads import load_method, split_heads
@@ -48,7 +49,7 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
     init: UserPath | None = Field(
         None, description="export folder to go on from, encoder and heads; null = from scratch"
     )
-    evaluate: Evaluation | None = Field(
+    evaluate: Annotated[Evaluation | None, FREE] = Field(
         None,
         description="kNN and linear probes on labelled pictures while it trains; null = none. A protocol may stand "
         "here again under a name of its own: knn50: {name: knn, k: 50}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -15,6 +15,7 @@ from unlabeled.data.view.views import View
 from unlabeled.paths import UserPath
 from unlabeled.pretrain.method import Progress
 from unlabeled.processes import cores
+from unlabeled.recipe.free import FREE
 from unlabeled.train.optimizer import AnyOptim, Optim
 from unlabeled.train.optimizers import adamw
 from unlabeled.train.watch import Watching
@@ -82,7 +83,7 @@ class Recipe(BaseModel, ABC, frozen=True, extra="forbid"):
     data: AnyData = Field(description="the pictures")
     train: Train = Field(Train(), description="length, batch and precision")
     optim: AnyOptim = Field(adamw.Config(), description="optimizer and schedule")
-    run: Run = Field(Run(), description="machine and output; cannot change the result")
+    run: Annotated[Run, FREE] = Field(Run(), description="machine and output; cannot change the result")
 
     @field_validator("optim")
     @classmethod

@@ -21,15 +21,14 @@ from unlabeled.data.archive.listing import Listing, Split
 from unlabeled.data.archive.pictures import Pictures, Tars
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.fingerprint import digest
-from unlabeled.data.source import MAX_PIXELS, SourceConfig
+from unlabeled.data.source import AFTERWARDS, MAX_PIXELS, SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.files import write_text
 from unlabeled.paths import expand
+from unlabeled.recipe.free import marked
 
 RECORD = "prepared.json"
 ASKED = "prepared"
-# what cannot change the pictures that are stored
-FREE = frozenset({"allow_overlap", "cache", "classes", "mean", "std", "max_bad_fraction"})
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
@@ -89,7 +88,7 @@ def index_file(folder: Path, split: Split) -> Path:
 
 def which(data: SourceConfig) -> dict[str, Any]:
     """What a recipe's `data:` section says of which pictures there are and what their values mean."""
-    said = data.model_dump(mode="json", exclude=set(FREE))
+    said = data.model_dump(mode="json", exclude=marked(type(data), AFTERWARDS))
     return {**said, "channels": data.channels}
 
 

@@ -27,6 +27,7 @@ from unlabeled.data.paths import Paths
 from unlabeled.data.source import EncodedConfig, Source, SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
+from unlabeled.recipe.free import FREE
 
 PathOrPaths = UserPath | Annotated[tuple[UserPath, ...], Field(min_length=1)]
 
@@ -42,13 +43,13 @@ class Config(EncodedConfig):
     what_val_is: ClassVar[str] = "the folder of labelled pictures, such as data.val=val"
 
     name: Literal["files"] = "files"
-    path: PathOrPaths = Field(
+    path: Annotated[PathOrPaths, FREE] = Field(
         description="a folder, a .tar, tars by a glob or braces, such as '/data/shard-*.tar' or "
         "'s3://bucket/shard-{000..012}.tar', or a list of either",
     )
     train: str = Field("", description="subfolder or prefix of the pictures to train on; '' or . = all of data.path")
     val: str | None = Field(None, description="subfolder or prefix of labelled pictures to evaluate on; null = none")
-    val_path: PathOrPaths | None = Field(
+    val_path: Annotated[PathOrPaths | None, FREE] = Field(
         None, description="where the pictures to evaluate on are, if not in `path`; null = there"
     )
     labels: str = Field(

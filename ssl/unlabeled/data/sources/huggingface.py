@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from unlabeled.data.source import EncodedConfig, Source
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
 from unlabeled.recipe.faults import show
+from unlabeled.recipe.free import FREE
 
 ALONE = "train"  # the split of a data set that was saved by itself and has no name
 SAVED = ("dataset_dict.json", "state.json")
@@ -32,7 +33,7 @@ class Config(EncodedConfig):
     what_val_is: ClassVar[str] = "the labelled split, such as data.val=test"
 
     name: Literal["huggingface"] = "huggingface"
-    path: UserPath = Field(description="a repository such as uoft-cs/cifar10, or a folder")
+    path: Annotated[UserPath, FREE] = Field(description="a repository such as uoft-cs/cifar10, or a folder")
     config: str | None = Field(None, description="the data set's configuration; null = its only one")
     revision: str | None = Field(None, description="branch, tag or commit of the repository; null = the newest")
     train: str = Field("train", description="the split to train on")

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.label.labels import renumbered
-from unlabeled.data.source import Source, SourceConfig
+from unlabeled.data.source import AFTERWARDS, Source, SourceConfig
+from unlabeled.recipe.free import FREE
 
 # A number in what the pictures look like: part of the fingerprint, raised whenever drawing changes.
 VERSION = 2
@@ -123,7 +124,9 @@ class Config(SourceConfig):
     val_size: int = Field(default=2_000, ge=1, le=100_000_000, description="pictures in the val split")
     size: int = Field(default=32, ge=8, le=512, description="side of the square pictures, pixels")
     seed: int = Field(default=0, ge=0, lt=2**63, description="which pictures are drawn")
-    max_bad_fraction: float = Field(default=0.0, ge=0, le=1, description="share of bad pictures a run survives")
+    max_bad_fraction: Annotated[float, FREE, AFTERWARDS] = Field(
+        default=0.0, ge=0, le=1, description="share of bad pictures a run survives"
+    )
 
     @model_validator(mode="after")
     def _drawn_in_colour(self) -> Config:

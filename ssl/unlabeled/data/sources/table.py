@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from unlabeled.data.source import EncodedConfig
 from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
 from unlabeled.recipe.faults import show
+from unlabeled.recipe.free import FREE
 
 
 class Config(EncodedConfig):
@@ -27,8 +28,10 @@ class Config(EncodedConfig):
     what_val_is: ClassVar[str] = "the value of `split` in labelled rows, such as data.split=split data.val=test"
 
     name: Literal["table"] = "table"
-    path: UserPath = Field(description="a .csv, .tsv or .parquet with a row per picture")
-    root: UserPath | None = Field(None, description="folder that the paths are relative to; null = the table's own")
+    path: Annotated[UserPath, FREE] = Field(description="a .csv, .tsv or .parquet with a row per picture")
+    root: Annotated[UserPath | None, FREE] = Field(
+        None, description="folder that the paths are relative to; null = the table's own"
+    )
     header: bool = Field(True, description="whether the first line names the columns; if not, they have numbers from 0")
     separator: str | None = Field(
         None,

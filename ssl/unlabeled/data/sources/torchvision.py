@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from unlabeled.data.label.labels import is_missing, numbered, renumbered
 from unlabeled.data.source import EncodedConfig, Source
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
+from unlabeled.recipe.free import FREE
 
 # where torchvision's classes keep their labels
 LABELS = ("targets", "labels", "_labels", "_targets", "y")
@@ -32,7 +33,7 @@ class Config(EncodedConfig):
 
     name: Literal["torchvision"] = "torchvision"
     dataset: str = Field(description="the class, such as CIFAR10, STL10 or Flowers102")
-    root: UserPath = Field(description="folder that it keeps its files in")
+    root: Annotated[UserPath, FREE] = Field(description="folder that it keeps its files in")
     train: Arguments = Field(
         {}, description="its arguments for the pictures to train on, such as {train: true, download: true}"
     )

@@ -1,0 +1,44 @@
+"""Fields that a run may be resumed with other values of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pydantic import BaseModel
+
+from unlabeled.data.source import AFTERWARDS, SourceConfig
+from unlabeled.data.sources import files, shapes
+from unlabeled.recipe.free import is_free, marked
+from unlabeled.recipe.kinds import Kind, is_model, kind_of, members_of
+from unlabeled.stages.finetune import FinetuneRecipe
+from unlabeled.stages.pretrain import PretrainRecipe
+
+FREE = ("run", "data.allow_overlap", "data.path", "data.val_path", "data.root", "data.cache", "data.classes")
+FREE += ("data.max_bad_fraction", "evaluate")
+
+
+def paths(kind: Kind, prefix: str = "") -> Iterator[str]:
+    """Every path of a schema, of all kinds that a section may have."""
+    for model in filter(is_model, members_of(kind)):
+        for name, field in model.type.model_fields.items():
+            yield f"{prefix}{name}"
+            yield from paths(kind_of(field), f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("schema", [PretrainRecipe, FinetuneRecipe])
+def test_these_are_free_and_no_others(schema: type[BaseModel]) -> None:
+    found = set(paths(Kind(schema, ())))
+    assert set(FREE) <= found and len(found) > 100
+    expected = {path for path in found if any(f"{path}.".startswith(f"{free}.") for free in FREE)}
+    assert {path for path in found if is_free(schema, path)} == expected
+
+
+@pytest.mark.parametrize("path", ["data.sources.0.path", "data.sources", "data", "nothing", "run_more", "seed.run"])
+def test_parts_of_a_mixture_and_what_is_no_field_are_not(path: str) -> None:
+    assert not is_free(PretrainRecipe, path)
+
+
+@pytest.mark.parametrize("schema", [SourceConfig, files.Config, shapes.Config])
+def test_small_copies_do_not_depend_on_these(schema: type[SourceConfig]) -> None:
+    assert marked(schema, AFTERWARDS) == {"allow_overlap", "cache", "classes", "mean", "std", "max_bad_fraction"}
