@@ -40,6 +40,7 @@ class Move(NamedTuple):
 
 
 WHOLE, BY_DEPTH = ("full", "differential", "gradual"), ("differential", "gradual")
+MODES = {"sweep": ("task.name", "sweep"), "differential_lr": ("task.strategy.name", "differential")}
 KEEPS_POOL = "retrain"  # it never read `pool`
 FIELDS = (
     Renamed("task.drop_path", "task.strategy.drop_path", 0.0, WHOLE),
@@ -91,21 +92,14 @@ def _mode(data: Any, ran: bool) -> Iterator[Move]:
     task, place = look_up(data, ("task",)), ("task", "mode")
     if not isinstance(task, dict) or "mode" not in task:
         return
-    mode = task["mode"]
-    if mode == "sweep":
-        yield Move(place, ("task", "name"), mode, "task.mode=sweep is now task.name=sweep")
-        yield Move(place, None)
-        return
-    if "name" in task:
+    old = task["mode"]
+    kind, name = MODES.get(str(old), ("task.strategy.name", old))
+    if "name" in task and kind != "task.name":
         yield Move(place, ("task", "name"), "classify")
-    if ran and mode == KEEPS_POOL:
+    if ran and old == KEEPS_POOL:
         yield Move(("task", "pool"), ("task", "pool"), "cls")
-    if mode == "differential_lr":
-        note = "task.mode=differential_lr is now task.strategy.name=differential"
-        yield Move(place, ("task", "strategy", "name"), "differential", note)
-        yield Move(place, None)
-    else:
-        yield from _moved(place, ("task", "strategy", "name"), mode)
+    yield Move(place, _place(kind), name, f"task.mode={old} is now {kind}={name}")
+    yield Move(place, None)
 
 
 def _moved(old: Place, new: Place, value: Any) -> Iterator[Move]:

@@ -39,7 +39,7 @@ from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping, Watching
 from unlabeled.transfer.labels import Amount, Labelled, labelled
 from unlabeled.transfer.predict import Predict
-from unlabeled.transfer.result import Told, write_result
+from unlabeled.transfer.result import write_result
 from unlabeled.transfer.score import Scorer
 from unlabeled.transfer.start import check_preprocessing, is_said, load_start, of_the_encoder
 from unlabeled.transfer.task import TASKS, Task, TaskConfig
@@ -219,8 +219,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         result = latest or scorer(method)
 
         def write() -> bool:
-            sections = recipe.model_dump(mode="json", include={"encoder", "task", "optim", "train", "watch", "data"})
-            write_result(output, Told(recipe.name, recipe.seed, sections), engine, scorer)
+            write_result(output, recipe.model_dump(mode="json"), engine, scorer)
             prepared = Preprocessing.of(recipe.data, recipe.task.crop_pct, recipe.task.evaluated_with)
             return method.export(output / "export", prepared, made(recipe, engine, result))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
@@ -82,13 +82,3 @@ def new_names(model: Any) -> set[str]:
 def head_prefix(model: Any) -> str:
     """How the names of a timm classifier's head begin."""
     return f"{model.pretrained_cfg['classifier']}."
-
-
-def layers_of_modules(model: nn.Module, layers: dict[str, int]) -> list[tuple[nn.Module, int]]:
-    """Every module that has parameters of its own, and how deep they lie."""
-    found = []
-    for prefix, module in model.named_modules():
-        own = [f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters(recurse=False)]
-        if own and prefix:
-            found.append((module, layers[own[0]]))
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -22,26 +22,12 @@ from unlabeled.transfer.score import Scorer
 PROTOCOL = {"name": "finetune", "version": "1"}
 
 
-class Told(NamedTuple):
-    """What a recipe says of a result.
-
-    Attributes:
-        name: of the run.
-        seed: of the run.
-        sections: `encoder`, `task`, `optim`, `train`, `watch` and `data`, as JSON.
-    """
-
-    name: str
-    seed: int
-    sections: dict[str, Any]
-
-
-def write_result(output: Path, told: Told, engine: Engine, scorer: Scorer) -> None:
+def write_result(output: Path, told: dict[str, Any], engine: Engine, scorer: Scorer) -> None:
     """Write `result.json`, `result.md` and two diagrams.
 
     Args:
         output: the run's folder.
-        told: what the recipe says.
+        told: the recipe, as JSON.
         engine: at the end of its run.
         scorer: that has scored.
 
@@ -53,26 +39,26 @@ def write_result(output: Path, told: Told, engine: Engine, scorer: Scorer) -> No
     report = page(content)
     write_text(output / "result.json", as_json.write(report))
     write_text(output / "result.md", markdown.write(report))
-    title = f"{told.name}: {content['accuracy']:.2f} % of {content['pictures']:,} pictures"
+    title = f"{told['name']}: {content['accuracy']:.2f} % of {content['pictures']:,} pictures"
     draw_confusion(output / "confusion.png", *scorer.confusion.drawn(scorer.classes), title)
     bins = Reliability(**{name: torch.tensor(values) for name, values in content["reliability"].items()})
     draw_reliability(output / "reliability.png", bins, title)
 
 
-def result_of(told: Told, engine: Engine, scorer: Scorer, result: dict[str, Any]) -> dict[str, Any]:
+def result_of(told: dict[str, Any], engine: Engine, scorer: Scorer, result: dict[str, Any]) -> dict[str, Any]:
     """A result with its protocol, its seeds and its cost."""
-    source, facts, task = engine.job.dataset.source, engine.job.facts, told.sections["task"]
+    source, facts, task = engine.job.dataset.source, engine.job.facts, told["task"]
     return {
         **result,
         "classes": dict(enumerate(source.classes)),
         "protocol": {
             **PROTOCOL,
-            **{name: told.sections[name] for name in ("encoder", "task", "optim", "train")},
+            **{name: told[name] for name in ("encoder", "task", "optim", "train")},
             "label_fraction": task["fraction"],
             "labelled_pictures": len(source),
             "weights_of_step": engine.checkpoints.best or engine.step,
-            "watch": told.sections["watch"],
-            "data": told.sections["data"],
+            "watch": told["watch"],
+            "data": told["data"],
             "fingerprint": facts["pictures"],
             "fingerprints": {
                 "encoder": facts["encoder"],
@@ -80,8 +66,8 @@ def result_of(told: Told, engine: Engine, scorer: Scorer, result: dict[str, Any]
                 "val": scorer.source.fingerprint(),
             },
         },
-        "seed": told.seed,
-        "seeds": {"run": told.seed, "labels": task["fraction_seed"]},
+        "seed": told["seed"],
+        "seeds": {"run": told["seed"], "labels": task["fraction_seed"]},
         "steps": engine.step,
         "cost": cost(engine, scorer.clock),
         "versions": versions(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -23,7 +23,6 @@ from unlabeled.transfer.network import (
     ClassifierPool,
     Trained,
     head_prefix,
-    layers_of_modules,
     retrained,
     timm_arguments,
     timm_classifier,
@@ -114,11 +113,7 @@ class Classifier(Task):
         self.probe_norm = self.strategy.head_norm(encoder.width)
         self.objective = Objective(counts, config.effective_number, config.logit_adjustment, config.flood)
         self.strategy.start_(self.model, type(encoder), head, self.new)
-        self.waiting = [
-            (module, start)
-            for module, layer in layers_of_modules(self.model, self.layers)
-            if (start := self.strategy.starts(self._below_the_head(layer))) > 0
-        ]
+        self.waiting = list(self._waiting())
         self.average = None if config.ema is None else follower(self.model)
         self.mixes = encoder.batch_dependent and not self.strategy.frozen
 
@@ -192,6 +187,13 @@ class Classifier(Task):
 
     def _below_the_head(self, layer: int) -> int:
         return max(self.layers.values()) - layer
+
+    def _waiting(self) -> Iterator[tuple[nn.Module, float]]:
+        """Modules with parameters of their own that are frozen at first, and the epochs in which they are unfrozen."""
+        for prefix, module in self.model.named_modules():
+            own = [f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)]
+            if own and prefix and (start := self.strategy.starts(self._below_the_head(self.layers[own[0]]))) > 0:
+                yield module, start
 
     @torch.no_grad()
     def exported(self) -> dict[str, Tensor]:
