@@ -98,8 +98,9 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def summary(self) -> str:
-        """How it cuts images into patches, in words for a plan."""
-        return self.family.summary(self.patch_size, self.positions)
+        """Its patches and positions, in words for a plan."""
+        sized = self.family.sized
+        return f"patch {self.patch_size}, {self.positions} positions" if sized else f"stride {self.patch_size}"
 
     def require(self, method: str, hide: Hiding | None = None, any_size: bool = False) -> None:
         """Raise ValueError when the encoder is not fit for a method.

@@ -87,6 +87,7 @@ class Encoder(nn.Module, ABC):
     sized: ClassVar[bool] = True  # has weights that belong to an image size, such as positions
     adaptable: ClassVar[bool] = False  # has linear layers that LoRA may wrap
     resnet_heads: ClassVar[bool] = False  # gets the heads that MoCo v3 and DINO put on a ResNet
+    noun: ClassVar[str] = ""  # in front of a model's name
     exported: ClassVar[Mapping[str, Any]] = {}  # type of each `model_args` field that an export may have
     bare: ClassVar[Mapping[str, Any]] = {}  # arguments of timm for pretrained weights without a head
     blocks_in_python: ClassVar[str]  # `blocks` of the last {n} from `model` and `images`, by timm alone: model cards
@@ -121,17 +122,12 @@ class Encoder(nn.Module, ABC):
     @classmethod
     def crop_multiple(cls, patch_size: int) -> int:
         """The number of pixels whose multiples the sides of a crop must be."""
-        return patch_size
+        return patch_size if cls.sized else 1
 
     @classmethod
     def in_words(cls, model: str) -> str:
         """The model in a message."""
-        return f"'{model}'"
-
-    @classmethod
-    @abstractmethod
-    def summary(cls, patch_size: int, positions: str) -> str:
-        """How a recipe's encoder cuts images into patches, in words for a plan."""
+        return f"{cls.noun}'{model}'"
 
     @classmethod
     @abstractmethod

@@ -35,19 +35,14 @@ NAMES = {
     "init_values": "init_values",
     "registers": "reg_tokens",
 }
+# arguments of timm that an export may have: whole numbers within bounds, and switches
+BOUNDS = {"patch_size": 1024, "embed_dim": 16384, "depth": 128, "num_heads": 256, "reg_tokens": 256}
+SWITCHES = ("qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm", "fc_norm")
 EXPORTED: dict[str, Any] = {
-    "patch_size": (int | None, Field(None, ge=1, le=1024)),
-    "embed_dim": (int | None, Field(None, ge=1, le=16384)),
-    "depth": (int | None, Field(None, ge=1, le=128)),
-    "num_heads": (int | None, Field(None, ge=1, le=256)),
-    "reg_tokens": (int | None, Field(None, ge=0, le=256)),
+    **{name: (int | None, Field(None, ge=name != "reg_tokens", le=most)) for name, most in BOUNDS.items()},
+    **dict.fromkeys((*SWITCHES, "use_fc_norm"), (bool | None, None)),
     "mlp_ratio": (float | None, Field(None, gt=0, le=64)),
     "init_values": (Finite | None, None),
-    **dict.fromkeys(
-        ("qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm"),
-        (bool | None, None),
-    ),
-    **dict.fromkeys(("fc_norm", "use_fc_norm"), (bool | None, None)),
 }
 
 
@@ -91,10 +86,6 @@ class Transformer(Encoder, ABC):
     @classmethod
     def patch_size_of(cls, model: str) -> int:
         return PATCH_SIZE
-
-    @classmethod
-    def summary(cls, patch_size: int, positions: str) -> str:
-        return f"patch {patch_size}, {positions} positions"
 
     @classmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:

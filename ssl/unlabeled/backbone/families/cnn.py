@@ -27,6 +27,7 @@ class Cnn(Encoder):
 
     sized: ClassVar[bool] = False
     resnet_heads: ClassVar[bool] = True
+    noun: ClassVar[str] = "the CNN "
     blocks_in_python: ClassVar[str] = "blocks = [(model.forward_features(images).flatten(2).mT, None)]"
     pools = ("mean", "mean_max")
     has_class_token = False
@@ -48,18 +49,6 @@ class Cnn(Encoder):
     @classmethod
     def patch_size_of(cls, model: str) -> int:
         return stride_of(model)
-
-    @classmethod
-    def crop_multiple(cls, patch_size: int) -> int:
-        return 1
-
-    @classmethod
-    def in_words(cls, model: str) -> str:
-        return f"the CNN '{model}'"
-
-    @classmethod
-    def summary(cls, patch_size: int, positions: str) -> str:
-        return f"stride {patch_size}"
 
     @classmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:

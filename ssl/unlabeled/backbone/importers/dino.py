@@ -7,8 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlabeled.backbone.importing import Family, Imported, Key, Rule, Tensors, checked, named, some, sort, unwrap
-from unlabeled.backbone.importing_resnet import any_arguments
+from unlabeled.backbone.importing import (
+    Family,
+    Imported,
+    Key,
+    Rule,
+    Tensors,
+    any_arguments,
+    checked,
+    named,
+    some,
+    sort,
+    unwrap,
+)
 from unlabeled.errors import UserError
 
 FAMILY = Family(

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlabeled.backbone.importing import Family, Imported, Key, Rule, checked, sort, unwrap
-from unlabeled.backbone.importing_resnet import any_arguments
+from unlabeled.backbone.importing import Family, Imported, Key, Rule, any_arguments, checked, sort, unwrap
 
 FAMILY = Family(
     "a MoCo v3",
