@@ -39,7 +39,7 @@ NAMES = {
 BOUNDS = {"patch_size": 1024, "embed_dim": 16384, "depth": 128, "num_heads": 256, "reg_tokens": 256}
 SWITCHES = ("qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm", "fc_norm")
 EXPORTED: dict[str, Any] = {
-    **{name: (int | None, Field(None, ge=name != "reg_tokens", le=most)) for name, most in BOUNDS.items()},
+    **{name: (int | None, Field(None, ge=int(name != "reg_tokens"), le=most)) for name, most in BOUNDS.items()},
     **dict.fromkeys((*SWITCHES, "use_fc_norm"), (bool | None, None)),
     "mlp_ratio": (float | None, Field(None, gt=0, le=64)),
     "init_values": (Finite | None, None),
