@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -16,7 +15,6 @@ from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_encoder
-from unlabeled.commands import ladder as command
 from unlabeled.data.label.subset import few_shot
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source, Split
@@ -26,7 +24,7 @@ from unlabeled.evaluate.evaluation import Evaluation
 from unlabeled.evaluate.protocols.knn import Config as Knn
 from unlabeled.evaluate.protocols.linear import Config as Linear
 from unlabeled.evaluate.splits import Splits
-from unlabeled.ladder import page, rungs, verdict
+from unlabeled.ladder import page, rungs, training, verdict
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.rungs import RungResult
 from unlabeled.report.document import Text
@@ -97,7 +95,7 @@ def export(tmp_path: Path) -> str:
 
 @pytest.fixture
 def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("unlabeled.commands.evaluate.data_of", lambda *_: FEW)
+    monkeypatch.setattr("unlabeled.commands.ladder.data_of", lambda *_: Opened(FEW))
     flags = [
         "--fractions",
         "0.1",
@@ -150,23 +148,20 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     assert set(content["pays"]) == {"10 %", "100 %"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000
 
     # again: nothing is trained, the same is said
-    monkeypatch.setattr("unlabeled.launch.program.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "opened", lambda *_: pytest.fail("trained again"))
     assert main([*arguments, *changed]) == 0
     again = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))
     assert [step["accuracies"] for step in again["steps"]] == [step["accuracies"] for step in content["steps"]]
 
 
 def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    options = parser.parse_args(
-        [export, "shapes", "--out", "out", "--steps", "40", "--pool", "mean", "--min-scale", "0.3", "--crop-pct", "0.9"]
-    )
-    options.set = ["lora.task.strategy.rank=2", "scratch.task.strategy.drop_path=0.3"]
+    how = IMAGENET._replace(pool="mean", crop_pct=0.9)
+    changes = ["lora.task.strategy.rank=2", "scratch.task.strategy.drop_path=0.3"]
+    amounts = [Amount(0.1)]
     climb = rungs.Climb(
-        export, FEW, (16, 16), IMAGENET._replace(pool="mean", crop_pct=0.9), options, torch.device("cpu")
+        export, Opened(FEW), (16, 16), how, torch.device("cpu"), Path("out"), amounts, 3, 40, 64, 0.3, changes
     )
-    made = {rung: rungs.recipe_of(climb, rung, Amount(0.1), 3) for rung in rungs.TUNED}
+    made = {rung: training.recipe_of(climb, rung, Amount(0.1), 3) for rung in rungs.TUNED}
     for recipe in made.values():
         assert recipe.seed == recipe.task.fraction_seed == 3 and recipe.task.fraction == 0.1
         # 20 labels in batches of a quarter: ten epochs of four steps, one of them warm-up
@@ -181,7 +176,7 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
         ("full", "mean"),
     ]
     assert [recipe.encoder for recipe in made.values()] == [export] * 3 + [f"scratch:{export}"]
-    few = rungs.recipe_of(climb, "lora", Amount(shots=2), 3)
+    few = training.recipe_of(climb, "lora", Amount(shots=2), 3)
     assert (few.name, few.task.shots, few.task.fraction) == ("lora_2shots_seed3", 2, 1.0)
     assert few.train.batch_size * 4 <= 2 * len(Opened(FEW).train.classes)
     assert (tasks["lora"].strategy.rank, tasks["layer_decay"].strategy.layer_decay) == (2, 0.75)

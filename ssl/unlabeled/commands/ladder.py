@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.commands.evaluate import OF_DATA
+from unlabeled.backbone.preparation import prepare
+from unlabeled.commands.evaluate import OF_DATA, data_of, device_of
 from unlabeled.errors import UserError
+from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import claim, write_text
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.page import NAMES, page, plot, score
@@ -24,14 +26,12 @@ from unlabeled.ladder.rungs import (
     guessed,
     probe_of,
     probed,
-    recipe_of,
-    refuse_another,
     splits_of,
-    tuned,
 )
+from unlabeled.ladder.training import recipe_of, refuse_another, tuned
 from unlabeled.ladder.verdict import complete
 from unlabeled.launch.given import GIVEN
-from unlabeled.launch.options import check_least
+from unlabeled.launch.options import check_least, checked
 from unlabeled.launch.plan import number
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import duration, track
@@ -89,35 +89,34 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: an option, the export or the data cannot be used.
     """
-    climb = _climb(options)
-    _check(options, climb)
-    with claim(options.out, "--out"):
+    climb, rungs = _climb(options)
+    _check(options, climb, rungs)
+    with claim(climb.out, "--out"):
         results: list[RungResult] = []
-        clock, count = Clock(), len(options.rungs) * len(options.amounts)
-        for result in track(_results(climb), "rungs", count):
+        clock, count = Clock(), len(rungs) * len(climb.amounts)
+        for result in track(_results(climb, rungs), "rungs", count):
             results.append(result)
             print(f"{NAMES[result.rung]}, {result.amount.short}: {score(result)}", flush=True)
             _write(options, climb, results)
         say(f"took {duration(clock.seconds)}")
-        print("\n" + plain((options.out / "ladder.md").read_text(encoding="utf-8")))
+        print("\n" + plain((climb.out / "ladder.md").read_text(encoding="utf-8")))
     return 0
 
 
-def _climb(options: argparse.Namespace) -> Climb:
-    from unlabeled.backbone.preparation import prepare
-    from unlabeled.commands.evaluate import data_of, device_of
-
+def _climb(options: argparse.Namespace) -> tuple[Climb, list[str]]:
+    """What to climb with, and the names of the rungs."""
     encoder, how, words = prepare(options.export, crop_pct=options.crop_pct, pool=options.pool)
     say(f"{options.export}: {words}")
-    options.out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
     options.rungs = [*(BASELINES if options.baselines else ()), *_possible(options.rungs, encoder)]
-    options.amounts = _amounts(options)
-    data = data_of(options, how)
-    return Climb(options.export, data, encoder.image_size, how, options, device_of(options.device))
+    out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
+    amounts, data, device = _amounts(options), data_of(options, how), device_of(options.device)
+    given = {name: getattr(options, name) for name in ("seeds", "steps", "batch_size", "min_scale", "workers")}
+    climb = Climb(options.export, data, encoder.image_size, how, device, out, amounts, changes=options.set, **given)
+    return climb, options.rungs
 
 
 def _amounts(options: argparse.Namespace) -> list[Amount]:
-    """Of the labels, the fewest first. Raises UserError where a number makes no sense."""
+    """Amounts of labels, the fewest first. Raises UserError when a number makes no sense."""
     if options.shots and min(options.shots) < 1:
         raise UserError(f"--shots {min(options.shots)}: expected at least 1")
     fractions = options.fractions or ([] if options.shots else FRACTIONS)
@@ -136,30 +135,30 @@ def _possible(asked: list[str] | None, encoder: Encoder) -> list[str]:
     return list(dict.fromkeys(asked or possible))
 
 
-def _check(options: argparse.Namespace, climb: Climb) -> None:
-    """Every recipe is made and compared with what is there before the first one runs; the pictures are looked for."""
+def _check(options: argparse.Namespace, climb: Climb, rungs: list[str]) -> None:
+    """Raise UserError when an option, a recipe or the images do not fit, before the first rung runs."""
     for change in options.set:
         rung = change.partition(".")[0]
         if change.startswith(OF_DATA):
             continue
         if rung not in RUNGS or rung == "majority":
             raise UserError(f"--set {change}: expected RUNG.a.b=value with a rung of {', '.join(RUNGS)}")
-        if rung not in options.rungs:
+        if rung not in rungs:
             raise UserError(f"--set {change}: {rung} is not climbed. Add it to --rungs, or leave this out.")
+    checked(Preparation, **{name: getattr(climb.how, name) for name in ("pool", "crop_pct", "interpolation")})
     check_least(options, seeds=1, steps=1, batch_size=2, workers=0)
     if not 0 < options.min_scale <= 1:
         raise UserError(f"--min-scale {options.min_scale:g}: expected a share above 0 and at most 1")
     _ = splits_of(climb).sources
-    for rung in options.rungs:
+    for rung in rungs:
         if rung in TUNED:
-            for amount, seed in itertools.product(options.amounts, range(options.seeds)):
+            for amount, seed in itertools.product(climb.amounts, range(climb.seeds)):
                 refuse_another(recipe_of(climb, rung, amount, seed))
         elif rung != "majority":
             probe_of(climb, rung)
 
 
-def _results(climb: Climb) -> Iterator[RungResult]:
-    rungs = climb.options.rungs
+def _results(climb: Climb, rungs: list[str]) -> Iterator[RungResult]:
     if "majority" in rungs:
         yield from guessed(climb)
     for together in (("pixels",), ("untrained",), PROBES):
@@ -172,17 +171,17 @@ def _results(climb: Climb) -> Iterator[RungResult]:
 
 def _write(options: argparse.Namespace, climb: Climb, results: list[RungResult]) -> None:
     """Write the results so far, so that an interrupted climb leaves them."""
-    done, title = complete(results, options.amounts), f"{climb.export}, {number(options.seeds, 'seed')}"
+    done, title = complete(results, climb.amounts), f"{climb.export}, {number(climb.seeds, 'seed')}"
     data = {
         "protocol": {"name": "ladder", "version": VERSION},
         "export": climb.export,
         "data": climb.data.config.model_dump(mode="json"),
         "fingerprints": {"train": climb.data.train.fingerprint(), "val": climb.data.val.fingerprint()},
-        "options": {k: v for k, v in vars(options).items() if k not in ("run", "out", "export", "data", "amounts")},
+        "options": {k: v for k, v in vars(options).items() if k not in ("run", "out", "export", "data")},
         "versions": versions(),
     }
     found = page(title, results, done, data)
-    write_text(options.out / "ladder.json", as_json.write(found))
+    write_text(climb.out / "ladder.json", as_json.write(found))
     if done:
-        write_text(options.out / "ladder.md", markdown.write(found))
-        plot([result for result in results if result.amount in done], done, title, options.out / "ladder.png")
+        write_text(climb.out / "ladder.md", markdown.write(found))
+        plot([result for result in results if result.amount in done], done, title, climb.out / "ladder.png")

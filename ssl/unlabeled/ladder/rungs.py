@@ -1,9 +1,7 @@
-"""The rungs: what needs no pretraining, two probes of frozen features, and ways of training, each a complete recipe."""
+"""The rungs of the ladder, and those that need no training of the backbone: baselines and probes."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,27 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from unlabeled.accelerator import make_accelerator
 from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.pooling import Pixels
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.opened import Opened
-from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.comparison import PIXELS_SIDE, prepared_as, protocols_of, untrained_twin
 from unlabeled.evaluate.evaluation import measured
 from unlabeled.evaluate.protocol import Protocol
 from unlabeled.evaluate.splits import Splits
 from unlabeled.ladder.amount import Amount
-from unlabeled.launch.stage import opened
-from unlabeled.recipe import RecipeError, differences, format_differences, load, parse
-from unlabeled.recipe.free import is_free
 from unlabeled.report.clock import Clock
-from unlabeled.stages.finetune import Finetune, FinetuneRecipe
 
-# what an encoder must be better than: majority of the labels, and linear probes of pixels and of random weights
+# the most frequent class, and linear probes of pixels and of random weights
 BASELINES = ("majority", "pixels", "untrained")
 PROBES = ("knn", "linear")
+# fields of the recipes of rungs that train the backbone or more than a linear head
 TUNED: dict[str, dict[str, Any]] = {
     "attentive": {"task": {"strategy": {"name": "attentive"}}, "optim": {"base_lr": 1e-3, "weight_decay": 0.01}},
     "lora": {"task": {"strategy": {"name": "lora"}}, "optim": {"base_lr": 2e-3, "weight_decay": 0.01}},
@@ -48,21 +41,21 @@ TUNED: dict[str, dict[str, Any]] = {
 WAYS = (*PROBES, *TUNED)
 RUNGS = (*BASELINES, *WAYS)
 UNPRETRAINED = (*BASELINES, "scratch")
-# the protocol that reads a rung's features
+# the protocol of a rung, where it has another name
 PROTOCOL = {"pixels": "linear", "untrained": "linear"}
 
 
 class RungResult(NamedTuple):
-    """A rung on an amount of labels: top-1 accuracy in percent for each seed, and the cost of one.
+    """Top-1 accuracies of a rung on an amount of labels, in percent, and its cost.
 
     Attributes:
         rung: its name.
         fraction: share of the labels.
         accuracies: one per seed.
-        seconds: CPU time of one seed, the pass over the pictures included.
+        seconds: CPU time of one seed, encoding included.
         shots: labels of every class; None = a share.
-        labels: how many labels that is.
-        pictures: that were tested on.
+        labels: number of labels.
+        pictures: number of test images.
     """
 
     rung: str
@@ -75,48 +68,64 @@ class RungResult(NamedTuple):
 
     @property
     def amount(self) -> Amount:
-        """Of the labels."""
+        """The amount of labels."""
         return Amount(self.fraction, self.shots)
 
     @property
     def mean(self) -> float:
-        """Of the seeds."""
+        """Mean over seeds."""
         return statistics.mean(self.accuracies)
 
     @property
     def std(self) -> float:
-        """Of the seeds; 0 of a single one."""
+        """Standard deviation over seeds; 0 of a single one."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
 
 
 class Climb(NamedTuple):
-    """What a ladder is climbed with.
+    """One encoder, its labelled images, and the settings of all rungs.
 
     Attributes:
         export: the encoder's folder.
         data: labelled images.
-        shape: (height, width) of what the encoder sees, pixels.
-        how: pictures become features.
-        options: of the command line.
-        device: where everything runs.
+        shape: (height, width) of the encoder's images, pixels.
+        how: preprocessing and pooling.
+        device: of encoders and probes.
+        out: folder of the runs.
+        amounts: of labels, the fewest first.
+        seeds: number of repetitions of each rung.
+        steps, batch_size: of rungs that are trained.
+        min_scale: least share of the area that a training crop has.
+        changes: `RUNG.a.b=value`; they have the last word.
+        workers: processes that load images.
     """
 
     export: str
     data: Opened
     shape: tuple[int, int]
     how: Preprocessing
-    options: argparse.Namespace
     device: torch.device
+    out: Path
+    amounts: Sequence[Amount]
+    seeds: int = 3
+    steps: int = 1000
+    batch_size: int = 64
+    min_scale: float = 0.4
+    changes: Sequence[str] = ()
+    workers: int = 1
+
+    def of(self, rung: str) -> list[str]:
+        """The changes of one rung, without its name."""
+        return [change.removeprefix(f"{rung}.") for change in self.changes if change.startswith(f"{rung}.")]
 
 
 def guessed(climb: Climb) -> Iterator[RungResult]:
-    """Calling every picture the class that most of the labels are of."""
-    splits = splits_of(climb)
-    train, test = splits.sources
+    """Predict the most frequent class for every image."""
+    train, test = splits_of(climb).sources
     truth = test.labels[test.labels >= 0]
-    for amount in climb.options.amounts:
+    for amount in climb.amounts:
         clock, found, labels = Clock(), [], np.empty(0)
-        for seed in seeds_of(amount, climb.options.seeds):
+        for seed in seeds_of(amount, climb.seeds):
             labels = train.labels[amount.choose(train.labels, seed, train.classes)]
             found.append(100 * float((truth == np.bincount(labels[labels >= 0]).argmax()).mean()))
         cost = clock.cpu_seconds / len(found)
@@ -124,16 +133,15 @@ def guessed(climb: Climb) -> Iterator[RungResult]:
 
 
 def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[RungResult]:
-    """Rungs that are read out of frozen features of one encoder: one pass over the pictures, then all amounts and
-    seeds."""
-    options, clock = climb.options, Clock()
+    """Probe frozen features of one encoder: one pass over the images, then all rungs, amounts and seeds."""
+    clock = Clock()
     encoder, shape = _encoder(climb, rungs[0])
     bench = Bench(encoder.to(climb.device), splits_of(climb), shape)
     bench.features()
     looking = clock.cpu_seconds
     for rung in rungs:
-        for amount in options.amounts:
-            seeds, clock = seeds_of(amount, options.seeds), Clock()
+        for amount in climb.amounts:
+            seeds, clock = seeds_of(amount, climb.seeds), Clock()
             benches = [bench.few(amount.fraction, seed, amount.shots) for seed in seeds]
             scores = [measured(rung, probe_of(climb, rung), one)[0].value for one in benches]
             train, test = benches[0].features()
@@ -142,7 +150,7 @@ def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[RungResult]:
 
 
 def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
-    """What makes the features of a rung, and the size of its images."""
+    """The encoder of a rung, or pixels in its place, and the size of its images."""
     if rung == "pixels":
         return Pixels(), (min(climb.shape[0], PIXELS_SIDE), min(climb.shape[1], PIXELS_SIDE))
     encoder = load_encoder(climb.export)
@@ -150,109 +158,16 @@ def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
 
 
 def splits_of(climb: Climb) -> Splits:
-    """The labelled pictures as probes read them. Raises UserError when an option does not fit."""
-    return Splits(prepared_as(climb.how), climb.data, climb.device, climb.options.workers)
+    """The labelled images, prepared for probes. Raises UserError when an option does not fit."""
+    return Splits(prepared_as(climb.how), climb.data, climb.device, climb.workers)
 
 
 def probe_of(climb: Climb, rung: str) -> Protocol:
-    """The protocol of a rung that is read out of frozen features; `--set` has the last word.
-
-    Raises:
-        UserError: something in it is wrong.
-    """
-    name, start = PROTOCOL.get(rung, rung), f"{rung}."
-    changes = [f"{name}.{one.removeprefix(start)}" for one in climb.options.set if one.startswith(start)]
-    return protocols_of([name], changes)[name]
-
-
-def tuned(climb: Climb, rung: str) -> Iterator[RungResult]:
-    """A rung that is trained, on every amount of labels. What an earlier climb has finished is not trained again."""
-    for amount in climb.options.amounts:
-        results = [_train(recipe_of(climb, rung, amount, seed)) for seed in range(climb.options.seeds)]
-        seconds, accuracies = (
-            statistics.mean(result["cost"]["cpu_s"] for result in results),
-            [result["accuracy"] for result in results],
-        )
-        labels, pictures = results[0]["protocol"]["labelled_pictures"], results[0]["pictures"]
-        yield RungResult(rung, amount.fraction, accuracies, seconds, amount.shots, labels, pictures)
+    """The protocol of a probe. Raises UserError when a setting does not fit."""
+    name = PROTOCOL.get(rung, rung)
+    return protocols_of([name], [f"{name}.{change}" for change in climb.of(rung)])[name]
 
 
 def seeds_of(amount: Amount, count: int) -> range:
-    """What is read from all labels is the same whatever the seed."""
+    """Seeds of a probe: with all labels, every seed gives the same."""
     return range(1 if amount.all else count)
-
-
-def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> FinetuneRecipe:
-    """The recipe of a rung that is trained, as finetune.py reads it; `--set` has the last word.
-
-    Raises:
-        UserError: something in it is wrong.
-    """
-    options, how, own, name = climb.options, climb.how, TUNED[rung], f"{rung}_{amount.key}_seed{seed}"
-    batch, epochs = _length(climb, amount, seed)
-    task = {
-        # a timm classifier reads no two kinds of tokens
-        "pool": "attention" if rung == "attentive" else "cls" if how.pool == "cls_mean" else how.pool,
-        "view": {"size": list(climb.shape), "scale": [options.min_scale, 1.0]},
-        "crop_pct": how.crop_pct,
-        "interpolation": how.interpolation,
-        "fraction": amount.fraction,
-        "shots": amount.shots,
-        "fraction_seed": seed,
-    }
-    content: dict[str, Any] = {
-        "name": name,
-        "seed": seed,
-        "encoder": f"scratch:{climb.export}" if rung == "scratch" else climb.export,
-        "data": climb.data.config.model_dump(mode="json"),
-        "task": {**task, **own["task"]},
-        "optim": {"lr_rule": "none", "betas": [0.9, 0.999], "clip": 1.0, "warmup_epochs": epochs / 10, **own["optim"]},
-        "train": {"epochs": epochs, "batch_size": batch},
-        "run": {"output": str(options.out / name), "workers": options.workers, "checkpoint_every": 500},
-    }
-    content["optim"]["name"] = "adamw"
-    changes = [change.removeprefix(f"{rung}.") for change in options.set if change.startswith(f"{rung}.")]
-    try:
-        return parse(FinetuneRecipe, json.dumps(content), changes)
-    except RecipeError as error:
-        raise UserError(f"rung {rung}: {error}") from error
-
-
-def _length(climb: Climb, amount: Amount, seed: int) -> tuple[int, float]:
-    """Batch size and epochs of `--steps` steps on some of the labels, which must fill a batch."""
-    train = climb.data.train
-    labels = len(amount.choose(train.labels, seed, train.classes))
-    batch = min(climb.options.batch_size, max(2, labels // 4))
-    return batch, climb.options.steps / (labels // batch)
-
-
-def _train(recipe: FinetuneRecipe) -> dict[str, Any]:
-    """The result of a fine-tuning, which goes on from where an earlier one was left."""
-    output = Path(recipe.output)
-    if (output / "result.json").exists():
-        kept: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
-        return kept
-    stage, run = Finetune(), recipe.run
-    accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout, [], recipe.output)
-    job = stage.scored(stage.job(recipe, Opened(recipe.data)), accelerator)
-    with opened(job, accelerator) as engine:
-        if not engine.run():
-            raise Interrupted(f"stopped in {output}. The same command goes on from there.")
-        for line in stage.finish(job, engine):
-            engine.display.say(line)
-    result: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
-    return result
-
-
-def refuse_another(recipe: FinetuneRecipe) -> None:
-    """Raise UserError when a rung's folder holds one that was trained otherwise."""
-    output = Path(recipe.output)
-    if not (output / "recipe.yaml").exists():
-        return
-    before = load(type(recipe), output / "recipe.yaml")
-    changed = [d for d in differences(before, recipe) if not is_free(type(recipe), d.path)]
-    if changed:
-        raise UserError(
-            f"{output} holds a rung of another recipe:\n{format_differences(changed)}\nChoose another --out, or remove "
-            "it."
-        )
