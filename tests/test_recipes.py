@@ -107,7 +107,7 @@ def test_every_pretraining_recipe_has_a_plan(
 ) -> None:
     monkeypatch.setattr("unlabeled.launch.forecast.SECONDS", 0.01)
     if file.parent.name != "demo":  # of large networks the work takes seconds to count
-        monkeypatch.setattr("unlabeled.launch.program._time", lambda *_: [("time", "")])
+        monkeypatch.setattr("unlabeled.launch.stage._time", lambda *_: ("time", ""))
     data = stand_in(load(PretrainRecipe, file).data.channels, tmp_path)
     run = [f"run.output={tmp_path / 'run'}", "run.device=cpu", "evaluate=null", "train.precision=no"]
     assert main("pretrain", [str(file), data, *run, "--dry-run"]) == 0
