@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -51,15 +52,10 @@ def _absent(path: str, lacking: list[str], among: int) -> str:
 
 def braces(text: str) -> list[str]:
     """What braces spell, as shells and WebDataset have it: `s-{000..012}.tar` and `{a,b}.tar`, one after the other."""
-    spelt = list(_take(_spelt(text), MANY + 1))
+    spelt = list(itertools.islice(_spelt(text), MANY + 1))
     if len(spelt) > MANY:
         raise UserError(f"{text!r} spells more than {MANY:,} names; expected fewer")
     return spelt
-
-
-def _take(names: Iterator[str], most: int) -> Iterator[str]:
-    for name, _ in zip(names, range(most), strict=False):
-        yield name
 
 
 def _spelt(text: str) -> Iterator[str]:

@@ -23,26 +23,8 @@ from unlabeled.errors import UserError
 
 AVIF = bool(features.check("avif"))
 HIDDEN, NO_ENDING, NO_FILE = "hidden", "without an ending", "pipes, sockets and devices"
-EXTENSIONS = (
-    b".jpg",
-    b".jpeg",
-    b".jpe",
-    b".jfif",
-    b".jif",
-    b".jfi",
-    b".png",
-    b".webp",
-    *((b".avif",) if AVIF else ()),
-    b".bmp",
-    b".tif",
-    b".tiff",
-    b".gif",
-    b".ppm",
-    b".pgm",
-    b".pbm",
-    b".pnm",
-    b".npy",
-)
+ENDINGS = b".jpg .jpeg .jpe .jfif .jif .jfi .png .webp .avif .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .npy".split()
+EXTENSIONS = tuple(ending for ending in ENDINGS if AVIF or ending != b".avif")
 
 
 def is_picture(name: bytes) -> bool:
@@ -157,12 +139,7 @@ class IndexBuilder:
         self.prefix = prefix + b"/" if prefix else b""
         self.skipped: Counter[str] = Counter()
         self._names = bytearray()
-        self._ends, self._sizes, self._shards, self._starts = (
-            array("q", [0]),
-            array("q"),
-            array("i"),
-            array("q"),
-        )
+        self._ends, self._sizes, self._shards, self._starts = array("q", [0]), array("q"), array("i"), array("q")
 
     def add(self, name: bytes, size: int) -> None:
         """A picture in a folder, `name` relative to the split."""

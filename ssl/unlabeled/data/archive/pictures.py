@@ -68,7 +68,6 @@ class Pictures(Source):
         return self._place.path(self._index, i) if isinstance(self._place, Folder) else None
 
     def image(self, i: int) -> Tensor:
-        """uint8 [C, H, W], see `unlabeled.data.decoding.decode`."""
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,11 +167,14 @@ class Preparation:
         return done._replace(size=file.stat().st_size)
 
     def _stored(self, i: int) -> tuple[bytes, str | None]:
-        """The bytes of picture i; its own if it cannot be used, to be refused for the same reason later, and why."""
+        """Encoded bytes of image i; if it cannot be decoded, its original bytes (it will fail alike) and the reason."""
         try:
             return encode(shrink(self.source.image(i), self.settings.short_side), self.settings), None
         except BadSample as error:
-            return _as_it_is(self.source, i), error.reason
+            data = b""
+            with suppress(BadSample):
+                data = self.source.read(i)
+            return data, error.reason
 
     def _check(self, file: Path, done: Done, pictures: range) -> None:
         """Read back what was written, from the disk where the system allows it, and decode it."""
@@ -194,13 +198,6 @@ class Preparation:
 
 def _tag(sha256: str) -> str:
     return f"sha256:{sha256}"
-
-
-def _as_it_is(source: Source, i: int) -> bytes:
-    try:
-        return source.read(i)
-    except BadSample:
-        return b""
 
 
 def _to_disk(descriptor: int) -> None:

@@ -104,18 +104,15 @@ def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
     if record is None or found is None:
         state = "has not been prepared" if record is None else f"lacks {split}.safetensors or has a damaged one"
         raise UserError(f"data.cache={str(folder)!r} {state}. {again}, or set data.cache=null.")
-    if others := different(_expanded(record.data), which(data)):
+    # paths of older records have `~` in them
+    said = {name: expand(value) if isinstance(value, str) else value for name, value in record.data.items()}
+    if others := different(said, which(data)):
         raise UserError(
             f"data.cache={str(folder)!r} was prepared from other pictures: {others}. {again} to another folder."
         )
     if data.order is not None:
         found = found.renumbered(data.order)
     return Pictures(PreparedTars(_located(folder, found), b""), found, Target(MAX_PIXELS, data.channels))
-
-
-def _expanded(said: dict[str, Any]) -> dict[str, Any]:
-    """As a recipe's paths are now: older records have `~` in them."""
-    return {name: expand(value) if isinstance(value, str) else value for name, value in said.items()}
 
 
 def different(prepared: dict[str, Any], asked: dict[str, Any]) -> str:

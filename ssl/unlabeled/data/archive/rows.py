@@ -29,11 +29,12 @@ def read_rows(path: str, asked: Dialect) -> Iterator[Row]:
         for number, row in enumerate(read(path, asked), 1):
             if not row[0]:
                 raise UserError(f"{path!r}: row {number} has nothing under {asked.columns[0]!r}; expected a path")
-            if odd := next((pair for pair in zip(asked.columns, row, strict=True) if _is_odd(pair[1])), None):
-                raise UserError(
-                    f"{path!r}: row {number} has {len(odd[1]):,} characters under {odd[0]!r}, {show(odd[1])}; expected "
-                    f"a path or a label of at most {LONGEST:,}, without NUL"
-                )
+            for name, value in zip(asked.columns, row, strict=True):
+                if len(value) > LONGEST or "\0" in value:
+                    raise UserError(
+                        f"{path!r}: row {number} has {len(value):,} characters under {name!r}, {show(value)}; expected "
+                        f"a path or a label of at most {LONGEST:,}, without NUL"
+                    )
             yield row
     except OSError as error:
         raise UserError(f"data.path={path!r} cannot be read: {error.strerror or error}") from error
@@ -55,10 +56,6 @@ def _csv(path: str, asked: Dialect) -> Iterator[Row]:
                 found = tuple(row[place] for place in wanted)
                 refuse_other_encodings(path, reader.line_num, asked.columns, found, asked.root)
                 yield found
-
-
-def _is_odd(value: str) -> bool:
-    return len(value) > LONGEST or "\0" in value
 
 
 def _lines(path: str, file: TextIO) -> Iterator[str]:

@@ -156,15 +156,11 @@ class Samples:
             found = [ending.lower() for _, ending in sample if ending]
             pictures = [ending for ending in found if is_picture(b"_." + ending)]
             if len(pictures) > 1 and is_picture(root + b"." + pictures[0]):
-                self._note(
-                    readable(root), pictures, len(found) > len(pictures) and _has_bare(set(found) - set(pictures))
-                )
-
-    def _note(self, root: str, pictures: list[bytes], labelled: bool) -> None:
-        self.several += 1
-        self.example = self.example or f"{root!r}: {', '.join(map(readable, sorted(pictures)[:SHOWN]))}"
-        self._labelled += labelled
-        self._named += _has_bare(set(pictures)) and all(map(_is_word, pictures))
+                self.several += 1
+                shown = ", ".join(map(readable, sorted(pictures)[:SHOWN]))
+                self.example = self.example or f"{readable(root)!r}: {shown}"
+                self._labelled += len(found) > len(pictures) and _has_bare(set(found) - set(pictures))
+                self._named += _has_bare(set(pictures)) and all(map(_is_word, pictures))
 
     @property
     def likely(self) -> bool:

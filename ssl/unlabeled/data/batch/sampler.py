@@ -71,7 +71,10 @@ class Order(NamedTuple):
 
     def _evenly(self, seed: int, epoch: int) -> np.ndarray:
         classes, counts = np.unique(self.labels, return_counts=True)
-        slots = _slots(counts ** (0.5 if self.balance == "sqrt" else 0.0), len(self.labels))
+        # slots in proportion to the weights: cumulative shares are rounded, so that each is at most one off
+        weights = counts ** (0.5 if self.balance == "sqrt" else 0.0)
+        ends = np.rint(np.cumsum(weights) / weights.sum() * len(self.labels)).astype(np.int64)
+        slots = np.diff(ends, prepend=0)
         shuffled = epoch_order(len(self.labels), seed, epoch)
         # a class goes round its samples until its slots are full
         rows = [np.resize(shuffled[self.labels[shuffled] == c], n) for c, n in zip(classes, slots, strict=True)]
@@ -85,12 +88,6 @@ def turns_of(order: np.ndarray) -> np.ndarray:
     turns = np.empty(len(order), dtype=np.int64)
     turns[by_value] = np.arange(len(order)) - np.repeat(first, counts)
     return turns
-
-
-def _slots(weights: np.ndarray, n: int) -> np.ndarray:
-    """n slots shared out by weights [C], whole ones, each at most one off: cumulative shares are rounded."""
-    ends = np.rint(np.cumsum(weights) / weights.sum() * n).astype(np.int64)
-    return np.diff(ends, prepend=0)
 
 
 class EpochSampler(Sampler[list[Position]]):

@@ -85,7 +85,8 @@ def to_8_bit(values: Values, value_range: Range | None = None) -> Pixels:
         raise ValueError(f"pixels of type {values.dtype}, expected integers or floats")
     if value_range is not None:
         return _stretched(values, *value_range)
-    if values.dtype.kind != "f" and _fit_16_bit(values):
+    unsigned = values.dtype.kind == "u" and values.dtype.itemsize <= 2
+    if unsigned or (values.dtype.kind != "f" and values.min() >= 0 and values.max() <= 0xFFFF):
         return from_16_bit(values)
     return _stretched(values, values.min(), values.max())
 
@@ -93,11 +94,6 @@ def to_8_bit(values: Values, value_range: Range | None = None) -> Pixels:
 def from_16_bit(values: Values) -> Pixels:
     """0..65535 to 0..255, scaled and rounded."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _fit_16_bit(values: Values) -> bool:
-    unsigned = values.dtype.kind == "u" and values.dtype.itemsize <= 2
-    return unsigned or bool(values.min() >= 0 and values.max() <= 0xFFFF)
 
 
 def _stretched(values: Values, low: float, high: float) -> Pixels:

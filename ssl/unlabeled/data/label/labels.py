@@ -71,7 +71,8 @@ def numbered(labels: Iterable[Any], order: Sequence[str] | None = None) -> Numbe
         UserError: a label is not in `order`.
     """
     ids: dict[str, int] = {}
-    found = np.fromiter((ids.setdefault(_text(label), len(ids)) for label in labels), np.int64)
+    texts = (label if isinstance(label, str) else canonical(label) for label in labels)
+    found = np.fromiter((ids.setdefault(text, len(ids)) for text in texts), np.int64)
     names = list(map(canonical, ids))
     _refuse_long(names)
     present = {name for name in names if not is_missing(name)}
@@ -90,10 +91,6 @@ def numbered(labels: Iterable[Any], order: Sequence[str] | None = None) -> Numbe
 def _refuse_long(names: Iterable[str]) -> None:
     if odd := next((name for name in names if len(name) > LONGEST), None):
         raise UserError(f"a label of {len(odd):,} characters, {show(odd)}; expected names of at most {LONGEST:,}")
-
-
-def _text(label: Any) -> str:
-    return label if isinstance(label, str) else canonical(label)
 
 
 def renumbered(names: Sequence[str], labels: NDArray[np.int64], order: Sequence[str] | None = None) -> Numbered:

@@ -42,11 +42,9 @@ class Part(Source):
         return len(self.indices)
 
     def image(self, i: int) -> Tensor:
-        """uint8 [3, H, W]. A bad picture raises BadSample."""
         return self.source.image(int(self.indices[i]))
 
     def key(self, i: int) -> str:
-        """The picture's key in the whole source."""
         return self.source.key(int(self.indices[i]))
 
     def fingerprint(self) -> str:

@@ -65,7 +65,8 @@ class ArraySource(Source):
     ) -> None:
         self.path, self.layout, self._target = path, layout, target
         shape, dtype = self._pictures.shape, self._pictures.dtype
-        if len(shape) not in (3, 4) or not _is_number(dtype) or not all(shape):
+        is_number = dtype in (np.uint8, np.uint16) or dtype.kind == "f"
+        if len(shape) not in (3, 4) or not is_number or not all(shape):
             raise UserError(
                 f"{path!r} holds {dtype} {list(shape)}; expected uint8, uint16 or floats, [N, H, W] or {list(layout)}, "
                 "not empty"
@@ -114,7 +115,6 @@ class ArraySource(Source):
         return f"{self.path}[{i}]"
 
     def image(self, i: int) -> Tensor:
-        """uint8 [C, H, W]."""
         values = np.asarray(self._pictures[i])
         if values.ndim == 2:
             values = values[:, :, None]
@@ -131,10 +131,6 @@ class ArraySource(Source):
         some = [self._pictures[i].tobytes() for i in sample_numbers(len(self))]
         head = f"{self._pictures.dtype} {self._pictures.shape} {self.layout} {self.classes}".encode()
         return digest([head, self.labels.astype("<i8").tobytes(), *some])
-
-
-def _is_number(dtype: np.dtype[Any]) -> bool:
-    return dtype in (np.uint8, np.uint16) or dtype.kind == "f"
 
 
 def _loaded(path: str) -> NDArray[Any]:

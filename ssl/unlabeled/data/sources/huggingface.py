@@ -112,7 +112,6 @@ class HuggingFaceSource(Source):
         return f"{self._name}[{i}]"
 
     def image(self, i: int) -> Tensor:
-        """uint8 [C, H, W], see `unlabeled.data.decoding.decode`."""
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:

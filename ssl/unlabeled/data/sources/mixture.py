@@ -78,17 +78,14 @@ class MixtureSource(Source):
         return source, int(i - self.starts[part]) % len(source)
 
     def key(self, i: int) -> str:
-        """The picture's key in its source."""
         source, number = self.place(i)
         return source.key(number)
 
     def image(self, i: int) -> Tensor:
-        """uint8 [C, H, W]."""
         source, number = self.place(i)
         return source.image(number)
 
     def fingerprint(self) -> str:
-        """16 hex digits over the parts and their shares."""
         return digest([self.starts.astype("<i8").tobytes(), *(s.fingerprint().encode() for s in self.sources)])
 
 

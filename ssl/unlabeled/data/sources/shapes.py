@@ -95,18 +95,12 @@ def _norm(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.sqrt(x * x + y * y)
 
 
-OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "cross": _cross,
-    "ring": _ring,
-    "crescent": _crescent,
-    "heart": _heart,
-    "arrow": _arrow,
-    "hourglass": _hourglass,
-}
+Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
+_ALL: tuple[Outline, ...] = (
+    *(_circle, _square, _triangle, _star, _cross),
+    *(_ring, _crescent, _heart, _arrow, _hourglass),
+)
+OUTLINES = {outline.__name__[1:]: outline for outline in _ALL}
 
 
 # ---- the data set
@@ -181,7 +175,6 @@ class ShapesSource(Source):
         return f"shapes/{self.split}/{i:06d}"
 
     def fingerprint(self) -> str:
-        """A short hex string of all that decides the pictures and their number."""
         recipe = f"shapes {VERSION} {self.split} {self.count} {self.size} {self.seed}"
         recipe += "" if self._order is None else f" {self._order}"
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
@@ -61,7 +60,7 @@ class Config(EncodedConfig):
         """Its rows of one split."""
         path, root = self.path, os.fsencode(self._root)
         text = repr([path, self._dialect, self._wanted(split), self.order])
-        asked = {split: CacheKey(text, partial(_changed, path))}
+        asked = {split: CacheKey(text, lambda listing: None if (_stamp(path),) == listing.files else path)}
         listings = index.listings(asked, lambda: {split: self._scan(split)})
         return Pictures(Folder(root), listings[split], self.target)
 
@@ -102,7 +101,3 @@ def _stamp(path: str) -> Stamp:
         return Stamp(path, *local_identity(path))
     except OSError as error:
         raise UserError(f"data.path={path!r} cannot be read: {error.strerror or error}") from error
-
-
-def _changed(path: str, listing: Listing) -> str | None:
-    return None if (_stamp(path),) == listing.files else path

@@ -98,7 +98,6 @@ class TorchVisionSource(Source):
         return f"{self._name}[{i}]"
 
     def image(self, i: int) -> Tensor:
-        """uint8 [C, H, W], by the rules of `unlabeled.data.decoding.decode`."""
         try:
             picture = self._dataset[i][0]
         except Exception as error:  # whatever its files do to it
