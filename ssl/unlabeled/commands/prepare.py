@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """Prepare every source of a recipe that has a cache. Returns the exit code.
 
     Raises:
-        UserError: an option or the recipe is wrong, the pictures cannot be had, or the disk is full.
+        UserError: an option or the recipe is wrong, the images cannot be had, or the disk is full.
     """
     settings = checked(Settings, **{name: getattr(options, name) for name in OPTIONS})
     if options.workers < 1:

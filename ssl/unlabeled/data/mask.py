@@ -21,7 +21,7 @@ Rounding = Literal["floor_visible", "ceil_hidden", "floor_hidden"]
 
 
 class Mask(BaseModel, ABC, frozen=True, extra="forbid"):
-    """Which patches of a crop to hide. Its fields are what recipes set; `name` is the name of its file.
+    """A mask hides patches of a crop. Its fields are what recipes set; `name` is the name of its file.
 
     Attributes:
         equal_counts: whether every crop hides as many patches, so that `keep` and `drop` exist.
@@ -51,7 +51,7 @@ class Mask(BaseModel, ABC, frozen=True, extra="forbid"):
         """
 
     def describe(self, size: Grid, patch: int) -> str:
-        """What it hides of a crop, in words for a plan; arguments as in `check`."""
+        """A short description for a plan; arguments as in `check`."""
         return f"hides patches by a {self.name} mask"
 
     def rounded(self, rounding: Rounding) -> Self:

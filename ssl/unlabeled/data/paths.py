@@ -1,4 +1,4 @@
-"""What people write for several archives or folders: globs, braces, lists."""
+"""Paths of several archives or folders: globs, braces, lists."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _absent(path: str, lacking: list[str], among: int) -> str:
 
 
 def braces(text: str) -> list[str]:
-    """What braces spell, as shells and WebDataset have it: `s-{000..012}.tar` and `{a,b}.tar`, one after the other."""
+    """Expand braces as shells and WebDataset do: `s-{000..012}.tar` and `{a,b}.tar`, one after the other."""
     spelt = list(itertools.islice(_spelt(text), MANY + 1))
     if len(spelt) > MANY:
         raise UserError(f"{text!r} spells more than {MANY:,} names; expected fewer")
@@ -82,7 +82,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _options(inner: str) -> Iterator[str] | None:
-    """What one pair of braces offers, None where it offers no choice."""
+    """The options of one pair of braces, None where it offers no choice."""
     if found := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?", inner):
         first, last, step = int(found[1]), int(found[2]), max(1, int(found[3] or 1))
         padded = any(len(one) > 1 and one.startswith("0") for one in found.group(1, 2))

@@ -24,7 +24,7 @@ BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff
 
 
 class Dialect(NamedTuple):
-    """What is asked of a table.
+    """The columns to read of a table, and how.
 
     Attributes:
         columns: wanted, by name or by number from 0; the first holds paths.
@@ -52,8 +52,8 @@ def separator_named(text: str) -> str:
 
 
 def separator_of(path: str, asked: Dialect) -> str:
-    """What separates a table's values: as asked for, else what makes the wanted columns of its first lines. A comma, or
-    a tab in a .tsv, goes without saying.
+    """Find a table's separator: as asked for, else the one that gives the wanted columns in its first lines. It is
+    logged unless it is a comma, or a tab in a .tsv.
 
     Raises:
         UserError: the table is UTF-16 or UTF-32.
@@ -90,7 +90,7 @@ def _first_rows(text: str, separator: str) -> list[list[str]]:
 
 
 def _fits(rows: list[list[str]], asked: Dialect) -> bool:
-    """Whether first rows have the wanted columns, by name; by number, where the paths are those of pictures."""
+    """Whether the first rows have the wanted columns: by name, or by number with image paths in them."""
     names = [column for column in asked.columns if isinstance(column, str)]
     if names:
         return bool(rows) and all(name in rows[0] for name in names)
@@ -137,7 +137,7 @@ def path_bytes(text: str) -> bytes:
 
 
 def places(path: str, first: list[str], asked: Dialect) -> list[int]:
-    """Where the wanted columns are.
+    """Find the positions of the wanted columns.
 
     Args:
         path: of the table, for messages.

@@ -1,5 +1,5 @@
 """Ranges of files over `http(s)://`, every answer held against what was asked: servers, proxies and caches that ignore
-`Range`, cut bodies off, send a login page or another version of the file would otherwise look like bad pictures."""
+`Range`, cut bodies off, send a login page or another version of the file would otherwise look like bad images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Unsuitable(Exception):
 
 
 class Answer(NamedTuple):
-    """What came for a range."""
+    """The answer to a range request."""
 
     data: bytes
     file: Identity

@@ -1,6 +1,6 @@
-"""Which pictures there are: flat arrays that worker processes share without copying, built by one scan.
+"""Index of images: flat arrays that worker processes share without copying, built by one scan.
 
-A million pictures are a million Python strings otherwise, and every process that touches one copies its page.
+A million images are a million Python strings otherwise, and every process that touches one copies its page.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ EXTENSIONS = tuple(ending for ending in ENDINGS if AVIF or ending != b".avif")
 
 
 def is_picture(name: bytes) -> bool:
-    """Whether a relative path ends like a picture's and no part of it is hidden (`.git`, `._x.jpg`)."""
+    """Whether a relative path ends like an image's and no part of it is hidden (`.git`, `._x.jpg`)."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(b".") and b"/." not in name
 
 
 def ending_of(name: bytes) -> str:
-    """What to count a file under that is not read, by its relative path: `.dcm`, `.nii.gz`, HIDDEN or NO_ENDING."""
+    """The kind under which an unread file is counted, by its relative path: `.dcm`, `.nii.gz`, HIDDEN or NO_ENDING."""
     if name.startswith(b".") or b"/." in name:
         return HIDDEN
     found = re.search(rb"((\.[a-z0-9_-]{1,9})?\.(gz|bz2|xz|zst|zip)|\.[a-z0-9_-]{1,9})$", name.lower())
@@ -48,7 +48,7 @@ def readable(name: bytes) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The pictures below one split, sorted by name (by shard first).
+    """The images below one split, sorted by name (by shard first).
 
     Attributes:
         names: uint8 [bytes], the names relative to the split, '/'-separated, one after the other.
@@ -70,23 +70,23 @@ class Index:
 
     @classmethod
     def empty(cls) -> Index:
-        """Of nothing."""
+        """An index of no images."""
         return IndexBuilder().build()
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def name(self, i: int) -> bytes:
-        """The relative name of picture i."""
+        """The relative name of image i."""
         return self.names[self.ends[i] : self.ends[i + 1]].tobytes()
 
     def place(self, i: int) -> int:
-        """The number of the tar or of the folder that picture i lies in."""
+        """The number of the tar or of the folder that image i lies in."""
         return int(self.shards[i]) if len(self.shards) else 0
 
     @classmethod
     def joined(cls, parts: Sequence[Index]) -> Index:
-        """Of several folders, one after the other."""
+        """Join the indices of several folders."""
         if len(parts) == 1:
             return parts[0]
         lengths = [len(part) for part in parts]
@@ -115,7 +115,7 @@ class Index:
         return digest.hexdigest()
 
     def only(self, chosen: NDArray[np.bool_], others: Counter[str]) -> Index:
-        """The chosen ones of the pictures, by a flag [n] for each, and what to count the others under."""
+        """The chosen ones of the images, by a flag [n] for each, and what to count the others under."""
         lengths = np.diff(self.ends)
         ends = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
         packed = chosen if len(self.shards) else chosen[:0]  # of tars
@@ -123,7 +123,7 @@ class Index:
         return Index(names, ends, self.sizes[chosen], self.shards[packed], self.starts[packed], self.skipped + others)
 
     def folders(self) -> tuple[tuple[bytes, ...], NDArray[np.int64]]:
-        """The first folders of the names, and which of them each picture lies in: [n], -1 in none."""
+        """The first folders of the names, and which of them each image lies in: [n], -1 in none."""
         ids: dict[bytes, int] = {}
         found = array("q")
         for i in range(len(self)):
@@ -133,7 +133,7 @@ class Index:
 
 
 class IndexBuilder:
-    """Collects pictures below `prefix` ("" for all) into an `Index`."""
+    """Collects images below `prefix` ("" for all) into an `Index`."""
 
     def __init__(self, prefix: bytes = b"") -> None:
         self.prefix = prefix + b"/" if prefix else b""
@@ -142,13 +142,13 @@ class IndexBuilder:
         self._ends, self._sizes, self._shards, self._starts = array("q", [0]), array("q"), array("i"), array("q")
 
     def add(self, name: bytes, size: int) -> None:
-        """A picture in a folder, `name` relative to the split."""
+        """An image in a folder, `name` relative to the split."""
         self._names += name
         self._ends.append(len(self._names))
         self._sizes.append(size)
 
     def add_member(self, name: bytes, shard: int, start: int, size: int) -> bool:
-        """A file of a tar, by its full name; whether it is a picture below the prefix. Others below it are counted."""
+        """A file of a tar, by its full name; whether it is an image below the prefix. Others below it are counted."""
         if not name.startswith(self.prefix):
             return False
         name = name[len(self.prefix) :]
@@ -159,7 +159,7 @@ class IndexBuilder:
         return True
 
     def add_stored(self, name: bytes, shard: int, start: int, size: int) -> None:
-        """A picture in a tar, `name` relative to the split."""
+        """An image in a tar, `name` relative to the split."""
         self.add(name, size)
         self._shards.append(shard)
         self._starts.append(start)
@@ -172,10 +172,10 @@ class IndexBuilder:
 
 
 def scan_folder(root: bytes, entered: set[tuple[int, int]] | None = None) -> tuple[Index, Index]:
-    """Every picture below `root`, sorted by relative path, and every folder that was entered, when it was changed last.
+    """Every image below `root`, sorted by relative path, and every folder that was entered, when it was changed last.
 
     Symbolic links are followed, but each real folder is entered once, under the name that sorts first. A link
-    to nothing is kept, so that it is counted as a bad sample rather than lost. No folder at all: no pictures.
+    to nothing is kept, so that it is counted as a bad sample rather than lost. No folder at all: no images.
     `entered` are folders that were entered already, by device and number.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a scan found, kept in a file: read back in milliseconds, mapped by every process, refused once it is stale.
+"""Results of a scan, kept in a file: read back in milliseconds, memory-mapped, refused once stale.
 
 The file is plain safetensors: a column per tensor, and in its header what was asked for and a hash of it all.
 """
@@ -40,14 +40,14 @@ class Stamp(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The pictures of one split, and what would show that there are others now.
+    """The images of one split, and what would show that there are others now.
 
     Attributes:
         pictures: their index.
         classes, labels: see `Source`.
-        files: the archives that hold the pictures, or the table that lists them.
+        files: the archives that hold the images, or the table that lists them.
         folders: the folders that were read, by name below the root; `sizes` are when each was changed last, ns.
-        fingerprint: of pictures and labels.
+        fingerprint: of images and labels.
     """
 
     pictures: Index
@@ -67,25 +67,25 @@ class Listing(NamedTuple):
         folders: Index | None = None,
         named: bool = False,
     ) -> Listing:
-        """With its fingerprint; `named` where the pictures' paths do not say what the classes are called."""
+        """A listing with its fingerprint; `named` where paths do not contain the class names."""
         found = pictures.fingerprint(labels)
         own = digest([found.encode(), *map(str.encode, classes)]) if named and classes else found
         return cls(pictures, classes, labels, files, folders or Index.empty(), own)
 
     def renumbered(self, order: tuple[str, ...]) -> Listing:
-        """With the classes in another order."""
+        """The same listing with its classes in another order."""
         classes, labels = renumbered(self.classes, self.labels, order)
         print_ = digest([self.fingerprint.encode(), *map(str.encode, classes), labels.astype("<i8").tobytes()])
         return self._replace(classes=classes, labels=labels, fingerprint=print_)
 
     def newest(self) -> int:
-        """When the last change to what was read happened, ns."""
+        """Time of the last change to the files that were read, ns."""
         times = [int(file.tag) for file in self.files if file.tag.isdecimal()]
         return max([*times, int(self.folders.sizes.max(initial=0))])
 
 
 class CacheKey(NamedTuple):
-    """What to list: `text` says it in full, so that another question is not answered by a file kept for this one."""
+    """Identifies a listing in the cache: `text` in full; `changed` says what makes it stale."""
 
     text: str
     changed: Callable[[Listing], str | None]  # what has changed since, for people; None = nothing

@@ -56,15 +56,15 @@ class Pictures(Source):
         return self._index.skipped
 
     def name(self, i: int) -> bytes:
-        """The picture's path below the split."""
+        """The image's path below the split."""
         return self._index.name(i)
 
     def key(self, i: int) -> str:
-        """The picture's path; in a tar, the archive's path and the member's name."""
+        """The image's path; in a tar, the archive's path and the member's name."""
         return readable(self._place.path(self._index, i))
 
     def file(self, i: int) -> bytes | None:
-        """Where the picture lies as a file of its own; None in a tar."""
+        """Path of the image as a file of its own; None in a tar."""
         return self._place.path(self._index, i) if isinstance(self._place, Folder) else None
 
     def image(self, i: int) -> Tensor:
@@ -99,11 +99,11 @@ class Folder:
         self.roots = roots
 
     def path(self, index: Index, i: int) -> bytes:
-        """Where picture i lies."""
+        """Path of image i."""
         return os.path.join(self.roots[index.place(i)], index.name(i))
 
     def read(self, index: Index, i: int) -> bytes:
-        """The bytes of picture i, and no more than one beyond its indexed size."""
+        """The bytes of image i, and no more than one beyond its indexed size."""
         with open(self.path(index, i), "rb") as file:
             return file.read(int(index.sizes[i]) + 1)
 
@@ -120,7 +120,7 @@ class Tars:
         return b"%b/%b" % (self.roots[index.shards[i]], index.name(i))
 
     def read(self, index: Index, i: int) -> bytes | None:
-        """The bytes of picture i, None where the archive is not the one that was indexed.
+        """The bytes of image i, None where the archive is not the one that was indexed.
 
         Raises:
             UserError: a remote archive is not, or (Interrupted) cannot be had.

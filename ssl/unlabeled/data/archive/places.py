@@ -1,4 +1,4 @@
-"""Which images lie at the paths of a recipe, folders or tars, and what they are labelled."""
+"""Images and labels at the paths of a recipe, in folders or tars."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reading(NamedTuple):
 
 
 def scan_places(paths: Paths, prefixes: Sequence[str], how: Reading) -> list[Listing]:
-    """What there is below each of the prefixes."""
+    """Scan folders or tars for the images below each of the prefixes."""
     if folders := folders_of(paths):
         for field, value, fitting in (("labels", how.labels, (FOLDERS,)), ("part", how.part, (ALL, None))):
             if value not in fitting:
@@ -77,14 +77,14 @@ def folders_of(paths: Paths) -> list[str]:
 
 
 def _looked_through(roots: Sequence[bytes]) -> tuple[Index, Index]:
-    """Pictures below folders, and all folders there; each is entered once."""
+    """Images below folders, and all folders there; each is entered once."""
     entered: set[tuple[int, int]] = set()
     pictures, folders = zip(*(scan_folder(root, entered) for root in roots), strict=True)
     return Index.joined(pictures), Index.joined(folders)
 
 
 def _listing(where: str, index: Index, folders: Index | None, how: Reading, files: tuple[Stamp, ...] = ()) -> Listing:
-    """With the first folder of each name for a label."""
+    """Make a listing whose labels are the first folder of each name."""
     names, found = index.folders()
     stray = found < 0
     if stray.any() and not stray.all():
@@ -107,7 +107,7 @@ def _beside_folders(where: str, index: Index, stray: NDArray[np.bool_]) -> str:
 
 
 def changed(stamps: Callable[[Paths], Sequence[Stamp]], paths: Paths, prefix: str, listing: Listing) -> str | None:
-    """What is not as it was when it was listed: a folder, an archive, or which archives there are."""
+    """Name a folder or an archive that has changed since it was listed; None = none has."""
     if folders := folders_of(paths):
         if listing.files:
             return _shown(paths, prefix)

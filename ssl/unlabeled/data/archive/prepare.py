@@ -1,4 +1,4 @@
-"""`python -m unlabeled prepare`: every picture decoded once, made smaller and packed, so that training need not.
+"""`python -m unlabeled prepare`: every image decoded once, made smaller and packed, so that training need not.
 
 Each tar is one piece of work: it is written beside its place, read back, and only then put there with a note of what
 is in it. Whatever ends the program, the same command goes on with the tars that are missing.
@@ -43,13 +43,13 @@ ENDINGS = {"raw": "npy", "jpeg": "jpg"}
 
 
 class Done(NamedTuple):
-    """What one tar holds.
+    """The contents of one tar.
 
     Attributes:
         size: of the tar, bytes.
         sha256: of the tar.
-        starts, sizes, sums: where its pictures lie, and their CRC-32.
-        bad: numbers and reasons of pictures that cannot be used. They are in the tar as they were.
+        starts, sizes, sums: where its images lie, and their CRC-32.
+        bad: numbers and reasons of images that cannot be used. They are in the tar as they were.
     """
 
     size: int
@@ -64,7 +64,7 @@ class Preparation:
     """One split of a source on its way into a folder.
 
     Args:
-        source: the pictures.
+        source: the images.
         split: its name.
         folder: where to.
         settings: how they are stored.
@@ -78,7 +78,7 @@ class Preparation:
         self.index = listing.read(index_file(folder, split), ASKED)  # written when all is done
 
     def pictures(self, number: int) -> range:
-        """The pictures of a tar."""
+        """The images of a tar."""
         return range(number * self.settings.shard, min((number + 1) * self.settings.shard, len(self.source)))
 
     def missing(self) -> list[int]:
@@ -88,7 +88,7 @@ class Preparation:
         return [number for number in range(self.tars) if number not in good]
 
     def _intact(self, number: int) -> bool:
-        """Whether a tar is as it was written, which is said where it is not."""
+        """Whether a tar is as it was written; log where it is not."""
         tar, known = self._tar(number), self._stamp(number)
         if known is not None and tar.stat().st_size == known.size and known.tag in ("", _tag(sha256_of(tar))):
             return True
@@ -96,14 +96,14 @@ class Preparation:
         return False
 
     def _stamp(self, number: int) -> Stamp | None:
-        """What is known of a tar; its tag is '' in folders that older versions prepared."""
+        """The expected size and hash of a tar; the tag is '' in folders that older versions prepared."""
         if self.index is not None:
             return self.index.files[number]
         done = self.done(number)
         return None if done is None else Stamp(self._tar(number).name, done.size, _tag(done.sha256))
 
     def done(self, number: int) -> Done | None:
-        """What the note on a tar says, while there is no index; None where it is of another size."""
+        """The note of a tar, while there is no index; None where its size differs."""
         try:
             said = json.loads(self._note(number).read_text(encoding="utf-8"))
             done = Done(**{**said, "bad": [(i, reason) for i, reason in said["bad"]]})
@@ -121,7 +121,7 @@ class Preparation:
         return done
 
     def finish(self) -> None:
-        """Write the index of all tars, which replaces the notes on each, and the list of bad pictures."""
+        """Write the index of all tars, which replaces the notes on each, and the list of bad images."""
         builder, stamps, bad = IndexBuilder(), [], []
         for number in range(self.tars):
             done = self.done(number)
@@ -207,7 +207,7 @@ def _to_disk(descriptor: int) -> None:
 
 
 def shrink(picture: Tensor, short_side: int) -> Tensor:
-    """A picture [C, H, W] uint8 with a short side of at most so many pixels, by antialiased bicubic interpolation."""
+    """An image [C, H, W] uint8 with a short side of at most so many pixels, by antialiased bicubic interpolation."""
     height, width = picture.shape[-2:]
     scale = short_side / min(height, width)
     if scale >= 1:
@@ -216,7 +216,7 @@ def shrink(picture: Tensor, short_side: int) -> Tensor:
 
 
 def encode(picture: Tensor, settings: Settings) -> bytes:
-    """A picture [C, H, W] uint8 as the bytes of a `.npy` [H, W, C] or of a JPEG.
+    """An image [C, H, W] uint8 as the bytes of a `.npy` [H, W, C] or of a JPEG.
 
     Raises:
         UserError: a JPEG of other than 1 or 3 channels.
@@ -237,7 +237,7 @@ def encode(picture: Tensor, settings: Settings) -> bytes:
 
 
 def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) -> Iterator[Packed]:
-    """Fill a folder with a source's pictures, tar after tar.
+    """Fill a folder with a source's images, tar after tar.
 
     Args:
         data: a recipe's `data:` section; its own `cache` is not looked at.
@@ -246,7 +246,7 @@ def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) 
         workers: processes.
 
     Raises:
-        UserError: the folder was prepared from other pictures or in another way, or the disk is full.
+        UserError: the folder was prepared from other images or in another way, or the disk is full.
     """
     # classes are numbered when the folder is opened
     data = data.model_copy(update={"classes": None})
@@ -266,7 +266,7 @@ def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) 
 
 
 class Packed(NamedTuple):
-    """How far it is: pictures packed of all in a split, and what was found bad in the newest tar."""
+    """How far it is: images packed of all in a split, and what was found bad in the newest tar."""
 
     split: Split
     pictures: int

@@ -1,6 +1,6 @@
-"""Pictures made smaller once and for all: tars of small JPEGs or plain `.npy` arrays, as `prepare` writes them.
+"""Images made smaller once and for all: tars of small JPEGs or plain `.npy` arrays, as `prepare` writes them.
 
-    FOLDER/prepared.json       what was asked for, of which pictures
+    FOLDER/prepared.json       what was asked for, of which images
     FOLDER/train-00000.tar     000000000.npy 000000001.npy ...: any program can read them
     FOLDER/train.safetensors   where each lies, its key in the source, its label
 
@@ -32,20 +32,20 @@ ASKED = "prepared"
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
-    """How pictures are stored."""
+    """How images are stored."""
 
-    short_side: int = Field(256, ge=16, description="pixels; larger pictures are made smaller, none larger")
+    short_side: int = Field(256, ge=16, description="pixels; larger images are made smaller, none larger")
     format: Literal["raw", "jpeg"] = Field("raw", description="raw = .npy, read fastest; jpeg = an eighth of the space")
     quality: int = Field(92, ge=1, le=100, description="of a JPEG")
-    shard: int = Field(1024, ge=1, description="pictures per tar")
+    shard: int = Field(1024, ge=1, description="images per tar")
 
 
 class Record(BaseModel, frozen=True, extra="forbid"):
     """`prepared.json`.
 
     Attributes:
-        settings: how pictures were stored.
-        data: the recipe's `data:` section, as far as it decides which pictures they are.
+        settings: how images were stored.
+        data: the recipe's `data:` section, as far as it decides which images they are.
         fingerprints: of the source's splits.
     """
 
@@ -74,20 +74,20 @@ class Record(BaseModel, frozen=True, extra="forbid"):
 
 
 class PreparedTars(Tars):
-    """Reads prepared pictures; they keep the keys that they had in their source."""
+    """Reads prepared images; they keep the keys that they had in their source."""
 
     def path(self, index: Index, i: int) -> bytes:
-        """The key of picture i in the source."""
+        """The key of image i in the source."""
         return index.name(i)
 
 
 def index_file(folder: Path, split: Split) -> Path:
-    """Where the index of a split lies; it is written last."""
+    """Path of the index of a split; it is written last."""
     return folder / f"{split}.safetensors"
 
 
 def which(data: SourceConfig) -> dict[str, Any]:
-    """What a recipe's `data:` section says of which pictures there are and what their values mean."""
+    """The fields of a `data:` section that decide its images and the meaning of their values."""
     said = data.model_dump(mode="json", exclude=marked(type(data), AFTERWARDS))
     return {**said, "channels": data.channels}
 
@@ -96,7 +96,7 @@ def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
     """A split of a prepared folder.
 
     Raises:
-        UserError: it is not prepared, not to its end, for other pictures, or damaged.
+        UserError: it is not prepared, not to its end, for other images, or damaged.
     """
     record = Record.read(folder)
     found = listing.read(index_file(folder, split), ASKED)
@@ -122,7 +122,7 @@ def different(prepared: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def fingerprint(source: str, settings: Settings) -> str:
-    """Of prepared pictures: by the source's and how they were made, wherever and in however many shards they lie."""
+    """Fingerprint of prepared images from the source's and the settings, whatever the shards."""
     return digest([source.encode(), settings.model_dump_json(exclude={"shard"}).encode()])
 
 

@@ -95,7 +95,7 @@ def identity_seen_by(pid: int, path: str) -> Identity:
 
 
 def read_range(path: str, start: int, size: int, file: Identity) -> bytes:
-    """Some bytes of a file as it was seen first: which pictures are skipped must not depend on the network.
+    """Read a range of a file, unchanged since it was indexed: skipped images must not depend on the network.
 
     Raises:
         UserError: it is another file by now.
@@ -119,7 +119,7 @@ def _cut(system: Any, name: str, start: int, size: int) -> bytes:
 
 
 def _tried(path: str, read: Callable[[], T], for_good: tuple[type[Exception], ...] = ()) -> T:
-    """What `read` returns, tried again after a while unless an error is `for_good`: networks and servers fail."""
+    """Call `read`, again after a while unless an error is `for_good`: networks and servers fail."""
     for wait in (*WAITS, None):
         try:
             return read()

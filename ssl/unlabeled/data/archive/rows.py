@@ -19,7 +19,7 @@ LONGEST_LINE = 64 << 20
 
 
 def read_rows(path: str, asked: Dialect) -> Iterator[Row]:
-    """Those columns of a table, as text.
+    """Read the wanted columns of a table as text.
 
     Raises:
         UserError: it cannot be read, lacks a column, or a row has no path.

@@ -1,4 +1,4 @@
-"""Files that lie among pictures and are not read: how many of which kind, and what would make pictures of them."""
+"""Files that lie among images and are not read: how many of which kind, and what would make images of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlabeled.data.archive.index import HIDDEN, NO_ENDING
 BESIDE = "beside the folders"
 SHOWN, LOOKED_AT = 8, 1000
 
-# three lines of Python that make pictures of a format: endings, what it is called, what they need, the lines
+# three lines of Python that make images of a format: endings, what it is called, what they need, the lines
 FOREIGN = (
     (
         (".dcm", ".dicom", ".ima"),
@@ -73,10 +73,10 @@ def in_words(skipped: Counter[str]) -> str:
 
 
 def conversion(skipped: Counter[str], roots: Sequence[bytes]) -> str:
-    """How to make pictures of the commonest format of files that are not read; '' where it is none of those known.
+    """How to make images of the commonest format of files that are not read; '' where it is none of those known.
 
     Args:
-        skipped: of a place without any picture.
+        skipped: of a place without any image.
         roots: the folders, to look into files without an ending.
     """
     counts = Counter({ending: n for ending, n in skipped.items() if ending not in (HIDDEN, NO_ENDING)})

@@ -1,4 +1,4 @@
-"""Which files an uncompressed tar holds and where, from its headers alone: nothing is ever extracted.
+"""Index of an uncompressed tar, from its headers alone: nothing is ever extracted.
 
 Headers are parsed by `tarfile`, but walked here: `TarFile` keeps an object per member, which is gigabytes
 for a million, and takes a damaged header in the middle for the end.
@@ -41,7 +41,7 @@ _EXTENSIONS = (_LONG_NAME, _LONG_LINK, tarfile.XGLTYPE, *_PAX)
 
 
 class Scan(NamedTuple):
-    """What lies below one prefix of some tars.
+    """The images below one prefix of some tars.
 
     Attributes:
         pictures: sorted by (shard, name).
@@ -60,8 +60,8 @@ def scan_tars(
     Args:
         paths: of tars.
         prefixes: "" for everything.
-        beside: reads labels from files beside the pictures; None = nothing is read but headers.
-        part: which picture of a WebDataset sample is used, see `Files.part`.
+        beside: reads labels from files beside the images; None = nothing is read but headers.
+        part: which image of a WebDataset sample is used, see `Files.part`.
 
     Raises:
         UserError: compressed, truncated or corrupt archives, two members of one name, and members that are
@@ -190,7 +190,7 @@ def _refuse_appended(file: BinaryIO, path: str, position: int) -> None:
 
 
 def _override(header: tarfile.TarInfo, file: BinaryIO, path: str, size: int) -> dict[bytes, bytes]:
-    """What an extension header says about the next member: its long name (GNU), its path and size (PAX)."""
+    """Fields of an extension header for the next member: its long name (GNU), its path and size (PAX)."""
     if header.type == _LONG_NAME:
         return {b"path": file.read(size).split(b"\0", 1)[0]}
     if header.type not in _PAX:

@@ -50,7 +50,7 @@ class Found(NamedTuple):
     others: dict[bytes, Any]
 
     def names(self, picture: bytes) -> bool:
-        """Whether one belongs to a picture of this name."""
+        """Whether a label belongs to an image of this name."""
         return stem(picture)[0] in self.labels or whole_stem(picture)[0] in self.others
 
 
@@ -62,7 +62,7 @@ class Beside:
 
     Attributes:
         labels, others: how many were found, see `Found`.
-        used: whether one of them belongs to a picture.
+        used: whether one of them belongs to an image.
     """
 
     def __init__(self, text: str) -> None:
@@ -124,7 +124,7 @@ class Beside:
         return label
 
     def _value(self, document: Any) -> Any:
-        """What a document has under the key, None where it lacks it."""
+        """The value under the key, None where the document lacks it."""
         if not isinstance(document, dict):
             raise TypeError(f"expected an object, found {type(document).__name__}")
         node: Any = document
@@ -139,10 +139,10 @@ class Beside:
 
 
 class Samples:
-    """Whether tars hold WebDataset samples of several pictures each.
+    """Counts WebDataset samples with several images each.
 
     Attributes:
-        several: samples that would have several pictures.
+        several: samples that would have several images.
         example: one of them, for people.
     """
 
@@ -164,7 +164,7 @@ class Samples:
 
     @property
     def likely(self) -> bool:
-        """A label or the like belongs to such a sample; or most have a plain picture (`000.jpg`) and others whose
+        """A label or the like belongs to such a sample; or most have a plain image (`000.jpg`) and others whose
         endings are words (`000.mask.png`), not numbers."""
         return self._labelled > 0 or 2 * self._named > self.several
 
@@ -180,11 +180,11 @@ def _is_word(ending: bytes) -> bool:
 
 
 def one_of_each(index: Index, part: str | None) -> tuple[Index, np.ndarray]:
-    """One picture of every sample, and which those are: a flag [n] for each picture.
+    """One image of every sample, and which those are: a flag [n] for each image.
 
     Args:
         index: of tars, whose names are sorted.
-        part: the ending of the pictures to use; None = the plainest: `000.jpg` before `000.left.jpg`, JPEG before PNG.
+        part: the ending of the images to use; None = the plainest: `000.jpg` before `000.left.jpg`, JPEG before PNG.
     """
     chosen = np.zeros(len(index), np.bool_)
     for _, sample in itertools.groupby(range(len(index)), lambda i: (index.place(i), stem(index.name(i))[0])):
@@ -201,13 +201,13 @@ def _rank(ending: bytes) -> tuple[bool, int, bytes]:
 
 
 def reads_samples(path: str, samples: Samples, part: str | None, labelled: bool) -> bool:
-    """Whether tars are read as samples; says so once where the names leave it open.
+    """Decide whether tars are read as samples; log it once where the names leave it open.
 
     Args:
         path: of the first tar.
         samples: what their names say.
         part: of the recipe.
-        labelled: whether labels were found in files beside the pictures, by WebDataset's rule.
+        labelled: whether labels were found in files beside the images, by WebDataset's rule.
     """
     if part is not None or not samples.several:
         return part not in (None, ALL)

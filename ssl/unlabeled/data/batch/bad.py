@@ -1,4 +1,4 @@
-"""Pictures that could not be used: counted once each, written down, too many of them stop the run."""
+"""Images that could not be used: counted once each, written down, too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from unlabeled.files import end_line, json_lines
 
 
 class BadSamples:
-    """The bad pictures of one run, over all its processes and resumes.
+    """The bad images of one run, over all its processes and resumes.
 
     Args:
         file: `bad_samples.jsonl`, one {"key", "reason"} per line.
-        n: pictures in the source.
+        n: images in the source.
         limit: share of them that may be bad, in [0, 1].
     """
 

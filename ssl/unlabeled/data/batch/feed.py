@@ -1,4 +1,4 @@
-"""What one process trains on, step by step, from any step on."""
+"""The micro-batches of one process, from any step on."""
 
 from __future__ import annotations
 

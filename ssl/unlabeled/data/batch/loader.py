@@ -33,7 +33,7 @@ UNMIXED = Mixing()
 
 
 class Sample(NamedTuple):
-    """One picture's crops, and the bad pictures that were stepped over to get them: (key, reason)."""
+    """One image's crops, and the bad images that were stepped over to get them: (key, reason)."""
 
     crops: list[Crops]
     label: int
@@ -59,14 +59,14 @@ def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Ge
 
 
 class ViewDataset(Dataset[Sample]):
-    """Samples of a source cut into views. A bad picture is replaced by the next good one of the source.
+    """Samples of a source cut into views. A bad image is replaced by the next good one of the source.
 
     Args:
-        source: the pictures.
+        source: the images.
         views: what to cut from each.
         patch: side of a patch, pixels (for masks).
         seed: of the recipe.
-        mixing: how pictures of the first view are mixed with their neighbours.
+        mixing: how images of the first view are mixed with their neighbours.
         order: which samples make up an epoch; None = each once.
     """
 

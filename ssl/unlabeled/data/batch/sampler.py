@@ -14,7 +14,7 @@ from unlabeled.randomness import Stream, stream
 
 
 class Position(NamedTuple):
-    """A sample in time: the epoch decides its randomness, the index its picture.
+    """A sample in time: the epoch decides its randomness, the index its image.
 
     Attributes:
         epoch: from 0.
@@ -64,7 +64,7 @@ class Order(NamedTuple):
         return self.repeats > 1 or self.balanced(epoch)
 
     def of(self, seed: int, epoch: int) -> np.ndarray:
-        """Which samples make up an epoch, n of them, from (seed, epoch) alone."""
+        """The n samples of an epoch, from (seed, epoch) alone."""
         n = len(self.labels)
         drawn = self._evenly(seed, epoch) if self.balanced(epoch) else epoch_order(n, seed, epoch)
         return np.repeat(drawn[: math.ceil(n / self.repeats)], self.repeats)[:n]
@@ -133,13 +133,13 @@ class EpochSampler(Sampler[list[Position]]):
         return (self.total_steps - self.start) * self.accumulate
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which samples make up an epoch, and the turn of each."""
+        """The samples of an epoch and the turn of each."""
         if self.order is None or not self.order.again(epoch):
             return epoch_order(self.n, self.seed, epoch), np.zeros(self.n, dtype=np.int8)
         order = self.order.of(self.seed, epoch)
         turns, batches = turns_of(order), np.arange(len(order)) // self.batch_size
         # within a batch all repeated samples come once, then all of them again: mixup's partners, which are neighbours,
-        # are different pictures
+        # are different images
         rows = np.lexsort((turns % self.order.repeats, batches))
         return order[rows], turns[rows]
 

@@ -99,7 +99,7 @@ class Batches(Iterator[Any]):
                 raise Interrupted(f"loader worker {number} (process {worker.pid}) was ended by {end}. {advice}")
 
     def _plain(self, error: Exception) -> Exception:
-        """What is wrong, without the traceback that a worker's error comes wrapped in."""
+        """The cause of an error, without the worker's traceback."""
         text = str(error)
         if said := _said(text):
             return said
@@ -136,7 +136,7 @@ class _TooLong(Exception):
 
 
 def _hears() -> bool:
-    """Whether this thread is the one that signals reach."""
+    """Whether this is the main thread, which signals reach."""
     return threading.current_thread() is threading.main_thread()
 
 

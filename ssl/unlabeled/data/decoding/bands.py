@@ -16,7 +16,7 @@ GREY, RGB = 1, 3
 
 
 class Target(NamedTuple):
-    """What pictures are to become.
+    """The form that images are decoded to.
 
     Attributes:
         max_pixels: width times height above which they are refused.
@@ -30,7 +30,7 @@ class Target(NamedTuple):
 
     @property
     def photographs(self) -> bool:
-        """Whether colours are converted to it; else bands are taken as they are stored, in exactly this number."""
+        """Whether colours are converted (grey or RGB); other numbers of bands are taken as they are stored."""
         return self.channels in (GREY, RGB)
 
     def check_size(self, width: int, height: int) -> None:
@@ -44,7 +44,7 @@ class Target(NamedTuple):
             raise ValueError(f"{found} band{'s' * (found != 1)}, expected {self.channels}")
 
     def pages(self, found: int) -> int:
-        """How many pages of one band each make a picture, of those found: as many as there are channels, or one.
+        """Number of one-band pages that make an image: as many as there are channels, or one.
 
         Of more pages than channels it does not matter how many there are.
 

@@ -1,6 +1,6 @@
-"""Bytes of a picture to uint8 [C, H, W], or `BadSample` and nothing else.
+"""Bytes of an image to uint8 [C, H, W], or `BadSample` and nothing else.
 
-A picture's first bytes decide what it is, never its name. JPEG goes through torchvision (bit for bit
+An image's first bytes decide what it is, never its name. JPEG goes through torchvision (bit for bit
 Pillow's result, CMYK included, in less than half the time), `.npy` and wide TIFFs through `npy` and `tiff`, all
 else through Pillow, which is held to `FORMATS`. The size is read from the header and held against `max_pixels`
 before anything is decoded.
@@ -11,9 +11,9 @@ Rules by which everything becomes RGB:
 - Alpha, also of a palette: dropped, not composited, as torchvision's `ImageFolder` does; the colours stored
   under transparent pixels show.
 - 16-bit grey: scaled by 1/257 and rounded, never clipped. 16-bit colour: Pillow keeps the high byte.
-- 32-bit integers: as 16-bit where all values lie in 0..65535, else stretched from the picture's own minimum
+- 32-bit integers: as 16-bit where all values lie in 0..65535, else stretched from the image's own minimum
   and maximum.
-- Floats: stretched from the picture's own minimum and maximum; not finite is a bad sample.
+- Floats: stretched from the image's own minimum and maximum; not finite is a bad sample.
 - Animations and multi-page files: the first frame, unless a TIFF has three pages of one band each.
 - TIFFs of one or three bands that Pillow does not read: grey or RGB.
 - EXIF orientation is applied; orientation that cannot be read is taken as upright.
@@ -25,7 +25,7 @@ is a band, so is each ink of CMYK (0 = none, as Pillow reads it: also where a JP
 palette is one. In a TIFF they are the bands of the first page, or the pages, if each has one band and they are of one
 size, in their order. Of 16-bit bands in a PNG Pillow has the high bytes.
 
-Where a `value_range` is given, its ends become 0 and 255 in all pictures of more than 8 bits, instead of the rules
+Where a `value_range` is given, its ends become 0 and 255 in all images of more than 8 bits, instead of the rules
 above; a PNG of 16-bit colours, of which Pillow has the high byte only, is a bad sample then.
 
 `.npy` (of one array, never a pickle) is [H, W], [H, W, bands] or [bands, H, W], bands last where both fit; one or three
@@ -61,21 +61,21 @@ _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 def decode(
     data: bytes, max_pixels: int, key: str = "", channels: int = RGB, value_range: Range | None = None
 ) -> Tensor:
-    """Decode one picture.
+    """Decode one image.
 
     Args:
         data: the file's bytes.
-        max_pixels: width times height above which a picture is refused before it is decoded. Pillow's own
+        max_pixels: width times height above which an image is refused before it is decoded. Pillow's own
             limit (`2 * PIL.Image.MAX_IMAGE_PIXELS`, 178,956,970) holds as well for all formats that it reads.
-        key: what to call the picture in an error.
+        key: what to call the image in an error.
         channels: how many, 1 to 16.
-        value_range: what becomes 0 and 255 in pictures of more than 8 bits, clipped beyond; None = the rules above.
+        value_range: what becomes 0 and 255 in images of more than 8 bits, clipped beyond; None = the rules above.
 
     Returns:
         uint8 [channels, H, W], upright; channels last in memory, as decoders write and resizing likes it.
 
     Raises:
-        BadSample: for whatever is wrong with the picture.
+        BadSample: for whatever is wrong with the image.
         UserError: it takes a library that is not installed.
         Interrupted: no memory is left.
     """
@@ -96,7 +96,7 @@ def decode(
 def from_pillow(
     image: Image.Image, max_pixels: int, key: str = "", channels: int = RGB, value_range: Range | None = None
 ) -> Tensor:
-    """A picture that somebody else opened: uint8 [channels, H, W], by the same rules.
+    """An image that somebody else opened: uint8 [channels, H, W], by the same rules.
 
     Raises:
         BadSample: for whatever is wrong with it.
@@ -180,7 +180,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _converted(image: Image.Image, target: Target) -> Pixels:
-    """[H, W, channels] of an open picture, by the rules at the top of this file."""
+    """[H, W, channels] of an open image, by the rules at the top of this file."""
     target.check_size(*image.size)
     if isinstance(image, TiffImageFile):
         # of colours the high byte will do, and what Pillow drops is no colour
@@ -199,7 +199,7 @@ def _is_wide(image: Image.Image) -> bool:
 
 
 def _is_whole(image: TiffImageFile) -> bool:
-    """Whether Pillow has all bands of a TIFF's page, and all their bits."""
+    """Whether Pillow reads all bands of a TIFF page with all their bits."""
     bits: tuple[int, ...] = image.tag_v2.get(258, (1,))
     samples = image.tag_v2.get(277, 1)
     return samples == len(image.getbands()) and (samples == 1 or max(bits) <= 8)
@@ -218,7 +218,7 @@ def _bands(image: TiffImageFile, target: Target) -> Values:
 
 
 def _count_pages(image: TiffImageFile, most: int) -> int:
-    """How many pages can be had, 1 to `most`: one that cannot ends them, and must not cost the first."""
+    """Count readable pages, 1 to `most`; the first unreadable page ends the count."""
     found = 1
     with suppress(Exception):
         while found < most:
@@ -233,7 +233,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image) if turned else image  # which would copy it
     except MemoryError:
         raise
-    except Exception:  # broken metadata must not cost a sound picture
+    except Exception:  # broken metadata must not cost a sound image
         return image
 
 

@@ -1,4 +1,4 @@
-"""Memory that runs out while a picture is read is not the picture's fault: what is learnt must not depend on it."""
+"""Memory that runs out while an image is read is not the image's fault: what is learnt must not depend on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADVICE = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left."""
+    """Whether an error means that memory ran out."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     said = str(error).lower()
@@ -32,11 +32,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def raise_if_out_of_memory(error: BaseException, key: str) -> None:
-    """Raise Interrupted where a picture could not be read for want of memory.
+    """Raise Interrupted where an image could not be read for want of memory.
 
     Args:
         error: caught while it was read.
-        key: the picture's.
+        key: the image's.
     """
     if is_out_of_memory(error):
         raise Interrupted(

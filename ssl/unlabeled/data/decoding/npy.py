@@ -1,4 +1,4 @@
-"""Pictures in `.npy` files of one array each: plain numbers, never pickles."""
+"""Images in `.npy` files of one array each: plain numbers, never pickles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VERSIONS: dict[bytes, tuple[int, Any]] = {
 
 
 class Header(NamedTuple):
-    """What a file says of its array."""
+    """The header of a file: shape and type of its array."""
 
     shape: tuple[int, ...]
     column_major: bool
@@ -45,7 +45,7 @@ def header_of(data: bytes) -> tuple[Header, int]:
     return header, end
 
 
-@lru_cache(maxsize=4096)  # parsing costs more than the pixels of a small picture, and sizes repeat
+@lru_cache(maxsize=4096)  # parsing costs more than the pixels of a small image, and sizes repeat
 def _parsed(head: bytes) -> Header:
     _, read = _VERSIONS[head[6:8]]
     header = Header(*read(io.BytesIO(head[8:])))

@@ -13,13 +13,13 @@ from unlabeled.errors import UserError
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# what these log of a file, once per picture, their errors say too
+# what these log of a file, once per image, their errors say too
 for _name in ("tifffile", "PIL.TiffImagePlugin"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def installed() -> bool:
-    """Whether they can be read."""
+    """Whether tifffile is installed."""
     return importlib.util.find_spec("tifffile") is not None
 
 
@@ -45,7 +45,7 @@ def values_of(data: bytes, target: Target) -> Values:
 
 
 def count_pages(data: bytes, most: int) -> int:
-    """How many pages a TIFF or BigTIFF has, 1 to `most`, by its chain of directories (TIFF 6.0 section 2).
+    """Count the pages of a TIFF or BigTIFF, 1 to `most`, by its chain of directories (TIFF 6.0 section 2).
 
     The chain ends where it leads out of the file or back to a page that was counted.
     """

@@ -1,4 +1,4 @@
-"""Folders of training and of test pictures that are about to be trained on as one."""
+"""Folders of training and of test images that are about to be trained on as one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _folders(source: Source) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _splits(folders: set[bytes]) -> list[bytes]:
-    """Those that are named like splits, if some are to learn from and others to test on."""
+    """The folders named like splits, if some are for training and others for testing."""
     learnt, held_out = (
         [folder for folder in sorted(folders) if readable(folder).lower() in names] for names in (LEARNT, HELD_OUT)
     )

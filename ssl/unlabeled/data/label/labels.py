@@ -40,7 +40,7 @@ def canonical(label: Any) -> str:
 
 
 def is_missing(label: Any) -> bool:
-    """Whether a label says that there is none: -1, NaN, null, NA, empty and the like, as number or text."""
+    """Whether a label means "missing": -1, NaN, null, NA, empty and the like, as number or text."""
     name = canonical(label)
     return name in MISSING or name.casefold() in MISSING_IN_ANY_CASE
 
@@ -94,7 +94,7 @@ def _refuse_long(names: Iterable[str]) -> None:
 
 
 def renumbered(names: Sequence[str], labels: NDArray[np.int64], order: Sequence[str] | None = None) -> Numbered:
-    """The same for labels [n] that number the names of a data set, which are all of its classes.
+    """`numbered` for labels [n] that number the class names of a data set.
 
     Its own order is kept, unless it is that of the alphabet, which is nobody's choice (0, 1, 10, 2).
     """

@@ -1,4 +1,4 @@
-"""Whether pictures that are scored are among those that are learnt from: told by their bytes, of a sample."""
+"""Overlap of training and test images, found in a sample by their bytes."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 from unlabeled.data.source import Source
 from unlabeled.errors import BadSample, UserError
 
-TESTED = 200  # test pictures that are looked for
-READ = 1000  # training pictures that are read to find them, at most
+TESTED = 200  # test images that are looked for
+READ = 1000  # training images that are read to find them, at most
 AT_ONCE = 16  # files that are read
-FEW = 20  # with fewer test pictures a share says little
+FEW = 20  # with fewer test images a share says little
 SHARE = 0.1  # of the test pictures: what is allowed, as real data sets hold copies
 Rows = NDArray[np.int64]
 
 
 class Shared(NamedTuple):
-    """How many test pictures were looked for, and which were found: their key, and the key that they have in train."""
+    """Number of test images looked for, and those found: (key, key in train)."""
 
     looked: int
     found: list[tuple[str, str]]
 
     @property
     def share(self) -> float:
-        """Of those that were looked for."""
+        """Share of the test images that were found."""
         return len(self.found) / max(1, self.looked)
 
 
 def refuse_shared(train: Source, test: Source) -> None:
-    """Raise UserError when more than a SHARE of the test pictures are training pictures as well."""
+    """Raise UserError when more than a SHARE of the test images are training images as well."""
     looked, found = shared = overlap(train, test)
     if shared.share <= SHARE:
         return
@@ -49,9 +49,9 @@ def refuse_shared(train: Source, test: Source) -> None:
 
 
 def overlap(train: Source, test: Source) -> Shared:
-    """How many of the test pictures are training pictures; of mixtures, of the pair of parts that share most.
+    """Look for test images among the training images; of mixtures, the pair of parts that share most.
 
-    Up to TESTED test pictures are looked for, reading at most READ training pictures: all that can be equal, by what
+    Up to TESTED test images are looked for, reading at most READ training images: all that can be equal, by what
     sources know of each without reading it (size, some values). Of more, those at the same places and others evenly.
     """
     pairs = ((one, other) for one in train.parts for other in test.parts)
@@ -66,9 +66,9 @@ def _overlap(train: Source, test: Source) -> Shared:
 
 
 def _to_read(train: Source, test: Source) -> tuple[int, Rows, Rows]:
-    """How many test pictures are looked for, the numbers of those that must be read for it, and of training pictures.
+    """Number of test images to look for, and the numbers of test and training images to read for it.
 
-    Where no training picture can be equal, nothing is read.
+    Where no training image can be equal, nothing is read.
     """
     rows = np.random.default_rng(0).permutation(len(test))[:TESTED]
     looked, found, read = 0, [], set[int]()
@@ -84,7 +84,7 @@ def _to_read(train: Source, test: Source) -> tuple[int, Rows, Rows]:
 
 
 def _alike(train: Source, test: Source, rows: Rows) -> Iterator[Rows]:
-    """For each of some test pictures the training pictures that may be equal to it."""
+    """For each of some test images the training images that may be equal to it."""
     marks, others = train.marks, test.marks
     if marks is None or others is None:
         yield from [np.arange(len(train))] * len(rows)
@@ -95,7 +95,7 @@ def _alike(train: Source, test: Source, rows: Rows) -> Iterator[Rows]:
 
 
 def _digests(source: Source, rows: Rows) -> list[tuple[int, bytes]]:
-    """(number, digest) of pictures; those that cannot be read are left out."""
+    """(number, digest) of images; those that cannot be read are left out."""
     numbers = rows.tolist()
     # files may lie far away
     with ThreadPoolExecutor(AT_ONCE if source.encoded else 1) as pool:

@@ -1,4 +1,4 @@
-"""A part of a source: some of its pictures, in ascending order of their numbers."""
+"""A part of a source: some of its images, in ascending order of their numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from unlabeled.data.source import Source
 
 
 class Part(Source):
-    """A source over chosen pictures of another.
+    """A source over chosen images of another.
 
     Args:
         source: the whole.
-        indices: [m] int64, which pictures.
+        indices: [m] int64, which images.
     """
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What a source found and people should know, said once."""
+"""Warnings about data, given once."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ log = logging.getLogger(__name__)
 
 @cache
 def say_once(text: str) -> None:
-    """Warn of something, however often it is met."""
+    """Log a warning once, however often it is met."""
     log.warning("%s", text)

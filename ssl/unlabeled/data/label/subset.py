@@ -1,4 +1,4 @@
-"""Some of the labelled samples, the same for everybody who asks with the same seed."""
+"""Subsets of labelled samples, decided by the seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def stratified(
     leave: int = 0,
     names: Sequence[str] = (),
 ) -> np.ndarray:
-    """The same share of every class; smaller shares are inside larger ones.
+    """Choose the same share of every class; smaller shares are inside larger ones.
 
     Args:
         labels: [n] int64; samples with label -1 are never chosen.
@@ -50,7 +50,7 @@ def stratified(
 
 
 def few_shot(labels: np.ndarray, shots: int, seed: int, names: Sequence[str] = ()) -> np.ndarray:
-    """As many samples of every class: sorted indices into labels [n]. Fewer shots are inside more.
+    """Choose as many samples of every class: sorted indices into labels [n]. Fewer shots are inside more.
 
     Raises:
         UserError: a class has fewer.

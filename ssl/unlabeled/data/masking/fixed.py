@@ -1,4 +1,4 @@
-"""What masks have in common that hide as many units in every crop."""
+"""The base of masks that hide as many units in every crop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlabeled.data.mask import Grid, Mask, Rounding
 
 
 def hidden_count(units: int, ratio: float, rounding: Rounding | None) -> int:
-    """How many of `units` a mask of a fixed ratio hides. Methods round differently, and by the floats they multiply.
+    """Number of `units` that a mask of a fixed ratio hides. Methods differ in rounding and in the floats they multiply.
 
     Args:
         units: N, how many there are.
@@ -37,7 +37,7 @@ class FixedMask(Mask, frozen=True, extra="forbid"):
     )
 
     def hidden(self, units: int) -> int:
-        """How many of `units` are hidden."""
+        """Number of `units` that are hidden."""
         return hidden_count(units, self.ratio, self.rounding)
 
     def rounded(self, rounding: Rounding) -> Self:

@@ -1,4 +1,4 @@
-"""Where a crop stands in its global batch, for masks that share something out over the batch."""
+"""The position of a crop in its global batch, for masks whose shares are spread over the batch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Place(NamedTuple):
     Attributes:
         seed: of the recipe.
         step: number of the global batch.
-        row: of its picture in the global batch.
+        row: of its image in the global batch.
         batch: rows of the global batch.
-        crop: its number among the crops of a picture that hide patches, over all views.
+        crop: its number among the crops of an image that hide patches, over all views.
         crops: how many those are.
     """
 
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     crops: int = 1
 
     def after(self, crops: int) -> Place:
-        """The place of the same picture's crop that many further."""
+        """The place of the same image's crop that many further."""
         return self._replace(crop=self.crop + crops)
 
     @property

@@ -30,7 +30,7 @@ class Config(FixedMask, frozen=True, extra="forbid"):
         self.must_leave_both(size[0] // unit * (size[1] // unit), size)
 
     def describe(self, size: Grid, patch: int) -> str:
-        """How many units it hides of a crop, in words for a plan."""
+        """Number of hidden units, in words for a plan."""
         unit = self.unit or patch
         units = size[0] // unit * (size[1] // unit)
         return f"hides {self.hidden(units)} of {units} units of {unit} px"

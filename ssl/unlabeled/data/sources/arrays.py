@@ -1,4 +1,4 @@
-"""Pictures in numpy files: memory-mapped, so that any number of them costs no memory and every process shares them."""
+"""Images in numpy files: memory-mapped, so that any number of them costs no memory and every process shares them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Layout = Literal["NHWC", "NCHW"]
 
 
 class Config(SourceConfig):
-    """`.npy` files of uint8, uint16 or float pictures, all of one size, with labels in files of their own.
+    """`.npy` files of uint8, uint16 or float images, all of one size, with labels in files of their own.
 
-    Grey pictures, [N, H, W] or of one channel, are repeated to RGB where that is asked for.
+    Grey images, [N, H, W] or of one channel, are repeated to RGB where that is asked for.
     """
 
     what_val_is: ClassVar[str] = "the .npy of the pictures to evaluate on"
 
     name: Literal["arrays"] = "arrays"
-    train: UserPath = Field(description="the .npy of the pictures to train on")
+    train: UserPath = Field(description="the .npy of the images to train on")
     train_labels: UserPath | None = Field(None, description="the .npy of their labels [N]; null = unlabelled")
-    val: UserPath | None = Field(None, description="the .npy of the pictures to evaluate on; null = none")
+    val: UserPath | None = Field(None, description="the .npy of the images to evaluate on; null = none")
     val_labels: UserPath | None = Field(None, description="the .npy of their labels")
     layout: Layout = Field("NHWC", description="order of the axes")
     value_range: ValueRange | None = VALUE_RANGE
@@ -53,7 +53,7 @@ class ArraySource(Source):
     """A source over one memory-mapped file. Pickles without its pixels.
 
     Args:
-        path: of the pictures.
+        path: of the images.
         labels: path of the labels, or None.
         layout: order of the axes.
         target: what becomes of each.
@@ -127,7 +127,7 @@ class ArraySource(Source):
         return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
     def fingerprint(self) -> str:
-        """16 hex digits over shape, labels and some of the pictures."""
+        """16 hex digits over shape, labels and some of the images."""
         some = [self._pictures[i].tobytes() for i in sample_numbers(len(self))]
         head = f"{self._pictures.dtype} {self._pictures.shape} {self.layout} {self.classes}".encode()
         return digest([head, self.labels.astype("<i8").tobytes(), *some])

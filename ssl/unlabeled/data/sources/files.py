@@ -33,11 +33,11 @@ PathOrPaths = UserPath | Annotated[tuple[UserPath, ...], Field(min_length=1)]
 
 
 class Config(EncodedConfig):
-    """Pictures in folders or in uncompressed tars.
+    """Images in folders or in uncompressed tars.
 
-    Labels are the first folder below the split, or what files beside the pictures of a tar say; pictures that all lie
+    Labels are the first folder below the split, or what files beside the images of a tar say; images that all lie
     right below the split are unlabelled. Hidden files and files with other endings than those of
-    pictures are passed over.
+    images are passed over.
     """
 
     what_val_is: ClassVar[str] = "the folder of labelled pictures, such as data.val=val"
@@ -47,25 +47,25 @@ class Config(EncodedConfig):
         description="a folder, a .tar, tars by a glob or braces, such as '/data/shard-*.tar' or "
         "'s3://bucket/shard-{000..012}.tar', or a list of either",
     )
-    train: str = Field("", description="subfolder or prefix of the pictures to train on; '' or . = all of data.path")
-    val: str | None = Field(None, description="subfolder or prefix of labelled pictures to evaluate on; null = none")
+    train: str = Field("", description="subfolder or prefix of the images to train on; '' or . = all of data.path")
+    val: str | None = Field(None, description="subfolder or prefix of labelled images to evaluate on; null = none")
     val_path: Annotated[PathOrPaths | None, FREE] = Field(
-        None, description="where the pictures to evaluate on are, if not in `path`; null = there"
+        None, description="where the images to evaluate on are, if not in `path`; null = there"
     )
     labels: str = Field(
         FOLDERS,
         pattern=r"^(folders|\w+(\.\w+)*|(\w+\.)*json:.+)$",
-        description="folders, or in tars the files beside pictures (WebDataset): cls, txt, json:KEY, json:KEY.INNER",
+        description="folders, or in tars the files beside images (WebDataset): cls, txt, json:KEY, json:KEY.INNER",
     )
     part: str | None = Field(
         None,
         pattern=r"^[^./][^/]*$",
-        description="ending of the pictures to use where WebDataset samples have several, such as left.jpg; null = the "
-        "plainest of each (jpg before left.jpg), all = every picture",
+        description="ending of the images to use where WebDataset samples have several, such as left.jpg; null = the "
+        "plainest of each (jpg before left.jpg), all = every image",
     )
     stray: Stray = Field(
         "error",
-        description="what becomes of pictures that lie beside the folders of classes: error = stop and name them, skip "
+        description="what becomes of images that lie beside the folders of classes: error = stop and name them, skip "
         "= leave them out, keep = use them without a label",
     )
 
@@ -125,10 +125,10 @@ class Config(EncodedConfig):
         return found
 
     def source(self, split: Split, index: IndexFolder) -> Pictures:
-        """The pictures of one split.
+        """The images of one split.
 
         Raises:
-            UserError: nothing at `path`, no pictures in the split, or an archive that cannot be used (see `scan_tars`).
+            UserError: nothing at `path`, no images in the split, or an archive that cannot be used (see `scan_tars`).
         """
         (paths, prefix), listing = self._places[split], self._listings(index)[split]
         if not len(listing.pictures):
@@ -141,7 +141,7 @@ class Config(EncodedConfig):
         return [os.path.join(self.train, readable(folder)) for folder in read_as_one(source)]
 
     def masks(self) -> SourceConfig:
-        """The files below folders of the splits' names with `_masks` behind, of every picture."""
+        """The files below folders of the splits' names with `_masks` behind, of every image."""
         train, val = (None if prefix is None else f"{prefix}_masks" for prefix in (self.train, self.val))
         return Config(
             path=self.path,

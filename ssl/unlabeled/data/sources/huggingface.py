@@ -1,4 +1,4 @@
-"""Hugging Face data sets: a repository, a folder written by `save_to_disk`, or a folder of Parquet or pictures."""
+"""Hugging Face data sets: a repository, a folder written by `save_to_disk`, or a folder of Parquet or images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAVED = ("dataset_dict.json", "state.json")
 
 
 class Config(EncodedConfig):
-    """A data set of the Hugging Face library, read from its memory-mapped tables as pictures are needed."""
+    """A data set of the Hugging Face library, read from its memory-mapped tables as images are needed."""
 
     what_val_is: ClassVar[str] = "the labelled split, such as data.val=test"
 
@@ -38,7 +38,7 @@ class Config(EncodedConfig):
     revision: str | None = Field(None, description="branch, tag or commit of the repository; null = the newest")
     train: str = Field("train", description="the split to train on")
     val: str | None = Field(None, description="the labelled split to evaluate on; null = none")
-    image: str = Field("image", description="column of the pictures")
+    image: str = Field("image", description="column of the images")
     label: str | None = Field(None, description="column of the labels; null = unlabelled")
 
     def source(self, split: Split, index: IndexFolder) -> HuggingFaceSource:
@@ -83,7 +83,7 @@ class HuggingFaceSource(Source):
         self.classes: tuple[str, ...]
         self.labels: NDArray[np.int64]
         self._name, self._column, self._target = name, image, target
-        # bytes and paths as they lie in the table: pictures are decoded here, under our rules and caps
+        # bytes and paths as they lie in the table: images are decoded here, under our rules and caps
         self._table = table.select_columns([image]).cast_column(image, Image(decode=False))
         values = [None] * len(table) if label is None else table[label]
         feature = None if label is None else table.features[label]
@@ -98,7 +98,7 @@ class HuggingFaceSource(Source):
 
     @property
     def marks(self) -> NDArray[np.int64] | None:
-        """Sizes [n] of the pictures that the table holds, bytes, -1 of others; None where rows were chosen."""
+        """Sizes [n] of the images that the table holds, bytes, -1 of others; None where rows were chosen."""
         import pyarrow.compute
 
         if self._table._indices is not None:
@@ -115,7 +115,7 @@ class HuggingFaceSource(Source):
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:
-        """The picture's bytes, from the table or from the file that it names."""
+        """The image's bytes, from the table or from the file that it names."""
         cell = self._table[int(i)][self._column] or {}
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
@@ -129,7 +129,7 @@ class HuggingFaceSource(Source):
             raise BadSample(self.key(i), f"cannot be read: {error.strerror}") from error
 
     def fingerprint(self) -> str:
-        """16 hex digits over the number of rows, labels and some of the pictures."""
+        """16 hex digits over the number of rows, labels and some of the images."""
         some = [self._table[int(i)][self._column] or {} for i in sample_numbers(len(self))]
         parts = [bytes(cell.get("bytes") or os.path.basename(cell.get("path") or "").encode()) for cell in some]
         return digest([f"{len(self)} {self.classes}".encode(), self.labels.astype("<i8").tobytes(), *parts])

@@ -24,13 +24,13 @@ SHARED = frozenset(SourceConfig.model_fields) - {"name", "cache"}
 
 
 class MixtureSource(Source):
-    """A source of several. An epoch passes over every picture at least once; what weighs more repeats.
+    """A source of several. An epoch passes over every image at least once; what weighs more repeats.
 
-    Pictures of a source take turns, so a repeated one is cropped anew: randomness goes by the place in the mixture.
+    Images of a source take turns, so a repeated one is cropped anew: randomness goes by the place in the mixture.
 
     Args:
         sources: the parts.
-        weights: their shares, in proportion; None = their sizes, so that every picture comes once.
+        weights: their shares, in proportion; None = their sizes, so that every image comes once.
         order: names of all classes, by number; None = natural.
     """
 
@@ -51,7 +51,7 @@ class MixtureSource(Source):
         )
 
     def _labels(self, part: int, source: Source) -> NDArray[np.int64]:
-        """Those of the epoch's pictures of one source, numbered as here."""
+        """Labels of one part's images in the epoch, numbered as the mixture's."""
         rank = {name: number for number, name in enumerate(self.classes)}
         ids = np.array([rank[name] for name in source.classes] + [-1])  # -1 stays the last
         return ids[source.labels[np.arange(self.starts[part + 1] - self.starts[part]) % len(source)]]
@@ -97,7 +97,7 @@ class Config(SourceConfig):
     name: Literal["mixture"] = "mixture"
     sources: tuple[Single, ...] = Field(min_length=1, description="`data:` sections; what all share is set here")
     weights: tuple[Positive, ...] | None = Field(
-        None, description="how often each is drawn from, in proportion; null = every picture once"
+        None, description="how often each is drawn from, in proportion; null = every image once"
     )
 
     @field_validator("sources")

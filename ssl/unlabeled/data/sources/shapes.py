@@ -1,4 +1,4 @@
-"""A data set that needs no download: ten kinds of shapes, each picture drawn from its number alone."""
+"""A data set that needs no download: ten kinds of shapes, each image drawn from its number alone."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from unlabeled.data.label.labels import renumbered
 from unlabeled.data.source import AFTERWARDS, Source, SourceConfig
 from unlabeled.recipe.free import FREE
 
-# A number in what the pictures look like: part of the fingerprint, raised whenever drawing changes.
+# A number in what the images look like: part of the fingerprint, raised whenever drawing changes.
 VERSION = 2
 
-# Lengths are in half sides: the picture spans [-1, 1] both ways, a radius of 0.5 is half of the side across.
+# Lengths are in half sides: the image spans [-1, 1] both ways, a radius of 0.5 is half of the side across.
 RADIUS = (0.43, 0.7)
 # the clutter: short strokes, bent to a circle of radius BEND
 STROKES = 4
 WIDTH = (0.025, 0.07)
 LENGTH = (0.05, 0.2)
 BEND = (0.1, 1.0)
-# textures: stripes across the picture at most, each way; how far they tint; ground to fill, per channel
+# textures: stripes across the image at most, each way; how far they tint; ground to fill, per channel
 CYCLES = 4.0
 TINT = 0.1
 CONTRAST = 0.4
@@ -107,19 +107,19 @@ OUTLINES = {outline.__name__[1:]: outline for outline in _ALL}
 
 
 class Config(SourceConfig):
-    """The recipe's `data:` for pictures drawn on the fly: one textured shape over a cluttered background.
+    """The recipe's `data:` for images drawn on the fly: one textured shape over a cluttered background.
 
     The class is the outline alone: position, size, rotation, colours and textures are random, so that raw
-    pixels tell little about it and learning shows. The two splits share no picture.
+    pixels tell little about it and learning shows. The two splits share no image.
     """
 
     name: Literal["shapes"] = "shapes"
-    train_size: int = Field(default=10_000, ge=1, le=100_000_000, description="pictures in the train split")
-    val_size: int = Field(default=2_000, ge=1, le=100_000_000, description="pictures in the val split")
-    size: int = Field(default=32, ge=8, le=512, description="side of the square pictures, pixels")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="which pictures are drawn")
+    train_size: int = Field(default=10_000, ge=1, le=100_000_000, description="images in the train split")
+    val_size: int = Field(default=2_000, ge=1, le=100_000_000, description="images in the val split")
+    size: int = Field(default=32, ge=8, le=512, description="side of the square images, pixels")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="which images are drawn")
     max_bad_fraction: Annotated[float, FREE, AFTERWARDS] = Field(
-        default=0.0, ge=0, le=1, description="share of bad pictures a run survives"
+        default=0.0, ge=0, le=1, description="share of bad images a run survives"
     )
 
     @model_validator(mode="after")
@@ -139,18 +139,18 @@ class Config(SourceConfig):
         return True
 
     def source(self, split: Split, index: IndexFolder) -> ShapesSource:
-        """The pictures of one split."""
+        """The images of one split."""
         count = self.train_size if split == "train" else self.val_size
         return ShapesSource(split, count, self.size, self.seed, self.order)
 
 
 class ShapesSource(Source):
-    """Pictures of shapes by number. Picture i depends on (seed, split, i); `size` only sets its resolution.
+    """Images of shapes by number. Image i depends on (seed, split, i); `size` only sets its resolution.
 
     Pixels take arithmetic and square roots alone, which IEEE 754 rounds exactly: processors agree on them.
 
     Attributes:
-        labels: [n] int64, the picture's place in `classes`; classes take turns.
+        labels: [n] int64, the image's place in `classes`; classes take turns.
         classes: the names of the outlines.
     """
 
@@ -167,7 +167,7 @@ class ShapesSource(Source):
 
     @property
     def marks(self) -> NDArray[np.int64]:
-        """Every picture is another one, in both splits."""
+        """Every image is another one, in both splits."""
         return np.arange(self.count) * 2 + (self.split == "val")
 
     def key(self, i: int) -> str:
@@ -180,7 +180,7 @@ class ShapesSource(Source):
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
     def image(self, i: int) -> Tensor:
-        """Picture i: uint8 [3, size, size], RGB."""
+        """Image i: uint8 [3, size, size], RGB."""
         random = self._random(i)
         inside = self._coverage(self._outline(i, random))
         ground, clutter, fill = self._colours(random)
@@ -193,7 +193,7 @@ class ShapesSource(Source):
         return torch.from_numpy((_unit(picture) * 255 + 0.5).astype(np.uint8))
 
     def mask(self, i: int) -> Tensor:
-        """Where the shape of picture i is: bool [size, size], True where it covers half of the pixel."""
+        """Mask of the shape of image i: bool [size, size], True where it covers half of the pixel."""
         return torch.from_numpy(self._outline(i, self._random(i)) <= 0)
 
     def _random(self, i: int) -> np.random.Generator:
@@ -212,7 +212,7 @@ class ShapesSource(Source):
         return t * t * (3 - 2 * t)
 
     def _outline(self, i: int, random: np.random.Generator) -> np.ndarray:
-        """Signed distance [size, size] to the outline of picture i's shape. Takes the first draws."""
+        """Signed distance [size, size] to the outline of image i's shape. Takes the first draws."""
         radius = _uniform(random, (), *RADIUS)
         centre_x, centre_y = _uniform(random, (2,), -1, 1) * (1 - radius)
         cos, sin = _turn(random, ()) / radius

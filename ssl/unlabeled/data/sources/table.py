@@ -22,12 +22,12 @@ from unlabeled.recipe.free import FREE
 
 
 class Config(EncodedConfig):
-    """A row per picture, in the table's order. Any value may be a label; empty ones are unknown."""
+    """A row per image, in the table's order. Any value may be a label; empty ones are unknown."""
 
     what_val_is: ClassVar[str] = "the value of `split` in labelled rows, such as data.split=split data.val=test"
 
     name: Literal["table"] = "table"
-    path: Annotated[UserPath, FREE] = Field(description="a .csv, .tsv or .parquet with a row per picture")
+    path: Annotated[UserPath, FREE] = Field(description="a .csv, .tsv or .parquet with a row per image")
     root: Annotated[UserPath | None, FREE] = Field(
         None, description="folder that the paths are relative to; null = the table's own"
     )
@@ -37,7 +37,7 @@ class Config(EncodedConfig):
         description="between values: a character, or comma, semicolon, tab, pipe or space; null = what makes the "
         "columns of the first lines",
     )
-    image: str | NonNegativeInt = Field("path", description="column of the pictures' paths, by name or number")
+    image: str | NonNegativeInt = Field("path", description="column of the images' paths, by name or number")
     label: str | NonNegativeInt | None = Field(None, description="column of the labels; null = unlabelled")
     split: str | NonNegativeInt | None = Field(
         None, description="column that tells splits apart; null = all rows are trained on"

@@ -27,7 +27,7 @@ Arguments = dict[str, bool | int | float | str]
 
 
 class Config(EncodedConfig):
-    """A class of `torchvision.datasets` that has pictures by number. Nothing is downloaded unless `train` says so."""
+    """A class of `torchvision.datasets` that has images by number. Nothing is downloaded unless `train` says so."""
 
     what_val_is: ClassVar[str] = "the arguments of what to evaluate on, such as {train: false}"
 
@@ -35,7 +35,7 @@ class Config(EncodedConfig):
     dataset: str = Field(description="the class, such as CIFAR10, STL10 or Flowers102")
     root: Annotated[UserPath, FREE] = Field(description="folder that it keeps its files in")
     train: Arguments = Field(
-        {}, description="its arguments for the pictures to train on, such as {train: true, download: true}"
+        {}, description="its arguments for the images to train on, such as {train: true, download: true}"
     )
     val: Arguments | None = Field(None, description="its arguments for those to evaluate on; null = none")
 
@@ -67,10 +67,10 @@ class Config(EncodedConfig):
 
 
 class TorchVisionSource(Source):
-    """A source over one of torchvision's data sets, whose pictures it opens itself.
+    """A source over one of torchvision's data sets, whose images it opens itself.
 
     Args:
-        dataset: gives (picture, ...) by number.
+        dataset: gives (image, ...) by number.
         name: what to call it.
         target: what `from_pillow` makes of them.
         order: names of all classes, by number; None = that of the data set, else natural.
@@ -106,7 +106,7 @@ class TorchVisionSource(Source):
         return from_pillow(picture, key=self.key(i), **self._target._asdict())
 
     def fingerprint(self) -> str:
-        """16 hex digits over the number of pictures, labels and some of the pictures."""
+        """16 hex digits over the number of images, labels and some of the images."""
         some = [self._pixels(int(i)) for i in sample_numbers(len(self))]
         return digest([f"{len(self)} {self.classes}".encode(), self.labels.astype("<i8").tobytes(), *some])
 

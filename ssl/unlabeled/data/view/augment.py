@@ -1,4 +1,4 @@
-"""What fine-tuning adds to a view: timm's RandAugment in the worker, random erasing on the device.
+"""Augmentations of fine-tuning: timm's RandAugment in the worker, random erasing on the device.
 
 RandAugment (Cubuk et al. 2020) is timm's own code with the settings of its `transforms_imagenet_train`. Random erasing
 (Zhong et al. 2020) is the rule of timm's `RandomErasing` in mode `pixel`, drawn like all else by sample.
@@ -87,7 +87,7 @@ def _seeded(pythons: int, numpys: int) -> Iterator[None]:
 
 
 class Erased(NamedTuple):
-    """What was drawn for the erasing of crops.
+    """Random parameters of erasing.
 
     Attributes:
         box: [..., 4] int64: top, left, height, width in pixels; all 0 = not erased.
@@ -108,7 +108,7 @@ class Erased(NamedTuple):
 
 
 def draw_erased(probability: float, shape: tuple[int, int], rng: np.random.Generator) -> Erased:
-    """Whether and where a crop of `shape` (height, width) is erased. Consumes a fixed number of draws."""
+    """Draw whether and where a crop of `shape` (height, width) is erased. Takes a fixed number of draws."""
     chance, *uniform = rng.random(1 + 4 * ERASE_ATTEMPTS)
     key = int(rng.integers(2**63))
     box = _erased_box(np.reshape(uniform, (ERASE_ATTEMPTS, 4)), *shape) if chance < probability else (0, 0, 0, 0)

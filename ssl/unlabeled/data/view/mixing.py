@@ -18,7 +18,7 @@ Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Mixing(BaseModel, frozen=True, extra="forbid"):
-    """A recipe's `mixing:` section. Every pair draws for itself; both pictures of it are mixed, by the same share."""
+    """A recipe's `mixing:` section. Every pair draws for itself; both images of it are mixed, by the same share."""
 
     mixup: Alpha = Field(0.0, description="alpha of mixup; 0 = off")
     cutmix: Alpha = Field(0.0, description="alpha of CutMix; 0 = off")
@@ -30,7 +30,7 @@ class Mixing(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def on(self) -> bool:
-        """Whether anything is ever mixed."""
+        """Whether images are mixed at all."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def check(self, micro_batch: int) -> None:
@@ -46,7 +46,7 @@ class Mixing(BaseModel, frozen=True, extra="forbid"):
 
         Args:
             position: of the sample; its epoch decides whether mixing is over.
-            shape: (height, width) of the pictures, pixels.
+            shape: (height, width) of the images, pixels.
             seed: of the recipe.
         """
         off = self.off_epoch is not None and position.epoch >= self.off_epoch
@@ -60,7 +60,7 @@ class Mixing(BaseModel, frozen=True, extra="forbid"):
 
 
 def _cut(share: float, shape: tuple[int, int], rng: np.random.Generator) -> tuple[float, tuple[int, int, int, int]]:
-    """A box about a random centre that would leave `share` of the picture, clipped to it, and what it does leave."""
+    """A box about a random centre that would leave `share` of the image, clipped to it, and what it does leave."""
     height, width = shape
     h, w = int(height * (1 - share) ** 0.5), int(width * (1 - share) ** 0.5)
     y, x = int(rng.integers(height)), int(rng.integers(width))

@@ -192,9 +192,9 @@ class Bands:
         self.count, self.rows = len(self.which), len(self.which) * block
 
     def blocks(self, k: int) -> Tensor:
-        """Those of matrix k: [blocks, rows, seen], zeros where they stand out over it."""
+        """The blocks of matrix k: [blocks, rows, seen], zeros beyond its edges."""
         return self.different[k].index_select(0, self.which)
 
     def windows(self, values: Tensor) -> Tensor:
-        """What each block sees of values [reach + rows + reach, M]: [blocks, seen, M]."""
+        """The window of each block in values [reach + rows + reach, M]: [blocks, seen, M]."""
         return values.unfold(0, self.seen, self.block).mT

@@ -28,7 +28,7 @@ BOX_PASSES = 3
 
 
 class Photometric(NamedTuple):
-    """What was drawn for crops; None where their view never does it.
+    """Random colour parameters of crops; None where their view never uses one.
 
     Attributes:
         jitter: [..., 4] float32, factors of brightness, contrast and saturation, and the turn of the hue in [-.5, .5].
@@ -169,7 +169,7 @@ def blur_matrix(side: int, sigma: Tensor, kernel: int | None) -> Tensor:
 
 
 def blur_reach(sigma: Tensor, kernel: int | None) -> int:
-    """How many pixels away a blur looks."""
+    """Radius of a blur in pixels."""
     return BOX_PASSES * int(box_radius(sigma).max().ceil()) if kernel is None else kernel // 2
 
 

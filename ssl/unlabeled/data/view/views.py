@@ -1,4 +1,4 @@
-"""Views: how crops are cut from a picture. Geometry happens here in the worker; colour happens on the device."""
+"""Views: how crops are cut from an image. Geometry happens here in the worker; colour happens on the device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CROP_ATTEMPTS = 10
 
 
 class Box(NamedTuple):
-    """A rectangle of a picture, pixels."""
+    """A rectangle of an image, pixels."""
 
     top: int
     left: int
@@ -35,7 +35,7 @@ class Box(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """What was drawn for one crop of one sample."""
+    """The random box and flip of one crop."""
 
     box: Box
     flip: bool
@@ -57,14 +57,14 @@ class View(BaseModel, frozen=True, extra="forbid"):
     of the normalised crop is erased. So is a mask drawn.
     """
 
-    count: int = Field(1, ge=1, description="crops per picture")
+    count: int = Field(1, ge=1, description="crops per image")
     size: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
         224, description="side of the crop, or [height, width], pixels"
     )
-    scale: tuple[Positive, Positive] = Field((0.2, 1.0), description="share of the picture's area, from and to")
+    scale: tuple[Positive, Positive] = Field((0.2, 1.0), description="share of the image's area, from and to")
     ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="aspect ratio, from and to")
     single_shot: bool = Field(
-        False, description="take the first box, cut to the picture, instead of drawing until one fits (MAE's probe)"
+        False, description="take the first box, cut to the image, instead of drawing until one fits (MAE's probe)"
     )
     interpolation: Interpolation = Field("bicubic", description="how the crop is resized, antialiased")
     flip: Probability = Field(0.5, description="probability of a horizontal flip")
@@ -130,7 +130,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def recolours(self) -> bool:
-        """Whether it has a photometric half."""
+        """Whether any colour operation can happen."""
         return self.jitter is not None or max(self.grayscale, self.blur, self.solarize) > 0
 
     def must_have_size_of(self, other: View, what: str) -> None:
@@ -174,7 +174,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
             )
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> Crop:
-        """Box and flip for a picture of height x width. Consumes a fixed number of draws."""
+        """Box and flip for an image of height x width. Consumes a fixed number of draws."""
         uniform = rng.random(4 * CROP_ATTEMPTS + 1)
         choose = _first_box if self.single_shot else _random_box
         box = choose(uniform[:-1].reshape(CROP_ATTEMPTS, 4), height, width, self.scale, self.ratio)
@@ -198,13 +198,13 @@ class View(BaseModel, frozen=True, extra="forbid"):
         )
 
     def apply(self, image: Tensor, crop: Crop) -> Tensor:
-        """Cut a uint8 picture [C, H, W] by what was drawn: uint8 [C, height, width] of this view."""
+        """Cut a uint8 image [C, H, W] by what was drawn: uint8 [C, height, width] of this view."""
         top, left, height, width = crop.box
         pixels = resize(image[:, top : top + height, left : left + width], self.shape, self.interpolation)
         return (pixels.flip(-1) if crop.flip else pixels).contiguous()
 
     def sample(self, image: Tensor, rng: np.random.Generator, patch: int, place: Place = ALONE) -> Crops:
-        """All crops of this view from one picture, uncoloured, with what was drawn for them.
+        """All crops of this view from one image, uncoloured, with what was drawn for them.
 
         Args:
             image: uint8 [C, H, W].
@@ -235,7 +235,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
 
 
 def resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """Resize a uint8 picture [C, H, W] with antialiasing; rounded and saturated to uint8."""
+    """Resize a uint8 image [C, H, W] with antialiasing; rounded and saturated to uint8."""
     if tuple(image.shape[-2:]) == tuple(shape):
         return image
     return F.interpolate(image.unsqueeze(0), size=shape, mode=interpolation, antialias=True).squeeze(0)
@@ -247,7 +247,7 @@ def center_crop(image: Tensor, shape: tuple[int, int], crop_pct: float, interpol
     Args:
         image: uint8 [C, H, W].
         shape: (height, width) of the result, pixels.
-        crop_pct: share of the resized picture's short side that is kept, in (0, 1].
+        crop_pct: share of the resized image's short side that is kept, in (0, 1].
         interpolation: how to resize.
     """
     height, width = image.shape[-2:]
@@ -276,7 +276,7 @@ def _random_box(
 def _first_box(
     uniform: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
-    """The first random box, its sides cut to the picture's (MAE, `util/crop.py`)."""
+    """The first random box, its sides cut to the image's (MAE, `util/crop.py`)."""
     area, aspect, top, left = uniform[0]
     h, w = _random_size(area, aspect, height * width, scale, ratio)
     return _placed(top, left, min(max(1, h), height), min(max(1, w), width), height, width)
@@ -285,7 +285,7 @@ def _first_box(
 def _random_size(
     area: float, aspect: float, pixels: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int]:
-    """(height, width) from two draws in [0, 1) and the picture's number of pixels."""
+    """(height, width) from two draws in [0, 1) and the image's number of pixels."""
     low, high = np.log(ratio)
     target = pixels * (scale[0] + area * (scale[1] - scale[0]))
     exact = math.exp(low + aspect * (high - low))
@@ -293,5 +293,5 @@ def _random_size(
 
 
 def _placed(top: float, left: float, h: int, w: int, height: int, width: int) -> Box:
-    """A box of h x w somewhere in a picture of height x width, by two draws in [0, 1)."""
+    """A box of h x w somewhere in an image of height x width, by two draws in [0, 1)."""
     return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)
