@@ -12,54 +12,33 @@ from unlabeled.data.archive.index import HIDDEN, NO_ENDING
 BESIDE = "beside the folders"
 SHOWN, LOOKED_AT = 8, 1000
 
-# three lines of Python that make images of a format: endings, what it is called, what they need, the lines
-FOREIGN = (
-    (
-        (".dcm", ".dicom", ".ima"),
-        "DICOM",
-        "pydicom",
-        (
-            "import numpy, pydicom",
-            'pixels = pydicom.dcmread("FILE.dcm").pixel_array',
-            'numpy.save("FILE.npy", pixels.astype("float32"))  # one file for each frame: [H, W] or [H, W, bands]',
-        ),
-    ),
-    (
-        (".nii", ".nii.gz", ".hdr", ".img"),
-        "NIfTI",
-        "nibabel",
-        (
-            "import nibabel, numpy",
-            'volume = nibabel.load("FILE.nii.gz").get_fdata(dtype="float32")  # [X, Y, slices]',
-            'for i in range(volume.shape[2]): numpy.save(f"FILE-{i:04}.npy", volume[:, :, i].T)',
-        ),
-    ),
-    (
-        (".h5", ".hdf5", ".hdf", ".he5"),
-        "HDF5",
-        "h5py",
-        (
-            "import h5py, numpy",
-            'pictures = h5py.File("FILE.h5")["NAME"]  # [N, H, W] or [N, H, W, bands]',
-            'for i in range(len(pictures)): numpy.save(f"FILE-{i:06}.npy", pictures[i])',
-        ),
-    ),
-    (
-        (".heic", ".heif", ".hif", ".avif"),
-        "HEIF",
-        "pillow-heif",
-        (
-            "import PIL.Image, pillow_heif",
-            "pillow_heif.register_heif_opener()",
-            'PIL.Image.open("FILE.heic").save("FILE.png")',
-        ),
-    ),
-    (
-        (".jp2", ".j2k", ".jpx", ".j2c"),
-        "JPEG 2000",
-        "pillow",
-        ("import PIL.Image", 'picture = PIL.Image.open("FILE.jp2")', 'picture.save("FILE.tif")'),
-    ),
+# three lines of Python that make images of a format
+DICOM = """
+import numpy, pydicom
+pixels = pydicom.dcmread("FILE.dcm").pixel_array
+numpy.save("FILE.npy", pixels.astype("float32"))  # one file for each frame: [H, W] or [H, W, bands]"""
+NIFTI = """
+import nibabel, numpy
+volume = nibabel.load("FILE.nii.gz").get_fdata(dtype="float32")  # [X, Y, slices]
+for i in range(volume.shape[2]): numpy.save(f"FILE-{i:04}.npy", volume[:, :, i].T)"""
+HDF5 = """
+import h5py, numpy
+pictures = h5py.File("FILE.h5")["NAME"]  # [N, H, W] or [N, H, W, bands]
+for i in range(len(pictures)): numpy.save(f"FILE-{i:06}.npy", pictures[i])"""
+HEIF = """
+import PIL.Image, pillow_heif
+pillow_heif.register_heif_opener()
+PIL.Image.open("FILE.heic").save("FILE.png")"""
+JPEG_2000 = """
+import PIL.Image
+picture = PIL.Image.open("FILE.jp2")
+picture.save("FILE.tif")"""
+FOREIGN = (  # endings, name, package, lines
+    ((".dcm", ".dicom", ".ima"), "DICOM", "pydicom", DICOM),
+    ((".nii", ".nii.gz", ".hdr", ".img"), "NIfTI", "nibabel", NIFTI),
+    ((".h5", ".hdf5", ".hdf", ".he5"), "HDF5", "h5py", HDF5),
+    ((".heic", ".heif", ".hif", ".avif"), "HEIF", "pillow-heif", HEIF),
+    ((".jp2", ".j2k", ".jpx", ".j2c"), "JPEG 2000", "pillow", JPEG_2000),
 )
 
 
@@ -84,7 +63,7 @@ def conversion(skipped: Counter[str], roots: Sequence[bytes]) -> str:
         counts[".dcm"] += skipped[NO_ENDING]
     for endings, name, package, lines in sorted(FOREIGN, key=lambda known: -sum(counts[e] for e in known[0])):
         if any(counts[ending] for ending in endings):
-            code = "".join(f"\n    {line}" for line in lines)
+            code = lines.replace("\n", "\n    ")
             return f". {name} is not read. These lines make files that are (pip install {package}):{code}"
     return ""
 

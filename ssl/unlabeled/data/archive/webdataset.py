@@ -55,7 +55,7 @@ class Found(NamedTuple):
 
 
 class Beside:
-    """Labels in files beside pictures: `000001.jpg` and `000001.cls` or `000001.json`.
+    """Labels in files beside images: `000001.jpg` and `000001.cls` or `000001.json`.
 
     Args:
         text: an ending such as `cls`, or one of JSON and a key in it, `json:KEY`. The key may lead inwards: `meta.y`.

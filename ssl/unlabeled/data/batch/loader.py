@@ -196,13 +196,7 @@ def _begin(_worker: int) -> None:
 
 
 def make_loader(
-    dataset: Dataset[Any],
-    batches: Iterable[Any],
-    *,
-    workers: int,
-    device: torch.device,
-    timeout: float,
-    collate: Any,
+    dataset: Dataset[Any], batches: Iterable[Any], *, workers: int, device: torch.device, timeout: float, collate: Any
 ) -> DataLoader[Any]:
     """A DataLoader over batches of positions. Its own generator keeps it from consuming the program's random state."""
     return DataLoader(

@@ -206,7 +206,7 @@ def _is_whole(image: TiffImageFile) -> bool:
 
 
 def _bands(image: TiffImageFile, target: Target) -> Values:
-    """The pages of one band each that make a picture: [H, W, bands]."""
+    """The pages of one band each that make an image: [H, W, bands]."""
     pages = []
     for number in range(target.pages(_count_pages(image, target.channels + 1))):
         image.seek(number)

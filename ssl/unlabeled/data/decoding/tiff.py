@@ -65,7 +65,7 @@ def count_pages(data: bytes, most: int) -> int:
 
 
 def _chosen(pages: Any, target: Target, count: int) -> Sequence[Any]:
-    """The pages that hold the picture: the first, unless as many of one band are wanted."""
+    """The pages that hold the image: the first, unless as many of one band are wanted."""
     if pages[0].samplesperpixel > 1:
         return [pages[0]]
     return [pages[number] for number in range(target.pages(count))]

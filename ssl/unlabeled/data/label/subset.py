@@ -11,12 +11,7 @@ from unlabeled.randomness import Stream, stream
 
 
 def stratified(
-    labels: np.ndarray,
-    fraction: float,
-    seed: int,
-    at_least: int = 0,
-    leave: int = 0,
-    names: Sequence[str] = (),
+    labels: np.ndarray, fraction: float, seed: int, at_least: int = 0, leave: int = 0, names: Sequence[str] = ()
 ) -> np.ndarray:
     """Choose the same share of every class; smaller shares are inside larger ones.
 

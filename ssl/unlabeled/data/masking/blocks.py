@@ -28,12 +28,7 @@ ASPECT: Any = Field((0.3, 1 / 0.3), description="height over width of a rectangl
 
 
 def hide_blocks(
-    rng: np.random.Generator,
-    grid: Grid,
-    target: float,
-    smallest: float,
-    largest: float,
-    aspect: Aspect,
+    rng: np.random.Generator, grid: Grid, target: float, smallest: float, largest: float, aspect: Aspect
 ) -> np.ndarray:
     """Hide rectangles until `target` patches are hidden, or ten attempts in a row fail: never more, often fewer.
 

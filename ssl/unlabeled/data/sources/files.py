@@ -45,7 +45,7 @@ class Config(EncodedConfig):
     name: Literal["files"] = "files"
     path: Annotated[PathOrPaths, FREE] = Field(
         description="a folder, a .tar, tars by a glob or braces, such as '/data/shard-*.tar' or "
-        "'s3://bucket/shard-{000..012}.tar', or a list of either",
+        "'s3://bucket/shard-{000..012}.tar', or a list of either"
     )
     train: str = Field("", description="subfolder or prefix of the images to train on; '' or . = all of data.path")
     val: str | None = Field(None, description="subfolder or prefix of labelled images to evaluate on; null = none")

@@ -70,13 +70,7 @@ class HuggingFaceSource(Source):
     encoded = True
 
     def __init__(
-        self,
-        table: Any,
-        name: str,
-        image: str,
-        label: str | None,
-        target: Target,
-        order: tuple[str, ...] | None = None,
+        self, table: Any, name: str, image: str, label: str | None, target: Target, order: tuple[str, ...] | None = None
     ) -> None:
         from datasets import ClassLabel, Image
 

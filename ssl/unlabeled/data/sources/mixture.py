@@ -35,10 +35,7 @@ class MixtureSource(Source):
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        weights: Sequence[float] | None = None,
-        order: tuple[str, ...] | None = None,
+        self, sources: Sequence[Source], weights: Sequence[float] | None = None, order: tuple[str, ...] | None = None
     ) -> None:
         self.sources, sizes = tuple(sources), np.array([len(source) for source in sources])
         share = sizes if weights is None else np.array(weights)
