@@ -134,11 +134,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         "data.cache=FOLDER`; null = none",
     )
     max_bad_fraction: Annotated[float, FREE, AFTERWARDS] = Field(
-        0.01,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="share of the images that may be bad before a run stops",
+        0.01, ge=0, le=1, allow_inf_nan=False, description="share of the images that may be bad before a run stops"
     )
     mean: Annotated[tuple[Finite, ...], AFTERWARDS] = Field(
         (0.485, 0.456, 0.406),
