@@ -61,7 +61,7 @@ DEFAULTS = {"task": "classify", "task.strategy": "full"}  # kinds of sections th
 
 
 def moves(data: Any, ran: bool = False) -> Iterator[Move]:
-    """What to move in the data of a recipe. Each must be made before the next is asked for.
+    """Moves that bring the data of a recipe up to date. Each must be made before the next is asked for.
 
     Args:
         data: dictionaries within dictionaries.

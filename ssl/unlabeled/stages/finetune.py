@@ -245,7 +245,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
 
 
 def _count(source: Source) -> str:
-    """How many pictures are learnt from, and of how many."""
+    """The number of images to learn from, and of all, for the plan."""
     whole = len(source.whole)
     return f"{len(source):,}" + (f" of {whole:,}" if whole > len(source) else "")
 

@@ -30,13 +30,13 @@ class Labelled(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """How many labels to use.
+    """The amount of labels to use.
 
     Attributes:
         fraction: share of every class.
         shots: images of every class, instead of a share; None = a share.
         long_tail: how many times rarer the last class is made; None = none is.
-        seed: which labels those are.
+        seed: of the choice of labels.
         hold_out: share of them that is kept from training to be watched; 0 = the test images are watched, None =
             nothing is.
     """

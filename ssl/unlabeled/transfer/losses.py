@@ -28,7 +28,7 @@ def smooth(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
 
 
 def effective_weights(counts: Tensor, beta: float) -> Tensor:
-    """Weights [C] of classes with `counts` [C] pictures: (1 - beta) / (1 - beta^n), summing to C (Cui et al. 2019)."""
+    """Weights [C] of classes with `counts` [C] images: (1 - beta) / (1 - beta^n), summing to C (Cui et al. 2019)."""
     weights = (1 - beta) / (1 - beta ** counts.double())
     return (weights * len(counts) / weights.sum()).float()
 

@@ -64,7 +64,7 @@ class Scorer:
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> torch.Tensor:
-    """How many pictures each class has [C]; labels [n] below 0 are unknown."""
+    """Number of images of each class [C]; labels [n] below 0 are unknown."""
     return torch.from_numpy(np.bincount(labels[labels >= 0], minlength=num_classes))
 
 

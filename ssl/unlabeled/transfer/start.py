@@ -20,7 +20,7 @@ Adapt = Sequence[Literal["size", "channels"]]
 
 
 class Start(NamedTuple):
-    """What fine-tuning starts from.
+    """The start of a fine-tuning.
 
     Attributes:
         encoder: the backbone at the size of its images; of a classifier with random weights.

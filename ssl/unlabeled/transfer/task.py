@@ -54,11 +54,11 @@ class Choice(Protocol):
         """The score of the best one, by its name. All processes must call it, and choose the same."""
 
     def summary(self, method: Any) -> dict[str, Any]:
-        """What was tried, what was chosen and on what, as JSON."""
+        """The parts that were tried, the chosen one and the images that decided, as JSON."""
 
 
 class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
-    """What every task is told of images, labels and loss. Its fields are what recipes set; `name` is that of its file.
+    """The fields of all tasks: images, labels, loss. `name` is the name of its file.
 
     Attributes:
         from_classifier: whether it starts from a classifier instead of an encoder.
@@ -160,7 +160,7 @@ class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @abstractmethod
     def describe(self) -> str:
-        """What learns and what it reads, for the plan."""
+        """The parts that learn and the features that they read, for the plan."""
 
     def unfreezing(self, method: Any, epochs: float) -> str:
         """When layers of the built method begin to learn, for the plan; empty = all from the start."""

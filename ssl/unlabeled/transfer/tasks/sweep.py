@@ -99,7 +99,7 @@ class LinearSweep(Task):
     Args:
         encoder: copied; it stays as it is, running statistics included.
         config: how to transfer.
-        counts: training pictures of each class.
+        counts: training images of each class.
 
     Attributes:
         tried: what every head is.
@@ -212,7 +212,7 @@ class Choice:
         return {self.metric: self.scores[method.chosen]}
 
     def summary(self, method: LinearSweep) -> dict[str, Any]:
-        """What was tried, what was chosen and on what, as JSON."""
+        """The heads that were tried, the chosen one and the images that decided, as JSON."""
         heads = [
             {"pool": kind.pool, "blocks": kind.blocks, "rate": rate, self.metric: score}
             for (kind, rate), score in zip(method.tried, self.scores, strict=True)
