@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,3 +137,12 @@ def test_what_a_run_did_not_read_is_left_out_of_what_it_wrote() -> None:
         "task": {"pool": "cls", "strategy": {"name": "retrain"}}
     }
     assert updated({"method": {"name": "mae"}, "task": None}) == {"method": {"name": "mae"}, "task": None}
+
+
+def test_a_run_from_before_goes_on() -> None:
+    from unlabeled.launch.resume import _before
+
+    recipe = parse(FinetuneRecipe, f"{BARE}task: {{repeats: 2}}")
+    saved = {"recipe": recipe.model_dump(mode="json") | {"task": WRITTEN}}
+    engine: Any = SimpleNamespace(job=SimpleNamespace(recipe=recipe))
+    assert _before(engine, saved) == recipe

@@ -80,7 +80,7 @@ def test_micro_batches_make_the_same_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["full", "gradual", "frozen"])
-def test_what_sleeps_does_not_move_and_what_is_averaged_does(tmp_path: Path, strategy: str) -> None:
+def test_what_is_frozen_does_not_move_and_what_is_averaged_does(tmp_path: Path, strategy: str) -> None:
     names = set(moved(tmp_path, {"strategy": {"name": strategy}, "ema": 0.5}))
     assert {"model.head.weight", "average.head.weight"} <= names
     assert any(name.startswith("model.blocks.") for name in names) == (strategy == "full")

@@ -154,7 +154,7 @@ def test_what_contradicts_itself_is_refused(settings: dict[str, Any], says: str)
         classifying(**settings)
 
 
-def test_gradual_wakes_one_block_after_another() -> None:
+def test_gradual_unfreezes_one_block_after_another() -> None:
     settings: dict[str, Any] = {"strategy": "gradual", "pool": "mean", "unfreeze_every": 2.0}
     for epoch, blocks, embeddings in (
         (0.0, 0, False),
@@ -164,21 +164,21 @@ def test_gradual_wakes_one_block_after_another() -> None:
         (8.0, 3, True),
     ):
         changed = stepped(classifier(**settings), 1, epoch)
-        awake = {int(name.split(".")[2]) for name in changed if name.startswith("model.blocks.")}
-        assert awake == set(range(DEPTH - blocks, DEPTH)), epoch
+        learning = {int(name.split(".")[2]) for name in changed if name.startswith("model.blocks.")}
+        assert learning == set(range(DEPTH - blocks, DEPTH)), epoch
         assert {"model.head.weight", "model.fc_norm.weight"} <= changed
         assert ("model.patch_embed.proj.weight" in changed) == embeddings
 
 
-def test_running_statistics_of_sleeping_layers_stay() -> None:
+def test_running_statistics_of_frozen_layers_stay() -> None:
     model = classifier("test_resnet", strategy="gradual", pool="mean")
     top = max(model.layers.values())
     statistics = {name for name, _ in model.named_buffers() if name.endswith("running_mean")}
     for epoch in (0.0, 1.0, float(top)):
         changed = stepped(classifier("test_resnet", strategy="gradual", pool="mean"), 1, epoch)
-        awake = {name for name in statistics if top - depth_of(model, name) <= epoch}
-        assert statistics & changed == awake, epoch
-    assert awake == statistics
+        learning = {name for name in statistics if top - depth_of(model, name) <= epoch}
+        assert statistics & changed == learning, epoch
+    assert learning == statistics
 
 
 def depth_of(model: Classifier, buffer: str) -> int:
