@@ -28,7 +28,7 @@ from unlabeled.evaluate.comparison import Comparison, protocols_of, untrained_tw
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.protocols.knn import Config as Knn
-from unlabeled.evaluate.results import Column, Result, Row
+from unlabeled.evaluate.results import Column, EncoderScores, Result
 from unlabeled.report.intervals import bootstrap
 
 
@@ -224,9 +224,9 @@ def test_baselines_come_unasked_and_may_be_left_out(
     assert names[1:] == ["most frequent class"] and "baselines left out" in capsys.readouterr().err
 
 
-def row_of(name: str, **each: np.ndarray) -> Row:
+def row_of(name: str, **each: np.ndarray) -> EncoderScores:
     scores = {Column(score, 1.0): Result(None, [Score(score, values.mean(), values)]) for score, values in each.items()}
-    return Row(name, (8, 8), 4, 10, 10, 2.0, {}, scores, {})
+    return EncoderScores(name, (8, 8), 4, 10, 10, 2.0, {}, scores, {})
 
 
 def test_gains_over_the_best_baseline_of_the_same_pictures() -> None:

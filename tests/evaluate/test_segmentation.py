@@ -32,9 +32,10 @@ from unlabeled.evaluate.protocols import segmentation
 from unlabeled.evaluate.protocols.cka import Config as Cka
 from unlabeled.evaluate.protocols.segmentation import Config as Segmentation
 from unlabeled.evaluate.protocols.segmentation import feature_maps
-from unlabeled.evaluate.segmentation_heads import Heads, Map, Standard, confusion, iou, miou, nearest, train_heads
+from unlabeled.evaluate.segmentation_decoding import decode_mask
+from unlabeled.evaluate.segmentation_heads import Map, PixelHeads, Standard, confusion, iou, miou, nearest, train_heads
 from unlabeled.evaluate.segmentation_masks import open_scenes
-from unlabeled.evaluate.segmentation_values import UNLABELLED, Coding, decode_mask
+from unlabeled.evaluate.segmentation_values import UNLABELLED, Coding
 from unlabeled.evaluate.splits import Splits
 
 CPU = torch.device("cpu")
@@ -114,7 +115,7 @@ def test_a_class_that_nothing_is_learnt_from_is_named(pictures: Path, caplog: py
 def test_iou_against_loops_over_pixels() -> None:
     random = torch.Generator().manual_seed(0)
     classes, maps = 5, []
-    heads = Heads(
+    heads = PixelHeads(
         [torch.randn(classes, 3, generator=random) for _ in range(2)],
         [torch.randn(classes, generator=random) for _ in range(2)],
     )

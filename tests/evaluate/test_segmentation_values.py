@@ -17,7 +17,8 @@ from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Evaluation
 from unlabeled.evaluate.protocols.segmentation import Config as Segmentation
-from unlabeled.evaluate.segmentation_values import Coding, count, decode_mask, name_of, number_of, together
+from unlabeled.evaluate.segmentation_decoding import decode_mask
+from unlabeled.evaluate.segmentation_values import Coding, count, name_of, number_of, together
 from unlabeled.evaluate.splits import Splits
 
 

@@ -27,7 +27,7 @@ from unlabeled.backbone.folder import IMAGENET, timm_config, write_export
 from unlabeled.commands import doctor as command
 from unlabeled.doctor.speed import Speed
 from unlabeled.errors import UserError
-from unlabeled.evaluate.results import Row, brief, full
+from unlabeled.evaluate.results import EncoderScores, brief, full
 from unlabeled.ladder.page import plot
 from unlabeled.ladder.rungs import RungResult
 from unlabeled.launch.plan import format_plan
@@ -125,7 +125,7 @@ def test_what_is_said_is_one_line(name: str, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_tables_and_reports_on_a_terminal(name: str) -> None:
-    row = Row(name, (8, 8), 8, 1, 1, 1.0, {}, {}, {"cpu_seconds": 1.0})
+    row = EncoderScores(name, (8, 8), 8, 1, 1, 1.0, {}, {}, {"cpu_seconds": 1.0})
     file = io.StringIO()
     console = Console(file=file, color_system=None, width=400)
     terminal.show(console, brief([row], {}, [name]))

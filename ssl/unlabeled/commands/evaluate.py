@@ -19,7 +19,7 @@ from unlabeled.evaluate.baselines import summary, verdict
 from unlabeled.evaluate.comparison import Comparison, Subject, prepared_as, protocols_of, rivals
 from unlabeled.evaluate.evaluation import DEFAULT, Evaluation, told
 from unlabeled.evaluate.protocol import PROTOCOLS
-from unlabeled.evaluate.results import Row, brief, full
+from unlabeled.evaluate.results import EncoderScores, brief, full
 from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import check_writable, write_text
 from unlabeled.launch.given import GIVEN, given
@@ -103,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
     everything = [*rows, *baselines]
     terminal.show(console, brief(everything, protocols, verdicts))
     over = {row.name: summary(row, baselines) for row in rows} if baselines else {}
-    data = {"protocol": _protocol(args, asked, comparison), "over_baselines": over}
+    results = [row.summary() for row in everything]
+    data = {"protocol": _protocol(args, asked, comparison), "rows": results, "over_baselines": over}
     found = full(everything, protocols, verdicts, data)
     for file, writer in ((args.json, as_json), (args.markdown, markdown)):
         if file is not None:
@@ -158,8 +159,8 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> list[Subject]:
 
 
 def _baselines(
-    args: argparse.Namespace, comparison: Comparison, subjects: Sequence[Subject], rows: Sequence[Row]
-) -> list[Row]:
+    args: argparse.Namespace, comparison: Comparison, subjects: Sequence[Subject], rows: Sequence[EncoderScores]
+) -> list[EncoderScores]:
     """What the encoders must be better than, each once, with a word about what it costs."""
     if args.baselines is False:
         return []

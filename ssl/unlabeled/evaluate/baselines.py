@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unlabeled.evaluate.protocol import ACCURACY, Score
-from unlabeled.evaluate.results import Column, Result, Row, with_recalls
+from unlabeled.evaluate.results import Column, EncoderScores, Result, with_recalls
 from unlabeled.evaluate.splits import Splits
 from unlabeled.report.intervals import bootstrap
 
@@ -40,7 +40,7 @@ class Gain(NamedTuple):
         return self.interval[0] > 0
 
 
-def majority(splits: Splits, like: Row) -> Row:
+def majority(splits: Splits, like: EncoderScores) -> EncoderScores:
     """The row of calling every test picture the most frequent class of training, in all scores that are accuracies."""
     train, test = (source.labels[source.labels >= 0] for source in splits.sources)
     each = 100.0 * (test == np.bincount(train).argmax())
@@ -51,10 +51,12 @@ def majority(splits: Splits, like: Row) -> Row:
         if result.unit == ACCURACY and not column.name.endswith("top5")
     }
     cost = {"seconds": 0.0, "cpu_seconds": 0.0, "pictures_per_second": 0.0}
-    return Row("most frequent class", like.shape, 0, len(train), len(test), 0.0, like.fingerprints, scores, cost)
+    return EncoderScores(
+        "most frequent class", like.shape, 0, len(train), len(test), 0.0, like.fingerprints, scores, cost
+    )
 
 
-def gains(row: Row, baselines: Sequence[Row]) -> list[Gain]:
+def gains(row: EncoderScores, baselines: Sequence[EncoderScores]) -> list[Gain]:
     """What an encoder gains in every score that is a mean over test pictures and that a baseline has too."""
     found = []
     for column, result in row.scores.items():
@@ -72,7 +74,7 @@ def _each(result: Result) -> np.ndarray:
     return np.mean([score.each for score in result.found if score.each is not None], axis=0)
 
 
-def verdict(row: Row, baselines: Sequence[Row]) -> str | None:
+def verdict(row: EncoderScores, baselines: Sequence[EncoderScores]) -> str | None:
     """Whether pretraining paid, in a sentence, and what to try where it did not; None where nothing can be compared."""
     found = gains(row, baselines)
     if not found:
@@ -91,7 +93,7 @@ def _words(gain: Gain) -> str:
     return f"{name} {gain.value:.1f} against {gain.best:.1f} of {gain.baseline}, difference [{low:.1f}, {high:.1f}]"
 
 
-def summary(row: Row, baselines: Sequence[Row]) -> dict[str, Any]:
+def summary(row: EncoderScores, baselines: Sequence[EncoderScores]) -> dict[str, Any]:
     """The same as JSON, by score."""
     found = gains(row, baselines)
     return {gain.column.key: {"best": gain.best, "baseline": gain.baseline, **_told(gain)} for gain in found}

@@ -20,7 +20,7 @@ from unlabeled.evaluate.baselines import majority
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import required, runs
 from unlabeled.evaluate.protocol import ACCURACY, PROTOCOLS, Protocol
-from unlabeled.evaluate.results import Column, Result, Row, with_recalls
+from unlabeled.evaluate.results import Column, EncoderScores, Result, with_recalls
 from unlabeled.evaluate.splits import Preparation, Splits
 from unlabeled.nn.measures import spectral_rank
 from unlabeled.recipe import parse
@@ -57,7 +57,7 @@ class Comparison(NamedTuple):
     device: torch.device
     workers: int
 
-    def row(self, subject: Subject) -> Row:
+    def row(self, subject: Subject) -> EncoderScores:
         """The scores of one encoder, and what they cost.
 
         Raises:
@@ -75,7 +75,7 @@ class Comparison(NamedTuple):
         scores = self._scores(bench, protocols)
         cost = {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
         train, test = bench.features()
-        return Row(
+        return EncoderScores(
             subject.name,
             subject.shape,
             train.x.shape[1],
@@ -101,7 +101,7 @@ class Comparison(NamedTuple):
             scores[column].found.append(score)
         return scores
 
-    def most_frequent_class(self, subject: Subject, like: Row) -> Row | None:
+    def most_frequent_class(self, subject: Subject, like: EncoderScores) -> EncoderScores | None:
         """The row of calling every picture the most frequent class; None where no protocol counts right answers."""
         if not any(protocol.unit == ACCURACY for protocol in self.protocols.values()):
             return None

@@ -127,7 +127,7 @@ class Evaluator:
             yield scored(found.score.name, found.fraction), found.score.value
 
 
-class Found(NamedTuple):
+class Finding(NamedTuple):
     """A score, the protocol that found it, the share of the labels that it read, and the seed of that draw."""
 
     score: Score
@@ -144,7 +144,7 @@ def required(protocols: Mapping[str, Protocol], bench: Bench) -> list[FeatureSpe
 
 def runs(
     protocols: Mapping[str, Protocol], fractions: Sequence[float], bench: Bench, seeds: int = 1
-) -> Iterator[Found]:
+) -> Iterator[Finding]:
     """Scores of every protocol from every share of the labels; protocols that read no training labels run once, last.
 
     Raises:
@@ -157,7 +157,7 @@ def runs(
             for score in measured(name, protocols[name], bench.few(fraction, seed)):
                 if (other := names.setdefault((score.name, fraction, seed), name)) != name:
                     raise UserError(f"{other} and {name} both have a score {score.name}. Give one another name.")
-                yield Found(score, protocols[name], fraction, seed)
+                yield Finding(score, protocols[name], fraction, seed)
 
 
 def measured(name: str, protocol: Protocol, bench: Bench) -> list[Score]:

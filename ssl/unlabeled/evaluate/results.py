@@ -86,7 +86,7 @@ class Result:
 
 
 @dataclass
-class Row:
+class EncoderScores:
     """One encoder: its scores, and how many pictures they rest on.
 
     The effective rank is of the test features (RankMe, Garrido et al. 2023), at most as many as there are dimensions.
@@ -111,12 +111,12 @@ class Row:
         return {**vars(self), "scores": {column.key: result.summary() for column, result in self.scores.items()}}
 
 
-def columns(rows: Sequence[Row]) -> list[Column]:
+def columns(rows: Sequence[EncoderScores]) -> list[Column]:
     """Everything that was measured of any row."""
     return list(dict.fromkeys(column for row in rows for column in row.scores))
 
 
-def brief(rows: Sequence[Row], protocols: Mapping[str, Protocol], verdicts: Sequence[str] = ()) -> Document:
+def brief(rows: Sequence[EncoderScores], protocols: Mapping[str, Protocol], verdicts: Sequence[str] = ()) -> Document:
     """The scores for a terminal, without intervals and costs."""
     shown = columns(rows)
     found = [[row.scores.get(column) for column in shown] for row in rows]
@@ -147,7 +147,7 @@ def with_recalls(score: Score, labels: np.ndarray, names: Sequence[str]) -> Scor
     return score._replace(details={**(score.details or {}), **found})
 
 
-def _uneven(rows: Sequence[Row]) -> list[Part]:
+def _uneven(rows: Sequence[EncoderScores]) -> list[Part]:
     """Balanced accuracies, where classes of the test images are uneven."""
     shown = {row.name: {c: b for c, r in row.scores.items() if (b := _balanced(r))} for row in rows}
     columns = list(dict.fromkeys(column for found in shown.values() for column in found))
@@ -173,7 +173,7 @@ def _balanced(result: Result) -> tuple[float, float] | None:
 
 
 def full(
-    rows: Sequence[Row], protocols: Mapping[str, Protocol], verdicts: Sequence[str], data: Mapping[str, Any]
+    rows: Sequence[EncoderScores], protocols: Mapping[str, Protocol], verdicts: Sequence[str], data: Mapping[str, Any]
 ) -> Document:
     """The scores with intervals and costs, and details where there are some.
 
@@ -181,7 +181,7 @@ def full(
         rows: encoders and baselines, at least one.
         protocols: by the names of their scores.
         verdicts: the last sentences.
-        data: for programs, beside `rows`.
+        data: for programs.
     """
     shown = columns(rows)
     cells = [
@@ -196,10 +196,10 @@ def full(
         f"{versions}."
     )
     parts = [Table(head, cells), Text(meaning), *_uneven(rows), *_ious(rows), *map(Text, verdicts)]
-    return Document("", parts, {**data, "rows": [row.summary() for row in rows]})
+    return Document("", parts, data)
 
 
-def _ious(rows: Sequence[Row]) -> list[Part]:
+def _ious(rows: Sequence[EncoderScores]) -> list[Part]:
     """The IoU of every class, where masks were predicted."""
     found = {row.name: score.details["iou"] for row in rows for score in _scores_with_iou(row)}
     if not found:
@@ -209,7 +209,7 @@ def _ious(rows: Sequence[Row]) -> list[Part]:
     return [Text("IoU of every class, by the value of its pixels in masks, %:"), Table(["class", *found], cells)]
 
 
-def _scores_with_iou(row: Row) -> list[Any]:
+def _scores_with_iou(row: EncoderScores) -> list[Any]:
     return [score for result in row.scores.values() for score in result.found[:1] if "iou" in (score.details or {})]
 
 
@@ -227,7 +227,7 @@ def units(protocols: Mapping[str, Protocol]) -> str:
     return "; ".join(f"{', '.join(names)}: {unit}" for unit, names in named.items())
 
 
-def rank(row: Row) -> str:
+def rank(row: EncoderScores) -> str:
     """`31 of 192`."""
     return f"{row.effective_rank:.0f} of {row.dimensions}" if row.dimensions else "-"
 

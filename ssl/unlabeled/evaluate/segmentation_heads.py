@@ -69,14 +69,14 @@ class Standard(NamedTuple):
         return (features.to(self.mean.device).float() - self.mean) * self.scale
 
 
-class Training(Passes, Structure):
+class HeadTraining(Passes, Structure):
     """How heads are trained."""
 
     @property
     def weight_decay(self) -> float: ...
 
 
-class Heads(NamedTuple):
+class PixelHeads(NamedTuple):
     """Linear classifiers of tokens, one for every learning rate.
 
     Attributes:
@@ -99,9 +99,9 @@ def train_heads(
     standard: Standard,
     classes: int,
     lrs: Sequence[float],
-    config: Training,
+    config: HeadTraining,
     seed: int,
-) -> Heads:
+) -> PixelHeads:
     """Train one head per learning rate, all on the same batches; each as if it were alone.
 
     Args:
@@ -113,7 +113,7 @@ def train_heads(
         seed: of the order of pictures.
     """
     zeros, width = standard.mean.new_zeros, len(standard.mean)
-    heads = Heads([zeros(classes, width) for _ in lrs], [zeros(classes) for _ in lrs])
+    heads = PixelHeads([zeros(classes, width) for _ in lrs], [zeros(classes) for _ in lrs])
     for parameter in (*heads.weights, *heads.biases):
         parameter.requires_grad_(True)
     groups = [{"params": pair, "lr": lr} for *pair, lr in zip(*heads, lrs, strict=True)]
@@ -128,10 +128,10 @@ def train_heads(
             loss(heads, standard, [maps[i] for i in rows.tolist()]).backward()
         optimizer.step()
         schedule.step()
-    return Heads(*([tensor.detach() for tensor in tensors] for tensors in heads))
+    return PixelHeads(*([tensor.detach() for tensor in tensors] for tensors in heads))
 
 
-def loss(heads: Heads, standard: Standard, maps: Sequence[Map]) -> Tensor:
+def loss(heads: PixelHeads, standard: Standard, maps: Sequence[Map]) -> Tensor:
     """Sum over heads of the cross-entropy, a mean over the labelled pixels of all masks."""
     total, labelled = standard.mean.new_zeros(()), 0
     for _, group in groupby(maps, key=lambda one: (one.features.shape, one.mask.shape)):
@@ -144,7 +144,7 @@ def loss(heads: Heads, standard: Standard, maps: Sequence[Map]) -> Tensor:
 
 
 @torch.no_grad()
-def confusion(heads: Heads, standard: Standard, maps: Iterable[Map]) -> Tensor:
+def confusion(heads: PixelHeads, standard: Standard, maps: Iterable[Map]) -> Tensor:
     """How many labelled pixels of class i (row) each head takes for class j (column): [L, C, C] int64, on the CPU."""
     classes = len(heads.biases[0])
     total = torch.zeros(len(heads.biases), classes, classes, dtype=torch.int64)

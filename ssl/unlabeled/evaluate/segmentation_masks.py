@@ -18,7 +18,8 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import Interpolation, resize
 from unlabeled.errors import BadSample, UserError, first_line
-from unlabeled.evaluate.segmentation_values import JPEG, Coding, Held, count, decode_mask, palette_of
+from unlabeled.evaluate.segmentation_decoding import JPEG, decode_mask, palette_of
+from unlabeled.evaluate.segmentation_values import Coding, Held, count
 from unlabeled.progress import track
 
 # of two masks of one picture, the one whose ending stands first: others may be coloured to look at

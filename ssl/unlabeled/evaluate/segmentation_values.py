@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,10 +9,9 @@ from typing import Protocol as Structure
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from unlabeled.data.decoding.npy import MAGIC, values_of
 from unlabeled.errors import UserError
+from unlabeled.evaluate.segmentation_decoding import COLOUR, MOST, packed
 
 UNLABELLED = -1
 MAX_CLASSES = 1024
@@ -22,13 +20,6 @@ VOID = 255
 # more values than this of 8 bits are edges that were smoothed, not classes
 MOST_WITHOUT_ASKING = 200
 SHOWN = 12
-# a colour is counted as this number plus its 24 bits; grey pixels of colour files are counted as their grey
-COLOUR = 1 << 24
-MOST = (1 << 16) - 1
-# Pillow stretches grey PNGs of 2 and 4 bits to 0..255
-_STRETCHED = {2: 85, 4: 17}
-_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
-JPEG = b"\xff\xd8\xff"
 
 
 class Held(NamedTuple):
@@ -43,7 +34,7 @@ class Held(NamedTuple):
     first: str
 
 
-class Settings(Structure):
+class MaskSettings(Structure):
     """What a person says of masks; see `Segmentation`."""
 
     @property
@@ -114,78 +105,7 @@ def number_of(value: int | str) -> int:
         raise ValueError(
             f"{value!r} is no value of a mask; expected a number of 16 bits, or a colour such as '#00ff80'"
         )
-    return int(_packed(np.array([[list(bytes.fromhex(digits))]], np.uint8))[0, 0])
-
-
-def decode_mask(data: bytes) -> NDArray[np.int32]:
-    """Values [H, W] of a mask exactly as they are stored: grey, palette numbers, or colours as `COLOUR` says.
-
-    Args:
-        data: a PNG, TIFF, BMP, GIF or JPEG, or a `.npy` of integers [H, W].
-
-    Raises:
-        ValueError: it has no one value per pixel.
-        OSError: it cannot be decoded.
-    """
-    values = values_of(data) if data.startswith(MAGIC) else _decoded(data)
-    if values.ndim == 3:
-        return _one_channel(values)
-    if values.ndim != 2 or values.dtype.kind not in "bui":
-        raise ValueError(f"{values.dtype} of shape {list(values.shape)}, expected one whole number per pixel")
-    low, high = int(values.min()), int(values.max())
-    if low < -MOST or high > MOST:
-        raise ValueError(f"values from {low} to {high}, expected class numbers of at most 16 bits")
-    return values.astype(np.int32)
-
-
-def _decoded(data: bytes) -> NDArray[Any]:
-    """The pixels of a picture file, palette numbers not looked up."""
-    try:
-        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"no {', '.join(_FORMATS)} or .npy, or a damaged one") from error
-    with opened as image:
-        if (frames := getattr(image, "n_frames", 1)) > 1:
-            raise ValueError(f"{frames} pages, expected one mask per picture")
-        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "F", "LA", "PA", "RGB", "RGBA"):
-            raise ValueError(f"pixels of mode {image.mode}, expected grey, palette or RGB")
-        values = np.array(image)
-    if data.startswith(b"\x89PNG"):
-        bits, kind = data[24], data[25]
-        if bits == 16 and values.ndim == 3:
-            raise ValueError("colours of 16 bits, expected one class number per pixel")
-        values = values // _STRETCHED.get(bits, 1) if kind == 0 else values
-    return values
-
-
-def _one_channel(values: NDArray[Any]) -> NDArray[np.int32]:
-    """Channels [H, W, 1 to 4] that say one value per pixel."""
-    channels = values.shape[2]
-    if values.dtype != np.uint8 or channels > 4:
-        raise ValueError(f"{channels} channels of {values.dtype}, expected one class number per pixel")
-    if channels in (2, 4):
-        if values[..., -1].min() != values[..., -1].max():
-            raise ValueError(
-                f"an alpha channel that varies, of shape {list(values.shape)}: save class numbers [H, W], or colours "
-                "without alpha"
-            )
-        values = values[..., :-1]
-    return values[..., 0].astype(np.int32) if values.shape[2] == 1 else _packed(values)
-
-
-def _packed(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Colours [H, W, 3] as numbers: greys as their grey, others as `COLOUR` says."""
-    red, green, blue = colours.astype(np.int32).transpose(2, 0, 1)
-    return np.where((red == green) & (green == blue), red, COLOUR + (red << 16) + (green << 8) + blue)
-
-
-def palette_of(data: bytes, values: NDArray[np.int32]) -> dict[int, bytes]:
-    """The colour that a palette file shows each of its values in; {} where it has no palette."""
-    if data.startswith(MAGIC):
-        return {}
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        colours = bytes(image.getpalette("RGB") or ()) if image.mode == "P" else b""
-    return {value: colours[3 * value : 3 * value + 3] for value in np.unique(values).tolist()} if colours else {}
+    return int(packed(np.array([[list(bytes.fromhex(digits))]], np.uint8))[0, 0])
 
 
 def count(masks: Iterable[tuple[str, NDArray[np.int32]]]) -> dict[int, Held]:
@@ -220,7 +140,7 @@ def shares(counts: Mapping[int, Held], coding: Coding | None = None) -> str:
     return ", ".join(texts) + (f" and {len(counts) - len(shown):,} more values" if len(counts) > len(shown) else "")
 
 
-def coding_of(counts: Mapping[int, Held], settings: Settings, lossy: str | None = None) -> Coding:
+def coding_of(counts: Mapping[int, Held], settings: MaskSettings, lossy: str | None = None) -> Coding:
     """How these values are to be read.
 
     Args:
@@ -269,7 +189,7 @@ def _split(counts: Mapping[int, Held], threshold: int, ignore: int | None) -> Co
     return Coding(np.arange(2), np.arange(2, dtype=np.int16), names, ignore, threshold)
 
 
-def _known(counts: Mapping[int, Held], coding: Coding, settings: Settings) -> Coding:
+def _known(counts: Mapping[int, Held], coding: Coding, settings: MaskSettings) -> Coding:
     """The coding. Raises UserError where masks hold what it does not know."""
     known = {*coding.values.tolist(), coding.ignore}
     strange = [value for value in counts if value not in known]

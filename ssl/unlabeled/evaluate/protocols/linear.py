@@ -64,7 +64,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
         yield Score("", accuracy(found.hits), 100.0 * found.hits.cpu().numpy(), chosen)
 
 
-class Heads(NamedTuple):
+class LinearHeads(NamedTuple):
     """Linear classifiers on G kinds of features of equal width, one per kind and learning rate.
 
     Attributes:
@@ -81,7 +81,7 @@ class Heads(NamedTuple):
         return flat.unflatten(2, self.bias.shape[1:])
 
 
-class Found(NamedTuple):
+class Selected(NamedTuple):
     """What a sweep chose, and how it did on the test pictures.
 
     Attributes:
@@ -96,7 +96,7 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: Config, seed: int = 0) -> Found:
+def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: Config, seed: int = 0) -> Selected:
     """Choose features and learning rate on a held-out tenth, train on everything with them, test once.
 
     Of few samples several tenths are held out in turn. Classes with a single sample hold nothing out; when no class
@@ -124,7 +124,7 @@ def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: 
     )
     (train, test), lr = kinds[kind], config.lrs[rate]
     head = train_heads(train.x.unsqueeze(0), labels, num_classes, (lr,), config, seed)
-    return Found(int(kind), lr, _hits(head, test.x.unsqueeze(0), test.y)[0, :, 0])
+    return Selected(int(kind), lr, _hits(head, test.x.unsqueeze(0), test.y)[0, :, 0])
 
 
 def linear_probe(
@@ -136,7 +136,7 @@ def linear_probe(
 
 
 @torch.no_grad()
-def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], config: Config, seed: int) -> Heads:
+def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], config: Config, seed: int) -> LinearHeads:
     """Train one head per kind of features and learning rate, all on the same batches; each as if it were alone.
 
     Args:
@@ -148,8 +148,10 @@ def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], co
         seed: of the order of samples.
     """
     lr = x.new_tensor(lrs).unsqueeze(1)
-    heads = Heads(x.new_zeros(len(x), x.shape[2], len(lrs), num_classes), x.new_zeros(len(x), len(lrs), num_classes))
-    speed = Heads(*map(torch.zeros_like, heads))
+    heads = LinearHeads(
+        x.new_zeros(len(x), x.shape[2], len(lrs), num_classes), x.new_zeros(len(x), len(lrs), num_classes)
+    )
+    speed = LinearHeads(*map(torch.zeros_like, heads))
     steps = list(batches(len(y), config, seed))
     for step, rows in enumerate(track(steps, "linear probe", len(steps))):
         rows = rows.to(x.device)
@@ -159,7 +161,7 @@ def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], co
         error = heads.logits(batch).softmax(-1)
         error[:, torch.arange(len(rows), device=x.device), :, y[rows]] -= 1
         error /= len(rows)
-        gradient = Heads((batch.mT @ error.flatten(2)).unflatten(2, heads.bias.shape[1:]), error.sum(1))
+        gradient = LinearHeads((batch.mT @ error.flatten(2)).unflatten(2, heads.bias.shape[1:]), error.sum(1))
         now = lr * (0.5 + 0.5 * math.cos(math.pi * step / len(steps)))
         for parameter, velocity, slope in zip(heads, speed, gradient, strict=True):
             parameter.sub_(now * velocity.mul_(MOMENTUM).add_(slope))
@@ -172,7 +174,7 @@ def _of_equal_width(kinds: Sequence[Features]) -> list[list[int]]:
     return [[kind for kind, other in enumerate(widths) if other == width] for width in dict.fromkeys(widths)]
 
 
-def _hits(heads: Heads, x: Tensor, y: Tensor) -> Tensor:
+def _hits(heads: LinearHeads, x: Tensor, y: Tensor) -> Tensor:
     """Which samples x [G, n, D] with labels y [n] every head classifies right [G, n, L]."""
     prediction = torch.cat([heads.logits(some).argmax(-1) for some in x.split(CHUNK, dim=1)], dim=1)
     return prediction == y.unsqueeze(1)
