@@ -1,4 +1,4 @@
-"""Features of random views of pictures, the same whoever asks for them."""
+"""Features of random views of images, which depend on the seed and the number of the image alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JITTER = (0.4, 0.4, 0.2, 0.1)
 
 
 class _Share(NamedTuple):
-    """What one process found: numbers of pictures, and their features [m, q, D]."""
+    """The share of one process: numbers of images, and their features [m, q, D]."""
 
     rows: list[int]
     features: list[Tensor]

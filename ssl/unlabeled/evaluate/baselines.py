@@ -1,4 +1,4 @@
-"""What an encoder must be better than: the most frequent class, raw pixels, the same network untrained. Is it?"""
+"""Baselines of an encoder (most frequent class, raw pixels, untrained network), and whether it beats them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHAT_TO_TRY = (
 
 
 class Gain(NamedTuple):
-    """How much better an encoder is than the best baseline in one score.
+    """The gain of an encoder over the best baseline in one score.
 
     Attributes:
         column: the score.
@@ -57,7 +57,7 @@ def majority(splits: Splits, like: EncoderScores) -> EncoderScores:
 
 
 def gains(row: EncoderScores, baselines: Sequence[EncoderScores]) -> list[Gain]:
-    """What an encoder gains in every score that is a mean over test pictures and that a baseline has too."""
+    """The gain in every score that is a mean over test images and that a baseline has too."""
     found = []
     for column, result in row.scores.items():
         rivals = [(other.scores[column].mean, other) for other in baselines if column in other.scores]

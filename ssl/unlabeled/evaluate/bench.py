@@ -22,7 +22,7 @@ class Bench:
         splits: the pictures, and how they are prepared.
         shape: (height, width) that the encoder sees, pixels.
         seed: see below.
-        pool: what features are where neither a protocol nor the evaluation says; None = the encoder's default.
+        pool: of features where neither a protocol nor the evaluation says; None = the encoder's default.
 
     Attributes:
         fraction: share of the training labels that `features` gives out; 1 = all.
@@ -51,12 +51,11 @@ class Bench:
 
     @property
     def pool(self) -> Pool:
-        """What features are where a protocol does not say."""
+        """The pooling of features where a protocol does not say."""
         return self.splits.preparation.pool or self._pool or self.encoder.default_pool
 
     def few(self, fraction: float, seed: int = 0, shots: int | None = None) -> Bench:
-        """The same bench with a share of the training labels, or so many of every class; features are computed once
-        for both."""
+        """The same bench with a share of the training labels, or `shots` of every class; both share their features."""
         twin = copy.copy(self)
         twin.fraction, twin.seed, twin.shots = fraction, seed, shots
         return twin

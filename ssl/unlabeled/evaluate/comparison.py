@@ -1,4 +1,4 @@
-"""Several encoders judged by the same protocols on the same pictures, and what they must be better than."""
+"""Comparison of encoders and their baselines by the same protocols on the same images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Subject(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How encoders are judged.
+    """The protocols, labels and device that all encoders are compared with.
 
     Attributes:
         protocols: by the names of their scores.

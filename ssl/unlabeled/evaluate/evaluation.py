@@ -1,4 +1,4 @@
-"""The recipe's `evaluate:` section: which protocols judge an encoder, and the evaluator that runs them."""
+"""The recipe's `evaluate:` section, and the evaluator that runs its protocols on an encoder."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
 
     @property
     def protocols(self) -> dict[str, Protocol]:
-        """Those that are switched on, by name: the fields in their order, then those under names of their own."""
+        """Protocols that are switched on, by name: the fields in their order, then those under other names."""
         return {name: value for name, value in self if isinstance(value, Protocol)}
 
     @property
@@ -74,7 +74,7 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
         return {name: told(name, value) if isinstance(value, dict) else value for name, value in handler(self).items()}
 
     def check(self, splits: Splits) -> None:
-        """Raise now what the pictures or a protocol would in training."""
+        """Raise errors of the images and of every protocol now, not in the middle of training."""
         _ = splits.sources
         for protocol in self.protocols.values():
             protocol.check(splits)

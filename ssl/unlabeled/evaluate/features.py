@@ -48,7 +48,7 @@ class Features(NamedTuple):
 
 
 class Centred(NamedTuple):
-    """One picture as evaluation sees it, or why it cannot be used."""
+    """The centre crop of one image, or the reason why it cannot be used."""
 
     row: int
     pixels: Tensor | None
@@ -57,7 +57,7 @@ class Centred(NamedTuple):
 
 
 class CentreCrops(Dataset[Centred]):
-    """Pictures as evaluation sees them: the central crop, uncoloured; a bad one is named instead.
+    """Centre crops of images, without augmentation; an image that cannot be used is named instead.
 
     Args:
         source: the pictures.
@@ -166,7 +166,7 @@ def extract(
 
 
 def _images(batch: tuple[Tensor | None, list[int], list[int], list[Bad]]) -> int:
-    """How many images a batch stands for."""
+    """Number of images of a batch, those that cannot be used included."""
     return len(batch[1]) + len(batch[3])
 
 

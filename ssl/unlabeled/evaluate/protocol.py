@@ -44,7 +44,7 @@ def scored(name: str, fraction: float) -> str:
 
 
 class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
-    """How frozen features are judged; its fields are the settings, which recipes and `--set` may change.
+    """Judges frozen features; its fields are the settings, which recipes and `--set` may change.
 
     Attributes:
         version: name and number; the number grows when equal settings come to mean other results.
@@ -74,7 +74,7 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
         return []
 
     def check(self, splits: Splits) -> None:
-        """Look at labels and classes before anything is computed, or trained for hours.
+        """Check labels and classes before anything is computed or trained.
 
         Raises:
             UserError: the pictures do not allow it.

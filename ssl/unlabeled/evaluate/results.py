@@ -18,7 +18,7 @@ UNEVEN = 1.5  # from here on the largest class counts for clearly more than the 
 
 
 class Column(NamedTuple):
-    """What was measured: a score's name, and the share of the training labels where they are read."""
+    """A score's name, and the share of the training labels where they are read."""
 
     name: str
     fraction: float | None
@@ -112,7 +112,7 @@ class EncoderScores:
 
 
 def columns(rows: Sequence[EncoderScores]) -> list[Column]:
-    """Everything that was measured of any row."""
+    """The scores that any row has."""
     return list(dict.fromkeys(column for row in rows for column in row.scores))
 
 
@@ -218,7 +218,7 @@ def _percent(value: float | None) -> str:
 
 
 def units(protocols: Mapping[str, Protocol]) -> str:
-    """What the numbers are: `top-1 accuracy, %`, or which are what."""
+    """The unit of the scores, per protocol if they differ."""
     named: dict[str, list[str]] = {}
     for name, protocol in protocols.items():
         named.setdefault(protocol.unit, []).append(name)

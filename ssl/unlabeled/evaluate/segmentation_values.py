@@ -1,4 +1,4 @@
-"""What masks hold and which classes that means: counted before anything is learnt from them, never guessed."""
+"""Values of masks and the classes they stand for: all are counted before training, and never guessed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = 12
 
 
 class Held(NamedTuple):
-    """How often a value occurs.
+    """Frequency of a value.
 
     Attributes:
         pixels: that have it.
@@ -35,7 +35,7 @@ class Held(NamedTuple):
 
 
 class MaskSettings(Structure):
-    """What a person says of masks; see `Segmentation`."""
+    """Settings that say what masks hold, see `protocols.segmentation`."""
 
     @property
     def classes(self) -> int | None: ...
@@ -48,7 +48,7 @@ class MaskSettings(Structure):
 
 
 class Coding(NamedTuple):
-    """How values become classes.
+    """Maps values of masks to classes.
 
     Attributes:
         values: [n] int64, ascending, that are classes.
@@ -211,7 +211,7 @@ def _known(counts: Mapping[int, Held], coding: Coding, settings: MaskSettings) -
 
 
 def _gaps(counts: Mapping[int, Held], ignore: int | None) -> str:
-    """What to do with values that are not 0, 1, 2 ..."""
+    """Advice for values that are not 0, 1, 2 ..."""
     found = [value for value in counts if value != ignore]
     beside = "" if ignore is None else f" ({name_of(ignore)} is segmentation.ignore)"
     text = f"masks hold {shares(counts)}{beside}; expected class numbers 0, 1, 2 ... without a gap, of two classes "

@@ -1,4 +1,4 @@
-"""How alike the blocks of an encoder are, or those of two encoders: linear CKA (Kornblith et al. 2019)."""
+"""Similarity of an encoder's blocks, or of two encoders: linear CKA (Kornblith et al. 2019)."""
 
 from __future__ import annotations
 

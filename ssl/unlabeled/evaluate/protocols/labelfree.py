@@ -1,4 +1,4 @@
-"""What features are worth, told without labels: ranks, alignment and uniformity."""
+"""Label-free measures of features: ranks, alignment and uniformity."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class LinearHeads(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """What a sweep chose, and how it did on the test pictures.
+    """The choice of a sweep, and its hits on the test images.
 
     Attributes:
         kind: number of the features.
@@ -175,6 +175,6 @@ def _of_equal_width(kinds: Sequence[Features]) -> list[list[int]]:
 
 
 def _hits(heads: LinearHeads, x: Tensor, y: Tensor) -> Tensor:
-    """Which samples x [G, n, D] with labels y [n] every head classifies right [G, n, L]."""
+    """Hits [G, n, L] of every head on samples x [G, n, D] with labels y [n]."""
     prediction = torch.cat([heads.logits(some).argmax(-1) for some in x.split(CHUNK, dim=1)], dim=1)
     return prediction == y.unsqueeze(1)

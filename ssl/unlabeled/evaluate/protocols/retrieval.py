@@ -97,7 +97,7 @@ def rank(pictures: Features, most: int, seed: int = 0) -> Ranked:
 
 
 def with_company(labels: Tensor) -> Tensor:
-    """Numbers of the pictures whose class [n] has another: alone, one has nothing to find. UserError: there is none."""
+    """Indices of images that share their class [n] with another. Raises UserError where there are none."""
     found = (labels.bincount()[labels] > 1).nonzero().flatten()
     if not len(found):
         raise UserError(

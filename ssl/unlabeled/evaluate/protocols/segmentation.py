@@ -138,7 +138,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
         yield Score("accuracy", 100 * found.trace().item() / found.sum().item(), chosen=chosen)
 
     def _how(self, bench: Bench) -> dict[str, Any]:
-        """How scenes are opened for the encoder. Raises UserError where it cannot see them so."""
+        """Arguments of `open_scenes` for the encoder. Raises UserError where it cannot take such images."""
         encoder = bench.encoder
         check(encoder, FeatureSpec("mean", self.blocks))
         patch, size = encoder.patch_size, self.size
@@ -157,7 +157,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
         return {"patch": patch, "size": size, "interpolation": bench.splits.preparation.interpolation}
 
     def _coding(self, splits: Splits) -> Coding:
-        """What values of masks mean, found once. Raises UserError where that is not clear, or nothing to tell apart."""
+        """Classes of mask values, found once. Raises UserError where that is not clear, or nothing to tell apart."""
         if self not in splits.known:
             train, test = (open_scenes(splits.data, split, patch=1) for split in ("train", "val"))
             counts = together(train.counts, test.counts)
