@@ -1,4 +1,4 @@
-"""Whether a run may be made longer: only if every step so far is the one that a longer run would have taken."""
+"""Whether a run may be extended: only if every step so far is the same as in a longer run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlabeled.train.watch import Watching
 
 
 def obstacles(before: Recipe, after: Recipe, per_epoch: int, saved: dict[str, Any]) -> list[str]:
-    """Why a run would have gone otherwise had it been longer from the start; empty where it would not.
+    """Reasons why a longer run would have taken other steps; empty if it would not.
 
     Args:
         before, after: recipes that differ in `train.epochs`.

@@ -1,8 +1,8 @@
-"""How long a run will take here, without running it: work that is counted, speed that is measured within seconds.
+"""Forecast of how long a run takes on this machine, from counted work and a measured speed.
 
-The work of a step is counted on tensors without memory. What this machine does in a second is measured on one block
-of the network (or, of a CNN, the whole of it) and on a few pictures. Both together are right within a factor of about
-two; `python -m unlabeled doctor` takes real steps instead.
+The work of a step is counted on the meta device. The speed is measured within seconds on one block of the network (the
+whole of it, if it has none) and on a few images. The forecast is right within a factor of about two; `python -m
+unlabeled doctor` takes real steps instead.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from unlabeled.progress import duration
 from unlabeled.train.job import Job
 
 SECONDS = 0.3  # of each measurement
-MOST_PICTURES = 32  # that the work is counted on: it grows with them, but for what they are compared in
-# floating point operations of a block's forward and backward pass that take a moment, and more than starting them does
+MOST_PICTURES = 32  # images that the work is counted on; it is in proportion to them, but for comparisons of images
+# floating point operations of a measurement: long enough that launching them does not count
 MOMENT, MOMENT_OF_A_GPU = {"cpu": 2e9}, 5e11
 MOST_REPEATS = 64
-DISTANCE = 7919  # pictures from one to the next that is made: neighbours are alike
-CALL = 1e-5  # seconds that an operation costs beside its arithmetic
+DISTANCE = 7919  # step between the images that are loaded: neighbours are alike
+CALL = 1e-5  # seconds to launch an operation
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Work(NamedTuple):
-    """What a forward and a backward pass are made of.
+    """The work of a forward and a backward pass.
 
     Attributes:
-        flops: floating point operations for one picture.
-        calls: operations that are started for one micro-batch.
+        flops: floating point operations per image.
+        calls: operations launched per micro-batch.
     """
 
     flops: float
@@ -52,13 +52,13 @@ class Work(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """Speed that is to be expected.
+    """The expected speed.
 
     Attributes:
-        model: pictures per second that all processes learn from, if they never wait.
-        loader: pictures per second that their workers make, if nothing else is going on.
-        together: pictures per second of a run.
-        seconds: of all its steps, without evaluation.
+        model: images per second of all processes, if they never wait for the loader.
+        loader: images per second of their workers, if nothing else runs.
+        together: images per second of a run.
+        seconds: of all steps, without evaluation.
     """
 
     model: float
@@ -68,13 +68,13 @@ class Forecast(NamedTuple):
 
 
 def count_work(method: Method, views: Sequence[View], patch: int, micro: int, channels: int) -> Work:
-    """Count the work of a method without memory. See `unlabeled.launch.plan.on_meta`.
+    """Count the work of a method.
 
     Args:
-        method: on the meta device.
-        views: what it sees of a picture.
+        method: on the meta device, see `unlabeled.launch.plan.on_meta`.
+        views: of the images.
         patch: side of a patch, pixels.
-        micro: pictures in a micro-batch.
+        micro: images in a micro-batch.
         channels: of the images.
     """
     few = min(micro, MOST_PICTURES)
@@ -86,7 +86,7 @@ def count_work(method: Method, views: Sequence[View], patch: int, micro: int, ch
 
 
 class _Counter(TorchDispatchMode):
-    """Counts operations and their arithmetic."""
+    """Counts operations and their floating point operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,17 +102,17 @@ class _Counter(TorchDispatchMode):
 
 
 def forecast(job: Job, method: Method, processes: int, device: torch.device) -> Forecast:
-    """How fast a run would be on this machine, and how long it would take.
+    """Forecast the speed and the duration of a run on this machine.
 
     Args:
         job: of the run.
         method: on the meta device.
-        processes: that share each step.
+        processes: number of them.
         device: of one of them.
 
     Raises:
-        UserError: no picture can be read, or the method has no network that can be measured.
-        RuntimeError: the device has no room, or cannot do what it takes.
+        UserError: no image can be read, or the method has no network that can be measured.
+        RuntimeError: the device is out of memory, or lacks an operation.
     """
     recipe, dataset = job.recipe, job.dataset
     train, workers = recipe.train, recipe.run.workers
@@ -125,14 +125,14 @@ def forecast(job: Job, method: Method, processes: int, device: torch.device) -> 
     learning = per_picture(work, micro, flops, device) + finishing
     model, loader = processes / learning, processes * max(1, workers) / making
     together = min(model, loader) if workers else processes / (learning + making)
-    if device.type == "cpu":  # where workers take cores away from the network
+    if device.type == "cpu":  # workers and network share the cores
         together = min(together, cores() / (making + threads * learning))
     steps = total_steps(train.epochs, steps_per_epoch(len(dataset.source), train.batch_size))
     return Forecast(model, loader, together, steps * train.batch_size / together)
 
 
 def in_words(found: Forecast) -> str:
-    """A forecast as a line of the plan."""
+    """Describe a forecast for the plan."""
     bound = "loader" if found.loader < found.model else "model"
     pace = f"{found.together:,.0f}" if found.together >= 100 else f"{found.together:.3g}"
     return (
@@ -142,14 +142,14 @@ def in_words(found: Forecast) -> str:
 
 
 def per_picture(work: Work, micro: int, flops: float, device: torch.device) -> float:
-    """Seconds of learning from a picture on a device of so many floating point operations a second."""
+    """Seconds per image on a device of `flops` floating point operations per second."""
     arithmetic, calls = work.flops / flops, CALL * work.calls / micro
-    # a GPU calculates while the next operations are started
+    # a GPU computes while the next operations are launched
     return arithmetic + calls if device.type == "cpu" else max(arithmetic, calls)
 
 
 def measured_flops(method: Method, dataset: ViewDataset, device: torch.device, precision: str) -> float:
-    """Floating point operations per second of forward and backward passes through a part of the network."""
+    """Measure floating point operations per second in forward and backward passes of a part of the network."""
     part, shape = _part(method, dataset)
     part = copy.deepcopy(part).eval().requires_grad_(True).to_empty(device=device)
     with torch.no_grad():
@@ -171,7 +171,7 @@ def measured_flops(method: Method, dataset: ViewDataset, device: torch.device, p
 
 
 def _part(method: Method, dataset: ViewDataset) -> tuple[nn.Module, tuple[int, ...]]:
-    """What stands for the network, and what it sees of one picture: a block and its tokens, or a whole CNN."""
+    """The part of the network to measure and the shape of its input: a block and its tokens, or a network of maps."""
     height, width = dataset.views[0].shape
     network: Any = next((part for part in method.modules() if hasattr(part, "forward_features")), None)
     if network is None:
@@ -182,7 +182,7 @@ def _part(method: Method, dataset: ViewDataset) -> tuple[nn.Module, tuple[int, .
 
 
 def _seconds_per_picture(job: Job, device: torch.device) -> tuple[float, float]:
-    """To make a sample in one process, and to finish it where the network runs (nothing, where that is a GPU)."""
+    """Seconds to load an image in one process, and to finish it on the device (0 on a GPU)."""
     recipe, dataset = job.recipe, job.dataset
     batch, count = recipe.train.batch_size, len(dataset.source)
     samples: list[Sample] = []
@@ -200,7 +200,7 @@ def _seconds_per_picture(job: Job, device: torch.device) -> tuple[float, float]:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """What one repetition takes: the median of several."""
+    """The median duration of `work`."""
     taken: list[float] = []
     while sum(taken) < SECONDS and len(taken) < MOST_REPEATS:
         started = time.perf_counter()
@@ -211,7 +211,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch within."""
+    """Context manager: run torch with `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""What a command was given as data: a folder, tars, a table, `shapes`, a recipe, or the folder of a run."""
+"""The images that a command line names: a folder, tars, a table, `shapes`, a recipe, or the folder of a run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def given(
     changes: Sequence[str] = (),
     own: Mapping[type[SourceConfig], dict[str, Any]] = MappingProxyType({}),
 ) -> SourceConfig:
-    """The pictures, scaled and normalised as an export was trained.
+    """Find the images, scaled and normalised as an export was trained.
 
     Args:
         what: see GIVEN.

@@ -22,7 +22,7 @@ def check_least(options: argparse.Namespace, **least: int) -> None:
 
 
 def checked(model: type[M], **fields: Any) -> M:
-    """A model made of options.
+    """Make a model of options.
 
     Raises:
         UserError: what the model complains about, by the options' names.

@@ -1,4 +1,4 @@
-"""What a run is about to do, in a dozen lines, before it costs anything."""
+"""The plan of a run, in a dozen lines, before it costs anything."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from unlabeled.train.job import Job
 from unlabeled.train.optim import param_groups
 from unlabeled.train.recipe import Recipe
 
-OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1, "lars": 1}
 HALF_PRECISION_SHARE = 0.6
-# masks that are drawn to learn how many patches they hide
+# number of masks drawn to estimate how many patches they hide
 DRAWS = 64
 Line = tuple[str, str]
 
@@ -42,7 +41,7 @@ def plan(job: Job, own: Iterable[Line], processes: int, device: str) -> Iterator
     check_accumulation(method, recipe.train.batch_size, recipe.run.accumulate)
     yield from own
     yield from (("view", describe_view(view, dataset.patch)) for view in dataset.views)
-    # what has no parameters, such as a loss, is not worth a line
+    # parts without parameters, such as losses, get no line
     yield from ((name, _size(part)) for name, part in method.named_children() if any(True for _ in part.parameters()))
     yield "steps", _steps(recipe, per_epoch)
     yield "batch", _batch(recipe, micro, processes)
@@ -54,7 +53,7 @@ def plan(job: Job, own: Iterable[Line], processes: int, device: str) -> Iterator
 
 
 def check_accumulation(method: Method, batch_size: int, micro_batches: int) -> None:
-    """Raise UserError when a method that compares the pictures of a step would not see them together."""
+    """Raise UserError when the loss of an image depends on others of its batch, and accumulation would split that."""
     if not method.batch_dependent():
         return
     if batch_size < 2:
@@ -120,11 +119,11 @@ def _device(recipe: Recipe, device: str) -> str:
 def memory(method: Method, job: Job, micro: int) -> tuple[float, float]:
     """Bytes of (weights, gradients and optimizer state, activations kept for backward) of one process.
 
-    Activations are counted by running a forward on tensors without memory and adding up what autograd keeps.
+    Counts activations by a forward pass on the meta device and the tensors that autograd keeps.
     """
     recipe, dataset = job.recipe, job.dataset
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    weights = 4 * (sum(p.numel() for p in method.parameters()) + trained * (1 + OPTIMIZER_COPIES[recipe.optim.name]))
+    weights = 4 * (sum(p.numel() for p in method.parameters()) + trained * (1 + recipe.optim.copies))
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -139,14 +138,15 @@ def memory(method: Method, job: Job, micro: int) -> tuple[float, float]:
 
 
 def describe_view(view: View, patch: int) -> str:
-    """A view in words."""
+    """Describe a view in a line."""
     height, width = view.shape
     low, high = view.scale
     crops = "1 crop" if view.count == 1 else f"{view.count} crops"
     once = " (single-shot)" if view.single_shot else ""
     text = f"{crops} of {height}x{width}, area {low:g} to {high:g}{once}, {view.interpolation}, flip {view.flip:g}"
     hidden = "" if view.mask is None else f"; {view.mask.describe(view.shape, patch)}"
-    return text + _colours(view) + _erased(view) + hidden
+    erased = f", erase {view.erase:g}" if view.erase else ""
+    return text + _colours(view) + erased + hidden
 
 
 def _colours(view: View) -> str:
@@ -157,23 +157,19 @@ def _colours(view: View) -> str:
     return augment + jitter + "".join(f", {name} {p:g}" for name, p in rest.items() if p) + fused
 
 
-def _erased(view: View) -> str:
-    return f", erase {view.erase:g}" if view.erase else ""
-
-
 def millions(parameters: Iterable[Tensor]) -> str:
-    """Number of values, in millions where there are so many."""
+    """The number of values, in millions from 0.1 M on."""
     count = sum(p.numel() for p in parameters)
     return f"{count / 1e6:.1f} M" if count >= 1e5 or not count else f"{count:,}"
 
 
 def number(count: int, what: str) -> str:
-    """So many of something."""
+    """A count with its noun in the singular or the plural."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def gigabytes(count: float) -> str:
-    """Bytes in GB, or MB when few."""
+    """Bytes in GB, or in MB below one."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
@@ -183,9 +179,9 @@ def format_plan(title: str, lines: Iterable[Line]) -> str:
 
 
 def on_meta(build: Callable[[], Method]) -> Method:
-    """A method whose tensors have shapes and no memory. Raises UserError when it cannot be built."""
+    """Build a method on the meta device. Raises UserError when it cannot be built."""
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # loading weights into tensors without memory does nothing, as intended
+        warnings.simplefilter("ignore")  # loading weights does nothing there, as intended
         try:
             method: nn.Module = build()
         except UserError:
@@ -196,7 +192,7 @@ def on_meta(build: Callable[[], Method]) -> Method:
 
 
 def empty_batch(views: Sequence[View], patch: int, micro: int, channels: int) -> Batch:
-    """A micro-batch of tensors without memory."""
+    """A micro-batch on the meta device."""
     made = []
     for view in views:
         pixels = torch.empty(view.count, micro, channels, *view.shape, device="meta")
@@ -206,7 +202,7 @@ def empty_batch(views: Sequence[View], patch: int, micro: int, channels: int) ->
 
 
 def _empty_mask(view: View, patch: int, micro: int) -> tuple[PatchMask | None, int | None]:
-    """A mask without memory, and how many patches it is to be expected to hide."""
+    """A mask on the meta device, and the expected number of masked patches."""
     if view.mask is None:
         return None, None
     grid = (view.shape[0] // patch, view.shape[1] // patch)

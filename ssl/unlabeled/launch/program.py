@@ -20,10 +20,10 @@ from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 from unlabeled.streams import make_lasting
 from unlabeled.text import escape_logs, plain
 
-# nothing is wrong with the program: the disk is full, a quota is used up, or it may only be read
+# the disk is full, a quota is used up, or the disk is read-only: no fault of the program
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-# nor here: something else has the name of what is written, or lies in its way
+# another file has the name of the one to write, or lies in its way
 PLACE_TROUBLE = (
     *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE),
@@ -71,12 +71,12 @@ def _run(name: str, arguments: Sequence[str] | None) -> int:
 
 
 def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
-    """What a program ends with: its own code, or that of an error, which is said without a traceback.
+    """Run a program; returns its exit code, or that of an error, which is printed without a traceback.
 
     Args:
         run: the program. A signal ends it wherever it stands, see `unlabeled.signals`.
-        last: nothing comes after it, so later signals are ignored.
-        where: it is when it begins, to be said with a signal.
+        last: whether the process ends after it, so that later signals are ignored.
+        where: the stage at its start, for the message of a signal.
     """
     with stop:
         stop.where = where
@@ -84,7 +84,7 @@ def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
             with stop.now():
                 make_lasting()
                 escape_logs()
-                # torch says it of every loader anew; the plan says it once
+                # the plan says it once, torch says it for every loader
                 warnings.filterwarnings("ignore", "This DataLoader will create")
                 with Bars(active=os.environ.get("RANK", "0") == "0"):
                     code = run()

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what has changed since is refused in words, unless it is the length and that is exact."""
+"""Resume from a checkpoint. Changes of the recipe are refused, but for a longer run with the same steps so far."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ ADVICE = "Undo this, choose another run.output, or start over with --fresh --for
 
 
 def length(output: Path, epochs: float, extend: float | None) -> float:
-    """Epochs of a run: its recipe's and `extend` more, or what an earlier `--extend` made of them.
+    """The epochs of a run, with those that `--extend` adds or has added before.
 
     Args:
         output: the run's folder.
         epochs: of the recipe.
-        extend: of the command line; None = not said.
+        extend: epochs to add, of the command line; None = not given.
     """
     if extend is not None:
         return epochs + extend
     for folder in sorted(output.glob("checkpoints/step-*"), reverse=True):
-        with suppress(Damaged, ArithmeticError, ValueError, LookupError, TypeError):  # which whoever loads it says
+        with suppress(Damaged, ArithmeticError, ValueError, LookupError, TypeError):  # loading it reports the damage
             state = parse_json(read_file(folder, "state.json", read_manifest(folder)))
             return float(state["recipe"]["train"]["epochs"]) if epochs in state["lengths"] else epochs
     return epochs
 
 
 def resume(engine: Engine, longer: bool = False, extend: float | None = None) -> None:
-    """Go on from the newest good checkpoint, if there is one and it belongs to this recipe and data.
+    """Restore the newest good checkpoint, if there is one.
 
     Args:
-        engine: has taken no step yet.
-        longer: the recipe's length was made longer, now or before.
-        extend: by how many epochs, where the command line says so.
+        engine: before its first step.
+        longer: whether the run is longer than its recipe, by `--extend` now or before.
+        extend: epochs to add, of the command line; None = not given.
 
     Raises:
-        UserError: the recipe or the data have changed in a way that can change the result, or the run cannot be made
-            longer so that it goes on as if it had always been.
+        UserError: the recipe or the images have changed so that the result could change, or a longer run would have
+            taken other steps.
     """
     job, checkpoint = engine.job, engine.checkpoints.newest()
     if checkpoint is None:
@@ -72,7 +72,7 @@ def resume(engine: Engine, longer: bool = False, extend: float | None = None) ->
 
 
 def _make_longer(engine: Engine, epochs: float) -> None:
-    """Forget what the end of a shorter run did."""
+    """Undo the effects of the end of the shorter run."""
     engine.lengths = [*engine.lengths, epochs]
     if engine.watch is not None:
         engine.watch.forget_end()
@@ -131,7 +131,7 @@ def _refuse_other_pictures(engine: Engine, job: Job, saved: dict[str, Any]) -> N
 
 
 def _start_anew(engine: Engine, job: Job) -> str:
-    """What to do where a run cannot go on."""
+    """Advice for a run that cannot go on."""
     if job.recipe.successor is None:
         return ADVICE
     return (

@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
 
 
 class Engine:
-    """Runs a job to its end, or to a signal.
+    """Trains a job to its end, or until a signal.
 
     Args:
         job: what to run.
@@ -62,7 +62,7 @@ class Engine:
         self.total_steps = total_steps(recipe.train.epochs, self.steps_per_epoch)
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.watch = job.watch
-        self.first_step = 0  # of this process: where it went on from
+        self.first_step = 0  # of this process: 0, or that of the checkpoint it resumed from
         self.evaluated: dict[str, float] = {}
         self.lengths: list[float] = []  # epochs of the run before it was extended
         self._ahead: tuple[RawBatch, Batch] | None = None
@@ -70,7 +70,7 @@ class Engine:
 
         if self.device.type == "cpu":
             settle(recipe.run.threads)
-        # all processes start from the same weights, then draw differently
+        # equal weights on all processes, then different random numbers
         torch.manual_seed(recipe.seed)
         self.method = job.build()
         torch.manual_seed(recipe.seed + 1 + accelerator.process_index)

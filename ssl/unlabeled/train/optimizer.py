@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -18,8 +18,13 @@ Groups = list[dict[str, Any]]
 
 
 class Optim(BaseModel, ABC, frozen=True, extra="forbid"):
-    """A recipe's `optim:` section. Its fields are what recipes set; `name` is the name of its file."""
+    """A recipe's `optim:` section. Its fields are what recipes set; `name` is the name of its file.
 
+    Attributes:
+        copies: tensors of a parameter's size that the optimizer keeps, for the plan's estimate of memory.
+    """
+
+    copies: ClassVar[int] = 2
     name: str
     base_lr: float = Field(
         1.5e-4,

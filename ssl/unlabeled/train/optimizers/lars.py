@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from unlabeled.train.optimizer import Groups, Optim, Unit
 class Config(Optim, frozen=True, extra="forbid"):
     """LARS, for linear probes at large batch (MAE's `util/lars.py`)."""
 
+    copies: ClassVar[int] = 1
     name: Literal["lars"] = "lars"
     momentum: Unit = Field(0.9, description="of the velocity")
     trust: float = Field(0.001, gt=0, description="trust coefficient")

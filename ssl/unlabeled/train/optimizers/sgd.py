@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from unlabeled.train.optimizer import Groups, Optim, Unit
 class Config(Optim, frozen=True, extra="forbid"):
     """Stochastic gradient descent with momentum."""
 
+    copies: ClassVar[int] = 1
     name: Literal["sgd"] = "sgd"
     momentum: Unit = Field(0.9, description="of the velocity")
 
