@@ -1,4 +1,4 @@
-"""Which of the pictures that were looked at are copies of each other, within a split or across both."""
+"""Copies among the surveyed images, within a split or across both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLAT = 2 / 255
 
 
 class Keys:
-    """Names of the pictures of several surveys, numbered through."""
+    """Names of the images of several surveys, numbered through."""
 
     def __init__(self, surveys: Sequence[Survey]) -> None:
         self.surveys, self.starts = surveys, np.cumsum([0, *map(len, surveys)])
@@ -26,25 +26,25 @@ class Keys:
         return [source.key(i) for source, i in found]
 
     def place(self, number: int) -> tuple[Source, int]:
-        """The source of a picture and its number there."""
+        """The source of an image and its number there."""
         part = int(np.searchsorted(self.starts, number, side="right")) - 1
         found = self.surveys[part]
         return found.source, int(found.number[number - self.starts[part]])
 
     def label(self, number: int) -> str:
-        """The class of a picture; '' where it has none."""
+        """The class of an image; '' without a label."""
         source, i = self.place(number)
         label = int(source.labels[i])
         return source.classes[label] if label >= 0 else ""
 
 
 class Compared(NamedTuple):
-    """Pictures of one split or of two, numbered through.
+    """Images of one split or of two, numbered through.
 
     Attributes:
         surveys: by the name of the split.
         copies: pairs of their numbers.
-        split: [n] int64, number of the survey that each is of.
+        split: [n] int64, number of each image's survey.
         keys: their names.
     """
 
@@ -55,7 +55,7 @@ class Compared(NamedTuple):
 
 
 def compare(train: Survey, val: Survey | None) -> Compared | None:
-    """Find copies among all pictures that could be read; None where there is none of these."""
+    """Find copies among all readable images; None without any."""
     surveys = {name: found for name, found in (("train", train), ("val", val)) if found is not None and len(found)}
     if not surveys:
         return None

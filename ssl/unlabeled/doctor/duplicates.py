@@ -1,7 +1,7 @@
-"""Pictures that are there more than once: to the pixel, or encoded anew, or at another size.
+"""Exact and near duplicates of images.
 
-Near duplicates are found by the signs of the lowest frequencies of the grey picture (a DCT of 32x32 pixels, as pHash
-has it), which encoding and resizing leave alone, and confirmed by the frequencies themselves.
+Near duplicates, encoded again or resized, are found by the signs of the lowest frequencies of the grey image (a DCT of
+32x32 pixels, as in pHash), which encoding and resizing preserve, and confirmed by the frequencies themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SIDE, FREQUENCIES = 32, 8
-# signs that may differ; with at most three, one of four parts of a hash is equal
+# the most signs that may differ: with three, one of four parts of a hash is still equal
 DISTANCE, PARTS = 3, 4
 ALIKE = 0.97
 _WAVES = np.cos(math.pi * np.arange(FREQUENCIES)[:, None] * (np.arange(SIDE) + 0.5) / SIDE)
@@ -25,11 +25,11 @@ Pairs = NDArray[np.int64]
 
 
 class Copies(NamedTuple):
-    """Pairs [m, 2] of picture numbers, the smaller first.
+    """Pairs [m, 2] of image numbers, the smaller first.
 
     Attributes:
-        exact: each picture with the first that has the same pixels.
-        near: pictures that look the same, of those that differ in pixels.
+        exact: each image with the first of the same pixels.
+        near: images of different pixels that look the same.
     """
 
     exact: Pairs
@@ -37,19 +37,19 @@ class Copies(NamedTuple):
 
 
 def spectrum(image: Tensor) -> NDArray[np.float16]:
-    """The lowest frequencies of a picture uint8 [C, H, W]: [63], length one: brightness and contrast do not count."""
+    """The lowest frequencies [63] of an image uint8 [C, H, W], of length one: free of brightness and contrast."""
     small = F.interpolate(image[None], size=(SIDE, SIDE), mode="bilinear", antialias=True)[0]
     waves = (_WAVES @ small.double().mean(0).numpy() @ _WAVES.T).ravel()[1:]
     return (waves / (np.linalg.norm(waves) or 1)).astype(np.float16)
 
 
 def find_copies(digests: NDArray[np.uint64], spectra: NDArray[np.float16], flat: NDArray[np.bool_]) -> Copies:
-    """Exact and near duplicates among n pictures.
+    """Exact and near duplicates among n images.
 
     Args:
-        digests: [n], equal where all pixels are.
+        digests: [n], equal for equal pixels.
         spectra: [n, 63], see `spectrum`.
-        flat: [n], pictures that are one colour: all of them look the same, so only exact copies of them count.
+        flat: [n], images of one colour: they all look the same, so only exact copies count.
     """
     _, first, group = np.unique(digests, return_index=True, return_inverse=True)
     leaders = first[group]
@@ -62,7 +62,7 @@ def find_copies(digests: NDArray[np.uint64], spectra: NDArray[np.float16], flat:
 
 
 def hashes(spectra: NDArray[np.float16]) -> NDArray[np.uint64]:
-    """The signs of each spectrum as one number: [n]. Neighbouring frequencies go to different parts of it."""
+    """The signs of each spectrum as one number [n]; neighbouring frequencies go to different parts of it."""
     signs = np.pad(spectra > 0, ((0, 0), (1, 0))).reshape(-1, 64 // PARTS, PARTS).transpose(0, 2, 1)
     return np.packbits(signs.reshape(-1, 64), axis=1).view(np.uint64).ravel()
 
@@ -99,7 +99,7 @@ def differing_bits(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.i
 
 
 def groups(pairs: Pairs, n: int) -> NDArray[np.int64]:
-    """For each of n pictures the smallest that pairs connect it with: [n]."""
+    """The smallest number that pairs connect each of n images with: [n]."""
     label = np.arange(n)
     while True:
         before, low = label.copy(), label[pairs].min(axis=1)

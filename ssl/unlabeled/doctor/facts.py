@@ -1,4 +1,4 @@
-"""What a survey found, as numbers and names: what `--json` prints, and what findings and report are made of."""
+"""Facts about images and speed as numbers and names: the data of `--json`, of findings and of the report."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Facts = dict[str, Any]
 
 
 def split_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
-    """All but duplicates of one split.
+    """Facts of one split, but for duplicates.
 
     Args:
-        found: its pictures.
+        found: its survey.
         crop: (height, width) of the largest view, pixels.
         patch: side of a patch, pixels.
     """
@@ -46,7 +46,7 @@ def split_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
 def _picture_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
     sides = np.stack([found.height, found.width])
     short, long = sides.min(axis=0), sides.max(axis=0)
-    # by how much the whole picture is larger than the crop, in the direction where it is least so
+    # size of the whole image over the crop, on the side where it is smallest
     room = (sides / np.array(crop)[:, None]).min(axis=0)
     mean, std = found.statistics()
     return {
@@ -77,7 +77,7 @@ def _named(found: Survey, which: NDArray[np.bool_]) -> Facts:
 
 
 def class_facts(labels: NDArray[np.int64], classes: Sequence[str]) -> Facts | None:
-    """How evenly all pictures of a split fall into classes; None where there are none."""
+    """Class balance of a split; None without classes."""
     if not classes:
         return None
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
@@ -96,7 +96,7 @@ def class_facts(labels: NDArray[np.int64], classes: Sequence[str]) -> Facts | No
 
 
 def copy_facts(compared: Compared) -> Facts:
-    """Duplicates within each split, and pictures of `val` that are in `train` too."""
+    """Duplicates within each split, and images of `val` that are also in `train`."""
     split, copies, keys = compared.split, compared.copies, compared.keys
     facts: Facts = {}
     for i, (name, found) in enumerate(compared.surveys.items()):
@@ -117,7 +117,7 @@ def _across(pairs: Pairs, split: NDArray[np.int64]) -> Pairs:
 
 
 def _group_facts(pairs: Pairs, n: int, keys: Keys) -> Facts:
-    """`count` pictures are copies of another one, which is not counted."""
+    """`count` images are copies of another one, which is not counted."""
     label = groups(pairs, n)
     copies = np.flatnonzero(label != np.arange(n))
     leaders = np.unique(label[copies])
@@ -126,13 +126,13 @@ def _group_facts(pairs: Pairs, n: int, keys: Keys) -> Facts:
 
 
 def _leak_facts(pairs: Pairs, keys: Keys) -> Facts:
-    """`count` pictures of `val` are in `train`; examples are (train, val)."""
+    """`count` images of `val` are in `train`; examples are (train, val)."""
     _, first = np.unique(pairs[:, 1], return_index=True)
     return {"count": len(first), "examples": [keys(pair) for pair in pairs[first[:EXAMPLES]]]}
 
 
 def _conflicts(found: Survey, pairs: Pairs) -> int:
-    """How many exact copies have another label than the picture that they are copies of."""
+    """Number of exact copies with another label than their original."""
     labels = found.source.labels[found.number[pairs]].reshape(-1, 2)
     return int(((labels[:, 0] != labels[:, 1]) & (labels >= 0).all(axis=1)).sum())
 

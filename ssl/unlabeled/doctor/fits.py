@@ -1,4 +1,4 @@
-"""What would be done in time on this machine: fewer epochs, smaller crops, another recipe."""
+"""Shorter runs that fit into a time limit on this machine: fewer epochs, smaller crops, another recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Changed = Callable[[Sequence[str]], Job | None]
 
 
 class Machine(NamedTuple):
-    """What was measured of a machine.
+    """Measurements of a machine.
 
     Attributes:
         device: of the network.

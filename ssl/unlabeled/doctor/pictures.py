@@ -1,4 +1,4 @@
-"""One pass over pictures of a source: sizes, channels and their statistics, what is bad, what is odd."""
+"""A survey of a source in one pass: sizes, statistics of channels, unreadable and suspicious images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unlabeled.randomness import Stream, stream
 
 BATCH = 16
 LEVELS = np.arange(256)
-# how files begin, and the endings of their names
+# first bytes of files, and the endings of their names
 CONTENTS = (
     (b"\xff\xd8\xff", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi")),
     (b"\x89PNG", "PNG", (".png",)),
@@ -35,7 +35,7 @@ ENDINGS = tuple(ending for _, _, endings in CONTENTS for ending in endings)
 
 
 class Look(NamedTuple):
-    """What a picture showed. `wrong` says what the file is when its name says something else, '' when it does not."""
+    """Measurements of an image. `wrong` is the kind of its file where its name says another, else ''."""
 
     number: int
     height: int
@@ -48,25 +48,25 @@ class Look(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """A picture that cannot be used."""
+    """An image that cannot be used."""
 
     key: str
     reason: str
 
 
 class Survey(NamedTuple):
-    """What was found in one split, in columns, one row per good picture.
+    """Measurements of one split in columns, one row per readable image.
 
     Attributes:
-        source: the pictures.
-        looked: how many were opened, bad ones too.
-        number: [n] int64, of the picture in the source.
+        source: the images.
+        looked: number of opened images, bad ones included.
+        number: [n] int64, of the image in the source.
         height, width: [n] int64, pixels.
-        mean, square: [n, C] float64, of the picture's values and of their squares, on the [0, 1] scale.
-        digest: [n] uint64, equal where all pixels are.
+        mean, square: [n, C] float64, means of the values and of their squares, on the [0, 1] scale.
+        digest: [n] uint64, equal for equal pixels.
         spectrum: [n, 63] float16, see `unlabeled.doctor.duplicates`.
-        wrong: [n], what the file is, where its name says something else.
-        bad: pictures that cannot be used.
+        wrong: [n], the kind of the file where its name says another.
+        bad: images that cannot be used.
     """
 
     source: Source
@@ -86,36 +86,36 @@ class Survey(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether every picture was opened."""
+        """Whether every image was opened."""
         return self.looked == len(self.source)
 
     @property
     def contrast(self) -> NDArray[np.float64]:
-        """[n]: the standard deviation of each picture in the channel where it is largest."""
+        """Standard deviation of each image, in the channel where it is largest: [n]."""
         return np.sqrt(np.maximum(self.square - self.mean**2, 0)).max(axis=1)
 
     def statistics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation [C] over pixels, every picture with the same weight."""
+        """Mean and standard deviation [C] over pixels, every image with the same weight."""
         mean = self.mean.mean(axis=0)
         return mean, np.sqrt(np.maximum(self.square.mean(axis=0) - mean**2, 0))
 
     def key(self, row: int) -> str:
-        """What people call the picture of a row."""
+        """The name of the image of a row."""
         return self.source.key(int(self.number[row]))
 
 
 def survey(
     source: Source, most: int | None, seed: int, workers: int, timeout: float, seen: Callable[[int], None]
 ) -> Survey:
-    """Open pictures of a source.
+    """Survey images of a source.
 
     Args:
-        source: which.
-        most: how many, evenly over the source; None = all.
-        seed: which ones.
+        source: the images.
+        most: number of images, evenly over the source; None = all.
+        seed: of the draw.
         workers: processes that open them.
         timeout: seconds to wait for one.
-        seen: told how many more were opened.
+        seen: called with the number of images opened since.
     """
     chosen = drop_repeats(source, evenly(len(source), most or len(source), seed))
     batches = [chosen[i : i + BATCH].tolist() for i in range(0, len(chosen), BATCH)]
@@ -152,7 +152,7 @@ def drop_repeats(source: Source, numbers: NDArray[np.int64]) -> NDArray[np.int64
 
 
 class _Looks(Dataset[Any]):
-    """A Look at a picture of a source, or a Bad."""
+    """A Look at an image of a source, or a Bad."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -165,11 +165,11 @@ class _Looks(Dataset[Any]):
 
 
 def look(source: Source, number: int) -> Look:
-    """What one picture shows. Raises BadSample."""
+    """Measure one image. Raises BadSample."""
     image = source.image(number)
     counts = np.stack([np.bincount(channel.flatten().numpy(), minlength=256) for channel in image])
     shares = counts / counts.sum(axis=1, keepdims=True)
-    # pixels, not bytes of the file: the same pixels in another file are the same picture
+    # pixels, not bytes of the file: the same pixels in another file are the same image
     digest = blake2b(repr(tuple(image.shape)).encode(), digest_size=8)
     digest.update(image.contiguous().numpy().data)
     height, width = image.shape[-2:]
@@ -186,7 +186,7 @@ def look(source: Source, number: int) -> Look:
 
 
 def wrong_ending(source: Source, number: int) -> str:
-    """What the file is, when its name ends like that of another kind of picture."""
+    """The kind of a file whose name ends like another kind; else ''."""
     source, number = source.origin(number)
     name = source.key(number).lower()
     if not (source.encoded and name.endswith(ENDINGS)):

@@ -1,4 +1,4 @@
-"""How fast pictures come and how fast the network learns on this machine, in one process, as a run would do it."""
+"""Speed of the loader and of training on this machine, in one process of a run."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
 from unlabeled.train.recipe import Recipe
 
-# pictures in a batch of the loader, so that slow ones are not waited for; pictures in a CPU's first step
+# images in a batch of the loader, few so that it comes soon; images in the first step on a CPU
 DRAWN, FIRST = 32, 8
 WARM_UP = 2
 FOREVER = 1 << 40
 
 
 class Expected(NamedTuple):
-    """What arithmetic tells.
+    """Figures by arithmetic.
 
     Attributes:
         steps: optimizer steps of the run.
-        micro_batch: pictures in a forward of one process.
+        micro_batch: images in a forward pass of one process.
         bytes: weights, optimizer and activations of one process.
     """
 
@@ -50,14 +50,14 @@ class Expected(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """Pictures per second.
+    """Images per second.
 
     Attributes:
-        loader: made by the workers, with nothing else going on.
-        model: by whole optimizer steps on pictures in memory.
-        together: by both at once. Where they share cores, it is less than either.
-        encode: forward only, as evaluation does; None = there is no evaluation.
-        batch: pictures in a measured forward.
+        loader: by the workers alone.
+        model: by whole optimizer steps on images in memory.
+        together: by both at once, which is less than either where they share cores.
+        encode: by the forward pass of evaluation; None = there is no evaluation.
+        batch: images in a measured forward pass.
         peak: most bytes held, of the GPU, or of this process on a CPU.
     """
 
@@ -70,7 +70,7 @@ class Speed(NamedTuple):
 
     @property
     def real(self) -> float:
-        """Of a run: the slowest. What was made ahead flatters a short measurement of both."""
+        """Of a run: the slowest of all, as images made ahead flatter a short measurement of both."""
         return min(self.loader, self.model, self.together)
 
 
@@ -123,7 +123,7 @@ def memory_of(device: torch.device) -> int:
 
 
 def _feed(recipe: Recipe, dataset: ViewDataset, device: torch.device) -> Feed:
-    """The run's pictures in batches that are quickly made."""
+    """The images of the run in small batches."""
     return Feed(
         dataset,
         min(DRAWN, recipe.train.batch_size),
@@ -153,7 +153,7 @@ def _loader(recipe: Recipe, dataset: ViewDataset, device: torch.device, seconds:
 
 
 def _steps_that_fit(engine: Engine, raw: RawBatch, seconds: float) -> list[RawBatch]:
-    """Micro-batches of the run's size; on a CPU fewer pictures, where steps would take long. Warms up."""
+    """Warm up; returns micro-batches of the run's size, on a CPU smaller ones where steps would take long."""
     run, train = engine.job.recipe.run, engine.job.recipe.train
     full = per_process(train.batch_size, 1, run.accumulate)
     size = min(full, FIRST) if engine.device.type == "cpu" else full
@@ -168,7 +168,7 @@ def _steps_that_fit(engine: Engine, raw: RawBatch, seconds: float) -> list[RawBa
 
 
 def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
-    """So many pictures, the same ones again and again."""
+    """A batch of `size` images, repeated from `raw`."""
     rows = torch.arange(size) % len(raw.labels)
 
     def take(tensor: Tensor) -> Tensor:
@@ -187,14 +187,14 @@ def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
 
 
 def _step(engine: Engine, pending: list[RawBatch]) -> int:
-    """One optimizer step, always the first of the run; how many pictures it took."""
+    """Take one optimizer step, always the first of the run; returns its number of images."""
     engine.step = 0
     engine.rehearse(pending)
     return sum(len(raw.labels) for raw in pending)
 
 
 def _together(engine: Engine, pending: list[RawBatch], seconds: float) -> float:
-    """Steps that wait for as many pictures as they take."""
+    """Steps that wait for as many images as they take."""
     with closing(_feed(engine.job.recipe, engine.job.dataset, engine.device)) as feed:
         drawn = len(_draw(feed).labels)
 
@@ -223,7 +223,7 @@ def _encode(engine: Engine, raw: RawBatch, encoder: Callable[[Method], Encode], 
 
 
 def _rate(what: str, work: Callable[[], int], seconds: float) -> float:
-    """Measure `what`: pictures per second of work that returns how many it did, repeated for so long; at least once."""
+    """Images per second of `work`, which returns their number, repeated for `seconds`, at least once."""
     started, done = time.perf_counter(), 0
     shown = task(what, round(seconds))
     while True:

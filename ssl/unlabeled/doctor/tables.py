@@ -1,4 +1,4 @@
-"""What the doctor writes: a table of copies and leaks, and a split of all pictures that keeps groups together."""
+"""Tables of the doctor: copies and leaks, and a split of all images that keeps groups together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TABLE = ("path", "label", "split", "group")
 
 
 def check_split(args: argparse.Namespace) -> None:
-    """Raise UserError where options of a split do not fit."""
+    """Raise UserError when options of a split do not fit."""
     if not 0 < args.val_share < 1:
         raise UserError(f"--val-share {args.val_share:g}: expected a share between 0 and 1, such as 0.2")
     if args.group is None:
@@ -42,7 +42,7 @@ def check_split(args: argparse.Namespace) -> None:
 
 
 def write_copies(file: Path, compared: Compared) -> str:
-    """Every pair of copies as a row of a CSV: `exact` to the pixel, or `near`. Returns a line about it."""
+    """Write every pair of copies, `exact` or `near`, as a row of a CSV; returns a line about it."""
     names, keys, split = list(compared.surveys), compared.keys, compared.split
     rows = [
         (kind, *(cell for n in (copy, first) for cell in (names[split[n]], keys([n])[0], keys.label(n))))
@@ -55,10 +55,10 @@ def write_copies(file: Path, compared: Compared) -> str:
 
 
 def write_split(file: Path, compared: Compared, group: str | None, share: float, seed: int) -> list[str]:
-    """All pictures as a table with a train and a val that share neither copies nor groups. Returns lines about it.
+    """Write all images as a table with a train and a val that share neither copies nor groups; returns lines about it.
 
     Raises:
-        UserError: pictures lie in tars, or no group is small enough for val.
+        UserError: images lie in tars, or no group is small enough for val.
     """
     keys, n = compared.keys, len(compared.split)
     paths = [path_of(*keys.place(number)) for number in range(n)]
@@ -84,14 +84,14 @@ def write_split(file: Path, compared: Compared, group: str | None, share: float,
 
 
 def grouped_split(group_of: NDArray[np.int64], labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Which of n pictures are held out: whole groups, of every class about its share.
+    """Hold out whole groups of n images, about `share` of every class.
 
-    Groups come by size, the largest first, equal ones in random order; one is held out where that brings the classes
-    it has pictures of nearer to their share.
+    Groups come by size, the largest first, equal ones in random order; a group is held out where that brings its
+    classes nearer to their share.
 
     Args:
-        group_of: [n] number of each picture's group.
-        labels: [n] number of each picture's class.
+        group_of: [n] number of each image's group.
+        labels: [n] number of each image's class.
         share: in (0, 1).
         seed: of the order.
     """
@@ -108,7 +108,7 @@ def grouped_split(group_of: NDArray[np.int64], labels: NDArray[np.int64], share:
 
 
 def path_of(source: Source, i: int) -> str:
-    """Where a picture lies as a file. Raises UserError where it is none."""
+    """The file of an image. Raises UserError when it has none of its own."""
     source, i = source.origin(i)
     path = source.file(i)
     if path is None:
@@ -120,7 +120,7 @@ def path_of(source: Source, i: int) -> str:
 
 
 def _named(paths: Sequence[str], group: str | None) -> list[str | None]:
-    """The group of each path as a person names it; None = none."""
+    """The group of each path, as `--group` names it; None = none."""
     if group is None:
         return [None] * len(paths)
     if group == FOLDER:
@@ -130,7 +130,7 @@ def _named(paths: Sequence[str], group: str | None) -> list[str | None]:
 
 
 def _linked(named: Sequence[str | None]) -> Pairs:
-    """Pairs [m, 2] of each picture and the first of its group."""
+    """Pairs [m, 2] of each image and the first of its group."""
     first: dict[str, int] = {}
     pairs = [(first.setdefault(name, i), i) for i, name in enumerate(named) if name is not None]
     return np.array(pairs, np.int64).reshape(-1, 2)
@@ -138,7 +138,7 @@ def _linked(named: Sequence[str | None]) -> Pairs:
 
 def _write(file: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    # a path that is no UTF-8 is written as it is, which is how tables are read
+    # a path that is no UTF-8 is written as it is: tables are read in the same way
     with (
         replacing(file) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out,

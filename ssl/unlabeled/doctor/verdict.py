@@ -1,4 +1,4 @@
-"""What the numbers mean, and what to do: findings, the worst first, and one sentence."""
+"""Findings, the worst first, each with advice, and the verdict in one sentence."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from unlabeled.train.recipe import Recipe
 Severity = Literal["stop", "high", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "high", "warning", "note")
 
-# from here on it is worth a word
+# thresholds of findings
 MEAN_OFF, STD_OFF = 0.1, 1.5
 MANY_ENLARGED, MANY_LARGE, MANY_COPIES = 0.1, 0.5, 0.01
 UNEVEN, WAITING, NEARLY_FULL = 10, 0.1, 0.9
 
 
 class Finding(NamedTuple):
-    """Something to know.
+    """A finding.
 
     Attributes:
         code: its name, for machines.
         severity: stop = the run would fail or be spoiled; high, warning = it will run; note = good to know.
-        text: what was found.
-        advice: what to do about it.
+        text: the finding in words.
+        advice: how to mend it.
     """
 
     code: str
@@ -38,7 +38,7 @@ class Finding(NamedTuple):
 
 
 def findings(recipe: Recipe, facts: Facts) -> list[Finding]:
-    """All there are, the worst first.
+    """All findings, the worst first.
 
     Args:
         recipe: as resolved.

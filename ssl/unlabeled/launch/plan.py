@@ -17,7 +17,8 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.method import Method, Progress
-from unlabeled.text import one_line
+from unlabeled.report import terminal
+from unlabeled.report.document import Document, Table
 from unlabeled.train.job import Job
 from unlabeled.train.optim import param_groups
 from unlabeled.train.recipe import Recipe
@@ -175,7 +176,7 @@ def gigabytes(count: float) -> str:
 
 def format_plan(title: str, lines: Iterable[Line]) -> str:
     """Aligned lines below a title."""
-    return "\n".join(map(one_line, [title, *(f"  {topic:<10} {text}" for topic, text in lines)]))
+    return terminal.write(Document(title, [Table.facts(lines)])).rstrip("\n")
 
 
 def on_meta(build: Callable[[], Method]) -> Method:

@@ -1,7 +1,7 @@
 """Exports as programs that run without this package and without timm: `torch.export` (.pt2) or ONNX.
 
 OUT/model.pt2 or model.onnx   batches of any size
-OUT/model.json                input, preprocessing, names of the classes, how far it is from the timm model, SHA-256
+OUT/model.json                input, preprocessing, names of the classes, difference to the timm model, SHA-256
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
         export: of a classifier or a sweep (logits come out), or of an encoder (features).
         out: a folder that is not there yet, or empty.
         format: `torch` or `onnx`.
-        pixels: what goes in, [B, C, H, W].
+        pixels: the input, [B, C, H, W].
 
     Returns:
-        The largest absolute difference to the timm model, on random pictures.
+        The largest absolute difference to the timm model, on random images.
 
     Raises:
         UserError: see `run`.
@@ -76,12 +76,12 @@ def _fill(folder: Path, model: Prepared, config: dict[str, Any], format: Format)
 
 
 class Prepared(nn.Module):
-    """A timm model with as much of its preprocessing as is asked for.
+    """A timm model with a part of its preprocessing.
 
     Args:
         model: takes normalised images.
         trained: its `pretrained_cfg`.
-        pixels: what goes in.
+        pixels: the input.
     """
 
     mean: Tensor
@@ -101,7 +101,7 @@ class Prepared(nn.Module):
         return self.model((unit - self.mean) / self.std)
 
     def random(self, count: int) -> Tensor:
-        """Pictures of noise, of the kind that goes in."""
+        """Random images as input."""
         generator = torch.Generator().manual_seed(count)
         drawn = torch.rand(count, *self.shape, generator=generator)
         if self.pixels == "uint8":
@@ -129,7 +129,7 @@ def difference(model: Prepared, other: Model) -> float:
 
 
 def check_onnx() -> None:
-    """Raise UserError where what writes, reads or runs ONNX is not installed."""
+    """Raise UserError when a package for ONNX is not installed."""
     try:
         for module in ("onnx", "onnxscript", "onnxruntime"):
             importlib.import_module(module)
@@ -232,7 +232,7 @@ def _output(model: Prepared) -> str:
 
 
 def _about(model: Prepared, config: dict[str, Any]) -> dict[str, Any]:
-    """What a program around the model must know."""
+    """The content of `model.json`: input, output and preprocessing."""
     trained, pixels = config["pretrained_cfg"], model.random(1)
     about = {
         "architecture": config["architecture"],

@@ -1,10 +1,10 @@
-"""Every picture of a source through an encoder once: on any number of processes, and on from where it was stopped.
+"""Features of every image of a source, on any number of processes; an interrupted command is resumed.
 
-    OUT/manifest.json            what was asked for, of which pictures; at the end also what is there
+    OUT/manifest.json            settings and images; at the end also the files
     OUT/features-00000.*         see `shards`
-    OUT/bad.jsonl                pictures that could not be used: key and reason
+    OUT/bad.jsonl                images that could not be used: key and reason
 
-A file is written when its pictures are done, and a note beside it says so; which process does it does not matter.
+A shard is written when its images are done, with a note beside it, by any process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MANIFEST, BAD = "manifest.json", "bad.jsonl"
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
-    """What is computed, and how it is stored. Anything else would give other files."""
+    """Settings that decide the content of the files."""
 
     pool: Pool = Field(
         "cls", description="a picture's features: class token, mean of the patches, mean and maximum, or both"
@@ -59,7 +59,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
 
 class Note(BaseModel, frozen=True):
-    """What one file holds: its size in bytes and SHA-256, how many pictures, and those that are missing."""
+    """A note about a shard: size in bytes, SHA-256, number of images, and the bad ones."""
 
     size: int
     sha256: str
@@ -68,14 +68,14 @@ class Note(BaseModel, frozen=True):
 
 
 class Embedding:
-    """Features of a source on their way into a folder.
+    """The features of a source, written to a folder shard by shard.
 
     Args:
         encoder: on its device.
-        source: the pictures.
+        source: the images.
         mean, std: of the encoder's input.
-        settings: what to compute.
-        folder: where to; exists.
+        settings: of features and files.
+        folder: to write to; exists.
 
     Raises:
         UserError: the class token is asked for and there is none.
@@ -101,13 +101,13 @@ class Embedding:
     # ---------------------------------------------------------------- the folder
 
     def claim(self, about: dict[str, Any]) -> None:
-        """Write the manifest of what is about to be made.
+        """Write the manifest.
 
         Args:
-            about: what else it shall say, as it is now: it may differ when the work goes on.
+            about: further entries, which may differ when an interrupted command is resumed.
 
         Raises:
-            UserError: the folder holds features of other pictures, or made otherwise.
+            UserError: the folder holds features of other images or settings.
         """
         file, asked = self.folder / MANIFEST, self.asked()
         if file.exists():
@@ -121,7 +121,7 @@ class Embedding:
         _write(file, {"asked": asked, **about, "complete": False, "files": {}})
 
     def asked(self) -> dict[str, Any]:
-        """All that decides what the files will hold."""
+        """Everything that decides the content of the files."""
         return {
             "encoder": {"architecture": self.encoder.model, "weights": weights_digest(self.encoder.state_dict())},
             "preprocessing": {
@@ -136,7 +136,7 @@ class Embedding:
         }
 
     def missing(self) -> list[int]:
-        """The files that are not there as they were written, of which damaged ones are named. All are read once."""
+        """Numbers of shards that are missing or damaged; every file is read once, and damaged ones are logged."""
         manifest = _read(self.folder / MANIFEST)
         there = [number for number in self.shards if self._file(number).exists()]
         good = {
@@ -145,11 +145,11 @@ class Embedding:
         return [number for number in self.shards if number not in good]
 
     def count(self, numbers: Sequence[int]) -> int:
-        """How many pictures some files will have, bad ones included."""
+        """Number of images of some shards, bad ones included."""
         return sum(len(self._pictures(number)) for number in numbers)
 
     def finish(self) -> dict[str, Any]:
-        """Complete the manifest, which replaces the notes on each file, and list the bad pictures."""
+        """Complete the manifest, which replaces the notes, and list the bad images."""
         manifest, notes = _read(self.folder / MANIFEST), {}
         for number in self.shards:
             if (note := self._noted(number, manifest)) is None:
@@ -167,7 +167,7 @@ class Embedding:
         return manifest
 
     def _intact(self, number: int, manifest: dict[str, Any]) -> bool:
-        """Whether a file is as it was written, which is said where it is not."""
+        """Whether a shard is as it was written; a damaged one is logged."""
         note, file = self._noted(number, manifest), self._file(number)
         with suppress(OSError):
             if note is not None and sha256_of(file) == note.sha256:
@@ -176,7 +176,7 @@ class Embedding:
         return False
 
     def _noted(self, number: int, manifest: dict[str, Any]) -> Note | None:
-        """What a file holds; None where nothing is known of one of its size."""
+        """The note about a shard; None where none fits its size."""
         file = self._file(number)
         for noted in (_object(self._note(number)), manifest["files"].get(file.name)):  # the note is newer
             with suppress(OSError, ValidationError):
@@ -196,7 +196,7 @@ class Embedding:
     def run(
         self, numbers: Sequence[int], accelerator: Accelerator, batch_size: int, workers: int
     ) -> Iterator[tuple[int, list[Bad]]]:
-        """Make some files; yields how many pictures are done and what was bad, batch by batch.
+        """Write some shards; yields, for every batch, the number of images and the bad ones.
 
         Raises:
             Interrupted: a loader worker is lost. Files that are done stay.

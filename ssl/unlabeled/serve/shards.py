@@ -1,7 +1,7 @@
-"""Features of pictures on disk: one file per few thousand pictures, in either of two formats that others read.
+"""Features on disk in shards of a few thousand images, in either of two common formats.
 
 features-00000.safetensors   index, label, features, tokens; the keys as a JSON list in the header ("keys")
-features-00000.parquet       index, key, label, features, tokens: a row per picture
+features-00000.parquet       index, key, label, features, tokens: a row per image
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Format = Literal["safetensors", "parquet"]
 
 
 class Shard(NamedTuple):
-    """What is known of some pictures.
+    """Features of some images.
 
     Attributes:
         index: [m] int64, their numbers in the source.
-        keys: what people call them: paths, or archives and members in them.
+        keys: their names: paths, or archives and members in them.
         label: [m] int64, -1 where unknown.
         features: [m, D].
-        tokens: [m, N, D] of their patches; None = not asked for.
+        tokens: [m, N, D], of the patches; None = not asked for.
     """
 
     index: Tensor  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
@@ -41,7 +41,7 @@ class Shard(NamedTuple):
     tokens: Tensor | None
 
     def write(self, file: Path) -> None:
-        """Whole or not at all, in the format that the file's name ends in.
+        """Write a file, whole or not at all, in the format of its ending.
 
         Raises:
             UserError: parquet, and pyarrow is not installed.
@@ -66,11 +66,11 @@ class Shard(NamedTuple):
 
 
 def read(file: Path, token_shape: tuple[int, int] | None = None) -> Shard:
-    """A file of features.
+    """Read a shard.
 
     Args:
         file: of either format.
-        token_shape: (N, D) as the manifest says, which a parquet file does not.
+        token_shape: (N, D) from the manifest, needed for parquet.
     """
     if file.suffix == ".parquet":
         table = _pyarrow("parquet").read_table(file)
@@ -85,7 +85,7 @@ def read(file: Path, token_shape: tuple[int, int] | None = None) -> Shard:
 
 
 def check_format(name: Format) -> None:
-    """Raise UserError where a format needs what is not installed."""
+    """Raise UserError when the package of a format is not installed."""
     if name == "parquet":
         _pyarrow("parquet")
 
