@@ -17,8 +17,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from unlabeled.data.archive.listing import IndexFolder
+from unlabeled.data.archive.paths import braces
 from unlabeled.data.opened import Opened
-from unlabeled.data.paths import braces
 from unlabeled.data.sources.arrays import Config as Arrays
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.sources.table import Config as Table

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unlabeled.data.archive.index import EXTENSIONS
-from unlabeled.data.label.said import say_once
+from unlabeled.data.archive.said import say_once
 from unlabeled.errors import UserError
 from unlabeled.recipe.faults import show
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from unlabeled.data.archive.index import EXTENSIONS, Index, changed_folder, readable, scan_folder
 from unlabeled.data.archive.listing import Listing, Stamp
+from unlabeled.data.archive.paths import Paths, entries
 from unlabeled.data.archive.remote import identities, is_remote
 from unlabeled.data.archive.skipped import BESIDE, conversion, in_words
 from unlabeled.data.archive.tar import local_identity, scan_tars
 from unlabeled.data.archive.webdataset import ALL, Beside
 from unlabeled.data.label.labels import numbered
-from unlabeled.data.paths import Paths, entries
 from unlabeled.errors import UserError
 
 FOLDERS = "folders"

@@ -18,7 +18,7 @@ import numpy as np
 
 from unlabeled.data.archive.dialect import LONGEST
 from unlabeled.data.archive.index import EXTENSIONS, Index, is_picture, readable
-from unlabeled.data.label.said import say_once
+from unlabeled.data.archive.said import say_once
 from unlabeled.errors import UserError, first_line
 from unlabeled.recipe.faults import show
 

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from unlabeled.data.archive.index import readable
 from unlabeled.data.archive.listing import CacheKey, IndexFolder, Listing, Split
+from unlabeled.data.archive.paths import Paths
 from unlabeled.data.archive.pictures import Folder, Pictures, Tars
 from unlabeled.data.archive.places import (
     FOLDERS,
@@ -23,7 +24,6 @@ from unlabeled.data.archive.places import (
     stamps_of,
 )
 from unlabeled.data.label.as_one import read_as_one
-from unlabeled.data.paths import Paths
 from unlabeled.data.source import EncodedConfig, Source, SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
