@@ -14,6 +14,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ from same_bits_cases import CASES, TINY, Case
 Facts = dict[str, str]  # digest or value by place: `model/encoder.vit.cls_token`, `result.json/accuracy`
 
 # Not compared. Times and speeds:
-TIMES = ("*seconds", "*cost.wall_s", "*cost.cpu_s", "*images_per_s", "*pictures_per_second", "*data_wait")
+TIMES = ("*seconds", "*cost.*wall_s", "*cost.*cpu_s", "*images_per_s", "*pictures_per_second", "*data_wait")
 # A recipe's own words, of which fields may have new names (`recipe.yaml` and `state.json` repeat them too), and the
 # digest of the model card, which ends with them:
 WORDS = (
@@ -44,8 +45,11 @@ WORDS = (
     "scores.json/protocol.evaluation.*",
     "export/README.md/recipe.task.*",
     "export/README.md/recipe.evaluate.*",
+    "scores.json/rows.*.settings.task.*",
     "ladder.json/options.*",
 )
+# and in a model card, how a classifier was trained, which is a name in the recipe:
+STRATEGY = re.compile(r"Fine-tuned \(\w+\) from")
 # Files that are compared. The others are diagrams and pages with times in them, pictures drawn from what is compared,
 # and the index of prepared pictures, which knows when they were written:
 FILES = (
@@ -92,23 +96,22 @@ def _show(name: str, old: Facts, new: Facts) -> bool:
 
 def _old_facts(checkout: Path, home: Path) -> dict[str, Facts]:
     """All cases by the older checkout; one is run again only where it is another than before."""
-    file, command = home / "facts.json", ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    file, command = home / "done.json", ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     revision = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if kept.get("revision") != revision:
+    done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if done.get("revision") != revision:
         shutil.rmtree(home, ignore_errors=True)
-        kept = {"revision": revision, "arguments": {}, "facts": {}}
+        done = {"revision": revision, "arguments": {}}
         _furnish(home, checkout)
-    missing = [case for name, case in CASES.items() if kept["arguments"].get(name) != list(case.arguments)]
+    missing = [case for name, case in CASES.items() if done["arguments"].get(name) != list(case.arguments)]
     for case in missing:
         shutil.rmtree(home / case.result, ignore_errors=True)
-    for name, found in (_run(checkout, home, home, missing) if missing else {}).items():
-        if found["exit"] == "0":
-            kept["arguments"][name], kept["facts"][name] = CASES[name].arguments, found
-    file.write_text(json.dumps(kept), encoding="utf-8")
-    if broken := CASES.keys() - kept["facts"].keys():
+    found = _run(checkout, home, home, missing) if missing else {}
+    done["arguments"] |= {name: list(CASES[name].arguments) for name, facts in found.items() if facts["exit"] == "0"}
+    file.write_text(json.dumps(done), encoding="utf-8")
+    if broken := CASES.keys() - done["arguments"].keys():
         raise SystemExit(f"{checkout} cannot run {', '.join(sorted(broken))}: see {home}/logs")
-    return dict(kept["facts"])
+    return {name: {"exit": "0", **dict(_facts(home / case.result))} for name, case in CASES.items()}
 
 
 def _new_facts(checkout: Path, old: Path, keep: Path, cases: list[Case]) -> dict[str, Facts]:
@@ -262,7 +265,7 @@ def _of_file(file: Path, place: str) -> Iterator[tuple[str, str]]:
     """Of numbers each by itself, of other files a digest."""
     if place == "export/README.md":
         text, _, rest = file.read_text(encoding="utf-8").partition("```yaml\n")
-        yield f"{place}/text", text + rest.partition("```")[2]
+        yield f"{place}/text", STRATEGY.sub("Fine-tuned from", text) + rest.partition("```")[2]
         yield from _values(_yaml(rest.partition("```")[0]), f"{place}/recipe.")
     elif file.suffix == ".json" and place != "export/config.json":
         yield from _values(json.loads(file.read_text(encoding="utf-8")), f"{place}/")
