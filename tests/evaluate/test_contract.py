@@ -96,6 +96,14 @@ def test_settings(name: str) -> None:
     assert parse(Section, dump(Section(evaluate=found))).evaluate == found
 
 
+def test_order() -> None:
+    """Protocols run and are reported in one order, however a recipe lists them; those under other names come last."""
+    order = ["knn", "linear", "logistic", "fewshot", "labelfree", "retrieval", "cka", "segmentation"]
+    fields = ", ".join(f"{name}: {{}}" for name in sorted(order))
+    found = parse(Section, f"evaluate: {{a: {{name: knn}}, {fields}}}").evaluate
+    assert found is not None and list(found.protocols) == [*order, "a"]
+
+
 @pytest.mark.parametrize("name", [*PROTOCOLS.names(), OUTSIDE])
 def test_scores(name: str, data: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     protocol, encoder = PROTOCOLS.kind(name)(), make()

@@ -17,8 +17,7 @@ from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
 from unlabeled.evaluate.baselines import summary, verdict
 from unlabeled.evaluate.comparison import Comparison, Subject, prepared_as, protocols_of, rivals
-from unlabeled.evaluate.evaluation import DEFAULT, Evaluation, told
-from unlabeled.evaluate.protocol import PROTOCOLS
+from unlabeled.evaluate.evaluation import DEFAULT, IN_ORDER, Evaluation, told
 from unlabeled.evaluate.results import EncoderScores, brief, full
 from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import check_writable, write_text
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(DEFAULT),
         metavar="NAME",
-        help=f"of {', '.join(PROTOCOLS.names())}, or a module as PACKAGE.MODULE (default {' '.join(DEFAULT)})",
+        help=f"of {', '.join(IN_ORDER)}, or a module as PACKAGE.MODULE (default {' '.join(DEFAULT)})",
     )
     parser.add_argument(
         "--set",

@@ -19,6 +19,7 @@ from unlabeled.evaluate.splits import Preparation, Splits
 
 DEFAULT = ("knn", "linear")
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+IN_ORDER = sorted(PROTOCOLS.names(), key=lambda name: getattr(PROTOCOLS.kind(name), "order", 0))
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -30,10 +31,10 @@ def _with_name(value: Any, handler: Any) -> Any:
 
 
 def _one_field_each(section: type[M]) -> type[M]:
-    """The section with a field for every protocol, by its name; those of DEFAULT are on."""
+    """The section with a field for every protocol, by its name and in its order; those of DEFAULT are on."""
     fields: dict[str, Any] = {}
-    for name, kind in PROTOCOLS.kinds().items():
-        on = name in DEFAULT
+    for name in IN_ORDER:
+        kind, on = PROTOCOLS.kind(name), name in DEFAULT
         words = f"{getattr(kind, 'summary', '')}; null = none{'' if on else ', {} = as it is'}"
         fields[name] = (kind | None, Field(kind() if on else None, description=words))
     return create_model(

@@ -49,6 +49,7 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
     Attributes:
         version: name and number; the number grows when equal settings come to mean other results.
         summary: for the help of recipes.
+        order: place among the protocols of a recipe, in its help and in results; of equal ones the name decides.
         unit: of its scores.
         few_labels: whether it reads the training labels, so that it can be run with a share of them.
         pixels: whether it needs nothing but `features`, so that raw pixels can be judged by it too.
@@ -58,6 +59,7 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
 
     version: ClassVar[str]
     summary: ClassVar[str] = ""
+    order: ClassVar[int] = 100
     unit: ClassVar[str] = ACCURACY
     few_labels: ClassVar[bool] = False
     pixels: ClassVar[bool] = False

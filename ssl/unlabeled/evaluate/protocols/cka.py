@@ -29,6 +29,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
 
     version: ClassVar[str] = "cka/1"
     summary: ClassVar[str] = "similarity of the encoder's blocks"
+    order: ClassVar[int] = 7
     labels: ClassVar[bool] = False
     unit: ClassVar[str] = "linear CKA, 0 to 1"
     name: Literal["cka"] = "cka"

@@ -33,6 +33,7 @@ class Config(Pooled, frozen=True, extra="forbid"):
 
     version: ClassVar[str] = "fewshot/1"
     summary: ClassVar[str] = "few-shot episodes on test pictures"
+    order: ClassVar[int] = 4
     unit: ClassVar[str] = "mean accuracy of episodes, %"
     name: Literal["fewshot"] = "fewshot"
 

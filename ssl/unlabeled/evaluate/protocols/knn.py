@@ -31,6 +31,7 @@ class Config(Pooled, frozen=True, extra="forbid"):
 
     version: ClassVar[str] = "knn/1"
     summary: ClassVar[str] = "weighted nearest neighbours"
+    order: ClassVar[int] = 1
     few_labels: ClassVar[bool] = True
     name: Literal["knn"] = "knn"
 

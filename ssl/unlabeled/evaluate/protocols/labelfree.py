@@ -27,6 +27,7 @@ class Config(Pooled, frozen=True, extra="forbid"):
 
     version: ClassVar[str] = "labelfree/1"
     summary: ClassVar[str] = "RankMe, LiDAR, alignment and uniformity, which read no labels"
+    order: ClassVar[int] = 5
     labels: ClassVar[bool] = False
     unit: ClassVar[str] = "ranks in dimensions, alignment in 0..4, uniformity in -4..0"
     pixels: ClassVar[bool] = False

@@ -31,6 +31,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
 
     version: ClassVar[str] = "linear/1"
     summary: ClassVar[str] = "a linear probe"
+    order: ClassVar[int] = 2
     few_labels: ClassVar[bool] = True
     pixels: ClassVar[bool] = True
     name: Literal["linear"] = "linear"

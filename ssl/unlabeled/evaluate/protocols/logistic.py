@@ -29,6 +29,7 @@ class Config(Pooled, frozen=True, extra="forbid"):
 
     version: ClassVar[str] = "logistic/1"
     summary: ClassVar[str] = "logistic regression solved to the end"
+    order: ClassVar[int] = 3
     few_labels: ClassVar[bool] = True
     name: Literal["logistic"] = "logistic"
 

@@ -32,6 +32,7 @@ class Config(Pooled, frozen=True, extra="forbid"):
 
     version: ClassVar[str] = "retrieval/1"
     summary: ClassVar[str] = "image retrieval"
+    order: ClassVar[int] = 6
     unit: ClassVar[str] = "mean over queries, %"
     name: Literal["retrieval"] = "retrieval"
 

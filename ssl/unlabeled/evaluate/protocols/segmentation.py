@@ -43,6 +43,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
 
     version: ClassVar[str] = "segmentation/1"
     summary: ClassVar[str] = "a linear head on patch tokens, where the pictures have masks"
+    order: ClassVar[int] = 8
     unit: ClassVar[str] = "mIoU and pixel accuracy, %"
     labels: ClassVar[bool] = False
     name: Literal["segmentation"] = "segmentation"
