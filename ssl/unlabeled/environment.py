@@ -1,4 +1,4 @@
-"""Variables that `accelerate launch` and its config file set for Accelerate.
+"""The environment of a process: versions of packages, and variables that `accelerate launch` sets for Accelerate.
 
 A recipe alone decides the result: variables that could change it are dropped, as are all that are unknown here. A
 variable that asks for an unsupported way to train is refused.
@@ -7,9 +7,12 @@ variable that asks for an unsupported way to train is refused.
 from __future__ import annotations
 
 import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
 
 from unlabeled.errors import UserError
 
+PACKAGES = ("unlabeled", "torch", "torchvision", "timm", "accelerate", "numpy")
 PREFIX = "ACCELERATE_"
 # followed: sharding gives the same numbers, the others choose the device and the logs
 FOLLOWED = frozenset(
@@ -85,3 +88,15 @@ def _asks(name: str, precision: str) -> bool:
     if name == PRECISION:
         return value != precision
     return value not in NOTHING and value != USUAL.get(name)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides numbers."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

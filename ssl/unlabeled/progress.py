@@ -1,7 +1,9 @@
-"""Progress of long work: a bar with the time left on a terminal, lines at intervals elsewhere."""
+"""Progress of long work: a bar with the time left on a terminal, lines at intervals elsewhere; and the time it took."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -147,6 +149,28 @@ def duration(seconds: float, exact: bool = False) -> str:
         if seconds < limit:
             return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.1f} d"
+
+
+class Clock:
+    """Counts seconds from when it was made."""
+
+    def __init__(self) -> None:
+        self._began, self._cpu = time.perf_counter(), _cpu_seconds()
+
+    @property
+    def seconds(self) -> float:
+        """By the clock."""
+        return time.perf_counter() - self._began
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all threads of this process, and of its loader workers that have ended."""
+        return _cpu_seconds() - self._cpu
+
+
+def _cpu_seconds() -> float:
+    multiprocessing.active_children()  # so that workers that have ended are counted
+    return sum(os.times()[:4])
 
 
 def _progress(console: Console) -> Progress:

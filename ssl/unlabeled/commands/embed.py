@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from unlabeled.accelerator import make_accelerator
 from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.preparation import prepare
-from unlabeled.commands.evaluate import check_side
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.data.opened import Opened
@@ -23,11 +22,10 @@ from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import Stopped, UserError
 from unlabeled.files import claim
 from unlabeled.launch.given import GIVEN, given, has_splits
-from unlabeled.launch.options import check_least, checked
+from unlabeled.launch.options import check_least, check_side, checked
 from unlabeled.paths import expand, user_path
 from unlabeled.processes import cores, gather_objects, on_main, raise_together
-from unlabeled.progress import duration, task
-from unlabeled.report.clock import Clock
+from unlabeled.progress import Clock, duration, task
 from unlabeled.serve.embed import Bad, Embedding, Settings
 from unlabeled.serve.shards import check_format
 from unlabeled.signals import stop

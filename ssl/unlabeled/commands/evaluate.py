@@ -9,11 +9,9 @@ from typing import Any, get_args
 
 import torch
 
-from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.pooling import Pool
 from unlabeled.backbone.preparation import prepare
-from unlabeled.data.opened import Opened
+from unlabeled.environment import versions
 from unlabeled.errors import UserError
 from unlabeled.evaluate.baselines import summary, verdict
 from unlabeled.evaluate.comparison import Comparison, Subject, prepared_as, protocols_of, rivals
@@ -21,20 +19,17 @@ from unlabeled.evaluate.evaluation import DEFAULT, IN_ORDER, Evaluation, told
 from unlabeled.evaluate.results import EncoderScores, brief, full
 from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import check_writable, write_text
-from unlabeled.launch.given import GIVEN, given
-from unlabeled.launch.options import checked
+from unlabeled.launch.given import GIVEN, OF_DATA, data_of
+from unlabeled.launch.options import check_side, checked, device_of
 from unlabeled.paths import expand, user_path
-from unlabeled.progress import duration, track
+from unlabeled.progress import Clock, duration, track
 from unlabeled.report import as_json, markdown, terminal
-from unlabeled.report.card import versions
-from unlabeled.report.clock import Clock
 from unlabeled.stages import load_any
 from unlabeled.text import say
 
 SUMMARY = "probes and other measures of exported encoders"
 
 CHEAP = 600.0  # seconds that baselines may take unasked
-OF_DATA = "data."  # how settings of the pictures begin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,18 +125,6 @@ def _evaluation(args: argparse.Namespace) -> Evaluation:
     return checked(Evaluation, pool=args.pool, fractions=fractions, **crop)
 
 
-def device_of(name: str) -> torch.device:
-    """The device of `--device`. Raises UserError when it is not there."""
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"--device {name} cannot be used: {reason}. Use --device auto.") from error
-
-
 def _subjects(args: argparse.Namespace, device: torch.device) -> list[Subject]:
     """Every export, prepared as it says or as was asked for."""
     if (side := args.image_size) is not None and side < 1:
@@ -151,7 +134,7 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> list[Subject]:
         encoder, how, words = prepare(path, side, crop_pct=args.crop_pct, pool=args.pool)
         check_side(encoder, "--image-size", side)
         say(f"{path}: {words}")
-        data = data_of(args, how)
+        data = data_of(args, load_any, how)
         data = next((other.data for other in subjects if other.data.config == data.config), data)
         subjects.append(Subject(path, encoder.to(device), encoder.image_size, data, prepared_as(how)))
     return subjects
@@ -174,29 +157,6 @@ def _baselines(
     found = [comparison.row(rival) for rival in track(others, "baselines", len(others))]
     guessed = comparison.most_frequent_class(subjects[0], rows[0])
     return [*found, guessed] if guessed else found
-
-
-def check_side(encoder: Encoder, option: str, side: int | None) -> None:
-    """Raise UserError when an encoder that was loaded for squares of `side` pixels, as `option` says, sees others."""
-    if side is None or encoder.image_size == (side, side):
-        return
-    patch = encoder.patch_size
-    near = max(patch, side // patch * patch)
-    raise UserError(
-        f"{option} {side}: {encoder.model} has patches of {patch} pixels, which do not divide it. Use {near} or "
-        f"{near + patch}."
-    )
-
-
-def data_of(args: argparse.Namespace, how: Preprocessing) -> Opened:
-    """The pictures, scaled and normalised as the export was trained."""
-    changes = [change for change in args.set if change.startswith(OF_DATA)]
-    if args.allow_overlap:
-        changes.append("data.allow_overlap=true")
-    data = given(args.data, load_any, how, {"train": args.train, "val": args.val}, changes)
-    if not data.has_val:
-        raise UserError(f"{args.data} has no pictures to test on: data.val is null, expected {data.what_val_is}")
-    return Opened(data)
 
 
 def _protocol(args: argparse.Namespace, asked: Evaluation, comparison: Comparison) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.preparation import prepare
-from unlabeled.commands.evaluate import OF_DATA, data_of, device_of
+from unlabeled.environment import versions
 from unlabeled.errors import UserError
 from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import claim, write_text
@@ -30,14 +30,13 @@ from unlabeled.ladder.rungs import (
 )
 from unlabeled.ladder.training import recipe_of, refuse_another, tuned
 from unlabeled.ladder.verdict import complete
-from unlabeled.launch.given import GIVEN
-from unlabeled.launch.options import check_least, checked
+from unlabeled.launch.given import GIVEN, OF_DATA, data_of
+from unlabeled.launch.options import check_least, checked, device_of
 from unlabeled.launch.plan import number
 from unlabeled.paths import expand, user_path
-from unlabeled.progress import duration, track
+from unlabeled.progress import Clock, duration, track
 from unlabeled.report import as_json, markdown
-from unlabeled.report.card import versions
-from unlabeled.report.clock import Clock
+from unlabeled.stages import load_any
 from unlabeled.text import plain, say
 
 SUMMARY = "from kNN to fine-tuning: which way to use an encoder pays"
@@ -109,7 +108,7 @@ def _climb(options: argparse.Namespace) -> tuple[Climb, list[str]]:
     say(f"{options.export}: {words}")
     options.rungs = [*(BASELINES if options.baselines else ()), *_possible(options.rungs, encoder)]
     out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
-    amounts, data, device = _amounts(options), data_of(options, how), device_of(options.device)
+    amounts, data, device = _amounts(options), data_of(options, load_any, how), device_of(options.device)
     given = {name: getattr(options, name) for name in ("seeds", "steps", "batch_size", "min_scale", "workers")}
     climb = Climb(options.export, data, encoder.image_size, how, device, out, amounts, changes=options.set, **given)
     return climb, options.rungs

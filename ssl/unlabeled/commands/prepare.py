@@ -15,8 +15,7 @@ from unlabeled.files import claim
 from unlabeled.launch.options import checked
 from unlabeled.paths import expand
 from unlabeled.processes import cores
-from unlabeled.progress import Task, duration, task
-from unlabeled.report.clock import Clock
+from unlabeled.progress import Clock, Task, duration, task
 from unlabeled.stages import load_any
 from unlabeled.text import say
 

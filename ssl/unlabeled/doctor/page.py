@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.doctor.facts import Facts
 from unlabeled.doctor.verdict import Finding, sentence
+from unlabeled.environment import versions
 from unlabeled.launch.plan import Line, gigabytes, number
 from unlabeled.progress import duration
-from unlabeled.report.card import versions
 from unlabeled.report.document import Cell, Document, Marked, Part, Table, Text
 from unlabeled.train.recipe import Recipe
 

@@ -23,8 +23,8 @@ from unlabeled.evaluate.protocol import ACCURACY, PROTOCOLS, Protocol
 from unlabeled.evaluate.results import Column, EncoderScores, Result, with_recalls
 from unlabeled.evaluate.splits import Preparation, Splits
 from unlabeled.nn.measures import spectral_rank
+from unlabeled.progress import Clock
 from unlabeled.recipe import parse
-from unlabeled.report.clock import Clock
 
 # raw pixels are compared at most at this side: beyond it they are many and no better
 PIXELS_SIDE = 32

@@ -20,7 +20,7 @@ from unlabeled.evaluate.evaluation import measured
 from unlabeled.evaluate.protocol import Protocol
 from unlabeled.evaluate.splits import Splits
 from unlabeled.ladder.amount import Amount
-from unlabeled.report.clock import Clock
+from unlabeled.progress import Clock
 
 # the most frequent class, and linear probes of pixels and of random weights
 BASELINES = ("majority", "pixels", "untrained")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import create_model
 
 from unlabeled.backbone.folder import Preprocessing
 from unlabeled.data.archive.rows import PARQUET
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import SourceConfig
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.sources.shapes import Config as Shapes
@@ -26,6 +28,7 @@ GIVEN = (
     "(runs/NAME)"
 )
 TABLES = (".csv", ".tsv", *PARQUET)
+OF_DATA = "data."  # how settings of the images begin
 RECIPE = "recipe.yaml"  # as a run leaves it
 Load = Callable[[str, Sequence[str]], Recipe]
 
@@ -62,6 +65,17 @@ def given(
         data = _changed(kind, {**fields, **(named if kind is not Shapes else {}), **own.get(kind, {})}, changes)
         said = set(_names(changes))
     return _prepared(what, data, how, said)
+
+
+def data_of(args: argparse.Namespace, load: Load, how: Preprocessing) -> Opened:
+    """The labelled images that the options name. Raises UserError when there are none to test on."""
+    changes = [change for change in args.set if change.startswith(OF_DATA)]
+    if args.allow_overlap:
+        changes.append("data.allow_overlap=true")
+    data = given(args.data, load, how, {"train": args.train, "val": args.val}, changes)
+    if not data.has_val:
+        raise UserError(f"{args.data} has no pictures to test on: data.val is null, expected {data.what_val_is}")
+    return Opened(data)
 
 
 def has_splits(what: str) -> bool:

@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ValidationError
 
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
 from unlabeled.recipe.explain import complaint, follow, telling
 
@@ -19,6 +21,30 @@ def check_least(options: argparse.Namespace, **least: int) -> None:
     for name, bound in least.items():
         if (found := getattr(options, name)) is not None and found < bound:
             raise UserError(f"--{name.replace('_', '-')} {found}: expected at least {bound}")
+
+
+def check_side(encoder: Encoder, option: str, side: int | None) -> None:
+    """Raise UserError when an encoder does not see squares of `side` pixels, which `option` asked for."""
+    if side is None or encoder.image_size == (side, side):
+        return
+    patch = encoder.patch_size
+    near = max(patch, side // patch * patch)
+    raise UserError(
+        f"{option} {side}: {encoder.model} has patches of {patch} pixels, which do not divide it. Use {near} or "
+        f"{near + patch}."
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """The device of `--device`. Raises UserError when it is not there."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--device {name} cannot be used: {reason}. Use --device auto.") from error
 
 
 def checked(model: type[M], **fields: Any) -> M:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
+from unlabeled.environment import versions
 from unlabeled.text import code, markdown
-
-PACKAGES = ("unlabeled", "torch", "torchvision", "timm", "accelerate", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides numbers."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 class Made(NamedTuple):
@@ -92,10 +84,3 @@ def _card(made: Made, title: str, body: str, arguments: str) -> str:
         f"{body}\n\n## Made with\n\n- {made_with}\n- pictures: fingerprint {made.fingerprint}\n"
         f"- {made.steps:,} steps, {made.skipped} skipped, {made.bad} bad pictures\n\n```yaml\n{made.recipe}```\n"
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

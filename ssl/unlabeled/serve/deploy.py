@@ -21,10 +21,10 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import load_timm, read_weights
 from unlabeled.backbone.folder_config import read_config
 from unlabeled.backbone.pooling import FeatureSpec, parts, read
+from unlabeled.environment import versions
 from unlabeled.errors import UserError, first_line
 from unlabeled.files import flush, replacing_folder
 from unlabeled.manifest import sha256_of
-from unlabeled.report.card import versions
 
 TOLERANCE = 1e-4
 ONE_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB

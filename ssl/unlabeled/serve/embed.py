@@ -30,13 +30,13 @@ from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import Interpolation
+from unlabeled.environment import versions
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.evaluate.features import WORKER_TIMEOUT, Bad, CentreCrops, stack_centred
 from unlabeled.files import json_object, write_text
 from unlabeled.manifest import sha256_of
 from unlabeled.progress import track
 from unlabeled.recipe import flat
-from unlabeled.report.card import versions
 from unlabeled.serve.shards import Format, Shard
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from unlabeled.nn.measures import effective_rank
 from unlabeled.nn.modes import evaluating
 from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.processes import gather_objects, on_main, raise_together, total
-from unlabeled.report.clock import Clock
+from unlabeled.progress import Clock
 from unlabeled.signals import stop
 from unlabeled.train import snapshot, state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from unlabeled.environment import versions
 from unlabeled.files import json_lines, write_text
+from unlabeled.progress import Clock
 from unlabeled.report import as_json, markdown
 from unlabeled.report.calibration import Reliability
-from unlabeled.report.card import versions
-from unlabeled.report.clock import Clock
 from unlabeled.report.page import page
 from unlabeled.report.plots import draw_confusion, draw_reliability
 from unlabeled.train.engine import Engine

@@ -10,8 +10,8 @@ import torch
 
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
+from unlabeled.progress import Clock
 from unlabeled.report.classification import Classification, Outcomes, classification, classification_of
-from unlabeled.report.clock import Clock
 from unlabeled.report.confusion import Confusion
 from unlabeled.report.per_class import MOST_CURVES
 from unlabeled.transfer.predict import Predict
