@@ -17,8 +17,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Hiding
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import patchify
-from unlabeled.pretrain.crops import Crops
-from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod
+from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod
 
 
 class Config(MethodConfig, frozen=True):

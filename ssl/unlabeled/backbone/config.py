@@ -51,10 +51,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         None, ge=0, description="layer scale begins here; 0 = none, null = the timm model's"
     )
     registers: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="register tokens; prefix tokens then have no positions; null = the timm model's",
+        None, ge=1, le=256, description="register tokens; prefix tokens then have no positions; null = the timm model's"
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block, growing from 0")
     drop_path_uniform: bool = Field(False, description="drop-path rate of all blocks alike (DINOv2), not growing")

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from unlabeled.accelerator import make_accelerator
 from unlabeled.backbone.folder import Preprocessing
-from unlabeled.backbone.preparation import prepare
+from unlabeled.backbone.weights import prepare
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.data.opened import Opened

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 
 from unlabeled.backbone.pooling import Pool
-from unlabeled.backbone.preparation import prepare
+from unlabeled.backbone.weights import prepare
 from unlabeled.environment import versions
 from unlabeled.errors import UserError
 from unlabeled.evaluate.baselines import summary, verdict

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.preparation import prepare
+from unlabeled.backbone.weights import prepare
 from unlabeled.environment import versions
 from unlabeled.errors import UserError
 from unlabeled.evaluate.splits import Preparation

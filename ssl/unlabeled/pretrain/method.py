@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder, Hiding
 from unlabeled.data.batch.batch import Batch
+from unlabeled.data.mask import Rounding, with_equal_counts
 from unlabeled.data.view.views import View
-from unlabeled.pretrain.crops import Crops
 from unlabeled.pretrain.rescale import Rescalable
 from unlabeled.registry import ByFile
 
@@ -72,6 +73,40 @@ class Symptom(NamedTuple):
     advice: str
     at_most: float = -math.inf
     at_least: float = math.inf
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The crops that a method expects of one of its views."""
+
+    count: int | None = 1  # of an image, 1 or 2; None = any number
+    masked: bool = False  # whether patches are hidden
+    equal_counts: bool = False  # whether every crop must hide as many
+    rounding: Rounding | None = None  # of the masked share, where the recipe leaves it open
+    like: str | None = None  # an earlier view, whose crops have the same size
+
+    def fitted(self, method: str, name: str, view: View, others: Mapping[str, Any]) -> View:
+        """The view of a recipe's field `name`, its mask rounded as the method does; `others` are the fields before it.
+
+        Raises ValueError when its crops are not what the method expects.
+        """
+        kind, mask = "masked" if self.masked else "whole", view.mask
+        if self.count is None and self.masked != (mask is not None):
+            raise ValueError(f"{method} needs {kind} {name} crops, found mask {mask}")
+        if self.count is not None and (self.count, self.masked) != (view.count, mask is not None):
+            crops = f"one {kind} crop" if self.count == 1 else f"two {kind} crops"
+            raise ValueError(f"{method} needs {crops}, found count {view.count} and mask {mask}")
+        other = others.get(self.like or "", view)
+        if other.shape != view.shape:
+            raise ValueError(f"expected {self.like} and {name} of one size, found {other.shape} and {view.shape}")
+        if mask is not None and self.equal_counts and not mask.equal_counts:
+            raise ValueError(
+                f"{method} needs a mask that hides as many patches in every crop, found mask {mask.name}. "
+                f"Use {with_equal_counts()}."
+            )
+        if mask is None or self.rounding is None:
+            return view
+        return view.model_copy(update={"mask": mask.rounded(self.rounding)})
 
 
 class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_default=True):

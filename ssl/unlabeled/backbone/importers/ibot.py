@@ -12,11 +12,7 @@ from unlabeled.backbone.importing import Family, Imported, Key, Tensors, checked
 FAMILY = Family(
     "an iBOT",
     "bytedance/ibot",
-    {
-        384: ("vit_small_patch16_224", 6),
-        768: ("vit_base_patch16_224", 12),
-        1024: ("vit_large_patch16_224", 16),
-    },
+    {384: ("vit_small_patch16_224", 6), 768: ("vit_base_patch16_224", 12), 1024: ("vit_large_patch16_224", 16)},
     keys=("student", "teacher"),
     default_key="teacher",
 )

@@ -9,11 +9,7 @@ from unlabeled.backbone.importing import Family, Imported, Key, Rule, checked, s
 FAMILY = Family(
     "an MAE",
     "facebookresearch/mae",
-    {
-        768: ("vit_base_patch16_224", 12),
-        1024: ("vit_large_patch16_224", 16),
-        1280: ("vit_huge_patch14_224", 16),
-    },
+    {768: ("vit_base_patch16_224", 12), 1024: ("vit_large_patch16_224", 16), 1280: ("vit_huge_patch14_224", 16)},
     pool="mean",
 )
 

@@ -19,10 +19,9 @@ from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
-from unlabeled.pretrain.crops import Crops
 from unlabeled.pretrain.decoder import AnyDecoder, Decoder
 from unlabeled.pretrain.decoders.self import Config as SelfDecoder
-from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
+from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
 
 

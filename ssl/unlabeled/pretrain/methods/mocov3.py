@@ -26,8 +26,7 @@ from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import info_nce
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.teacher import ema_, follow_
-from unlabeled.pretrain.crops import Crops
-from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
+from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_window
 from unlabeled.pretrain.symptoms import chance, same_features
 

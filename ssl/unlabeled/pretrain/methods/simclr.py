@@ -23,8 +23,7 @@ from unlabeled.nn.collectives import world
 from unlabeled.nn.heads import mlp
 from unlabeled.nn.losses import nt_xent
 from unlabeled.nn.measures import contrast, feature_std
-from unlabeled.pretrain.crops import Crops
-from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
+from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import chance, same_features
 
 PAIR = View(

@@ -22,9 +22,8 @@ from unlabeled.data.view.views import View
 from unlabeled.nn.init import cut_normal_
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import PatchMask, gather, patchify, triptych
-from unlabeled.pretrain.crops import Crops
 from unlabeled.pretrain.decoder import Decoder
-from unlabeled.pretrain.method import MethodConfig, Output, PretrainMethod, Progress, Symptom
+from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
 
 VIEW = View(
