@@ -17,14 +17,12 @@ PACKAGE = "unlabeled.backbone.families"
 @cache
 def families() -> dict[str, type[Encoder]]:
     """The final class of every file in `families/`, by file name."""
-    folder = importlib.import_module(PACKAGE).__path__
-    return {module.name: _family(f"{PACKAGE}.{module.name}") for module in pkgutil.iter_modules(folder)}
-
-
-def _family(module: str) -> type[Encoder]:
-    classes = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, type)]
-    [family] = (one for one in classes if issubclass(one, Encoder) and one.__module__ == module)
-    return family
+    found: dict[str, type[Encoder]] = {}
+    for _, name, _ in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__):
+        module = importlib.import_module(f"{PACKAGE}.{name}")
+        own = [one for one in vars(module).values() if getattr(one, "__module__", None) == module.__name__]
+        [found[name]] = (one for one in own if isinstance(one, type) and issubclass(one, Encoder))
+    return found
 
 
 @cache

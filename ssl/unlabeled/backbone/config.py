@@ -96,17 +96,11 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def summary(self) -> str:
         """Its patches and positions, in words for a plan."""
-        sized = self.family.sized
-        return f"patch {self.patch_size}, {self.positions} positions" if sized else f"stride {self.patch_size}"
+        words = f"patch {self.patch_size}, {self.positions} positions"
+        return words if self.family.sized else f"stride {self.patch_size}"
 
     def require(self, method: str, hide: Hiding | None = None, any_size: bool = False) -> None:
-        """Raise ValueError when the encoder is not fit for a method.
-
-        Args:
-            method: its name.
-            hide: how it hides patches.
-            any_size: whether its crops have several sizes.
-        """
+        """Raise ValueError when the encoder is not fit for a method that hides patches so, or has crops of any size."""
         if hide and not self.family.hides:
             advice = "Use a vit_* model, or a method that sees whole pictures such as mocov3."
             raise ValueError(f"{method} hides patches, which {self.in_words} cannot. {advice}")
@@ -120,8 +114,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     def build(self, image_size: Grid) -> Encoder:
         """A randomly initialised encoder for images of `image_size` (height, width) pixels.
 
-        Raises:
-            ValueError: the patch size does not divide the image size, or the model is not one that can be wrapped.
+        Raises ValueError when the patch size does not divide the image size, or the model cannot be wrapped.
         """
         if any(side % self.crop_multiple for side in image_size):
             raise ValueError(f"patch_size {self.patch_size} does not divide an image of {image_size} pixels")

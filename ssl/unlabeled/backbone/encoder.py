@@ -29,17 +29,11 @@ Scheme = Literal["mae", "mocov3", "dino", "simmim", "scratch"]
 
 
 class Tokens(NamedTuple):
-    """The output of an encoder, after the final norm.
+    """The output of an encoder, after the final norm."""
 
-    Attributes:
-        prefix: [B, P, D], the class token and registers, in this order.
-        patches: [B, N, D], or [B, K, D] of the visible patches in the order of `PatchMask.keep`.
-        grid: (rows, columns) of the whole image's patches, hidden ones included.
-    """
-
-    prefix: Tensor
-    patches: Tensor
-    grid: Grid
+    prefix: Tensor  # [B, P, D], the class token and registers, in this order
+    patches: Tensor  # [B, N, D], or [B, K, D] of the visible patches in the order of `PatchMask.keep`
+    grid: Grid  # (rows, columns) of the whole image's patches, hidden ones included
 
     def pool(self, how: Literal["cls", "mean"]) -> Tensor:
         """One vector per image [B, D]: the class token, or the mean of the patches."""
@@ -47,17 +41,11 @@ class Tokens(NamedTuple):
 
 
 class InTimm(NamedTuple):
-    """The part of timm's `config.json` that differs between families.
+    """The part of timm's `config.json` that differs between families."""
 
-    Attributes:
-        pool: timm's name of the pooling.
-        arguments: `model_args`.
-        grid: `pool_size`, (rows, columns) of the last feature map; None = not said.
-    """
-
-    pool: str
-    arguments: dict[str, Any]
-    grid: list[int] | None = None
+    pool: str  # timm's name of the pooling
+    arguments: dict[str, Any]  # `model_args`
+    grid: list[int] | None = None  # `pool_size`, (rows, columns) of the last feature map; None = not said
 
 
 class Encoder(nn.Module, ABC):
@@ -65,21 +53,7 @@ class Encoder(nn.Module, ABC):
 
     `encoder(images)` encodes everything; `encoder(images, drop=mask)` only the visible patches (MAE);
     `encoder(images, replace=mask, fill=token)` everything, hidden patches replaced by `token` (SimMIM, iBOT).
-    `model`, `arguments` and `interpolation` build it again.
-
-    Args:
-        vit: the timm model, built with `num_classes=0`.
-        model: its timm name.
-        arguments: of `create`.
-        interpolation: how positions reach other image sizes, see `resample`.
-
-    Attributes:
-        width: D.
-        channels: of the images.
-        patch_size: side of a patch, or the total stride, pixels.
-        native_grid: (rows, columns) of the patches that it was built for.
-        num_prefix: number of prefix tokens.
-        batch_dependent: whether batch normalisation makes the tokens of an image depend on its batch.
+    `model`, its timm name, `arguments` of `create` and `interpolation` of positions (see `resample`) build it again.
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset()
@@ -92,10 +66,11 @@ class Encoder(nn.Module, ABC):
     bare: ClassVar[Mapping[str, Any]] = {}  # arguments of timm for pretrained weights without a head
     blocks_in_python: ClassVar[str]  # `blocks` of the last {n} from `model` and `images`, by timm alone: model cards
 
-    vit: Any  # a timm model: its attributes are timm's
-    patch_size: int
-    native_grid: Grid
-    num_prefix: int
+    vit: Any  # the timm model, built with `num_classes=0`: its attributes are timm's
+    patch_size: int  # side of a patch, or the total stride, pixels
+    native_grid: Grid  # (rows, columns) of the patches that it was built for
+    num_prefix: int  # number of prefix tokens
+    batch_dependent = False  # whether batch normalisation makes the tokens of an image depend on its batch
 
     def __init__(
         self, vit: nn.Module, model: str, arguments: Mapping[str, Any], interpolation: Interpolation = "size"
@@ -103,9 +78,8 @@ class Encoder(nn.Module, ABC):
         super().__init__()
         self.vit, self.model, self.arguments = vit, model, dict(arguments)
         self.interpolation: Interpolation = interpolation
-        self.width: int = self.vit.num_features
+        self.width: int = self.vit.num_features  # D
         self.channels: int = self.vit.in_chans
-        self.batch_dependent = False
 
     # ---------------------------------------------------------------- before there is one: by its timm name
 
@@ -132,13 +106,8 @@ class Encoder(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
-        """Raise ValueError when a field of the recipe does not fit.
-
-        Args:
-            name, value: of the field.
-            changed: whether the value differs from the default.
-            others: fields before it, `model` among them.
-        """
+        """Raise ValueError when a field of the recipe does not fit; `changed` tells whether its value differs from the
+        default, `others` are the fields before it, `model` among them."""
 
     @classmethod
     def can_read(cls, pool: Pool, blocks: int) -> bool:
@@ -155,11 +124,8 @@ class Encoder(nn.Module, ABC):
     def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
         """A timm model with random weights, by name. Raises ValueError when timm cannot build it so.
 
-        Args:
-            model: its timm name.
-            arguments: of `timm.create_model`; with `img_size`, even of a network that takes any.
-            drop_path: rate of the last block.
-            classes: of its head; 0 = no head.
+        `arguments` are those of `timm.create_model`, with `img_size` even of a network that takes any; `drop_path` is
+        the rate of the last block; 0 `classes` = no head.
         """
 
     @classmethod
@@ -188,13 +154,8 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def fitted(cls, weights: Tensors, old: Grid, model: Any) -> Tensors:
-        """Weights fitted to a timm model of another image size or number of channels; see `fit_channels`.
-
-        Args:
-            weights: of a timm model.
-            old: (rows, columns) of its patches.
-            model: the timm model they are for.
-        """
+        """Weights of a timm model with `old` (rows, columns) of patches, fitted to another image size or number of
+        channels, those of `model`; see `fit_channels`."""
         return fit_channels(weights, model)
 
     @classmethod
@@ -265,8 +226,8 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def layer_of(self, name: str) -> int:
-        """The depth of a timm model's parameter, by name: 0 = embeddings or stem, i = block or stage i from 1, and
-        `depth` + 1 = everything above, such as a head (layer decay, gradual unfreezing)."""
+        """The depth of a timm model's parameter, by name (layer decay, gradual unfreezing): 0 = embeddings or stem,
+        i = block or stage i from 1, `depth` + 1 = everything above, such as a head."""
 
     def initialise_(self, scheme: Scheme, **settings: Any) -> None:
         """Initialise anew as a method's code does (`unlabeled.nn.init`); networks that it does not know stay as timm
@@ -284,8 +245,7 @@ class Encoder(nn.Module, ABC):
 def fit_channels(weights: Tensors, model: Any) -> Tensors:
     """Weights whose first convolution is summed or repeated over channels (timm's rule) to fit a timm model.
 
-    Raises:
-        UserError: other channels than RGB's are to be fitted.
+    Raises UserError when other channels than RGB's are to be fitted.
     """
     from timm.models._manipulate import adapt_input_conv
 

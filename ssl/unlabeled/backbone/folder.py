@@ -136,14 +136,15 @@ def timm_config(
 def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str, heads: Tensors | None = None) -> None:
     """Write an export as a whole: a reader never sees half of one.
 
-    Raises:
-        UserError: it cannot be written; an earlier export stays as it was.
+    Raises UserError when it cannot be written; an earlier export stays as it was.
     """
     place = Path(os.path.realpath(folder))  # it may be a link to another disk
-    parts = {"model": model, "heads": heads or {}}
-    files = {f"{stem}.safetensors": _packed(part) for stem, part in parts.items() if part}
-    files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
-    files["README.md"] = card.encode()
+    files: dict[str, bytes] = {}
+    for stem, tensors in (("model", model), ("heads", heads)):
+        if tensors:
+            plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            files[f"{stem}.safetensors"] = safetensors.torch.save(plain, metadata={"format": "pt"})
+    files |= {"config.json": (json.dumps(config, indent=2) + "\n").encode(), "README.md": card.encode()}
     try:
         with replacing_folder(place) as temporary:
             write_folder(temporary, files)
@@ -164,8 +165,7 @@ def export_encoder(folder: Path, encoder: Encoder, prepared: Preprocessing, card
 def outline(folder: Path, config: dict[str, Any]) -> nn.Module:
     """The timm model of an export, head included, on the meta device.
 
-    Raises:
-        UserError: it cannot be built, or would be larger than its weights.
+    Raises UserError when it cannot be built, or would be larger than its weights.
     """
     with torch.device("meta"):
         model = _of_timm(config)
@@ -182,8 +182,7 @@ def outline(folder: Path, config: dict[str, Any]) -> nn.Module:
 def load_timm(folder: Path, config: dict[str, Any]) -> nn.Module:
     """The timm model of an export, head included, with its weights, as `local-dir:` gives it.
 
-    Raises:
-        UserError: see `outline`; weights and architecture do not match.
+    Raises UserError as `outline` does, and when weights and architecture do not match.
     """
     weights = read_weights(folder / "model.safetensors")
     check_fits(outline(folder, config), weights)
@@ -227,12 +226,10 @@ def check_fits(model: nn.Module, weights: Tensors) -> None:
 def existing(path: str | Path) -> Path:
     """The folder of an export. Raises UserError when it is none."""
     folder = readable(Path(expand(str(path))))
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if missing:
-        inside = folder / "export"
+    if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
         mend = "Pretrain first, or name the folder that pretrain.py printed (runs/NAME/export)."
-        if (inside / "config.json").is_file():
-            mend = f"It is a run's folder: name {inside}."
+        if (folder / "export/config.json").is_file():
+            mend = f"It is a run's folder: name {folder / 'export'}."
         raise UserError(f"{folder} is not an export: {' and '.join(missing)} not found. {mend}")
     return folder
 
@@ -240,8 +237,7 @@ def existing(path: str | Path) -> Path:
 def read_weights(file: Path) -> Tensors:
     """The tensors of a file of an export, as its manifest says they are; exports of older versions have none.
 
-    Raises:
-        UserError: they cannot be read, or are not what was written.
+    Raises UserError when they cannot be read, or are not what was written.
     """
     try:
         if not os.path.lexists(file.with_name(MANIFEST)):
@@ -249,8 +245,3 @@ def read_weights(file: Path) -> Tensors:
         return parse_tensors(read_file(file.parent, file.name, read_manifest(file.parent)))
     except (Damaged, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}. {AGAIN}") from error
-
-
-def _packed(tensors: Tensors) -> bytes:
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return safetensors.torch.save(plain, metadata={"format": "pt"})

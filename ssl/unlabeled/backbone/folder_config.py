@@ -111,8 +111,7 @@ class Config(BaseModel, strict=True):
         size = self.model_args.img_size or self.pretrained_cfg.input_size[1:]
         if (side := max(size) / self.pretrained_cfg.crop_pct) > MAX_RESIZED:
             raise ValueError(f"pictures would be resized to {side:.0f} pixels, expected at most {MAX_RESIZED:,}")
-        channels, seen = self.model_args.in_chans, self.pretrained_cfg.input_size[0]
-        if channels != seen:
+        if (channels := self.model_args.in_chans) != (seen := self.pretrained_cfg.input_size[0]):
             raise ValueError(f"model_args.in_chans is {channels}, pretrained_cfg.input_size begins with {seen}")
         if self.label_names and len(self.label_names) != self.num_classes:
             raise ValueError(f"{len(self.label_names)} label_names for {self.num_classes} classes")
@@ -136,8 +135,7 @@ class Config(BaseModel, strict=True):
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of the `config.json` of an export.
 
-    Raises:
-        UserError: it is damaged, or has too few fields to build and to feed the network, or others.
+    Raises UserError when it is damaged, or has too few fields to build and to feed the network, or others.
     """
     file = folder / "config.json"
     try:
@@ -148,21 +146,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: Any = json.loads(data.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
-    missing = _missing(config, FIELDS) or _missing(config["pretrained_cfg"], PREPARED_FIELDS)
-    if missing:
+    if missing := _missing(config, FIELDS) or _missing(config["pretrained_cfg"], PREPARED_FIELDS):
         raise UserError(
             f"{file} is not what pretrain.py and finetune.py write: {', '.join(missing)} not found in it. {AGAIN}"
         )
     _check(file, config)
-    _say_if_changed(file, data)
-    return config
-
-
-def _say_if_changed(file: Path, data: bytes) -> None:
-    """Log a warning, once, where the file is not the one of the manifest: people may edit it."""
     with suppress(Damaged):
-        if describe(data) != read_manifest(file.parent).get(file.name):
+        if describe(data) != read_manifest(folder).get(file.name):  # people may edit it
             _say(f"{file} is not as it was written: what it says now is taken")
+    return config
 
 
 @cache
@@ -174,12 +166,12 @@ def _check(file: Path, config: dict[str, Any]) -> None:
     try:
         Config.model_validate(config)
     except ValidationError as error:
-        faults = [_said(fault, config) for fault in error.errors(include_url=False)]
+        faults = [_in_words(fault, config) for fault in error.errors(include_url=False)]
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(f"{file} is refused: {'; '.join(faults[:SHOWN])}{more}. {AGAIN}") from error
 
 
-def _said(fault: Any, config: dict[str, Any]) -> str:
+def _in_words(fault: Any, config: dict[str, Any]) -> str:
     """One fault: its place, the value found where it is a single one, and what was expected."""
     place, message = fault["loc"], fault["msg"].removeprefix("Value error, ")
     value = look_up(config, place)

@@ -27,9 +27,7 @@ from unlabeled.recipe.faults import show
 Key = Literal["student", "teacher"]
 
 PACKAGE = "unlabeled.backbone.importers"
-
 MOST_BLOCKS, MOST_NAMES = 256, 8
-
 BASE = 768  # the width whose timm model stands in for unofficial widths
 
 # ResNets by (blocks of each stage, whether they have three convolutions)
@@ -44,25 +42,15 @@ SIDE = 224
 
 
 class Family(NamedTuple):
-    """One official repository.
+    """One official repository."""
 
-    Attributes:
-        title: of its models, with an article, for messages.
-        repository: owner/name on GitHub.
-        known: width -> (timm model, attention heads) of its models.
-        keys: the networks that a full checkpoint holds; empty = one only.
-        default_key: the one that the paper evaluates.
-        interpolation: of resizing in its evaluation.
-        pool: of a ViT's tokens in its evaluation; a ResNet's are averaged.
-    """
-
-    title: str
-    repository: str
-    known: dict[int, tuple[str, int]]
-    keys: tuple[Key, ...] = ()
-    default_key: Key = "student"
-    interpolation: str = "bicubic"
-    pool: Literal["cls", "mean"] = "cls"
+    title: str  # of its models, with an article, for messages
+    repository: str  # owner/name on GitHub
+    known: dict[int, tuple[str, int]]  # width -> (timm model, attention heads) of its models
+    keys: tuple[Key, ...] = ()  # the networks that a full checkpoint holds; empty = one only
+    default_key: Key = "student"  # the one that the paper evaluates
+    interpolation: str = "bicubic"  # of resizing in its evaluation
+    pool: Literal["cls", "mean"] = "cls"  # of a ViT's tokens in its evaluation; a ResNet's are averaged
 
 
 class Rule(NamedTuple):
@@ -75,23 +63,14 @@ class Rule(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """Official weights under our names.
+    """Official weights under our names."""
 
-    Attributes:
-        architecture: a timm model.
-        arguments: of `timm.create_model`.
-        width: of its features.
-        encoder: weights of the timm model.
-        heads: the rest of the method's state, to resume pretraining; empty for backbone files.
-        pool: of its features in the official evaluation.
-    """
-
-    architecture: str
-    arguments: dict[str, Any]
-    width: int
-    encoder: Tensors
-    heads: Tensors
-    pool: Literal["cls", "mean"]
+    architecture: str  # a timm model
+    arguments: dict[str, Any]  # of `timm.create_model`
+    width: int  # of its features
+    encoder: Tensors  # weights of the timm model
+    heads: Tensors  # the rest of the method's state, to resume pretraining; empty for backbone files
+    pool: Literal["cls", "mean"]  # of its features in the official evaluation
 
 
 def importer_names() -> list[str]:
@@ -106,16 +85,11 @@ def importers() -> dict[str, Any]:
 
 
 def read(name: str, file: Path, heads: int | None = None, key: Key | None = None) -> Imported:
-    """Read an official checkpoint, backbone or full.
+    """Read an official `.pth`, backbone or full, by the file `name` in `importers/`.
 
-    Args:
-        name: of a file in `importers/`.
-        file: a `.pth`.
-        heads: attention heads of the encoder; None = the official number for its width.
-        key: one of two networks; None = the one that its paper evaluates.
-
-    Raises:
-        UserError: it cannot be read safely, or holds something else than the family's models.
+    `heads` are the encoder's attention heads, None = the official number for its width; `key` is one of two networks,
+    None = the one that its paper evaluates. Raises UserError when the file cannot be read safely, or holds something
+    else than the family's models.
     """
     module = importers()[name]
     if key is not None and key not in module.FAMILY.keys:
@@ -154,8 +128,7 @@ def unwrap(family: Family, weights: Any, prefix: str = "module.") -> Tensors:
 def sort(family: Family, weights: Any, rules: Sequence[Rule]) -> tuple[Tensors, Tensors]:
     """(encoder, heads) of official weights, each name by the first rule that it begins with.
 
-    Raises:
-        UserError: they are no weights by name, or a name follows no rule.
+    Raises UserError when they are no weights by name, or a name follows no rule.
     """
     sorted_: dict[str, Tensors] = {"encoder": {}, "heads": {}, "dropped": {}}
     stray = []
@@ -173,15 +146,13 @@ def sort(family: Family, weights: Any, rules: Sequence[Rule]) -> tuple[Tensors, 
 def any_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[str, dict[str, Any]]:
     """(timm model, arguments) of the weights of a ViT or a ResNet.
 
-    Raises:
-        UserError: see `vit_arguments`; a ResNet's blocks are of no known model, or it is given attention heads.
+    Raises UserError as `vit_arguments` does, or when a ResNet is none of timm's, or is given attention heads.
     """
     if "layer1.0.conv1.weight" not in encoder:
         return vit_arguments(family, encoder, heads)
     if heads is not None:
         raise UserError("a ResNet has no attention heads. Leave out --heads.")
-    stages = [{name.split(".")[1] for name in encoder if name.startswith(f"layer{i}.")} for i in range(1, 5)]
-    blocks = tuple(map(len, stages))
+    blocks = tuple(len({n.split(".")[1] for n in encoder if n.startswith(f"layer{i}.")}) for i in range(1, 5))
     model = LAYOUTS.get((blocks, "layer1.0.conv3.weight" in encoder))
     if model is None or "conv1.weight" not in encoder:
         known = ", ".join(LAYOUTS.values())
@@ -192,12 +163,10 @@ def any_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[
 def vit_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[str, dict[str, Any]]:
     """(timm model, arguments) of a transformer's weights.
 
-    Raises:
-        UserError: they are no transformer's, or the number of attention heads is not known.
+    Raises UserError when they are no transformer's, or the number of attention heads is not known.
     """
     width, channels, patch = patch_shape(family, encoder)
-    tokens = shape_of(family, encoder, "pos_embed", 3)[1]
-    side = round(max(0, tokens - 1) ** 0.5) * patch
+    side = round(max(0, shape_of(family, encoder, "pos_embed", 3)[1] - 1) ** 0.5) * patch
     model, number = known_model(family, width, heads)
     arguments = {"img_size": [side, side], "patch_size": patch, "in_chans": channels}
     arguments |= {"embed_dim": width, "depth": depth_of(family, encoder), "num_heads": number}
@@ -259,22 +228,17 @@ def known_model(family: Family, width: int, heads: int | None) -> tuple[str, int
 
 
 def checked(family: Family, architecture: str, arguments: dict[str, Any], encoder: Tensors, heads: Tensors) -> Imported:
-    """Official weights that fit the timm model exactly, by name and shape.
-
-    Raises:
-        UserError: they do not.
-    """
+    """Official weights that fit the timm model exactly, by name and shape. Raises UserError when they do not."""
     try:
         with torch.device("meta"):
             model = build_encoder(architecture, arguments)
     except Exception as error:  # timm's networks raise what they like
         raise UserError(f"not {family.title}: {architecture} cannot be built with {arguments}: {error}") from error
     expected = model.vit.state_dict()
-    missing, unexpected = expected.keys() - encoder.keys(), encoder.keys() - expected.keys()
-    if missing or unexpected:
+    if expected.keys() != encoder.keys():
+        missing, unexpected = expected.keys() - encoder.keys(), encoder.keys() - expected.keys()
         raise UserError(f"not {family.title}: missing {some(missing)}, unexpected {some(unexpected)}")
-    wrong = [f"{name} {list(t.shape)}" for name, t in encoder.items() if t.shape != expected[name].shape]
-    if wrong:
+    if wrong := [f"{name} {list(t.shape)}" for name, t in encoder.items() if t.shape != expected[name].shape]:
         raise UserError(f"not {family.title}: shapes {some(wrong)} do not fit {architecture} with {arguments}")
     if broken := [n for n, t in encoder.items() if t.is_floating_point() != expected[n].is_floating_point()]:
         raise UserError(f"not {family.title}: {some(broken)} are {encoder[broken[0]].dtype}, expected fractions")

@@ -60,9 +60,8 @@ def check(encoder: Encoder, wanted: FeatureSpec) -> None:
             f"{encoder.model} has no class token. Take the mean of its patches: --pool mean (evaluate.pool=mean)."
         )
     if wanted.blocks > encoder.readable:
-        words = f"{encoder.model} has {encoder.readable} blocks"
-        if encoder.readable == 1:
-            words = f"of {encoder.model} the last map alone is read"
+        several = f"{encoder.model} has {encoder.readable} blocks"
+        words = several if encoder.readable > 1 else f"of {encoder.model} the last map alone is read"
         raise UserError(f"{words}, found blocks={wanted.blocks}. Ask for fewer.")
 
 

@@ -22,11 +22,7 @@ SHARED = 4  # times that weights may be stored under several names
 
 
 def read_pth(file: Path) -> dict[str, Any]:
-    """The content of a `.pth`.
-
-    Raises:
-        UserError: it is missing, or holds anything that would have to be run.
-    """
+    """The content of a `.pth`. Raises UserError when it is missing, or holds anything that would have to be run."""
     if not file.is_file():
         raise UserError(f"no file {file}")
     try:
@@ -66,19 +62,18 @@ def _tensors(place: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tens
     if isinstance(value, Tensor):
         yield place, value
     elif depth < DEEPEST and isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, inner in items:
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _tensors(f"{place}.{name}" if place else str(name), inner, depth + 1)
 
 
 def _size(name: str, tensor: Tensor) -> int:
     """Bytes of a tensor's values. Raises UserError when it has not one stored number for each: sparse, quantised, meta
     or expanded ones."""
-    plain = (
-        tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
-        and not (tensor.is_quantized or tensor.is_nested or tensor.is_complex())
-    )
-    if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+    plain = not (tensor.is_quantized or tensor.is_nested or tensor.is_complex()) and tensor.device.type == "cpu"
+    if (
+        not plain
+        or tensor.layout is not torch.strided
+        or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()
+    ):
         raise UserError(f"the tensor {show(name)} is refused: expected plain numbers, each stored")
     return tensor.numel() * tensor.itemsize

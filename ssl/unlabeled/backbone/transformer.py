@@ -19,10 +19,8 @@ from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
 from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.positions import Grid, Interpolation, resample
 
-PATCH_SIZE = 16
 SCHEMES: dict[str, Callable[..., None]] = {"mae": mae_, "mocov3": mocov3_, "dino": distilled_vit_, "simmim": simmim_}
 LINEARS = ("qkv", "proj", "fc1", "fc2")
-BOTTOM = ("cls_token", "pos_embed", "reg_token", "mask_token")
 
 # fields of recipes that timm knows by another name, in the order of its arguments
 NAMES = {
@@ -64,8 +62,7 @@ class Transformer(Encoder, ABC):
     ) -> None:
         self.require(vit, model)
         super().__init__(vit, model, arguments, interpolation)
-        patches = self.vit.patch_embed
-        self.patch_size, self.native_grid = patches.patch_size[0], patches.grid_size
+        self.patch_size, self.native_grid = self.vit.patch_embed.patch_size[0], self.vit.patch_embed.grid_size
         self.num_prefix = self.vit.num_prefix_tokens
 
     @staticmethod
@@ -85,7 +82,7 @@ class Transformer(Encoder, ABC):
 
     @classmethod
     def patch_size_of(cls, model: str) -> int:
-        return PATCH_SIZE
+        return 16
 
     @classmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
@@ -117,13 +114,11 @@ class Transformer(Encoder, ABC):
         told = dict(arguments)
         if pool in cls.patch_pools:
             told |= {"global_pool": TIMM_POOLS[pool], cls.norm_after_pool: False}
-        how = told.setdefault("global_pool", "token")
-        return InTimm(how, told)
+        return InTimm(told.setdefault("global_pool", "token"), told)
 
     @classmethod
     def arguments_from(cls, vit: Any) -> dict[str, Any]:
-        patches = vit.patch_embed
-        return {"img_size": list(patches.img_size), "patch_size": patches.patch_size[0]}
+        return {"img_size": list(vit.patch_embed.img_size), "patch_size": vit.patch_embed.patch_size[0]}
 
     @classmethod
     def fitted(cls, weights: Tensors, old: Grid, model: Any) -> Tensors:
@@ -161,11 +156,7 @@ class Transformer(Encoder, ABC):
         return self.vit.cls_token is not None
 
     def grid(self, images: Tensor) -> Grid:
-        """(rows, columns) of patches in images [B, C, H, W].
-
-        Raises:
-            ValueError: the patch size does not divide the images.
-        """
+        """(rows, columns) of patches in images [B, C, H, W]. Raises ValueError when the patch size does not divide."""
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"patch size {self.patch_size} does not divide images of {height}x{width} pixels")
@@ -198,8 +189,11 @@ class Transformer(Encoder, ABC):
         return [found[number] for number in wanted]
 
     def attention(self, images: Tensor) -> Tensor:
+        from timm.models import beit, vision_transformer
+
         block = self.vit.blocks[-1]
-        if not _is_plain(block):
+        standard = [(family.Block, family.Attention) for family in (vision_transformer, beit)]
+        if (type(block), type(getattr(block, "attn", None))) not in standard:
             raise ValueError(f"the attention of '{self.model}' cannot be shown: its blocks are {type(block).__name__}")
         x, _ = self.begin(images)
         for output in islice(self.outputs(x), self.depth - 1):
@@ -208,7 +202,7 @@ class Transformer(Encoder, ABC):
 
     def layer_of(self, name: str) -> int:
         """As MAE's `util/lr_decay.py`."""
-        if name in BOTTOM or name.startswith("patch_embed."):
+        if name in ("cls_token", "pos_embed", "reg_token", "mask_token") or name.startswith("patch_embed."):
             return 0
         return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else self.depth + 1
 
@@ -223,24 +217,13 @@ class Transformer(Encoder, ABC):
         return {**self.arguments, "global_pool": TIMM_POOLS[pool], **norm, "img_size": list(size)}
 
     def configure_(self, fields: Mapping[str, Any]) -> None:
-        if not fields["drop_path_uniform"]:
-            return
         from timm.layers import DropPath
 
-        rate = fields["drop_path"]
-        for block in self.vit.blocks:
-            block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+        for block in self.vit.blocks if fields["drop_path_uniform"] else ():
+            block.drop_path1, block.drop_path2 = DropPath(fields["drop_path"]), DropPath(fields["drop_path"])
 
 
 def fill_in(tokens: Tensor, mask: PatchMask, fill: Fill) -> Tensor:
     """Tokens [B, N, D] with the hidden ones replaced by `fill`, broadcast."""
     assert fill is not None, "replace= needs the token to fill in"
     return torch.where(mask.hidden.unsqueeze(-1), fill.to(tokens.dtype), tokens)
-
-
-def _is_plain(block: nn.Module) -> bool:
-    """Whether it is timm's standard block, of a ViT or a BEiT, with timm's standard attention."""
-    from timm.models import beit, vision_transformer
-
-    pair = type(block), type(getattr(block, "attn", None))
-    return pair in [(family.Block, family.Attention) for family in (vision_transformer, beit)]

@@ -35,7 +35,6 @@ from unlabeled.text import code
 
 Size: TypeAlias = int | Grid | None  # side, or (height, width), pixels; None = as it is
 OFFICIAL = (".pth", ".pt", ".pth.tar")  # endings of official files
-OF_THE_HEAD = ("global_pool", "fc_norm", "use_fc_norm")  # arguments of timm that an encoder has no use for
 
 
 @steady
@@ -43,13 +42,8 @@ def load_encoder(path: str | Path, image_size: Size = None, channels: int | None
     """An encoder from an export folder, an official `METHOD:FILE.pth` (MAE's also without its name), `timm:NAME`, or
     with random weights `scratch:FOLDER` or `scratch:timm:NAME`.
 
-    Args:
-        path: the address.
-        image_size: side, or (height, width), pixels; positions are resampled. None = as exported.
-        channels: of images; the first convolution is summed or repeated (timm's rule). None = as exported.
-
-    Raises:
-        UserError: nothing loadable is there, or weights and architecture do not match exactly.
+    Positions are resampled to `image_size`; the first convolution is summed or repeated (timm's rule) for `channels`.
+    None = as exported. Raises UserError when nothing loadable is there, or weights and architecture do not match.
     """
     where, scratch = expand(str(path)).removeprefix("scratch:"), str(path).startswith("scratch:")
     if where.startswith("timm:"):
@@ -59,7 +53,6 @@ def load_encoder(path: str | Path, image_size: Size = None, channels: int | None
         return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
     folder = existing(where)
     config = read_config(folder)
-    arguments = {k: v for k, v in _arguments(config).items() if k not in OF_THE_HEAD}
     weights = None if scratch else read_weights(folder / "model.safetensors")
     outline(folder, config)
     if weights and config["num_classes"]:
@@ -67,7 +60,7 @@ def load_encoder(path: str | Path, image_size: Size = None, channels: int | None
             f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from, or give it "
             "another head with task.strategy.name=retrain."
         )
-    return _build(config["architecture"], arguments, weights, image_size, channels)
+    return _build(config["architecture"], _arguments(config)[1], weights, image_size, channels)
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
@@ -83,8 +76,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]:
     """Of an exported classifier: its architecture as an encoder with random weights, timm's arguments, all weights.
 
-    Raises:
-        UserError: there is none.
+    Raises UserError when there is none.
     """
     folder = existing(path)
     config = read_config(folder)
@@ -92,16 +84,17 @@ def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]
         raise UserError(
             f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.strategy.name."
         )
-    arguments = _arguments(config)
+    arguments, bare = _arguments(config)
     weights = read_weights(folder / "model.safetensors")
     check_fits(outline(folder, config), weights)
-    bare = {k: v for k, v in arguments.items() if k not in OF_THE_HEAD}
     return _network(config["architecture"], bare), arguments, weights
 
 
-def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+def _arguments(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """timm's arguments of an export, and those of its encoder alone."""
     # timm's CNNs are not told a size, but were trained at one
-    return {"img_size": config["pretrained_cfg"]["input_size"][1:], **config["model_args"]}
+    arguments = {"img_size": config["pretrained_cfg"]["input_size"][1:], **config["model_args"]}
+    return arguments, {k: v for k, v in arguments.items() if k not in ("global_pool", "fc_norm", "use_fc_norm")}
 
 
 def _official(where: str) -> tuple[Imported, Family]:
@@ -115,8 +108,7 @@ def _official(where: str) -> tuple[Imported, Family]:
 def preprocessing_of(path: str | Path) -> Preprocessing:
     """The preprocessing of whatever `load_encoder` and `load_classifier` take; an official file has ImageNet's.
 
-    Raises:
-        UserError: there is no such thing, or it is damaged.
+    Raises UserError when there is no such thing, or it is damaged.
     """
     where = expand(str(path)).removeprefix("scratch:")
     if where.startswith("timm:"):
@@ -182,8 +174,7 @@ def _build(
 def fitted(encoder: Encoder, shape: Grid, channels: int) -> Encoder:
     """An encoder built for images of another size (height, width), pixels, or number of channels.
 
-    Raises:
-        UserError: other channels than RGB's are to be fitted.
+    Raises UserError when other channels than RGB's are to be fitted.
     """
     return _build(encoder.model, encoder.arguments, dict(encoder.vit.state_dict()), shape, channels)
 
@@ -228,15 +219,10 @@ class Prepared(NamedTuple):
 
 
 def prepare(path: str, size: int | None = None, **told: Any) -> Prepared:
-    """Load an encoder and its preprocessing.
+    """Load an encoder as `load_encoder` does for square images of `size` pixels, and its preprocessing with the values
+    of `crop_pct` and `pool` that are told; None = as exported.
 
-    Args:
-        path: as of `load_encoder`.
-        size: side of square images, pixels; None = as exported.
-        told: other values of `crop_pct` and `pool`; None = as exported.
-
-    Raises:
-        UserError: there is no such encoder, or it sees other channels than its export normalises.
+    Raises UserError when there is no such encoder, or it sees other channels than its export normalises.
     """
     encoder, exported = load_encoder(path, size), preprocessing_of(path)
     if encoder.channels != len(exported.mean):

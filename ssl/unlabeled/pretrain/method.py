@@ -25,19 +25,12 @@ from unlabeled.registry import ByFile
 
 
 class Progress(NamedTuple):
-    """How far a run is. Every schedule is a pure function of it.
+    """How far a run is. Every schedule is a pure function of it."""
 
-    Attributes:
-        step: optimizer steps done so far.
-        total_steps: optimizer steps of the whole run.
-        epoch: fractional epochs done so far.
-        epochs: epochs of the whole run.
-    """
-
-    step: int
-    total_steps: int
-    epoch: float
-    epochs: float
+    step: int  # optimizer steps done so far
+    total_steps: int  # optimizer steps of the whole run
+    epoch: float  # fractional epochs done so far
+    epochs: float  # epochs of the whole run
 
     def steps(self, epochs: float) -> int:
         """The number of steps in a number of epochs."""
@@ -45,33 +38,20 @@ class Progress(NamedTuple):
 
 
 class Output(NamedTuple):
-    """The result of a forward pass.
+    """The result of a forward pass."""
 
-    Attributes:
-        loss: a scalar to minimise.
-        metrics: detached scalars to log.
-        features: [B, D] detached, one per image, of which the effective rank is logged; None = not logged.
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    features: Tensor | None = None
+    loss: Tensor  # a scalar to minimise
+    metrics: dict[str, Tensor]  # detached scalars to log
+    features: Tensor | None = None  # [B, D] detached, one per image: their effective rank is logged; None = it is not
 
 
 class Symptom(NamedTuple):
-    """The range of a logged metric that means a collapse.
+    """The range of a logged metric that means a collapse."""
 
-    Attributes:
-        metric: a name in `Output.metrics`, or `loss` or `grad_norm`.
-        meaning: the problem, in words for the user.
-        advice: the recipe field to change, and its new value.
-        at_most, at_least: the metric shows a collapse at or below the one, at or above the other.
-    """
-
-    metric: str
-    meaning: str
-    advice: str
-    at_most: float = -math.inf
+    metric: str  # a name in `Output.metrics`, or `loss` or `grad_norm`
+    meaning: str  # the problem, in words for the user
+    advice: str  # the recipe field to change, and its new value
+    at_most: float = -math.inf  # the metric shows a collapse at or below the one, at or above the other
     at_least: float = math.inf
 
 
@@ -114,20 +94,13 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
 
     A concrete one has one or more fields of type `View`, in the order of `Batch.views`, and after them a field
     `encoder: EncoderConfig`.
-
-    Attributes:
-        title: the method in messages; empty = its name.
-        crops: expected of each view; others may be any.
-        hides: how the encoder hides patches; None = not at all.
-        any_size: whether the encoder sees crops of several sizes.
-        ends: fields with a schedule over the whole run, and their last values.
     """
 
-    title: ClassVar[str] = ""
-    crops: ClassVar[dict[str, Crops]] = {}
-    hides: ClassVar[Hiding | None] = None
-    any_size: ClassVar[bool] = False
-    ends: ClassVar[dict[str, float]] = {}
+    title: ClassVar[str] = ""  # the method in messages; empty = its name
+    crops: ClassVar[dict[str, Crops]] = {}  # expected of each view; others may be any
+    hides: ClassVar[Hiding | None] = None  # how the encoder hides patches; None = not at all
+    any_size: ClassVar[bool] = False  # whether the encoder sees crops of several sizes
+    ends: ClassVar[dict[str, float]] = {}  # fields with a schedule over the whole run, and their last values
     name: str
 
     @field_validator("*")
@@ -150,8 +123,7 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
     @property
     def backbone(self) -> EncoderConfig:
         """The settings of its encoder."""
-        config: EncoderConfig = dict(self)["encoder"]
-        return config
+        return next(value for _, value in self if isinstance(value, EncoderConfig))
 
     @abstractmethod
     def build(self) -> PretrainMethod:
@@ -176,10 +148,7 @@ class Method(nn.Module, ABC):
         """Update teachers and centres after an optimizer step; `progress` is that step's."""
 
     def batch_dependent(self) -> bool:
-        """Whether the loss of an image depends on others in its batch, so that accumulation would change it.
-
-        BatchNorm, negatives and Sinkhorn-Knopp do this.
-        """
+        """Whether an image's loss depends on its batch, so that accumulation changes it (BatchNorm, Sinkhorn-Knopp)."""
         return False
 
     def symptoms(self) -> list[Symptom]:

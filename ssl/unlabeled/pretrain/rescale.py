@@ -13,8 +13,6 @@ from pydantic import BaseModel
 
 from unlabeled.errors import UserError
 
-LONGEST_WINDOW = 0.05  # share of a run; an average over more of it still contains the random start
-
 
 class Setting(NamedTuple):
     """The batch size of a run, and its length in epochs and steps."""
@@ -41,15 +39,10 @@ class Rule(NamedTuple):
 
 
 class Rescalable(BaseModel, frozen=True, extra="forbid"):
-    """Settings of which some follow from the batch size and the length of the run.
+    """Settings of which some follow from the batch size and the length of the run."""
 
-    Attributes:
-        rules: the rule of each field that a recipe may leave at null.
-        paper: the run that the values of `rules` are for.
-    """
-
-    rules: ClassVar[dict[str, Rule]] = {}
-    paper: ClassVar[Setting]
+    rules: ClassVar[dict[str, Rule]] = {}  # the rule of each field that a recipe may leave at null
+    paper: ClassVar[Setting]  # the run that the values of `rules` are for
 
 
 Config = TypeVar("Config", bound=Rescalable)
@@ -58,9 +51,9 @@ Config = TypeVar("Config", bound=Rescalable)
 def same_window(value: float, paper: Setting, yours: Setting) -> float:
     """Average an EMA over as many images: m to the power of batch / paper's batch (Busbridge et al. 2023).
 
-    The window of 1 / (1 - m) steps is at most a twentieth of the run.
+    The window of 1 / (1 - m) steps is at most a twentieth of the run: a longer one still has the random start in it.
     """
-    longest = max(1.0, LONGEST_WINDOW * yours.steps)
+    longest = max(1.0, 0.05 * yours.steps)
     return min(value ** (yours.batch / paper.batch), 1 - 1 / longest)
 
 
@@ -92,12 +85,7 @@ def as_in_paper(config: Rescalable) -> Any:
 
 
 def rescale(config: Config, yours: Setting) -> tuple[Config, list[Rescaled]]:
-    """Fill the null fields of a config by its rules; returns it, and the values that differ from the paper's.
-
-    Args:
-        config: the settings of a recipe.
-        yours: batch size and length of the run.
-    """
+    """Fill the null fields of a config by its rules; returns it, and the values that differ from the paper's."""
     open_fields = {name: rule for name, rule in config.rules.items() if getattr(config, name) is None}
     filled = {name: rule.carry(rule.value, config.paper, yours) for name, rule in open_fields.items()}
     notes = [

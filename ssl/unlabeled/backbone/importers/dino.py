@@ -5,6 +5,7 @@ Of the two networks of a full checkpoint the teacher is taken by default.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from unlabeled.backbone.importing import (
@@ -30,17 +31,12 @@ FAMILY = Family(
     default_key="teacher",
 )
 
-FLAT = (Rule("", "encoder"),)
 NETWORK = (Rule("backbone.", "encoder"), Rule("head.", "heads"))
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
     """A DINO; head weights come only with `key="teacher"`: resuming needs student and teacher."""
-    if is_backbone(checkpoint):
-        encoder, rest = sort(FAMILY, backbone_of(checkpoint), FLAT)[0], {}
-    else:
-        encoder, _ = network(FAMILY, checkpoint, key)
-        rest = _resumed(checkpoint) if key == "teacher" and "student" in checkpoint else {}
+    encoder, rest = sorted_out(FAMILY, checkpoint, key, _resumed)
     return checked(FAMILY, *any_arguments(FAMILY, encoder, heads), encoder, rest)
 
 
@@ -57,29 +53,27 @@ def _resumed(checkpoint: dict[str, Any]) -> Tensors:
     }
 
 
-def is_backbone(checkpoint: dict[str, Any]) -> bool:
-    """Whether a file holds one network without a head."""
-    return not {"student", "teacher"} & checkpoint.keys()
-
-
-def backbone_of(checkpoint: dict[str, Any]) -> Any:
-    """The weights of a backbone file."""
-    return checkpoint.get("state_dict", checkpoint)
+def sorted_out(
+    family: Family, checkpoint: dict[str, Any], key: Key, resumed: Callable[[dict[str, Any]], Tensors]
+) -> tuple[Tensors, Tensors]:
+    """(encoder, the rest of the method as `resumed` reads it) of a backbone file or a full checkpoint."""
+    if not {"student", "teacher"} & checkpoint.keys():
+        return sort(family, checkpoint.get("state_dict", checkpoint), (Rule("", "encoder"),))[0], {}
+    encoder, _ = network(family, checkpoint, key)
+    return encoder, resumed(checkpoint) if key == "teacher" and "student" in checkpoint else {}
 
 
 def network(family: Family, checkpoint: dict[str, Any], key: Key) -> tuple[Tensors, Tensors]:
     """(backbone, head) of one of the two networks; gain and direction of the last layer under torch's older names.
 
-    Raises:
-        UserError: there is no such network.
+    Raises UserError when there is no such network.
     """
     if key not in checkpoint:
         raise UserError(f"the checkpoint holds {some(map(str, checkpoint))}, no {key}. Choose another --key.")
     backbone, head = sort(family, unwrap(family, checkpoint[key]), NETWORK)
-    renamed = {name: name for name in head}
     for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
-        renamed = {name: ours.replace(f".parametrizations.weight.{new}", f".{old}") for name, ours in renamed.items()}
-    return backbone, {renamed[name]: tensor for name, tensor in head.items()}
+        head = {name.replace(f".parametrizations.weight.{new}", f".{old}"): tensor for name, tensor in head.items()}
+    return backbone, head
 
 
 def under(prefix: str, weights: Tensors) -> Tensors:

@@ -10,7 +10,6 @@ from unlabeled.backbone.importing import (
     Imported,
     Key,
     Rule,
-    Tensors,
     checked,
     shape_of,
     sort,
@@ -52,7 +51,11 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     if "reg_token" in encoder:
         registers = {"reg_tokens": shape_of(FAMILY, encoder, "reg_token", 3)[1], "no_embed_class": True}
         architecture, arguments = architecture.replace("_dinov2", "_reg4_dinov2"), {**arguments, **registers}
-        encoder = _without_class_position(encoder)
+        # beside registers timm has positions of patches only: the class token's is added to the token
+        table = encoder["pos_embed"]
+        if shape_of(FAMILY, encoder, "cls_token", 3) != (1, 1, table.shape[2]):
+            raise UserError(f"not {FAMILY.title}: cls_token {list(encoder['cls_token'].shape)}, expected one token")
+        encoder |= {"cls_token": encoder["cls_token"] + table[:, :1], "pos_embed": table[:, 1:]}
     return checked(FAMILY, architecture, arguments, encoder, {})
 
 
@@ -61,11 +64,3 @@ def _timm_name(name: str) -> str:
     name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
     name = re.sub(r"^(blocks\.\d+\.mlp)\.w12\.", r"\1.fc1.", name)
     return re.sub(r"^(blocks\.\d+\.mlp)\.w3\.", r"\1.fc2.", name)
-
-
-def _without_class_position(encoder: Tensors) -> Tensors:
-    """With the class token's position added to the token: beside registers timm has positions of patches only."""
-    table = encoder["pos_embed"]
-    if shape_of(FAMILY, encoder, "cls_token", 3) != (1, 1, table.shape[2]):
-        raise UserError(f"not {FAMILY.title}: cls_token {list(encoder['cls_token'].shape)}, expected one token")
-    return {**encoder, "cls_token": encoder["cls_token"] + table[:, :1], "pos_embed": table[:, 1:]}

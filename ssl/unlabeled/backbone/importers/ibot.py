@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from unlabeled.backbone.importers.dino import FLAT, backbone_of, is_backbone, network, under
-from unlabeled.backbone.importing import Family, Imported, Key, Tensors, checked, named, sort, vit_arguments
+from unlabeled.backbone.importers.dino import network, sorted_out, under
+from unlabeled.backbone.importing import Family, Imported, Key, Tensors, checked, named, vit_arguments
 
 FAMILY = Family(
     "an iBOT",
@@ -23,11 +23,7 @@ FIRST, SECOND = "last_layer.", "last_layer2."
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
     """An iBOT; head weights come only with `key="teacher"`: resuming needs student and teacher."""
-    if is_backbone(checkpoint):
-        encoder, rest = sort(FAMILY, backbone_of(checkpoint), FLAT)[0], {}
-    else:
-        encoder, _ = network(FAMILY, checkpoint, key)
-        rest = _resumed(checkpoint) if key == "teacher" and "student" in checkpoint else {}
+    encoder, rest = sorted_out(FAMILY, checkpoint, key, _resumed)
     encoder.pop(MASK_TOKEN, None)
     return checked(FAMILY, *vit_arguments(FAMILY, encoder, heads), encoder, rest)
 

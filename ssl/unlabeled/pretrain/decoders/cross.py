@@ -46,13 +46,9 @@ class CrossBlock(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         """Queries x [B, M, D] over memory [B, K, D]: [B, M, D]."""
-        x = x + self.attend(self.norm1(x), memory)
-        return x + self.mlp(self.norm2(x))
-
-    def attend(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Multi-head attention of x over memory."""
         key, value = self.key_value(memory).chunk(2, dim=-1)
-        return self.proj(attention(self.query(x), key, value, self.heads))
+        x = x + self.proj(attention(self.query(self.norm1(x)), key, value, self.heads))
+        return x + self.mlp(self.norm2(x))
 
 
 class CrossDecoder(Decoder):
@@ -60,18 +56,11 @@ class CrossDecoder(Decoder):
 
     Follows CrossMAE (Fu et al. 2024, section 3.2) without its weighting of encoder blocks: there is no attention
     among mask tokens, so predicting fewer of them changes no prediction and saves their whole cost.
-
-    Args:
-        encoder: whose tokens it reads.
-        out: values per patch.
-        config: of its blocks, and the share of the hidden patches to predict.
     """
 
     def __init__(self, encoder: Encoder, out: int, config: Config) -> None:
         super().__init__()
-        width = config.width
-        self.grid = encoder.native_grid
-        self.share = config.share
+        width, self.share, self.grid = config.width, config.share, encoder.native_grid
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(with_prefix(sincos_2d(width, self.grid), 0), requires_grad=False)

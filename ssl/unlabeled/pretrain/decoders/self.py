@@ -30,17 +30,11 @@ class Config(DecoderConfig, frozen=True):
 
 
 class Parts(NamedTuple):
-    """A sequence of mask tokens that all images share, and the visible tokens of each image.
+    """A sequence of mask tokens that all images share, and the visible tokens of each image."""
 
-    Attributes:
-        gaps: mask tokens at every place [1, N, D].
-        seen: visible tokens [B, K, D].
-        places: of the visible tokens in the sequence [B, K].
-    """
-
-    gaps: Tensor
-    seen: Tensor
-    places: Tensor
+    gaps: Tensor  # mask tokens at every place [1, N, D]
+    seen: Tensor  # visible tokens [B, K, D]
+    places: Tensor  # of the visible tokens in the sequence [B, K]
 
     def whole(self, each: Callable[[Tensor], Tensor] = lambda part: part) -> Tensor:
         """Apply a token-wise function to mask tokens once for the batch and to visible tokens per image, then assemble
@@ -93,23 +87,14 @@ class SelfBlock(nn.Module):
 
 
 class SelfDecoder(Decoder):
-    """MAE's decoder (section 3, official `forward_decoder`): mask tokens fill the gaps, blocks see everything.
-
-    Args:
-        encoder: whose tokens it reads.
-        out: values per patch.
-        config: of its blocks.
-    """
+    """MAE's decoder (section 3, official `forward_decoder`): mask tokens fill the gaps, blocks see everything."""
 
     def __init__(self, encoder: Encoder, out: int, config: Config) -> None:
         super().__init__()
-        width = config.width
-        self.grid = encoder.native_grid
-        self.num_prefix = encoder.num_prefix
+        width, self.grid, self.num_prefix = config.width, encoder.native_grid, encoder.num_prefix
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        table = with_prefix(sincos_2d(width, self.grid), self.num_prefix)
-        self.positions = nn.Parameter(table, requires_grad=False)
+        self.positions = nn.Parameter(with_prefix(sincos_2d(width, self.grid), self.num_prefix), requires_grad=False)
         self.blocks = nn.ModuleList(SelfBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, out)
@@ -122,7 +107,9 @@ class SelfDecoder(Decoder):
         # positions go to all tokens, prefix included
         table = resample(self.positions[:, self.num_prefix :], self.grid, tokens.grid)
         table = torch.cat([self.positions[:, : self.num_prefix], table], dim=1)
-        places = self._places(mask)
+        keep, _ = mask.indices()
+        prefix = torch.arange(self.num_prefix, device=keep.device).expand(len(keep), -1)
+        places = torch.cat([prefix, keep + self.num_prefix], dim=1)
         seen = self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1))
         seen = seen + gather(table.expand(len(seen), -1, -1), places)
 
@@ -136,9 +123,3 @@ class SelfDecoder(Decoder):
             x = block(x, parts=parts if block is self.blocks[0] else None)
         x = last(x, index + self.num_prefix, parts if last is self.blocks[0] else None)
         return self.head(self.norm(x))
-
-    def _places(self, mask: PatchMask) -> Tensor:
-        """Places of prefix and visible tokens in the full sequence [B, P + K]."""
-        keep, _ = mask.indices()
-        prefix = torch.arange(self.num_prefix, device=keep.device).expand(len(keep), -1)
-        return torch.cat([prefix, keep + self.num_prefix], dim=1)

@@ -93,27 +93,17 @@ class Config(MethodConfig, frozen=True):
 
 
 class DINO(PretrainMethod):
-    """Self-distillation without labels.
-
-    Args:
-        encoder, head: of the student.
-        teacher, teacher_head: the same, built anew; they follow the student. The teacher is exported first.
-        config: temperatures and momenta.
-    """
+    """Self-distillation without labels."""
 
     def __init__(
         self, encoder: Encoder, head: DistillHead, teacher: Encoder, teacher_head: DistillHead, config: Config
     ) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, head
-        self.teacher, self.teacher_head = teacher, teacher_head
+        self.encoder, self.head, self.teacher, self.teacher_head = encoder, head, teacher, teacher_head
         self.centre = Centre(config.head.prototypes, config.centre_momentum)
-        self.config = as_in_paper(config)
-        self.teacher_temperature = Temperature(
-            self.config.teacher_temperature_start,
-            self.config.teacher_temperature,
-            self.config.teacher_temperature_epochs,
-        )
+        self.config = c = as_in_paper(config)
+        start, end, epochs = c.teacher_temperature_start, c.teacher_temperature, c.teacher_temperature_epochs
+        self.teacher_temperature = Temperature(start, end, epochs)
         follow_(teacher, encoder)
         follow_(teacher_head, head)
 

@@ -36,11 +36,6 @@ GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gr
 GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
 LOCAL = GLOBAL_1.model_copy(update={"count": 10, "size": 96, "scale": (0.05, 0.25), "blur": 0.5, "mask": None})
 SMALL = EncoderConfig(model="vit_small_patch16_224", positions="learned", interpolation="scale", drop_path=0.1)
-# parameters that learn otherwise than in fine-tuning: as the output of the last block does, and as the patches
-REGISTERS, PRE_NORM = (
-    "encoder.vit.reg_token",
-    dict.fromkeys(("encoder.vit.norm_pre.weight", "encoder.vit.norm_pre.bias"), 0),
-)
 
 
 class Config(MethodConfig, frozen=True):
@@ -150,13 +145,7 @@ class Taught(NamedTuple):
 
 
 class IBOT(PretrainMethod):
-    """Self-distillation of class tokens across views, and of hidden patches within one.
-
-    Args:
-        student: trained.
-        teacher: the same, built anew; follows the student. Its encoder is exported first.
-        config: what else is to be known.
-    """
+    """Self-distillation of class tokens across views, and of hidden patches within one."""
 
     def __init__(self, student: Network, teacher: Network, config: Config) -> None:
         super().__init__()
@@ -229,10 +218,8 @@ class IBOT(PretrainMethod):
             self.patch_centre.note(head.patch_logits(mean), progress.step)
         else:
             self.patch_centre.note(hidden, progress.step, valid=weight > 0)
-        return Taught(
-            sharpen(classes, self.centre.value, temperature),
-            sharpen(hidden, self.patch_centre.value, patch_temperature),
-        )
+        hidden_targets = sharpen(hidden, self.patch_centre.value, patch_temperature)
+        return Taught(sharpen(classes, self.centre.value, temperature), hidden_targets)
 
     def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(follower, followed)."""
@@ -275,7 +262,8 @@ class IBOT(PretrainMethod):
             return 1.0
         top = self.encoder.depth + 1
         patches = self.config.patch_embed_lr if ".patch_embed." in name else 1.0
-        layer = {REGISTERS: top, **PRE_NORM}.get(name, self.encoder.layer_of(name.removeprefix("encoder.vit.")))
+        own = name.removeprefix("encoder.vit.")  # registers and the first norm learn otherwise than in fine-tuning
+        layer = {"reg_token": top, "norm_pre.weight": 0, "norm_pre.bias": 0}.get(own, self.encoder.layer_of(own))
         return patches * self.config.layer_decay ** (top - layer)
 
     def exports(self) -> dict[str, Encoder]:

@@ -18,7 +18,7 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.measures import feature_std
-from unlabeled.nn.patches import PatchMask, gather, normalize_patches, patchify, triptych
+from unlabeled.nn.patches import gather, normalize_patches, patchify, triptych
 from unlabeled.pretrain.decoder import AnyDecoder, Decoder
 from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
@@ -39,26 +39,17 @@ class Config(MethodConfig, frozen=True):
     hides: ClassVar[Hiding | None] = "drop"
 
     def build(self) -> MAE:
-        """A randomly initialised model."""
         encoder = self.encoder.build(self.view.shape)
         decoder = self.decoder.build(encoder, self.encoder.patch_size**2 * self.encoder.channels)
         return MAE(encoder, decoder, self.normalize_targets)
 
 
 class MAE(PretrainMethod):
-    """An encoder that sees only visible patches and a light decoder that regresses the hidden ones.
-
-    Args:
-        encoder: kept and exported.
-        decoder: from the encoder's tokens to pixels of hidden patches.
-        normalize_targets: regress normalised patches (section 4.2).
-    """
+    """An encoder that sees only visible patches and a light decoder that regresses the hidden ones."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder, normalize_targets: bool = True) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.normalize_targets = normalize_targets
+        self.encoder, self.decoder, self.normalize_targets = encoder, decoder, normalize_targets
         encoder.initialise_("mae")
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
@@ -70,8 +61,7 @@ class MAE(PretrainMethod):
         prediction = self.decoder(tokens, mask).float()
 
         # mean squared error over the hidden patches of the whole batch
-        patches = patchify(images, self.encoder.patch_size)
-        target = gather(patches, self.decoder.predicts(mask))
+        target = gather(patchify(images, self.encoder.patch_size), self.decoder.predicts(mask))
         if self.normalize_targets:
             target = normalize_patches(target)
         loss = (prediction - target).square().mean()
@@ -95,13 +85,9 @@ class MAE(PretrainMethod):
         """Originals, masked inputs and reconstructions: [B, 3, C, H, W], normalised like the input."""
         images, mask = batch.views[0].flat()
         assert mask is not None
-        return triptych(images, self.reconstruct(images, mask), mask, self.encoder.patch_size)
-
-    def reconstruct(self, images: Tensor, mask: PatchMask) -> Tensor:
-        """Pixels of every patch [B, N, p * p * C]; normalised predictions get their patch's true mean and std back."""
         everything = torch.arange(mask.hidden.shape[-1], device=images.device).expand(len(images), -1)
         prediction = self.decoder(self.encoder(images, drop=mask), mask, index=everything).float()
-        if not self.normalize_targets:
-            return prediction
-        variance, mean = torch.var_mean(patchify(images, self.encoder.patch_size), dim=-1, keepdim=True)
-        return prediction * (variance + 1e-6).sqrt() + mean
+        if self.normalize_targets:  # predictions get their patch's true mean and std back
+            variance, mean = torch.var_mean(patchify(images, self.encoder.patch_size), dim=-1, keepdim=True)
+            prediction = prediction * (variance + 1e-6).sqrt() + mean
+        return triptych(images, prediction, mask, self.encoder.patch_size)

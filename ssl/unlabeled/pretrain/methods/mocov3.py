@@ -81,13 +81,7 @@ class Branch(nn.Module):
 
 
 class MoCoV3(PretrainMethod):
-    """Symmetrised InfoNCE between two views, with a momentum teacher and no queue.
-
-    Args:
-        student: encoder and projector that are trained; the encoder is exported.
-        teacher: the same, built anew; follows the student.
-        config: predictor, temperature and momentum.
-    """
+    """Symmetrised InfoNCE between two views, with a momentum teacher and no queue."""
 
     def __init__(self, student: Branch, teacher: Branch, config: Config) -> None:
         super().__init__()

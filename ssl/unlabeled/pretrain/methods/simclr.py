@@ -54,20 +54,13 @@ class Config(MethodConfig, frozen=True):
     crops: ClassVar[dict[str, Crops]] = {"view": Crops(count=2)}
 
     def build(self) -> SimCLR:
-        """A randomly initialised model."""
         encoder = self.encoder.build(self.view.shape)
         encoder.initialise_("mocov3", freeze_patches=self.freeze_patches)
         return SimCLR(encoder, mlp((encoder.width, self.hidden, self.dim)), self.temperature)
 
 
 class SimCLR(PretrainMethod):
-    """The symmetric contrastive loss between two crops.
-
-    Args:
-        encoder: kept and exported.
-        projector: from the encoder's feature to what is contrasted.
-        temperature: of the similarities.
-    """
+    """The symmetric contrastive loss between two crops."""
 
     def __init__(self, encoder: Encoder, projector: nn.Module, temperature: float) -> None:
         super().__init__()

@@ -44,17 +44,11 @@ class Config(MethodConfig, frozen=True):
     hides: ClassVar[Hiding | None] = "replace"
 
     def build(self) -> SimMIM:
-        """A randomly initialised model."""
         return SimMIM(self.encoder.build(self.view.shape))
 
 
 class LinearDecoder(Decoder):
-    """One linear layer on the encoder's full-length sequence (section 3.3).
-
-    Args:
-        encoder: whose tokens it reads.
-        out: values per patch.
-    """
+    """One linear layer on the encoder's full-length sequence (section 3.3)."""
 
     def __init__(self, encoder: Encoder, out: int) -> None:
         super().__init__()
@@ -65,11 +59,7 @@ class LinearDecoder(Decoder):
 
 
 class SimMIM(PretrainMethod):
-    """An encoder with mask tokens and a linear layer that regresses pixels of hidden patches.
-
-    Args:
-        encoder: kept and exported.
-    """
+    """An encoder with mask tokens and a linear layer that regresses pixels of hidden patches."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
