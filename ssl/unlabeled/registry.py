@@ -86,7 +86,8 @@ class ByFile:
         except ValueError as error:
             raise PydanticCustomError("outside_kind", "{error}", {"error": str(error)}) from error
         if info.mode == "json":  # the handler no longer knows that it was JSON, where lists are tuples
-            return union.validate_json(json.dumps(data), strict=True)
+            text = json.dumps(data, default=lambda model: model.model_dump(mode="json"))  # defaults are models already
+            return union.validate_json(text, strict=True)
         return union.validate_python(data)
 
 
