@@ -25,7 +25,10 @@ QUESTIONS = re.compile(
     r"|startswith\(\(?[\"'](?:vit|beit|resnet|convnext|swin)|hasattr\(\w*(?:vit|model|block)\b"
 )
 UNTYPED = re.compile(r"\b(?:recipe|engine): Any\b")
-MODES = re.compile(r"\bmode\b\s*(?:==|!=|(?:not )?in)\s*[(\[{]?\s*[\"'](?:frozen|linear|full|differential|gradual|lora|attentive|retrain|sweep)")
+WAYS = "frozen|linear|full|differential|gradual|lora|attentive|retrain|sweep"
+MODES = re.compile(rf"\bmode\b\s*(?:==|!=|(?:not )?in)\s*[(\[{{]?\s*[\"'](?:{WAYS})")
+    r"\bmode\b\s*(?:==|!=|(?:not )?in)\s*[(\[{]?\s*[\"'](?:frozen|linear|full|differential|gradual|lora|attentive|retrain|sweep)"
+)
 
 
 class Import(NamedTuple):

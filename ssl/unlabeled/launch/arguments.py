@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from unlabeled.errors import UserError
+from unlabeled.launch.remembered import keep
 from unlabeled.paths import expand
 from unlabeled.signals import EXIT_BAD_INPUT
 
@@ -31,13 +33,15 @@ def parse(
 
     class Help(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, section: Any, *_: Any) -> None:
-            if section is None or os.path.isfile(section):  # a recipe behind --help is no section
-                print(parser.format_help() + "\nrecipe fields:\n\n" + describe(""))
-                parser.exit()
             try:
-                print(describe(section))
+                if section is None or os.path.isfile(section):  # a recipe behind --help is no section
+                    text = parser.format_help() + "\nrecipe fields:\n\n" + describe("")
+                else:
+                    text = describe(section)
             except UserError as error:
                 parser.exit(EXIT_BAD_INPUT, f"error: {error}\n")
+            keep(name, sys.argv[1:] if arguments is None else arguments, text)
+            print(text)
             parser.exit()
 
     parser = argparse.ArgumentParser(

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError
+from unlabeled.launch.remembered import recall
 from unlabeled.progress import Bars
 from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
 from unlabeled.streams import make_lasting
@@ -59,6 +60,9 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: Sequence[str] | None) -> int:
+    if (text := recall(name, sys.argv[1:] if arguments is None else arguments)) is not None:
+        print(text)
+        return EXIT_DONE
     stage: Program = importlib.import_module(f"unlabeled.stages.{name}").STAGE
     with stage.launched(arguments) as launched:
         if launched is None:
