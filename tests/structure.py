@@ -27,8 +27,6 @@ QUESTIONS = re.compile(
 UNTYPED = re.compile(r"\b(?:recipe|engine): Any\b")
 WAYS = "frozen|linear|full|differential|gradual|lora|attentive|retrain|sweep"
 MODES = re.compile(rf"\bmode\b\s*(?:==|!=|(?:not )?in)\s*[(\[{{]?\s*[\"'](?:{WAYS})")
-    r"\bmode\b\s*(?:==|!=|(?:not )?in)\s*[(\[{]?\s*[\"'](?:frozen|linear|full|differential|gradual|lora|attentive|retrain|sweep)"
-)
 
 
 class Import(NamedTuple):
