@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from unlabeled.data.mask import Mask
+from unlabeled.data.masks.block import Config as Block
 from unlabeled.pretrain.method import Progress
 from unlabeled.recipe import RecipeError, dump, parse
 from unlabeled.registry import ByFile
@@ -28,6 +29,14 @@ def test_lists_of_a_recipe_are_tuples_of_a_kind() -> None:
 
 def test_a_section_without_a_name_is_of_the_default_kind() -> None:
     assert parse(Hiding, "mask: {shape: random}").mask.name == "block"
+
+
+class Checked(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    mask: Annotated[Mask, ByFile("unlabeled.data.masks", Mask)] = Block()
+
+
+def test_a_default_that_is_validated_stays() -> None:
+    assert parse(Checked, "{}").mask == Block() == Checked().mask
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,11 @@ class ByFile:
             union = _union(self.kind(str(name)))
         except ValueError as error:
             raise PydanticCustomError("outside_kind", "{error}", {"error": str(error)}) from error
-        if info.mode == "json":  # the handler no longer knows that it was JSON, where lists are tuples
-            text = json.dumps(data, default=lambda model: model.model_dump(mode="json"))  # defaults are models already
-            return union.validate_json(text, strict=True)
-        return union.validate_python(data)
+        if info.mode != "json" or isinstance(data, BaseModel):  # a default that is validated has been read already
+            return union.validate_python(data)
+        # the handler no longer knows that it was JSON, where lists are tuples; defaults in it are models already
+        text = json.dumps(data, default=lambda model: model.model_dump(mode="json"))
+        return union.validate_json(text, strict=True)
 
 
 @functools.cache
