@@ -22,12 +22,12 @@ from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view.percrop import recolour_and_normalize
 from unlabeled.data.view.views import View
 from unlabeled.errors import BadSample, UserError
-from unlabeled.evaluate import augmented
-from unlabeled.evaluate.augmented import choose, view_features
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator, measured
+from unlabeled.evaluate.protocols import labelfree
 from unlabeled.evaluate.protocols.cka import Config as Cka
 from unlabeled.evaluate.protocols.labelfree import Config as LabelFree
+from unlabeled.evaluate.protocols.labelfree import choose, view_features
 from unlabeled.evaluate.splits import Splits
 from unlabeled.nn.measures import alignment, lidar, linear_cka, spectral_rank, uniformity
 
@@ -75,11 +75,11 @@ def test_views_belong_to_their_picture_and_bad_ones_are_left_out(monkeypatch: py
 
     # of two processes each encodes a share, and gets the whole
     shares: list[Any] = []
-    monkeypatch.setattr(augmented, "gather_objects", lambda share: shares.append(share) or shares)
+    monkeypatch.setattr(labelfree, "gather_objects", lambda share: shares.append(share) or shares)
     for rank in (0, 1):
         part = Splits(Evaluation(), data, CPU, rank=rank, world=2)
         whole = view_features(lambda images: images.flatten(1), part, VIEW, 12, seed=5)
-    assert [len(share.rows) for share in shares] == [6, 5] and torch.equal(whole, found)
+    assert [len(share[0]) for share in shares] == [6, 5] and torch.equal(whole, found)
 
 
 def test_scores_are_of_plain_pictures_and_of_views() -> None:

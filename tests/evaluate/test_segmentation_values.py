@@ -228,7 +228,7 @@ def test_counts_against_a_loop() -> None:
     for _, mask in masks:
         for value in mask.flatten().tolist():
             wanted[value] = wanted.get(value, 0) + 1
-    for found in (count(masks), together(count(masks[:1]), count(masks[1:]))):
+    for found in (count(masks), together(map(count, (masks[:1], masks[1:])))):
         assert {value: held.pixels for value, held in found.items()} == dict(sorted(wanted.items()))
         assert found[-1].first == next(name for name, mask in masks if (mask == -1).any())
 

@@ -1,4 +1,4 @@
-"""Frozen features: every labelled picture of a source through an encoder once, without augmentation."""
+"""Frozen features: every labelled image of a source passes an encoder once, without augmentation."""
 
 from __future__ import annotations
 
@@ -21,28 +21,23 @@ from unlabeled.processes import gather_objects, raise_together
 from unlabeled.progress import track
 from unlabeled.signals import stop
 
-Bad = tuple[str, str]  # a picture's key, and why it cannot be used
+Bad = tuple[str, str]  # key of an image that cannot be used, and the reason
+Share = tuple[Tensor | None, list[int], list[int], list[Bad]]  # pixels or features, rows, labels
 WORKER_TIMEOUT = 600.0
 log = logging.getLogger(__name__)
 
 
 class Features(NamedTuple):
-    """Features and labels of pictures, on the CPU.
-
-    Attributes:
-        x: [n, D] float32.
-        y: [n] int64, at least 0.
-    """
+    """Features x [n, D] float32 and labels y [n] int64, at least 0."""
 
     x: Tensor
     y: Tensor
 
     def to(self, device: torch.device) -> Features:
-        """The same features on `device`."""
         return Features(self.x.to(device), self.y.to(device))
 
     def take(self, rows: np.ndarray) -> Features:
-        """Some of the rows [m], in this order."""
+        """Select rows [m], in this order."""
         chosen = torch.from_numpy(rows).to(self.y.device)
         return Features(self.x[chosen], self.y[chosen])
 
@@ -57,28 +52,16 @@ class Centred(NamedTuple):
 
 
 class CentreCrops(Dataset[Centred]):
-    """Centre crops of images, without augmentation; an image that cannot be used is named instead.
-
-    Args:
-        source: the pictures.
-        indices: [m] which of them, row by row.
-        shape, crop_pct, interpolation: of the crop, see `center_crop`.
-    """
+    """Centre crops of the images `indices` [m] of a source; an image that cannot be used is named instead."""
 
     def __init__(
-        self,
-        source: Source,
-        indices: np.ndarray,
-        shape: tuple[int, int],
-        crop_pct: float,
-        interpolation: Interpolation,
+        self, source: Source, indices: np.ndarray, shape: tuple[int, int], crop_pct: float, interpolation: Interpolation
     ) -> None:
         self.source, self.indices = source, indices
         self.shape, self.crop_pct, self.interpolation = shape, crop_pct, interpolation
 
     def __getitem__(self, row: int) -> Centred:
-        index = int(self.indices[row])
-        label = int(self.source.labels[index])
+        label = int(self.source.labels[index := int(self.indices[row])])
         try:
             image = self.source.image(index)
         except BadSample as error:
@@ -86,12 +69,12 @@ class CentreCrops(Dataset[Centred]):
         return Centred(row, center_crop(image, self.shape, self.crop_pct, self.interpolation), label, None)
 
 
-def stack_centred(samples: Sequence[Centred]) -> tuple[Tensor | None, list[int], list[int], list[Bad]]:
-    """Pixels [B, C, h, w] of the pictures that can be used, their rows and labels; what is wrong with the others."""
-    good = [sample for sample in samples if sample.pixels is not None]
-    pixels = torch.stack([sample.pixels for sample in good if sample.pixels is not None]) if good else None
+def stack_centred(samples: Sequence[Centred]) -> Share:
+    """Stack images: pixels [B, C, h, w], rows and labels of the usable ones, and what is wrong with the others."""
+    good = [(pixels, row, label) for row, pixels, label, _ in samples if pixels is not None]
+    pixels = torch.stack([one[0] for one in good]) if good else None
     bad = [sample.bad for sample in samples if sample.bad is not None]
-    return pixels, [sample.row for sample in good], [sample.label for sample in good], bad
+    return pixels, [row for _, row, _ in good], [label for _, _, label in good], bad
 
 
 def extract(
@@ -112,29 +95,23 @@ def extract(
     reduce: Callable[[Tensor, Tensor], Tensor] | None = None,
     max_bad: float = 1.0,
 ) -> Features:
-    """Features of the labelled pictures of a source, in its order; the same on every process.
+    """Encode the labelled images of a source, in its order; the result is the same on every process, on the CPU.
 
-    Unlabelled pictures are left out; so are those that cannot be used, which is logged. Each process encodes
-    its own share. Draws nothing from torch's random state.
+    Leaves out unlabelled images, and logs unusable ones. Each process encodes its own share. Draws nothing from torch's
+    random state.
 
     Args:
         encode: normalised images [B, C, h, w] on `device` to features [B, D]; see `unlabeled.backbone.pooling`.
-        source: the pictures.
-        shape: (height, width) of what `encode` receives, pixels.
-        crop_pct: share of the picture that the central crop keeps, see `center_crop`.
-        interpolation: how pictures are resized.
-        normalize: the data's, on `device`.
-        device: where `encode` runs.
-        batch_size: pictures at a time.
-        workers: processes that load pictures.
-        indices: [m] which samples of the source; None = all.
-        rank, world: this process and how many there are.
+        shape: (height, width) of the input of `encode`, pixels.
+        crop_pct: share of the image that the central crop keeps, see `center_crop`.
+        indices: [m] numbers of images; None = all.
+        rank, world: this process and the number of processes.
         timeout: seconds to wait for a batch of a worker.
-        reduce: makes of features [B, D] and labels [B], on the device, what is kept of them [B, K]; None = features.
-        max_bad: share of the pictures that may be unusable, in [0, 1].
+        reduce: features [B, D] and labels [B], on the device, to what is kept of them [B, K]; None = features.
+        max_bad: largest share of unusable images, in [0, 1].
 
     Raises:
-        UserError: no picture is left, or too few are.
+        UserError: no image is left, or too few are.
         Interrupted: a worker is lost, or gives nothing in time.
     """
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
@@ -151,7 +128,8 @@ def extract(
     error = None
     try:
         with stop.alone(), Batches(loader) as made:
-            for pixels, batch_rows, batch_labels, batch_bad in track(made, "encoding images", len(share), _images):
+            images = track(made, "encoding images", len(share), lambda batch: len(batch[1]) + len(batch[3]))
+            for pixels, batch_rows, batch_labels, batch_bad in images:
                 if pixels is not None:
                     made_of = encode(normalize(pixels.to(device, non_blocking=True))).float()
                     kept = made_of if reduce is None else reduce(made_of, torch.tensor(batch_labels, device=device))
@@ -159,31 +137,15 @@ def extract(
                 rows += batch_rows
                 labels += batch_labels
                 bad += batch_bad
-    except (Exception, Stopped) as caught:  # whatever it is, the other processes are waiting to hear of it
+    except (Exception, Stopped) as caught:  # the other processes wait to hear of any error
         error = caught
     raise_together(error)
-    return _whole(x, rows, labels, bad, world, source, chosen, max_bad)
+    own: Share = torch.cat(x) if x else None, rows, labels, bad
+    return _whole(gather_objects(own) if world > 1 else [own], source, chosen, max_bad)
 
 
-def _images(batch: tuple[Tensor | None, list[int], list[int], list[Bad]]) -> int:
-    """Number of images of a batch, those that cannot be used included."""
-    return len(batch[1]) + len(batch[3])
-
-
-def _whole(
-    x: list[Tensor],
-    rows: list[int],
-    labels: list[int],
-    bad: list[Bad],
-    world: int,
-    source: Source,
-    chosen: np.ndarray,
-    max_bad: float,
-) -> Features:
-    """Every process's share put together, in order of the rows."""
-    shares = [(torch.cat(x) if x else None, rows, labels, bad)]
-    if world > 1:
-        shares = gather_objects(shares[0])
+def _whole(shares: list[Share], source: Source, chosen: np.ndarray, max_bad: float) -> Features:
+    """Put the shares of all processes together, in order of the rows."""
     unusable = [bad for share in shares for bad in share[3]]
     if unusable:
         log.warning(

@@ -1,4 +1,4 @@
-"""Files of masks to values, exactly as they are stored."""
+"""Decoding of masks to the values that are stored."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from PIL import Image, UnidentifiedImageError
 
 from unlabeled.data.decoding.npy import MAGIC, values_of
 
-# a colour is counted as this number plus its 24 bits; grey pixels of colour files are counted as their grey
-COLOUR = 1 << 24
+COLOUR = 1 << 24  # a colour counts as this number plus its 24 bits, a grey pixel of a colour file as its grey
 MOST = (1 << 16) - 1
-# Pillow stretches grey PNGs of 2 and 4 bits to 0..255
-_STRETCHED = {2: 85, 4: 17}
+_STRETCHED = {2: 85, 4: 17}  # Pillow stretches grey PNGs of 2 and 4 bits to 0..255
 _FORMATS = ("PNG", "TIFF", "BMP", "GIF", "JPEG")
 JPEG = b"\xff\xd8\xff"
 
 
 def decode_mask(data: bytes) -> NDArray[np.int32]:
-    """Values [H, W] of a mask exactly as they are stored: grey, palette numbers, or colours as `COLOUR` says.
+    """Decode a mask to its stored values [H, W]: grey, palette numbers, or colours, see `COLOUR`.
 
     Args:
         data: a PNG, TIFF, BMP, GIF or JPEG, or a `.npy` of integers [H, W].
 
     Raises:
-        ValueError: it has no one value per pixel.
+        ValueError: it has not one value per pixel.
         OSError: it cannot be decoded.
     """
     values = values_of(data) if data.startswith(MAGIC) else _decoded(data)
@@ -42,7 +40,7 @@ def decode_mask(data: bytes) -> NDArray[np.int32]:
 
 
 def _decoded(data: bytes) -> NDArray[Any]:
-    """The pixels of a picture file, palette numbers not looked up."""
+    """Decode an image file; palette numbers are not looked up."""
     try:
         opened = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -62,7 +60,7 @@ def _decoded(data: bytes) -> NDArray[Any]:
 
 
 def _one_channel(values: NDArray[Any]) -> NDArray[np.int32]:
-    """Channels [H, W, 1 to 4] that say one value per pixel."""
+    """Reduce channels [H, W, 1 to 4] to one value per pixel."""
     channels = values.shape[2]
     if values.dtype != np.uint8 or channels > 4:
         raise ValueError(f"{channels} channels of {values.dtype}, expected one class number per pixel")
@@ -77,13 +75,13 @@ def _one_channel(values: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def packed(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Colours [H, W, 3] as numbers: greys as their grey, others as `COLOUR` says."""
+    """Number colours [H, W, 3]: greys by their grey, others see `COLOUR`."""
     red, green, blue = colours.astype(np.int32).transpose(2, 0, 1)
     return np.where((red == green) & (green == blue), red, COLOUR + (red << 16) + (green << 8) + blue)
 
 
 def palette_of(data: bytes, values: NDArray[np.int32]) -> dict[int, bytes]:
-    """The colour that a palette file shows each of its values in; {} where it has no palette."""
+    """Look up the colour of each value in the palette of a file; {} where it has none."""
     if data.startswith(MAGIC):
         return {}
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:

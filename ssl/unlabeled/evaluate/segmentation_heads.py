@@ -1,4 +1,4 @@
-"""A linear head on maps of frozen patch tokens, and what it is worth: confusion matrix, intersection over union."""
+"""Linear heads on maps of frozen patch tokens, their confusion matrix and intersection over union."""
 
 from __future__ import annotations
 
@@ -20,18 +20,13 @@ from unlabeled.report.classification import confusion_matrix
 
 
 class Map(NamedTuple):
-    """A picture's patch tokens and its mask, on the CPU.
-
-    Attributes:
-        features: [h, w, D], of any float type.
-        mask: int16 [H, W], what logits are upsampled to.
-    """
+    """Patch tokens [h, w, D], of any float type, and mask int16 [H, W] of an image, on the CPU."""
 
     features: Tensor
     mask: Tensor
 
     def scaled(self, factor: int | None) -> Map:
-        """The mask at so many times the size of the features; None = as it is."""
+        """Resize the mask to `factor` times the size of the features; None = leave it."""
         if factor is None:
             return self
         rows, columns = self.features.shape[:2]
@@ -39,18 +34,14 @@ class Map(NamedTuple):
 
 
 class Standard(NamedTuple):
-    """What an affine-free BatchNorm before the head would do: features of zero mean and unit variance.
-
-    Attributes:
-        mean, scale: [D] float32, on the device where heads are to be.
-    """
+    """Standardisation, as by an affine-free BatchNorm before the head: mean and scale [D] float32, on its device."""
 
     mean: Tensor
     scale: Tensor
 
     @classmethod
     def of(cls, maps: Iterable[Map], device: torch.device) -> Standard:
-        """That of the tokens of all maps. Raises UserError where any is not finite."""
+        """Measure the tokens of all maps. Raises UserError where any is not finite."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for features, _ in maps:
             x = features.flatten(0, 1).double()
@@ -60,29 +51,23 @@ class Standard(NamedTuple):
                 "patch tokens are not finite, or beyond the 65,504 of float16: the encoder has diverged. Evaluate an "
                 "earlier export."
             )
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp_min(0)
-        return cls(mean.float().to(device), (variance + EPS).rsqrt().float().to(device))
+        variance = (squares / count - (total / count).square()).clamp_min(0)
+        return cls((total / count).float().to(device), (variance + EPS).rsqrt().float().to(device))
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Features [..., D] of any float type from anywhere, standardised."""
+        """Standardise features [..., D] of any float type and device."""
         return (features.to(self.mean.device).float() - self.mean) * self.scale
 
 
 class HeadTraining(Passes, Structure):
-    """How heads are trained."""
+    """Settings of the training of heads."""
 
     @property
     def weight_decay(self) -> float: ...
 
 
 class PixelHeads(NamedTuple):
-    """Linear classifiers of tokens, one for every learning rate.
-
-    Attributes:
-        weights: L times [C, D].
-        biases: L times [C].
-    """
+    """Linear classifiers of tokens, one for every learning rate: L weights [C, D], L biases [C]."""
 
     weights: list[Tensor]
     biases: list[Tensor]
@@ -95,22 +80,11 @@ class PixelHeads(NamedTuple):
 
 
 def train_heads(
-    maps: Sequence[Map],
-    standard: Standard,
-    classes: int,
-    lrs: Sequence[float],
-    config: HeadTraining,
-    seed: int,
+    maps: Sequence[Map], standard: Standard, classes: int, lrs: Sequence[float], config: HeadTraining, seed: int
 ) -> PixelHeads:
-    """Train one head per learning rate, all on the same batches; each as if it were alone.
+    """Train one head per peak learning rate, all on the same batches; each as if it were alone.
 
-    Args:
-        maps: what to learn from.
-        standard: of the features.
-        classes: C.
-        lrs: L peak learning rates.
-        config: epochs, steps, batch size and weight decay.
-        seed: of the order of pictures.
+    The order of images depends on `seed` alone.
     """
     zeros, width = standard.mean.new_zeros, len(standard.mean)
     heads = PixelHeads([zeros(classes, width) for _ in lrs], [zeros(classes) for _ in lrs])
@@ -132,7 +106,7 @@ def train_heads(
 
 
 def loss(heads: PixelHeads, standard: Standard, maps: Sequence[Map]) -> Tensor:
-    """Sum over heads of the cross-entropy, a mean over the labelled pixels of all masks."""
+    """Sum the cross-entropy over heads; it is a mean over the labelled pixels of all masks."""
     total, labelled = standard.mean.new_zeros(()), 0
     for _, group in groupby(maps, key=lambda one: (one.features.shape, one.mask.shape)):
         features, masks = (torch.stack(column) for column in zip(*group, strict=True))
@@ -145,7 +119,7 @@ def loss(heads: PixelHeads, standard: Standard, maps: Sequence[Map]) -> Tensor:
 
 @torch.no_grad()
 def confusion(heads: PixelHeads, standard: Standard, maps: Iterable[Map]) -> Tensor:
-    """How many labelled pixels of class i (row) each head takes for class j (column): [L, C, C] int64, on the CPU."""
+    """Count labelled pixels of class i (row) that each head classifies as j (column): [L, C, C] int64, on the CPU."""
     classes = len(heads.biases[0])
     total = torch.zeros(len(heads.biases), classes, classes, dtype=torch.int64)
     for features, mask in maps:
@@ -157,7 +131,7 @@ def confusion(heads: PixelHeads, standard: Standard, maps: Iterable[Map]) -> Ten
 
 
 def iou(confusion: Tensor) -> Tensor:
-    """IoU of every class [..., C], NaN where neither mask nor prediction has it, from [..., C, C]."""
+    """IoU of every class [..., C] from [..., C, C]; NaN where neither mask nor prediction has it."""
     both = confusion.diagonal(dim1=-2, dim2=-1).double()
     return both / (confusion.sum(-1) + confusion.sum(-2) - both)
 
@@ -168,7 +142,7 @@ def miou(confusion: Tensor) -> Tensor:
 
 
 def nearest(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A mask [H, W] at another size: of each new pixel, the old one that its centre lies in."""
+    """Resize a mask [H, W]: each new pixel takes the old one that its centre lies in."""
     rows, columns = (
         ((torch.arange(new) + 0.5) * (old / new)).long() for old, new in zip(mask.shape, shape, strict=True)
     )

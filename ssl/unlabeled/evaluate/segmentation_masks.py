@@ -1,4 +1,4 @@
-"""Pictures with masks of class numbers: `train/a/x.jpg` and `train_masks/a/x.png`, in a folder or in tars."""
+"""Images with masks of class numbers: `train/a/x.jpg` and `train_masks/a/x.png`, in a folder or in tars."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from unlabeled.evaluate.segmentation_decoding import JPEG, decode_mask, palette_
 from unlabeled.evaluate.segmentation_values import Coding, Held, count
 from unlabeled.progress import track
 
-# of two masks of one picture, the one whose ending stands first: others may be coloured to look at
+# of two masks of one image the one whose ending stands first is taken; the other may be coloured for people
 _ENDINGS = (b".png", b".npy", b".tif", b".tiff", b".bmp", b".gif", b".jpg", b".jpeg")
 
 
 class Scene(NamedTuple):
-    """A picture as the encoder sees it, and its mask as it is.
+    """An image and its mask.
 
     Attributes:
-        pixels: uint8 [C, h, w], h and w multiples of the patch.
-        mask: int16 [H, W], the picture's own size; `UNLABELLED` where it says nothing.
+        pixels: uint8 [C, h, w], resized for the encoder.
+        mask: int16 [H, W], the image's own size; `UNLABELLED` where there is no class.
     """
 
     pixels: Tensor
@@ -39,21 +39,21 @@ class Scene(NamedTuple):
 
 
 class Scenes(Dataset[Scene]):
-    """The pictures of a split, each with its mask.
+    """The images of a split, each with its mask.
 
     Args:
-        pictures: of the split.
+        pictures: the images.
         masks: below the same paths, but for their ending.
-        patch: what must divide the sides of a picture, pixels.
-        size: (height, width) that pictures are resized to; None = the multiples of the patch nearest to their own.
-        interpolation: how, antialiased.
+        patch: divides the sides of an image, pixels.
+        size: (height, width) of resized images; None = the multiples of the patch nearest to their own.
+        interpolation: of resizing, antialiased.
 
     Attributes:
-        coding: what the values of masks mean, to be set before a mask is asked for.
+        coding: meaning of values; must be set before masks are read.
         lossy: a mask that is a JPEG; None = there is none.
 
     Raises:
-        UserError: a picture has no mask.
+        UserError: an image has no mask.
     """
 
     coding: Coding
@@ -66,80 +66,62 @@ class Scenes(Dataset[Scene]):
         size: tuple[int, int] | None = None,
         interpolation: Interpolation = "bicubic",
     ) -> None:
-        self.pictures, self.masks, self.patch, self.size = pictures, masks, patch, size
-        self.interpolation = interpolation
-        self.pairs = _paired(pictures, masks)
+        self.pictures, self.masks, self.pairs = pictures, masks, _paired(pictures, masks)
+        self.patch, self.size, self.interpolation = patch, size, interpolation
         self.lossy: str | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, i: int) -> Scene:
-        """Scene i.
-
-        Raises:
-            UserError: picture or mask cannot be used, or they differ in size.
-        """
+        """Read scene i. Raises UserError when image or mask cannot be used, or their sizes differ."""
         mask = self.mask(i)
         try:
             image = self.pictures.image(i)
         except BadSample as error:
             raise UserError(f"{error}. Mend it, or remove it with its mask.") from error
-        (height, width), found = image.shape[-2:], mask.shape
-        if (height, width) != found:
+        height, width = image.shape[-2:]
+        if (height, width) != mask.shape:
             raise UserError(
-                f"{self.masks.key(self.pairs[i])} has {found[0]} rows of {found[1]} pixels, but {self.pictures.key(i)} "
-                f"{height} of {width}. A mask must have its picture's size."
+                f"{self.masks.key(self.pairs[i])} has {mask.shape[0]} rows of {mask.shape[1]} pixels, but "
+                f"{self.pictures.key(i)} {height} of {width}. A mask must have its picture's size."
             )
-        return Scene(resize(image, self.shape(height, width), self.interpolation), mask)
-
-    def shape(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that a picture of this size is resized to."""
-        if self.size is not None:
-            return self.size
-        return _nearest(height, self.patch), _nearest(width, self.patch)
+        size = self.size or (nearest(height, self.patch), nearest(width, self.patch))
+        return Scene(resize(image, size, self.interpolation), mask)
 
     def mask(self, i: int) -> Tensor:
-        """The classes of picture i, int16 [H, W]; `UNLABELLED` where its mask says nothing.
-
-        Raises:
-            UserError: it is no mask, or holds a value that is no class.
-        """
-        values = self.values(i)
+        """Read the classes of image i, int16 [H, W]. Raises UserError when it is no mask, or a value is no class."""
+        values, _, key = self._read(i)
         try:
             return torch.from_numpy(self.coding(values))
         except ValueError as error:  # it has changed since it was counted
-            raise UserError(f"the mask {self.masks.key(self.pairs[i])}: {error}. Run the same again.") from error
+            raise UserError(f"the mask {key}: {error}. Run the same again.") from error
 
-    def values(self, i: int) -> NDArray[np.int32]:
-        """The values of picture i's mask as they are stored [H, W]. Raises UserError where it is no mask."""
-        return self._decoded(i)[0]
-
-    def _decoded(self, i: int) -> tuple[NDArray[np.int32], bytes]:
-        """The same, and the file."""
+    def _read(self, i: int) -> tuple[NDArray[np.int32], bytes, str]:
+        """Values [H, W] of the mask of image i, its file, and its key."""
+        key = self.masks.key(self.pairs[i])
         try:
             data = self.masks.read(self.pairs[i])
             if data.startswith(JPEG):
-                self.lossy = self.lossy or self.masks.key(self.pairs[i])
-            return decode_mask(data), data
-        except Exception as error:  # whatever is wrong with a file, the person must hear which
+                self.lossy = self.lossy or key
+            return decode_mask(data), data, key
+        except Exception as error:  # decoders raise anything; the user must hear of which file
             reason = error.reason if isinstance(error, BadSample) else first_line(error)
-            key = self.masks.key(self.pairs[i])
             raise UserError(f"the mask {key}: {reason}. Mend it, or remove it with its picture.") from error
 
     @cached_property
     def counts(self) -> dict[int, Held]:
-        """How often every value occurs. Reads all masks.
+        """Count every value of all masks.
 
         Raises:
-            UserError: as `values`, or a value has one colour in one mask and another in the next.
+            UserError: a mask cannot be read, or two masks show one value in different colours.
         """
         return count(self._counted())
 
     def _counted(self) -> Iterator[tuple[str, NDArray[np.int32]]]:
         shown: dict[int, tuple[bytes, str]] = {}
         for i in track(range(len(self)), "counting the values of masks", len(self)):
-            (values, data), key = self._decoded(i), self.masks.key(self.pairs[i])
+            values, data, key = self._read(i)
             for value, colour in palette_of(data, values).items():
                 before, first = shown.setdefault(value, (colour, key))
                 if before != colour:
@@ -152,15 +134,13 @@ class Scenes(Dataset[Scene]):
 
 
 def open_scenes(data: Opened, split: Split, **how: Any) -> Scenes:
-    """The pictures of a split and their masks, which lie in the folder of that name with `_masks` behind it.
+    """Open the images of a split and their masks, which lie in the folder of its name and `_masks`.
 
     Args:
-        data: files in a folder or in tars.
-        split: which.
         how: arguments of `Scenes`.
 
     Raises:
-        UserError: there are no such files, or a picture has no mask.
+        UserError: there are no such files, or an image has no mask.
     """
     beside = data.config.masks()
     if beside is None:
@@ -179,10 +159,11 @@ def open_scenes(data: Opened, split: Split, **how: Any) -> Scenes:
 
 
 def _paired(pictures: Source, masks: Source) -> NDArray[np.int64]:
-    """[n] the number of every picture's mask."""
+    """Number [n] of the mask of every image."""
     numbers: dict[bytes, tuple[int, int]] = {}
     for i, (stem, ending) in enumerate(_names(masks)):
-        if (rank := _rank(ending)) < numbers.get(stem, (len(_ENDINGS), 0))[0]:
+        rank = _ENDINGS.index(ending.lower()) if ending.lower() in _ENDINGS else len(_ENDINGS)
+        if rank < numbers.get(stem, (len(_ENDINGS), 0))[0]:
             numbers[stem] = rank, i
     found = np.array([numbers.get(stem, (0, -1))[1] for stem, _ in _names(pictures)], dtype=np.int64)
     if len(lost := np.flatnonzero(found < 0)):
@@ -193,13 +174,10 @@ def _paired(pictures: Source, masks: Source) -> NDArray[np.int64]:
     return found
 
 
-def _rank(ending: bytes) -> int:
-    return _ENDINGS.index(ending.lower()) if ending.lower() in _ENDINGS else len(_ENDINGS)
-
-
 def _names(pictures: Source) -> Iterator[tuple[bytes, bytes]]:
     return (os.path.splitext(pictures.name(i)) for i in range(len(pictures)))
 
 
-def _nearest(side: int, patch: int) -> int:
+def nearest(side: int, patch: int) -> int:
+    """The multiple of the patch nearest to a side, at least one patch."""
     return max(1, round(side / patch)) * patch

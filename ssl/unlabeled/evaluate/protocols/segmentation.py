@@ -19,7 +19,7 @@ from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.probing import HELD_OUT, LearningRate
 from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.segmentation_heads import Map, Standard, confusion, iou, miou, train_heads
-from unlabeled.evaluate.segmentation_masks import Scene, Scenes, open_scenes
+from unlabeled.evaluate.segmentation_masks import Scene, Scenes, nearest, open_scenes
 from unlabeled.evaluate.segmentation_values import MAX_CLASSES, Coding, coding_of, name_of, number_of, shares, together
 from unlabeled.evaluate.splits import Splits
 from unlabeled.nn.modes import evaluating
@@ -37,8 +37,8 @@ class Config(Protocol, frozen=True, extra="forbid"):
     `segmentation_miou`, the mean over classes that occur in masks or predictions, and `segmentation_accuracy` of
     pixels, both from one confusion matrix over all test masks at their full size. Every process does all of it.
 
-    The values of all masks are counted first. They must be class numbers without a gap, beside 255 where nothing is
-    labelled, unless `values`, `threshold`, `classes` or `ignore` say what they mean.
+    Counts the values of all masks first. They must be class numbers without a gap, beside 255 for unlabelled pixels,
+    unless `values`, `threshold`, `classes` or `ignore` give them a meaning.
     """
 
     version: ClassVar[str] = "segmentation/1"
@@ -91,7 +91,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
 
     @property
     def unlabelled(self) -> int | None:
-        """The number that `ignore` is counted as."""
+        """`ignore` as the number it is counted as."""
         return None if self.ignore is None else number_of(self.ignore)
 
     @field_validator("ignore")
@@ -119,7 +119,6 @@ class Config(Protocol, frozen=True, extra="forbid"):
         return self
 
     def check(self, splits: Splits) -> None:
-        """Count what masks hold before anything is trained, and say it."""
         self._coding(splits)
 
     def scores(self, bench: Bench) -> Iterator[Score]:
@@ -139,12 +138,12 @@ class Config(Protocol, frozen=True, extra="forbid"):
         yield Score("accuracy", 100 * found.trace().item() / found.sum().item(), chosen=chosen)
 
     def _how(self, bench: Bench) -> dict[str, Any]:
-        """Arguments of `open_scenes` for the encoder. Raises UserError where it cannot take such images."""
+        """Arguments of `open_scenes` for the encoder. Raises UserError when it cannot take such images."""
         encoder = bench.encoder
         check(encoder, FeatureSpec("mean", self.blocks))
         patch, size = encoder.patch_size, self.size
         if size and any(side % patch for side in size):
-            near = [max(1, round(side / patch)) * patch for side in size]
+            near = [nearest(side, patch) for side in size]
             raise UserError(
                 f"segmentation.size={list(size)}: {encoder.model} has patches of {patch} pixels, which do not divide "
                 f"it. Use segmentation.size={near}."
@@ -158,10 +157,10 @@ class Config(Protocol, frozen=True, extra="forbid"):
         return {"patch": patch, "size": size, "interpolation": bench.splits.preparation.interpolation}
 
     def _coding(self, splits: Splits) -> Coding:
-        """Classes of mask values, found once. Raises UserError where that is not clear, or nothing to tell apart."""
+        """Find the classes of mask values, once. Raises UserError when they are unclear or fewer than two."""
         if self not in splits.known:
             train, test = (open_scenes(splits.data, split, patch=1) for split in ("train", "val"))
-            counts = together(train.counts, test.counts)
+            counts = together((train.counts, test.counts))
             splits.known[self] = coding = coding_of(counts, self, train.lossy or test.lossy)
             if splits.rank == 0:
                 for split, scenes in (("train", train), ("val", test)):
@@ -171,7 +170,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
         return found
 
     def _check_learnable(self, coding: Coding, learned: set[int], tested: set[int]) -> None:
-        """Raise UserError where there is nothing to tell apart; say which classes cannot be learnt."""
+        """Raise UserError when there are fewer than two classes; warn of those that cannot be learnt."""
         if len(learned) < 2 or not tested:
             there = [coding.names[i] for i in sorted(learned)], [coding.names[i] for i in sorted(tested)]
             unlabelled = "" if coding.ignore is None else f" {name_of(coding.ignore)} counts as unlabelled."
@@ -189,7 +188,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
     def _best_lr(self, maps: Sequence[Map], scenes: Scenes, standard: Standard, classes: int, seed: int) -> float:
         """The learning rate with the highest mIoU on a held-out tenth, of equal ones the smallest.
 
-        A single picture is both trained on and held out.
+        A single image is both trained on and held out.
         """
         if len(self.lrs) == 1:
             return self.lrs[0]
@@ -202,25 +201,20 @@ class Config(Protocol, frozen=True, extra="forbid"):
 
 
 def feature_maps(bench: Bench, scenes: Scenes, config: Config) -> Iterator[Map]:
-    """The features in float16 and the whole mask of every scene, in order.
+    """Features in float16 and full mask of every scene, in order.
 
     Evaluation mode, no gradients; the encoder gets its mode back after every batch.
     """
-    splits = bench.splits
-    normalize = Normalize(splits.data.config.mean, splits.data.config.std, bench.device)
-    rows = torch.arange(len(scenes)).split(config.batch_size)
+    splits, device = bench.splits, bench.device
+    normalize = Normalize(splits.data.config.mean, splits.data.config.std, device)
+    rows = [some.tolist() for some in torch.arange(len(scenes)).split(config.batch_size)]
     loader = make_loader(
-        scenes,
-        [some.tolist() for some in rows],
-        workers=splits.workers,
-        device=bench.device,
-        timeout=splits.timeout,
-        collate=_of_equal_shape,
+        scenes, rows, workers=splits.workers, device=device, timeout=splits.timeout, collate=_of_equal_shape
     )
     with Batches(loader) as made:
         for batch in track(made, "encoding images", len(scenes), lambda batch: sum(map(len, batch))):
             for group in batch:
-                pixels = torch.stack([scene.pixels for scene in group]).to(bench.device, non_blocking=True)
+                pixels = torch.stack([scene.pixels for scene in group]).to(device, non_blocking=True)
                 found = encoded(bench, normalize(pixels), config.blocks)
                 yield from (Map(features, scene.mask) for features, scene in zip(found, group, strict=True))
 
@@ -230,12 +224,11 @@ def encoded(bench: Bench, images: Tensor, blocks: int) -> Tensor:
     """Patch tokens of the last blocks side by side: [B, h, w, blocks * D] float16, on the CPU."""
     encoder = bench.encoder
     with evaluating(encoder):
-        # the forward pass may be compiled
+        # calls the module, since its forward pass may be compiled
         found = [encoder(images)] if blocks == 1 else encoder.intermediate(images, range(-blocks, 0))
     tokens = torch.cat([tokens.patches for tokens in found], dim=2)
     return tokens.unflatten(1, found[0].grid).half().cpu()
 
 
 def _of_equal_shape(scenes: Sequence[Scene]) -> list[list[Scene]]:
-    """Neighbours of one size together."""
     return [list(group) for _, group in groupby(scenes, key=lambda scene: scene.pixels.shape)]
