@@ -1,9 +1,9 @@
-"""An encoder on the bench: its features of the labelled pictures, computed once for all protocols."""
+"""An encoder on the bench: its features of the labelled images, computed once for all protocols."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -15,61 +15,55 @@ from unlabeled.evaluate.splits import Splits
 
 
 class Bench:
-    """One encoder and the labelled pictures of both splits.
+    """One encoder and the labelled images of both splits.
 
     Args:
-        encoder: in any mode, on the device of `splits`; it stays as it is.
-        splits: the pictures, and how they are prepared.
+        encoder: in any mode, on the device of `splits`; it does not change.
+        splits: the images and their preparation.
         shape: (height, width) that the encoder sees, pixels.
-        seed: see below.
-        pool: of features where neither a protocol nor the evaluation says; None = the encoder's default.
+        seed: of the draws of protocols, and of the share of labels.
+        pool: of features where neither a protocol nor the evaluation gives one; None = the encoder's default.
 
     Attributes:
         fraction: share of the training labels that `features` gives out; 1 = all.
-        shots: labels of every class that it gives out; None = as `fraction` says.
-        seed: of what protocols draw, and of which labels that share holds.
+        shots: labels of every class, instead of `fraction`.
+        device: of encoder and features.
     """
 
     def __init__(
         self, encoder: Encoder, splits: Splits, shape: tuple[int, int], seed: int = 0, pool: Pool | None = None
     ) -> None:
         self.encoder, self.splits, self.shape, self.seed = encoder, splits, shape, seed
-        self._pool = pool
-        self.fraction = 1.0
+        self._pool, self.device, self.fraction = pool, splits.device, 1.0
         self.shots: int | None = None
         self._parts: dict[Part, tuple[Features, Features]] = {}
 
     @property
-    def device(self) -> torch.device:
-        """Where encoder and features are."""
-        return self.splits.device
-
-    @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return self.splits.num_classes
+        return len(self.splits.sources[0].classes)
 
     @property
     def pool(self) -> Pool:
-        """The pooling of features where a protocol does not say."""
+        """The pooling of features where a protocol has none."""
         return self.splits.preparation.pool or self._pool or self.encoder.default_pool
 
     def few(self, fraction: float, seed: int = 0, shots: int | None = None) -> Bench:
-        """The same bench with a share of the training labels, or `shots` of every class; both share their features."""
+        """Copy the bench with a share of the training labels, or `shots` of every class; both share their features."""
         twin = copy.copy(self)
         twin.fraction, twin.seed, twin.shots = fraction, seed, shots
         return twin
 
     def prepare(self, wanted: Iterable[FeatureSpec]) -> None:
-        """Compute the features of several kinds in one pass over the pictures; what is there already is kept.
+        """Compute features in one pass over the images, those that are not there yet.
 
         Raises:
-            UserError: the encoder has no class token or not so many blocks, or no picture is left.
+            UserError: the encoder has no class token or too few blocks, or no image is left.
         """
-        kinds = list(dict.fromkeys(wanted))
-        for kind in kinds:
-            check(self.encoder, kind)
-        missing = [part for part in dict.fromkeys(p for kind in kinds for p in parts(kind)) if part not in self._parts]
+        specs = list(dict.fromkeys(wanted))
+        for spec in specs:
+            check(self.encoder, spec)
+        missing = list(dict.fromkeys(part for spec in specs for part in parts(spec) if part not in self._parts))
         if not missing:
             return
         pieces = [
@@ -79,19 +73,18 @@ class Bench:
         self._parts |= dict(zip(missing, zip(*pieces, strict=True), strict=True))
 
     def features(self, pool: Pool | None = None, blocks: int = 1) -> tuple[Features, Features]:
-        """(train, test) features on the device: [n, D], or wider, see `FeatureSpec`; of the share of labels asked for.
+        """(train, test) features on the device: [n, D], or wider, see `FeatureSpec`; of the bench's share of labels.
 
         Args:
-            pool: how tokens become one vector; None = as the evaluation says.
-            blocks: how many of the last blocks, each through the final norm.
+            pool: of tokens; None = the evaluation's.
+            blocks: number of last blocks, each through the final norm.
 
         Raises:
             UserError: as `prepare`.
         """
         wanted = FeatureSpec(pool or self.pool, blocks)
         self.prepare([wanted])
-        found = [self._parts[part] for part in parts(wanted)]
-        train, test = (_joined([pair[side] for pair in found]) for side in (0, 1))
+        train, test = (_joined(pieces) for pieces in zip(*(self._parts[part] for part in parts(wanted)), strict=True))
         names = self.splits.sources[0].classes
         if self.shots is not None:
             train = train.take(few_shot(train.y.cpu().numpy(), self.shots, self.seed, names))
@@ -100,5 +93,5 @@ class Bench:
         return train, test
 
 
-def _joined(pieces: list[Features]) -> Features:
+def _joined(pieces: Sequence[Features]) -> Features:
     return pieces[0] if len(pieces) == 1 else Features(torch.cat([piece.x for piece in pieces], dim=1), pieces[0].y)

@@ -9,17 +9,11 @@ from torch import Tensor
 
 from unlabeled.progress import task
 
-HISTORY = 10  # steps that L-BFGS remembers
 MAX_ITERATIONS, TOLERANCE = 500, 1e-5
 
 
 class Regression(NamedTuple):
-    """One classifier, or a batch of them.
-
-    Attributes:
-        weight: [..., D, C].
-        bias: [..., C].
-    """
+    """One classifier, or a batch of them: weight [..., D, C], bias [..., C]."""
 
     weight: Tensor
     bias: Tensor
@@ -49,14 +43,13 @@ def fit(
 ) -> Fit:
     """Minimise the mean cross-entropy + l2 / 2 |weight|^2 by L-BFGS with a line search (strong Wolfe conditions).
 
-    Problems of a batch are independent, and solved as one: the minimum of a sum of theirs.
+    Problems of a batch are independent, and solved as one: the minimum of the sum of their losses.
 
     Args:
         x: [..., n, D] features, float64 where the device has it.
-        y: [..., n] labels.
-        num_classes: C.
+        y: [..., n] labels below `num_classes`.
         l2: strength of the penalty; the bias has none.
-        start: where to begin; None = at zero.
+        start: None = zeros.
         max_iterations: of L-BFGS.
         tolerance: largest slope at which a problem is solved.
     """
@@ -78,7 +71,7 @@ def fit(
         max_iter=max_iterations,
         tolerance_grad=tolerance,
         tolerance_change=0,
-        history_size=HISTORY,
+        history_size=10,
         line_search_fn="strong_wolfe",
     )
     shown = task("logistic regression, at most", optimizer.defaults["max_eval"])

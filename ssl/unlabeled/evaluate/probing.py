@@ -15,39 +15,33 @@ from unlabeled.data.label.subset import mask_singletons, stratified
 from unlabeled.evaluate.features import Features
 
 HELD_OUT = 0.1
-# a tenth of few labels says little, so it is drawn anew until about this many samples were held out
-HELD_OUT_ENOUGH, HELD_OUT_DRAWS = 500, 5
+HELD_OUT_ENOUGH, HELD_OUT_DRAWS = 500, 5  # of few labels, tenths are drawn until about so many samples were held out
 EPS = 1e-6  # of MAE's BatchNorm before the head
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Passes(Structure):
-    """How often samples are gone through, and how many at a time."""
+    """Length of a training and size of its batches."""
 
     @property
     def epochs(self) -> int: ...
-
     @property
     def max_steps(self) -> int: ...
-
     @property
     def batch_size(self) -> int: ...
 
 
 def batches(n: int, config: Passes, seed: int) -> Iterator[Tensor]:
     """Rows of each step: a new order every epoch, its tail dropped."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(config.batch_size, n)
-    steps = min(config.max_steps, config.epochs * (n // size))
-    for step in range(steps):
-        place = step % (n // size)
-        if place == 0:
+    generator, size = torch.Generator().manual_seed(seed), min(config.batch_size, n)
+    for step in range(min(config.max_steps, config.epochs * (n // size))):
+        if (place := step % (n // size)) == 0:
             order = torch.randperm(n, generator=generator)
         yield order[place * size : (place + 1) * size]
 
 
 def standardize(train: Features, test: Features) -> tuple[Features, Features]:
-    """Zero mean and unit variance over the training set: what an affine-free BatchNorm would do."""
+    """Zero mean and unit variance over the training set, as by an affine-free BatchNorm."""
     variance, mean = torch.var_mean(train.x, dim=0, correction=0)
     scale = (variance + EPS).rsqrt()
     return Features((train.x - mean) * scale, train.y), Features((test.x - mean) * scale, test.y)
@@ -55,8 +49,7 @@ def standardize(train: Features, test: Features) -> tuple[Features, Features]:
 
 def hold_out(labels: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(held, kept) rows, several times for few labels; both are all rows when no class has two samples."""
-    several = mask_singletons(labels)
-    everything = np.arange(len(labels))
+    several, everything = mask_singletons(labels), np.arange(len(labels))
     if (several < 0).all():
         yield everything, everything
         return

@@ -21,13 +21,13 @@ class Score(NamedTuple):
     """One number that a protocol found. A protocol may yield a plain (name, value) instead.
 
     Attributes:
-        name: of the measure, such as `top5`, or "" for the one that needs no name. Results put the name of the protocol
-            before it: `knn_top5`, `knn`.
+        name: of the measure, such as `top5`, or "" for the main one. Results put the name of the protocol before it:
+            `knn_top5`, `knn`.
         value: in the protocol's `unit`.
-        each: [n] values of every test picture or episode, whose mean is `value`; None = there are none.
-        chosen: settings chosen without the test pictures, such as a learning rate.
+        each: [n] values of test images or episodes, whose mean is `value`; None = there are none.
+        chosen: settings chosen without the test images, such as a learning rate.
         details: more numbers, such as one for every class; not in tables.
-        digits: shown after the point in tables.
+        digits: after the point in tables.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Score(NamedTuple):
 
 
 def scored(name: str, fraction: float) -> str:
-    """The name of a score: `linear` with all labels, `linear_1%` with one in a hundred."""
+    """Name a score: `linear` with all labels, `linear_1%` with one in a hundred."""
     return name if fraction == 1 else f"{name}_{100 * fraction:g}%"
 
 
@@ -51,9 +51,9 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
         summary: for the help of recipes.
         order: place among the protocols of a recipe, in its help and in results; of equal ones the name decides.
         unit: of its scores.
-        few_labels: whether it reads the training labels, so that it can be run with a share of them.
-        pixels: whether it needs nothing but `features`, so that raw pixels can be judged by it too.
-        labels: whether it needs the class of every picture.
+        few_labels: whether it reads the training labels, so that a share of them can be given.
+        pixels: whether it reads `features` only, so that it can judge raw pixels too.
+        labels: whether it needs the class of every image.
         name: of its file, or the import path of its module.
     """
 
@@ -67,27 +67,23 @@ class Protocol(BaseModel, ABC, frozen=True, extra="forbid"):
     name: str
 
     def required_features(self, pool: Pool, depth: int) -> list[FeatureSpec]:
-        """The features it will ask of the bench, so that those of all protocols come from one pass over the pictures.
+        """List the features that `scores` reads, so that those of all protocols come from one pass over the images.
 
         Args:
-            pool: of the evaluation, where the settings do not say.
-            depth: number of blocks of the encoder that can be read.
+            pool: of the evaluation, for settings without one.
+            depth: number of readable blocks of the encoder.
         """
         return []
 
     def check(self, splits: Splits) -> None:
-        """Check labels and classes before anything is computed or trained.
-
-        Raises:
-            UserError: the pictures do not allow it.
-        """
+        """Check labels and classes before anything is computed. Raises UserError when they do not suffice."""
 
     @abstractmethod
     def scores(self, bench: Bench) -> Iterator[tuple[str, float] | Score]:
         """Yield the scores. Draws nothing from torch's random state, and leaves the encoder as it is.
 
         Raises:
-            UserError: the pictures or the encoder do not allow it.
+            UserError: the images or the encoder do not suffice.
         """
 
 

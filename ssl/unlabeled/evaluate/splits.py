@@ -1,4 +1,4 @@
-"""The labelled pictures of both splits, and how they are prepared for an encoder. Knows no protocol."""
+"""The labelled images of both splits and their preparation for an encoder. Knows no protocol."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from unlabeled.backbone.pooling import Encode, Pool
+from unlabeled.data.archive.listing import Split
 from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
@@ -22,7 +23,7 @@ SPARED = 0.1  # share of bad pictures that is no reason to refuse a score: label
 
 
 class Preparation(BaseModel, frozen=True, extra="forbid"):
-    """How pictures become features."""
+    """The way from images to features."""
 
     pool: Pool | None = Field(
         None,
@@ -37,15 +38,15 @@ class Preparation(BaseModel, frozen=True, extra="forbid"):
 
 
 class Splits:
-    """The labelled pictures of both splits, opened when first asked for.
+    """The labelled images of both splits, opened when first used.
 
     Args:
         preparation: crop, interpolation, batch size and pool.
         data: the images, and their normalisation.
-        device: where encoders and probes run.
-        workers: processes that load pictures.
-        rank, world: this process and how many there are.
-        labels: whether the class of every picture matters; if not, all are of one.
+        device: of encoders and probes.
+        workers: processes that load images.
+        rank, world: this process and the number of processes.
+        labels: whether classes matter; if not, all images are of one.
         timeout: seconds to wait for a batch of a worker.
     """
 
@@ -61,19 +62,19 @@ class Splits:
         timeout: float = WORKER_TIMEOUT,
     ) -> None:
         self.preparation, self.data, self.device = preparation, data, device
-        self.workers, self.rank, self.world, self.timeout = workers, rank, world, timeout
-        self.labels = labels
-        self.known: dict[Hashable, Any] = {}  # by a protocol: its own findings about the pictures, to look once
+        self.workers, self.rank, self.world, self.timeout, self.labels = workers, rank, world, timeout, labels
+        self.known: dict[Hashable, Any] = {}  # findings of protocols about the images, to look once
 
     @cached_property
     def sources(self) -> tuple[Source, Source]:
-        """(train, val). Raises UserError when one has no labels, their classes differ, or they share pictures."""
-        sources = self._labelled() if self.labels else self._unlabelled()
+        """(train, val). Raises UserError when one has no labels, their classes differ, or they share images."""
+        sources = self._labelled() if self.labels else (self._of_one_class("train"), self._of_one_class("val"))
         self.data.check_apart(*sources)
         return sources
 
-    def _unlabelled(self) -> tuple[Source, Source]:
-        return _of_one_class(self.data.original("train")), _of_one_class(self.data.original("val"))
+    def _of_one_class(self, split: Split) -> Source:
+        source = self.data.original(split)
+        return source.relabelled(np.zeros(len(source), np.int64), ("picture",))
 
     def _labelled(self) -> tuple[Source, Source]:
         train, val = self.data.train, self.data.val
@@ -101,33 +102,25 @@ class Splits:
             )
         return train, val
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.sources[0].classes)
-
     def features(self, encode: Encode, shape: tuple[int, int]) -> tuple[Features, Features]:
-        """Features of (train, val) from `encode`, which receives images of `shape` pixels; on the device."""
+        """Encode (train, val) images of `shape` pixels; on the device."""
+        how, config = self.preparation, self.data.config
         train, val = (
             extract(
                 encode,
                 source,
                 shape=shape,
-                crop_pct=self.preparation.crop_pct,
-                interpolation=self.preparation.interpolation,
-                normalize=Normalize(self.data.config.mean, self.data.config.std, self.device),
+                crop_pct=how.crop_pct,
+                interpolation=how.interpolation,
+                normalize=Normalize(config.mean, config.std, self.device),
                 device=self.device,
-                batch_size=self.preparation.batch_size,
+                batch_size=how.batch_size,
                 workers=self.workers,
                 rank=self.rank,
                 world=self.world,
                 timeout=self.timeout,
-                max_bad=max(self.data.config.max_bad_fraction, SPARED),
-            )
+                max_bad=max(config.max_bad_fraction, SPARED),
+            ).to(self.device)
             for source in self.sources
         )
-        return train.to(self.device), val.to(self.device)
-
-
-def _of_one_class(source: Source) -> Source:
-    return source.relabelled(np.zeros(len(source), np.int64), ("picture",))
+        return train, val
