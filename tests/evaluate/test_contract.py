@@ -110,7 +110,7 @@ def test_scores(name: str, data: Opened, monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(protocol, Protocol)
     preparation = Preparation(pool="mean", crop_pct=1.0)
     bench = Bench(encoder, Splits(preparation, data, CPU, labels=protocol.labels), (8, 8))
-    bench.prepare(required({name: protocol}, bench))
+    bench.prepare(required({name: protocol}, bench.pool, bench.encoder.readable))
     monkeypatch.setattr(bench.splits, "features", lambda *_: pytest.fail("features that it does not say it reads"))
     protocol.check(bench.splits)
     state = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Baselines of an encoder (most frequent class, raw pixels, untrained network), and whether it beats them."""
+"""Comparison of an encoder with its baselines: most frequent class, raw pixels, untrained network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Gain(NamedTuple):
         column: the score.
         value, best: of the encoder and of that baseline.
         baseline: its name.
-        interval: of the difference, 95 % by bootstrap over test pictures, the same ones for both.
+        interval: of the difference, 95 % by bootstrap over test images, the same ones for both.
     """
 
     column: Column
@@ -41,7 +41,7 @@ class Gain(NamedTuple):
 
 
 def majority(splits: Splits, like: EncoderScores) -> EncoderScores:
-    """The row of calling every test picture the most frequent class of training, in all scores that are accuracies."""
+    """The row of predicting the most frequent class of training for every test image, in all accuracies."""
     train, test = (source.labels[source.labels >= 0] for source in splits.sources)
     each = 100.0 * (test == np.bincount(train).argmax())
     score = with_recalls(Score("majority", float(each.mean()), each), test, splits.sources[0].classes)
@@ -60,22 +60,16 @@ def gains(row: EncoderScores, baselines: Sequence[EncoderScores]) -> list[Gain]:
     """The gain in every score that is a mean over test images and that a baseline has too."""
     found = []
     for column, result in row.scores.items():
-        rivals = [(other.scores[column].mean, other) for other in baselines if column in other.scores]
-        if not rivals or result.interval is None:
-            continue
-        best, rival = max(rivals, key=lambda pair: pair[0])
-        ours, theirs = (_each(one) for one in (result, rival.scores[column]))
-        if ours.shape == theirs.shape:
-            found.append(Gain(column, result.mean, best, rival.name, bootstrap(ours - theirs)))
+        if rivals := [other for other in baselines if column in other.scores]:
+            rival = max(rivals, key=lambda other: other.scores[column].mean)
+            best, ours, theirs = rival.scores[column].mean, result.each, rival.scores[column].each
+            if ours is not None and theirs is not None and ours.shape == theirs.shape:
+                found.append(Gain(column, result.mean, best, rival.name, bootstrap(ours - theirs)))
     return found
 
 
-def _each(result: Result) -> np.ndarray:
-    return np.mean([score.each for score in result.found if score.each is not None], axis=0)
-
-
 def verdict(row: EncoderScores, baselines: Sequence[EncoderScores]) -> str | None:
-    """Whether pretraining paid, in a sentence, and what to try where it did not; None where nothing can be compared."""
+    """Say whether pretraining paid, and what to try where it did not; None where nothing can be compared."""
     found = gains(row, baselines)
     if not found:
         return None
@@ -95,9 +89,13 @@ def _words(gain: Gain) -> str:
 
 def summary(row: EncoderScores, baselines: Sequence[EncoderScores]) -> dict[str, Any]:
     """The same as JSON, by score."""
-    found = gains(row, baselines)
-    return {gain.column.key: {"best": gain.best, "baseline": gain.baseline, **_told(gain)} for gain in found}
-
-
-def _told(gain: Gain) -> dict[str, Any]:
-    return {"difference": gain.value - gain.best, "interval": gain.interval, "clear": gain.clear}
+    return {
+        gain.column.key: {
+            "best": gain.best,
+            "baseline": gain.baseline,
+            "difference": gain.value - gain.best,
+            "interval": gain.interval,
+            "clear": gain.clear,
+        }
+        for gain in gains(row, baselines)
+    }

@@ -26,12 +26,11 @@ from unlabeled.nn.measures import spectral_rank
 from unlabeled.progress import Clock
 from unlabeled.recipe import parse
 
-# raw pixels are compared at most at this side: beyond it they are many and no better
-PIXELS_SIDE = 32
+PIXELS_SIDE = 32  # largest side of raw pixels: more of them are no better
 
 
 class Subject(NamedTuple):
-    """One row of the table: an encoder of images of `shape` pixels, or pixels in its place, and its pictures."""
+    """One row of the table: an encoder of images of `shape` pixels, or `Pixels`, and its images."""
 
     name: str
     encoder: Any
@@ -41,14 +40,11 @@ class Subject(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The protocols, labels and device that all encoders are compared with.
+    """Everything that encoders are compared with: protocols by the names of their scores, shares of the labels, draws.
 
     Attributes:
-        protocols: by the names of their scores.
-        fractions: shares of the training labels.
         seeds: draws of each share below 1.
-        device: where encoders and probes run.
-        workers: processes that load pictures.
+        workers: processes that load images.
     """
 
     protocols: Mapping[str, Protocol]
@@ -58,19 +54,14 @@ class Comparison(NamedTuple):
     workers: int
 
     def row(self, subject: Subject) -> EncoderScores:
-        """The scores of one encoder, and what they cost.
-
-        Raises:
-            UserError: the pictures or the encoder do not allow it.
-        """
+        """The scores of one encoder, and their cost. Raises UserError when images or encoder do not suffice."""
         labels = any(protocol.labels for protocol in self.protocols.values())
         splits = Splits(subject.preparation, subject.data, self.device, self.workers, labels=labels)
         bench = Bench(subject.encoder, splits, subject.shape)
-        # of pixels there is nothing to see but features
-        seen = not isinstance(subject.encoder, Pixels)
+        seen = not isinstance(subject.encoder, Pixels)  # pixels have nothing but features
         protocols = {name: protocol for name, protocol in self.protocols.items() if seen or protocol.pixels}
         clock = Clock()
-        bench.prepare([FeatureSpec(bench.pool), *required(protocols, bench)])
+        bench.prepare([FeatureSpec(bench.pool), *required(protocols, bench.pool, bench.encoder.readable)])
         encoding = clock.seconds
         scores = self._scores(bench, protocols)
         cost = {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
@@ -102,7 +93,7 @@ class Comparison(NamedTuple):
         return scores
 
     def most_frequent_class(self, subject: Subject, like: EncoderScores) -> EncoderScores | None:
-        """The row of calling every picture the most frequent class; None where no protocol counts right answers."""
+        """The row of always predicting the most frequent class; None where no protocol has accuracies."""
         if not any(protocol.unit == ACCURACY for protocol in self.protocols.values()):
             return None
         return majority(Splits(subject.preparation, subject.data, self.device, self.workers), like)
@@ -132,16 +123,16 @@ def untrained_twin(encoder: Encoder) -> Encoder:
 
 
 def prepared_as(how: Preprocessing) -> Preparation:
-    """The preparation of features that are made as an export says."""
+    """The preparation of features as in an export."""
     return Preparation(pool=how.pool, crop_pct=how.crop_pct, interpolation=how.interpolation)
 
 
 def protocols_of(names: Sequence[str], changes: Sequence[str]) -> dict[str, Protocol]:
-    """Protocols with their settings changed by `NAME.FIELD=VALUE`, by the names of their scores.
+    """Protocols with settings changed by `NAME.FIELD=VALUE`, by the names of their scores.
 
     Args:
-        names: of files, import paths of modules, or other names with `NAME.name=` in `changes`. A module's scores are
-            called by the last part of its path.
+        names: of files, import paths of modules, or other names with `NAME.name=` in `changes`. The last part of its
+            path names the scores of a module.
         changes: of settings.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The recipe's `evaluate:` section, and the evaluator that runs its protocols on an encoder."""
+"""The `evaluate:` section of recipes, and the evaluator that runs its protocols on an encoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def _with_name(value: Any, handler: Any) -> Any:
-    """A protocol under a name of its own says which it is; without, the section has no such field."""
+    """Refuse a field of another name that names no protocol, as an unknown field."""
     if not isinstance(value, Protocol) and not (isinstance(value, Mapping) and "name" in value):
         raise PydanticKnownError("extra_forbidden")
     return handler(value)
@@ -60,18 +60,18 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
 
     @property
     def protocols(self) -> dict[str, Protocol]:
-        """Protocols that are switched on, by name: the fields in their order, then those under other names."""
+        """Protocols that are on, by name: the fields in their order, then those under other names."""
         return {name: value for name, value in self if isinstance(value, Protocol)}
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the class of every picture matters; without protocols it does."""
+        """Whether classes matter; without protocols they do."""
         needed = [protocol.labels for protocol in self.protocols.values()]
         return any(needed) or not needed
 
     @model_serializer(mode="wrap")
     def _without_names(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A protocol's name is said where the field's does not."""
+        """Leave out the name of a protocol where its field has it."""
         return {name: told(name, value) if isinstance(value, dict) else value for name, value in handler(self).items()}
 
     def check(self, splits: Splits) -> None:
@@ -83,8 +83,7 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
     def check_reads(self, encoder: EncoderConfig) -> None:
         """Raise UserError when encoders of a recipe lack features that are asked for."""
         pool = self.pool or "mean"
-        required = [spec for protocol in self.protocols.values() for spec in protocol.required_features(pool, 1)]
-        for spec in (FeatureSpec(pool), *required):
+        for spec in (FeatureSpec(pool), *required(self.protocols, pool, 1)):
             if not encoder.family.can_read(spec.pool, spec.blocks):
                 raise UserError(
                     f"evaluate asks for pool={spec.pool} of {spec.blocks} block(s), but {encoder.in_words} has no "
@@ -94,18 +93,12 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
 
 
 def told(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """A protocol's settings as a section called `name` says them."""
+    """Settings of a protocol in a section called `name`."""
     return {field: value for field, value in settings.items() if field != "name" or value != name}
 
 
 class Evaluator:
-    """An encoder in, named scores out. Knows nothing of training.
-
-    Args:
-        evaluation: the recipe's `evaluate:` section.
-        splits: the labelled pictures.
-        shape: (height, width) that the encoder is evaluated at, pixels.
-    """
+    """Computes the scores of an encoder on images of `shape` (height, width). Knows nothing of training."""
 
     def __init__(self, evaluation: Evaluation, splits: Splits, shape: tuple[int, int]) -> None:
         self.evaluation, self.splits, self.shape = evaluation, splits, shape
@@ -117,19 +110,19 @@ class Evaluator:
 
         Args:
             encoder: in any mode.
-            pool: how its tokens become one vector where the recipe does not say; None = the network's default.
+            pool: of tokens where the recipe has none; None = the encoder's default.
 
         Raises:
-            UserError: the pictures have no labels, or the encoder cannot be pooled as asked.
+            UserError: the images have no labels, or the encoder cannot be pooled as asked.
         """
         bench, protocols = Bench(encoder, self.splits, self.shape, pool=pool), self.evaluation.protocols
-        bench.prepare(required(protocols, bench))
+        bench.prepare(required(protocols, bench.pool, encoder.readable))
         for found in runs(protocols, self.evaluation.fractions, bench):
             yield scored(found.score.name, found.fraction), found.score.value
 
 
 class Finding(NamedTuple):
-    """A score, the protocol that found it, the share of the labels that it read, and the seed of that draw."""
+    """A score, its protocol, the share of the labels that was read, and the seed of that draw."""
 
     score: Score
     protocol: Protocol
@@ -137,23 +130,23 @@ class Finding(NamedTuple):
     seed: int
 
 
-def required(protocols: Mapping[str, Protocol], bench: Bench) -> list[FeatureSpec]:
-    """The features that all of them will ask for."""
-    every = protocols.values()
-    return [spec for protocol in every for spec in protocol.required_features(bench.pool, bench.encoder.readable)]
+def required(protocols: Mapping[str, Protocol], pool: Pool, depth: int) -> list[FeatureSpec]:
+    """The features of all protocols, see `Protocol.required_features`."""
+    return [spec for protocol in protocols.values() for spec in protocol.required_features(pool, depth)]
 
 
 def runs(
     protocols: Mapping[str, Protocol], fractions: Sequence[float], bench: Bench, seeds: int = 1
 ) -> Iterator[Finding]:
-    """Scores of every protocol from every share of the labels; protocols that read no training labels run once, last.
+    """Run every protocol on every share of the labels; those that read no training labels run once, last.
 
     Raises:
         UserError: two protocols give a score one name.
     """
     names: dict[tuple[str, float, int], str] = {}
-    few = [(name, fraction) for fraction in fractions for name, one in protocols.items() if one.few_labels]
-    for name, fraction in (*few, *((name, 1.0) for name, one in protocols.items() if not one.few_labels)):
+    order = [(name, fraction) for fraction in fractions for name, one in protocols.items() if one.few_labels]
+    order += [(name, 1.0) for name, one in protocols.items() if not one.few_labels]
+    for name, fraction in order:
         for seed in range(1 if fraction == 1 else seeds):  # with every label there is nothing to draw
             for score in measured(name, protocols[name], bench.few(fraction, seed)):
                 if (other := names.setdefault((score.name, fraction, seed), name)) != name:
@@ -162,7 +155,7 @@ def runs(
 
 
 def measured(name: str, protocol: Protocol, bench: Bench) -> list[Score]:
-    """Scores of a protocol that is called `name`, in float32 even where the caller runs under autocast."""
+    """Scores of a protocol called `name`, in float32 even under the caller's autocast."""
     with torch.autocast(bench.device.type, enabled=False):
         found = [Score(*score) for score in protocol.scores(bench)]
     return [score._replace(name=f"{name}_{score.name}" if score.name else name) for score in found]

@@ -30,7 +30,7 @@ class Column(NamedTuple):
 
     @property
     def heading(self) -> list[str]:
-        """Its lines in a table."""
+        """Lines of its head in a table."""
         words = self.name.replace("knn", "kNN").split("_")
         return words if self.fraction is None else [*words, f"{100 * self.fraction:g} %"]
 
@@ -40,7 +40,7 @@ class Result:
     """One score of one encoder, once for every seed.
 
     Attributes:
-        labels: how many training labels it rests on; None = it reads none.
+        labels: number of training labels; None = it reads none.
         found: the score of each seed from 0 on.
         unit: of the protocol.
     """
@@ -60,16 +60,15 @@ class Result:
         return statistics.stdev(score.value for score in self.found) if len(self.found) > 1 else None
 
     @property
-    def digits(self) -> int:
-        """How many a table shows after the point."""
-        return self.found[0].digits
+    def each(self) -> np.ndarray | None:
+        """[n] values of test images or episodes, means over seeds; None = there are none."""
+        each = [score.each for score in self.found if score.each is not None]
+        return np.mean(each, axis=0) if each else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % of bootstrap samples of the test pictures or episodes have a mean within; None where it has no such
-        parts. Of several seeds, each part is their mean."""
-        each = [score.each for score in self.found if score.each is not None]
-        return bootstrap(np.mean(each, axis=0)) if each else None
+        """95 % of bootstrap samples of the test images or episodes have a mean within."""
+        return None if (each := self.each) is None else bootstrap(each)
 
     def summary(self) -> dict[str, Any]:
         """As JSON."""
@@ -87,13 +86,12 @@ class Result:
 
 @dataclass
 class EncoderScores:
-    """One encoder: its scores, and how many pictures they rest on.
-
-    The effective rank is of the test features (RankMe, Garrido et al. 2023), at most as many as there are dimensions.
+    """One encoder: its scores, and the number of images they rest on.
 
     Attributes:
-        fingerprints: of the pictures of each split.
-        cost: seconds, CPU seconds, and pictures encoded per second.
+        effective_rank: of the test features (RankMe, Garrido et al. 2023), at most `dimensions`.
+        fingerprints: of the images of each split.
+        cost: seconds, CPU seconds, and images encoded per second.
     """
 
     name: str
@@ -112,27 +110,25 @@ class EncoderScores:
 
 
 def columns(rows: Sequence[EncoderScores]) -> list[Column]:
-    """The scores that any row has."""
+    """Scores that any row has."""
     return list(dict.fromkeys(column for row in rows for column in row.scores))
 
 
 def brief(rows: Sequence[EncoderScores], protocols: Mapping[str, Protocol], verdicts: Sequence[str] = ()) -> Document:
     """The scores for a terminal, without intervals and costs."""
     shown = columns(rows)
-    found = [[row.scores.get(column) for column in shown] for row in rows]
-    cells = [[estimate(r.mean, r.std, digits=r.digits) if r else "-" for r in line] for line in found]
     head = ["", *("\n".join(column.heading) for column in shown), "effective\nrank"]
-    lines = [[row.name, *line, rank(row)] for row, line in zip(rows, cells, strict=True)]
+    lines = [[row.name, *(_cell(row, column, intervals=False) for column in shown), rank(row)] for row in rows]
     table = Table(head, lines, title=f"{units(protocols)} (mean ± std over draws of the labels)")
     return Document("", [table, *map(Text, verdicts)])
 
 
 def with_recalls(score: Score, labels: np.ndarray, names: Sequence[str]) -> Score:
-    """An accuracy with that of every class, their mean, and how uneven the classes are.
+    """Add the accuracy of every class, their mean and the imbalance of the classes to an accuracy.
 
     Args:
-        score: whose `each` is 100 for pictures that were recognised and 0 for others.
-        labels: [n] of the same pictures.
+        score: its `each` is 100 for recognised images, 0 for others.
+        labels: [n] of the same images.
         names: of the classes.
     """
     if score.each is None or len(score.each) != len(labels):
@@ -140,8 +136,8 @@ def with_recalls(score: Score, labels: np.ndarray, names: Sequence[str]) -> Scor
     counts = np.bincount(labels, minlength=len(names))
     recalls = np.bincount(labels, score.each, minlength=len(names)) / np.maximum(counts, 1)
     present = np.flatnonzero(counts)
-    found: dict[str, Any] = {"balanced_accuracy": float(recalls[present].mean())}
-    found["uneven"] = float(counts.max() / counts[present].min())
+    uneven = float(counts.max() / counts[present].min())
+    found: dict[str, Any] = {"balanced_accuracy": float(recalls[present].mean()), "uneven": uneven}
     if len(names) <= MOST_NAMED:
         found["recall"] = {names[i]: round(float(recalls[i]), 3) for i in present.tolist()}
     return score._replace(details={**(score.details or {}), **found})
@@ -149,43 +145,32 @@ def with_recalls(score: Score, labels: np.ndarray, names: Sequence[str]) -> Scor
 
 def _uneven(rows: Sequence[EncoderScores]) -> list[Part]:
     """Balanced accuracies, where classes of the test images are uneven."""
-    shown = {row.name: {c: b for c, r in row.scores.items() if (b := _balanced(r))} for row in rows}
-    columns = list(dict.fromkeys(column for found in shown.values() for column in found))
-    uneven = max((ratio for found in shown.values() for _, ratio in found.values()), default=1.0)
-    if uneven < UNEVEN:
+    shown: dict[str, dict[Column, str]] = {}
+    most = 1.0
+    for row in rows:
+        for column, result in row.scores.items():
+            if found := [score.details for score in result.found if score.details and "uneven" in score.details]:
+                most = max(most, found[0]["uneven"])
+                mean = statistics.mean(one["balanced_accuracy"] for one in found)
+                shown.setdefault(row.name, {})[column] = f"{mean:.1f}"
+    if most < UNEVEN:
         return []
-    cells = [
-        [name, *(f"{found[column][0]:.1f}" if column in found else "-" for column in columns)]
-        for name, found in shown.items()
-        if found
-    ]
+    columns = list(dict.fromkeys(column for found in shown.values() for column in found))
+    cells = [[name, *(texts.get(column, "-") for column in columns)] for name, texts in shown.items()]
     words = (
-        f"The largest class of the test pictures has {uneven:.1f} times as many as the smallest. Balanced accuracy, "
+        f"The largest class of the test pictures has {most:.1f} times as many as the smallest. Balanced accuracy, "
         "the mean recall of the classes, %:"
     )
     return [Text(words), Table(["encoder", *(" ".join(column.heading) for column in columns)], cells)]
 
 
-def _balanced(result: Result) -> tuple[float, float] | None:
-    """The mean recall of the classes over seeds, and how uneven they are."""
-    found = [score.details for score in result.found if score.details and "uneven" in score.details]
-    return (statistics.mean(one["balanced_accuracy"] for one in found), found[0]["uneven"]) if found else None
-
-
 def full(
     rows: Sequence[EncoderScores], protocols: Mapping[str, Protocol], verdicts: Sequence[str], data: Mapping[str, Any]
 ) -> Document:
-    """The scores with intervals and costs, and details where there are some.
-
-    Args:
-        rows: encoders and baselines, at least one.
-        protocols: by the names of their scores.
-        verdicts: the last sentences.
-        data: for programs.
-    """
+    """The scores with intervals, costs and details of at least one row, `verdicts`, and `data` for programs."""
     shown = columns(rows)
     cells = [
-        [row.name, *(_cell(row.scores.get(column)) for column in shown), rank(row), f"{row.cost['cpu_seconds']:.0f}"]
+        [row.name, *(_cell(row, column) for column in shown), rank(row), f"{row.cost['cpu_seconds']:.0f}"]
         for row in rows
     ]
     head = ["encoder", *(" ".join(column.heading) for column in shown), "effective rank", "CPU seconds"]
@@ -201,24 +186,18 @@ def full(
 
 def _ious(rows: Sequence[EncoderScores]) -> list[Part]:
     """The IoU of every class, where masks were predicted."""
-    found = {row.name: score.details["iou"] for row in rows for score in _scores_with_iou(row)}
+    scores = ((row.name, score) for row in rows for result in row.scores.values() for score in result.found[:1])
+    found = {name: score.details["iou"] for name, score in scores if score.details and "iou" in score.details}
     if not found:
         return []
     classes = dict.fromkeys(name for each in found.values() for name in each)
-    cells = [[name, *(_percent(each.get(name)) for each in found.values())] for name in classes]
+    texts = [{name: f"{v:.1f}" for name, v in each.items() if v is not None} for each in found.values()]
+    cells = [[name, *(each.get(name, "-") for each in texts)] for name in classes]
     return [Text("IoU of every class, by the value of its pixels in masks, %:"), Table(["class", *found], cells)]
 
 
-def _scores_with_iou(row: EncoderScores) -> list[Any]:
-    return [score for result in row.scores.values() for score in result.found[:1] if "iou" in (score.details or {})]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
 def units(protocols: Mapping[str, Protocol]) -> str:
-    """The unit of the scores, per protocol if they differ."""
+    """The unit of the scores, per protocol if units differ."""
     named: dict[str, list[str]] = {}
     for name, protocol in protocols.items():
         named.setdefault(protocol.unit, []).append(name)
@@ -232,5 +211,7 @@ def rank(row: EncoderScores) -> str:
     return f"{row.effective_rank:.0f} of {row.dimensions}" if row.dimensions else "-"
 
 
-def _cell(result: Result | None) -> str:
-    return estimate(result.mean, result.std, result.interval, result.digits) if result else "-"
+def _cell(row: EncoderScores, column: Column, intervals: bool = True) -> str:
+    if (result := row.scores.get(column)) is None:
+        return "-"
+    return estimate(result.mean, result.std, result.interval if intervals else None, result.found[0].digits)
