@@ -20,11 +20,11 @@ from unlabeled.paths import UserPath
 
 
 class Config(Protocol, frozen=True, extra="forbid"):
-    """Linear CKA of the test pictures' features after the last `blocks` blocks, each through the final norm.
+    """Linear CKA of features of the test images after the last `blocks` blocks, each through the final norm.
 
-    Scores are `cka_neighbours`, the mean over pairs of consecutive blocks, and `cka_ends`, of the first and the last of
-    them; against another encoder `cka_against`, of the last block of each. All pairs are in the details, by rows of
-    this encoder, the last block last.
+    Scores are `cka_neighbours`, the mean over pairs of consecutive blocks, and `cka_ends`, of the first and the last;
+    against another encoder `cka_against`, of the last block of each. The details hold all pairs, by rows of this
+    encoder, the last block last.
     """
 
     version: ClassVar[str] = "cka/1"
@@ -44,7 +44,9 @@ class Config(Protocol, frozen=True, extra="forbid"):
     )
 
     def required_features(self, pool: Pool, depth: int) -> list[FeatureSpec]:
-        return [FeatureSpec(self._pool(pool), self.blocks or depth)]
+        if (found := self.pool or pool) == "cls_mean":
+            raise UserError("cka compares blocks, and cls_mean reads patches of the last only. Set cka.pool=mean.")
+        return [FeatureSpec(found, self.blocks or depth)]
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         own = self._by_block(bench)
@@ -61,18 +63,11 @@ class Config(Protocol, frozen=True, extra="forbid"):
             )
         table = self._table(own, own)
         neighbours = [table[i][i + 1] for i in range(len(own) - 1)]
-        details = {"blocks": table}
-        yield Score("neighbours", sum(neighbours) / len(neighbours), details=details, digits=3)
+        yield Score("neighbours", sum(neighbours) / len(neighbours), details={"blocks": table}, digits=3)
         yield Score("ends", table[0][-1], digits=3)
 
-    def _pool(self, asked: Pool) -> Pool:
-        pool = self.pool or asked
-        if pool == "cls_mean":
-            raise UserError("cka compares blocks, and cls_mean reads patches of the last only. Set cka.pool=mean.")
-        return pool
-
     def _by_block(self, bench: Bench) -> Sequence[Tensor]:
-        """Features [n, D] of the test pictures, block by block."""
+        """Features [n, D] of the test images, block by block."""
         [(pool, blocks)] = self.required_features(bench.pool, bench.encoder.readable)
         return bench.features(pool, blocks)[1].x.chunk(blocks, dim=1)
 
@@ -81,11 +76,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
 
 
 def _other(bench: Bench, path: str) -> Bench:
-    """A second encoder on the same pictures, which it sees as it was trained: at its own size, normalised its own way.
-
-    Raises:
-        UserError: it cannot be loaded, or sees other channels.
-    """
+    """A second encoder on the same images, at its own size and normalisation. Raises UserError for other channels."""
     with torch.random.fork_rng():  # a network begins with random weights
         encoder = load_encoder(path)
     prepared, splits = preprocessing_of(path), bench.splits

@@ -1,4 +1,4 @@
-"""Few-shot classification in episodes: a few classes, a few pictures of each to learn from, others to be told apart."""
+"""Few-shot classification in episodes: a few classes, a few images of each to learn from, others to classify."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Config(Pooled, frozen=True, extra="forbid"):
-    """N-way K-shot episodes on the test pictures' features, scaled to unit length; the training pictures are not read.
+    """N-way K-shot episodes on features of the test images, scaled to unit length; training images are not read.
 
     `prototype` names the class whose mean is nearest (Snell et al. 2017, equations 1 and 2, Euclidean); `logistic` is
     regularised regression (Tian et al. 2020, section 3.1).
@@ -75,8 +75,7 @@ class Config(Pooled, frozen=True, extra="forbid"):
         """Class scores [E, Q, ways] of queries [E, Q, D] by logistic regression on the support [E, ways, shots, D]."""
         ways, shots = support.shape[1:3]
         y = torch.arange(ways, device=support.device).repeat_interleave(shots).expand(len(support), -1)
-        x = support.flatten(1, 2)
-        return fit(x, y, ways, 1 / (self.c * ways * shots)).regression.logits(queries)
+        return fit(support.flatten(1, 2), y, ways, 1 / (self.c * ways * shots)).regression.logits(queries)
 
 
 def prototypes(support: Tensor, queries: Tensor) -> Tensor:
@@ -85,38 +84,27 @@ def prototypes(support: Tensor, queries: Tensor) -> Tensor:
 
 
 def episodes(labels: np.ndarray, config: Config, shots: int, seed: int) -> Tensor:
-    """Rows of the pictures of every episode [episodes, ways, shots + queries]; none is twice in an episode.
-
-    Args:
-        labels: [n] of the test pictures.
-        config: ways, queries and how many episodes.
-        shots: of each class.
-        seed: of the draws, which depend on nothing else.
-    """
+    """Draw rows of images [episodes, ways, shots + queries] from labels [n]; no image is twice in an episode."""
     rng = stream(seed, Stream.EPISODE, shots)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     size = shots + config.queries
-    drawn = [
-        [
-            rng.choice(members[label], size, replace=False)
-            for label in rng.choice(len(members), config.ways, replace=False)
-        ]
-        for _ in range(config.episodes)
-    ]
+    drawn = []
+    for _ in range(config.episodes):
+        classes = rng.choice(len(members), config.ways, replace=False)
+        drawn.append([rng.choice(members[label], size, replace=False) for label in classes])
     return torch.from_numpy(np.array(drawn))
 
 
 def enough(labels: np.ndarray, classes: tuple[str, ...], config: Config, shots: int) -> None:
-    """Raise UserError when episodes ask for more classes than there are, or more pictures of a class."""
+    """Raise UserError when episodes need more classes than there are, or more images of a class."""
     found, counts = np.unique(labels, return_counts=True)
     ways, queries = config.ways, config.queries
     if len(found) < ways:
         raise UserError(
             f"fewshot.ways is {ways}, the test pictures have {len(found)} classes. Set fewshot.ways={len(found)}."
         )
-    if counts.min() < shots + queries:
-        name, count = classes[found[counts.argmin()]], counts.min()
+    if (count := counts.min()) < shots + queries:
         raise UserError(
-            f"class {name!r} has {count} test pictures, fewer than {shots} shots and {queries} queries ask for. Lower "
-            f"fewshot.shots or fewshot.queries: together at most {count}."
+            f"class {classes[found[counts.argmin()]]!r} has {count} test pictures, fewer than {shots} shots and "
+            f"{queries} queries ask for. Lower fewshot.shots or fewshot.queries: together at most {count}."
         )

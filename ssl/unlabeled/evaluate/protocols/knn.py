@@ -17,8 +17,7 @@ from unlabeled.evaluate.probing import accuracy, hits_of
 from unlabeled.evaluate.protocol import Pooled, Score
 from unlabeled.progress import track
 
-# similarities held at once: 64 MiB
-CHUNK_ELEMENTS = 2**24
+CHUNK_ELEMENTS = 2**24  # similarities held at once: 64 MiB
 Count = Annotated[int, Field(ge=1)]
 log = logging.getLogger(__name__)
 
@@ -63,11 +62,11 @@ def knn_predict(train: Features, test: Tensor, k: int, temperature: float, num_c
     """Votes [n, num_classes]: the sum of exp(cosine / temperature) over the top k neighbours of a class.
 
     Args:
-        train: the features that vote, not necessarily normalised.
+        train: features that vote, of any norm.
         test: [n, D], on the same device.
         k: neighbours, capped at the number of training samples.
         temperature: positive.
-        num_classes: more than any label in `train`.
+        num_classes: above any label in `train`.
     """
     keys = F.normalize(train.x, dim=1).T.contiguous()
     k = min(k, len(train.y))

@@ -1,4 +1,4 @@
-"""A linear probe on frozen features: learning rates and kinds of features at once, chosen without the test set."""
+"""A linear probe on frozen features; learning rate and kind of features are chosen without the test set."""
 
 from __future__ import annotations
 
@@ -60,36 +60,24 @@ class Config(Protocol, frozen=True, extra="forbid"):
     def scores(self, bench: Bench) -> Iterator[Score]:
         wanted = self.required_features(bench.pool, bench.encoder.readable)
         found = sweep([bench.features(*kind) for kind in wanted], bench.num_classes, self, bench.seed)
-        kind = wanted[found.kind]
-        chosen = {"lr": found.lr, "pool": kind.pool, "blocks": kind.blocks}
+        chosen = {"lr": found.lr, **wanted[found.kind]._asdict()}
         yield Score("", accuracy(found.hits), 100.0 * found.hits.cpu().numpy(), chosen)
 
 
 class LinearHeads(NamedTuple):
-    """Linear classifiers on G kinds of features of equal width, one per kind and learning rate.
-
-    Attributes:
-        weight: [G, D, L, C].
-        bias: [G, L, C].
-    """
+    """Linear classifiers per kind of features and learning rate: weight [G, D, L, C], bias [G, L, C]."""
 
     weight: Tensor
     bias: Tensor
 
     def logits(self, x: Tensor) -> Tensor:
-        """Features [G, B, D] to logits [G, B, L, C]: all heads in one batched matrix product."""
+        """Features [G, B, D] to logits [G, B, L, C] in one batched matrix product."""
         flat = torch.baddbmm(self.bias.flatten(1).unsqueeze(1), x, self.weight.flatten(2))
         return flat.unflatten(2, self.bias.shape[1:])
 
 
 class Selected(NamedTuple):
-    """The choice of a sweep, and its hits on the test images.
-
-    Attributes:
-        kind: number of the features.
-        lr: learning rate.
-        hits: [n] which test pictures it classifies right.
-    """
+    """The chosen kind of features and learning rate, and the hits [n] on the test images."""
 
     kind: int
     lr: float
@@ -105,24 +93,22 @@ def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: 
     where the features are; random choices come from `seed` alone.
 
     Args:
-        kinds: (train, test) of every kind of features to try, of the same pictures.
-        num_classes: C.
-        config: what to try, and how to train.
-        seed: of what is held out, and of the order of samples.
+        kinds: (train, test) of every kind of features to try, of the same images.
     """
     if config.standardize:
         kinds = [standardize(*kind) for kind in kinds]
     trains = [train for train, _ in kinds]
     labels = trains[0].y
     right = np.zeros((len(kinds), len(config.lrs)), dtype=np.int64)
+    widths = [train.x.shape[1] for train in trains]
+    groups = [[i for i, other in enumerate(widths) if other == width] for width in dict.fromkeys(widths)]
     for held, kept in hold_out(labels.cpu().numpy(), seed) if right.size > 1 else ():
-        for group in _of_equal_width(trains):
+        for group in groups:
             x, others = (torch.stack([trains[kind].x[rows] for kind in group]) for rows in (kept, held))
             heads = train_heads(x, labels[kept], num_classes, config.lrs, config, seed)
             right[group] += _hits(heads, others, labels[held]).sum(1).cpu().numpy()
-    kind, rate = min(
-        zip(*np.nonzero(right == right.max()), strict=True), key=lambda best: (config.lrs[best[1]], best[0])
-    )
+    best = zip(*np.nonzero(right == right.max()), strict=True)
+    kind, rate = min(best, key=lambda place: (config.lrs[place[1]], place[0]))
     (train, test), lr = kinds[kind], config.lrs[rate]
     head = train_heads(train.x.unsqueeze(0), labels, num_classes, (lr,), config, seed)
     return Selected(int(kind), lr, _hits(head, test.x.unsqueeze(0), test.y)[0, :, 0])
@@ -131,22 +117,16 @@ def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: 
 def linear_probe(
     train: Features, test: Features, num_classes: int, config: Config, seed: int = 0
 ) -> tuple[float, float]:
-    """(top-1 accuracy on the test set in percent, the learning rate that was chosen), see `sweep`."""
+    """(top-1 accuracy on the test set in percent, chosen learning rate), see `sweep`."""
     found = sweep([(train, test)], num_classes, config, seed)
     return accuracy(found.hits), found.lr
 
 
 @torch.no_grad()
 def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], config: Config, seed: int) -> LinearHeads:
-    """Train one head per kind of features and learning rate, all on the same batches; each as if it were alone.
+    """Train one head per kind of features [G, n, D] and peak learning rate, all on the same batches.
 
-    Args:
-        x: [G, n, D] features.
-        y: [n] labels.
-        num_classes: C.
-        lrs: L peak learning rates.
-        config: epochs, steps and batch size.
-        seed: of the order of samples.
+    Each is trained as if it were alone. The order of samples depends on `seed` alone.
     """
     lr = x.new_tensor(lrs).unsqueeze(1)
     heads = LinearHeads(
@@ -157,7 +137,6 @@ def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], co
     for step, rows in enumerate(track(steps, "linear probe", len(steps))):
         rows = rows.to(x.device)
         batch = x[:, rows]
-
         # the gradient of the mean cross-entropy with respect to logits: (probability - target) / batch
         error = heads.logits(batch).softmax(-1)
         error[:, torch.arange(len(rows), device=x.device), :, y[rows]] -= 1
@@ -167,12 +146,6 @@ def train_heads(x: Tensor, y: Tensor, num_classes: int, lrs: Sequence[float], co
         for parameter, velocity, slope in zip(heads, speed, gradient, strict=True):
             parameter.sub_(now * velocity.mul_(MOMENTUM).add_(slope))
     return heads
-
-
-def _of_equal_width(kinds: Sequence[Features]) -> list[list[int]]:
-    """Numbers of the kinds of features, those of one width together."""
-    widths = [kind.x.shape[1] for kind in kinds]
-    return [[kind for kind, other in enumerate(widths) if other == width] for width in dict.fromkeys(widths)]
 
 
 def _hits(heads: LinearHeads, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on frozen features, solved to its optimum; held-out pictures choose its strength."""
+"""Multinomial logistic regression on frozen features, solved to its optimum; held-out images choose its penalty."""
 
 from __future__ import annotations
 
@@ -50,11 +50,10 @@ class Config(Pooled, frozen=True, extra="forbid"):
 def logistic_probe(
     train: Features, test: Features, num_classes: int, config: Config, seed: int = 0
 ) -> tuple[Tensor, float]:
-    """(which test pictures are classified right [n], the strength that was chosen); held out as in the linear probe.
-
-    Ties go to the larger strength.
-    """
-    train, test = (Features(split.x.to(_precise(split.x)), split.y) for split in standardize(train, test))
+    """(hits of test images [n], chosen strength), held out as in the linear probe; ties go to the larger strength."""
+    # line searches near the optimum compare losses that float32 cannot tell apart; Apple's GPUs have nothing else
+    precise = torch.float32 if train.x.device.type == "mps" else torch.float64
+    train, test = (Features(split.x.to(precise), split.y) for split in standardize(train, test))
     solver: Any = {"max_iterations": config.max_iterations, "tolerance": config.tolerance}
     # each solution is a good start for the next weaker penalty
     strengths, right = sorted(config.l2, reverse=True), np.zeros(len(config.l2))
@@ -74,11 +73,6 @@ def logistic_probe(
             config.tolerance,
         )
     return _hits(found.regression, test), l2
-
-
-def _precise(x: Tensor) -> torch.dtype:
-    """Line searches near the optimum compare losses that float32 cannot tell apart; Apple's GPUs have nothing else."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def _hits(regression: Regression, test: Features) -> Tensor:

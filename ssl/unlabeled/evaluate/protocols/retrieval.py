@@ -1,4 +1,4 @@
-"""Image retrieval on frozen features: every test picture asks for the others of its class."""
+"""Image retrieval on frozen features: every test image asks for the others of its class."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Config(Pooled, frozen=True, extra="forbid"):
-    """Each test picture queries the other test pictures by cosine similarity; those of its class are relevant.
+    """Each test image queries the other test images by cosine similarity; those of its class are relevant.
 
     Scores are `retrieval_map`, the mean over queries of the average precision of the full ranking (Manning, Raghavan &
-    Schütze 2008, section 8.4); `retrieval_recall10`, how often there is a relevant picture among the first 10, which is
-    what metric learning calls recall@10 (Jégou et al. 2011; Oh Song et al. 2016); and `retrieval_precision10`, the
-    share of relevant ones among them. Queries without another picture of their class are left out.
+    Schütze 2008, section 8.4); `retrieval_recall10`, the share of queries with a relevant image among the first 10, the
+    recall@10 of metric learning (Jégou et al. 2011; Oh Song et al. 2016); and `retrieval_precision10`, the share of
+    relevant images among them. Queries without another image of their class are left out.
     """
 
     version: ClassVar[str] = "retrieval/1"
@@ -40,8 +40,8 @@ class Config(Pooled, frozen=True, extra="forbid"):
     precision: tuple[Count, ...] = Field((10,), description="numbers of pictures to count relevant ones in")
 
     def check(self, splits: Splits) -> None:
-        labels = splits.sources[1].labels
-        _ = with_company(torch.from_numpy(labels[labels >= 0]))
+        labels = torch.from_numpy(splits.sources[1].labels)
+        with_company(labels[labels >= 0])
 
     def scores(self, bench: Bench) -> Iterator[Score]:
         _, test = bench.features(self.pool, self.blocks)
@@ -57,12 +57,7 @@ class Config(Pooled, frozen=True, extra="forbid"):
 
 
 class Ranked(NamedTuple):
-    """Of every query, on the CPU.
-
-    Attributes:
-        average_precision: [Q] float64, in [0, 1].
-        relevant: [Q, K] bool, whether the first, second, ... is of the query's class.
-    """
+    """Of Q queries, on the CPU: average precisions [Q] float64, and relevance [Q, K] bool of the first K images."""
 
     average_precision: Tensor
     relevant: Tensor
@@ -70,24 +65,21 @@ class Ranked(NamedTuple):
 
 @torch.no_grad()
 def rank(pictures: Features, most: int, seed: int = 0) -> Ranked:
-    """Rank all other pictures for each, by cosine similarity.
+    """Rank all other images for each, by cosine similarity.
 
     Args:
         pictures: features and labels.
-        most: K, how many of the first are told one by one; at most all others.
-        seed: of the order among equally similar ones. Were it the pictures' own, which is by class, collapsed features
-            would seem to find something.
+        most: K, at most all others.
+        seed: of the order of equally similar images. In their own order, by class, collapsed features would score well.
 
     Raises:
-        UserError: no class has two pictures.
+        UserError: no class has two images.
     """
     x, n = F.normalize(pictures.x, dim=1), len(pictures.y)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(x.device)
     candidates, labels, place = x[order].T.contiguous(), pictures.y[order], order.argsort()
-    queries = with_company(pictures.y)
-    precisions, first = [], []
-    chunks = queries.split(max(1, CHUNK_ELEMENTS // n))
-    for rows in track(chunks, "retrieval", len(queries), len):
+    queries, precisions, first = with_company(pictures.y), [], []
+    for rows in track(queries.split(max(1, CHUNK_ELEMENTS // n)), "retrieval", len(queries), len):
         similarity = x[rows] @ candidates
         similarity[torch.arange(len(rows)), place[rows]] = -torch.inf  # itself comes last, and is cut off
         ranking = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]
