@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.probing import hits_of
+from unlabeled.evaluate.probing import accuracy, hits_of
 from unlabeled.evaluate.protocols import knn
 from unlabeled.evaluate.protocols.knn import Config as Knn
-from unlabeled.evaluate.protocols.knn import knn_accuracy, knn_predict
+from unlabeled.evaluate.protocols.knn import knn_predict
+
+
+def knn_accuracy(train: Features, test: Features, k: int, temperature: float, num_classes: int) -> float:
+    return accuracy(hits_of(knn_predict(train, test.x, k, temperature, num_classes), test.y))
 
 
 def random_features(n: int, classes: int, seed: int) -> Features:

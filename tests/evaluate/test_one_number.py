@@ -25,7 +25,8 @@ from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.importing import importers
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.evaluate.features import Features
-from unlabeled.evaluate.protocols.knn import knn_accuracy
+from unlabeled.evaluate.probing import accuracy, hits_of
+from unlabeled.evaluate.protocols.knn import knn_predict
 from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simclr, simmim
 
 COUNTS = {"train": 40, "val": 20}
@@ -107,7 +108,8 @@ def test_pretraining_evaluate_ladder_and_embed_agree(
         assert said in capsys.readouterr().err
         found = safetensors.torch.load_file(out / "features-00000.safetensors")
         features.append(Features(found["features"], found["label"]))
-    assert knn_accuracy(*features, k=5, temperature=0.07, num_classes=2) == expected
+    votes = knn_predict(features[0], features[1].x, k=5, temperature=0.07, num_classes=2)
+    assert accuracy(hits_of(votes, features[1].y)) == expected
 
 
 @pytest.mark.parametrize("given", ["run", "recipe", "table"])

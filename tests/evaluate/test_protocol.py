@@ -18,9 +18,10 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator, measured
 from unlabeled.evaluate.features import Features
+from unlabeled.evaluate.probing import accuracy, hits_of
 from unlabeled.evaluate.protocol import Protocol
 from unlabeled.evaluate.protocols.knn import Config as Knn
-from unlabeled.evaluate.protocols.knn import knn_accuracy
+from unlabeled.evaluate.protocols.knn import knn_predict
 from unlabeled.evaluate.protocols.linear import Config as Linear
 from unlabeled.evaluate.protocols.linear import linear_probe
 from unlabeled.evaluate.splits import Splits
@@ -96,9 +97,9 @@ def test_scores_by_name(encoder: Encoder) -> None:
     few = train.take(stratified(train.y.numpy(), 0.1, seed=0))
     assert len(few.y) == 9
     assert found == {
-        "knn": knn_accuracy(train, test, 5, 0.07, 3),
+        "knn": accuracy(hits_of(knn_predict(train, test.x, 5, 0.07, 3), test.y)),
         "linear": linear_probe(train, test, 3, Linear())[0],
-        "knn_10%": knn_accuracy(few, test, 5, 0.07, 3),
+        "knn_10%": accuracy(hits_of(knn_predict(few, test.x, 5, 0.07, 3), test.y)),
         "linear_10%": linear_probe(few, test, 3, Linear())[0],
     }
     assert found["linear"] > 50

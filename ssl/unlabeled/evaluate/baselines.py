@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from unlabeled.evaluate.protocol import ACCURACY, Score
-from unlabeled.evaluate.results import Column, EncoderScores, Result, with_recalls
-from unlabeled.evaluate.splits import Splits
+from unlabeled.evaluate.results import Column, EncoderScores
 from unlabeled.report.intervals import bootstrap
 
 WHAT_TO_TRY = (
@@ -38,22 +34,6 @@ class Gain(NamedTuple):
     def clear(self) -> bool:
         """Whether it is better beyond the interval."""
         return self.interval[0] > 0
-
-
-def majority(splits: Splits, like: EncoderScores) -> EncoderScores:
-    """The row of predicting the most frequent class of training for every test image, in all accuracies."""
-    train, test = (source.labels[source.labels >= 0] for source in splits.sources)
-    each = 100.0 * (test == np.bincount(train).argmax())
-    score = with_recalls(Score("majority", float(each.mean()), each), test, splits.sources[0].classes)
-    scores = {
-        column: Result(result.labels, [score._replace(name=column.name)], result.unit)
-        for column, result in like.scores.items()
-        if result.unit == ACCURACY and not column.name.endswith("top5")
-    }
-    cost = {"seconds": 0.0, "cpu_seconds": 0.0, "pictures_per_second": 0.0}
-    return EncoderScores(
-        "most frequent class", like.shape, 0, len(train), len(test), 0.0, like.fingerprints, scores, cost
-    )
 
 
 def gains(row: EncoderScores, baselines: Sequence[EncoderScores]) -> list[Gain]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import create_model
 
@@ -16,10 +17,9 @@ from unlabeled.backbone.pooling import FeatureSpec, Pixels
 from unlabeled.data.label.subset import stratified
 from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
-from unlabeled.evaluate.baselines import majority
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import required, runs
-from unlabeled.evaluate.protocol import ACCURACY, PROTOCOLS, Protocol
+from unlabeled.evaluate.protocol import ACCURACY, PROTOCOLS, Protocol, Score
 from unlabeled.evaluate.results import Column, EncoderScores, Result, with_recalls
 from unlabeled.evaluate.splits import Preparation, Splits
 from unlabeled.nn.measures import spectral_rank
@@ -93,10 +93,21 @@ class Comparison(NamedTuple):
         return scores
 
     def most_frequent_class(self, subject: Subject, like: EncoderScores) -> EncoderScores | None:
-        """The row of always predicting the most frequent class; None where no protocol has accuracies."""
+        """The row of always predicting the most frequent class of training; None where no score is an accuracy."""
         if not any(protocol.unit == ACCURACY for protocol in self.protocols.values()):
             return None
-        return majority(Splits(subject.preparation, subject.data, self.device, self.workers), like)
+        sources = Splits(subject.preparation, subject.data, self.device, self.workers).sources
+        train, test = (source.labels[source.labels >= 0] for source in sources)
+        each = 100.0 * (test == np.bincount(train).argmax())
+        score = with_recalls(Score("majority", float(each.mean()), each), test, sources[0].classes)
+        scores = {
+            column: Result(result.labels, [score._replace(name=column.name)], result.unit)
+            for column, result in like.scores.items()
+            if result.unit == ACCURACY and not column.name.endswith("top5")
+        }
+        cost = dict.fromkeys(like.cost, 0.0)
+        sizes = 0, len(train), len(test)
+        return EncoderScores("most frequent class", like.shape, *sizes, 0.0, like.fingerprints, scores, cost)
 
 
 def rivals(subjects: Sequence[Subject], protocols: Mapping[str, Protocol], device: torch.device) -> Iterator[Subject]:

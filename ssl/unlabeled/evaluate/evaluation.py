@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, WrapValidator, create_model, model_serializer
@@ -117,17 +117,8 @@ class Evaluator:
         """
         bench, protocols = Bench(encoder, self.splits, self.shape, pool=pool), self.evaluation.protocols
         bench.prepare(required(protocols, bench.pool, encoder.readable))
-        for found in runs(protocols, self.evaluation.fractions, bench):
-            yield scored(found.score.name, found.fraction), found.score.value
-
-
-class Finding(NamedTuple):
-    """A score, its protocol, the share of the labels that was read, and the seed of that draw."""
-
-    score: Score
-    protocol: Protocol
-    fraction: float
-    seed: int
+        for score, _, fraction, _ in runs(protocols, self.evaluation.fractions, bench):
+            yield scored(score.name, fraction), score.value
 
 
 def required(protocols: Mapping[str, Protocol], pool: Pool, depth: int) -> list[FeatureSpec]:
@@ -137,8 +128,8 @@ def required(protocols: Mapping[str, Protocol], pool: Pool, depth: int) -> list[
 
 def runs(
     protocols: Mapping[str, Protocol], fractions: Sequence[float], bench: Bench, seeds: int = 1
-) -> Iterator[Finding]:
-    """Run every protocol on every share of the labels; those that read no training labels run once, last.
+) -> Iterator[tuple[Score, Protocol, float, int]]:
+    """Scores with protocol, share of the labels and seed of its draw; protocols without training labels run once, last.
 
     Raises:
         UserError: two protocols give a score one name.
@@ -151,7 +142,7 @@ def runs(
             for score in measured(name, protocols[name], bench.few(fraction, seed)):
                 if (other := names.setdefault((score.name, fraction, seed), name)) != name:
                     raise UserError(f"{other} and {name} both have a score {score.name}. Give one another name.")
-                yield Finding(score, protocols[name], fraction, seed)
+                yield score, protocols[name], fraction, seed
 
 
 def measured(name: str, protocol: Protocol, bench: Bench) -> list[Score]:

@@ -77,8 +77,3 @@ def knn_predict(train: Features, test: Tensor, k: int, temperature: float, num_c
         similarity, neighbour = (queries @ keys).topk(k)
         votes.scatter_add_(1, train.y[neighbour], (similarity / temperature).exp())
     return scores
-
-
-def knn_accuracy(train: Features, test: Features, k: int, temperature: float, num_classes: int) -> float:
-    """Top-1 accuracy of the votes, percent."""
-    return accuracy(hits_of(knn_predict(train, test.x, k, temperature, num_classes), test.y))
