@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
     everything = [*rows, *baselines]
     terminal.show(console, brief(everything, protocols, verdicts))
     over = {row.name: summary(row, baselines) for row in rows} if baselines else {}
-    results = [row.summary() for row in everything]
-    data = {"protocol": _protocol(args, asked, comparison), "rows": results, "over_baselines": over}
+    about = _protocol(args, asked, comparison)
+    data = {"protocol": about, "rows": [row.summary() for row in everything], "over_baselines": over}
     found = full(everything, protocols, verdicts, data)
     for file, writer in ((args.json, as_json), (args.markdown, markdown)):
         if file is not None:
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _changes(args: argparse.Namespace) -> list[str]:
-    """What `--set` says of protocols, and the options that are short for settings."""
+    """Settings of protocols from `--set`, and from options that are short for them."""
     changes = [change for change in args.set if not change.startswith(OF_DATA)]
     if args.against is not None:
         if "cka" not in args.protocol:
@@ -117,16 +117,15 @@ def _changes(args: argparse.Namespace) -> list[str]:
 
 
 def _evaluation(args: argparse.Namespace) -> Evaluation:
-    """What the options say of preparation and labels. Raises UserError when one does not fit."""
+    """Preparation and shares of labels from the options. Raises UserError when one does not fit."""
     if args.seeds < 1 or args.workers < 0:
         raise UserError(f"--seeds {args.seeds} --workers {args.workers}: expected at least 1 seed and 0 workers")
-    fractions = tuple(dict.fromkeys(args.fractions))
     crop = {} if args.crop_pct is None else {"crop_pct": args.crop_pct}
-    return checked(Evaluation, pool=args.pool, fractions=fractions, **crop)
+    return checked(Evaluation, pool=args.pool, fractions=tuple(dict.fromkeys(args.fractions)), **crop)
 
 
 def _subjects(args: argparse.Namespace, device: torch.device) -> list[Subject]:
-    """Every export, prepared as it says or as was asked for."""
+    """Every export with its own preparation, or that of the options."""
     if (side := args.image_size) is not None and side < 1:
         raise UserError(f"--image-size {side}: expected at least 1 pixel")
     subjects: list[Subject] = []
@@ -143,7 +142,7 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> list[Subject]:
 def _baselines(
     args: argparse.Namespace, comparison: Comparison, subjects: Sequence[Subject], rows: Sequence[EncoderScores]
 ) -> list[EncoderScores]:
-    """What the encoders must be better than, each once, with a word about what it costs."""
+    """Scores of the baselines, each once; says their cost first."""
     if args.baselines is False:
         return []
     others = list(rivals(subjects, comparison.protocols, comparison.device))
@@ -160,7 +159,7 @@ def _baselines(
 
 
 def _protocol(args: argparse.Namespace, asked: Evaluation, comparison: Comparison) -> dict[str, Any]:
-    """All it takes to repeat the numbers."""
+    """Everything needed to repeat the numbers."""
     protocols = comparison.protocols
     settings = {name: told(name, protocol.model_dump(mode="json")) for name, protocol in protocols.items()}
     return {

@@ -19,7 +19,7 @@ from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import WORKER_TIMEOUT, Features, extract
 
-SPARED = 0.1  # share of bad pictures that is no reason to refuse a score: labelled sets are small
+SPARED = 0.1  # share of bad images that does not stop an evaluation: labelled sets are small
 
 
 class Preparation(BaseModel, frozen=True, extra="forbid"):

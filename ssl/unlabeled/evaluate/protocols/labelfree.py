@@ -29,11 +29,11 @@ JITTER = (0.4, 0.4, 0.2, 0.1)  # of DINO and iBOT
 
 
 class Config(Pooled, frozen=True, extra="forbid"):
-    """Measures of the test pictures' features that read no label, see `unlabeled.nn.measures`.
+    """Measures of features of the test images that read no label, see `unlabeled.nn.measures`.
 
-    Of the pictures as they are: `labelfree_rankme` (Garrido et al. 2023) and `labelfree_uniformity` (Wang & Isola
-    2020). Of random views of some of them: `labelfree_lidar` (Thilak et al. 2024, who take 1,000 pictures and 50 views
-    each) and `labelfree_alignment`.
+    Of the images themselves: `labelfree_rankme` (Garrido et al. 2023) and `labelfree_uniformity` (Wang & Isola 2020).
+    Of random views of some of them: `labelfree_lidar` (Thilak et al. 2024: 1,000 images, 50 views each) and
+    `labelfree_alignment`.
     """
 
     version: ClassVar[str] = "labelfree/1"
