@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from structure import House
 
+ROOT = Path(__file__).parents[1]
+
 BROKEN = {
     "import cycle: unlabeled.a unlabeled.b": {"a.py": "import unlabeled.b", "b.py": "from unlabeled import a"},
     "import cycle: unlabeled.stages.a unlabeled.stages.b": {
@@ -26,6 +28,10 @@ BROKEN = {
         "b.py": "",
     },
 }
+
+
+def test_the_package_keeps_the_rules() -> None:
+    assert House(ROOT).breaches() == []
 
 
 @pytest.mark.parametrize("breach", BROKEN)
