@@ -243,10 +243,8 @@ class Encoder(nn.Module, ABC):
 
 
 def fit_channels(weights: Tensors, model: Any) -> Tensors:
-    """Weights whose first convolution is summed or repeated over channels (timm's rule) to fit a timm model.
-
-    Raises UserError when other channels than RGB's are to be fitted.
-    """
+    """Weights whose first convolution is summed or repeated over channels (timm's rule) to fit a timm model. Raises
+    UserError when other channels than RGB's are to be fitted."""
     from timm.models._manipulate import adapt_input_conv
 
     first = f"{model.pretrained_cfg['first_conv']}.weight"

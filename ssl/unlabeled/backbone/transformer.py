@@ -22,17 +22,9 @@ from unlabeled.nn.positions import Grid, Interpolation, resample
 SCHEMES: dict[str, Callable[..., None]] = {"mae": mae_, "mocov3": mocov3_, "dino": distilled_vit_, "simmim": simmim_}
 LINEARS = ("qkv", "proj", "fc1", "fc2")
 
-# fields of recipes that timm knows by another name, in the order of its arguments
-NAMES = {
-    "patch_size": "patch_size",
-    "width": "embed_dim",
-    "depth": "depth",
-    "heads": "num_heads",
-    "mlp_ratio": "mlp_ratio",
-    "qkv_bias": "qkv_bias",
-    "init_values": "init_values",
-    "registers": "reg_tokens",
-}
+# fields of recipes that are arguments of timm, in its order, and those that timm knows by another name
+FIELDS = ("patch_size", "width", "depth", "heads", "mlp_ratio", "qkv_bias", "init_values", "registers")
+NAMES = {"width": "embed_dim", "heads": "num_heads", "registers": "reg_tokens"}
 # arguments of timm that an export may have: whole numbers within bounds, and switches
 BOUNDS = {"patch_size": 1024, "embed_dim": 16384, "depth": 128, "num_heads": 256, "reg_tokens": 256}
 SWITCHES = ("qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm", "fc_norm")
@@ -97,7 +89,7 @@ class Transformer(Encoder, ABC):
 
     @classmethod
     def arguments_of(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        told = {theirs: fields[ours] for ours, theirs in NAMES.items()}
+        told = {NAMES.get(name, name): fields[name] for name in FIELDS}
         told |= {"qkv_bias": None if fields["qkv_bias"] else False}
         told |= {"no_embed_class": True if fields["registers"] else None}
         return {name: value for name, value in told.items() if value is not None}

@@ -6,11 +6,6 @@ import math
 
 from unlabeled.pretrain.method import Symptom
 
-# cosines of 0.99: pictures that differ have fewer, at the start of a run too; 0.14 was seen in runs that learn
-SAME = 0.1
-# a reading is an average over steps, so no value is reached exactly
-NEARLY = 0.995
-
 
 def uniform_teacher(prototypes: int, temperature: float) -> Symptom:
     """The teacher's entropy is ln K: a distillation whose targets say nothing (DINO, section 5.3)."""
@@ -19,7 +14,7 @@ def uniform_teacher(prototypes: int, temperature: float) -> Symptom:
         f"the teacher says the same of all pictures, its entropy is ln {prototypes}: a collapse",
         f"Lower method.teacher_temperature from {temperature:g} to {min(0.04, temperature / 2):g}, "
         "or optim.base_lr to a third.",
-        at_least=NEARLY * math.log(prototypes),
+        at_least=0.995 * math.log(prototypes),  # a reading is an average over steps, so no value is reached exactly
     )
 
 
@@ -40,7 +35,7 @@ def same_features(instead: str) -> Symptom:
         "feature_std",
         "all pictures get nearly the same features: a collapse",
         f"Lower optim.base_lr to a third, or {instead}.",
-        at_most=SAME,
+        at_most=0.1,  # cosines of 0.99: pictures that differ have fewer, at the start too; 0.14 was seen in good runs
     )
 
 

@@ -119,12 +119,7 @@ def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, T
     """Weights of a timm `Beit` with tables for another one: for its grid, and in every block where it has them there.
 
     SimMIM pretrains with one table and fine-tunes with a copy of it in every block (official `utils.py`); here added to
-    the block's own where it has one.
-
-    Args:
-        weights: of the timm model.
-        old: (rows, columns) of their patches.
-        model: the timm model they are for.
+    the block's own where it has one. `old` is (rows, columns) of the weights' patches, `model` has the new ones.
     """
     fitted = {
         name: resize_table(t, old, model.patch_embed.grid_size) if TABLE in name else t for name, t in weights.items()

@@ -148,11 +148,8 @@ def stages(cnn: Any) -> dict[str, int]:
 
 @functools.cache
 def stride_of(model: str) -> int:
-    """Pixels per position of a timm CNN's last feature map, from a network on the meta device.
-
-    Raises:
-        ValueError: it is no CNN, or ends in more than the mean over its last feature map.
-    """
+    """Pixels per position of a timm CNN's last feature map, from a network on the meta device. Raises ValueError when
+    it is no CNN, or ends in more than the mean over its last feature map."""
     import timm
 
     refusal = (

@@ -77,17 +77,15 @@ class Vit(Transformer):
             x = fill_in(x, replace, fill)
         x = x + table
 
-        prefix = (self._prefix_tokens() + prefix_table).expand(len(x), -1, -1)
+        tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
+        prefix = torch.cat(tokens, dim=1) if tokens else self.vit.pos_embed.new_zeros(1, 0, self.width)
+        prefix = (prefix + prefix_table).expand(len(x), -1, -1)
         return self.vit.norm_pre(torch.cat([prefix, x], dim=1)), grid
 
     def outputs(self, x: Tensor) -> Iterator[Tensor]:
         for block in self.vit.blocks:
             x = block(x)
             yield x
-
-    def _prefix_tokens(self) -> Tensor:
-        tokens = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
-        return torch.cat(tokens, dim=1) if tokens else self.vit.pos_embed.new_zeros(1, 0, self.width)
 
     def _positions(self, grid: Grid) -> tuple[Tensor | float, Tensor]:
         table = self.vit.pos_embed

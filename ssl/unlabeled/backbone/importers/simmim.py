@@ -49,19 +49,11 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     width, channels, patch = patch_shape(FAMILY, encoder)
     cells, number = _positions(encoder, width, heads)
     side = cells * patch
-    arguments = {
-        "img_size": [side, side],
-        "patch_size": patch,
-        "in_chans": channels,
-        "embed_dim": width,
-        "depth": depth_of(FAMILY, encoder),
-        "num_heads": number,
-        **block_arguments(encoder, width),
-        **({} if "blocks.0.gamma_1" in encoder else {"init_values": 0.0}),
-        **({"use_abs_pos_emb": True} if "pos_embed" in encoder else {}),
-        "use_rel_pos_bias": OWN in encoder,
-        "use_shared_rel_pos_bias": SHARED in encoder,
-    }
+    arguments = {"img_size": [side, side], "patch_size": patch, "in_chans": channels, "embed_dim": width}
+    arguments |= {"depth": depth_of(FAMILY, encoder), "num_heads": number, **block_arguments(encoder, width)}
+    arguments |= {} if "blocks.0.gamma_1" in encoder else {"init_values": 0.0}
+    arguments |= {"use_abs_pos_emb": True} if "pos_embed" in encoder else {}
+    arguments |= {"use_rel_pos_bias": OWN in encoder, "use_shared_rel_pos_bias": SHARED in encoder}
     resumed = {name: _pixels(t, channels) if name.startswith("decoder.head.") else t for name, t in rest.items()}
     return checked(FAMILY, "beit_base_patch16_224", arguments, encoder, resumed)
 

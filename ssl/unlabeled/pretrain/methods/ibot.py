@@ -137,13 +137,6 @@ class Network(NamedTuple):
     patch_head: DistillHead | None
 
 
-class Taught(NamedTuple):
-    """The teacher's probabilities: class tokens [2B, K], listed patches [M, K]."""
-
-    classes: Tensor
-    patches: Tensor
-
-
 class IBOT(PretrainMethod):
     """Self-distillation of class tokens across views, and of hidden patches within one."""
 
@@ -171,7 +164,7 @@ class IBOT(PretrainMethod):
         if progress.epoch < self.config.patch_start_epoch:
             hidden = torch.zeros_like(hidden)
         index, weight = hidden_rows(hidden, padded_count([view.hidden for view in batch.views[:2]], hidden.numel()))
-        taught = self._teach(large, index, weight, progress)
+        class_targets, patch_targets = self._teach(large, index, weight, progress)
 
         # the student sees large crops with patches hidden, small ones whole
         tokens = self.encoder(large, replace=PatchMask(hidden, None, None), fill=self.mask_token)
@@ -183,9 +176,9 @@ class IBOT(PretrainMethod):
             classes, patches = self.head(classes), self.patch_head.patches(patches)
 
         # class tokens across views, patches within theirs
-        targets, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (taught.classes, classes))
+        targets, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (class_targets, classes))
         across = cross_view(student, targets, self.config.student_temperature)
-        within = masked_patches(patches, taught.patches, weight, len(large), self.config.student_temperature)
+        within = masked_patches(patches, patch_targets, weight, len(large), self.config.student_temperature)
         loss = self.config.class_weight * across + self.config.patch_weight * within
         if self.config.koleo:
             loss = loss + self.config.koleo * sum(koleo(view) for view in tokens.prefix[:, 0].chunk(2))
@@ -195,8 +188,8 @@ class IBOT(PretrainMethod):
         return Output(loss, {**parts, "feature_std": feature_std(torch.cat(views)), **contrast(*views)}, views[0])
 
     @torch.no_grad()
-    def _teach(self, large: Tensor, index: Tensor, weight: Tensor, progress: Progress) -> Taught:
-        """What the teacher makes of whole large crops: of class tokens, and of the patches that are listed."""
+    def _teach(self, large: Tensor, index: Tensor, weight: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        """The teacher's probabilities on whole large crops: of class tokens [2B, K], of listed patches [M, K]."""
         tokens = self.teacher(large)
         classes = self.teacher_head(tokens.prefix[:, 0])
 
@@ -211,15 +204,15 @@ class IBOT(PretrainMethod):
         temperature = self.temperature.at(epoch, steps_per_epoch)
         patch_temperature = self.patch_temperature.at(epoch - self.config.patch_start_epoch, steps_per_epoch)
         if self.config.targets == "sinkhorn":
-            return Taught(sinkhorn(classes, temperature), sinkhorn(hidden, patch_temperature, valid=weight > 0))
+            return sinkhorn(classes, temperature), sinkhorn(hidden, patch_temperature, valid=weight > 0)
         self.centre.note(classes, progress.step)
         if everything:
             mean = embedded.float().mean(0, keepdim=True).to(embedded.dtype)
             self.patch_centre.note(head.patch_logits(mean), progress.step)
         else:
             self.patch_centre.note(hidden, progress.step, valid=weight > 0)
-        hidden_targets = sharpen(hidden, self.patch_centre.value, patch_temperature)
-        return Taught(sharpen(classes, self.centre.value, temperature), hidden_targets)
+        patch_targets = sharpen(hidden, self.patch_centre.value, patch_temperature)
+        return sharpen(classes, self.centre.value, temperature), patch_targets
 
     def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(follower, followed)."""
