@@ -24,8 +24,7 @@ from unlabeled.backbone.folder import IMAGENET
 from unlabeled.backbone.pooling import encoder_features
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.batch.loader import Normalize
-from unlabeled.data.label.part import Part
-from unlabeled.data.label.subset import stratified
+from unlabeled.data.label.subset import Part, stratified
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Config as Files

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate, make_loader
 from unlabeled.data.batch.sampler import EpochSampler
-from unlabeled.data.mask import Mask
-from unlabeled.data.masking import blocks
-from unlabeled.data.masking.blocks import _add_block
-from unlabeled.data.masking.place import Place
+from unlabeled.data.mask import Mask, Place
+from unlabeled.data.masking import _add_block, blocks
 from unlabeled.data.masks import stratified_block
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.masks.fixed_block import Config as FixedBlockMask

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.batch.loader import Normalize
-from unlabeled.data.view.fused import compose, tint_fused
 from unlabeled.data.view.percrop import recolour_and_normalize
 from unlabeled.data.view.photometric import HUE, UNCHANGED, Photometric
-from unlabeled.data.view.recolour import recolour
+from unlabeled.data.view.recolour import compose, recolour, tint_fused
 from unlabeled.data.view.views import View
 
 ORDERS = torch.tensor(list(permutations(range(4))))

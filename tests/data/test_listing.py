@@ -173,6 +173,22 @@ def test_what_may_still_be_changing_is_not_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "index").exists()
 
 
+def test_a_mixture_looks_into_every_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    homes = [fill(tmp_path / name / split).parent for name in ("a", "b") for split in ("train", "val")]
+    found = [Files(path=str(home), train="train", val="val") for home in homes[::2]]
+    entered: list[str] = []
+    real = os.scandir
+
+    def scandir(path: bytes) -> object:
+        entered.append(os.fsdecode(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    data = Opened(Mixture(sources=tuple(found)))  # type: ignore[arg-type]
+    assert len(data.train) == len(data.val) == 8
+    assert len(entered) == len(set(entered)) == 16
+
+
 def test_a_run_keeps_its_index_and_notices_new_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 

@@ -17,7 +17,7 @@ from support import TINY_PRETRAIN
 from unlabeled.data.archive.index import ending_of
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.archive.skipped import FOREIGN, in_words
-from unlabeled.data.label.part import Part
+from unlabeled.data.label.subset import Part
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Config as Files

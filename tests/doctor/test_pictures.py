@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.label.part import Part
+from unlabeled.data.label.subset import Part
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Config as Files

@@ -76,7 +76,7 @@ PLACES: dict[str, tuple[Callable[[], None], ...]] = {
     "the evaluation that was left out": (strike(SCORE),),
     "a step, and again after its checkpoint": (
         strike("unlabeled.train.engine:Engine._update", call=2),
-        strike("unlabeled.data.batch.feed:Feed.close"),
+        strike("unlabeled.data.batch.loader:Feed.close"),
         strike("torch.distributed:is_initialized", call=0),
     ),
     "evaluation at step 12": (strike(SCORE, signal.SIGINT),),

@@ -19,7 +19,7 @@ from support import TINY_FINETUNE, TINY_PRETRAIN, classifying, launch
 
 from unlabeled.backbone.weights import load_encoder, weights_digest
 from unlabeled.data.batch.loader import Normalize
-from unlabeled.data.label.part import Part
+from unlabeled.data.label.subset import Part
 from unlabeled.data.opened import Opened
 from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.data.view.views import View, center_crop

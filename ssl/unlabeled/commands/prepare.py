@@ -39,11 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prepare every source of a recipe that has a cache. Returns the exit code.
-
-    Raises:
-        UserError: an option or the recipe is wrong, the images cannot be had, or the disk is full.
-    """
+    """Prepare every source of a recipe that has a cache. Returns the exit code. Raises UserError when an option or the
+    recipe is wrong, the images cannot be had, or the disk is full."""
     settings = checked(Settings, **{name: getattr(options, name) for name in OPTIONS})
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: expected at least 1")

@@ -34,11 +34,8 @@ class Opened:
 
     @cached_property
     def val(self) -> Source:
-        """The images to evaluate on, their labels numbered as in `train`, where that is labelled.
-
-        Raises:
-            UserError: they cannot be had, have no labels, or classes that `train` lacks.
-        """
+        """The images to evaluate on, their labels numbered as in `train`, where that is labelled. Raises UserError when
+        they cannot be had, have no labels, or classes that `train` lacks."""
         if not self.config.has_val:
             raise UserError(f"data.val is null; expected {self.config.what_val_is}")
         val = getattr(self.config, "val", None)

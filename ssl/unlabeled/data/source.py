@@ -190,11 +190,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @cached_property
     def order(self) -> tuple[str, ...] | None:
-        """The names of all classes by number, where a file pins them.
-
-        Raises:
-            UserError: the file cannot be used.
-        """
+        """The names of all classes by number, where a file pins them. Raises UserError when the file cannot be used."""
         return None if self.classes is None else read_classes(self.classes)
 
     @property

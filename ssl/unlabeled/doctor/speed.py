@@ -17,9 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unlabeled.backbone.pooling import Encode
-from unlabeled.data.batch.feed import Feed
-from unlabeled.data.batch.loader import RawBatch, ViewDataset, to_device
-from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
+from unlabeled.data.batch.loader import Feed, RawBatch, ViewDataset, to_device
+from unlabeled.data.batch.sampler import EpochSampler, per_process, steps_per_epoch, total_steps
 from unlabeled.launch.plan import check_accumulation, memory, on_meta
 from unlabeled.nn.modes import evaluating
 from unlabeled.pretrain.method import Method
@@ -124,18 +123,9 @@ def memory_of(device: torch.device) -> int:
 
 def _feed(recipe: Recipe, dataset: ViewDataset, device: torch.device) -> Feed:
     """The images of the run in small batches."""
-    return Feed(
-        dataset,
-        min(DRAWN, recipe.train.batch_size),
-        FOREVER,
-        start=0,
-        rank=0,
-        world=1,
-        accumulate=1,
-        workers=recipe.run.workers,
-        timeout=recipe.run.timeout,
-        device=device,
-    )
+    count, size = len(dataset.source), min(DRAWN, recipe.train.batch_size)
+    sampler = EpochSampler(count, size, FOREVER, seed=dataset.seed, order=dataset.order)
+    return Feed(dataset, sampler, workers=recipe.run.workers, timeout=recipe.run.timeout, device=device)
 
 
 def _draw(feed: Feed) -> RawBatch:

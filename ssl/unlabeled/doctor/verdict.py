@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from unlabeled.data.label.as_one import how_to_tell_apart
+from unlabeled.data.label.overlap import how_to_tell_apart
 from unlabeled.doctor.facts import Facts
 from unlabeled.launch.plan import gigabytes, number
 from unlabeled.progress import duration

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
-from unlabeled.data.masking.place import Place
+from unlabeled.data.mask import Place
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.nn.patches import PatchMask

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from unlabeled.accelerator import cannot_run, make_accelerator
 from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.archive.skipped import in_words
-from unlabeled.data.label.as_one import how_to_tell_apart
+from unlabeled.data.label.overlap import how_to_tell_apart
 from unlabeled.data.opened import Opened
 from unlabeled.environment import overruled
 from unlabeled.errors import UserError, first_line

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from unlabeled.data.batch.bad import BadSamples
 from unlabeled.data.batch.batch import Batch
-from unlabeled.data.batch.feed import Feed
-from unlabeled.data.batch.loader import Normalize, RawBatch, to_device
-from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
+from unlabeled.data.batch.loader import Feed, Normalize, RawBatch, to_device
+from unlabeled.data.batch.sampler import EpochSampler, steps_per_epoch, total_steps
 from unlabeled.errors import Stopped, UserError
 from unlabeled.nn.measures import effective_rank
 from unlabeled.nn.modes import evaluating
@@ -268,20 +267,19 @@ class Engine:
 
     def _feed(self) -> Feed:
         """Micro-batches from here to the end."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        recipe, run = self.job.recipe, self.job.recipe.run
-        return Feed(
-            self.job.dataset,
-            recipe.train.batch_size,
+        dataset, run = self.job.dataset, self.job.recipe.run
+        sampler = EpochSampler(
+            len(dataset.source),
+            self.job.recipe.train.batch_size,
             self.total_steps,
+            seed=dataset.seed,
             start=self.step,
-            rank=rank,
-            world=world,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
             accumulate=run.accumulate,
-            workers=run.workers,
-            timeout=run.timeout,
-            device=self.device,
+            order=dataset.order,
         )
+        return Feed(dataset, sampler, workers=run.workers, timeout=run.timeout, device=self.device)
 
     def _note_bad(self, pending: list[RawBatch], error: Exception | None) -> None:
         """Every process learns of every bad picture, and stops when there are too many or a loader failed."""

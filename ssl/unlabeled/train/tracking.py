@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from unlabeled import progress
-from unlabeled.data.batch.feed import Feed
+from unlabeled.data.batch.loader import Feed
 from unlabeled.errors import UserError
 from unlabeled.files import end_line, json_object
 from unlabeled.processes import on_main, total

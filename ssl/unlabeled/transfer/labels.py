@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unlabeled.data.label.part import Part
-from unlabeled.data.label.subset import exponential, few_shot, mask_singletons, stratified
+from unlabeled.data.label.subset import Part, exponential, few_shot, mask_singletons, stratified
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from unlabeled.data.archive.index import EXTENSIONS
-from unlabeled.data.archive.said import say_once
 from unlabeled.errors import UserError
 from unlabeled.recipe.faults import show
 
@@ -21,6 +22,13 @@ HEAD, ROWS = 1 << 16, 20  # bytes and rows that are looked at before a table is 
 LONGEST = 4096  # characters of a path or a label
 NEAREST, SEARCHED = 3, 10_000  # names in a message, and names looked through for them
 BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+log = logging.getLogger(__name__)
+
+
+@cache
+def say_once(text: str) -> None:
+    """Log a warning about data once, however often it is met."""
+    log.warning("%s", text)
 
 
 class Dialect(NamedTuple):
@@ -40,11 +48,8 @@ class Dialect(NamedTuple):
 
 
 def separator_named(text: str) -> str:
-    """The character that a word such as `semicolon` or `tab` stands for, or a character itself.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """The character that a word such as `semicolon` or `tab` stands for, or a character itself. Raises ValueError when
+    it is neither."""
     found = SEPARATORS.get(text, "\t" if text == r"\t" else text)
     if len(found) != 1 or found in '"\r\n\0':
         raise ValueError(f"expected one character or one of {', '.join(SEPARATORS)}, found {text!r}")
@@ -53,11 +58,7 @@ def separator_named(text: str) -> str:
 
 def separator_of(path: str, asked: Dialect) -> str:
     """Find a table's separator: as asked for, else the one that gives the wanted columns in its first lines. It is
-    logged unless it is a comma, or a tab in a .tsv.
-
-    Raises:
-        UserError: the table is UTF-16 or UTF-32.
-    """
+    logged unless it is a comma, or a tab in a .tsv. Raises UserError when the table is UTF-16 or UTF-32."""
     with open(path, "rb") as file:
         head = file.read(HEAD)
     _refuse_wide(path, head)

@@ -17,11 +17,7 @@ Paths = tuple[str, ...]
 
 def entries(paths: Sequence[str]) -> list[str]:
     """The folders and archives that paths name: each itself, what its braces spell, or what matches it as a glob,
-    sorted.
-
-    Raises:
-        UserError: one is not there, or is named twice.
-    """
+    sorted. Raises UserError when one is not there, or is named twice."""
     found: list[str] = []
     for path in paths:
         spelt = [path] if not is_remote(path) and os.path.exists(path) else braces(path)

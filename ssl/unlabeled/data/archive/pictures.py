@@ -71,11 +71,8 @@ class Pictures(Source):
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:
-        """The file's bytes.
-
-        Raises:
-            BadSample: it is gone, may not be read or has another size than when it was indexed.
-        """
+        """The file's bytes. Raises BadSample when it is gone, may not be read or has another size than when it was
+        indexed."""
         try:
             data = self._place.read(self._index, i)
         except OSError as error:
@@ -120,11 +117,8 @@ class Tars:
         return b"%b/%b" % (self.roots[index.shards[i]], index.name(i))
 
     def read(self, index: Index, i: int) -> bytes | None:
-        """The bytes of image i, None where the archive is not the one that was indexed.
-
-        Raises:
-            UserError: a remote archive is not, or (Interrupted) cannot be had.
-        """
+        """The bytes of image i, None where the archive is not the one that was indexed. Raises UserError when a remote
+        archive is not, or (Interrupted) cannot be had."""
         shard = self.shards[index.shards[i]]
         if is_remote(shard.path):
             return read_range(shard.path, int(index.starts[i]), int(index.sizes[i]), Identity(shard.size, shard.tag))

@@ -58,11 +58,8 @@ def scan_places(paths: Paths, prefixes: Sequence[str], how: Reading) -> list[Lis
 
 
 def folders_of(paths: Paths) -> list[str]:
-    """The folders that paths name; none where they name tars.
-
-    Raises:
-        UserError: they name both, or something that is not there.
-    """
+    """The folders that paths name; none where they name tars. Raises UserError when they name both, or something that
+    is not there."""
     if any(map(is_remote, paths)):
         return []
     found = entries(paths)

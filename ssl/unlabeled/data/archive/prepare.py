@@ -138,11 +138,8 @@ class Preparation:
             self._note(number).unlink()
 
     def mended(self, numbers: Sequence[int]) -> None:
-        """Tars that the index knows were made again.
-
-        Raises:
-            UserError: they became others than they had been, so that they do not suit it.
-        """
+        """Tars that the index knows were made again. Raises UserError when they became others than they were, so
+        that they do not suit it."""
         for number in numbers:
             if not self._intact(number):
                 raise UserError(
@@ -216,11 +213,8 @@ def shrink(picture: Tensor, short_side: int) -> Tensor:
 
 
 def encode(picture: Tensor, settings: Settings) -> bytes:
-    """An image [C, H, W] uint8 as the bytes of a `.npy` [H, W, C] or of a JPEG.
-
-    Raises:
-        UserError: a JPEG of other than 1 or 3 channels.
-    """
+    """An image [C, H, W] uint8 as the bytes of a `.npy` [H, W, C] or of a JPEG. Raises UserError for a JPEG of other
+    than 1 or 3 channels."""
     pixels, buffer = np.ascontiguousarray(picture.permute(1, 2, 0).numpy()), io.BytesIO()
     if settings.format == "raw":
         np.save(buffer, pixels)

@@ -17,10 +17,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from unlabeled.data.archive import listing
 from unlabeled.data.archive.index import Index
-from unlabeled.data.archive.listing import Listing, Split
+from unlabeled.data.archive.listing import Listing, Split, digest
 from unlabeled.data.archive.pictures import Pictures, Tars
 from unlabeled.data.decoding.bands import Target
-from unlabeled.data.fingerprint import digest
 from unlabeled.data.source import AFTERWARDS, MAX_PIXELS, SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.files import write_text
@@ -55,11 +54,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """A folder's, None where there is none.
-
-        Raises:
-            UserError: it cannot be understood.
-        """
+        """The record of a folder, None where there is none. Raises UserError when it cannot be understood."""
         file = folder / RECORD
         try:
             return cls.model_validate_json(file.read_text(encoding="utf-8"))
@@ -93,11 +88,8 @@ def which(data: SourceConfig) -> dict[str, Any]:
 
 
 def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
-    """A split of a prepared folder.
-
-    Raises:
-        UserError: it is not prepared, not to its end, for other images, or damaged.
-    """
+    """A split of a prepared folder. Raises UserError when it is not prepared, not to its end, for other images, or
+    damaged."""
     record = Record.read(folder)
     found = listing.read(index_file(folder, split), ASKED)
     again = f"Run `python -m unlabeled prepare RECIPE data.cache={folder}`"
@@ -127,11 +119,8 @@ def fingerprint(source: str, settings: Settings) -> str:
 
 
 def _located(folder: Path, found: Listing) -> list[listing.Stamp]:
-    """The tars where they are now, as they were written; copying changes their dates.
-
-    Raises:
-        UserError: one is missing or cut short.
-    """
+    """The tars where they are now, as they were written; copying changes their dates. Raises UserError when one is
+    missing or cut short."""
     stamps = []
     for name, size, _ in found.files:
         path = str(folder / name)

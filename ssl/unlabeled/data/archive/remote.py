@@ -30,11 +30,7 @@ def is_remote(path: str) -> bool:
 
 
 def open_remote(path: str) -> BinaryIO:
-    """A file to read from its beginning.
-
-    Raises:
-        UserError: it cannot be had.
-    """
+    """A file to read from its beginning. Raises UserError when it cannot be had."""
     return io.BufferedReader(_Ranges(path, identity(path)), HEADERS)
 
 
@@ -95,12 +91,8 @@ def identity_seen_by(pid: int, path: str) -> Identity:
 
 
 def read_range(path: str, start: int, size: int, file: Identity) -> bytes:
-    """Read a range of a file, unchanged since it was indexed: skipped images must not depend on the network.
-
-    Raises:
-        UserError: it is another file by now.
-        Interrupted: they cannot be had, also when asked for again.
-    """
+    """Read a range of a file, unchanged since it was indexed: skipped images must not depend on the network. Raises
+    UserError when it is another file by now, Interrupted when it cannot be had, also when asked for again."""
     if not size:
         return b""
     system, name = _system(path)
@@ -143,11 +135,8 @@ def _is_http(path: str) -> bool:
 
 
 def matching(path: str) -> Sequence[str]:
-    """The files that a path with `*` names, sorted; the path itself where there is none.
-
-    Raises:
-        UserError: the file system does not say, or (Interrupted) cannot be asked.
-    """
+    """The files that a path with `*` names, sorted; the path itself where there is none. Raises UserError when the file
+    system does not say, or (Interrupted) cannot be asked."""
     if "*" not in path:
         return [path]
     system, name = _system(path)

@@ -19,11 +19,8 @@ LONGEST_LINE = 64 << 20
 
 
 def read_rows(path: str, asked: Dialect) -> Iterator[Row]:
-    """Read the wanted columns of a table as text.
-
-    Raises:
-        UserError: it cannot be read, lacks a column, or a row has no path.
-    """
+    """Read the wanted columns of a table as text. Raises UserError when it cannot be read, lacks a column, or a row has
+    no path."""
     try:
         read = _parquet if path.lower().endswith(PARQUET) else _csv
         for number, row in enumerate(read(path, asked), 1):

@@ -16,9 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from unlabeled.data.archive.dialect import LONGEST
+from unlabeled.data.archive.dialect import LONGEST, say_once
 from unlabeled.data.archive.index import EXTENSIONS, Index, is_picture, readable
-from unlabeled.data.archive.said import say_once
 from unlabeled.errors import UserError, first_line
 from unlabeled.recipe.faults import show
 
@@ -73,11 +72,7 @@ class Beside:
         self._keys = ""
 
     def read(self, file: BinaryIO, path: str, members: Sequence[Member]) -> Found:
-        """The labels in one tar.
-
-        Raises:
-            UserError: a file holds no label, or a sample has two.
-        """
+        """The labels in one tar. Raises UserError when a file holds no label, or a sample has two."""
         found = Found({}, {})
         for member in members:
             for rule, labels in ((stem, found.labels), (whole_stem, found.others)):

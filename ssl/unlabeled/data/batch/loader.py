@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from unlabeled.data.batch.batch import Batch, ViewBatch
-from unlabeled.data.batch.sampler import Order, Position
-from unlabeled.data.batch.workers import end_where_batches_cannot_be_sent, listen_to_nobody
-from unlabeled.data.masking.place import Place
+from unlabeled.data.batch.sampler import EpochSampler, Order, Position
+from unlabeled.data.batch.workers import Batches, end_where_batches_cannot_be_sent, listen_to_nobody
+from unlabeled.data.mask import Place
 from unlabeled.data.source import Source
 from unlabeled.data.view.augment import Erased, erase_
 from unlabeled.data.view.mixing import Mixing, stack
@@ -22,10 +23,11 @@ from unlabeled.data.view.percrop import recolour_and_normalize
 from unlabeled.data.view.photometric import Photometric
 from unlabeled.data.view.recolour import recolour
 from unlabeled.data.view.views import Crops, View
-from unlabeled.errors import BadSample, UserError
+from unlabeled.errors import BadSample, Stopped, UserError
 from unlabeled.nn.mixing import Mix
 from unlabeled.nn.patches import PatchMask
 from unlabeled.randomness import Stream, stream
+from unlabeled.signals import stop
 from unlabeled.text import one_line
 
 BAD_IN_A_ROW = 64
@@ -212,3 +214,46 @@ def make_loader(
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator().manual_seed(0),
     )
+
+
+class Feed:
+    """The micro-batches of each step, with the time spent waiting for them.
+
+    Args:
+        dataset: makes samples.
+        sampler: the samples of the steps.
+        workers: processes that make samples.
+        timeout: seconds to wait for a batch of a worker.
+        device: receives the batches.
+    """
+
+    def __init__(
+        self, dataset: ViewDataset, sampler: EpochSampler, *, workers: int, timeout: float, device: torch.device
+    ) -> None:
+        self.accumulate, self.left, self.waited = sampler.accumulate, sampler.total_steps - sampler.start, 0.0
+        self._batches = make_loader(dataset, sampler, workers=workers, device=device, timeout=timeout, collate=collate)
+        self._iterator: Batches | None = None
+
+    def next(self) -> tuple[list[RawBatch], Exception | None]:
+        """The next step's micro-batches, none after the last or a signal to stop; or what went wrong, for all processes
+        to agree on."""
+        if not self.left:
+            return [], None
+        started = time.perf_counter()
+        try:
+            if self._iterator is None:
+                self._iterator = Batches(self._batches)
+            with stop.now(), stop.alone():
+                fetched = [next(self._iterator) for _ in range(self.accumulate)]
+        except Stopped:
+            return [], None  # nobody will ask for more
+        except Exception as error:  # workers raise whatever their code raises
+            return [], error
+        self.left -= 1
+        self.waited += time.perf_counter() - started
+        return fetched, None
+
+    def close(self) -> None:
+        """End the workers now, rather than whenever the interpreter gets to it."""
+        if self._iterator is not None:
+            self._iterator.close()

@@ -44,13 +44,8 @@ class Target(NamedTuple):
             raise ValueError(f"{found} band{'s' * (found != 1)}, expected {self.channels}")
 
     def pages(self, found: int) -> int:
-        """Number of one-band pages that make an image: as many as there are channels, or one.
-
-        Of more pages than channels it does not matter how many there are.
-
-        Raises:
-            ValueError: there are more or fewer.
-        """
+        """Number of one-band pages that make an image: as many as there are channels, or one. Of more pages than
+        channels it does not matter how many there are. Raises ValueError when there are more or fewer."""
         if found == self.channels:
             return found
         if self.photographs or found == 1:  # an animation, or what `check_bands` has a word on
@@ -59,11 +54,8 @@ class Target(NamedTuple):
         raise ValueError(f"{many} pages of one band, expected {self.channels}")
 
     def of(self, values: Values) -> Pixels:
-        """Values [H, W, bands] of any kind as uint8 [H, W, channels].
-
-        Raises:
-            ValueError: see `to_8_bit` and `check_bands`.
-        """
+        """Values [H, W, bands] of any kind as uint8 [H, W, channels]. Raises ValueError: see `to_8_bit` and
+        `check_bands`."""
         self.check_bands(values.shape[2])
         return with_channels(to_8_bit(values, self.value_range), self.channels)
 
@@ -109,11 +101,8 @@ def _stretched(values: Values, low: float, high: float) -> Pixels:
 
 
 def stacked(pages: Sequence[Values]) -> Values:
-    """Pages [H, W] as [H, W, bands].
-
-    Raises:
-        ValueError: they differ in size or in kind of number, or have bands of their own.
-    """
+    """Pages [H, W] as [H, W, bands]. Raises ValueError when they differ in size or in kind of number, or have bands of
+    their own."""
     kinds = {f"{page.dtype} {list(page.shape)}" for page in pages}
     if len(kinds) > 1 or pages[0].ndim != 2:
         raise ValueError(f"pages of {', '.join(sorted(kinds))}, expected one band each and all alike")
@@ -122,10 +111,7 @@ def stacked(pages: Sequence[Values]) -> Values:
 
 def bands_last(values: Values, channels: int) -> Values:
     """A view [H, W, bands] of [H, W], [H, W, bands] or [bands, H, W]: what fits `channels`, bands last where both do.
-
-    Raises:
-        ValueError: neither fits.
-    """
+    Raises ValueError when neither fits."""
     if values.ndim == 2:
         return values[:, :, None]
     if values.ndim == 3:

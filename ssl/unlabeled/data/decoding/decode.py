@@ -1,9 +1,8 @@
 """Bytes of an image to uint8 [C, H, W], or `BadSample` and nothing else.
 
-An image's first bytes decide what it is, never its name. JPEG goes through torchvision (bit for bit
-Pillow's result, CMYK included, in less than half the time), `.npy` and wide TIFFs through `npy` and `tiff`, all
-else through Pillow, which is held to `FORMATS`. The size is read from the header and held against `max_pixels`
-before anything is decoded.
+An image's first bytes decide what it is, never its name. JPEG goes through torchvision (bit for bit Pillow's result,
+CMYK included, in less than half the time), `.npy` and wide TIFFs through `npy` and `tiff`, all else through Pillow,
+which is held to `FORMATS`. The size is read from the header and held against `max_pixels` before anything is decoded.
 
 Rules by which everything becomes RGB:
 
@@ -11,8 +10,7 @@ Rules by which everything becomes RGB:
 - Alpha, also of a palette: dropped, not composited, as torchvision's `ImageFolder` does; the colours stored
   under transparent pixels show.
 - 16-bit grey: scaled by 1/257 and rounded, never clipped. 16-bit colour: Pillow keeps the high byte.
-- 32-bit integers: as 16-bit where all values lie in 0..65535, else stretched from the image's own minimum
-  and maximum.
+- 32-bit integers: as 16-bit where all values lie in 0..65535, else stretched from the image's own minimum and maximum.
 - Floats: stretched from the image's own minimum and maximum; not finite is a bad sample.
 - Animations and multi-page files: the first frame, unless a TIFF has three pages of one band each.
 - TIFFs of one or three bands that Pillow does not read: grey or RGB.
@@ -96,11 +94,8 @@ def decode(
 def from_pillow(
     image: Image.Image, max_pixels: int, key: str = "", channels: int = RGB, value_range: Range | None = None
 ) -> Tensor:
-    """An image that somebody else opened: uint8 [channels, H, W], by the same rules.
-
-    Raises:
-        BadSample: for whatever is wrong with it.
-    """
+    """An image that somebody else opened: uint8 [channels, H, W], by the same rules. Raises BadSample for whatever is
+    wrong with it."""
     try:
         return _tensor(_converted(image, Target(max_pixels, channels, value_range)))
     except Exception as error:

@@ -28,11 +28,7 @@ class Header(NamedTuple):
 
 
 def header_of(data: bytes) -> tuple[Header, int]:
-    """The header and where it ends.
-
-    Raises:
-        ValueError: it is none, or the file has not as many bytes as it says.
-    """
+    """The header and where it ends. Raises ValueError when it is none, or the file has not as many bytes as it says."""
     version = data[6:8]
     if version not in _VERSIONS:
         raise ValueError(f"a .npy file of version {list(version)}, expected 1.0 or 2.0")
@@ -57,11 +53,7 @@ def _parsed(head: bytes) -> Header:
 
 
 def values_of(data: bytes) -> Values:
-    """The array of a file, read-only, on its bytes.
-
-    Raises:
-        ValueError: see `header_of`.
-    """
+    """The array of a file, read-only, on its bytes. Raises ValueError: see `header_of`."""
     header, end = header_of(data)
     flat = np.frombuffer(data, header.dtype, offset=end)
     return flat.reshape(header.shape[::-1]).T if header.column_major else flat.reshape(header.shape)

@@ -45,10 +45,8 @@ def values_of(data: bytes, target: Target) -> Values:
 
 
 def count_pages(data: bytes, most: int) -> int:
-    """Count the pages of a TIFF or BigTIFF, 1 to `most`, by its chain of directories (TIFF 6.0 section 2).
-
-    The chain ends where it leads out of the file or back to a page that was counted.
-    """
+    """Count the pages of a TIFF or BigTIFF, 1 to `most`, by its chain of directories (TIFF 6.0 section 2). The chain
+    ends where it leads out of the file or back to a page that was counted."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     big = data[:4] in (b"II+\0", b"MM\0+")
     counter, tag, pointer = (8, 20, 8) if big else (2, 12, 4)

@@ -94,10 +94,8 @@ def _refuse_long(names: Iterable[str]) -> None:
 
 
 def renumbered(names: Sequence[str], labels: NDArray[np.int64], order: Sequence[str] | None = None) -> Numbered:
-    """`numbered` for labels [n] that number the class names of a data set.
-
-    Its own order is kept, unless it is that of the alphabet, which is nobody's choice (0, 1, 10, 2).
-    """
+    """`numbered` for labels [n] that number the class names of a data set. Its own order is kept, unless it is that of
+    the alphabet, which is nobody's choice (0, 1, 10, 2)."""
     named = list(dict.fromkeys(map(canonical, names)))
     own = named if named != sorted(named) else sorted(named, key=natural)
     inside = (labels >= 0) & (labels < len(names))
@@ -107,11 +105,8 @@ def renumbered(names: Sequence[str], labels: NDArray[np.int64], order: Sequence[
 
 
 def read_classes(path: str) -> tuple[str, ...]:
-    """The names in a text file, one on a line.
-
-    Raises:
-        UserError: it cannot be read, is empty, or has a name twice.
-    """
+    """The names in a text file, one on a line. Raises UserError when it cannot be read, is empty, or has a name
+    twice."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

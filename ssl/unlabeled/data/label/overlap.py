@@ -1,7 +1,8 @@
-"""Overlap of training and test images, found in a sample by their bytes."""
+"""Training and test images that overlap, found in a sample by their bytes, or are trained on as one, by folders."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unlabeled.data.archive.index import readable
 from unlabeled.data.source import Source
 from unlabeled.errors import BadSample, UserError
 
@@ -19,6 +21,11 @@ READ = 1000  # training images that are read to find them, at most
 AT_ONCE = 16  # files that are read
 FEW = 20  # with fewer test images a share says little
 SHARE = 0.1  # of the test pictures: what is allowed, as real data sets hold copies
+LEARNT = frozenset(("train", "training", "trn"))
+HELD_OUT = frozenset(("val", "valid", "validation", "dev", "eval", "test", "testing", "tst", "holdout", "held_out"))
+# names that are looked at, evenly over the sorted ones
+SEEN = 20_000
+
 Rows = NDArray[np.int64]
 
 
@@ -66,10 +73,8 @@ def _overlap(train: Source, test: Source) -> Shared:
 
 
 def _to_read(train: Source, test: Source) -> tuple[int, Rows, Rows]:
-    """Number of test images to look for, and the numbers of test and training images to read for it.
-
-    Where no training image can be equal, nothing is read.
-    """
+    """Number of test images to look for, and the numbers of test and training images to read for it. Where no training
+    image can be equal, nothing is read."""
     rows = np.random.default_rng(0).permutation(len(test))[:TESTED]
     looked, found, read = 0, [], set[int]()
     for row, alike in zip(rows, _alike(train, test, rows), strict=True):
@@ -109,3 +114,34 @@ def _digest(source: Source, i: int) -> bytes | None:
     except BadSample:
         return None
     return blake2b(data, digest_size=16).digest()
+
+
+def read_as_one(source: Source) -> list[bytes]:
+    """Folders such as `train` and `val`, side by side below one place, of a source over files."""
+    below: dict[bytes, set[bytes]] = {}
+    for above, folder in _folders(source):
+        below.setdefault(above, set()).add(folder)
+    return [os.path.join(above, folder) for above, folders in sorted(below.items()) for folder in _splits(folders)]
+
+
+def _folders(source: Source) -> Iterator[tuple[bytes, bytes]]:
+    """Every folder of the names that are looked at, and what it lies in."""
+    for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), SEEN)).astype(np.int64)):
+        folder = os.path.dirname(source.name(int(i)))
+        above, name = os.path.split(folder)
+        while name:  # the root has none
+            yield above, name
+            above, name = os.path.split(above)
+
+
+def _splits(folders: set[bytes]) -> list[bytes]:
+    """The folders named like splits, if some are for training and others for testing."""
+    learnt, held_out = (
+        [folder for folder in sorted(folders) if readable(folder).lower() in names] for names in (LEARNT, HELD_OUT)
+    )
+    return [*learnt, *held_out] if learnt and held_out else []
+
+
+def how_to_tell_apart(folders: list[str]) -> str:
+    """The fields of a recipe that read them as what they are called."""
+    return f"data.train={folders[0]} reads the first alone, data.val={folders[1]} evaluates on another"

@@ -1,13 +1,59 @@
-"""Subsets of labelled samples, decided by the seed."""
+"""Parts of sources, and subsets of labelled samples that the seed decides."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
+from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.randomness import Stream, stream
+
+
+class Part(Source):
+    """A source over chosen images of another.
+
+    Args:
+        source: the whole.
+        indices: [m] int64, which images.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self.source, self.indices = source, indices
+        self.labels, self.classes = source.labels[indices], source.classes
+
+    @property
+    def whole(self) -> Source:
+        return self.source
+
+    @property
+    def unlabelled(self) -> int:
+        return int((self.source.labels < 0).sum())
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return self.source.skipped
+
+    def origin(self, i: int) -> tuple[Source, int]:
+        return self.source.origin(int(self.indices[i]))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, i: int) -> Tensor:
+        return self.source.image(int(self.indices[i]))
+
+    def key(self, i: int) -> str:
+        return self.source.key(int(self.indices[i]))
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the whole's fingerprint and the choice."""
+        choice = np.ascontiguousarray(self.indices, dtype=np.int64).tobytes()
+        return hashlib.sha256(self.source.fingerprint().encode() + choice).hexdigest()[:16]
 
 
 def stratified(
@@ -45,11 +91,8 @@ def stratified(
 
 
 def few_shot(labels: np.ndarray, shots: int, seed: int, names: Sequence[str] = ()) -> np.ndarray:
-    """Choose as many samples of every class: sorted indices into labels [n]. Fewer shots are inside more.
-
-    Raises:
-        UserError: a class has fewer.
-    """
+    """Choose as many samples of every class: sorted indices into labels [n]. Fewer shots are inside more. Raises
+    UserError when a class has fewer."""
     classes, counts = np.unique(labels, return_counts=True)
     if (short := (counts < shots) & (classes >= 0)).any():
         raise UserError(

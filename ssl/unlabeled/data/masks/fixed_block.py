@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from unlabeled.data.mask import Grid
-from unlabeled.data.masking.blocks import ASPECT, Aspect, check_grid, hide_blocks, ibot_smallest
-from unlabeled.data.masking.fixed import FixedMask
-from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.data.mask import ALONE, Grid, Place
+from unlabeled.data.masking import ASPECT, Aspect, FixedMask, check_grid, hide_blocks, ibot_smallest
 from unlabeled.nn.patches import PatchMask
 
 

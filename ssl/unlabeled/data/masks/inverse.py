@@ -8,8 +8,7 @@ import numpy as np
 from pydantic import Field, field_validator
 from typing_extensions import Self
 
-from unlabeled.data.mask import MASKS, Grid, Mask, Rounding
-from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.data.mask import ALONE, MASKS, Grid, Mask, Place, Rounding
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.nn.patches import PatchMask
 from unlabeled.registry import ByFile

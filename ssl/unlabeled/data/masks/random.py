@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from unlabeled.data.mask import Grid
-from unlabeled.data.masking.fixed import FixedMask
-from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.data.mask import ALONE, Grid, Place
+from unlabeled.data.masking import FixedMask
 from unlabeled.nn.patches import PatchMask
 
 

@@ -7,9 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from unlabeled.data.mask import Grid, Mask
-from unlabeled.data.masking.blocks import ASPECT, Aspect, Share, check_grid, dinov2_largest, hide_blocks, only_hidden
-from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.data.mask import ALONE, Grid, Mask, Place
+from unlabeled.data.masking import ASPECT, Aspect, Share, check_grid, dinov2_largest, hide_blocks, only_hidden
 from unlabeled.nn.patches import PatchMask
 
 DINOV2_SMALLEST = 4

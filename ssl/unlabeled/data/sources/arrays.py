@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from unlabeled.data.archive.listing import IndexFolder, Split
+from unlabeled.data.archive.listing import IndexFolder, Split, digest, sample_numbers
 from unlabeled.data.archive.tar import local_identity
 from unlabeled.data.decoding.bands import Target
-from unlabeled.data.fingerprint import digest, sample_numbers
 from unlabeled.data.label.labels import numbered
 from unlabeled.data.source import VALUE_RANGE, Source, SourceConfig, ValueRange
 from unlabeled.errors import BadSample, UserError, first_line
@@ -26,10 +25,8 @@ Layout = Literal["NHWC", "NCHW"]
 
 
 class Config(SourceConfig):
-    """`.npy` files of uint8, uint16 or float images, all of one size, with labels in files of their own.
-
-    Grey images, [N, H, W] or of one channel, are repeated to RGB where that is asked for.
-    """
+    """`.npy` files of uint8, uint16 or float images, all of one size, with labels in files of their own. Grey images,
+    [N, H, W] or of one channel, are repeated to RGB where that is asked for."""
 
     what_val_is: ClassVar[str] = "the .npy of the pictures to evaluate on"
 

@@ -23,7 +23,7 @@ from unlabeled.data.archive.places import (
     scan_places,
     stamps_of,
 )
-from unlabeled.data.label.as_one import read_as_one
+from unlabeled.data.label.overlap import read_as_one
 from unlabeled.data.source import EncodedConfig, Source, SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
@@ -35,9 +35,8 @@ PathOrPaths = UserPath | Annotated[tuple[UserPath, ...], Field(min_length=1)]
 class Config(EncodedConfig):
     """Images in folders or in uncompressed tars.
 
-    Labels are the first folder below the split, or what files beside the images of a tar say; images that all lie
-    right below the split are unlabelled. Hidden files and files with other endings than those of
-    images are passed over.
+    Labels are the first folder below the split, or what files beside the images of a tar say; images that all lie right
+    below the split are unlabelled. Hidden files and files with other endings than those of images are passed over.
     """
 
     what_val_is: ClassVar[str] = "the folder of labelled pictures, such as data.val=val"
@@ -125,11 +124,8 @@ class Config(EncodedConfig):
         return found
 
     def source(self, split: Split, index: IndexFolder) -> Pictures:
-        """The images of one split.
-
-        Raises:
-            UserError: nothing at `path`, no images in the split, or an archive that cannot be used (see `scan_tars`).
-        """
+        """The images of one split. Raises UserError when `path` or the split has no images, or an archive
+        cannot be used (see `scan_tars`)."""
         (paths, prefix), listing = self._places[split], self._listings(index)[split]
         if not len(listing.pictures):
             raise UserError(nothing_found(paths, prefix, self._reading, listing.pictures.skipped))

@@ -11,11 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.data.archive.dialect import some_of
-from unlabeled.data.archive.listing import IndexFolder, Split
+from unlabeled.data.archive.listing import IndexFolder, Split, digest, sample_numbers
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.decoding.decode import decode
 from unlabeled.data.decoding.memory import raise_if_out_of_memory
-from unlabeled.data.fingerprint import digest, sample_numbers
 from unlabeled.data.label.labels import numbered, renumbered
 from unlabeled.data.source import EncodedConfig, Source
 from unlabeled.errors import BadSample, UserError, first_line
@@ -50,8 +49,7 @@ class Config(EncodedConfig):
         if missing:
             raise UserError(
                 f"{self.path!r} has no column {', '.join(map(show, missing))}; it has "
-                f"{some_of(table.column_names, missing[0])}. "
-                "Set data.image and data.label."
+                f"{some_of(table.column_names, missing[0])}. Set data.image and data.label."
             )
         return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.target, self.order)
 

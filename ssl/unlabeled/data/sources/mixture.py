@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from unlabeled.data.archive.listing import IndexFolder, Split
-from unlabeled.data.fingerprint import digest
+from unlabeled.data.archive.listing import IndexFolder, Split, digest
 from unlabeled.data.label.labels import natural
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import SOURCES, Positive, Source, SourceConfig

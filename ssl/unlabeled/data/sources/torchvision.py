@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from unlabeled.data.archive.listing import IndexFolder, Split
+from unlabeled.data.archive.listing import IndexFolder, Split, digest, sample_numbers
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.decoding.decode import from_pillow
 from unlabeled.data.decoding.memory import raise_if_out_of_memory
-from unlabeled.data.fingerprint import digest, sample_numbers
 from unlabeled.data.label.labels import is_missing, numbered, renumbered
 from unlabeled.data.source import EncodedConfig, Source
 from unlabeled.errors import BadSample, UserError, first_line

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.data.view.fused import compose
 from unlabeled.data.view.photometric import (
     BRIGHTNESS,
     CONTRAST,
@@ -26,6 +25,7 @@ from unlabeled.data.view.photometric import (
     blur_reach,
     luma,
 )
+from unlabeled.data.view.recolour import compose
 
 WHITE = 255
 BLOCK = 16  # rows of a blur at a time

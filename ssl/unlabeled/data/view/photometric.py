@@ -174,10 +174,8 @@ def blur_reach(sigma: Tensor, kernel: int | None) -> int:
 
 
 def box_radius(sigma: Tensor) -> Tensor:
-    """Radius of the box that, applied three times, has standard deviation `sigma`.
-
-    Extended box filters (Gwosdek et al., SSVM 2011, equations 8 and 14), as in Pillow's `BoxBlur.c`.
-    """
+    """Radius of the box that, applied three times, has standard deviation `sigma`. Extended box filters (Gwosdek et
+    al., SSVM 2011, equations 8 and 14), as in Pillow's `BoxBlur.c`."""
     variance = sigma.square() / BOX_PASSES
     whole = torch.floor(((12 * variance + 1).sqrt() - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))

@@ -1,12 +1,24 @@
-"""The colours of a batch changed on the device, exactly or fused; `percrop` does the same on a CPU."""
+"""The colours of a batch changed on the device, exactly or fused; `percrop` does the same on a CPU.
+
+Fused means that all that is linear in a crop's colours, jitter and grey, is composed to one affine map, applied in one
+pass. It is faster than the exact colours of `photometric`, and not the same:
+
+- nothing is clamped between operations, only in the end;
+- the hue is turned about the grey axis of RGB, which is linear, instead of along HSV's hexagon. Both keep greys, and a
+  third of a circle takes red to green in both; one keeps the mean of the channels, the other the largest and smallest.
+
+Parameters, order, blur and solarise are those of the exact path. `benchmarks/colours.py` measures the difference.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from unlabeled.data.view.fused import tint_fused
-from unlabeled.data.view.photometric import Photometric, blur, jitter, luminance, per_crop, solarize
+from unlabeled.data.view import photometric
+from unlabeled.data.view.photometric import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, Photometric, luma, per_crop
 
 
 def recolour(pixels: Tensor, drawn: Photometric, blurred: Tensor | None = None) -> Tensor:
@@ -22,7 +34,7 @@ def recolour(pixels: Tensor, drawn: Photometric, blurred: Tensor | None = None) 
     if drawn.blur is not None:
         pixels = _blur_some(pixels, drawn.blur, drawn.blur_kernel, blurred)
     if drawn.solarize is not None:
-        pixels = torch.where(per_crop(drawn.solarize), solarize(pixels), pixels)
+        pixels = torch.where(per_crop(drawn.solarize), photometric.solarize(pixels), pixels)
     return pixels
 
 
@@ -31,9 +43,9 @@ def tint(pixels: Tensor, drawn: Photometric) -> Tensor:
     if drawn.fused:
         return tint_fused(pixels, drawn)
     if drawn.jitter is not None and drawn.order is not None:
-        pixels = jitter(pixels, drawn.jitter, drawn.order)
+        pixels = photometric.jitter(pixels, drawn.jitter, drawn.order)
     if drawn.grayscale is not None:
-        pixels = torch.where(per_crop(drawn.grayscale), luminance(pixels), pixels)
+        pixels = torch.where(per_crop(drawn.grayscale), photometric.luminance(pixels), pixels)
     return pixels
 
 
@@ -42,4 +54,71 @@ def _blur_some(pixels: Tensor, sigma: Tensor, kernel: int | None, which: Tensor 
     which = sigma.nonzero().flatten() if which is None else which
     if not len(which):
         return pixels
-    return flat.index_copy(0, which, blur(flat[which], sigma[which], kernel)).view_as(pixels)
+    return flat.index_copy(0, which, photometric.blur(flat[which], sigma[which], kernel)).view_as(pixels)
+
+
+def tint_fused(pixels: Tensor, drawn: Photometric) -> Tensor:
+    """Jitter and grey of a batch in one product.
+
+    Args:
+        pixels: [..., C, H, W] float32 in [0, 1]. Where they are not RGB, no saturation, hue or grey may be drawn.
+        drawn: with the same leading axes.
+    """
+    matrix, offset = compose(pixels.mean((-2, -1)), drawn)
+    mixed = matrix @ pixels.flatten(-2) + offset.unsqueeze(-1)
+    return mixed.clamp_(0, 1).view_as(pixels)
+
+
+def compose(means: Tensor, drawn: Photometric) -> tuple[Tensor, Tensor]:
+    """The map x -> matrix @ x + offset of each crop.
+
+    Args:
+        means: [..., C], of each channel, in [0, 1]: contrast goes by the mean luminance of what it is given.
+        drawn: with the same leading axes.
+
+    Returns:
+        matrix [..., C, C], offset [..., C].
+    """
+    channels = means.shape[-1]
+    weights = torch.tensor(luma(channels), device=means.device)
+    same = torch.eye(channels, device=means.device)
+    matrix = same.expand(*means.shape[:-1], channels, channels)
+    offset = torch.zeros_like(means)
+    if drawn.jitter is not None and drawn.order is not None:
+        maps = _maps(drawn.jitter, weights)
+        for what in drawn.order.unbind(-1):
+            mean = (_apply(matrix, means) + offset) @ weights
+            chosen = maps.gather(-3, what[..., None, None, None].expand(*what.shape, 1, channels, channels)).squeeze(-3)
+            lifted = torch.where(what == CONTRAST, (1 - drawn.jitter[..., CONTRAST]) * mean, 0.0)
+            matrix, offset = chosen @ matrix, _apply(chosen, offset) + lifted.unsqueeze(-1)
+    if drawn.grayscale is not None:
+        grey = torch.where(drawn.grayscale[..., None, None], weights.expand_as(same), same)
+        matrix, offset = grey @ matrix, _apply(grey, offset)
+    return matrix, offset
+
+
+def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _maps(factors: Tensor, weights: Tensor) -> Tensor:
+    """Linear maps of brightness, contrast, saturation and hue, [..., 4, C, C], but for contrast's offset."""
+    channels = len(weights)
+    same = torch.eye(channels, device=weights.device)
+    brightness, contrast, saturation, turn = factors[..., None, None].unbind(-3)
+    grey = weights.expand(channels, channels)
+    hue = _hue(turn) if channels == len(LUMA) else same.expand_as(brightness * same)
+    found = {
+        BRIGHTNESS: brightness * same,
+        CONTRAST: contrast * same,
+        SATURATION: saturation * same + (1 - saturation) * grey,
+        HUE: hue,
+    }
+    return torch.stack([found[what] for what in range(4)], -3)
+
+
+def _hue(turn: Tensor) -> Tensor:
+    """Turns [..., 1, 1] of a circle about the grey axis, as matrices [..., 3, 3] of RGB: a third takes red to green."""
+    angle, same = 2 * math.pi * turn, torch.eye(3, device=turn.device)
+    cross = torch.tensor(((0.0, -1, 1), (1, 0, -1), (-1, 1, 0)), device=turn.device) / math.sqrt(3)
+    return angle.cos() * same + (1 - angle.cos()) / 3 + angle.sin() * cross

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 
-from unlabeled.data.mask import AnyMask
-from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.data.mask import ALONE, AnyMask, Place
 from unlabeled.data.view import augment, photometric
 from unlabeled.data.view.augment import Erased
 from unlabeled.data.view.photometric import Photometric

@@ -1,18 +1,20 @@
-"""Rectangles of patches until enough are hidden: iBOT's and DINOv2's generator, after BEiT's."""
+"""Shared parts of masks: a fixed number of hidden units, and rectangles of patches until enough are hidden (iBOT's and
+DINOv2's generator, after BEiT's)."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import AfterValidator, Field
+from typing_extensions import Self
 
+from unlabeled.data.mask import Grid, Mask, Rounding
 from unlabeled.nn.patches import PatchMask
 
 ATTEMPTS = 10
-Grid = tuple[int, int]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -25,6 +27,38 @@ def _ordered(aspect: tuple[float, float]) -> tuple[float, float]:
 Side = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Aspect = Annotated[tuple[Side, Side], AfterValidator(_ordered)]
 ASPECT: Any = Field((0.3, 1 / 0.3), description="height over width of a rectangle, from and to, log-uniform")
+
+
+class FixedMask(Mask, frozen=True, extra="forbid"):
+    """A mask that hides as many units in every crop."""
+
+    equal_counts: ClassVar[bool] = True
+    ratio: float = Field(0.75, gt=0, lt=1, description="share of the units to hide, between 0 and 1")
+    rounding: Rounding | None = Field(
+        None,
+        description="a share of N units that is no whole number: keep floor(N (1 - ratio)) (floor_visible: MAE), hide "
+        "ceil(N ratio) (ceil_hidden: SimMIM) or floor(N ratio) (floor_hidden: iBOT); null = the method's own",
+    )
+
+    def hidden(self, units: int) -> int:
+        """Number of `units` that are hidden. Methods differ in rounding and in the floats they multiply."""
+        if self.rounding == "ceil_hidden":
+            return math.ceil(units * self.ratio)
+        return int(units * self.ratio) if self.rounding == "floor_hidden" else units - int(units * (1 - self.ratio))
+
+    def rounded(self, rounding: Rounding) -> Self:
+        """The same mask by a method's own rounding, where its recipe leaves that open."""
+        return self if self.rounding else self.model_copy(update={"rounding": rounding})
+
+    def must_leave_both(self, units: int, size: Grid) -> None:
+        """Raise ValueError when all units of a crop would be hidden, or none."""
+        hidden = self.hidden(units)
+        if not 0 < hidden < units:
+            share = "every unit" if hidden else "no unit"
+            raise ValueError(
+                f"a mask ratio of {self.ratio} hides {share} of a {size[0]}x{size[1]} crop, which has {units}. "
+                "Choose a ratio nearer to 0.5, a larger crop or smaller units"
+            )
 
 
 def hide_blocks(
