@@ -22,23 +22,14 @@ Rounding = Literal["floor_visible", "ceil_hidden", "floor_hidden"]
 
 
 class Place(NamedTuple):
-    """A crop in its global batch. It depends on neither workers, processes nor accumulation.
+    """A crop in its global batch. It depends on neither workers, processes nor accumulation."""
 
-    Attributes:
-        seed: of the recipe.
-        step: number of the global batch.
-        row: of its image in the global batch.
-        batch: rows of the global batch.
-        crop: its number among the crops of an image that hide patches, over all views.
-        crops: how many those are.
-    """
-
-    seed: int = 0
-    step: int = 0
-    row: int = 0
-    batch: int = 1
-    crop: int = 0
-    crops: int = 1
+    seed: int = 0  # of the recipe
+    step: int = 0  # number of the global batch
+    row: int = 0  # of its image in the global batch
+    batch: int = 1  # rows of the global batch
+    crop: int = 0  # its number among the crops of an image that hide patches, over all views
+    crops: int = 1  # how many those are
 
     def after(self, crops: int) -> Place:
         """The place of the same image's crop that many further."""
@@ -63,23 +54,15 @@ def _shuffled(seed: int, step: int, n: int) -> np.ndarray:
 
 
 class Mask(BaseModel, ABC, frozen=True, extra="forbid"):
-    """A mask hides patches of a crop. Its fields are what recipes set; `name` is the name of its file.
+    """A mask hides patches of a crop. Its fields are what recipes set; `name` is the name of its file."""
 
-    Attributes:
-        equal_counts: whether every crop hides as many patches, so that `keep` and `drop` exist.
-    """
-
-    equal_counts: ClassVar[bool] = False
+    equal_counts: ClassVar[bool] = False  # whether every crop hides as many patches, so that `keep` and `drop` exist
     name: str
 
     @abstractmethod
     def check(self, size: Grid, patch: int) -> None:
-        """Raise ValueError when the mask does not fit a crop.
-
-        Args:
-            size: (height, width) of the crop, pixels.
-            patch: side of a patch, pixels.
-        """
+        """Raise ValueError when the mask does not fit a crop of `size` (height, width) and patches of side `patch`,
+        pixels."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:

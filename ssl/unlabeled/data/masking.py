@@ -47,7 +47,6 @@ class FixedMask(Mask, frozen=True, extra="forbid"):
         return int(units * self.ratio) if self.rounding == "floor_hidden" else units - int(units * (1 - self.ratio))
 
     def rounded(self, rounding: Rounding) -> Self:
-        """The same mask by a method's own rounding, where its recipe leaves that open."""
         return self if self.rounding else self.model_copy(update={"rounding": rounding})
 
     def must_leave_both(self, units: int, size: Grid) -> None:

@@ -17,12 +17,8 @@ from unlabeled.recipe.faults import show
 
 
 class Opened:
-    """The images of a `data:` section, each split opened when it is first asked for.
-
-    Args:
-        config: the section.
-        index: keeps what a scan finds; None = nothing is kept.
-    """
+    """The images of a `data:` section, each split opened when it is first asked for. `index` keeps what a scan
+    finds."""
 
     def __init__(self, config: SourceConfig, index: IndexFolder | None = None) -> None:
         self.config, self.index = config, index or IndexFolder()
@@ -73,16 +69,8 @@ def location(config: SourceConfig) -> str:
 
 
 def numbered_as(val: Source, classes: tuple[str, ...], what: str) -> Source:
-    """The source to evaluate on, its labels renumbered as those of the images to train on.
-
-    Args:
-        val: labelled images.
-        classes: of the images to train on; () = they are unlabelled, and `val` stays as it is.
-        what: the field of the recipe that names `val`.
-
-    Raises:
-        UserError: `val` has no labels, or classes that `classes` lacks.
-    """
+    """Labelled images to evaluate on, their labels renumbered as those to train on, unless these are unlabelled ().
+    Raises UserError when `val`, which the recipe calls `what`, has no labels, or classes that `classes` lacks."""
     if not val.classes:
         raise UserError(f"{what} has no labels; expected every picture to have a class")
     if not classes:

@@ -46,17 +46,11 @@ AFTERWARDS = Mark("says how images are used, not which they are: small copies do
 
 
 class Source(ABC):
-    """Numbered images. A number names the same image for as long as the fingerprint is the same.
+    """Numbered images. A number names the same image for as long as the fingerprint is the same."""
 
-    Attributes:
-        labels: [n] int64, -1 where unknown.
-        classes: class names by number; () when unlabelled.
-        encoded: whether `read` gives the encoded bytes of an image.
-    """
-
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-    encoded: ClassVar[bool] = False
+    labels: NDArray[np.int64]  # [n] int64, -1 where unknown
+    classes: tuple[str, ...]  # class names by number; () when unlabelled
+    encoded: ClassVar[bool] = False  # whether `read` gives the encoded bytes of an image
 
     @abstractmethod
     def __len__(self) -> int:
@@ -173,15 +167,8 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @abstractmethod
     def source(self, split: Split, index: IndexFolder) -> Source:
-        """The images of a split, their labels numbered on their own. `val` is asked for only where there is one.
-
-        Args:
-            split: name of the split.
-            index: keeps what a scan finds.
-
-        Raises:
-            UserError: they cannot be had.
-        """
+        """The images of a split, their labels numbered on their own; `index` keeps what a scan finds. `val` is asked
+        for only where there is one. Raises UserError when they cannot be had."""
 
     @property
     def channels(self) -> int:
@@ -207,11 +194,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """Raise ValueError when images of this kind cannot have so many channels."""
 
     def read_as_one(self, source: Source) -> list[str]:
-        """Folders named like splits (`train`, `val`) that are all read as training images.
-
-        Args:
-            source: the images to train on.
-        """
+        """Folders of training images that are named like splits (`train`, `val`) and are all read as one."""
         return []
 
     def masks(self) -> SourceConfig | None:

@@ -32,19 +32,12 @@ def say_once(text: str) -> None:
 
 
 class Dialect(NamedTuple):
-    """The columns to read of a table, and how.
+    """The columns to read of a table, and how."""
 
-    Attributes:
-        columns: wanted, by name or by number from 0; the first holds paths.
-        header: whether the first line names columns.
-        separator: between values; None = find out.
-        root: folder that the paths are relative to.
-    """
-
-    columns: list[Column]
-    header: bool = True
-    separator: str | None = None
-    root: bytes = b"."
+    columns: list[Column]  # wanted, by name or by number from 0; the first holds paths
+    header: bool = True  # whether the first line names columns
+    separator: str | None = None  # between values; None = find out
+    root: bytes = b"."  # folder that the paths are relative to
 
 
 def separator_named(text: str) -> str:
@@ -138,16 +131,8 @@ def path_bytes(text: str) -> bytes:
 
 
 def places(path: str, first: list[str], asked: Dialect) -> list[int]:
-    """Find the positions of the wanted columns.
-
-    Args:
-        path: of the table, for messages.
-        first: its first row, or the names of its columns.
-        asked: what is wanted.
-
-    Raises:
-        UserError: there is no such column, or it is there twice.
-    """
+    """Find the positions of the wanted columns in the first row of a table, or among the names of its columns. Raises
+    UserError when there is no such column, or it is there twice."""
     return [_place(path, first, column, asked.header) for column in asked.columns]
 
 

@@ -36,13 +36,9 @@ class Answer(NamedTuple):
 
 
 def read(system: Any, url: str, start: int, size: int, file: Identity | None = None) -> Answer:
-    """The bytes [start, start + size) of a file.
+    """The bytes [start, start + size) of a file, size at least 1, through a file system of fsspec's.
 
-    Args:
-        system: fsspec's, which keeps the connections.
-        url: of the file.
-        start, size: the range; size is at least 1.
-        file: as it was seen first; None = this is the first time.
+    `file` is as it was seen first; None = this is the first time.
 
     Raises:
         Changed: it is another file by now.

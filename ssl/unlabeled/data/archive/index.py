@@ -48,25 +48,17 @@ def readable(name: bytes) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The images below one split, sorted by name (by shard first).
-
-    Attributes:
-        names: uint8 [bytes], the names relative to the split, '/'-separated, one after the other.
-        ends: int64 [n + 1], name i is `names[ends[i] : ends[i + 1]]`.
-        sizes: int64 [n], bytes per file.
-        shards: int32 [n], the number of the tar, or of the folder where there are several; empty for one folder.
-        starts: int64 [n], where in the tar the file begins; empty for one folder.
-        skipped: how many files are not read, by what `ending_of` says.
-    """
+    """The images below one split, sorted by name (by shard first)."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("names", "ends", "sizes", "shards", "starts")
 
-    names: NDArray[np.uint8]
-    ends: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    names: NDArray[np.uint8]  # uint8 [bytes], the names relative to the split, '/'-separated, one after the other
+    ends: NDArray[np.int64]  # int64 [n + 1], name i is `names[ends[i] : ends[i + 1]]`
+    sizes: NDArray[np.int64]  # int64 [n], bytes per file
+    # int32 [n], the number of the tar, or of the folder where there are several; empty for one folder
     shards: NDArray[np.int32]
-    starts: NDArray[np.int64]
-    skipped: Counter[str]
+    starts: NDArray[np.int64]  # int64 [n], where in the tar the file begins; empty for one folder
+    skipped: Counter[str]  # how many files are not read, by what `ending_of` says
 
     @classmethod
     def empty(cls) -> Index:
@@ -174,12 +166,9 @@ class IndexBuilder:
 def scan_folder(root: bytes, entered: set[tuple[int, int]] | None = None) -> tuple[Index, Index]:
     """Every image below `root`, sorted by relative path, and every folder that was entered, when it was changed last.
 
-    Symbolic links are followed, but each real folder is entered once, under the name that sorts first. A link
-    to nothing is kept, so that it is counted as a bad sample rather than lost. No folder at all: no images.
-    `entered` are folders that were entered already, by device and number.
-
-    Raises:
-        UserError: a folder that may not be read.
+    Symbolic links are followed, but each real folder is entered once, under the name that sorts first; `entered` are
+    those before, by device and number. A link to nothing is kept, so that it is counted as a bad sample rather than
+    lost. No folder at all: no images. Raises UserError for a folder that may not be read.
     """
     pictures, folders = IndexBuilder(), IndexBuilder()
     if os.path.isdir(root):

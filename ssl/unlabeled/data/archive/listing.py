@@ -105,12 +105,7 @@ class CacheKey(NamedTuple):
 
 
 class IndexFolder:
-    """Listings of one source: found once, and kept in a folder where there is one.
-
-    Args:
-        folder: of the kept files; None = nothing is kept.
-        write: whether a scan's listings are written there.
-    """
+    """Listings of one source: found once, and kept in a folder where there is one; `write` allows new ones there."""
 
     def __init__(self, folder: Path | None = None, write: bool = True) -> None:
         self.folder, self.write = folder, write
@@ -123,12 +118,7 @@ class IndexFolder:
         return self._parts.setdefault(number, IndexFolder(below, self.write))
 
     def listings(self, asked: dict[Split, CacheKey], scan: Callable[[], dict[Split, Listing]]) -> dict[Split, Listing]:
-        """Listings as they are known or kept; a scan finds all of them where one is missing or stale.
-
-        Args:
-            asked: identifies the listing of each split.
-            scan: finds all of them.
-        """
+        """The asked listings as they are known or kept; `scan` finds all of them where one is missing or stale."""
         keys: dict[Split, tuple[Split, str]] = {split: (split, key.text) for split, key in asked.items()}
         if not self._known.keys() >= set(keys.values()):
             found = self._kept(asked) or self._scanned(asked, scan)

@@ -28,13 +28,7 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Pictures(Source):
-    """A source over files in a folder or members of tars. Pickles without open files.
-
-    Args:
-        place: reads their bytes.
-        listing: lists them, with their labels.
-        target: the form that they are decoded to.
-    """
+    """A source over files in a folder or members of tars, decoded to `target`. Pickles without open files."""
 
     encoded = True
 
@@ -56,15 +50,12 @@ class Pictures(Source):
         return self._index.skipped
 
     def name(self, i: int) -> bytes:
-        """The image's path below the split."""
         return self._index.name(i)
 
     def key(self, i: int) -> str:
-        """The image's path; in a tar, the archive's path and the member's name."""
         return readable(self._place.path(self._index, i))
 
     def file(self, i: int) -> bytes | None:
-        """Path of the image as a file of its own; None in a tar."""
         return self._place.path(self._index, i) if isinstance(self._place, Folder) else None
 
     def image(self, i: int) -> Tensor:

@@ -61,15 +61,7 @@ class Done(NamedTuple):
 
 
 class Preparation:
-    """One split of a source on its way into a folder.
-
-    Args:
-        source: the images.
-        split: its name.
-        folder: where to.
-        settings: how they are stored.
-        channels: of each.
-    """
+    """One split of a source, of so many channels, on its way into a folder."""
 
     def __init__(self, source: Source, split: Split, folder: Path, settings: Settings, channels: int) -> None:
         self.source, self.split, self.folder, self.settings = source, split, folder, settings
@@ -231,17 +223,8 @@ def encode(picture: Tensor, settings: Settings) -> bytes:
 
 
 def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) -> Iterator[Packed]:
-    """Fill a folder with a source's images, tar after tar.
-
-    Args:
-        data: a recipe's `data:` section; its own `cache` is not looked at.
-        folder: may hold what an earlier try left.
-        settings: how they are stored.
-        workers: processes.
-
-    Raises:
-        UserError: the folder was prepared from other images or in another way, or the disk is full.
-    """
+    """Fill a folder with a source's images, tar after tar, from where an earlier try stopped. Raises UserError when the
+    folder was prepared from other images or in another way, or the disk is full."""
     # classes are numbered when the folder is opened
     data = data.model_copy(update={"classes": None})
     splits: tuple[Split, ...] = ("train", "val") if data.has_val else ("train",)

@@ -40,17 +40,11 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
 
 class Record(BaseModel, frozen=True, extra="forbid"):
-    """`prepared.json`.
+    """`prepared.json`."""
 
-    Attributes:
-        settings: how images were stored.
-        data: the recipe's `data:` section, as far as it decides which images they are.
-        fingerprints: of the source's splits.
-    """
-
-    settings: Settings
-    data: dict[str, Any]
-    fingerprints: dict[Split, str]
+    settings: Settings  # how images were stored
+    data: dict[str, Any]  # the recipe's `data:` section, as far as it decides which images they are
+    fingerprints: dict[Split, str]  # of the source's splits
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
@@ -72,7 +66,6 @@ class PreparedTars(Tars):
     """Reads prepared images; they keep the keys that they had in their source."""
 
     def path(self, index: Index, i: int) -> bytes:
-        """The key of image i in the source."""
         return index.name(i)
 
 

@@ -59,12 +59,9 @@ class _Ranges(io.RawIOBase):
 
 
 def identity(path: str) -> Identity:
-    """Size in bytes, and what else tells that a file is still the same: its tag or its date, where there is one.
-
-    Raises:
-        UserError: it cannot be had, or ranges of it cannot.
-        Interrupted: the network or the server fail, also when asked again.
-    """
+    """Size in bytes, and what else tells that a file is still the same: its tag or its date, where there is one. Raises
+    UserError when it or ranges of it cannot be had, Interrupted when the network or the server fail, also when asked
+    again."""
     system, name = _system(path)
     read = (lambda: http.read(system, name, 0, 1).file) if _is_http(path) else (lambda: _info(system, name))
     return _tried(path, read, for_good=(http.Unsuitable, FileNotFoundError, PermissionError))

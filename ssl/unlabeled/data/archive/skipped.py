@@ -52,12 +52,8 @@ def in_words(skipped: Counter[str]) -> str:
 
 
 def conversion(skipped: Counter[str], roots: Sequence[bytes]) -> str:
-    """How to make images of the commonest format of files that are not read; '' where it is none of those known.
-
-    Args:
-        skipped: of a place without any image.
-        roots: the folders, to look into files without an ending.
-    """
+    """How to make images of the commonest format of files that are not read, in folders without any image; '' where it
+    is none of those known. Files without an ending are looked into."""
     counts = Counter({ending: n for ending, n in skipped.items() if ending not in (HIDDEN, NO_ENDING)})
     if skipped[NO_ENDING] and any(map(_begins_as_dicom, roots)):
         counts[".dcm"] += skipped[NO_ENDING]

@@ -41,25 +41,18 @@ _EXTENSIONS = (_LONG_NAME, _LONG_LINK, tarfile.XGLTYPE, *_PAX)
 
 
 class Scan(NamedTuple):
-    """The images below one prefix of some tars.
+    """The images below one prefix of some tars."""
 
-    Attributes:
-        pictures: sorted by (shard, name).
-        labels: of each, what the file beside it says; None throughout unless asked for.
-    """
-
-    pictures: Index
-    labels: list[Any]
+    pictures: Index  # sorted by (shard, name)
+    labels: list[Any]  # of each, what the file beside it says; None throughout unless asked for
 
 
 def scan_tars(
     paths: Sequence[str], prefixes: Sequence[str], beside: Beside | None = None, part: str | None = None
 ) -> tuple[list[Stamp], list[Scan]]:
-    """One pass over the headers of `paths`; what there is below each of `prefixes`.
+    """One pass over the headers of `paths`; what there is below each of `prefixes` ("" for everything).
 
     Args:
-        paths: of tars.
-        prefixes: "" for everything.
         beside: reads labels from files beside the images; None = nothing is read but headers.
         part: which image of a WebDataset sample is used, see `Files.part`.
 

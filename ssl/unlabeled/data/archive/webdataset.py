@@ -54,15 +54,8 @@ class Found(NamedTuple):
 
 
 class Beside:
-    """Labels in files beside images: `000001.jpg` and `000001.cls` or `000001.json`.
-
-    Args:
-        text: an ending such as `cls`, or one of JSON and a key in it, `json:KEY`. The key may lead inwards: `meta.y`.
-
-    Attributes:
-        labels, others: how many were found, see `Found`.
-        used: whether one of them belongs to an image.
-    """
+    """Labels in files beside images: `000001.jpg` and `000001.cls` or `000001.json`. They are named by an ending such
+    as `cls`, or one of JSON and a key in it, `json:KEY`, which may lead inwards: `meta.y`."""
 
     def __init__(self, text: str) -> None:
         ending, _, self.key = text.partition(":")
@@ -134,12 +127,7 @@ class Beside:
 
 
 class Samples:
-    """Counts WebDataset samples with several images each.
-
-    Attributes:
-        several: samples that would have several images.
-        example: one of them, for people.
-    """
+    """Counts WebDataset samples with several images each."""
 
     def __init__(self) -> None:
         self.several, self.example = 0, ""
@@ -175,11 +163,9 @@ def _is_word(ending: bytes) -> bool:
 
 
 def one_of_each(index: Index, part: str | None) -> tuple[Index, np.ndarray]:
-    """One image of every sample, and which those are: a flag [n] for each image.
+    """One image of every sample of tars whose names are sorted, and which those are: a flag [n] for each image.
 
-    Args:
-        index: of tars, whose names are sorted.
-        part: the ending of the images to use; None = the plainest: `000.jpg` before `000.left.jpg`, JPEG before PNG.
+    `part` is the ending of the images to use; None = the plainest: `000.jpg` before `000.left.jpg`, JPEG before PNG.
     """
     chosen = np.zeros(len(index), np.bool_)
     for _, sample in itertools.groupby(range(len(index)), lambda i: (index.place(i), stem(index.name(i))[0])):
@@ -196,14 +182,8 @@ def _rank(ending: bytes) -> tuple[bool, int, bytes]:
 
 
 def reads_samples(path: str, samples: Samples, part: str | None, labelled: bool) -> bool:
-    """Decide whether tars are read as samples; log it once where the names leave it open.
-
-    Args:
-        path: of the first tar.
-        samples: what their names say.
-        part: of the recipe.
-        labelled: whether labels were found in files beside the images, by WebDataset's rule.
-    """
+    """Decide whether tars, the first at `path`, are read as samples; log it once where the names leave it open.
+    `labelled`: labels were found in files beside the images, by WebDataset's rule."""
     if part is not None or not samples.several:
         return part not in (None, ALL)
     chosen = labelled or samples.likely

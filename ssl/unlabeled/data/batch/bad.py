@@ -10,12 +10,9 @@ from unlabeled.files import end_line, json_lines
 
 
 class BadSamples:
-    """The bad images of one run, over all its processes and resumes.
+    """The bad images of one run, over all its processes and resumes; of `n` images a share of `limit` may be bad.
 
-    Args:
-        file: `bad_samples.jsonl`, one {"key", "reason"} per line.
-        n: images in the source.
-        limit: share of them that may be bad, in [0, 1].
+    They are written to a file, one {"key", "reason"} per line.
     """
 
     def __init__(self, file: Path, n: int, limit: float) -> None:

@@ -11,17 +11,11 @@ from unlabeled.nn.patches import PatchMask
 
 
 class ViewBatch(NamedTuple):
-    """The crops of one `View`, for every image of the batch.
+    """The crops of one `View`, for every image of the batch."""
 
-    Attributes:
-        pixels: [count, B, C, H, W], normalised, on the device.
-        mask: a PatchMask with leading axes [count, B], or None.
-        hidden: number of masked patches in all crops as a Python int, so that shapes need no device sync; None if
-            unknown.
-    """
-
-    pixels: Tensor
-    mask: PatchMask | None
+    pixels: Tensor  # [count, B, C, H, W], normalised, on the device
+    mask: PatchMask | None  # a PatchMask with leading axes [count, B], or None
+    # number of masked patches in all crops as a Python int, so that shapes need no device sync; None if unknown
     hidden: int | None = None
 
     def flat(self) -> tuple[Tensor, PatchMask | None]:
@@ -30,16 +24,10 @@ class ViewBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One micro-batch of one process.
+    """One micro-batch of one process."""
 
-    Attributes:
-        views: in the order that the method's Config lists them.
-        labels: [B] int64, -1 where unknown.
-        index: [B] int64, numbers of the images in their source.
-        mix: how images are mixed with their neighbours (mixup, CutMix); None = not at all.
-    """
-
-    views: list[ViewBatch]
-    labels: Tensor
+    views: list[ViewBatch]  # in the order that the method's Config lists them
+    labels: Tensor  # [B] int64, -1 where unknown
+    # [B] int64, numbers of the images in their source
     index: Tensor  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of it
-    mix: Mix | None = None
+    mix: Mix | None = None  # how images are mixed with their neighbours (mixup, CutMix); None = not at all

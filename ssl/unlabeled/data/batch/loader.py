@@ -63,13 +63,7 @@ def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Ge
 class ViewDataset(Dataset[Sample]):
     """Samples of a source cut into views. A bad image is replaced by the next good one of the source.
 
-    Args:
-        source: the images.
-        views: what to cut from each.
-        patch: side of a patch, pixels (for masks).
-        seed: of the recipe.
-        mixing: how images of the first view are mixed with their neighbours.
-        order: which samples make up an epoch; None = each once.
+    Images of the first view are mixed with their neighbours; `order` says which make up an epoch, None = each once.
     """
 
     def __init__(
@@ -133,11 +127,7 @@ def _stack_crops(crops: Sequence[Crops]) -> Crops:
 
 
 class Normalize:
-    """Pixels in [0, 255] to (x / 255 - mean) / std, float32, on the device; and back.
-
-    Args:
-        mean, std: per channel, on the [0, 1] scale.
-    """
+    """Pixels in [0, 255] to (x / 255 - mean) / std per channel, float32, on the device; and back."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
@@ -173,13 +163,8 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
 
 
 def _recoloured(pixels: Tensor, drawn: Photometric, normalize: Normalize) -> Tensor:
-    """Views [count, B, C, H, W] recoloured in the way that suits the device, and normalised.
-
-    Args:
-        pixels: on the device.
-        drawn: with leading axes [B, count], on the host, which thereby knows how many are blurred.
-        normalize: on the device.
-    """
+    """Views [count, B, C, H, W] on the device recoloured in the way that suits it, and normalised. What was drawn has
+    leading axes [B, count] and is on the host, which thereby knows how many are blurred."""
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(pixels.device, non_blocking=True)
@@ -217,15 +202,7 @@ def make_loader(
 
 
 class Feed:
-    """The micro-batches of each step, with the time spent waiting for them.
-
-    Args:
-        dataset: makes samples.
-        sampler: the samples of the steps.
-        workers: processes that make samples.
-        timeout: seconds to wait for a batch of a worker.
-        device: receives the batches.
-    """
+    """The micro-batches of each step, with the seconds spent waiting for them."""
 
     def __init__(
         self, dataset: ViewDataset, sampler: EpochSampler, *, workers: int, timeout: float, device: torch.device

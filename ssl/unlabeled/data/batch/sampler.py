@@ -14,23 +14,15 @@ from unlabeled.randomness import Stream, stream
 
 
 class Position(NamedTuple):
-    """A sample in time: the epoch decides its randomness, the index its image.
+    """A sample in time: the epoch decides its randomness, the index its image."""
 
-    Attributes:
-        epoch: from 0.
-        index: its number in the source.
-        step: number of its global batch.
-        row: its row there.
-        batch: rows of a global batch.
-        turn: how often the sample has come before in this epoch; each time it is cropped anew.
-    """
-
-    epoch: int
+    epoch: int  # from 0
+    # its number in the source
     index: int  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
-    step: int = 0
-    row: int = 0
-    batch: int = 1
-    turn: int = 0
+    step: int = 0  # number of its global batch
+    row: int = 0  # its row there
+    batch: int = 1  # rows of a global batch
+    turn: int = 0  # how often the sample has come before in this epoch; each time it is cropped anew
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -39,20 +31,16 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Order(NamedTuple):
-    """The order of epochs in which samples may come more than once: of rare classes, or all of fewer samples.
+    """The order of epochs in which samples may come more than once: of rare classes, or all of fewer samples."""
 
-    Attributes:
-        labels: [n] int64 of the samples, -1 where unknown.
-        balance: `none` takes every sample once; a class of n_c samples fills a share of the epoch proportional to the
-            root of n_c (`sqrt`), or the same as any other (`balanced`; Kang et al. 2020, section 4.1).
-        since: epoch from which it is so; before it, every sample comes once (deferred re-balancing, Cao et al. 2019).
-        repeats: how often each sample that is drawn comes in a row: an epoch is as long as before and has so many times
-            fewer samples (repeated augmentation, Hoffer et al. 2020; `samplers.py` of DeiT).
-    """
-
-    labels: np.ndarray
+    labels: np.ndarray  # [n] int64 of the samples, -1 where unknown
+    # `none` takes every sample once; a class of n_c samples fills a share of the epoch proportional to the root of n_c
+    # (`sqrt`), or the same as any other (`balanced`; Kang et al. 2020, section 4.1).
     balance: Literal["none", "sqrt", "balanced"] = "none"
+    # epoch from which it is so; before it, every sample comes once (deferred re-balancing, Cao et al. 2019).
     since: float = 0.0
+    # how often each sample that is drawn comes in a row: an epoch is as long as before and has so many times fewer
+    # samples (repeated augmentation, Hoffer et al. 2020; `samplers.py` of DeiT).
     repeats: int = 1
 
     def balanced(self, epoch: int) -> bool:
@@ -91,23 +79,11 @@ def turns_of(order: np.ndarray) -> np.ndarray:
 
 
 class EpochSampler(Sampler[list[Position]]):
-    """Micro-batches of one rank, from any step on.
+    """Micro-batches of one rank, from step `start` on, of a run of `total_steps` over n samples.
 
-    Global batch s of epoch e is rows [sB, (s+1)B) of the epoch's order; rank r takes its contiguous slice, micro-batch
-    by micro-batch; the tail of an epoch is dropped.
-
-    Args:
-        n: samples in the source.
-        batch_size: samples per optimizer step, over all ranks and micro-batches.
-        total_steps: steps of the whole run.
-        seed: of the recipe.
-        start: the step to begin with.
-        rank, world: this process and how many there are.
-        accumulate: micro-batches per step and rank.
-        order: which samples make up an epoch; None = each once.
-
-    Raises:
-        UserError: the batch is larger than the data, or does not divide among ranks and micro-batches.
+    Global batch s of epoch e is rows [sB, (s+1)B) of the epoch's order (None = each sample once); rank r of `world`
+    takes its contiguous slice, in `accumulate` micro-batches; the tail of an epoch is dropped. Raises UserError when
+    the batch is larger than the data, or does not divide among ranks and micro-batches.
     """
 
     def __init__(

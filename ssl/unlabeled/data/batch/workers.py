@@ -42,15 +42,8 @@ _waited_for: Batches | None = None
 
 
 class Batches(Iterator[Any]):
-    """The batches of a loader, whose workers end with it.
-
-    Args:
-        loader: with or without workers.
-
-    Raises:
-        Interrupted: a worker is gone, gives nothing for the loader's timeout, or has no memory left.
-        UserError: what a worker raised.
-    """
+    """The batches of a loader, whose workers end with it. Raises Interrupted when a worker is gone, gives nothing for
+    the loader's timeout, or has no memory left; UserError when a worker raised it."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._timeout = loader.timeout

@@ -16,17 +16,11 @@ GREY, RGB = 1, 3
 
 
 class Target(NamedTuple):
-    """The form that images are decoded to.
+    """The form that images are decoded to."""
 
-    Attributes:
-        max_pixels: width times height above which they are refused.
-        channels: 1 to 16.
-        value_range: what becomes 0 and 255, see `to_8_bit`.
-    """
-
-    max_pixels: int
-    channels: int = RGB
-    value_range: Range | None = None
+    max_pixels: int  # width times height above which they are refused
+    channels: int = RGB  # 1 to 16
+    value_range: Range | None = None  # what becomes 0 and 255, see `to_8_bit`
 
     @property
     def photographs(self) -> bool:
@@ -61,15 +55,11 @@ class Target(NamedTuple):
 
 
 def to_8_bit(values: Values, value_range: Range | None = None) -> Pixels:
-    """Pixels of any kind of number as 0..255, rounded.
+    """Pixels of any kind of number as 0..255, rounded; uint8 stay what they are. Raises ValueError for NaN, infinite
+    values or no numbers.
 
-    Args:
-        values: uint8 stay what they are.
-        value_range: what becomes 0 and 255, clipped beyond; None = integers in 0..65535 are scaled by 1/257, other
-            integers and floats stretched from their own minimum and maximum.
-
-    Raises:
-        ValueError: NaN or infinite values, or no numbers.
+    `value_range` becomes 0 and 255, clipped beyond; None = integers in 0..65535 are scaled by 1/257, other integers and
+    floats stretched from their own minimum and maximum.
     """
     if values.dtype == np.uint8:
         return values

@@ -32,12 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def raise_if_out_of_memory(error: BaseException, key: str) -> None:
-    """Raise Interrupted where an image could not be read for want of memory.
-
-    Args:
-        error: caught while it was read.
-        key: the image's.
-    """
+    """Raise Interrupted where `error` means that an image could not be read for want of memory."""
     if is_out_of_memory(error):
         raise Interrupted(
             f"no memory was left to read {key or 'a picture'}. {ADVICE} If it is always this picture, it is damaged: "

@@ -24,13 +24,9 @@ def installed() -> bool:
 
 
 def values_of(data: bytes, target: Target) -> Values:
-    """The bands of the first page, or pages of one band each: [H, W, bands], upright.
-
-    Raises:
-        UserError: tifffile is not installed.
-        ValueError: too many pixels, or bands in a number that cannot become the target's. So do other errors of a
-            damaged file.
-    """
+    """The bands of the first page, or pages of one band each: [H, W, bands], upright. Raises UserError where tifffile
+    is missing, ValueError for too many pixels or bands that cannot become the target's, other errors for a damaged
+    file."""
     try:
         import tifffile
     except ImportError as error:

@@ -61,15 +61,9 @@ def _value(digits: str) -> tuple[int, str]:
 
 
 def numbered(labels: Iterable[Any], order: Sequence[str] | None = None) -> Numbered:
-    """Class names, and which of them each of the labels is: [n] int64, -1 where it is missing.
-
-    Args:
-        labels: of any type.
-        order: names of all classes, by number; None = natural order of those that occur.
-
-    Raises:
-        UserError: a label is not in `order`.
-    """
+    """Class names, and which of them each of the labels (of any type) is: [n] int64, -1 where it is missing. `order`
+    are the names of all classes; None = natural order of those that occur. Raises UserError when a label is not in
+    `order`."""
     ids: dict[str, int] = {}
     texts = (label if isinstance(label, str) else canonical(label) for label in labels)
     found = np.fromiter((ids.setdefault(text, len(ids)) for text in texts), np.int64)

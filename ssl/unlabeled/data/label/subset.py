@@ -15,12 +15,7 @@ from unlabeled.randomness import Stream, stream
 
 
 class Part(Source):
-    """A source over chosen images of another.
-
-    Args:
-        source: the whole.
-        indices: [m] int64, which images.
-    """
+    """A source over chosen images of another, by their numbers [m] int64."""
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         self.source, self.indices = source, indices
@@ -51,7 +46,6 @@ class Part(Source):
         return self.source.key(int(self.indices[i]))
 
     def fingerprint(self) -> str:
-        """16 hex digits over the whole's fingerprint and the choice."""
         choice = np.ascontiguousarray(self.indices, dtype=np.int64).tobytes()
         return hashlib.sha256(self.source.fingerprint().encode() + choice).hexdigest()[:16]
 

@@ -38,7 +38,6 @@ class Config(Mask, frozen=True, extra="forbid"):
         return self
 
     def check(self, size: Grid, patch: int) -> None:
-        """Raise ValueError when blocks do not fit the crop."""
         check_grid(size, patch)
 
     def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:

@@ -22,7 +22,6 @@ class Config(FixedMask, frozen=True, extra="forbid"):
     aspect: Aspect = ASPECT
 
     def check(self, size: Grid, patch: int) -> None:
-        """Raise ValueError when blocks do not fit the crop, or nothing would be hidden or visible."""
         check_grid(size, patch)
         self.must_leave_both(size[0] // patch * (size[1] // patch), size)
 

@@ -34,15 +34,12 @@ class Config(Mask, frozen=True, extra="forbid"):
         return mask
 
     def check(self, size: Grid, patch: int) -> None:
-        """Raise ValueError when the inner mask does not fit the crop."""
         self.mask.check(size, patch)
 
     def rounded(self, rounding: Rounding) -> Self:
-        """The same mask with a method's own rounding, where the recipe leaves that open."""
         return self.model_copy(update={"mask": self.mask.rounded(rounding)})
 
     def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
-        """Draw a mask over a grid of (rows, columns) patches: hidden [N], keep [K], drop [M]."""
         hidden, keep, drop = self.mask.draw(rng, grid, patch, place)
         assert keep is not None and drop is not None
         return PatchMask(~hidden, drop, keep)

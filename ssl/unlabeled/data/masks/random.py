@@ -20,7 +20,6 @@ class Config(FixedMask, frozen=True, extra="forbid"):
     unit: int | None = Field(None, ge=1, description="side of a unit, pixels; null = one patch")
 
     def check(self, size: Grid, patch: int) -> None:
-        """Raise ValueError when units, patches and crop do not fit, or nothing would be hidden or visible."""
         unit = self.unit or patch
         if unit % patch:
             raise ValueError(f"a mask unit of {unit} pixels is not a multiple of the patch size {patch}")
@@ -29,13 +28,11 @@ class Config(FixedMask, frozen=True, extra="forbid"):
         self.must_leave_both(size[0] // unit * (size[1] // unit), size)
 
     def describe(self, size: Grid, patch: int) -> str:
-        """Number of hidden units, in words for a plan."""
         unit = self.unit or patch
         units = size[0] // unit * (size[1] // unit)
         return f"hides {self.hidden(units)} of {units} units of {unit} px"
 
     def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
-        """A mask over a grid of (rows, columns) patches: hidden [N], keep [K], drop [M]."""
         factor = (self.unit or patch) // patch
         rows, columns = grid[0] // factor, grid[1] // factor
         # argsort of uniform noise, as the official code: streams of `random` are stable between numpy releases

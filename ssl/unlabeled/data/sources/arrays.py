@@ -39,7 +39,6 @@ class Config(SourceConfig):
     value_range: ValueRange | None = VALUE_RANGE
 
     def source(self, split: Split, index: IndexFolder) -> ArraySource:
-        """The files of one split."""
         pictures, labels = (self.train, self.train_labels) if split == "train" else (self.val, self.val_labels)
         assert pictures is not None, "asked for only where there is one"
         target = Target(sys.maxsize, self.channels, self.value_range)
@@ -47,15 +46,7 @@ class Config(SourceConfig):
 
 
 class ArraySource(Source):
-    """A source over one memory-mapped file. Pickles without its pixels.
-
-    Args:
-        path: of the images.
-        labels: path of the labels, or None.
-        layout: order of the axes.
-        target: what becomes of each.
-        order: names of all classes, by number; None = natural.
-    """
+    """A source over one memory-mapped file, with labels in another or none. Pickles without its pixels."""
 
     def __init__(
         self, path: str, labels: str | None, layout: Layout, target: Target, order: tuple[str, ...] | None = None
@@ -108,7 +99,6 @@ class ArraySource(Source):
         return np.array([hash(row.tobytes()) for row in pictures[middle]], np.int64)
 
     def key(self, i: int) -> str:
-        """The file and the number in it."""
         return f"{self.path}[{i}]"
 
     def image(self, i: int) -> Tensor:
@@ -124,7 +114,6 @@ class ArraySource(Source):
         return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
     def fingerprint(self) -> str:
-        """16 hex digits over shape, labels and some of the images."""
         some = [self._pictures[i].tobytes() for i in sample_numbers(len(self))]
         head = f"{self._pictures.dtype} {self._pictures.shape} {self.layout} {self.classes}".encode()
         return digest([head, self.labels.astype("<i8").tobytes(), *some])

@@ -41,7 +41,6 @@ class Config(EncodedConfig):
     label: str | None = Field(None, description="column of the labels; null = unlabelled")
 
     def source(self, split: Split, index: IndexFolder) -> HuggingFaceSource:
-        """The rows of one split."""
         name = self.train if split == "train" else self.val
         assert name is not None, "asked for only where there is one"
         table = _loaded(self.path, self.config, self.revision, name)
@@ -55,14 +54,9 @@ class Config(EncodedConfig):
 
 
 class HuggingFaceSource(Source):
-    """A source over one split. Pickles as a reference to its memory-mapped files.
+    """A source over one split, a `datasets.Dataset`. Pickles as a reference to its memory-mapped files.
 
-    Args:
-        table: a `datasets.Dataset`.
-        name: what to call it.
-        image, label: columns.
-        target: what `decode` makes of them.
-        order: names of all classes, by number; None = that of a `ClassLabel`, else natural.
+    Classes are numbered by `order`; None = that of a `ClassLabel`, else natural.
     """
 
     encoded = True
@@ -100,14 +94,12 @@ class HuggingFaceSource(Source):
         return np.asarray(sizes, dtype=np.int64)
 
     def key(self, i: int) -> str:
-        """The data set, the split and the row."""
         return f"{self._name}[{i}]"
 
     def image(self, i: int) -> Tensor:
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
     def read(self, i: int) -> bytes:
-        """The image's bytes, from the table or from the file that it names."""
         cell = self._table[int(i)][self._column] or {}
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
@@ -121,7 +113,6 @@ class HuggingFaceSource(Source):
             raise BadSample(self.key(i), f"cannot be read: {error.strerror}") from error
 
     def fingerprint(self) -> str:
-        """16 hex digits over the number of rows, labels and some of the images."""
         some = [self._table[int(i)][self._column] or {} for i in sample_numbers(len(self))]
         parts = [bytes(cell.get("bytes") or os.path.basename(cell.get("path") or "").encode()) for cell in some]
         return digest([f"{len(self)} {self.classes}".encode(), self.labels.astype("<i8").tobytes(), *parts])

@@ -26,11 +26,7 @@ class MixtureSource(Source):
     """A source of several. An epoch passes over every image at least once; what weighs more repeats.
 
     Images of a source take turns, so a repeated one is cropped anew: randomness goes by the place in the mixture.
-
-    Args:
-        sources: the parts.
-        weights: their shares, in proportion; None = their sizes, so that every image comes once.
-        order: names of all classes, by number; None = natural.
+    Weights are shares of the sources, in proportion; None = their sizes, so that every image comes once.
     """
 
     def __init__(

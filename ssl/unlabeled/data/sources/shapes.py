@@ -38,16 +38,8 @@ CONTRAST = 0.4
 # ---- outlines: signed distance (about; negative inside) of a shape that fits the unit disc, at points x, y
 
 
-def _circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return _norm(x, y) - 0.9
-
-
-def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.7
-
-
-def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(y, np.abs(x) * 0.8660254 - y * 0.5) - 0.5
+def _norm(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.sqrt(x * x + y * y)
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -60,19 +52,6 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return second - 0.31
 
 
-def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, y = np.abs(x), np.abs(y)
-    return np.maximum(np.minimum(x, y) - 0.27, np.maximum(x, y) - 0.93)
-
-
-def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(_norm(x, y) - 0.72) - 0.2
-
-
-def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(_norm(x, y) - 0.95, 0.75 - _norm(x - 0.5, y))
-
-
 def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     # a square on its corner with a half disc on each of its two upper sides
     x, y = np.abs(x), y + 0.14
@@ -80,27 +59,22 @@ def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _arrow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x = np.abs(x)
-    head = np.maximum(-y, (x + y) * 0.7071068 - 0.6364)
-    shaft = np.maximum(x - 0.24, np.abs(y + 0.4) - 0.52)
-    return np.minimum(head, shaft)
+    head = np.maximum(-y, (np.abs(x) + y) * 0.7071068 - 0.6364)
+    return np.minimum(head, np.maximum(np.abs(x) - 0.24, np.abs(y + 0.4) - 0.52))  # and the shaft
 
 
-def _hourglass(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    y = np.abs(y)
-    return np.maximum(y - 0.66, (np.abs(x) - y) * 0.7071068 - 0.08)
-
-
-def _norm(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.sqrt(x * x + y * y)
-
-
-Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
-_ALL: tuple[Outline, ...] = (
-    *(_circle, _square, _triangle, _star, _cross),
-    *(_ring, _crescent, _heart, _arrow, _hourglass),
-)
-OUTLINES = {outline.__name__[1:]: outline for outline in _ALL}
+OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": lambda x, y: _norm(x, y) - 0.9,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.7,
+    "triangle": lambda x, y: np.maximum(y, np.abs(x) * 0.8660254 - y * 0.5) - 0.5,
+    "star": _star,
+    "cross": lambda x, y: np.maximum(np.minimum(abs(x), abs(y)) - 0.27, np.maximum(abs(x), abs(y)) - 0.93),
+    "ring": lambda x, y: np.abs(_norm(x, y) - 0.72) - 0.2,
+    "crescent": lambda x, y: np.maximum(_norm(x, y) - 0.95, 0.75 - _norm(x - 0.5, y)),
+    "heart": _heart,
+    "arrow": _arrow,
+    "hourglass": lambda x, y: np.maximum(np.abs(y) - 0.66, (np.abs(x) - np.abs(y)) * 0.7071068 - 0.08),
+}
 
 
 # ---- the data set
@@ -128,7 +102,6 @@ class Config(SourceConfig):
         return self
 
     def check_channels(self, channels: int) -> None:
-        """Raise ValueError unless they are three."""
         if channels != 3:
             raise ValueError(
                 f"shapes are drawn in 3 channels, found a mean of {channels} values; give mean and std 3 each"
@@ -139,20 +112,14 @@ class Config(SourceConfig):
         return True
 
     def source(self, split: Split, index: IndexFolder) -> ShapesSource:
-        """The images of one split."""
         count = self.train_size if split == "train" else self.val_size
         return ShapesSource(split, count, self.size, self.seed, self.order)
 
 
 class ShapesSource(Source):
-    """Images of shapes by number. Image i depends on (seed, split, i); `size` only sets its resolution.
-
-    Pixels take arithmetic and square roots alone, which IEEE 754 rounds exactly: processors agree on them.
-
-    Attributes:
-        labels: [n] int64, the image's place in `classes`; classes take turns.
-        classes: the names of the outlines.
-    """
+    """Images of shapes by number; classes are the outlines and take turns. Image i depends on (seed, split, i); `size`
+    only sets its resolution. Pixels take arithmetic and square roots alone, which IEEE 754 rounds exactly: processors
+    agree on them."""
 
     classes: tuple[str, ...] = tuple(OUTLINES)
 
@@ -167,11 +134,9 @@ class ShapesSource(Source):
 
     @property
     def marks(self) -> NDArray[np.int64]:
-        """Every image is another one, in both splits."""
         return np.arange(self.count) * 2 + (self.split == "val")
 
     def key(self, i: int) -> str:
-        """A name for messages: `shapes/train/000123`."""
         return f"shapes/{self.split}/{i:06d}"
 
     def fingerprint(self) -> str:
@@ -180,7 +145,6 @@ class ShapesSource(Source):
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
     def image(self, i: int) -> Tensor:
-        """Image i: uint8 [3, size, size], RGB."""
         random = self._random(i)
         inside = self._coverage(self._outline(i, random))
         ground, clutter, fill = self._colours(random)

@@ -57,7 +57,6 @@ class Config(EncodedConfig):
         return self
 
     def source(self, split: Split, index: IndexFolder) -> Pictures:
-        """Its rows of one split."""
         path, root = self.path, os.fsencode(self._root)
         text = repr([path, self._dialect, self._wanted(split), self.order])
         asked = {split: CacheKey(text, lambda listing: None if (_stamp(path),) == listing.files else path)}

@@ -52,7 +52,6 @@ class Config(EncodedConfig):
         return name
 
     def source(self, split: Split, index: IndexFolder) -> TorchVisionSource:
-        """The data set with the arguments of one split."""
         import torchvision
 
         arguments = self.train if split == "train" else self.val
@@ -66,13 +65,9 @@ class Config(EncodedConfig):
 
 
 class TorchVisionSource(Source):
-    """A source over one of torchvision's data sets, whose images it opens itself.
+    """A source over one of torchvision's data sets, which gives (image, ...) by number and opens images itself.
 
-    Args:
-        dataset: gives (image, ...) by number.
-        name: what to call it.
-        target: what `from_pillow` makes of them.
-        order: names of all classes, by number; None = that of the data set, else natural.
+    Classes are numbered by `order`; None = that of the data set, else natural.
     """
 
     def __init__(self, dataset: Any, name: str, target: Target, order: tuple[str, ...] | None = None) -> None:
@@ -93,7 +88,6 @@ class TorchVisionSource(Source):
         return len(self._dataset)
 
     def key(self, i: int) -> str:
-        """The data set, the split and the number."""
         return f"{self._name}[{i}]"
 
     def image(self, i: int) -> Tensor:
@@ -105,7 +99,6 @@ class TorchVisionSource(Source):
         return from_pillow(picture, key=self.key(i), **self._target._asdict())
 
     def fingerprint(self) -> str:
-        """16 hex digits over the number of images, labels and some of the images."""
         some = [self._pixels(int(i)) for i in sample_numbers(len(self))]
         return digest([f"{len(self)} {self.classes}".encode(), self.labels.astype("<i8").tobytes(), *some])
 

@@ -41,17 +41,10 @@ def must_be_rand_augment(spec: str) -> None:
 
 
 def rand_augment(pixels: Tensor, spec: str, rng: np.random.Generator) -> Tensor:
-    """timm's RandAugment of a crop.
+    """timm's RandAugment of a crop, uint8 [3, H, W], in timm's language, such as `rand-m9-mstd0.5-inc1`.
 
-    timm draws from Python's and NumPy's global generators: they are seeded for the call and then put back.
-
-    Args:
-        pixels: uint8 [3, H, W].
-        spec: in timm's language, such as `rand-m9-mstd0.5-inc1`.
-        rng: the sample's; two draws are taken.
-
-    Returns:
-        uint8 [3, H, W].
+    timm draws from Python's and NumPy's global generators: they are seeded for the call by two draws of the sample's
+    generator, and then put back.
     """
     picture = Image.merge("RGB", [Image.fromarray(channel) for channel in pixels.numpy()])
     with _seeded(*rng.integers(2**32, size=2).tolist()):
@@ -87,15 +80,10 @@ def _seeded(pythons: int, numpys: int) -> Iterator[None]:
 
 
 class Erased(NamedTuple):
-    """Random parameters of erasing.
+    """Random parameters of erasing."""
 
-    Attributes:
-        box: [..., 4] int64: top, left, height, width in pixels; all 0 = not erased.
-        key: [...] int64, seed of the noise.
-    """
-
-    box: Tensor
-    key: Tensor
+    box: Tensor  # [..., 4] int64: top, left, height, width in pixels; all 0 = not erased
+    key: Tensor  # [...] int64, seed of the noise
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Erased:
         """The same with `function` applied to each tensor."""
@@ -128,12 +116,8 @@ def _erased_box(uniform: np.ndarray, height: int, width: int) -> tuple[int, int,
 
 
 def erase_(pixels: Tensor, erased: Erased) -> None:
-    """Fill boxes of normalised crops with noise of N(0, 1), the same on every device.
-
-    Args:
-        pixels: [count, B, C, H, W] float32, changed in place.
-        erased: with leading axes [B, count], on the host, which thereby waits for nothing.
-    """
+    """Fill boxes of normalised crops [count, B, C, H, W] in place with noise of N(0, 1), the same on every device. What
+    was drawn has leading axes [B, count] and is on the host, which thereby waits for nothing."""
     places = [tuple(place) for place in erased.box[..., 2:].prod(-1).nonzero().tolist()]
     boxes, keys = [erased.box[place].tolist() for place in places], [int(erased.key[place]) for place in places]
     sizes = [pixels.shape[2] * h * w for _, _, h, w in boxes]

@@ -42,13 +42,8 @@ class Mixing(BaseModel, frozen=True, extra="forbid"):
             )
 
     def draw(self, position: Position, shape: tuple[int, int], seed: int) -> tuple[float, tuple[int, int, int, int]]:
-        """Share and box of the pair that a sample belongs to, from (seed, step, pair) alone.
-
-        Args:
-            position: of the sample; its epoch decides whether mixing is over.
-            shape: (height, width) of the images, pixels.
-            seed: of the recipe.
-        """
+        """Share and box of the pair that a sample belongs to, from (seed, step, pair) alone, for images of `shape`
+        (height, width) pixels. The epoch decides whether mixing is over."""
         off = self.off_epoch is not None and position.epoch >= self.off_epoch
         rng = stream(seed, Stream.MIX, position.step, position.row // 2)
         if off or rng.random() >= self.prob:

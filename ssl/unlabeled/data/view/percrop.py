@@ -32,15 +32,12 @@ BLOCK = 16  # rows of a blur at a time
 
 
 def recolour_and_normalize(pixels: Tensor, drawn: Photometric, scale: Tensor, shift: Tensor) -> Tensor:
-    """Apply what was drawn, as `photometric.recolour` does, and normalise.
+    """Apply what was drawn, as `recolour.recolour` does, and normalise to float32 [N, C, H, W].
 
     Args:
         pixels: [N, C, H, W] uint8, on the host. Where they are not RGB, no saturation, hue or grey may be drawn.
         drawn: with leading axis N.
         scale, shift: [C, 1, 1]: values in 0..255 become values * scale + shift.
-
-    Returns:
-        [N, C, H, W] float32.
     """
     result = torch.empty(pixels.shape)
     tint, blurs = (Fused if drawn.fused else Exact)(drawn, pixels), Blurs(drawn, pixels.shape[1:])
@@ -135,12 +132,7 @@ def turn_hue_(crop: Tensor, turn: float) -> None:
 
 
 class Blurs:
-    """The blurs of a batch of crops, those that were drawn.
-
-    Args:
-        drawn: for all of them.
-        shape: of a crop, (C, H, W).
-    """
+    """The blurs of a batch of crops of `shape` (C, H, W), those that were drawn."""
 
     def __init__(self, drawn: Photometric, shape: Sequence[int]) -> None:
         channels, height, width = shape
@@ -169,13 +161,7 @@ class Blurs:
 
 
 class Bands:
-    """Matrices of blurs, which are zero but for a band, in blocks of rows.
-
-    Args:
-        side: rows and columns of a matrix.
-        sigma: [K], standard deviations.
-        kernel: see `photometric.blur`.
-    """
+    """Matrices of blurs [K, side, side], which are zero but for a band, in blocks of rows; see `photometric.blur`."""
 
     def __init__(self, side: int, sigma: Tensor, kernel: int | None) -> None:
         self.reach = reach = blur_reach(sigma, kernel)

@@ -28,25 +28,16 @@ BOX_PASSES = 3
 
 
 class Photometric(NamedTuple):
-    """Random colour parameters of crops; None where their view never uses one.
+    """Random colour parameters of crops; None where their view never uses one."""
 
-    Attributes:
-        jitter: [..., 4] float32, factors of brightness, contrast and saturation, and the turn of the hue in [-.5, .5].
-        order: [..., 4] int64, in which order: a permutation of 0 (brightness) to 3 (hue).
-        grayscale: [...] bool.
-        blur: [...] float32, standard deviation in pixels, 0 = not blurred.
-        solarize: [...] bool.
-        blur_kernel: taps of the blur; None = Pillow's blur.
-        fused: whether jitter and grey are one affine map, see `fused`.
-    """
-
+    # [..., 4] float32, factors of brightness, contrast and saturation, and the turn of the hue in [-.5, .5]
     jitter: Tensor | None
-    order: Tensor | None
-    grayscale: Tensor | None
-    blur: Tensor | None
-    solarize: Tensor | None
-    blur_kernel: int | None = None
-    fused: bool = False
+    order: Tensor | None  # [..., 4] int64, in which order: a permutation of 0 (brightness) to 3 (hue)
+    grayscale: Tensor | None  # [...] bool
+    blur: Tensor | None  # [...] float32, standard deviation in pixels, 0 = not blurred
+    solarize: Tensor | None  # [...] bool
+    blur_kernel: int | None = None  # taps of the blur; None = Pillow's blur
+    fused: bool = False  # whether jitter and grey are one affine map, see `fused`
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Photometric:
         """The same with `function` applied to each tensor."""
@@ -95,13 +86,8 @@ def solarize(pixels: Tensor) -> Tensor:
 
 
 def jitter(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """torchvision's ColorJitter with its random order, a different one for every crop of the batch.
-
-    Args:
-        pixels: [..., C, H, W] in [0, 1].
-        factors: [..., 4], see `Photometric.jitter`.
-        order: [..., 4], see `Photometric.order`.
-    """
+    """torchvision's ColorJitter with its random order, a different one for every crop [..., C, H, W] in [0, 1];
+    `factors` [..., 4] and `order` [..., 4] are those of `Photometric`."""
     # the hue costs most and is turned once: what a crop does before it comes in the first three rounds, the rest after
     turns = torch.arange(4, device=order.device)
     hue_at = (order == HUE).int().argmax(-1, keepdim=True)
@@ -117,13 +103,8 @@ def jitter(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def blend(pixels: Tensor, what: Tensor, factor: Tensor) -> Tensor:
-    """Brightness, contrast or saturation: away from (or towards) black, the mean luminance, or the luminance.
-
-    Args:
-        pixels: [..., C, H, W] in [0, 1].
-        what: [...], BRIGHTNESS, CONTRAST or SATURATION.
-        factor: [...], 1 = unchanged.
-    """
+    """Brightness, contrast or saturation of [..., C, H, W] in [0, 1], as `what` [...] says: away from (or towards)
+    black, the mean luminance, or the luminance, by `factor` [...], 1 = unchanged."""
     what, factor = per_crop(what), per_crop(factor)
     grey = luminance(pixels)
     flat = torch.where(what == CONTRAST, grey.mean((-2, -1), keepdim=True), 0.0)

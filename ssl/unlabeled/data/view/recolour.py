@@ -58,26 +58,18 @@ def _blur_some(pixels: Tensor, sigma: Tensor, kernel: int | None, which: Tensor 
 
 
 def tint_fused(pixels: Tensor, drawn: Photometric) -> Tensor:
-    """Jitter and grey of a batch in one product.
-
-    Args:
-        pixels: [..., C, H, W] float32 in [0, 1]. Where they are not RGB, no saturation, hue or grey may be drawn.
-        drawn: with the same leading axes.
-    """
+    """Jitter and grey of a batch [..., C, H, W] float32 in [0, 1] in one product, arguments as in `recolour`."""
     matrix, offset = compose(pixels.mean((-2, -1)), drawn)
     mixed = matrix @ pixels.flatten(-2) + offset.unsqueeze(-1)
     return mixed.clamp_(0, 1).view_as(pixels)
 
 
 def compose(means: Tensor, drawn: Photometric) -> tuple[Tensor, Tensor]:
-    """The map x -> matrix @ x + offset of each crop.
+    """The map x -> matrix @ x + offset of each crop: matrix [..., C, C], offset [..., C].
 
     Args:
         means: [..., C], of each channel, in [0, 1]: contrast goes by the mean luminance of what it is given.
         drawn: with the same leading axes.
-
-    Returns:
-        matrix [..., C, C], offset [..., C].
     """
     channels = means.shape[-1]
     weights = torch.tensor(luma(channels), device=means.device)

@@ -50,11 +50,9 @@ class Crops(NamedTuple):
 
 
 class View(BaseModel, frozen=True, extra="forbid"):
-    """Random resized crops of one size (torchvision's RandomResizedCrop), flipped at random.
-
-    When asked to, RandAugment comes next, then colours change in this order: jitter, grey, blur, solarise. Last, a box
-    of the normalised crop is erased. So is a mask drawn.
-    """
+    """Random resized crops of one size (torchvision's RandomResizedCrop), flipped at random. When asked to, RandAugment
+    comes next, then colours change in this order: jitter, grey, blur, solarise. Last, a box of the normalised crop is
+    erased."""
 
     count: int = Field(1, ge=1, description="crops per image")
     size: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
@@ -203,14 +201,8 @@ class View(BaseModel, frozen=True, extra="forbid"):
         return (pixels.flip(-1) if crop.flip else pixels).contiguous()
 
     def sample(self, image: Tensor, rng: np.random.Generator, patch: int, place: Place = ALONE) -> Crops:
-        """All crops of this view from one image, uncoloured, with what was drawn for them.
-
-        Args:
-            image: uint8 [C, H, W].
-            rng: the sample's.
-            patch: side of a patch, pixels.
-            place: of the first crop in its global batch, for masks that go by it.
-        """
+        """All crops of this view from one uint8 image [C, H, W], uncoloured, with what was drawn for them. `patch` is
+        the side of a patch, pixels; `place` that of the first crop in its global batch, for masks that go by it."""
         grid = (self.shape[0] // patch, self.shape[1] // patch)
         pixels, colours, erased, masks = [], [], [], []
         for crop in range(self.count):
@@ -241,13 +233,9 @@ def resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) 
 
 
 def center_crop(image: Tensor, shape: tuple[int, int], crop_pct: float, interpolation: Interpolation) -> Tensor:
-    """The view of evaluation: resize the short side to side / crop_pct, cut the centre. 224 / 0.875 gives 256 -> 224.
+    """The view of evaluation of a uint8 image [C, H, W]: resize the short side to side / crop_pct, cut the centre.
 
-    Args:
-        image: uint8 [C, H, W].
-        shape: (height, width) of the result, pixels.
-        crop_pct: share of the resized image's short side that is kept, in (0, 1].
-        interpolation: how to resize.
+    `crop_pct` in (0, 1] is the share of the resized image's short side that is kept: 224 / 0.875 gives 256 -> 224.
     """
     height, width = image.shape[-2:]
     targets = (math.floor(side / crop_pct) for side in shape)
