@@ -12,10 +12,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from unlabeled.data import masking
 from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate, make_loader
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.mask import Mask, Place
-from unlabeled.data.masking import _add_block, blocks
+from unlabeled.data.masking import _add_block
 from unlabeled.data.masks import stratified_block
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.masks.fixed_block import Config as FixedBlockMask
@@ -76,7 +77,7 @@ def test_blocks_have_the_aspect_asked_for(
         hidden |= free
         return added
 
-    monkeypatch.setattr(blocks, "_add_block", alone)
+    monkeypatch.setattr(masking, "_add_block", alone)
     share = {"share": 1.0} if kind is StratifiedBlockMask else {}
     hidden_of(kind(aspect=aspect, **share), 40, (40, 40))
     assert len(shapes) > 20
@@ -93,7 +94,7 @@ def test_aspects_that_are_none_are_refused(aspect: Any) -> None:
 
 def test_no_block_adds_more_than_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[int] = []
-    monkeypatch.setattr(blocks, "_add_block", lambda *arguments: added.append(_add_block(*arguments)) or added[-1])
+    monkeypatch.setattr(masking, "_add_block", lambda *arguments: added.append(_add_block(*arguments)) or added[-1])
     hidden_of(StratifiedBlockMask(share=1.0, ratio=(1.0, 1.0)), 20)
     assert 49 < max(added) <= 98
 
