@@ -18,7 +18,7 @@ from parity.statistics import (
     assert_same_spread,
 )
 
-from unlabeled.data.masking import blocks
+from unlabeled.data import masking
 from unlabeled.data.masks.stratified_block import DINOV2_SMALLEST
 from unlabeled.data.masks.stratified_block import Config as StratifiedBlockMask
 
@@ -52,7 +52,7 @@ def test_masks(folder: Path, setting: str) -> None:
     smallest, largest = settings.get("min_num_patches", DINOV2_SMALLEST), most(settings, (rows, columns))
     aspect = StratifiedBlockMask().aspect
     rng = np.random.default_rng(0)
-    masks = [blocks.hide_blocks(rng, (rows, columns), target, smallest, largest, aspect) for _ in range(DRAWS)]
+    masks = [masking.hide_blocks(rng, (rows, columns), target, smallest, largest, aspect) for _ in range(DRAWS)]
     hidden, n = torch.from_numpy(np.stack(masks)).double(), len(official["count_per_draw"])
 
     counts = official["count_per_draw"].double()
@@ -76,4 +76,4 @@ def test_our_mask_draws_by_this_generator() -> None:
     rng = np.random.default_rng(0)
     rng.random()
     assert DINOV2_SMALLEST == 4
-    assert mine.equal(torch.from_numpy(blocks.hide_blocks(rng, grid, int(0.3 * 196), 4, 98, mask.aspect)))
+    assert mine.equal(torch.from_numpy(masking.hide_blocks(rng, grid, int(0.3 * 196), 4, 98, mask.aspect)))

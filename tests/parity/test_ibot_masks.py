@@ -20,7 +20,7 @@ from parity.statistics import (
 )
 from torch import Tensor
 
-from unlabeled.data.masking import blocks
+from unlabeled.data import masking
 from unlabeled.data.masks.block import Config as BlockMask
 
 LEVELS = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
@@ -71,14 +71,14 @@ def mask_of(settings: Settings, aspect: tuple[float, float]) -> BlockMask:
 
 def drawn(mask: BlockMask, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """DRAWS masks, and how they came about."""
-    rng, accepted, add = Counting(), [0], blocks._add_block
+    rng, accepted, add = Counting(), [0], masking._add_block
 
     def counted(*arguments: Any) -> int:
         added = add(*arguments)
         accepted[-1] += bool(added)
         return added
 
-    monkeypatch.setattr(blocks, "_add_block", counted)
+    monkeypatch.setattr(masking, "_add_block", counted)
     hidden, numbers, tried = [], [], []
     for _ in range(DRAWS):
         accepted[-1], rng.tried = 0, 0
