@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from unlabeled.data.archive.index import IndexBuilder
+from unlabeled.data.archive.index import Index, IndexBuilder
 from unlabeled.data.archive.pictures import Pictures
 from unlabeled.data.archive.tar import scan_tars
 from unlabeled.data.opened import Opened
@@ -485,7 +485,8 @@ def test_a_picture_stays_under_200_bytes() -> None:
     classes, labels = index.folders()
     assert len(index) == 200_000 and len(classes) == 200
     assert index.name(199_999) == b"n00000199/a_photograph_of_something_00199999.jpg"
-    assert index.nbytes + labels.nbytes < 200 * len(index)
+    columns = [getattr(index, column) for column in Index.COLUMNS]
+    assert sum(column.nbytes for column in [*columns, labels]) < 200 * len(index)
 
 
 # ---------------------------------------------------------------- files beside pictures, as WebDataset has them

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 from unlabeled.data.archive.listing import Split
@@ -45,7 +44,11 @@ def run(options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: expected at least 1")
     recipe = load_any(options.recipe, options.overrides)
-    for data, folder in _with_cache(recipe.data):
+    sources = [(part, Path(part.cache)) for part in recipe.data.parts if part.cache is not None]
+    if not sources:
+        field = "data.cache" if len(recipe.data.parts) == 1 else "data.sources.0.cache"
+        raise UserError(f"{field} is null; expected the folder to fill, such as {field}=/fast/disk/pictures")
+    for data, folder in sources:
         lock = claim(folder, "data.cache")
         try:
             _prepare(data, folder, settings, options.workers)
@@ -54,15 +57,6 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"cannot write to {folder}: {problem}. Make room; the same command goes on.") from error
         lock.close()
     return 0
-
-
-def _with_cache(data: SourceConfig) -> Iterator[tuple[SourceConfig, Path]]:
-    """The sources to prepare, and where to."""
-    found = [(part, Path(part.cache)) for part in data.parts if part.cache is not None]
-    if not found:
-        field = "data.cache" if len(data.parts) == 1 else "data.sources.0.cache"
-        raise UserError(f"{field} is null; expected the folder to fill, such as {field}=/fast/disk/pictures")
-    yield from found
 
 
 def _prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) -> None:

@@ -28,15 +28,8 @@ class Unsuitable(Exception):
     """The server will never answer as is needed: single ranges cannot be read from it."""
 
 
-class Answer(NamedTuple):
-    """The answer to a range request."""
-
-    data: bytes
-    file: Identity
-
-
-def read(system: Any, url: str, start: int, size: int, file: Identity | None = None) -> Answer:
-    """The bytes [start, start + size) of a file, size at least 1, through a file system of fsspec's.
+def read(system: Any, url: str, start: int, size: int, file: Identity | None = None) -> tuple[bytes, Identity]:
+    """The bytes [start, start + size) of a file, size at least 1, through a file system of fsspec's; and the file.
 
     `file` is as it was seen first; None = this is the first time.
 
@@ -47,7 +40,10 @@ def read(system: Any, url: str, start: int, size: int, file: Identity | None = N
     """
     from fsspec.asyn import sync
 
-    status, headers, data = sync(system.loop, _fetch, system, url, _asked(start, size, file), size)
+    asked = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
+    if file and file.tag.startswith('"'):  # a weak tag (W/"...") matches nothing here: RFC 9110 section 13.1.1
+        asked["If-Match"] = file.tag
+    status, headers, data = sync(system.loop, _fetch, system, url, asked, size)
     if status == 412 or (file is not None and status == 416):
         raise Changed
     _refuse_other_kinds(status, headers)
@@ -58,7 +54,7 @@ def read(system: Any, url: str, start: int, size: int, file: Identity | None = N
     now = _identity(sent[3], headers, file)
     if len(data) != size:
         raise ValueError(f"asked for {size:,} bytes, was sent {len(data):,}")
-    return Answer(data, now)
+    return data, now
 
 
 def _identity(total: str, headers: Mapping[str, str], seen: Identity | None) -> Identity:
@@ -72,12 +68,6 @@ def _identity(total: str, headers: Mapping[str, str], seen: Identity | None) -> 
     if total not in ("*", f"{seen.size}") or not same:
         raise Changed
     return seen
-
-
-def _asked(start: int, size: int, file: Identity | None) -> dict[str, str]:
-    headers = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
-    # a weak tag (W/"...") matches nothing here: RFC 9110 section 13.1.1
-    return {**headers, "If-Match": file.tag} if file and file.tag.startswith('"') else headers
 
 
 async def _fetch(system: Any, url: str, headers: dict[str, str], most: int) -> tuple[int, Mapping[str, str], bytes]:

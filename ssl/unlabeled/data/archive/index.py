@@ -93,11 +93,6 @@ class Index:
             sum((part.skipped for part in parts), Counter()),
         )
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the arrays."""
-        return sum(a.nbytes for a in (self.names, self.ends, self.sizes, self.shards, self.starts))
-
     def fingerprint(self, labels: NDArray[np.int64]) -> str:
         """16 hex digits over names, sizes and labels in order; a folder and a tar of it agree."""
         digest = blake2b(digest_size=8)

@@ -53,22 +53,14 @@ class Stamp(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The images of one split, and what would show that there are others now.
-
-    Attributes:
-        pictures: their index.
-        classes, labels: see `Source`.
-        files: the archives that hold the images, or the table that lists them.
-        folders: the folders that were read, by name below the root; `sizes` are when each was changed last, ns.
-        fingerprint: of images and labels.
-    """
+    """The images of one split with classes and labels as in `Source`, and what would show that there are others now."""
 
     pictures: Index
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
-    files: tuple[Stamp, ...]
-    folders: Index
-    fingerprint: str
+    files: tuple[Stamp, ...]  # the archives that hold the images, or the table that lists them
+    folders: Index  # those that were read, by name below the root; `sizes` are when each was changed last, ns
+    fingerprint: str  # of images and labels
 
     @classmethod
     def of(
@@ -131,10 +123,14 @@ class IndexFolder:
 
     def _kept(self, asked: dict[Split, CacheKey]) -> dict[Split, Listing]:
         """The listings as the folder keeps them; empty unless it keeps all."""
-        if self.folder is None:
-            return {}
-        found = {split: _current(self._file(split), key) for split, key in asked.items()}
-        listings = {split: listing for split, listing in found.items() if listing is not None}
+        listings: dict[Split, Listing] = {}
+        for split, key in asked.items() if self.folder else ():
+            if (listing := read(self._file(split), key.text)) is None:
+                continue
+            if (what := key.changed(listing)) is None:
+                listings[split] = listing
+            else:
+                log.warning("%s has changed since the pictures were indexed: looking for them again", what)
         return listings if len(listings) == len(asked) else {}
 
     def _scanned(self, asked: dict[Split, CacheKey], scan: Callable[[], dict[Split, Listing]]) -> dict[Split, Listing]:
@@ -147,20 +143,13 @@ class IndexFolder:
         return listings
 
 
-def _current(file: Path, question: CacheKey) -> Listing | None:
-    if (listing := read(file, question.text)) is None:
-        return None
-    if (what := question.changed(listing)) is None:
-        return listing
-    log.warning("%s has changed since the pictures were indexed: looking for them again", what)
-    return None
-
-
 def save(file: Path, listing: Listing, asked: str) -> None:
     """Write a listing, whole or not at all. A disk that takes none is no reason to stop: the next start scans."""
     from safetensors.numpy import save as packed
 
-    columns = _columns(listing)
+    indices = {"pictures": listing.pictures, "folders": listing.folders}
+    columns = {f"{name}.{field}": getattr(index, field) for name, index in indices.items() for field in Index.COLUMNS}
+    columns["labels"] = listing.labels
     header = {
         "format": FORMAT,
         "asked": asked,
@@ -193,14 +182,6 @@ def read(file: Path, asked: str) -> Listing | None:
         return Listing(pictures, tuple(header["classes"]), columns["labels"], files, folders, header["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def _columns(listing: Listing) -> dict[str, NDArray[Any]]:
-    indices = {"pictures": listing.pictures, "folders": listing.folders}
-    columns = {
-        f"{name}.{column}": getattr(index, column) for name, index in indices.items() for column in Index.COLUMNS
-    }
-    return {**columns, "labels": listing.labels}
 
 
 def _index(columns: dict[str, NDArray[Any]], name: str, skipped: Counter[str]) -> Index:

@@ -23,7 +23,10 @@ def entries(paths: Sequence[str]) -> list[str]:
         spelt = [path] if not is_remote(path) and os.path.exists(path) else braces(path)
         each = [_matches(one) for one in spelt]
         if lacking := [one for one, there in zip(spelt, each, strict=True) if not there]:
-            raise UserError(_absent(path, lacking, len(spelt)))
+            first, count = lacking[0], len(lacking)
+            many = f"{count:,} of the {len(spelt):,} archives of {path!r} do not exist, the first: {first!r}"
+            expected = "expected a folder, a .tar or a glob of tars (data.path, data.val_path or DATA)"
+            raise UserError(many if len(spelt) > 1 else f"{path!r} does not exist; {expected}")
         found += [one for there in each for one in there]
     places = [one if is_remote(one) else os.path.realpath(one) for one in found]
     if len(set(places)) < len(places):
@@ -36,14 +39,6 @@ def _matches(path: str) -> list[str]:
     if is_remote(path):
         return list(matching(path))
     return [path] if os.path.exists(path) else sorted(glob.glob(path))
-
-
-def _absent(path: str, lacking: list[str], among: int) -> str:
-    if among == 1:
-        return (
-            f"{path!r} does not exist; expected a folder, a .tar or a glob of tars (data.path, data.val_path or DATA)"
-        )
-    return f"{len(lacking):,} of the {among:,} archives of {path!r} do not exist, the first: {lacking[0]!r}"
 
 
 def braces(text: str) -> list[str]:

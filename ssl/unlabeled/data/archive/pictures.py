@@ -116,15 +116,12 @@ class Tars:
         descriptor = _descriptor(os.getpid(), shard).number
         if local_identity(descriptor) != (shard.size, shard.tag):
             return None
-        return _pread(descriptor, int(index.sizes[i]), int(index.starts[i]))
-
-
-def _pread(descriptor: int, size: int, start: int) -> bytes:
-    """Bytes [start, start + size) of a file, fewer only where it ends: some file systems answer in parts."""
-    data = os.pread(descriptor, size, start)
-    while len(data) < size and (more := os.pread(descriptor, size - len(data), start + len(data))):
-        data += more
-    return data
+        start, size = int(index.starts[i]), int(index.sizes[i])
+        data = os.pread(descriptor, size, start)
+        # some file systems answer in parts
+        while len(data) < size and (more := os.pread(descriptor, size - len(data), start + len(data))):
+            data += more
+        return data
 
 
 class _Descriptor:

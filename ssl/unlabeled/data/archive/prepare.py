@@ -43,21 +43,14 @@ ENDINGS = {"raw": "npy", "jpeg": "jpg"}
 
 
 class Done(NamedTuple):
-    """The contents of one tar.
-
-    Attributes:
-        size: of the tar, bytes.
-        sha256: of the tar.
-        starts, sizes, sums: where its images lie, and their CRC-32.
-        bad: numbers and reasons of images that cannot be used. They are in the tar as they were.
-    """
+    """The contents of one tar: its size in bytes, where its images lie, and their CRC-32."""
 
     size: int
     sha256: str
     starts: list[int]
     sizes: list[int]
     sums: list[int]
-    bad: list[tuple[int, str]]
+    bad: list[tuple[int, str]]  # numbers and reasons of images that cannot be used: they are in the tar as they were
 
 
 class Preparation:
@@ -169,7 +162,9 @@ class Preparation:
         """Read back what was written, from the disk where the system allows it, and decode it."""
         unusable = {i for i, _ in done.bad}
         with file.open("rb") as written:
-            _to_disk(written.fileno())
+            os.fsync(written.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             for i, start, size, checksum in zip(pictures, done.starts, done.sizes, done.sums, strict=True):
                 written.seek(start)
                 data = written.read(size)
@@ -187,12 +182,6 @@ class Preparation:
 
 def _tag(sha256: str) -> str:
     return f"sha256:{sha256}"
-
-
-def _to_disk(descriptor: int) -> None:
-    os.fsync(descriptor)
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def shrink(picture: Tensor, short_side: int) -> Tensor:

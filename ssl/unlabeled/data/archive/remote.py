@@ -63,7 +63,7 @@ def identity(path: str) -> Identity:
     UserError when it or ranges of it cannot be had, Interrupted when the network or the server fail, also when asked
     again."""
     system, name = _system(path)
-    read = (lambda: http.read(system, name, 0, 1).file) if _is_http(path) else (lambda: _info(system, name))
+    read = (lambda: http.read(system, name, 0, 1)[1]) if _is_http(path) else (lambda: _info(system, name))
     return _tried(path, read, for_good=(http.Unsuitable, FileNotFoundError, PermissionError))
 
 
@@ -94,7 +94,7 @@ def read_range(path: str, start: int, size: int, file: Identity) -> bytes:
         return b""
     system, name = _system(path)
     if _is_http(path):
-        return _tried(path, lambda: http.read(system, name, start, size, file).data)
+        return _tried(path, lambda: http.read(system, name, start, size, file)[0])
     if identity_seen_by(os.getpid(), path) != file:
         raise _changed(path)
     return _tried(path, lambda: _cut(system, name, start, size))

@@ -15,19 +15,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from unlabeled.data.archive import webdataset
 from unlabeled.data.archive.index import Index, IndexBuilder, readable
 from unlabeled.data.archive.listing import Stamp
 from unlabeled.data.archive.remote import identity, is_remote, open_remote
-from unlabeled.data.archive.webdataset import (
-    Beside,
-    Found,
-    Member,
-    Samples,
-    one_of_each,
-    reads_samples,
-    stem,
-    whole_stem,
-)
+from unlabeled.data.archive.webdataset import Beside, Found, Member, one_of_each, stem, whole_stem
 from unlabeled.errors import UserError
 
 _BLOCK = 512
@@ -63,7 +55,7 @@ def scan_tars(
     builders = [IndexBuilder(os.fsencode(prefix)) for prefix in prefixes]
     labels: list[list[Any]] = [[] for _ in prefixes]
     others: list[list[Any]] = [[] for _ in prefixes]
-    shards, samples = [], Samples()
+    shards, samples = [], webdataset.Samples()
     for number, path in enumerate(paths):
         with _open_tar(path) as file:
             shard = Stamp(path, *(identity(path) if is_remote(path) else local_identity(file.fileno())))
@@ -85,14 +77,10 @@ def scan_tars(
             builder.skipped.pop(f".{beside.ending.decode()}", None)  # read as labels
         if beside.others and not beside.labels:
             return shards, [Scan(scan.pictures, own) for scan, own in zip(scans, others, strict=True)]
-    if not reads_samples(paths[0], samples, part, beside is not None):
+    if not webdataset.reads_samples(paths[0], samples, part, beside is not None):
         return shards, scans
-    return shards, [_sampled(scan, part) for scan in scans]
-
-
-def _sampled(scan: Scan, part: str | None) -> Scan:
-    pictures, chosen = one_of_each(scan.pictures, part)
-    return Scan(pictures, [scan.labels[i] for i in np.flatnonzero(chosen)])
+    sampled = ((*one_of_each(scan.pictures, part), scan.labels) for scan in scans)
+    return shards, [Scan(index, [own[i] for i in np.flatnonzero(chosen)]) for index, chosen, own in sampled]
 
 
 def local_identity(file: int | str) -> tuple[int, str]:

@@ -111,7 +111,9 @@ def _tensor(pixels: Pixels) -> Tensor:
 def _pixels(data: bytes, target: Target) -> Pixels:
     """[H, W, channels] of anything."""
     if data.startswith(npy.MAGIC):
-        return _npy(data, target)
+        values = bands_last(npy.values_of(data), target.channels)
+        target.check_size(values.shape[1], values.shape[0])
+        return target.of(values)
     if data.startswith(tiff.MAGICS):
         return _tiff(data, target)
     if target.value_range is not None and data.startswith(_PNG) and data[24] == 16 and data[25] != 0:
@@ -127,12 +129,6 @@ def _jpeg(data: bytes, target: Target) -> Tensor:
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     rgb = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
     return rgb if target.channels == RGB else _tensor(with_channels(rgb.permute(1, 2, 0).numpy(), GREY))
-
-
-def _npy(data: bytes, target: Target) -> Pixels:
-    values = bands_last(npy.values_of(data), target.channels)
-    target.check_size(values.shape[1], values.shape[0])
-    return target.of(values)
 
 
 def _tiff(data: bytes, target: Target) -> Pixels:

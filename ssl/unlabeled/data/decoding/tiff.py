@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from unlabeled.data.decoding.bands import Target, Values, stacked
@@ -32,7 +31,10 @@ def values_of(data: bytes, target: Target) -> Values:
     except ImportError as error:
         raise UserError("TIFFs of many or wide bands need tifffile: pip install tifffile imagecodecs") from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        pages = _chosen(file.pages, target, count_pages(data, target.channels + 1))
+        # the pages that hold the image: the first, unless as many of one band are wanted
+        alone = file.pages[0].samplesperpixel > 1
+        count = 1 if alone else target.pages(count_pages(data, target.channels + 1))
+        pages = [file.pages[number] for number in range(count)]
         for page in pages:
             _check(page, len(data), target)
         first, *more = [_values(page) for page in pages]
@@ -56,13 +58,6 @@ def count_pages(data: bytes, most: int) -> int:
         seen.add(at)
         at = number(at + counter + tag * number(at, counter), pointer)
     return max(1, len(seen))
-
-
-def _chosen(pages: Any, target: Target, count: int) -> Sequence[Any]:
-    """The pages that hold the image: the first, unless as many of one band are wanted."""
-    if pages[0].samplesperpixel > 1:
-        return [pages[0]]
-    return [pages[number] for number in range(target.pages(count))]
 
 
 def _check(page: Any, size: int, target: Target) -> None:

@@ -43,7 +43,10 @@ class Config(EncodedConfig):
     def _known(cls, name: str) -> str:
         import difflib
 
-        known = _names()
+        import torchvision
+
+        kinds = inspect.getmembers(torchvision.datasets, inspect.isclass)
+        known = [name for name, kind in kinds if "root" in inspect.signature(kind).parameters]
         if name not in known:
             spelt = {one.lower(): one for one in known}
             near = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.4)
@@ -107,10 +110,3 @@ class TorchVisionSource(Source):
             return self.image(i).numpy().tobytes()
         except BadSample:  # named where it is used
             return b""
-
-
-def _names() -> list[str]:
-    import torchvision
-
-    found = inspect.getmembers(torchvision.datasets, inspect.isclass)
-    return [name for name, kind in found if "root" in inspect.signature(kind).parameters]

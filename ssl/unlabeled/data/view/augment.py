@@ -121,14 +121,9 @@ def erase_(pixels: Tensor, erased: Erased) -> None:
     places = [tuple(place) for place in erased.box[..., 2:].prod(-1).nonzero().tolist()]
     boxes, keys = [erased.box[place].tolist() for place in places], [int(erased.key[place]) for place in places]
     sizes = [pixels.shape[2] * h * w for _, _, h, w in boxes]
-    noise = _noise(sizes, keys, pixels.device)
-    for (b, crop), (top, left, h, w), values in zip(places, boxes, noise, strict=True):
-        pixels[crop, b, :, top : top + h, left : left + w] = values.view(-1, h, w)
-
-
-def _noise(sizes: list[int], keys: list[int], device: torch.device) -> Sequence[Tensor]:
-    """Standard normal values, so many per key, drawn on the host and copied as one."""
-    drawn = torch.empty(sum(sizes), pin_memory=device.type == "cuda")
+    drawn = torch.empty(sum(sizes), pin_memory=pixels.device.type == "cuda")  # on the host, and copied as one
     for values, key in zip(drawn.split(sizes), keys, strict=True):
         values.normal_(generator=torch.Generator().manual_seed(key))
-    return drawn.to(device, non_blocking=True).split(sizes)
+    noise = drawn.to(pixels.device, non_blocking=True).split(sizes)
+    for (b, crop), (top, left, h, w), values in zip(places, boxes, noise, strict=True):
+        pixels[crop, b, :, top : top + h, left : left + w] = values.view(-1, h, w)

@@ -47,11 +47,9 @@ class Photometric(NamedTuple):
     @staticmethod
     def stack(drawn: Sequence[Photometric]) -> Photometric:
         """Several crops of one view with a new leading axis."""
-        return Photometric(*(_stack(column) for column in zip(*drawn, strict=True)))
-
-
-def _stack(column: Sequence[Any]) -> Any:
-    return torch.stack(list(column)) if isinstance(column[0], Tensor) else column[0]
+        columns = zip(*drawn, strict=True)
+        values: list[Any] = [torch.stack(list(c)) if isinstance(c[0], Tensor) else c[0] for c in columns]
+        return Photometric(*values)
 
 
 def factors(strength: tuple[float, float, float, float], uniform: np.ndarray) -> np.ndarray:

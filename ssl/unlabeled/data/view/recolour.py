@@ -32,7 +32,11 @@ def recolour(pixels: Tensor, drawn: Photometric, blurred: Tensor | None = None) 
     """
     pixels = tint(pixels, drawn)
     if drawn.blur is not None:
-        pixels = _blur_some(pixels, drawn.blur, drawn.blur_kernel, blurred)
+        flat, sigma = pixels.flatten(0, -4), drawn.blur.flatten()
+        which = sigma.nonzero().flatten() if blurred is None else blurred
+        if len(which):
+            changed = photometric.blur(flat[which], sigma[which], drawn.blur_kernel)
+            pixels = flat.index_copy(0, which, changed).view_as(pixels)
     if drawn.solarize is not None:
         pixels = torch.where(per_crop(drawn.solarize), photometric.solarize(pixels), pixels)
     return pixels
@@ -47,14 +51,6 @@ def tint(pixels: Tensor, drawn: Photometric) -> Tensor:
     if drawn.grayscale is not None:
         pixels = torch.where(per_crop(drawn.grayscale), photometric.luminance(pixels), pixels)
     return pixels
-
-
-def _blur_some(pixels: Tensor, sigma: Tensor, kernel: int | None, which: Tensor | None) -> Tensor:
-    flat, sigma = pixels.flatten(0, -4), sigma.flatten()
-    which = sigma.nonzero().flatten() if which is None else which
-    if not len(which):
-        return pixels
-    return flat.index_copy(0, which, photometric.blur(flat[which], sigma[which], kernel)).view_as(pixels)
 
 
 def tint_fused(pixels: Tensor, drawn: Photometric) -> Tensor:

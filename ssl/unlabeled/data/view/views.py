@@ -130,11 +130,6 @@ class View(BaseModel, frozen=True, extra="forbid"):
         """Whether any colour operation can happen."""
         return self.jitter is not None or max(self.grayscale, self.blur, self.solarize) > 0
 
-    def must_have_size_of(self, other: View, what: str) -> None:
-        """Raise ValueError when `other`, whose crops go through together with these, has another size."""
-        if self.shape != other.shape:
-            raise ValueError(f"expected {what} of one size, found {self.shape} and {other.shape}")
-
     def check(self, patch: int, channels: int = 3) -> None:
         """Raise ValueError when crop, patch size, mask, colours and channels do not fit together."""
         height, width = self.shape
