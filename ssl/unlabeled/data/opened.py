@@ -38,7 +38,6 @@ class Opened:
         return numbered_as(self.pictures("val"), self.train.classes, "data.val" if val is None else f"data.val={val!r}")
 
     def split(self, split: Split) -> Source:
-        """`train` or `val`, by name."""
         return self.train if split == "train" else self.val
 
     def pictures(self, split: Split) -> Source:

@@ -217,7 +217,6 @@ class EncodedConfig(SourceConfig):
 
     @property
     def target(self) -> Target:
-        """The form that images are decoded to."""
         return Target(self.max_pixels, self.channels, self.value_range)
 
 

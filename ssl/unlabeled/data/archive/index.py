@@ -62,14 +62,12 @@ class Index:
 
     @classmethod
     def empty(cls) -> Index:
-        """An index of no images."""
         return IndexBuilder().build()
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def name(self, i: int) -> bytes:
-        """The relative name of image i."""
         return self.names[self.ends[i] : self.ends[i + 1]].tobytes()
 
     def place(self, i: int) -> int:

@@ -87,7 +87,6 @@ class Folder:
         self.roots = roots
 
     def path(self, index: Index, i: int) -> bytes:
-        """Path of image i."""
         return os.path.join(self.roots[index.place(i)], index.name(i))
 
     def read(self, index: Index, i: int) -> bytes:

@@ -128,7 +128,6 @@ def roots_of(folders: Sequence[str], prefix: str) -> list[bytes]:
 
 
 def _shown(paths: Paths, prefix: str = "") -> str:
-    """Paths for people."""
     return ", ".join(os.path.join(path, prefix).rstrip("/") or "/" for path in paths)
 
 

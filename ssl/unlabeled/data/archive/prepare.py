@@ -97,7 +97,6 @@ class Preparation:
             return None
 
     def pack(self, number: int) -> Done:
-        """Make one tar."""
         with replacing(self._tar(number)) as temporary:
             done = self._write(temporary, self.pictures(number))
             self._check(temporary, done, self.pictures(number))

@@ -66,7 +66,6 @@ def _lines(path: str, file: TextIO) -> Iterator[str]:
 
 
 def _rows(path: str, reader: Any) -> Iterator[list[str]]:
-    """The rows of a CSV reader."""
     csv.field_size_limit(LONGEST_OTHER)
     try:
         yield from reader

@@ -19,7 +19,7 @@ from unlabeled.data.archive import webdataset
 from unlabeled.data.archive.index import Index, IndexBuilder, readable
 from unlabeled.data.archive.listing import Stamp
 from unlabeled.data.archive.remote import identity, is_remote, open_remote
-from unlabeled.data.archive.webdataset import Beside, Found, Member, one_of_each, stem, whole_stem
+from unlabeled.data.archive.webdataset import Beside, Found, Member, one_of_each, stem
 from unlabeled.errors import UserError
 
 _BLOCK = 512
@@ -67,7 +67,7 @@ def scan_tars(
                 for i, builder in enumerate(builders):
                     if builder.add_member(name, number, start, size):
                         labels[i].append(found.labels.get(stem(name)[0]))
-                        others[i].append(found.others.get(whole_stem(name)[0]))
+                        others[i].append(found.others.get(stem(name, whole=True)[0]))
                         if beside is not None:
                             beside.used = beside.used or found.names(name)
     scans = [Scan(builder.build(), own) for builder, own in zip(builders, labels, strict=True)]

@@ -28,17 +28,11 @@ OTHER_PARTS = "other parts of samples"
 SHOWN = 5
 
 
-def stem(name: bytes) -> tuple[bytes, bytes]:
-    """A member's name up to the first dot after the last slash, and what follows: WebDataset's rule."""
+def stem(name: bytes, whole: bool = False) -> tuple[bytes, bytes]:
+    """A member's name up to the first dot after the last slash, and what follows: WebDataset's rule; or, as ordinary
+    files have it, the `whole` name up to the last dot."""
     folder, slash, file = name.rpartition(b"/")
-    root, _, ending = file.partition(b".")
-    return folder + slash + root, ending
-
-
-def whole_stem(name: bytes) -> tuple[bytes, bytes]:
-    """A member's name up to the last dot, and what follows: the rule of ordinary files."""
-    folder, slash, file = name.rpartition(b"/")
-    root, _, ending = file.rpartition(b".")
+    root, _, ending = file.rpartition(b".") if whole else file.partition(b".")
     return folder + slash + root, ending
 
 
@@ -50,7 +44,7 @@ class Found(NamedTuple):
 
     def names(self, picture: bytes) -> bool:
         """Whether a label belongs to an image of this name."""
-        return stem(picture)[0] in self.labels or whole_stem(picture)[0] in self.others
+        return stem(picture)[0] in self.labels or stem(picture, whole=True)[0] in self.others
 
 
 class Beside:
@@ -68,8 +62,8 @@ class Beside:
         """The labels in one tar. Raises UserError when a file holds no label, or a sample has two."""
         found = Found({}, {})
         for member in members:
-            for rule, labels in ((stem, found.labels), (whole_stem, found.others)):
-                root, ending = rule(member[0])
+            for whole, labels in ((False, found.labels), (True, found.others)):
+                root, ending = stem(member[0], whole)
                 if ending.lower() == self.ending:
                     if root in labels:
                         raise UserError(

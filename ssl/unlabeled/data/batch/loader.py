@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,24 +61,22 @@ def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Ge
     return stream(seed, Stream.SAMPLE, epoch, index, *again)
 
 
+@dataclass(eq=False)
 class ViewDataset(Dataset[Sample]):
     """Samples of a source cut into views. A bad image is replaced by the next good one of the source.
 
     Images of the first view are mixed with their neighbours; `order` says which make up an epoch, None = each once.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        views: Sequence[View],
-        patch: int,
-        seed: int,
-        mixing: Mixing = UNMIXED,
-        order: Order | None = None,
-    ) -> None:
-        self.source, self.views, self.patch, self.seed = source, tuple(views), patch, seed
-        self.mixing, self.order = mixing, order
-        self.masked_crops = sum(view.count for view in views if view.mask is not None)
+    source: Source
+    views: Sequence[View]
+    patch: int  # side of a patch, pixels (for masks)
+    seed: int
+    mixing: Mixing = UNMIXED
+    order: Order | None = None
+
+    def __post_init__(self) -> None:
+        self.masked_crops = sum(view.count for view in self.views if view.mask is not None)
 
     def __getitem__(self, position: Position) -> Sample:
         image, used, bad = self._good_image(position.index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -78,6 +79,7 @@ def turns_of(order: np.ndarray) -> np.ndarray:
     return turns
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[list[Position]]):
     """Micro-batches of one rank, from step `start` on, of a run of `total_steps` over n samples.
 
@@ -86,24 +88,20 @@ class EpochSampler(Sampler[list[Position]]):
     the batch is larger than the data, or does not divide among ranks and micro-batches.
     """
 
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        total_steps: int,
-        *,
-        seed: int = 0,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        accumulate: int = 1,
-        order: Order | None = None,
-    ) -> None:
-        self.order = order
-        self.n, self.batch_size, self.total_steps = n, batch_size, total_steps
-        self.seed, self.start, self.rank, self.world, self.accumulate = seed, start, rank, world, accumulate
-        self.steps_per_epoch = steps_per_epoch(n, batch_size)
-        self.micro_batch = per_process(batch_size, world, accumulate)
+    n: int
+    batch_size: int  # over all ranks and micro-batches
+    total_steps: int
+    _: KW_ONLY
+    seed: int = 0
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+    order: Order | None = None
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = steps_per_epoch(self.n, self.batch_size)
+        self.micro_batch = per_process(self.batch_size, self.world, self.accumulate)
 
     def __len__(self) -> int:
         return (self.total_steps - self.start) * self.accumulate

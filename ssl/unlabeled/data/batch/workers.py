@@ -111,7 +111,6 @@ class Batches(Iterator[Any]):
         return Interrupted(f"{given}: {why} {GOES_ON}")
 
     def close(self) -> None:
-        """End all workers, now."""
         for worker in self._workers:
             # first: they do not listen to SIGTERM, and torch would wait for one that hangs or is frozen
             worker.kill()

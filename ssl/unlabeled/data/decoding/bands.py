@@ -69,13 +69,8 @@ def to_8_bit(values: Values, value_range: Range | None = None) -> Pixels:
         return _stretched(values, *value_range)
     unsigned = values.dtype.kind == "u" and values.dtype.itemsize <= 2
     if unsigned or (values.dtype.kind != "f" and values.min() >= 0 and values.max() <= 0xFFFF):
-        return from_16_bit(values)
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return _stretched(values, values.min(), values.max())
-
-
-def from_16_bit(values: Values) -> Pixels:
-    """0..65535 to 0..255, scaled and rounded."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _stretched(values: Values, low: float, high: float) -> Pixels:

@@ -109,7 +109,6 @@ def _tensor(pixels: Pixels) -> Tensor:
 
 
 def _pixels(data: bytes, target: Target) -> Pixels:
-    """[H, W, channels] of anything."""
     if data.startswith(npy.MAGIC):
         values = bands_last(npy.values_of(data), target.channels)
         target.check_size(values.shape[1], values.shape[0])

@@ -27,20 +27,6 @@ class Header(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def header_of(data: bytes) -> tuple[Header, int]:
-    """The header and where it ends. Raises ValueError when it is none, or the file has not as many bytes as it says."""
-    version = data[6:8]
-    if version not in _VERSIONS:
-        raise ValueError(f"a .npy file of version {list(version)}, expected 1.0 or 2.0")
-    width, _ = _VERSIONS[version]
-    end = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
-    header = _parsed(data[:end])
-    expected = end + header.dtype.itemsize * math.prod(header.shape)
-    if len(data) != expected:
-        raise ValueError(f"{len(data):,} bytes, its header says {expected:,}")
-    return header, end
-
-
 @lru_cache(maxsize=4096)  # parsing costs more than the pixels of a small image, and sizes repeat
 def _parsed(head: bytes) -> Header:
     _, read = _VERSIONS[head[6:8]]
@@ -53,7 +39,16 @@ def _parsed(head: bytes) -> Header:
 
 
 def values_of(data: bytes) -> Values:
-    """The array of a file, read-only, on its bytes. Raises ValueError: see `header_of`."""
-    header, end = header_of(data)
+    """The array of a file, read-only, on its bytes. Raises ValueError when its header is none, or says that there are
+    more or fewer bytes."""
+    version = data[6:8]
+    if version not in _VERSIONS:
+        raise ValueError(f"a .npy file of version {list(version)}, expected 1.0 or 2.0")
+    width, _ = _VERSIONS[version]
+    end = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+    header = _parsed(data[:end])
+    expected = end + header.dtype.itemsize * math.prod(header.shape)
+    if len(data) != expected:
+        raise ValueError(f"{len(data):,} bytes, its header says {expected:,}")
     flat = np.frombuffer(data, header.dtype, offset=end)
     return flat.reshape(header.shape[::-1]).T if header.column_major else flat.reshape(header.shape)
