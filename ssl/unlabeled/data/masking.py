@@ -18,13 +18,14 @@ ATTEMPTS = 10
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _ordered(aspect: tuple[float, float]) -> tuple[float, float]:
-    if aspect[0] > aspect[1]:
-        raise ValueError(f"expected [low, high], found {list(aspect)}")
-    return aspect
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"expected [low, high], found {list(bounds)}")
+    return bounds
 
 
 Side = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_ordered)]
 Aspect = Annotated[tuple[Side, Side], AfterValidator(_ordered)]
 ASPECT: Any = Field((0.3, 1 / 0.3), description="height over width of a rectangle, from and to, log-uniform")
 

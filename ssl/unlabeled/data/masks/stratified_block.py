@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from unlabeled.data.mask import ALONE, Grid, Mask, Place
-from unlabeled.data.masking import ASPECT, Aspect, Share, check_grid, dinov2_largest, hide_blocks, only_hidden
+from unlabeled.data.masking import ASPECT, Aspect, Shares, check_grid, dinov2_largest, hide_blocks, only_hidden
 from unlabeled.nn.patches import PatchMask
 
 DINOV2_SMALLEST = 4
@@ -24,14 +24,8 @@ class Config(Mask, frozen=True, extra="forbid"):
 
     name: Literal["stratified_block"] = "stratified_block"
     share: float = Field(0.5, gt=0, le=1, description="share of the batch's crops that are masked, rounded down")
-    ratio: tuple[Share, Share] = Field((0.1, 0.5), description="share of the patches to hide in those, from and to")
+    ratio: Shares = Field((0.1, 0.5), description="share of the patches to hide in those, from and to")
     aspect: Aspect = ASPECT
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Config:
-        if self.ratio[0] > self.ratio[1]:
-            raise ValueError(f"ratio: expected [low, high], found {list(self.ratio)}")
-        return self
 
     def check(self, size: Grid, patch: int) -> None:
         check_grid(size, patch)
