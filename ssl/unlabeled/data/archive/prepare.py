@@ -161,9 +161,7 @@ class Preparation:
         """Read back what was written, from the disk where the system allows it, and decode it."""
         unusable = {i for i, _ in done.bad}
         with file.open("rb") as written:
-            os.fsync(written.fileno())
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            _to_disk(written.fileno())
             for i, start, size, checksum in zip(pictures, done.starts, done.sizes, done.sums, strict=True):
                 written.seek(start)
                 data = written.read(size)
@@ -181,6 +179,12 @@ class Preparation:
 
 def _tag(sha256: str) -> str:
     return f"sha256:{sha256}"
+
+
+def _to_disk(descriptor: int) -> None:
+    os.fsync(descriptor)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def shrink(picture: Tensor, short_side: int) -> Tensor:
