@@ -72,10 +72,7 @@ class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         description="the crop trained on; its size, unless set the encoder's, is evaluated too",
     )
     crop_pct: float = Field(
-        0.875,
-        gt=0,
-        le=1,
-        description="centre share of the resized image used in evaluation; unless set, the encoder's",
+        0.875, gt=0, le=1, description="centre share of the resized image used in evaluation; unless set, the encoder's"
     )
     interpolation: Interpolation | None = Field(
         None,
@@ -84,9 +81,7 @@ class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     mixing: Mixing = Field(Mixing(), description="mixup and CutMix of neighbours in the batch; null = neither")
     repeats: int = Field(
-        1,
-        ge=1,
-        description="crops of each image in a batch, of so many times fewer images (repeated augmentation)",
+        1, ge=1, description="crops of each image in a batch, of so many times fewer images (repeated augmentation)"
     )
     head_std: float = Field(0.02, gt=0, description="standard deviation of the head's initial weights")
     head_scale: float = Field(

@@ -19,14 +19,7 @@ from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.pretrain.method import Output, Progress
 from unlabeled.report.card import Made, classifier_card
 from unlabeled.transfer.losses import Objective, examples
-from unlabeled.transfer.network import (
-    ClassifierPool,
-    Trained,
-    head_prefix,
-    retrained,
-    timm_arguments,
-    timm_classifier,
-)
+from unlabeled.transfer.network import ClassifierPool, Trained, head_prefix, retrained, timm_arguments, timm_classifier
 from unlabeled.transfer.strategies import full
 from unlabeled.transfer.strategy import STRATEGIES, Strategy
 from unlabeled.transfer.task import Task, TaskConfig
