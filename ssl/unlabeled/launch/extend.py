@@ -20,16 +20,13 @@ def obstacles(before: Recipe, after: Recipe, per_epoch: int, saved: dict[str, An
         per_epoch: steps of an epoch.
         saved: the state of its checkpoint.
     """
-    old, new = (_begin(recipe.train.epochs, per_epoch) for recipe in (before, after))
+    lengths = (before.train.epochs, after.train.epochs)
+    old, new = (Progress(0, total_steps(epochs, per_epoch), 0.0, epochs) for epochs in lengths)
     return [
         *_of_rates(before.optim, old, new),
         *before.bound_to_length(old, new),
         *_of_watch(before.watching, saved, old.total_steps),
     ]
-
-
-def _begin(epochs: float, per_epoch: int) -> Progress:
-    return Progress(0, total_steps(epochs, per_epoch), 0.0, epochs)
 
 
 def _of_rates(optim: Optim, old: Progress, new: Progress) -> Iterator[str]:

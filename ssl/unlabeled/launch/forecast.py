@@ -40,43 +40,24 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Work(NamedTuple):
-    """The work of a forward and a backward pass.
+    """The work of a forward and a backward pass."""
 
-    Attributes:
-        flops: floating point operations per image.
-        calls: operations launched per micro-batch.
-    """
-
-    flops: float
-    calls: int
+    flops: float  # floating point operations per image
+    calls: int  # operations launched per micro-batch
 
 
 class Forecast(NamedTuple):
-    """The expected speed.
+    """The expected speed, in images per second, and duration."""
 
-    Attributes:
-        model: images per second of all processes, if they never wait for the loader.
-        loader: images per second of their workers, if nothing else runs.
-        together: images per second of a run.
-        seconds: of all steps, without evaluation.
-    """
-
-    model: float
-    loader: float
-    together: float
-    seconds: float
+    model: float  # of all processes, if they never wait for the loader
+    loader: float  # of their workers, if nothing else runs
+    together: float  # of a run
+    seconds: float  # of all steps, without evaluation
 
 
 def count_work(method: Method, views: Sequence[View], patch: int, micro: int, channels: int) -> Work:
-    """Count the work of a method.
-
-    Args:
-        method: on the meta device, see `unlabeled.launch.plan.on_meta`.
-        views: of the images.
-        patch: side of a patch, pixels.
-        micro: images in a micro-batch.
-        channels: of the images.
-    """
+    """Count the work of a method on the meta device, see `unlabeled.launch.plan.on_meta`, on micro-batches of `micro`
+    images with patches of `patch` pixels."""
     few = min(micro, MOST_PICTURES)
     with _Counter() as counter:
         output = method(empty_batch(views, patch, few, channels), Progress(0, 1, 0.0, 1.0))
@@ -102,13 +83,7 @@ class _Counter(TorchDispatchMode):
 
 
 def forecast(job: Job, method: Method, processes: int, device: torch.device) -> Forecast:
-    """Forecast the speed and the duration of a run on this machine.
-
-    Args:
-        job: of the run.
-        method: on the meta device.
-        processes: number of them.
-        device: of one of them.
+    """Forecast the speed and the duration of a run on this machine, from its method on the meta device.
 
     Raises:
         UserError: no image can be read, or the method has no network that can be measured.
@@ -211,7 +186,6 @@ def _seconds(work: Callable[[], object]) -> float:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Context manager: run torch with `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

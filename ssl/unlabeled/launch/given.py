@@ -62,7 +62,13 @@ def given(
     else:
         kind, fields = _section(what, max(how.size or (0,)))
         named = {name: value if value is not None else name for name, value in splits.items()}
-        data = _changed(kind, {**fields, **(named if kind is not Shapes else {}), **own.get(kind, {})}, changes)
+        fields |= (named if kind is not Shapes else {}) | own.get(kind, {})
+        if changes:
+            schema: Any = create_model("Given", data=(kind, ...))
+            parsed: Any = parse(schema, json.dumps({"data": fields}), changes, where="data")
+            data = cast("SourceConfig", parsed.data)
+        else:
+            data = checked(kind, **fields)
         said = set(_names(changes))
     return _prepared(what, data, how, said)
 
@@ -90,14 +96,6 @@ def _section(what: str, side: int) -> tuple[type[SourceConfig], dict[str, Any]]:
     if what.lower().endswith(TABLES):
         return Table, {"path": what, "label": "label", "split": "split"}
     return Files, {"path": what}
-
-
-def _changed(kind: type[SourceConfig], fields: dict[str, Any], changes: Sequence[str]) -> SourceConfig:
-    if not changes:
-        return checked(kind, **fields)
-    schema: Any = create_model("Given", data=(kind, ...))
-    parsed: Any = parse(schema, json.dumps({"data": fields}), changes, where="data")
-    return cast("SourceConfig", parsed.data)
 
 
 def _recipes(path: str, load: Load, splits: Mapping[str, str | None], changes: Sequence[str]) -> SourceConfig:

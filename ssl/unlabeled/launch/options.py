@@ -29,10 +29,8 @@ def check_side(encoder: Encoder, option: str, side: int | None) -> None:
         return
     patch = encoder.patch_size
     near = max(patch, side // patch * patch)
-    raise UserError(
-        f"{option} {side}: {encoder.model} has patches of {patch} pixels, which do not divide it. Use {near} or "
-        f"{near + patch}."
-    )
+    found = f"{option} {side}: {encoder.model} has patches of {patch} pixels, which do not divide it"
+    raise UserError(f"{found}. Use {near} or {near + patch}.")
 
 
 def device_of(name: str) -> torch.device:
@@ -48,11 +46,7 @@ def device_of(name: str) -> torch.device:
 
 
 def checked(model: type[M], **fields: Any) -> M:
-    """Make a model of options.
-
-    Raises:
-        UserError: what the model complains about, by the options' names.
-    """
+    """Make a model of options. Raises UserError with what the model complains about, by the options' names."""
     try:
         return model(**fields)
     except ValidationError as error:

@@ -24,31 +24,32 @@ from unlabeled.train.optim import param_groups
 from unlabeled.train.recipe import Recipe
 
 HALF_PRECISION_SHARE = 0.6
-# number of masks drawn to estimate how many patches they hide
-DRAWS = 64
+DRAWS = 64  # masks, to estimate how many patches they hide
 Line = tuple[str, str]
 
 
 def plan(job: Job, own: Iterable[Line], processes: int, device: str) -> Iterator[Line]:
-    """Lines (topic, text), first the stage's own.
-
-    Raises:
-        UserError: batch, data, processes and method do not fit together.
-    """
+    """Lines (topic, text), first the stage's own. Raises UserError when batch, processes and method do not fit."""
     recipe, dataset = job.recipe, job.dataset
-    micro = per_process(recipe.train.batch_size, processes, recipe.run.accumulate)
-    per_epoch = steps_per_epoch(len(dataset.source), recipe.train.batch_size)
+    epochs, batch, accumulate = recipe.train.epochs, recipe.train.batch_size, recipe.run.accumulate
+    micro, per_epoch = per_process(batch, processes, accumulate), steps_per_epoch(len(dataset.source), batch)
     method = on_meta(job.build)
-    check_accumulation(method, recipe.train.batch_size, recipe.run.accumulate)
+    check_accumulation(method, batch, accumulate)
     yield from own
     yield from (("view", describe_view(view, dataset.patch)) for view in dataset.views)
     # parts without parameters, such as losses, get no line
-    yield from ((name, _size(part)) for name, part in method.named_children() if any(True for _ in part.parameters()))
-    yield "steps", _steps(recipe, per_epoch)
-    yield "batch", _batch(recipe, micro, processes)
+    for name, part in method.named_children():
+        if any(True for _ in part.parameters()):
+            trained = (p for p in part.parameters() if p.requires_grad)
+            yield name, f"{millions(part.parameters())} parameters, {millions(trained)} of them trained"
+    word = "process" if processes == 1 else "processes"
+    yield "steps", f"{total_steps(epochs, per_epoch):,} = {epochs:g} epochs of {per_epoch:,} steps"
+    yield "batch", f"{batch} = {micro} per process x {processes} {word} x {accumulate} accumulation"
     yield "lr", _rate(recipe)
     yield "optimizer", _optimizer(recipe, method)
-    yield "memory", _memory(*memory(method, job, micro))
+    weights, activations = memory(method, job, micro)
+    parts = f"{gigabytes(weights)} weights and optimizer, {gigabytes(activations)} activations"
+    yield "memory", f"about {gigabytes(weights + activations)} per process: {parts}"
     yield "device", _device(recipe, device)
     yield "output", f"{recipe.output}, a checkpoint every {recipe.run.checkpoint_every:,} steps"
 
@@ -69,23 +70,6 @@ def check_accumulation(method: Method, batch_size: int, micro_batches: int) -> N
         )
 
 
-def _size(part: nn.Module) -> str:
-    trained = (p for p in part.parameters() if p.requires_grad)
-    return f"{millions(part.parameters())} parameters, {millions(trained)} of them trained"
-
-
-def _steps(recipe: Recipe, per_epoch: int) -> str:
-    epochs = recipe.train.epochs
-    return f"{total_steps(epochs, per_epoch):,} = {epochs:g} epochs of {per_epoch:,} steps"
-
-
-def _batch(recipe: Recipe, micro: int, processes: int) -> str:
-    word = "process" if processes == 1 else "processes"
-    return (
-        f"{recipe.train.batch_size} = {micro} per process x {processes} {word} x {recipe.run.accumulate} accumulation"
-    )
-
-
 def _rate(recipe: Recipe) -> str:
     optim, batch = recipe.optim, recipe.train.batch_size
     ratio = f"{batch}/{optim.reference_batch}"
@@ -104,11 +88,6 @@ def _optimizer(recipe: Recipe, method: Method) -> str:
     end = "" if optim.weight_decay_end is None else f" to {optim.weight_decay_end:g}"
     clip = "none" if optim.clip is None else f"{optim.clip:g} ({optim.clip_by})"
     return f"{optim.name}, weight decay {optim.weight_decay:g}{end}, clip {clip}{scaled}"
-
-
-def _memory(weights: float, activations: float) -> str:
-    parts = f"{gigabytes(weights)} weights and optimizer, {gigabytes(activations)} activations"
-    return f"about {gigabytes(weights + activations)} per process: {parts}"
 
 
 def _device(recipe: Recipe, device: str) -> str:
@@ -145,17 +124,14 @@ def describe_view(view: View, patch: int) -> str:
     crops = "1 crop" if view.count == 1 else f"{view.count} crops"
     once = " (single-shot)" if view.single_shot else ""
     text = f"{crops} of {height}x{width}, area {low:g} to {high:g}{once}, {view.interpolation}, flip {view.flip:g}"
-    hidden = "" if view.mask is None else f"; {view.mask.describe(view.shape, patch)}"
-    erased = f", erase {view.erase:g}" if view.erase else ""
-    return text + _colours(view) + erased + hidden
-
-
-def _colours(view: View) -> str:
     augment = "" if view.rand_augment is None else f", RandAugment {view.rand_augment}"
     jitter = "" if view.jitter is None else f", jitter {'/'.join(f'{x:g}' for x in view.jitter)} p {view.jitter_p:g}"
     rest = {"grey": view.grayscale, "blur": view.blur, "solarise": view.solarize}
     fused = ", fused" if view.fused and view.recolours else ""
-    return augment + jitter + "".join(f", {name} {p:g}" for name, p in rest.items() if p) + fused
+    erased = f", erase {view.erase:g}" if view.erase else ""
+    hidden = "" if view.mask is None else f"; {view.mask.describe(view.shape, patch)}"
+    chances = "".join(f", {name} {p:g}" for name, p in rest.items() if p)
+    return text + augment + jitter + chances + fused + erased + hidden
 
 
 def millions(parameters: Iterable[Tensor]) -> str:

@@ -51,17 +51,22 @@ def resume(engine: Engine, longer: bool = False, extend: float | None = None) ->
     """
     job, checkpoint = engine.job, engine.checkpoints.newest()
     if checkpoint is None:
-        if extend is not None:
-            raise UserError(
-                f"--extend: {engine.output} holds no run to go on with. Leave it out, and set train.epochs."
-            )
-        return
-    before = _before(engine, checkpoint.state)
+        if extend is None:
+            return
+        raise UserError(f"--extend: {engine.output} holds no run to go on with. Leave it out, and set train.epochs.")
+    try:
+        before = type(job.recipe).model_validate(updated(checkpoint.state["recipe"]))
+    except ValidationError as error:
+        found = f"{engine.output} holds a run of another program, or of another version of this one"
+        raise UserError(f"{found}. {ADVICE}") from error
     _refuse_other_recipe(engine, job, before, checkpoint.state, longer, extend)
     _refuse_other_pictures(engine, job, checkpoint.state)
     engine.restore(checkpoint)
-    if before.train.epochs < job.recipe.train.epochs:
-        _make_longer(engine, before.train.epochs)
+    if before.train.epochs < job.recipe.train.epochs:  # undo the effects of the end of the shorter run
+        engine.lengths = [*engine.lengths, before.train.epochs]
+        if engine.watch is not None:
+            engine.watch.forget_end()
+            engine.checkpoints.best = engine.watch.kept_step
     engine.display.say(f"resuming from {checkpoint.folder}")
     if extend is not None and engine.done:
         epochs = job.recipe.train.epochs
@@ -69,23 +74,6 @@ def resume(engine: Engine, longer: bool = False, extend: float | None = None) ->
             f"this run has been {epochs:g} epochs long already: --extend counts from the recipe's {epochs - extend:g}. "
             f"For more, give --extend a number above {extend:g}."
         )
-
-
-def _make_longer(engine: Engine, epochs: float) -> None:
-    """Undo the effects of the end of the shorter run."""
-    engine.lengths = [*engine.lengths, epochs]
-    if engine.watch is not None:
-        engine.watch.forget_end()
-        engine.checkpoints.best = engine.watch.kept_step
-
-
-def _before(engine: Engine, saved: dict[str, Any]) -> Recipe:
-    try:
-        return type(engine.job.recipe).model_validate(updated(saved["recipe"]))
-    except ValidationError as error:
-        raise UserError(
-            f"{engine.output} holds a run of another program, or of another version of this one. {ADVICE}"
-        ) from error
 
 
 def _refuse_other_recipe(

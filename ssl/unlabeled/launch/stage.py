@@ -70,19 +70,11 @@ class Stage(ABC, Generic[R, J]):
 
     @abstractmethod
     def job(self, recipe: R, data: Opened) -> J:
-        """Set up the network for the images of a recipe.
-
-        Raises:
-            UserError: they cannot be had, or do not fit together.
-        """
+        """Set up the network for the images of a recipe. Raises UserError when they cannot be had, or do not fit."""
 
     @abstractmethod
     def scored(self, job: J, accelerator: Accelerator) -> J:
-        """Add to a job its evaluation, its facts and its pictures.
-
-        Raises:
-            UserError: the evaluation cannot be done.
-        """
+        """Add to a job its evaluation, its facts and its pictures. Raises UserError when it cannot be evaluated."""
 
     @abstractmethod
     def plan(self, job: J, taken: Sequence[str]) -> list[Line]:
@@ -159,8 +151,6 @@ def opened(
     """Hold the output folder of a job; yields its engine, where an earlier run stopped.
 
     Args:
-        job: to run.
-        accelerator: device and processes.
         fresh: start over, which is refused where there is an earlier run, unless
         force: removes it.
         longer, extend: see `resume`.
@@ -229,9 +219,7 @@ def _left_out(job: Job) -> Iterator[Line]:
 def _make_room(output: Path, force: bool) -> None:
     left = [name for name in OWN if os.path.lexists(output / name)]
     if left and not force:
-        found = ", ".join(left)
-        raise UserError(
-            f"{output} holds an earlier run ({found}). Add --force to remove it, or choose another run.output."
-        )
+        found = f"{output} holds an earlier run ({', '.join(left)})"
+        raise UserError(f"{found}. Add --force to remove it, or choose another run.output.")
     for name in left:
         remove(output / name)  # a link goes, what it leads to stays

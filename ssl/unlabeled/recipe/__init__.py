@@ -97,5 +97,4 @@ def _read(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        found = f"{content[error.start]:#04x}"
-        raise RecipeError(f"{path}:{line}  expected UTF-8 text, found byte {found}") from None
+        raise RecipeError(f"{path}:{line}  expected UTF-8 text, found byte {content[error.start]:#04x}") from None

@@ -17,17 +17,12 @@ from unlabeled.recipe.words import spell_out, words
 
 
 class Spot(NamedTuple):
-    """A place in a recipe and what belongs there.
-
-    Attributes:
-        owner: the model whose field it is, if it is one.
-        whole: whether pydantic pointed deeper, into members of a union of which none fits.
-    """
+    """A place in a recipe and the kind that belongs there."""
 
     place: Place
     kind: Kind
-    owner: type[BaseModel] | None = None
-    whole: bool = False
+    owner: type[BaseModel] | None = None  # the model that has the field, if it is one
+    whole: bool = False  # whether pydantic pointed deeper, into members of a union of which none fits
 
 
 def follow(schema: type[BaseModel], location: Place, data: Any) -> Spot | None:
@@ -90,24 +85,16 @@ _MISFITS = re.compile(
 def complaint(error: ErrorDetails, kind: Kind, found: object, owner: type[BaseModel] | None) -> str:
     """What was found and what was expected, for a field of this kind."""
     if error["type"] == "extra_forbidden" and owner is not None:
-        return _unknown(str(error["loc"][-1]), owner)
+        near = suggest(str(error["loc"][-1]).lower(), owner.model_fields)
+        return f"unknown field{near or '. Known here: ' + ', '.join(owner.model_fields)}"
     if error["type"] == "union_tag_not_found":
         return f"missing. It is {words(kind)}"
     if error["type"] in ("value_error", "assertion_error"):
         return str(error["ctx"]["error"])
     if not _MISFITS.fullmatch(error["type"]):
         return error["msg"]
-    return f"expected {spell_out(words(kind))}, found {show(found)}{_instead(found, kind)}"
-
-
-def _unknown(name: str, owner: type[BaseModel]) -> str:
-    near = suggest(name.lower(), owner.model_fields)
-    return f"unknown field{near or '. Known here: ' + ', '.join(owner.model_fields)}"
-
-
-def _instead(found: object, kind: Kind) -> str:
-    if not isinstance(found, str):
-        return ""
-    if found in tagged(kind):
-        return f". Did you mean {{name: {found}}}?"
-    return suggest(found, map(str, options_of(kind)))
+    instead = ""
+    if isinstance(found, str):
+        section = found in tagged(kind)
+        instead = f". Did you mean {{name: {found}}}?" if section else suggest(found, map(str, options_of(kind)))
+    return f"expected {spell_out(words(kind))}, found {show(found)}{instead}"

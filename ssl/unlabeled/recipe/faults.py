@@ -16,9 +16,7 @@ from unlabeled.errors import UserError
 
 Place = tuple[str | int, ...]
 
-# where a mistake is, if not on a line of the file
-WHOLE_FILE = 0
-COMMAND_LINE = -1
+WHOLE_FILE, COMMAND_LINE = 0, -1  # where a mistake is, if not on a line of the file
 
 
 class RecipeError(UserError):
@@ -36,17 +34,14 @@ class Fault(NamedTuple):
 def report(faults: Iterable[Fault], where: str) -> RecipeError:
     """All faults in one error, in the order of the file, the command line last."""
     ordered = sorted(dict.fromkeys(faults), key=lambda fault: (fault.line == COMMAND_LINE, fault.line))
-    origins = [_origin(fault.line, where) for fault in ordered]
+    special = {COMMAND_LINE: "command line", WHOLE_FILE: where}
+    origins = [special.get(fault.line, f"{where}:{fault.line}") for fault in ordered]
     width = max(map(len, origins))
     lines = (
         f"{origin:<{width}}  {dotted(fault.place)}{': ' if fault.place else ''}{fault.message}"
         for origin, fault in zip(origins, ordered, strict=True)
     )
     return RecipeError("\n".join(lines))
-
-
-def _origin(line: int, where: str) -> str:
-    return {COMMAND_LINE: "command line", WHOLE_FILE: where}.get(line, f"{where}:{line}")
 
 
 def dotted(place: Place) -> str:

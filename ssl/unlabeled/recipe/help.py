@@ -20,15 +20,10 @@ WIDTH = 100
 
 
 def describe(schema: type[BaseModel], section: str = "") -> str:
-    """Every field of a schema, depth first: `a.b  TYPE = DEFAULT` and its meaning, 100 columns wide.
+    """Every field of a schema, depth first: `a.b  TYPE = DEFAULT` and its description, 100 columns wide.
 
-    Args:
-        schema: of the recipes.
-        section: a field such as `optim.schedule`, to describe it and what is in it alone; of a section with several
-            kinds also one of them, such as `method.mae`. Empty = everything.
-
-    Raises:
-        UserError: there is no such field.
+    A `section` such as `optim.schedule` is described alone; of a section with several kinds also one of them, such as
+    `method.mae`. Raises UserError when there is no such field.
     """
     if not section:
         return _tidy(_fields(schema, "", None, 0))
@@ -52,7 +47,7 @@ def _tidy(lines: Iterable[str]) -> str:
 def _found(
     kind: Kind, default: object, names: Sequence[str], prefix: str, owner: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """Which kind of section has it, and its text, for every field that `names` lead to."""
+    """(kind of section that has it, text) of every field that `names` lead to."""
     name, *rest = names or [""]
     models = tagged(kind).items() or [("", member.type) for member in members_of(kind) if is_model(member)]
     for tag, model in models:
@@ -92,8 +87,12 @@ def _field(path: str, field: FieldInfo, default: object, indent: int) -> Iterato
     section = any(map(is_model, members_of(item)))
     if section:
         yield ""
-    head = path if is_model(kind) else f"{path}  {words(kind)}"
-    yield from _wrap(head + _state(field, default, kind), indent, indent + 8)
+    state = "" if isinstance(default, BaseModel) else f" = {show(default)}"
+    if field.is_required():
+        state = "  (required)"
+    elif default is PydanticUndefined:
+        state = "  (default follows from other fields)"
+    yield from _wrap((path if is_model(kind) else f"{path}  {words(kind)}") + state, indent, indent + 8)
     yield from _wrap(field.description or "", indent + 4, indent + 4)
     if section:
         yield from _section(path if item is kind else f"{path}.N", item, default, indent)
@@ -103,14 +102,6 @@ def _field(path: str, field: FieldInfo, default: object, indent: int) -> Iterato
 def _item(kind: Kind) -> Kind:
     """Of a list what its elements are; the kind itself of anything else."""
     return unwrap(get_args(kind.type)[0]) if get_origin(kind.type) in (list, tuple) else kind
-
-
-def _state(field: FieldInfo, default: object, kind: Kind) -> str:
-    if field.is_required():
-        return "  (required)"
-    if default is PydanticUndefined:
-        return "  (default follows from other fields)"
-    return "" if isinstance(default, BaseModel) else f" = {show(default)}"
 
 
 def _section(path: str, kind: Kind, default: object, indent: int) -> Iterator[str]:
@@ -124,5 +115,4 @@ def _section(path: str, kind: Kind, default: object, indent: int) -> Iterator[st
 
 
 def _wrap(text: str, first: int, rest: int) -> list[str]:
-    wrapper = textwrap.TextWrapper(WIDTH, " " * first, " " * rest, break_long_words=False)
-    return wrapper.wrap(text)
+    return textwrap.TextWrapper(WIDTH, " " * first, " " * rest, break_long_words=False).wrap(text)

@@ -70,7 +70,10 @@ class Reader:
             return self.document()
         except MarkedYAMLError as error:
             line = min(error.problem_mark.line + 1, len(self.text.splitlines()))
-            raise Unreadable(_syntax(error), line) from None
+            begun = error.context_mark and error.context_mark.line != error.problem_mark.line
+            since = f" begun on line {error.context_mark.line + 1}" if begun else ""
+            context = f" ({error.context}{since})" if error.context else ""
+            raise Unreadable(f"not YAML: {error.problem}{context}", line) from None
         except ReaderError as error:
             line = self.text.count("\n", 0, error.position) + 1
             raise Unreadable(f"not YAML: a character {chr(error.character)!r}", line) from None
@@ -102,7 +105,8 @@ class Reader:
             self.fault(place, f"recipes are plain: no anchors. Remove &{event.anchor}", line)
         value = self.content(event, place, line)
         if event.tag:
-            return self.refuse(place, f"recipes are plain: no tags. Remove {_local(event.tag)}", line)
+            tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+            return self.refuse(place, f"recipes are plain: no tags. Remove {tag}", line)
         return value
 
     def content(self, event: Any, place: Place, line: int) -> Any:
@@ -132,20 +136,16 @@ class Reader:
             line = event.start_mark.line + 1
             key = self.node(event, (*place, "?"))
             if not isinstance(key, str):
-                self.odd_key(key, place, line)
+                if key is not REFUSED:
+                    self.fault(place, f"expected names as keys, found {show(key)}. Quote it if it is a name", line)
+                self.node(next(self.events), (*place, "?"))
                 continue
             spot = (*place, key)
             if key in items:
                 self.fault(spot, f"written twice, first on line {self.lines[spot]}", line)
             self.lines.setdefault(spot, line)
-            value = self.node(next(self.events), spot)
-            items.setdefault(key, value)
+            items.setdefault(key, self.node(next(self.events), spot))
         return items
-
-    def odd_key(self, key: Any, place: Place, line: int) -> None:
-        if key is not REFUSED:
-            self.fault(place, f"expected names as keys, found {show(key)}. Quote it if it is a name", line)
-        self.node(next(self.events), (*place, "?"))
 
     def fault(self, place: Place, message: str, line: int) -> None:
         self.faults.append(Fault(place, message, line))
@@ -154,14 +154,3 @@ class Reader:
         self.fault(place, message, line)
         self.refused.add(place)
         return REFUSED
-
-
-def _syntax(error: MarkedYAMLError) -> str:
-    begun = error.context_mark and error.context_mark.line != error.problem_mark.line
-    since = f" begun on line {error.context_mark.line + 1}" if begun else ""
-    context = f" ({error.context}{since})" if error.context else ""
-    return f"not YAML: {error.problem}{context}"
-
-
-def _local(tag: object) -> str:
-    return str(tag).replace("tag:yaml.org,2002:", "!!")

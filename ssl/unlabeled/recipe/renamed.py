@@ -16,18 +16,12 @@ UNTIL = "0.2"  # the version that no longer knows the old names
 
 
 class Renamed(NamedTuple):
-    """A field that is found elsewhere now.
-
-    Attributes:
-        old, new: dotted paths.
-        default: of the old field: written out, it says nothing where no kind reads it.
-        kinds: names of the new section's kinds that read it.
-    """
+    """A field that has another dotted path than before."""
 
     old: str
     new: str
-    default: Any
-    kinds: tuple[str, ...]
+    default: Any  # of the old field: written out, it says nothing where no kind reads it
+    kinds: tuple[str, ...]  # names of the new section's kinds that read it
 
 
 class Move(NamedTuple):
@@ -63,10 +57,7 @@ DEFAULTS = {"task": "classify", "task.strategy": "full"}  # kinds of sections th
 def moves(data: Any, ran: bool = False) -> Iterator[Move]:
     """Moves that bring the data of a recipe up to date. Each must be made before the next is asked for.
 
-    Args:
-        data: dictionaries within dictionaries.
-        ran: a run has been made of it, so that a value that no kind reads had no effect and can be left out; otherwise
-            only one that equals the default is.
+    A value that no kind reads is left out where it equals the default, or where the recipe `ran` and it had no effect.
     """
     yield from _mode(data, ran)
     for field in FIELDS:

@@ -24,22 +24,15 @@ def words(kind: Kind) -> str:
         named = [f"mapping with name: {', '.join(tags)}"] if tags else []
         return " or ".join(named + [words(each) for each in members if not (tags and is_model(each))])
     if options := options_of(kind):
-        return ("one of: " if len(options) > 1 else "") + ", ".join(map(_bare, options))
+        bare = (option if isinstance(option, str) else show(option) for option in options)
+        return ("one of: " if len(options) > 1 else "") + ", ".join(bare)
     if get_origin(kind.type) in (list, tuple, set, frozenset, Sequence):
         return _list_words(kind)
     if is_model(kind) or get_origin(kind.type) is dict:
         return "mapping"
-    return _noun(kind.type) + ("" if kind.type is NoneType else _bounds(kind.rules))
-
-
-def _noun(type_: Any) -> str:
-    if isinstance(type_, type) and issubclass(type_, PurePath):
-        return "path"
-    return _NOUNS.get(type_, getattr(type_, "__name__", str(type_)))
-
-
-def _bare(option: object) -> str:
-    return option if isinstance(option, str) else show(option)
+    path = isinstance(kind.type, type) and issubclass(kind.type, PurePath)
+    noun = "path" if path else _NOUNS.get(kind.type, getattr(kind.type, "__name__", str(kind.type)))
+    return noun if kind.type is NoneType else noun + _bounds(kind.rules)
 
 
 def _rule(rules: tuple[Any, ...], name: str) -> Any:
@@ -70,13 +63,10 @@ def _list_words(kind: Kind) -> str:
     least, most = _rule(kind.rules, "min_length"), _rule(kind.rules, "max_length")
     if get_origin(kind.type) is tuple and Ellipsis not in get_args(kind.type):
         least = most = len(items)
-    return f"list of {_count(least, most)}{_plural(items[0])}"
-
-
-def _plural(words: str) -> str:
-    noun, space, rest = words.partition(" ")
+    noun, space, rest = items[0].partition(" ")
     simple = noun in ("number", "integer", "path", "list", "mapping") and " or " not in rest
-    return f"{noun}s{space}{rest}" if simple else words if words == "text" else f"values ({words})"
+    several = f"{noun}s{space}{rest}" if simple else noun if items[0] == "text" else f"values ({items[0]})"
+    return f"list of {_count(least, most)}{several}"
 
 
 def spell_out(words: str) -> str:

@@ -14,11 +14,7 @@ from unlabeled.train.recipe import Recipe
 
 
 def stage_of(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage[Recipe, Job], Recipe]:
-    """The stage that a recipe is for, told apart by its fields, and the recipe.
-
-    Raises:
-        UserError: it is for none, or something in it is wrong.
-    """
+    """The stage that a recipe is for, by its fields, and the recipe. Raises UserError when something in it is wrong."""
     names = fields(path, overrides)
     if "method" in names or not names:  # without any, loading says what is wrong
         name = "pretrain"

@@ -92,17 +92,14 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
 
     @property
     def watching(self) -> Watching | None:
-        """Early stopping; None = the last weights count."""
         return self.watch
 
     @property
     def evaluated_every(self) -> int | None:
-        """Steps between evaluations; None = only at the end."""
         return self.evaluate.every
 
     @property
     def views(self) -> dict[str, View]:
-        """Every view of the images, by its field."""
         return {"task.view": self.task.view}
 
 
@@ -130,11 +127,9 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
     recipe_type = FinetuneRecipe
 
     def complete(self, recipe: FinetuneRecipe) -> tuple[FinetuneRecipe, Sequence[str]]:
-        """Take from the encoder how it was trained, where the recipe does not say."""
         return complete(recipe)
 
     def job(self, recipe: FinetuneRecipe, data: Opened) -> FinetuneJob:
-        """Load the backbone, choose the labels, set up the task."""
         check_preprocessing(recipe.encoder, recipe.data)
         task, watch = recipe.task, recipe.watch
         hold_out = None if watch is None else watch.hold_out
@@ -148,19 +143,17 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
             raise UserError(f"task.view: {error}") from error
         order = Order(labels, task.balance, task.balance_from, task.repeats)
         counts = np.bincount(labels, minlength=len(images.train.classes)).tolist()
+        patch = encoder.patch_size
         return FinetuneJob(
             recipe=recipe,
             build=lambda: task.build(encoder, counts, start.trained),
             data=data,
-            dataset=ViewDataset(
-                images.train, [task.view], encoder.patch_size, recipe.seed, mixing=task.mixing, order=order
-            ),
+            dataset=ViewDataset(images.train, [task.view], patch, recipe.seed, mixing=task.mixing, order=order),
             images=images,
             weights=start.digest,
         )
 
     def scored(self, job: FinetuneJob, accelerator: Accelerator) -> FinetuneJob:
-        """Add the scores of both kinds: those of the result, and those to stop early by."""
         recipe, images, labels = job.recipe, job.images, job.dataset.source.labels
         train, task = recipe.train, recipe.task
         task.mixing.check(per_process(train.batch_size, accelerator.num_processes, recipe.run.accumulate))
@@ -186,7 +179,6 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         )
 
     def plan(self, job: FinetuneJob, taken: Sequence[str]) -> list[Line]:
-        """Images, backbone, task, and how it is watched."""
         recipe, source = job.recipe, job.dataset.source
         task = recipe.task
         chosen = {
@@ -208,7 +200,6 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         ]
 
     def finish(self, job: FinetuneJob, engine: Engine) -> list[str]:
-        """Write result.json and a timm classifier."""
         recipe, scorer, output = job.recipe, job.scorer, engine.output
         assert scorer is not None
         other = engine.use_best()
@@ -236,11 +227,9 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         ]
 
     def evaluated(self, recipe: FinetuneRecipe) -> tuple[Split, ...]:
-        """The split that is scored."""
         return ("val",)
 
     def encoder(self, job: FinetuneJob, method: Method) -> Encode:
-        """The scores of classes."""
         return cast("Task", method).predict
 
 

@@ -71,17 +71,14 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
 
     @property
     def views(self) -> dict[str, View]:
-        """Every view of the images, by its field."""
         return {f"method.{name}": value for name, value in self.method if isinstance(value, View)}
 
     @property
     def evaluated_every(self) -> int | None:
-        """Steps between evaluations; None = only at the end."""
         return None if self.evaluate is None else self.evaluate.every
 
     @property
     def crop_unit(self) -> int:
-        """The sides of crops are multiples of this, pixels."""
         return self.method.backbone.crop_multiple
 
     def replaces(self, other: Recipe) -> bool:
@@ -91,7 +88,6 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
         return self.method.backbone.channels == other.data.channels
 
     def bound_to_length(self, old: Progress, new: Progress) -> Iterator[str]:
-        """Settings of the method that move over the whole run, or follow from its length."""
         batch = self.train.batch_size
         short, long = (rescale(self.method, Setting(batch, p.epochs, p.total_steps))[0] for p in (old, new))
         for name, end in self.method.ends.items():
@@ -104,14 +100,10 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainJob(Job):
-    """The job of a recipe for pretrain.py.
-
-    Attributes:
-        rescaled: settings of the method that follow from batch and length of the run.
-    """
+    """The job of a recipe for pretrain.py."""
 
     recipe: PretrainRecipe
-    rescaled: Sequence[Rescaled]
+    rescaled: Sequence[Rescaled]  # settings of the method that follow from batch and length of the run
 
 
 class Pretrain(Stage[PretrainRecipe, PretrainJob]):
@@ -122,7 +114,6 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
     recipe_type = PretrainRecipe
 
     def job(self, recipe: PretrainRecipe, data: Opened) -> PretrainJob:
-        """Open the images and set up the method, rescaled to the length of the run."""
         source, train = data.train, recipe.train
         steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
         check_epochs(recipe.method, train.epochs)
@@ -138,7 +129,6 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         return PretrainJob(recipe=recipe, build=build, data=data, dataset=dataset, rescaled=rescaled)
 
     def scored(self, job: PretrainJob, accelerator: Accelerator) -> PretrainJob:
-        """Add protocols on the labelled images, and figures of what is learnt from."""
         recipe = job.recipe
         return replace(
             job,
@@ -167,23 +157,18 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         return scores
 
     def plan(self, job: PretrainJob, taken: Sequence[str]) -> list[Line]:
-        """Images, method, evaluation, and what the length of the run changes."""
         recipe, source = job.recipe, job.dataset.source
         labels = f", {len(source.classes)} classes (not used to pretrain)" if source.classes else ""
-        encoder = recipe.method.backbone
+        encoder, rescaled = recipe.method.backbone, job.rescaled
         return [
             ("pictures", f"{len(source):,} from {location(recipe.data)}{labels}"),
             ("method", f"{recipe.method.name} with {encoder.model}, {encoder.summary}"),
             *([] if recipe.evaluate is None else [("evaluate", _evaluation(recipe.evaluate, job))]),
-            *(
-                ("rescaled", f"{field}: paper {paper:g}, yours {yours:.6g}: {why}")
-                for field, paper, yours, why in job.rescaled
-            ),
+            *(("rescaled", f"{name}: paper {paper:g}, yours {own:.6g}: {why}") for name, paper, own, why in rescaled),
         ]
 
     def finish(self, job: PretrainJob, engine: Engine) -> list[str]:
-        """Export the encoder, with heads and a model card."""
-        recipe, output = job.recipe, engine.output
+        recipe, output, export = job.recipe, engine.output, f"{engine.output}/export"
         method = cast("PretrainMethod", engine.whole_method())
         encoder, heads = split_heads(method)
         how = recipe.evaluate or Evaluation()
@@ -195,23 +180,19 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         return [
             f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "
             f"{len(engine.bad.keys)} bad pictures",
-            f"  encoder    {output}/export  (timm.create_model('local-dir:{output}/export', pretrained=True))",
+            f"  encoder    {export}  (timm.create_model('local-dir:{export}', pretrained=True))",
             f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
-            f"next: python -m unlabeled ladder {quote(f'{output}/export')} {_labelled(job)}"
-            "   (which way to use it pays)",
+            f"next: python -m unlabeled ladder {quote(export)} {_labelled(job)}   (which way to use it pays)",
         ]
 
     def evaluated(self, recipe: PretrainRecipe) -> tuple[Split, ...]:
-        """Both splits, where the recipe has an evaluation: it is fitted on `train` and tested on `val`."""
-        return () if recipe.evaluate is None else ("train", "val")
+        return () if recipe.evaluate is None else ("train", "val")  # fitted on `train`, tested on `val`
 
     def check_evaluation(self, recipe: PretrainRecipe, data: Opened) -> None:
-        """Raise UserError when the images do not suit the protocols."""
         if (evaluate := recipe.evaluate) is not None:
             evaluate.check(Splits(evaluate, data, torch.device("cpu"), labels=evaluate.needs_labels))
 
     def encoder(self, job: PretrainJob, method: Method) -> Encode:
-        """Features of the encoder, pooled as the evaluation does."""
         how = job.recipe.evaluate or Evaluation()
         trained = cast("PretrainMethod", method)
         return encoder_features(trained.evaluated(), how.pool or trained.pooling())

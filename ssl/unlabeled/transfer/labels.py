@@ -15,16 +15,10 @@ from unlabeled.randomness import HELD_OUT
 
 
 class Labelled(NamedTuple):
-    """Three sources that number classes alike.
-
-    Attributes:
-        train: to learn from.
-        watched: to score while it trains; None = nothing is watched.
-        test: to take the result on.
-    """
+    """Three sources that number classes alike."""
 
     train: Source
-    watched: Source | None
+    watched: Source | None  # to score while it trains; None = nothing is
     test: Source
 
 
@@ -50,8 +44,7 @@ class Amount(NamedTuple):
 def labelled(data: Opened, amount: Amount) -> Labelled:
     """The labelled images of a `data:` section.
 
-    Raises:
-        UserError: labels are missing or do not match, or there are fewer than asked for.
+    Raises UserError when labels are missing or do not match, or there are fewer than asked for.
     """
     if not data.config.has_val:
         raise UserError("fine-tuning reports accuracy on data.val, which is null. Set it to the labelled split.")
@@ -70,10 +63,8 @@ def labelled(data: Opened, amount: Amount) -> Labelled:
     data.check_apart(source, test)
     rows = chosen(source.labels, amount, source.classes)
     _refuse_empty(source, rows)
-    if amount.hold_out is None:
-        return Labelled(Part(source, rows), None, test)
     if not amount.hold_out:
-        return Labelled(Part(source, rows), test, test)
+        return Labelled(Part(source, rows), None if amount.hold_out is None else test, test)
     held = held_out(source.labels[rows], amount.hold_out, amount.seed)
     return Labelled(Part(source, np.delete(rows, held)), Part(source, rows[held]), test)
 
@@ -81,8 +72,7 @@ def labelled(data: Opened, amount: Amount) -> Labelled:
 def chosen(labels: np.ndarray, amount: Amount, names: Sequence[str] = ()) -> np.ndarray:
     """Rows of the labels [n] to use, ascending: first made unbalanced, then a share or a few of each.
 
-    Raises:
-        UserError: a class, which `names` name, has fewer than asked for.
+    Raises UserError when a class, which `names` name, has fewer than asked for.
     """
     rows = np.flatnonzero(labels >= 0)
     if amount.long_tail is not None:

@@ -13,12 +13,7 @@ ClassifierPool = Literal["cls", "mean", "mean_max", "attention"]
 
 
 class Trained(NamedTuple):
-    """A classifier that fine-tuning left, to be given another head.
-
-    Attributes:
-        arguments: timm's, of its model.
-        weights: of its model, head included.
-    """
+    """A classifier that fine-tuning left, to be given another head: timm's arguments, and the weights with the head."""
 
     arguments: dict[str, Any]
     weights: dict[str, Tensor]
@@ -34,25 +29,14 @@ INSTEAD = {
 
 
 def timm_arguments(encoder: Encoder, pool: ClassifierPool, shape: tuple[int, int], frozen: bool) -> dict[str, Any]:
-    """Arguments of the timm classifier, beside its name and number of classes: see `Encoder.classifier_arguments`.
-
-    Raises:
-        UserError: the network cannot be pooled so.
-    """
+    """Arguments of the timm classifier, see `Encoder.classifier_arguments`. Raises UserError when it cannot pool so."""
     if pool not in encoder.pools:
         raise UserError(INSTEAD[pool].format(encoder.model))
     return encoder.classifier_arguments(pool, shape, frozen)
 
 
 def timm_classifier(encoder: Encoder, arguments: dict[str, Any], drop_path: float, num_classes: int) -> Any:
-    """A timm model with the encoder's weights and a new head.
-
-    Args:
-        encoder: the backbone.
-        arguments: see `timm_arguments`.
-        drop_path: rate of the last block.
-        num_classes: of the head.
-    """
+    """A timm model with the encoder's weights and a new head; `drop_path` is the rate of the last block."""
     model = encoder.create(encoder.model, arguments, drop_path, num_classes)
     weights = encoder.fitted(encoder.vit.state_dict(), encoder.native_grid, model)
     missing, unexpected = model.load_state_dict(weights, strict=False)

@@ -45,11 +45,7 @@ class Predict(NamedTuple):
     ) -> Features:
         """Outputs of `encode`, which runs `method` in evaluation mode. All processes must call it.
 
-        Args:
-            encode: images [B, C, H, W] to outputs [B, ...].
-            method: that `encode` runs.
-            source: the images.
-            reduce: says what is kept of outputs and labels, see `extract`.
+        `encode` takes images [B, C, H, W] to outputs [B, ...]; `reduce` says what is kept of them, see `extract`.
         """
         device = self.accelerator.device
         with torch.no_grad(), evaluating(method):

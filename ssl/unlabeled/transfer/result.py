@@ -23,17 +23,7 @@ PROTOCOL = {"name": "finetune", "version": "1"}
 
 
 def write_result(output: Path, told: dict[str, Any], engine: Engine, scorer: Scorer) -> None:
-    """Write `result.json`, `result.md` and two diagrams.
-
-    Args:
-        output: the run's folder.
-        told: the recipe, as JSON.
-        engine: at the end of its run.
-        scorer: that has scored.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    """Write `result.json`, `result.md` and two diagrams; `told` is the recipe as JSON. Raises OSError."""
     assert scorer.latest is not None
     content = result_of(told, engine, scorer, scorer.latest)
     report = page(content)

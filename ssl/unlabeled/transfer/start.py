@@ -20,28 +20,17 @@ Adapt = Sequence[Literal["size", "channels"]]
 
 
 class Start(NamedTuple):
-    """The start of a fine-tuning.
+    """The start of a fine-tuning."""
 
-    Attributes:
-        encoder: the backbone at the size of its images; of a classifier with random weights.
-        trained: the classifier, where it starts from one.
-        digest: of the weights; None where they are random.
-    """
-
-    encoder: Encoder
-    trained: Trained | None
-    digest: str | None
+    encoder: Encoder  # at the size of its images; of a classifier with random weights
+    trained: Trained | None  # the classifier, where it starts from one
+    digest: str | None  # of the weights; None where they are random
 
 
 def of_the_encoder(address: str, data: SourceConfig, task: TaskConfig, adapt: Adapt) -> dict[str, Any]:
     """Fields that a recipe may leave to its encoder, by path: size, crop, pooling, interpolation and normalisation.
 
-    Args:
-        address: of the encoder.
-        data, task, adapt: sections of the recipe.
-
-    Raises:
-        UserError: there is no such encoder.
+    Raises UserError when there is no such encoder.
     """
     how = preprocessing_of(address)
     wanted: dict[str, Any] = {"task.crop_pct": how.crop_pct}
@@ -75,9 +64,7 @@ def load_start(
     """Load an encoder and fit it to the images; or a classifier, whose weights stay as they are.
 
     Args:
-        address: of either.
         shape: (height, width) of the images, pixels.
-        channels: of the images.
         adapt: what may be fitted.
         seed: of weights that are random.
         classifier: whether the address is that of a classifier.

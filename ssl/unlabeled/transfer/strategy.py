@@ -33,14 +33,8 @@ class Strategy(BaseModel, ABC, frozen=True, extra="forbid"):
     name: str
 
     def start_(self, model: Any, family: type[Encoder], head: str, new: tuple[str, ...]) -> None:
-        """Freeze, wrap or add layers of a timm model.
-
-        Args:
-            model: the timm model.
-            family: of its backbone.
-            head: prefix of the parameters of its head.
-            new: prefixes of the parameters that no encoder has, the head's among them.
-        """
+        """Freeze, wrap or add layers of a timm model of a `family`; `head` is the prefix of its head's parameters,
+        `new` are those of all that no encoder has, the head's among them."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(new))
 
@@ -69,12 +63,7 @@ class Strategy(BaseModel, ABC, frozen=True, extra="forbid"):
         return dict(model.state_dict())
 
     def plan(self, layers: int, epochs: float) -> str:
-        """When layers begin to learn, for the plan; empty = all from the start.
-
-        Args:
-            layers: below the head.
-            epochs: of the run.
-        """
+        """When the `layers` below the head begin to learn in a run of `epochs`; empty = all from the start."""
         return ""
 
 
@@ -88,7 +77,6 @@ class WholeNetwork(Strategy, ABC, frozen=True, extra="forbid"):
         """Leave the model as it is."""
 
     def last_drop_path(self) -> float:
-        """Drop-path rate of the last block."""
         return self.drop_path
 
 
@@ -101,7 +89,6 @@ class ByDepth(WholeNetwork, ABC, frozen=True, extra="forbid"):
     )
 
     def rate(self, below: int) -> float:
-        """The backbone's share times layer decay."""
         return self.backbone_lr * self.layer_decay**below
 
 

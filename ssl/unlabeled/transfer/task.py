@@ -35,15 +35,10 @@ class Task(Method):
 
     @abstractmethod
     def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:
-        """Write a folder that timm reads. Returns whether it holds a classifier, and not a backbone and a head.
+        """Write a folder that timm reads, in the place of an earlier one, with a card of how it was `made`.
 
-        Args:
-            folder: where; an earlier export there is replaced.
-            prepared: how images were preprocessed.
-            made: for the card: how it was made, of which classes.
-
-        Raises:
-            UserError: it cannot be written; an earlier one stays as it was.
+        Returns whether it holds a classifier, and not a backbone and a head. Raises UserError when it cannot be
+        written; an earlier one stays as it was.
         """
 
 
@@ -135,15 +130,9 @@ class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @abstractmethod
     def build(self, encoder: Encoder, counts: Sequence[int], trained: Trained | None = None) -> Task:
-        """The task with new heads.
+        """The task with new heads for classes with `counts` training images, on an encoder or a trained classifier.
 
-        Args:
-            encoder: the backbone's weights and architecture.
-            counts: training images of each class.
-            trained: the classifier to start from, where the task starts from one.
-
-        Raises:
-            UserError: the encoder does not have what the task reads.
+        Raises UserError when the encoder does not have what the task reads.
         """
 
     def check(self, watch: Watching | None, optim: Optim) -> None:

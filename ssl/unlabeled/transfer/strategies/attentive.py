@@ -15,7 +15,6 @@ class Config(Strategy, frozen=True, extra="forbid"):
     name: Literal["attentive"] = "attentive"
 
     def pooling(self, pool: ClassifierPool) -> ClassifierPool:
-        """Attention, which a recipe may say or leave out."""
         if pool not in ("cls", "attention"):
             raise ValueError(f"attentive pools by attention: leave pool out, found {pool}")
         return "attention"

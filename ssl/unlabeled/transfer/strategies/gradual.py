@@ -16,16 +16,12 @@ class Config(ByDepth, frozen=True, extra="forbid"):
     unfreeze_every: float = Field(1.0, gt=0, allow_inf_nan=False, description="epochs between unfreezing two layers")
 
     def starts(self, below: int) -> float:
-        """The epoch in which a layer is unfrozen."""
         return below * self.unfreeze_every
 
     def plan(self, layers: int, epochs: float) -> str:
-        """When layers are unfrozen, and how many never are."""
         text = f"{layers + 1} layers from the top, one every {self.unfreeze_every:g} epochs"
         never = sum(self.starts(below) >= epochs for below in range(1, layers + 1))
-        if not never:
-            return text
-        return (
-            f"{text}: {never} never learn in {epochs:g} epochs. task.strategy.unfreeze_every below "
-            f"{epochs / layers:.3g} unfreezes all"
-        )
+        if never:
+            text += f": {never} never learn in {epochs:g} epochs. task.strategy.unfreeze_every below "
+            text += f"{epochs / layers:.3g} unfreezes all"
+        return text

@@ -34,22 +34,25 @@ class Config(Strategy, frozen=True, extra="forbid"):
             UserError: the family has no such layers, or the rank is that of a full matrix or more.
         """
         if not family.adaptable:
+            found = family.in_words(model.pretrained_cfg["architecture"])
             raise UserError(
-                "task.strategy lora adapts attention and MLP of a transformer's blocks, and "
-                f"{family.in_words(model.pretrained_cfg['architecture'])} has none. Use "
+                f"task.strategy lora adapts attention and MLP of a transformer's blocks, and {found} has none. Use "
                 "task.strategy.name=differential."
             )
         for owner, names in family.linears_(model):
             for name in (one for one in self.targets if one in names):
-                layer = getattr(owner, name)
-                _check_rank(name, layer, self.rank)
+                layer: nn.Linear = getattr(owner, name)
+                if self.rank > (full := min(layer.in_features, layer.out_features)):
+                    raise UserError(
+                        f"task.strategy.rank is {self.rank}, but {name} maps {layer.in_features} to "
+                        f"{layer.out_features} dimensions: expected at most {full}. Ranks of 4 to 64 are usual."
+                    )
                 setattr(owner, name, LowRankLinear(layer, self.rank, self.alpha / self.rank))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(new) or name.endswith(ADDED))
 
     @torch.no_grad()
     def merged(self, model: Any) -> dict[str, Tensor]:
-        """The state dict with the products added to the weights."""
         state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(ADDED)}
         for name, layer in model.named_modules():
             if isinstance(layer, LowRankLinear):
@@ -84,11 +87,3 @@ class LowRankLinear(nn.Linear):
     def merged_weight(self) -> Tensor:
         """W + scale up down [out, in]: one plain layer with the same output."""
         return self.weight + self.scale * self.lora_up @ self.lora_down
-
-
-def _check_rank(name: str, layer: nn.Linear, rank: int) -> None:
-    if rank > (full := min(layer.in_features, layer.out_features)):
-        raise UserError(
-            f"task.strategy.rank is {rank}, but {name} maps {layer.in_features} to {layer.out_features} dimensions: "
-            f"expected at most {full}. Ranks of 4 to 64 are usual."
-        )

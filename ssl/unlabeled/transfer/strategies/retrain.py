@@ -17,11 +17,9 @@ class Config(Strategy, frozen=True, extra="forbid"):
     name: Literal["retrain"] = "retrain"
 
     def start_(self, model: Any, family: type[Encoder], head: str, new: tuple[str, ...]) -> None:
-        """Freeze everything but the head: pooling and norm are trained already."""
-        super().start_(model, family, head, (head,))
+        super().start_(model, family, head, (head,))  # pooling and norm are trained already
 
     def pooling(self, pool: ClassifierPool) -> ClassifierPool:
-        """The classifier's, so that a recipe leaves it out."""
         if pool != "cls":
             raise ValueError(f"retrain pools as its classifier was trained: leave pool out, found {pool}")
         return pool

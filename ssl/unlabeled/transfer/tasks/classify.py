@@ -77,14 +77,7 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
 
 
 class Classifier(Task):
-    """A timm model with a head: its backbone from an encoder, its head new.
-
-    Args:
-        encoder: the backbone's weights and architecture.
-        config: how to transfer.
-        counts: training images of each class, all of which the head knows.
-        trained: a classifier whose head is replaced, instead of the encoder.
-    """
+    """A timm model with a head: its backbone from an encoder, or from a trained classifier; its head new."""
 
     model: Any  # a timm model: its attributes are timm's
 
@@ -159,18 +152,16 @@ class Classifier(Task):
         return self.mixes or self.probe_norm is not None or self.config.flood is not None
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether weight decay applies: not to 1-D tensors, tokens or positions (MAE's fine-tuning)."""
+        # not to 1-D tensors, tokens or positions (MAE's fine-tuning)
         return parameter.ndim > 1 and not name.endswith((".bias", "cls_token", "pos_embed", "reg_token", ".latent"))
 
     def lr_scale(self, name: str) -> float:
-        """Factor on the learning rate of a parameter: 1 for new layers, the strategy's for the backbone."""
         name = name.removeprefix("model.")
         if name not in self.layers or name.startswith(self.new):
             return 1.0
         return self.strategy.rate(self._below_the_head(self.layers[name]))
 
     def inactive(self, progress: Progress) -> Iterable[nn.Parameter]:
-        """Parameters of layers that are still frozen."""
         if not self.waiting:
             return
         for name, parameter in self.model.named_parameters():
@@ -203,11 +194,8 @@ class Classifier(Task):
         return state
 
     def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:
-        """Write the classifier as a timm folder with the names of its classes."""
-        classes = made.classes
-        config = timm_config(
-            self.architecture, self.arguments, self.model.num_features, prepared, len(classes), classes
-        )
+        classes, width = made.classes, self.model.num_features
+        config = timm_config(self.architecture, self.arguments, width, prepared, len(classes), classes)
         write_export(folder, self.exported(), config, classifier_card(made))
         return True
 

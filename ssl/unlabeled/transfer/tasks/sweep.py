@@ -58,7 +58,6 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
         return LinearSweep(encoder, self, counts)
 
     def check(self, watch: Watching | None, optim: Optim) -> None:
-        """Raise ValueError when nothing chooses one of several heads, or when they would share a norm."""
         heads = len(self.heads())
         if heads == 1:
             return
@@ -76,7 +75,6 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
             )
 
     def choice(self, predict: Predict, source: Source | None, watch: Watching | None) -> Choice | None:
-        """The choice of a head; None where nothing is watched."""
         return None if source is None or watch is None else Choice(predict, source, watch.metric, watch.hold_out)
 
     def describe(self) -> str:
@@ -96,17 +94,8 @@ class Head(NamedTuple):
 class LinearSweep(Task):
     """Linear heads that learn as if each were alone: their losses are added, and none sees another's gradient.
 
-    Args:
-        encoder: copied; it stays as it is, running statistics included.
-        config: how to transfer.
-        counts: training images of each class.
-
-    Attributes:
-        tried: what every head is.
-        chosen: number of the head that predicts.
-
-    Raises:
-        UserError: the encoder does not have such features.
+    The encoder is copied and stays as it is, running statistics included. Of the heads `tried`, the one of number
+    `chosen` predicts. Raises UserError when the encoder does not have such features.
     """
 
     def __init__(self, encoder: Encoder, config: Config, counts: Sequence[int]) -> None:
@@ -139,14 +128,13 @@ class LinearSweep(Task):
         return torch.cat([self._logits(kind, pieces) for kind in self.kinds], dim=1)
 
     def _logits(self, kind: FeatureSpec, pieces: dict[Part, Tensor]) -> Tensor:
-        """Of all heads on one kind of features, in a single product."""
+        """Class scores of all heads on one kind of features, in a single product."""
         features = torch.cat([pieces[part] for part in parts(kind)], dim=1)
         heads: Any = [head for head, tried in zip(self.heads, self.tried, strict=True) if tried.kind == kind]
         weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
         return F.linear(features, weight, bias).unflatten(1, (len(heads), -1))
 
     def predict(self, images: Tensor) -> Tensor:
-        """Class scores [B, classes] by the chosen head."""
         return self.logits(images)[:, self.chosen]
 
     def guesses(self, images: Tensor) -> Tensor:
@@ -176,27 +164,20 @@ class LinearSweep(Task):
         return False
 
     def train(self, mode: bool = True) -> LinearSweep:
-        """Set the mode; the backbone stays in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
         return self
 
     def lr_scale(self, name: str) -> float:
-        """Factor on the learning rate of a parameter: that of its head."""
         return self.tried[int(name.split(".")[1])].rate
 
 
 class Choice:
-    """Scores every head of a sweep and lets the best one predict; of equals, the first.
+    """Scores every head of a sweep on `source` and lets the best one predict; of equals, the first.
 
     Args:
-        predict: reads the images.
-        source: the images that decide.
-        metric: accuracy or balanced_accuracy.
+        metric: accuracy or balanced_accuracy; `scores` holds it of every head at the last look, percent.
         hold_out: share of the labels that the source is; 0 = it is data.val.
-
-    Attributes:
-        scores: of every head at the last look, percent.
     """
 
     def __init__(self, predict: Predict, source: Source, metric: str, hold_out: float) -> None:
@@ -204,7 +185,6 @@ class Choice:
         self.scores: list[float] = []
 
     def __call__(self, method: LinearSweep) -> dict[str, float]:
-        """The best head's score by its name. All processes must call it, and choose the same."""
         seen = self.predict(lambda images: method.guesses(images).float(), method, self.source)
         right = (seen.x.long() == seen.y.unsqueeze(1)).double()
         scores = 100 * (balanced(right, seen.y) if self.metric == "balanced_accuracy" else right.mean(0))
@@ -212,7 +192,6 @@ class Choice:
         return {self.metric: self.scores[method.chosen]}
 
     def summary(self, method: LinearSweep) -> dict[str, Any]:
-        """The heads that were tried, the chosen one and the images that decided, as JSON."""
         heads = [
             {"pool": kind.pool, "blocks": kind.blocks, "rate": rate, self.metric: score}
             for (kind, rate), score in zip(method.tried, self.scores, strict=True)
