@@ -16,7 +16,6 @@ from pydantic import BaseModel, Field, ValidationInfo, computed_field, field_val
 from unlabeled.errors import UserError
 from unlabeled.recipe import (
     MAX_BYTES,
-    Difference,
     RecipeError,
     describe,
     differences,
@@ -25,6 +24,7 @@ from unlabeled.recipe import (
     load,
     parse,
 )
+from unlabeled.recipe.changes import Difference
 
 
 class Strict(BaseModel, frozen=True, extra="forbid"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from unlabeled.launch.resume import resume
 from unlabeled.recipe import RecipeError, dump, parse, renamed, updated
 from unlabeled.stages.finetune import FinetuneRecipe
 
@@ -140,9 +141,14 @@ def test_what_a_run_did_not_read_is_left_out_of_what_it_wrote() -> None:
 
 
 def test_a_run_from_before_goes_on() -> None:
-    from unlabeled.launch.resume import _before
-
     recipe = parse(FinetuneRecipe, f"{BARE}task: {{repeats: 2}}")
-    saved = {"recipe": recipe.model_dump(mode="json") | {"task": WRITTEN}}
-    engine: Any = SimpleNamespace(job=SimpleNamespace(recipe=recipe))
-    assert _before(engine, saved) == recipe
+    state = {"recipe": recipe.model_dump(mode="json") | {"task": WRITTEN}, "facts": {}}
+    checkpoint, restored = SimpleNamespace(state=state, folder="there"), list[Any]()
+    engine: Any = SimpleNamespace(
+        job=SimpleNamespace(recipe=recipe, facts={}),
+        checkpoints=SimpleNamespace(newest=lambda: checkpoint),
+        restore=restored.append,
+        display=SimpleNamespace(say=print),
+    )
+    resume(engine)  # another recipe would be refused
+    assert restored == [checkpoint]

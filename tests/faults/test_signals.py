@@ -119,7 +119,7 @@ def test_a_run_that_is_cut_off_in_its_last_scoring_goes_on_there(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = command(home, "finetune", tmp_path)
-    score = "unlabeled.transfer.score:Scorer.__call__"
+    score = "unlabeled.transfer.result:Scorer.__call__"
     killed = partial(at, score, partial(to_this_one, signal.SIGKILL))
     assert launch("finetune", arguments, hook=killed) == [-signal.SIGKILL]
     no_step = partial(at, "unlabeled.train.engine:Engine._forward_backward", partial(to_this_one, signal.SIGKILL))

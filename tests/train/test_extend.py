@@ -16,9 +16,8 @@ from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
-from unlabeled.launch.extend import obstacles
 from unlabeled.launch.program import main
-from unlabeled.launch.resume import length
+from unlabeled.launch.resume import length, obstacles
 from unlabeled.pretrain.method import METHODS, Progress
 from unlabeled.recipe import load, parse
 from unlabeled.stages.finetune import FinetuneRecipe

@@ -30,7 +30,7 @@ from unlabeled.report import markdown
 from unlabeled.report.page import page
 from unlabeled.stages.finetune import STAGE, FinetuneRecipe, predicting
 from unlabeled.transfer import predict as module
-from unlabeled.transfer.score import Scorer
+from unlabeled.transfer.result import Scorer
 
 FILES = ("result.json", "result.md", "confusion.png", "reliability.png")
 

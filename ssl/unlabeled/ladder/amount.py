@@ -11,15 +11,10 @@ from unlabeled.data.label.subset import few_shot, stratified
 
 
 class Amount(NamedTuple):
-    """A share of the labels of every class, or a number of labels of each.
+    """A share of the labels of every class, or a number of labels of each."""
 
-    Attributes:
-        fraction: the share; 1 where `shots` is given.
-        shots: labels of every class; None = a share.
-    """
-
-    fraction: float = 1.0
-    shots: int | None = None
+    fraction: float = 1.0  # the share; 1 where `shots` is given
+    shots: int | None = None  # labels of every class; None = a share
 
     @property
     def short(self) -> str:

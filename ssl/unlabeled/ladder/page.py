@@ -38,13 +38,9 @@ TITLE_LENGTH = 64
 
 
 def page(title: str, results: Sequence[RungResult], done: Sequence[Amount], data: Mapping[str, Any]) -> Document:
-    """Results of the rungs so far.
+    """The `results` of the rungs so far, a column for each amount of labels that is `done` by every rung.
 
-    Args:
-        title: heading of the page.
-        results: all that are there.
-        done: amounts of labels with a result of every rung.
-        data: protocol, options and versions, for programs.
+    `data` is for programs: protocol, options and versions.
     """
     ready = [one for one in done if pretrained(at(results, one))]
     leads = {one: found for one in ready if (found := lead(results, one))}

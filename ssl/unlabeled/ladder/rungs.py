@@ -46,34 +46,22 @@ PROTOCOL = {"pixels": "linear", "untrained": "linear"}
 
 
 class RungResult(NamedTuple):
-    """Top-1 accuracies of a rung on an amount of labels, in percent, and its cost.
-
-    Attributes:
-        rung: its name.
-        fraction: share of the labels.
-        accuracies: one per seed.
-        seconds: CPU time of one seed, encoding included.
-        shots: labels of every class; None = a share.
-        labels: number of labels.
-        pictures: number of test images.
-    """
+    """Top-1 accuracies of a rung on an amount of labels, in percent, and its cost."""
 
     rung: str
-    fraction: float
-    accuracies: list[float]
-    seconds: float
-    shots: int | None = None
-    labels: int = 0
-    pictures: int = 0
+    fraction: float  # share of the labels
+    accuracies: list[float]  # one per seed
+    seconds: float  # CPU time of one seed, encoding included
+    shots: int | None = None  # labels of every class; None = a share
+    labels: int = 0  # number of them
+    pictures: int = 0  # number of test images
 
     @property
     def amount(self) -> Amount:
-        """The amount of labels."""
         return Amount(self.fraction, self.shots)
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
         return statistics.mean(self.accuracies)
 
     @property
@@ -83,36 +71,21 @@ class RungResult(NamedTuple):
 
 
 class Climb(NamedTuple):
-    """One encoder, its labelled images, and the settings of all rungs.
+    """One encoder, its labelled images, and the settings of all rungs."""
 
-    Attributes:
-        export: the encoder's folder.
-        data: labelled images.
-        shape: (height, width) of the encoder's images, pixels.
-        how: preprocessing and pooling.
-        device: of encoders and probes.
-        out: folder of the runs.
-        amounts: of labels, the fewest first.
-        seeds: number of repetitions of each rung.
-        steps, batch_size: of rungs that are trained.
-        min_scale: least share of the area that a training crop has.
-        changes: `RUNG.a.b=value`; they have the last word.
-        workers: processes that load images.
-    """
-
-    export: str
+    export: str  # the encoder's folder
     data: Opened
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # height, width of the encoder's images, pixels
     how: Preprocessing
-    device: torch.device
-    out: Path
-    amounts: Sequence[Amount]
-    seeds: int = 3
-    steps: int = 1000
+    device: torch.device  # of encoders and probes
+    out: Path  # folder of the runs
+    amounts: Sequence[Amount]  # of labels, the fewest first
+    seeds: int = 3  # repetitions of each rung
+    steps: int = 1000  # of rungs that are trained
     batch_size: int = 64
-    min_scale: float = 0.4
-    changes: Sequence[str] = ()
-    workers: int = 1
+    min_scale: float = 0.4  # least share of the area that a training crop has
+    changes: Sequence[str] = ()  # `RUNG.a.b=value`; they have the last word
+    workers: int = 1  # processes that load images
 
     def of(self, rung: str) -> list[str]:
         """The changes of one rung, without its name."""

@@ -11,18 +11,12 @@ from unlabeled.ladder.rungs import UNPRETRAINED, RungResult
 
 
 class Lead(NamedTuple):
-    """Difference in accuracy, in points, of the best rung with pretraining and the best without.
-
-    Attributes:
-        rung, baseline: their names.
-        points: the difference of their means.
-        error: twice its standard error, from seeds and test images.
-    """
+    """Difference in accuracy, in points, of the best rung with pretraining and the best without."""
 
     rung: str
     baseline: str
-    points: float
-    error: float
+    points: float  # the difference of their means
+    error: float  # twice its standard error, from seeds and test images
 
     @property
     def clear(self) -> bool:

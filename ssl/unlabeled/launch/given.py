@@ -54,8 +54,9 @@ def given(
     Raises:
         UserError: it is none of these, or a field does not fit.
     """
+    said = {change.partition("=")[0].removeprefix(OF_DATA) for change in changes}
     if (Path(what) / RECIPE).is_file():
-        data, said = _recipes(str(Path(what) / RECIPE), load, splits, changes), set(_names(changes))
+        data = _recipes(str(Path(what) / RECIPE), load, splits, changes)
     elif what.endswith((".yaml", ".yml")):
         data = _recipes(what, load, splits, changes)
         said = data.model_fields_set
@@ -69,7 +70,6 @@ def given(
             data = cast("SourceConfig", parsed.data)
         else:
             data = checked(kind, **fields)
-        said = set(_names(changes))
     return _prepared(what, data, how, said)
 
 
@@ -101,10 +101,6 @@ def _section(what: str, side: int) -> tuple[type[SourceConfig], dict[str, Any]]:
 def _recipes(path: str, load: Load, splits: Mapping[str, str | None], changes: Sequence[str]) -> SourceConfig:
     told = [f"data.{name}={json.dumps(value)}" for name, value in splits.items() if value is not None]
     return load(path, [*told, *changes]).data
-
-
-def _names(changes: Sequence[str]) -> list[str]:
-    return [change.partition("=")[0].removeprefix("data.") for change in changes]
 
 
 def _prepared(what: str, data: SourceConfig, how: Preprocessing, said: set[str]) -> SourceConfig:

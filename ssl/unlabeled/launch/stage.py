@@ -133,7 +133,12 @@ class Stage(ABC, Generic[R, J]):
                 yield None
                 return
             with opened(job, accelerator, options.fresh, options.force, epochs != asked, options.extend) as engine:
-                yield engine, lambda: _say(engine, self.finish(job, engine))
+
+                def finish() -> None:
+                    for line in self.finish(job, engine):
+                        engine.display.say(line)
+
+                yield engine, finish
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
@@ -150,10 +155,7 @@ def opened(
 ) -> Iterator[Engine]:
     """Hold the output folder of a job; yields its engine, where an earlier run stopped.
 
-    Args:
-        fresh: start over, which is refused where there is an earlier run, unless
-        force: removes it.
-        longer, extend: see `resume`.
+    `fresh` starts over, which is refused where there is an earlier run unless `force` removes it; see also `resume`.
     """
     output = Path(job.recipe.output)
     lock = on_main(accelerator, lambda: claim(output, "run.output"))
@@ -166,11 +168,6 @@ def opened(
     yield engine
     if lock:
         lock.close()
-
-
-def _say(engine: Engine, lines: Sequence[str]) -> None:
-    for line in lines:
-        engine.display.say(line)
 
 
 def _refuse_the_other_programs(stage: Stage[R, J], path: str) -> None:

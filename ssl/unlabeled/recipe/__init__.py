@@ -12,19 +12,14 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from unlabeled.recipe.changes import ABSENT, Difference, differences, flat, format_differences
+from unlabeled.recipe.changes import differences, flat, format_differences
 from unlabeled.recipe.draft import Draft
 from unlabeled.recipe.faults import RecipeError, report, suggest
 from unlabeled.recipe.help import describe
-from unlabeled.recipe.reader import MAX_DEPTH
 from unlabeled.recipe.renamed import updated
 from unlabeled.recipe.writer import dump
 
 __all__ = [
-    "ABSENT",
-    "MAX_BYTES",
-    "MAX_DEPTH",
-    "Difference",
     "RecipeError",
     "describe",
     "differences",

@@ -19,11 +19,7 @@ R = TypeVar("R", bound=BaseModel)
 
 
 class Draft:
-    """The data of a recipe with all faults found so far. `readable` is False where no data could be had.
-
-    Args:
-        text: the YAML of the file.
-    """
+    """The data of a YAML text with all faults found so far. `readable` is False where no data could be had."""
 
     def __init__(self, text: str) -> None:
         reader = Reader(text)
@@ -41,8 +37,7 @@ class Draft:
             self.data, self.readable = data, True
             self.rename()
         elif data is not REFUSED:
-            line = self.lines[()]
-            self.faults.append(Fault((), f"expected a mapping of fields, found {show(data)}", line))
+            self.faults.append(Fault((), f"expected a mapping of fields, found {show(data)}", self.lines[()]))
 
     def override(self, argument: str) -> None:
         """Apply one `a.b=value`."""
@@ -112,14 +107,11 @@ class Draft:
             if not (isinstance(section, dict) and before in variants and section.get("name") in variants):
                 continue
             gone = variants[before].model_fields.keys() - variants[section["name"]].model_fields.keys()
+            given = {spot[: len(place) + 1] for spot, line in self.lines.items() if line == COMMAND_LINE}
             for field in gone & section.keys():
-                if not self.by_command(*place, field):
+                if (*place, field) not in given:
                     del section[field]
                     self.forget((*place, field))
-
-    def by_command(self, *place: str | int) -> bool:
-        """Whether the command line set a place or anything in it."""
-        return any(line == COMMAND_LINE and spot[: len(place)] == place for spot, line in self.lines.items())
 
     def make_way(self, names: list[str], line: int = COMMAND_LINE) -> Place:
         """The place that `names` point to, with the mappings that lead there. Raises LookupError."""
@@ -152,13 +144,11 @@ class Draft:
             return schema.model_validate_json(json.dumps(self.data), strict=True)
         except ValidationError as invalid:
             for error in telling(invalid.errors(include_url=False)):
-                faults = self.explain(schema, error)
-                self.faults += [fault for fault in faults if not self.covered(fault.place)]
+                for fault in self.explain(schema, error):
+                    # of what was refused already, more complaints would be noise
+                    if not any(fault.place[:n] in self.refused for n in range(len(fault.place) + 1)):
+                        self.faults.append(fault)
             return None
-
-    def covered(self, place: Place) -> bool:
-        """Whether a value was refused there already, so that more complaints would be noise."""
-        return any(place[:n] in self.refused for n in range(len(place) + 1))
 
     def explain(self, schema: type[BaseModel], error: ErrorDetails) -> Iterator[Fault]:
         """One error of pydantic in plain words."""

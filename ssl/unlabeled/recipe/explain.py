@@ -52,12 +52,8 @@ def follow(schema: type[BaseModel], location: Place, data: Any) -> Spot | None:
 
 def telling(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     """Those with something of their own to say: a list is also called too short for want of its wrong elements."""
-    places = [error["loc"] for error in errors]
-
-    def echoes(place: tuple[int | str, ...]) -> bool:
-        return any(len(other) > len(place) and other[: len(place)] == place for other in places)
-
-    return [error for error in errors if error["type"] != "too_short" or not echoes(error["loc"])]
+    inner = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
+    return [error for error in errors if error["type"] != "too_short" or error["loc"] not in inner]
 
 
 def missing(place: Place, field: FieldInfo) -> Iterator[Fault]:

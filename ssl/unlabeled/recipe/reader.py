@@ -103,19 +103,17 @@ class Reader:
             return self.refuse(place, f"recipes are plain: no alias *{event.anchor}. Write it out", line)
         if event.anchor:
             self.fault(place, f"recipes are plain: no anchors. Remove &{event.anchor}", line)
-        value = self.content(event, place, line)
+        if isinstance(event, events.MappingStartEvent):
+            value: Any = self.mapping(place)
+        elif isinstance(event, events.SequenceStartEvent):
+            value = self.sequence(place)
+        else:
+            plain = resolve(event.value) if event.implicit[0] else event.value
+            value = self.check(plain, event.value, place, line)
         if event.tag:
             tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
             return self.refuse(place, f"recipes are plain: no tags. Remove {tag}", line)
         return value
-
-    def content(self, event: Any, place: Place, line: int) -> Any:
-        if isinstance(event, events.MappingStartEvent):
-            return self.mapping(place)
-        if isinstance(event, events.SequenceStartEvent):
-            return self.sequence(place)
-        value = resolve(event.value) if event.implicit[0] else event.value
-        return self.check(value, event.value, place, line)
 
     def check(self, value: Any, text: str, place: Place, line: int) -> Any:
         if isinstance(value, float) and not math.isfinite(value):

@@ -39,8 +39,7 @@ from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping, Watching
 from unlabeled.transfer.labels import Amount, Labelled, labelled
 from unlabeled.transfer.predict import Predict
-from unlabeled.transfer.result import write_result
-from unlabeled.transfer.score import Scorer
+from unlabeled.transfer.result import Scorer, write_result
 from unlabeled.transfer.start import check_preprocessing, is_said, load_start, of_the_encoder
 from unlabeled.transfer.task import TASKS, Task, TaskConfig
 from unlabeled.transfer.tasks import classify
@@ -105,18 +104,12 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneJob(Job):
-    """The job of a recipe for finetune.py.
-
-    Attributes:
-        images: with labels: to learn from, to watch, to score.
-        weights: digest of the weights to start from; None where they are random.
-        scorer: of the images to score; None until `Finetune.scored`.
-    """
+    """The job of a recipe for finetune.py."""
 
     recipe: FinetuneRecipe
     images: Labelled
-    weights: str | None
-    scorer: Scorer | None = None
+    weights: str | None  # digest of the weights to start from; None where they are random
+    scorer: Scorer | None = None  # of the images to score; None until `Finetune.scored`
 
 
 class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
@@ -204,8 +197,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         assert scorer is not None
         other = engine.use_best()
         method = cast("Task", engine.whole_method())
-        # the last step was scored; a run that had already ended when it was started again was not, and which head
-        # predicts is not part of a checkpoint
+        # the last step was scored; a run that had ended before was not, and no checkpoint knows which head predicts
         latest = None if other or scorer.choice is not None else scorer.latest
         result = latest or scorer(method)
 
@@ -261,15 +253,12 @@ def predicting(recipe: FinetuneRecipe, accelerator: Accelerator) -> Predict:
 
 def made(recipe: FinetuneRecipe, engine: Engine, result: dict[str, Any]) -> Made:
     """How an export was made, for its card."""
-    source = engine.job.dataset.source
+    source, facts = engine.job.dataset.source, engine.job.facts
+    counts = (len(source), facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
     return Made(
         recipe.name,
         dump(recipe),
-        len(source),
-        engine.job.facts["pictures"],
-        engine.step,
-        engine.skipped,
-        len(engine.bad.keys),
+        *counts,
         encoder=recipe.encoder,
         way=recipe.task.way,
         classes=source.classes,

@@ -23,21 +23,13 @@ class Labelled(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """The amount of labels to use.
+    """The amount of labels to use."""
 
-    Attributes:
-        fraction: share of every class.
-        shots: images of every class, instead of a share; None = a share.
-        long_tail: how many times rarer the last class is made; None = none is.
-        seed: of the choice of labels.
-        hold_out: share of them that is kept from training to be watched; 0 = the test images are watched, None =
-            nothing is.
-    """
-
-    fraction: float = 1.0
-    shots: int | None = None
-    long_tail: float | None = None
-    seed: int = 0
+    fraction: float = 1.0  # share of every class
+    shots: int | None = None  # images of every class, instead of a share
+    long_tail: float | None = None  # how many times rarer the last class is made
+    seed: int = 0  # of the choice of labels
+    # share of them that is kept from training to be watched; 0 = the test images are watched, None = nothing is
     hold_out: float | None = None
 
 

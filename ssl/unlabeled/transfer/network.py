@@ -40,7 +40,8 @@ def timm_classifier(encoder: Encoder, arguments: dict[str, Any], drop_path: floa
     model = encoder.create(encoder.model, arguments, drop_path, num_classes)
     weights = encoder.fitted(encoder.vit.state_dict(), encoder.native_grid, model)
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    new, dropped = new_names(model), set()
+    new = {name for name, _ in model.named_parameters() if name.startswith(new_parts(model))}
+    dropped: set[str] = set()
     if any(name.startswith("fc_norm.") for name in new):
         dropped = {"norm.weight", "norm.bias"}
     assert set(missing) == new and set(unexpected) == dropped, (missing, unexpected)
@@ -57,10 +58,9 @@ def retrained(encoder: Encoder, trained: Trained, num_classes: int) -> Any:
     return model
 
 
-def new_names(model: Any) -> set[str]:
-    """Parameters of a timm classifier that no encoder has: head, pooling, and the norm that comes after it."""
-    parts = (head_prefix(model), "attn_pool.", "fc_norm.")
-    return {name for name, _ in model.named_parameters() if name.startswith(parts)}
+def new_parts(model: Any) -> tuple[str, ...]:
+    """Prefixes of the parameters of a timm classifier that no encoder has: of head, pooling, and the norm after it."""
+    return head_prefix(model), "attn_pool.", "fc_norm."
 
 
 def head_prefix(model: Any) -> str:

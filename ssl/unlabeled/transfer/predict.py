@@ -19,26 +19,16 @@ from unlabeled.pretrain.method import Method
 
 
 class Predict(NamedTuple):
-    """How images are prepared and read for a score.
-
-    Attributes:
-        accelerator: device and processes.
-        shape: (height, width) of the crop, pixels.
-        crop_pct: centre share of the resized image.
-        interpolation: how images are resized.
-        mean, std: of the channels.
-        workers: processes that decode.
-        timeout: seconds to wait for one.
-    """
+    """How images are prepared and read for a score."""
 
     accelerator: Accelerator
-    shape: tuple[int, int]
-    crop_pct: float
+    shape: tuple[int, int]  # height, width of the crop, pixels
+    crop_pct: float  # centre share of the resized image
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    workers: int
-    timeout: float
+    workers: int  # processes that decode
+    timeout: float  # seconds to wait for one
 
     def __call__(
         self, encode: Encode, method: Method, source: Source, reduce: Callable[[Tensor, Tensor], Tensor] | None = None

@@ -20,16 +20,11 @@ class Strategy(BaseModel, ABC, frozen=True, extra="forbid"):
 
     Unless a kind says otherwise, the backbone is frozen: it runs in evaluation mode, and only layers that no encoder
     has learn.
-
-    Attributes:
-        frozen: whether the backbone runs in evaluation mode, running statistics included.
-        from_classifier: whether it starts from a classifier, which it keeps but for the head, instead of an encoder.
-        own_pooling: whether it pools by itself, whatever the encoder is evaluated with.
     """
 
-    frozen: ClassVar[bool] = True
-    from_classifier: ClassVar[bool] = False
-    own_pooling: ClassVar[bool] = False
+    frozen: ClassVar[bool] = True  # whether the backbone runs in evaluation mode, running statistics included
+    from_classifier: ClassVar[bool] = False  # whether it starts from a classifier, which it keeps but for the head
+    own_pooling: ClassVar[bool] = False  # whether it pools by itself, whatever the encoder is evaluated with
     name: str
 
     def start_(self, model: Any, family: type[Encoder], head: str, new: tuple[str, ...]) -> None:

@@ -19,7 +19,15 @@ from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.pretrain.method import Output, Progress
 from unlabeled.report.card import Made, classifier_card
 from unlabeled.transfer.losses import Objective, examples
-from unlabeled.transfer.network import ClassifierPool, Trained, head_prefix, retrained, timm_arguments, timm_classifier
+from unlabeled.transfer.network import (
+    ClassifierPool,
+    Trained,
+    head_prefix,
+    new_parts,
+    retrained,
+    timm_arguments,
+    timm_classifier,
+)
 from unlabeled.transfer.strategies import full
 from unlabeled.transfer.strategy import STRATEGIES, Strategy
 from unlabeled.transfer.task import Task, TaskConfig
@@ -93,14 +101,16 @@ class Classifier(Task):
             self.arguments = trained.arguments
             self.model = retrained(encoder, trained, len(counts))
         self.layers = {name: encoder.layer_of(name) for name, _ in self.model.named_parameters()}
-        head = head_prefix(self.model)
-        self.new = (head, "fc_norm.", "attn_pool.")
+        head, self.new = head_prefix(self.model), new_parts(self.model)
         config.initialize_(self.head)
         self.probe_norm = self.strategy.head_norm(encoder.width)
         self.objective = Objective(counts, config.effective_number, config.logit_adjustment, config.flood)
         self.strategy.start_(self.model, type(encoder), head, self.new)
         self.waiting = list(self._waiting())
-        self.average = None if config.ema is None else follower(self.model)
+        self.average: nn.Module | None = None
+        if config.ema is not None:  # averaged weights: no gradients, evaluation mode
+            self.average = copy.deepcopy(self.model).eval()
+            follow_(self.average, self.model)
         self.mixes = encoder.batch_dependent and not self.strategy.frozen
 
     @property
@@ -198,10 +208,3 @@ class Classifier(Task):
         config = timm_config(self.architecture, self.arguments, width, prepared, len(classes), classes)
         write_export(folder, self.exported(), config, classifier_card(made))
         return True
-
-
-def follower(model: nn.Module) -> nn.Module:
-    """A copy of a model for averaged weights: no gradients, evaluation mode."""
-    twin = copy.deepcopy(model)
-    follow_(twin, model)
-    return twin.eval()
