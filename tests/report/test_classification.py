@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.report.calibration import reliability
+from unlabeled.report.calibration import Reliability, reliability
 from unlabeled.report.classification import classification
 from unlabeled.report.intervals import bootstrap
 from unlabeled.report.per_class import auroc
@@ -111,6 +111,11 @@ def test_curves_end_where_classes_are_very_many() -> None:
     assert kept.auroc["29"] == pytest.approx(100 * auroc(logits[:, :1000].log_softmax(1), labels)[29].item())
 
 
+def bins_of(logits: Tensor, labels: Tensor) -> Reliability:
+    confidence, predicted = logits.double().softmax(-1).max(-1)
+    return reliability(confidence, predicted == labels)
+
+
 @pytest.mark.parametrize("sharpen", [0.3, 1.0, 8.0])
 def test_calibration_error_against_a_loop(scored: tuple[Tensor, Tensor], sharpen: float) -> None:
     logits, labels = sharpen * scored[0].double(), scored[1]
@@ -120,7 +125,7 @@ def test_calibration_error_against_a_loop(scored: tuple[Tensor, Tensor], sharpen
         place = next(m for m in range(15) if m / 15 < sure <= (m + 1) / 15)
         bins[place].append((sure, row.index(sure) == true))
     gaps = [abs(sum(s for s, _ in held) - sum(c for _, c in held)) for held in bins]
-    found = reliability(logits, labels)
+    found = bins_of(logits, labels)
     assert found.counts.tolist() == [len(held) for held in bins]
     assert found.error == pytest.approx(sum(gaps) / N)
     assert classification(logits, labels, CLASSES).ece == pytest.approx(100 * sum(gaps) / N, rel=1e-4)
@@ -131,13 +136,13 @@ def test_calibration_error_by_hand(right: int, error: float) -> None:
     """Ten pictures, each 90 % sure."""
     logits = torch.tensor([[math.log(9.0), 0.0]]).expand(10, 2)
     labels = (torch.arange(10) >= right).long()
-    assert reliability(logits, labels).error == pytest.approx(error, abs=1e-6)
+    assert bins_of(logits, labels).error == pytest.approx(error, abs=1e-6)
 
 
 def test_bins_are_closed_above() -> None:
     """Sure of one class of five, and of none: probabilities 1 and 0.2 end the bins (14/15, 1] and (2/15, 3/15]."""
     logits = torch.tensor([[1000.0, 0, 0, 0, 0], [0.0, 0, 0, 0, 0]])
-    assert reliability(logits, torch.tensor([0, 0])).counts.nonzero().flatten().tolist() == [2, 14]
+    assert bins_of(logits, torch.tensor([0, 0])).counts.nonzero().flatten().tolist() == [2, 14]
 
 
 @pytest.mark.parametrize("train, many", [(TRAIN, 2), (TRAIN // 2, 1)])

@@ -89,7 +89,8 @@ def test_json_is_the_data() -> None:
     assert json.loads(as_json.write(REPORT)) == {"accuracy": 91.25}
 
 
-def test_lists_of_numbers_stand_on_one_line_in_json() -> None:
+def test_lists_of_numbers_stand_on_one_line_in_compact_json() -> None:
     content = {"a": [[1, 2], [3, -4e-9]], "b": ["1", None], "c": [], "[\n1\n]": 0.5}
-    text = as_json.write(Document("", (), content))
+    text = as_json.write(Document("", (), content), compact=True)
     assert json.loads(text) == content and "[3, -4e-09]" in text
+    assert as_json.write(Document("", (), content)) == json.dumps(content, indent=2) + "\n"

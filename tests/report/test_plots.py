@@ -49,7 +49,8 @@ def test_names_are_thinned(classes: int) -> None:
 
 def test_reliability(tmp_path: Path) -> None:
     logits = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    draw_reliability(tmp_path / "a.png", reliability(logits, logits.argmax(1)), "always right")
+    right = reliability(logits.softmax(1).amax(1), torch.ones(200, dtype=torch.bool))
+    draw_reliability(tmp_path / "a.png", right, "always right")
     last = (torch.arange(15) == 14).long()
     one = Reliability(9 * last, 0.0 * last, 1.0 * last)
     draw_reliability(tmp_path / "b.png", one, "always wrong, and sure of it")

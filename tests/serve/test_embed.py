@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from support import CONTEXT, free_port
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view.views import center_crop
 from unlabeled.serve.embed import Embedding, Settings
-from unlabeled.serve.shards import Shard, read
+from unlabeled.serve.shards import Shard
 
 COUNT, BAD = 23, (4, 11)
 PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.9, interpolation="bilinear")
@@ -61,6 +62,22 @@ def shards(out: Path) -> list[Shard]:
     assert manifest["complete"]
     tokens = manifest["shapes"].get("tokens", [None, 0, 0])
     return [read(out / name, (tokens[1], tokens[2])) for name in manifest["files"]]
+
+
+def read(file: Path, token_shape: tuple[int, int]) -> Shard:
+    if file.suffix == ".parquet":
+        table = pytest.importorskip("pyarrow.parquet").read_table(file)
+        tokens = rows(table["tokens"]).unflatten(1, token_shape) if "tokens" in table.column_names else None
+        index, label = (torch.from_numpy(table[name].to_numpy().copy()) for name in ("index", "label"))
+        return Shard(index, table["key"].to_pylist(), label, rows(table["features"]), tokens)
+    with safe_open(file, "pt") as opened:
+        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
+        return Shard(keys=json.loads(opened.metadata()["keys"]), **{"tokens": None, **found})
+
+
+def rows(column: Any) -> Tensor:
+    flat, width = column.combine_chunks().flatten().to_numpy(zero_copy_only=False), column.type.list_size
+    return torch.from_numpy(np.array(flat).reshape(len(column), width))
 
 
 def whole(out: Path) -> Shard:

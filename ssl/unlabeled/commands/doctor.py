@@ -43,36 +43,24 @@ T = TypeVar("T")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `doctor`."""
-    parser.add_argument("recipe", type=expand, help="a YAML file for pretrain.py or finetune.py")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
-    parser.add_argument("--pictures", type=int, default=2000, metavar="N", help="to look at per split (default 2000)")
-    parser.add_argument("--full", action="store_true", help="look at all pictures")
-    parser.add_argument("--seconds", type=float, default=5, help="for each measurement of speed (default 5)")
-    parser.add_argument(
-        "--hours", type=float, default=72, help="how long a run may take before it is not ready (default 72)"
-    )
-    parser.add_argument("--csv", type=user_path, metavar="FILE", help="write every copy and leak that was found")
-    parser.add_argument(
-        "--split",
-        type=user_path,
-        metavar="FILE",
-        help="write all pictures as a table for data: {name: table} with a train and a val that share no copies",
-    )
-    parser.add_argument(
-        "--group",
-        metavar="folder|REGEX",
-        help="with --split: pictures of one folder, or whose paths match alike, such as 'patient(\\d+)', stay together",
-    )
-    parser.add_argument("--val-share", type=float, default=0.2, help="with --split: of the pictures (default 0.2)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    add = parser.add_argument
+    add("recipe", type=expand, help="a YAML file for pretrain.py or finetune.py")
+    add("overrides", nargs="*", metavar="a.b=value", help="fields to change")
+    add("--pictures", type=int, default=2000, metavar="N", help="pictures to look at in each split (default 2000)")
+    add("--full", action="store_true", help="look at all pictures")
+    add("--seconds", type=float, default=5, help="duration of each measurement of speed (default 5)")
+    add("--hours", type=float, default=72, help="time that a run may take; a longer one is not ready (default 72)")
+    add("--csv", type=user_path, metavar="FILE", help="write every copy and leak that was found")
+    table = "write all pictures as a table for data: {name: table} with a train and a val that share no copies"
+    add("--split", type=user_path, metavar="FILE", help=table)
+    group = "with --split: keep pictures of one folder together, or those whose paths match alike ('patient(\\d+)')"
+    add("--group", metavar="folder|REGEX", help=group)
+    add("--val-share", type=float, default=0.2, help="with --split: share of the pictures in val (default 0.2)")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look, measure, print. Returns the exit code: 2 where a run would fail or be spoiled.
-
-    Raises:
-        UserError: an option, the recipe or the training pictures cannot be used at all.
-    """
+    """Look, measure, print. Returns 2 where a run would fail or be spoiled."""
     if args.pictures < 1 or not 0 < args.seconds < 3600:
         raise UserError(f"--pictures {args.pictures} --seconds {args.seconds}: expected at least 1, and up to an hour")
     if not args.hours > 0:
@@ -120,15 +108,7 @@ def write_tables(args: argparse.Namespace, recipe: Recipe, compared: Compared | 
 def examine(
     stage: Stage[Recipe, Job], recipe: Recipe, data: Opened, most: int | None, seconds: float
 ) -> tuple[Facts, Compared | None]:
-    """All there is to know of a recipe, its pictures and this machine; and which pictures are copies.
-
-    Args:
-        stage: which program the recipe is for.
-        recipe: as resolved.
-        data: its images.
-        most: pictures to look at per split; None = all.
-        seconds: for each measurement of speed.
-    """
+    """Find out all about a recipe, this machine, and at `most` images of each split (None = all), and find copies."""
     refused: list[str] = []
 
     def attempt(action: Callable[[], T]) -> T | None:

@@ -11,12 +11,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from unlabeled.accelerator import make_accelerator
-from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.weights import prepare
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.data.opened import Opened
-from unlabeled.data.source import SourceConfig
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import Stopped, UserError
@@ -40,35 +38,30 @@ TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `embed`."""
-    parser.add_argument(
-        "export", type=expand, help="an export folder (runs/NAME/export), METHOD:FILE.pth, or timm:NAME"
+    add = parser.add_argument
+    add("export", type=expand, help="an export folder (runs/NAME/export), METHOD:FILE.pth, or timm:NAME")
+    add("data", type=expand, help=GIVEN)
+    add("out", type=user_path, help="folder to fill; after an interruption the same command goes on")
+    add("overrides", nargs="*", metavar="a.b=value", help="fields to change, such as data.label=species")
+    add("--split", choices=("train", "val"), default="train", help="split of a recipe, a run or shapes (default train)")
+    add("--prefix", default="", help="subfolder of a folder or tar (default: all of it)")
+    add("--pool", choices=("cls", "mean", "mean_max", "cls_mean"), help="pooling of tokens (default: as exported)")
+    add("--tokens", action="store_true", help="keep the patch tokens too")
+    add("--dtype", default="float32", choices=("float32", "float16"), help="data type of features (default float32)")
+    add("--precision", default="no", choices=("no", "bf16", "fp16"), help="mixed precision (default no: float32)")
+    add(
+        "--format", default="safetensors", choices=("safetensors", "parquet"), help="of the files (default safetensors)"
     )
-    parser.add_argument("data", type=expand, help=GIVEN)
-    parser.add_argument("out", type=user_path, help="folder to fill; the same command goes on after an interruption")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change: data.label=species")
-    parser.add_argument("--split", choices=("train", "val"), default="train", help="of a recipe, a run or shapes")
-    parser.add_argument("--prefix", default="", help="subfolder of a folder or tar; default: all of it")
-    parser.add_argument("--pool", choices=("cls", "mean", "mean_max", "cls_mean"), help="default: as exported")
-    parser.add_argument("--tokens", action="store_true", help="keep the patch tokens too")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of what is stored")
-    parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"), help="of the encoder; no: float32")
-    parser.add_argument("--format", default="safetensors", choices=("safetensors", "parquet"), help="of the files")
-    parser.add_argument("--shard", type=int, default=4096, help="pictures per file (default 4096)")
-    parser.add_argument("--size", type=int, help="side of the crop, pixels; default: as exported")
-    parser.add_argument("--crop-pct", type=float, help="share of the side that is kept; default: as exported")
-    parser.add_argument("--batch-size", type=int, default=256, help="pictures at a time (default 256)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    parser.add_argument("--workers", type=int, default=max(1, min(8, cores() - 1)), help="processes that load pictures")
+    add("--shard", type=int, default=4096, help="pictures per file (default 4096)")
+    add("--size", type=int, help="side of the crop, pixels (default: as exported)")
+    add("--crop-pct", type=float, help="share of the side that is kept (default: as exported)")
+    add("--batch-size", type=int, default=256, help="pictures at a time (default 256)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default auto")
+    add("--workers", type=int, default=max(1, min(8, cores() - 1)), help="processes that load pictures")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed, with a line on how fast it goes. Returns the exit code.
-
-    Raises:
-        UserError: an option, the export, the data or the folder cannot be used.
-        Interrupted: a loader worker is lost; the same command goes on.
-    """
-
+    """Embed, with a line on how fast it goes."""
     check_least(args, batch_size=1, size=1, workers=0)
     accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))
     try:
@@ -82,11 +75,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
-
     clock = Clock()
     lock = on_main(accelerator, lambda: claim(args.out, "OUT"))
     embedding = _opened(args, accelerator)
-    about = {"export": args.export, "data": args.data, "split": _split(args)}
+    split = args.split if has_splits(args.data) else args.prefix or None
+    about = {"export": args.export, "data": args.data, "split": split}
     on_main(accelerator, lambda: embedding.claim(about))
     missing = gather_objects(on_main(accelerator, embedding.missing, whole=False))[0]  # before anyone begins
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -108,7 +101,6 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
 
 
 def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
-
     check_format(args.format)
     encoder, how, words = prepare(args.export, args.size, crop_pct=args.crop_pct, pool=args.pool)
     check_side(encoder, "--size", args.size)
@@ -119,23 +111,14 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
     )
     if accelerator.is_main_process:
         say(f"{args.export}: {words}")
-    config = _data(args, how)
+    # without a recipe that knows of splits: all images
+    own: dict[Any, dict[str, Any]] = {Files: {"stray": "keep"}, Table: {"label": None, "split": None}}
+    config = given(args.data, load_any, how, {"train": args.prefix} if args.prefix else {}, args.overrides, own)
     data = Opened(config, IndexFolder(args.out / "index"))
     # one process looks for images, the others read its index
     on_main(accelerator, lambda: data.split(args.split), whole=False)
     source = data.split(args.split)
     return Embedding(encoder.to(accelerator.device), source, config.mean, config.std, settings, args.out)
-
-
-def _split(args: argparse.Namespace) -> str | None:
-    """Which pictures are read of all that there are; None = all of them."""
-    return args.split if has_splits(args.data) else args.prefix or None
-
-
-def _data(args: argparse.Namespace, how: Preprocessing) -> SourceConfig:
-    """The pictures, scaled and normalised as the export was trained: all of them where no recipe knows of splits."""
-    own: dict[Any, dict[str, Any]] = {Files: {"stray": "keep"}, Table: {"label": None, "split": None}}
-    return given(args.data, load_any, how, {"train": args.prefix} if args.prefix else {}, args.overrides, own)
 
 
 def _show(

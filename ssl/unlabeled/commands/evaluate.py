@@ -34,55 +34,33 @@ CHEAP = 600.0  # seconds that baselines may take unasked
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
-    parser.add_argument("exports", nargs="+", type=expand, metavar="EXPORT", help="export folders (runs/NAME/export)")
-    parser.add_argument("--data", type=expand, required=True, help=f"labelled pictures: {GIVEN}")
-    parser.add_argument("--train", metavar="SPLIT", help="subfolder or split to train probes on; default: train")
-    parser.add_argument("--val", metavar="SPLIT", help="subfolder or split to test them on; default: val")
-    parser.add_argument("--allow-overlap", action="store_true", help="test pictures may be training pictures too")
-    parser.add_argument(
-        "--protocol",
-        nargs="+",
-        default=list(DEFAULT),
-        metavar="NAME",
-        help=f"of {', '.join(IN_ORDER)}, or a module as PACKAGE.MODULE (default {' '.join(DEFAULT)})",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME.FIELD=VALUE",
-        help="settings of protocols, such as linear.epochs=50 linear.blocks=[1,4] knn.k=[10,20,100,200], and of the "
-        "pictures, such as data.label=species",
-    )
-    parser.add_argument(
-        "--against", type=expand, metavar="EXPORT", help="another export, for cka to compare each one with"
-    )
-    parser.add_argument("--fractions", nargs="+", type=float, default=[1.0], help="shares of the labels")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of each share below 1")
-    parser.add_argument("--pool", choices=get_args(Pool), help="how tokens become one vector; default: as exported")
-    parser.add_argument(
-        "--image-size", type=int, metavar="SIDE", help="other than the export's; positions are resampled"
-    )
-    parser.add_argument("--crop-pct", type=float, help="share of the side that is kept; default: as exported")
-    parser.add_argument(
-        "--baselines",
-        action=argparse.BooleanOptionalAction,
-        help="the most frequent class, raw pixels and the untrained network; unless told, the last two only where they "
-        f"take less than {duration(CHEAP)}",
-    )
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the results and the protocol here")
-    parser.add_argument("--markdown", type=user_path, metavar="FILE", help="write the table here")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--workers", type=int, default=2, help="processes that load pictures")
+    add = parser.add_argument
+    add("exports", nargs="+", type=expand, metavar="EXPORT", help="export folders (runs/NAME/export)")
+    add("--data", type=expand, required=True, help=f"labelled pictures: {GIVEN}")
+    add("--train", metavar="SPLIT", help="subfolder or split to train probes on (default train)")
+    add("--val", metavar="SPLIT", help="subfolder or split to test probes on (default val)")
+    add("--allow-overlap", action="store_true", help="allow test pictures that are training pictures too")
+    names = f"{', '.join(IN_ORDER)}, or a module as PACKAGE.MODULE (default {' '.join(DEFAULT)})"
+    add("--protocol", nargs="+", default=list(DEFAULT), metavar="NAME", help=f"protocols to run: {names}")
+    fields = "fields of protocols (linear.epochs=50 linear.blocks=[1,4] knn.k=[10,20]) or the data (data.label=species)"
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME.FIELD=VALUE", help=fields)
+    add("--against", type=expand, metavar="EXPORT", help="another export, which cka compares each one with")
+    add("--fractions", nargs="+", type=float, default=[1.0], help="shares of the labels to train on (default 1)")
+    add("--seeds", type=int, default=3, help="draws of each share below 1 (default 3)")
+    add("--pool", choices=get_args(Pool), help="pooling of tokens into one vector (default: as exported)")
+    add("--image-size", type=int, metavar="SIDE", help="another size; position embeddings are resampled")
+    add("--crop-pct", type=float, help="share of the side that is kept (default: as exported)")
+    limit = f"by default the last two only where they take less than {duration(CHEAP)}"
+    baselines = f"compare with the most frequent class, raw pixels and the untrained network; {limit}"
+    add("--baselines", action=argparse.BooleanOptionalAction, help=baselines)
+    add("--json", type=user_path, metavar="FILE", help="write results and protocol here")
+    add("--markdown", type=user_path, metavar="FILE", help="write the table here")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add("--workers", type=int, default=2, help="processes that load pictures (default 2)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print the table, write JSON and Markdown. Returns the exit code.
-
-    Raises:
-        UserError: an option, an export or the data cannot be used.
-    """
+    """Evaluate, print the table, write JSON and Markdown."""
     from rich.console import Console
 
     asked, protocols = _evaluation(args), protocols_of(args.protocol, _changes(args))

@@ -13,24 +13,16 @@ SUMMARY = "an export as a program for torch.export or ONNX"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `export`."""
-    parser.add_argument(
-        "export", type=user_path, help="an export folder of pretrain.py or finetune.py (runs/NAME/export)"
-    )
-    parser.add_argument("out", type=user_path, help="folder to write")
-    parser.add_argument("--format", choices=("torch", "onnx"), default="torch", help="a .pt2 of torch.export, or ONNX")
-    parser.add_argument(
-        "--normalize",
-        choices=("unit", "uint8"),
-        help="bake the normalisation in: pixels are then float32 in 0..1, or uint8; default: normalised by the caller",
-    )
+    add = parser.add_argument
+    add("export", type=user_path, help="an export folder of pretrain.py or finetune.py (runs/NAME/export)")
+    add("out", type=user_path, help="folder to write")
+    add("--format", choices=("torch", "onnx"), default="torch", help="a .pt2 of torch.export (default), or ONNX")
+    baked = "include the normalisation: pixels are float32 in 0..1, or uint8 (default: the caller normalises)"
+    add("--normalize", choices=("unit", "uint8"), help=baked)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, read back, compare. Returns the exit code.
-
-    Raises:
-        UserError: there is no such export, the format cannot be had, or the program differs from the model.
-    """
+    """Export, read back, compare."""
     worst = deploy(args.export, args.out, args.format, args.normalize or "normalised")
     print(one_line(f"{args.out}: {args.format}, differs from the timm model by at most {worst:.1e}"))
     return 0

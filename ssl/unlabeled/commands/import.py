@@ -15,21 +15,16 @@ SUMMARY = "official weights into an export folder"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `import`."""
-    parser.add_argument("method", choices=importer_names(), help="whose format the file has")
-    parser.add_argument("file", type=user_path, help="the official .pth")
-    parser.add_argument("out", type=user_path, help="folder to write")
-    parser.add_argument("--heads", type=int, help="attention heads, where the width does not tell")
-    parser.add_argument(
-        "--key", choices=["student", "teacher"], help="which network of a full checkpoint; default: the one evaluated"
-    )
+    add = parser.add_argument
+    add("method", choices=importer_names(), help="method whose release it is")
+    add("file", type=user_path, help="the official .pth")
+    add("out", type=user_path, help="folder to write")
+    add("--heads", type=int, help="attention heads, where the width does not tell")
+    add("--key", choices=["student", "teacher"], help="network of a full checkpoint (default: the one evaluated)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the folder. Returns the exit code.
-
-    Raises:
-        UserError: the file cannot be read as this release, or the folder is there already.
-    """
+    """Write the folder."""
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} is there already. Choose another folder, or remove it.")
     import_official(options.method, options.file, options.out, options.heads, options.key)

@@ -47,47 +47,32 @@ FRACTIONS = [0.01, 0.1, 1.0]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ladder`."""
-    parser.add_argument("export", type=expand, help="an export folder (runs/NAME/export)")
-    parser.add_argument("data", type=expand, help=f"labelled pictures: {GIVEN}")
-    parser.add_argument("--out", type=user_path, help="where runs, table and plot go; default runs/ladder_NAME")
-    parser.add_argument("--train", metavar="SPLIT", help="subfolder or split to learn from; default: train")
-    parser.add_argument("--val", metavar="SPLIT", help="subfolder or split to test on; default: val")
-    parser.add_argument("--allow-overlap", action="store_true", help="test pictures may be training pictures too")
-    parser.add_argument("--rungs", nargs="+", choices=WAYS, help="which to climb; default all that the network has")
-    parser.add_argument(
-        "--no-baselines",
-        dest="baselines",
-        action="store_false",
-        help="leave out the most frequent class, raw pixels and the untrained network",
-    )
-    parser.add_argument("--fractions", nargs="+", type=float, help="shares of the labels; default 0.01 0.1 1")
-    parser.add_argument("--shots", nargs="+", type=int, default=[], help="labels of every class, besides or instead")
-    parser.add_argument("--seeds", type=int, default=3, help="of each share: labels, head, order, crops")
-    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a rung that is trained")
-    parser.add_argument("--batch-size", type=int, default=64, help="of them, at most a quarter of the labels")
-    parser.add_argument(
-        "--pool", choices=("cls", "mean"), help="of all rungs but the attentive probe; default: as exported"
-    )
-    parser.add_argument("--crop-pct", type=float, help="share of the side kept in evaluation; default: as exported")
-    parser.add_argument("--min-scale", type=float, default=0.4, help="least share of the area that a training crop has")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="RUNG.a.b=value",
-        help="settings of a probe, fields of another rung's recipe to change, and of the pictures: data.label=species",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load pictures")
+    add = parser.add_argument
+    add("export", type=expand, help="an export folder (runs/NAME/export)")
+    add("data", type=expand, help=f"labelled pictures: {GIVEN}")
+    add("--out", type=user_path, help="folder of runs, table and plot (default runs/ladder_NAME)")
+    add("--train", metavar="SPLIT", help="subfolder or split to train on (default train)")
+    add("--val", metavar="SPLIT", help="subfolder or split to test on (default val)")
+    add("--allow-overlap", action="store_true", help="allow test pictures that are training pictures too")
+    add("--rungs", nargs="+", choices=WAYS, help="rungs to climb (default: all that the network has)")
+    without = "leave out the most frequent class, raw pixels and the untrained network"
+    add("--no-baselines", dest="baselines", action="store_false", help=without)
+    add("--fractions", nargs="+", type=float, help="shares of the labels to train on (default 0.01 0.1 1)")
+    add("--shots", nargs="+", type=int, default=[], help="labels of each class, besides shares or in place of them")
+    add("--seeds", type=int, default=3, help="repetitions with other labels, heads, orders and crops (default 3)")
+    add("--steps", type=int, default=1000, help="optimizer steps of a trained rung (default 1000)")
+    add("--batch-size", type=int, default=64, help="of a trained rung, at most a quarter of the labels (default 64)")
+    add("--pool", choices=("cls", "mean"), help="pooling of all rungs but the attentive probe (default: as exported)")
+    add("--crop-pct", type=float, help="share of the side that evaluation keeps (default: as exported)")
+    add("--min-scale", type=float, default=0.4, help="least share of the area that a training crop has (default 0.4)")
+    fields = "settings of probes, fields of the recipes of other rungs, and of the data (data.label=species)"
+    add("--set", nargs="+", action="extend", default=[], metavar="RUNG.a.b=value", help=fields)
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add("--workers", type=int, default=1, help="processes that load pictures (default 1)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Climb, and write ladder.json, ladder.md and ladder.png. Returns the exit code.
-
-    Raises:
-        UserError: an option, the export or the data cannot be used.
-    """
+    """Climb, and write ladder.json, ladder.md and ladder.png."""
     climb, rungs = _climb(options)
     _check(options, climb, rungs)
     with claim(climb.out, "--out"):

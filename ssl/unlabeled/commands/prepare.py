@@ -26,20 +26,18 @@ SHOWN = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `prepare`."""
-    parser.add_argument(
-        "recipe", type=expand, help="a recipe of either program; its data.cache is the folder that is filled"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
+    add = parser.add_argument
+    add("recipe", type=expand, help="a recipe of either program; its data.cache is the folder to fill")
+    add("overrides", nargs="*", metavar="a.b=value", help="fields to change")
     for name, kind in OPTIONS.items():
         field = Settings.model_fields[name]
         said = f"{field.description} (default {field.default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=field.default, help=said)
-    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: one per core)")
+        add(f"--{name.replace('_', '-')}", type=kind, default=field.default, help=said)
+    add("--workers", type=int, default=cores(), help="processes (default: one per core)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prepare every source of a recipe that has a cache. Returns the exit code. Raises UserError when an option or the
-    recipe is wrong, the images cannot be had, or the disk is full."""
+    """Prepare every source of a recipe that has a cache."""
     settings = checked(Settings, **{name: getattr(options, name) for name in OPTIONS})
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: expected at least 1")

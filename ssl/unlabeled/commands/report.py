@@ -18,22 +18,16 @@ SUMMARY = "fine-tuned runs beside each other: seeds to mean, deviation and inter
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `report`."""
-    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folders of finished runs (runs/NAME)")
-    parser.add_argument(
-        "--over-encoders",
-        action="store_true",
-        help="runs from different weights are repetitions too: pretrained again, or re-trained heads",
-    )
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write scores, settings, seeds and costs here")
-    parser.add_argument("--markdown", type=user_path, metavar="FILE", help="write the tables here")
+    add = parser.add_argument
+    add("runs", nargs="+", type=user_path, metavar="RUN", help="folders of finished runs (runs/NAME)")
+    repeated = "count runs from other weights as repetitions too: pretrained again, or with another head"
+    add("--over-encoders", action="store_true", help=repeated)
+    add("--json", type=user_path, metavar="FILE", help="write scores, settings, seeds and costs here")
+    add("--markdown", type=user_path, metavar="FILE", help="write the tables here")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables, write JSON and Markdown. Returns the exit code.
-
-    Raises:
-        UserError: a run has no result, or results cannot be compared.
-    """
+    """Print the tables, write JSON and Markdown."""
     check_writable({"--json": args.json, "--markdown": args.markdown})
     free = partial(is_free, FinetuneRecipe)
     runs = [read_run(path, free) for path in args.runs]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unlabeled.doctor.compared import FLAT, Compared, Keys
+from unlabeled.doctor.compared import FLAT, Compared
 from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import Survey
 from unlabeled.doctor.speed import Expected, Speed, memory_of
@@ -26,13 +26,7 @@ Facts = dict[str, Any]
 
 
 def split_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
-    """Facts of one split, but for duplicates.
-
-    Args:
-        found: its survey.
-        crop: (height, width) of the largest view, pixels.
-        patch: side of a patch, pixels.
-    """
+    """Facts of one split, but for duplicates; `crop` (height, width) is the largest view, `patch` a side, pixels."""
     facts: Facts = {
         "pictures": len(found.source),
         "looked_at": found.looked,
@@ -97,51 +91,41 @@ def class_facts(labels: NDArray[np.int64], classes: Sequence[str]) -> Facts | No
 
 def copy_facts(compared: Compared) -> Facts:
     """Duplicates within each split, and images of `val` that are also in `train`."""
-    split, copies, keys = compared.split, compared.copies, compared.keys
-    facts: Facts = {}
+    split, kinds, facts = compared.split, compared.copies._asdict(), Facts()
     for i, (name, found) in enumerate(compared.surveys.items()):
-        inside = {kind: _within(pairs, split == i) for kind, pairs in copies._asdict().items()}
-        facts[name] = {kind: _group_facts(pairs, len(split), keys) for kind, pairs in inside.items()}
-        facts[name]["conflicting_labels"] = _conflicts(found, inside["exact"] - int((split < i).sum()))
+        inside = {kind: pairs[(split[pairs] == i).all(axis=1)] for kind, pairs in kinds.items()}
+        labels = found.source.labels[found.number[inside["exact"] - int((split < i).sum())]].reshape(-1, 2)
+        conflicts = (labels[:, 0] != labels[:, 1]) & (labels >= 0).all(axis=1)
+        facts[name] = {kind: _group_facts(pairs, compared) for kind, pairs in inside.items()}
+        facts[name]["conflicting_labels"] = int(conflicts.sum())
     if len(compared.surveys) == 2:
-        facts["overlap"] = {kind: _leak_facts(_across(p, split), keys) for kind, p in copies._asdict().items()}
+        across = {kind: pairs[split[pairs[:, 0]] != split[pairs[:, 1]]] for kind, pairs in kinds.items()}
+        facts["overlap"] = {kind: _leak_facts(pairs, compared) for kind, pairs in across.items()}
     return facts
 
 
-def _within(pairs: Pairs, members: NDArray[np.bool_]) -> Pairs:
-    return pairs[members[pairs].all(axis=1)]
-
-
-def _across(pairs: Pairs, split: NDArray[np.int64]) -> Pairs:
-    return pairs[split[pairs[:, 0]] != split[pairs[:, 1]]]
-
-
-def _group_facts(pairs: Pairs, n: int, keys: Keys) -> Facts:
+def _group_facts(pairs: Pairs, compared: Compared) -> Facts:
     """`count` images are copies of another one, which is not counted."""
-    label = groups(pairs, n)
-    copies = np.flatnonzero(label != np.arange(n))
+    label = groups(pairs, len(compared.split))
+    copies = np.flatnonzero(label != np.arange(len(label)))
     leaders = np.unique(label[copies])
-    shown = [np.flatnonzero(label == leader)[:EXAMPLES] for leader in leaders[:EXAMPLES]]
-    return {"count": len(copies), "groups": len(leaders), "examples": [keys(group) for group in shown]}
+    shown = [compared.keys(np.flatnonzero(label == leader)[:EXAMPLES]) for leader in leaders[:EXAMPLES]]
+    return {"count": len(copies), "groups": len(leaders), "examples": shown}
 
 
-def _leak_facts(pairs: Pairs, keys: Keys) -> Facts:
+def _leak_facts(pairs: Pairs, compared: Compared) -> Facts:
     """`count` images of `val` are in `train`; examples are (train, val)."""
     _, first = np.unique(pairs[:, 1], return_index=True)
-    return {"count": len(first), "examples": [keys(pair) for pair in pairs[first[:EXAMPLES]]]}
-
-
-def _conflicts(found: Survey, pairs: Pairs) -> int:
-    """Number of exact copies with another label than their original."""
-    labels = found.source.labels[found.number[pairs]].reshape(-1, 2)
-    return int(((labels[:, 0] != labels[:, 1]) & (labels >= 0).all(axis=1)).sum())
+    return {"count": len(first), "examples": [compared.keys(pair) for pair in pairs[first[:EXAMPLES]]]}
 
 
 def speed_facts(recipe: Recipe, expected: Expected, speed: Speed, device: torch.device, evaluated: int) -> Facts:
     """Speed, memory and time. `evaluated` pictures make one evaluation."""
-    steps, workers, images = expected.steps, recipe.run.workers, speed._asdict()
+    steps, workers = expected.steps, recipe.run.workers
+    images = {name: getattr(speed, name) for name in ("loader", "model", "together", "encode")}
     training = steps * recipe.train.batch_size / speed.real
-    evaluations, evaluation = _evaluations(recipe, steps), 0.0
+    evaluations = math.ceil(steps / recipe.evaluated_every) if recipe.evaluated_every else 1
+    evaluation = 0.0
     if speed.encode is not None:
         waits = [evaluated / speed.loader, evaluated / speed.encode]
         evaluation = evaluations * (max(waits) if workers else sum(waits))
@@ -150,18 +134,11 @@ def speed_facts(recipe: Recipe, expected: Expected, speed: Speed, device: torch.
         "threads": torch.get_num_threads(),
         "cores": cores(),
         "workers": workers,
-        "images_per_s": {
-            name: None if images[name] is None else round(images[name], 2)
-            for name in ("loader", "model", "together", "encode")
-        },
+        "images_per_s": {name: rate and round(rate, 2) for name, rate in images.items()},
         "bound_by": "loader" if speed.loader < speed.model else "model",
         "waiting": round(max(0.0, 1 - speed.real / speed.model), 4),
         "batch": {"measured": speed.batch, "run": expected.micro_batch},
-        "memory": {
-            "expected": round(expected.bytes),
-            "peak": speed.peak,
-            "available": memory_of(device),
-        },
+        "memory": {"expected": round(expected.bytes), "peak": speed.peak, "available": memory_of(device)},
         "time": {
             "steps": steps,
             "training_s": round(training, 1),
@@ -169,8 +146,3 @@ def speed_facts(recipe: Recipe, expected: Expected, speed: Speed, device: torch.
             "evaluation_s": round(evaluation, 1),
         },
     }
-
-
-def _evaluations(recipe: Recipe, steps: int) -> int:
-    every = recipe.evaluated_every
-    return math.ceil(steps / every) if every else 1

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
-from unlabeled.data.view.views import View
 from unlabeled.doctor.facts import Facts
 from unlabeled.errors import UserError
 from unlabeled.launch.forecast import Work, count_work, per_picture
@@ -69,21 +68,10 @@ class Machine(NamedTuple):
 def fitting(
     load: Load, set_up: Set, path: str, overrides: Sequence[str], recipe: Recipe, speed: Facts, hours: float
 ) -> list[str]:
-    """Ways to be done within so many hours, in words, each with the time it would take.
-
-    Args:
-        load: reads recipes.
-        set_up: makes jobs of them, for the images of the recipe.
-        path: of the recipe.
-        overrides: of its fields.
-        recipe: as resolved.
-        speed: as measured, see `unlabeled.doctor.facts`.
-        hours: the limit.
-    """
+    """Ways to be done within so many hours, in words, each with the time it would take on the images of the recipe."""
     machine, limit = Machine.of(set_up(recipe), speed), 3600 * hours
 
     def changed(changes: Sequence[str]) -> Job | None:
-        """On the images that were opened for the recipe."""
         try:
             return set_up(load(path, [*overrides, *changes]).model_copy(update={"data": recipe.data}))
         except UserError:
@@ -118,23 +106,27 @@ def _epochs(changed: Changed, recipe: Recipe, times: Facts, limit: float) -> Ite
 
 def _crops(changed: Changed, recipe: Recipe, machine: Machine, limit: float) -> Iterator[str]:
     """The largest crops that fit, all views smaller by the same share."""
+    unit = recipe.crop_unit
     for share in SHARES:
-        changes = [f"{field}.size={_smaller(view, share, recipe.crop_unit)}" for field, view in recipe.views.items()]
+        changes = []
+        for field, view in recipe.views.items():
+            height, width = (max(unit, round(share * side / unit) * unit) for side in view.shape)
+            changes.append(f"{field}.size={height if height == width else f'[{height},{width}]'}")
         smaller = changed(changes)
         if smaller is not None and (seconds := machine.seconds(smaller)) <= limit:
             yield f"{' '.join(changes)} (about {duration(seconds)})"
             return
 
 
-def _smaller(view: View, share: float, unit: int) -> str:
-    sides = [max(unit, round(share * side / unit) * unit) for side in view.shape]
-    return str(sides[0]) if sides[0] == sides[1] else f"[{sides[0]},{sides[1]}]"
-
-
 def _recipes(load: Load, set_up: Set, path: str, recipe: Recipe, machine: Machine, limit: float) -> Iterator[str]:
     """Recipes for pretraining by the same method that fit, on these pictures, those that take the longest first."""
+    own = Path(path).resolve()
+    # all of the folder `recipes` that the recipe lies in; of its own folder, where there is none
+    root = next((folder for folder in own.parents if folder.name == "recipes"), None)
     found = []
-    for file in _beside(path):
+    for file in sorted(root.rglob("*.yaml") if root else own.parent.glob("*.yaml")):
+        if file == own:
+            continue
         try:
             other = load(file, ())
             if not other.replaces(recipe):
@@ -144,18 +136,6 @@ def _recipes(load: Load, set_up: Set, path: str, recipe: Recipe, machine: Machin
             continue
         if seconds <= limit:
             side = max(max(view.shape) for view in other.views.values())
-            found.append((seconds, f"{_near(file)}: crops of {side} px, {other.train.epochs:g} epochs"))
+            near = os.path.relpath(file) if file.is_relative_to(Path.cwd()) else file  # as it is typed here
+            found.append((seconds, f"{near}: crops of {side} px, {other.train.epochs:g} epochs"))
     yield from (f"{text} (about {duration(seconds)})" for seconds, text in sorted(found, reverse=True)[:MOST])
-
-
-def _near(file: Path) -> str:
-    """A path as it is typed here."""
-    return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
-
-
-def _beside(path: str) -> list[Path]:
-    """All other recipes of the folder `recipes` that a recipe lies in; of its own folder, where there is none."""
-    own = Path(path).resolve()
-    root = next((folder for folder in own.parents if folder.name == "recipes"), own.parent)
-    found = root.rglob("*.yaml") if root.name == "recipes" else root.glob("*.yaml")
-    return sorted(file for file in found if file != own)

@@ -16,32 +16,32 @@ from unlabeled.train.recipe import Recipe
 
 
 def page(recipe: Recipe, facts: Facts, found: Sequence[Finding]) -> Document:
-    """Everything that was found.
-
-    Args:
-        recipe: as resolved.
-        facts: see `unlabeled.doctor`.
-        found: the findings, the worst first.
-    """
+    """Everything that was found; findings come the worst first."""
     parts: list[Part] = []
     for name, split in facts["splits"].items():
-        lines = [*_pictures(recipe, split), *_copies(facts["copies"].get(name))]
+        lines = _pictures(recipe, split, facts["copies"].get(name))
         parts += [Text(f"pictures of {name}", "heading"), Table.facts(lines)]
     if "overlap" in facts["copies"]:
-        parts += [Text("train and val", "heading"), Table.facts([("overlap", _overlap(facts))])]
+        exact, near = (_counted(facts["copies"]["overlap"][kind]["count"]) for kind in ("exact", "near"))
+        looked = " with ".join(f"{split['looked_at']:,}" for split in facts["splits"].values())
+        overlap = f"exact {exact}, look the same {near} ({looked})"
+        parts += [Text("train and val", "heading"), Table.facts([("overlap", overlap)])]
     if facts["speed"]:
         parts += [Text("speed", "heading"), Table.facts(_speed(facts["speed"]))]
     verdict = sentence(found)
-    parts += [Text(f"verdict: {verdict}", "heading"), Table.facts(_findings(found))]
-    judged = {"verdict": verdict, "findings": [finding._asdict() for finding in found]}
-    data = {"recipe": recipe.name, **facts, **judged, "versions": versions()}
+    judged: list[tuple[Cell, str]] = []
+    for i, finding in enumerate(found, 1):
+        judged.append((Marked(f"{i}. {finding.severity}", finding.severity), finding.text))
+        judged.append(("", f"-> {finding.advice}"))
+    parts += [Text(f"verdict: {verdict}", "heading"), Table.facts(judged)]
+    told = {"verdict": verdict, "findings": [finding._asdict() for finding in found]}
+    data = {"recipe": recipe.name, **facts, **told, "versions": versions()}
     return Document(f"{recipe.name} ({facts['stage']})", parts, data)
 
 
-def _pictures(recipe: Recipe, split: Facts) -> Iterator[Line]:
-    everything = split["looked_at"] == split["pictures"]
-    looked = "all of them looked at" if everything else f"{split['looked_at']:,} of them looked at"
-    yield "pictures", f"{split['pictures']:,} from {recipe.data.name}, {looked}"
+def _pictures(recipe: Recipe, split: Facts, copies: Facts | None) -> Iterator[Line]:
+    looked = "all" if split["looked_at"] == split["pictures"] else f"{split['looked_at']:,}"
+    yield "pictures", f"{split['pictures']:,} from {recipe.data.name}, {looked} of them looked at"
     if split["skipped"]:
         yield "skipped", in_words(Counter(split["skipped"]))
     yield "unreadable", _counted(split["unreadable"]["count"])
@@ -49,21 +49,16 @@ def _pictures(recipe: Recipe, split: Facts) -> Iterator[Line]:
     if "mean" in split:
         yield "short side", _range(split["short_side"], " px")
         yield "aspect", _range(split["aspect"])
-        yield (
-            "crops",
-            f"{_percent(split['smaller_than_crop'])} smaller than the largest crop, "
-            f"{_percent(split['larger_than_twice_crop'])} more than twice as large",
-        )
+        enlarged, large = _percent(split["smaller_than_crop"]), _percent(split["larger_than_twice_crop"])
+        yield "crops", f"{enlarged} smaller than the largest crop, {large} more than twice as large"
         yield "mean", f"{_values(split['mean'])}  recipe {_values(recipe.data.mean)}"
         yield "std", f"{_values(split['std'])}  recipe {_values(recipe.data.std)}"
-        yield from _suspicious(split["suspicious"])
+        odd = {name.replace("_", " "): one for name, one in split["suspicious"].items() if one["count"]}
+        yield "suspicious", ", ".join(f"{one['count']:,} {name}" for name, one in odd.items()) or "none"
+        yield from (("", f"{name}: {key}") for name, one in odd.items() for key in one["examples"])
     yield "classes", _classes(split["classes"])
-
-
-def _suspicious(suspicious: Facts) -> Iterator[Line]:
-    odd = {name.replace("_", " "): one for name, one in suspicious.items() if one["count"]}
-    yield "suspicious", ", ".join(f"{one['count']:,} {name}" for name, one in odd.items()) or "none"
-    yield from (("", f"{name}: {key}") for name, one in odd.items() for key in one["examples"])
+    if copies:
+        yield "copies", f"exact {_grouped(copies['exact'])}, look the same {_grouped(copies['near'])}"
 
 
 def _classes(classes: Facts | None) -> str:
@@ -72,24 +67,12 @@ def _classes(classes: Facts | None) -> str:
     small, large = classes["smallest"]["pictures"], classes["largest"]["pictures"]
     each = f"{small:,} pictures each" if small == large else f"{small:,} to {large:,} pictures"
     unlabelled = f", {classes['unlabelled']:,} pictures without" if classes["unlabelled"] else ""
-    kinds = "1 class" if classes["classes"] == 1 else f"{classes['classes']:,} classes"
-    return f"{kinds} of {each}, evenness {_percent(classes['entropy'])}{unlabelled}"
-
-
-def _copies(copies: Facts | None) -> Iterator[Line]:
-    if copies:
-        exact, near = copies["exact"], copies["near"]
-        yield "copies", f"exact {_grouped(exact)}, look the same {_grouped(near)}"
+    count = f"{classes['classes']:,} class{'es' * (classes['classes'] != 1)}"
+    return f"{count} of {each}, evenness {_percent(classes['entropy'])}{unlabelled}"
 
 
 def _grouped(found: Facts) -> str:
     return f"{found['count']:,} (of {number(found['groups'], 'picture')})" if found["count"] else "none"
-
-
-def _overlap(facts: Facts) -> str:
-    overlap = facts["copies"]["overlap"]
-    looked = " with ".join(f"{split['looked_at']:,}" for split in facts["splits"].values())
-    return f"exact {_counted(overlap['exact']['count'])}, look the same {_counted(overlap['near']['count'])} ({looked})"
 
 
 def _speed(speed: Facts) -> Iterator[Line]:
@@ -100,36 +83,23 @@ def _speed(speed: Facts) -> Iterator[Line]:
     yield "loader", f"{rates['loader']:,.0f} images/s by {makers}"
     part = "" if batch["measured"] == batch["run"] else f" ({batch['measured']} of {batch['run']} at a time)"
     yield "model", f"{rates['model']:,.0f} images/s{part}"
-    yield "together", f"{rates['together']:,.0f} images/s, bound by the {speed['bound_by']}; {_waiting(speed)}"
+    share = _percent(speed["waiting"])
+    waiting = f"the model waits {share} of the time"
+    if speed["bound_by"] == "model" and speed["workers"]:
+        waiting = f"making pictures beside it costs the model {share} of its speed"
+    yield "together", f"{rates['together']:,.0f} images/s, bound by the {speed['bound_by']}; {waiting}"
     held = f"{gigabytes(memory['peak'])} held at most{part} of {gigabytes(memory['available'])}"
     yield "memory", f"{held}; weights, optimizer and activations are {gigabytes(memory['expected'])}"
-    yield "time", f"{duration(time['training_s'])} for {number(time['steps'], 'step')}{_evaluation(time)}"
-
-
-def _waiting(speed: Facts) -> str:
-    share = _percent(speed["waiting"])
-    if speed["bound_by"] == "model" and speed["workers"]:
-        return f"making pictures beside it costs the model {share} of its speed"
-    return f"the model waits {share} of the time"
-
-
-def _evaluation(time: Facts) -> str:
-    if not time["evaluations"]:
-        return ", without evaluation"
-    return f", and about {duration(time['evaluation_s'])} for {number(time['evaluations'], 'evaluation')}"
-
-
-def _findings(found: Sequence[Finding]) -> Iterator[tuple[Cell, str]]:
-    for i, finding in enumerate(found, 1):
-        yield Marked(f"{i}. {finding.severity}", finding.severity), finding.text
-        yield "", f"-> {finding.advice}"
+    evaluation = ", without evaluation"
+    if time["evaluations"]:
+        evaluation = f", and about {duration(time['evaluation_s'])} for {number(time['evaluations'], 'evaluation')}"
+    yield "time", f"{duration(time['training_s'])} for {number(time['steps'], 'step')}{evaluation}"
 
 
 def _range(quantiles: Facts, unit: str = "") -> str:
-    if quantiles["min"] == quantiles["max"]:
-        return f"{quantiles['min']:g}{unit}"
-    shown = ", ".join(f"{name} {value:g}" for name, value in quantiles.items())
-    return f"{shown}{unit}"
+    one = quantiles["min"] == quantiles["max"]
+    shown = f"{quantiles['min']:g}" if one else ", ".join(f"{name} {value:g}" for name, value in quantiles.items())
+    return shown + unit
 
 
 def _values(values: Sequence[float]) -> str:

@@ -85,11 +85,6 @@ class Survey(NamedTuple):
         return len(self.number)
 
     @property
-    def whole(self) -> bool:
-        """Whether every image was opened."""
-        return self.looked == len(self.source)
-
-    @property
     def contrast(self) -> NDArray[np.float64]:
         """Standard deviation of each image, in the channel where it is largest: [n]."""
         return np.sqrt(np.maximum(self.square - self.mean**2, 0)).max(axis=1)
@@ -107,16 +102,7 @@ class Survey(NamedTuple):
 def survey(
     source: Source, most: int | None, seed: int, workers: int, timeout: float, seen: Callable[[int], None]
 ) -> Survey:
-    """Survey images of a source.
-
-    Args:
-        source: the images.
-        most: number of images, evenly over the source; None = all.
-        seed: of the draw.
-        workers: processes that open them.
-        timeout: seconds to wait for one.
-        seen: called with the number of images opened since.
-    """
+    """Survey `most` images, evenly over a source (None = all); `seen` is called with the number opened since."""
     chosen = drop_repeats(source, evenly(len(source), most or len(source), seed))
     batches = [chosen[i : i + BATCH].tolist() for i in range(0, len(chosen), BATCH)]
     loader = make_loader(

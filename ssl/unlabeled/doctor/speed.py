@@ -74,28 +74,18 @@ class Speed(NamedTuple):
 
 
 def expect(job: Job) -> Expected:
-    """What can be told without running anything, for one process.
-
-    Raises:
-        UserError: batch, data and method do not fit together.
-    """
-    recipe, dataset = job.recipe, job.dataset
-    train = recipe.train
-    micro = per_process(train.batch_size, 1, recipe.run.accumulate)
-    steps = total_steps(train.epochs, steps_per_epoch(len(dataset.source), train.batch_size))
-    method = on_meta(job.build)
-    check_accumulation(method, train.batch_size, recipe.run.accumulate)
+    """Figures of one process, without running it. Raises UserError where batch, data and method do not fit together."""
+    train, accumulate, method = job.recipe.train, job.recipe.run.accumulate, on_meta(job.build)
+    micro = per_process(train.batch_size, 1, accumulate)
+    steps = total_steps(train.epochs, steps_per_epoch(len(job.dataset.source), train.batch_size))
+    check_accumulation(method, train.batch_size, accumulate)
     return Expected(steps, micro, sum(memory(method, job, micro)))
 
 
 def measure(job: Job, accelerator: Accelerator, seconds: float, encoder: Callable[[Method], Encode] | None) -> Speed:
-    """Measure everything, each for about so many seconds. Leaves no files.
+    """Measure everything, each for about so many seconds, or a single step. Leaves no files.
 
-    Args:
-        job: of the run.
-        accelerator: where.
-        seconds: for each measurement; a single step may take longer.
-        encoder: what evaluation does with the method; None = it does nothing.
+    `encoder` makes what evaluation does with the method; None = it does nothing.
     """
     recipe, device = job.recipe, accelerator.device
     if device.type == "cpu":  # compiling takes minutes there
@@ -103,7 +93,10 @@ def measure(job: Job, accelerator: Accelerator, seconds: float, encoder: Callabl
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(Job(recipe, job.build, job.data, job.dataset), accelerator, Path(folder))
     engine.model.train()
-    raw, loader = _loader(recipe, job.dataset, device, seconds)
+    with closing(_feed(recipe, job.dataset, device)) as feed:
+        for _ in range(max(1, recipe.run.workers)):  # until all workers work
+            raw = _draw(feed)
+        loader = _rate("speed of the loader, s", lambda: len(_draw(feed).labels), seconds)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     pending = _steps_that_fit(engine, raw, seconds)
@@ -134,14 +127,6 @@ def _draw(feed: Feed) -> RawBatch:
     return fetched[0]
 
 
-def _loader(recipe: Recipe, dataset: ViewDataset, device: torch.device, seconds: float) -> tuple[RawBatch, float]:
-    """A batch, and pictures per second."""
-    with closing(_feed(recipe, dataset, device)) as feed:
-        for _ in range(max(1, recipe.run.workers)):  # until all workers work
-            raw = _draw(feed)
-        return raw, _rate("speed of the loader, s", lambda: len(_draw(feed).labels), seconds)
-
-
 def _steps_that_fit(engine: Engine, raw: RawBatch, seconds: float) -> list[RawBatch]:
     """Warm up; returns micro-batches of the run's size, on a CPU smaller ones where steps would take long."""
     run, train = engine.job.recipe.run, engine.job.recipe.train
@@ -164,15 +149,11 @@ def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
     def take(tensor: Tensor) -> Tensor:
         return tensor[rows].pin_memory() if device.type == "cuda" else tensor[rows]
 
-    crops = [
-        crop._replace(
-            pixels=take(crop.pixels),
-            mask=None if crop.mask is None else crop.mask.map(take),
-            colours=None if crop.colours is None else crop.colours.map(take),
-            erased=None if crop.erased is None else crop.erased.map(take),
-        )
-        for crop in raw.crops
-    ]
+    crops = []
+    for crop in raw.crops:
+        extra = {name: getattr(crop, name) for name in ("mask", "colours", "erased")}
+        extra = {name: None if part is None else part.map(take) for name, part in extra.items()}
+        crops.append(crop._replace(pixels=take(crop.pixels), **extra))
     return RawBatch(crops, take(raw.labels), take(raw.index), [])
 
 

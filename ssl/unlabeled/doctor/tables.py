@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unlabeled.data.source import Source
 from unlabeled.doctor.compared import Compared
-from unlabeled.doctor.duplicates import Pairs, groups
+from unlabeled.doctor.duplicates import groups
 from unlabeled.errors import UserError
 from unlabeled.files import replacing
 from unlabeled.randomness import Stream, stream
@@ -43,9 +43,9 @@ def check_split(args: argparse.Namespace) -> None:
 
 def write_copies(file: Path, compared: Compared) -> str:
     """Write every pair of copies, `exact` or `near`, as a row of a CSV; returns a line about it."""
-    names, keys, split = list(compared.surveys), compared.keys, compared.split
+    names, split = list(compared.surveys), compared.split
     rows = [
-        (kind, *(cell for n in (copy, first) for cell in (names[split[n]], keys([n])[0], keys.label(n))))
+        (kind, *(cell for n in (copy, first) for cell in (names[split[n]], *compared.keys([n]), compared.label(n))))
         for kind, pairs in compared.copies._asdict().items()
         for first, copy in pairs.tolist()
     ]
@@ -60,11 +60,13 @@ def write_split(file: Path, compared: Compared, group: str | None, share: float,
     Raises:
         UserError: images lie in tars, or no group is small enough for val.
     """
-    keys, n = compared.keys, len(compared.split)
-    paths = [path_of(*keys.place(number)) for number in range(n)]
-    named = _named(paths, group)
-    together = np.concatenate([compared.copies.exact, compared.copies.near, _linked(named)])
-    group_of, labels = groups(together, n), [keys.label(number) for number in range(n)]
+    n = len(compared.split)
+    paths, labels = [path_of(*compared.place(i)) for i in range(n)], [compared.label(i) for i in range(n)]
+    named, first = _named(paths, group), dict[str, int]()
+    # each image and the first of its group
+    linked = [(first.setdefault(name, i), i) for i, name in enumerate(named) if name is not None]
+    together = [compared.copies.exact, compared.copies.near, np.array(linked, np.int64).reshape(-1, 2)]
+    group_of = groups(np.concatenate(together), n)
     held_out = grouped_split(group_of, np.unique(labels, return_inverse=True)[1], share, seed)
     if not held_out.any():
         raise UserError(
@@ -129,18 +131,8 @@ def _named(paths: Sequence[str], group: str | None) -> list[str | None]:
     return [match and "\0".join(part or "" for part in (match.groups() or (match[0],))) for match in found]
 
 
-def _linked(named: Sequence[str | None]) -> Pairs:
-    """Pairs [m, 2] of each image and the first of its group."""
-    first: dict[str, int] = {}
-    pairs = [(first.setdefault(name, i), i) for i, name in enumerate(named) if name is not None]
-    return np.array(pairs, np.int64).reshape(-1, 2)
-
-
 def _write(file: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     # a path that is no UTF-8 is written as it is: tables are read in the same way
-    with (
-        replacing(file) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out,
-    ):
+    with replacing(file) as new, new.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out:
         csv.writer(out).writerows([head, *rows])

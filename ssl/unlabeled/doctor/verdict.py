@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from unlabeled.data.label.overlap import how_to_tell_apart
 from unlabeled.doctor.facts import Facts
@@ -12,8 +12,8 @@ from unlabeled.launch.plan import gigabytes, number
 from unlabeled.progress import duration
 from unlabeled.train.recipe import Recipe
 
+# the worst first
 Severity = Literal["stop", "high", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("stop", "high", "warning", "note")
 
 # thresholds of findings
 MEAN_OFF, STD_OFF = 0.1, 1.5
@@ -38,13 +38,7 @@ class Finding(NamedTuple):
 
 
 def findings(recipe: Recipe, facts: Facts) -> list[Finding]:
-    """All findings, the worst first.
-
-    Args:
-        recipe: as resolved.
-        facts: `stage`, `refused` (why it cannot start), `out_of_memory`, and `splits`, `copies` and `speed` as in
-            `unlabeled.doctor.facts`.
-    """
+    """All findings, the worst first, from facts as in `unlabeled.doctor`."""
     found = [*_start(facts), *_overlap(facts["copies"])]
     for name, split in facts["splits"].items():
         found += [*_unreadable(recipe, name, split), *_suspicious(name, split), *_copies(name, split, facts["copies"])]
@@ -52,9 +46,12 @@ def findings(recipe: Recipe, facts: Facts) -> list[Finding]:
     pretrains = facts["stage"] == "pretrain"
     # fine-tuning normalises as the encoder was trained
     found += [*(_channels(recipe, train) if pretrains else ()), *_sizes(train), *_classes(train, pretrains)]
-    found += [*_speed(recipe, facts["speed"], train), *_as_one(facts["as_one"])]
+    found += [*_speed(recipe, facts["speed"], train)]
+    if folders := facts["as_one"]:
+        advice = f"if some are to test on: {how_to_tell_apart(folders)}"
+        found.append(Finding("as_one", "warning", f"{', '.join(folders)} are all trained on, as one", advice))
     found += _too_long(facts["speed"], facts["time_limit"])
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+    return sorted(found, key=lambda finding: get_args(Severity).index(finding.severity))
 
 
 def sentence(found: Sequence[Finding]) -> str:
@@ -162,10 +159,8 @@ def _classes(split: Facts, pretrains: bool) -> Iterator[Finding]:
         yield Finding("empty_classes", severity, text, "nothing can be learnt about them: add pictures")
     elif classes["ratio"] >= UNEVEN:
         small, large = classes["smallest"], classes["largest"]
-        text = (
-            f"classes are uneven: '{large['name']}' has {large['pictures']:,} pictures, "
-            f"'{small['name']}' {small['pictures']:,}"
-        )
+        few = f"'{small['name']}' {small['pictures']:,}"
+        text = f"classes are uneven: '{large['name']}' has {large['pictures']:,} pictures, {few}"
         yield Finding("uneven_classes", severity, text, "look at the accuracy per class, not at its mean alone")
     if classes["unlabelled"]:
         text = f"{classes['unlabelled']:,} of {split['pictures']:,} pictures of train have no label"
@@ -191,16 +186,8 @@ def _speed(recipe: Recipe, speed: Facts | None, split: Facts) -> Iterator[Findin
             f"memory is short: {gigabytes(memory['peak'])} held, {gigabytes(memory['expected'])} expected, "
             f"{gigabytes(memory['available'])} there"
         )
-        advice = (
-            "raise run.accumulate (where the method allows it), lower train.batch_size, or use train.precision=bf16"
-        )
-        yield Finding("memory", "high", text, advice)
-
-
-def _as_one(folders: list[str]) -> Iterator[Finding]:
-    if folders:
-        text = f"{', '.join(folders)} are all trained on, as one"
-        yield Finding("as_one", "warning", text, f"if some are to test on: {how_to_tell_apart(folders)}")
+        how = "raise run.accumulate (where the method allows it), lower train.batch_size, or use train.precision=bf16"
+        yield Finding("memory", "high", text, how)
 
 
 def _too_long(speed: Facts | None, limit: Facts) -> Iterator[Finding]:

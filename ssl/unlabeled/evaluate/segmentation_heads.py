@@ -16,7 +16,6 @@ from unlabeled.errors import UserError
 from unlabeled.evaluate.probing import EPS, Passes, batches
 from unlabeled.evaluate.segmentation_values import UNLABELLED
 from unlabeled.progress import track
-from unlabeled.report.classification import confusion_matrix
 
 
 class Map(NamedTuple):
@@ -126,7 +125,8 @@ def confusion(heads: PixelHeads, standard: Standard, maps: Iterable[Map]) -> Ten
         logits = heads.logits(standard(features).unsqueeze(0), (mask.shape[0], mask.shape[1]))[0]
         predicted, labelled = logits.argmax(1).cpu(), mask != UNLABELLED
         for matrix, classified in zip(total, predicted, strict=True):
-            matrix += confusion_matrix(classified[labelled], mask[labelled].long(), classes)
+            pairs = mask[labelled].long() * classes + classified[labelled]
+            matrix += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
     return total
 
 

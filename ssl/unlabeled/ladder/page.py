@@ -47,15 +47,14 @@ def page(title: str, results: Sequence[RungResult], done: Sequence[Amount], data
     head = ["", *(amount.phrase for amount in done)]
     rungs = dict.fromkeys(result.rung for result in results)
     rows = [[NAMES[rung], *(_cell(at(results, amount), rung) for amount in done)] for rung in rungs]
-    sentences = [Text(verdict(results, one), "item") for one in ready]
-    last = [Text(worth(leads))] if leads else []
+    sentences = [Text(verdict(results, one), "item") for one in ready] + ([Text(worth(leads))] if leads else [])
     content = {
         **data,
         "steps": [{**result._asdict(), "mean": result.mean, "std": result.std} for result in results],
         "pays": {one.short: pays(at(results, one)).rung for one in ready},
         "pretraining": {one.short: found._asdict() for one, found in leads.items()},
     }
-    return Document(title, [Text(MEANING), Table(head, rows), *sentences, *last], content)
+    return Document(title, [Text(MEANING), Table(head, rows), *sentences], content)
 
 
 def _cell(results: Sequence[RungResult], rung: str) -> Cell:
@@ -107,14 +106,9 @@ def plot(results: Sequence[RungResult], amounts: Sequence[Amount], title: str, f
     axes = figure.add_subplot()
     for i, rung in enumerate(dict.fromkeys(result.rung for result in results)):
         own = [result for result in results if result.rung == rung]
-        axes.errorbar(
-            [amounts.index(result.amount) for result in own],
-            [result.mean for result in own],
-            [result.std for result in own],
-            marker="osD^v<>PX"[i % 9],
-            capsize=3,
-            label=f"{NAMES[rung]} ({duration(own[-1].seconds, exact=True)})",
-        )
+        places, means = [amounts.index(result.amount) for result in own], [result.mean for result in own]
+        label = f"{NAMES[rung]} ({duration(own[-1].seconds, exact=True)})"
+        axes.errorbar(places, means, [result.std for result in own], marker="osD^v<>PX"[i % 9], capsize=3, label=label)
     axes.set_xticks(range(len(amounts)), [amount.short for amount in amounts])
     axes.set(xlabel="labels", ylabel="top-1 accuracy, %", title=_cut(title))
     axes.grid(alpha=0.3)

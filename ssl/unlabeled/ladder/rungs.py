@@ -25,24 +25,16 @@ from unlabeled.progress import Clock
 # the most frequent class, and linear probes of pixels and of random weights
 BASELINES = ("majority", "pixels", "untrained")
 PROBES = ("knn", "linear")
-# fields of the recipes of rungs that train the backbone or more than a linear head
-TUNED: dict[str, dict[str, Any]] = {
-    "attentive": {"task": {"strategy": {"name": "attentive"}}, "optim": {"base_lr": 1e-3, "weight_decay": 0.01}},
-    "lora": {"task": {"strategy": {"name": "lora"}}, "optim": {"base_lr": 2e-3, "weight_decay": 0.01}},
-    "layer_decay": {
-        "task": {"strategy": {"name": "differential", "layer_decay": 0.75, "drop_path": 0.1}},
-        "optim": {"base_lr": 1e-3, "weight_decay": 0.05},
-    },
-    "scratch": {
-        "task": {"strategy": {"name": "full", "drop_path": 0.1}},
-        "optim": {"base_lr": 1e-3, "weight_decay": 0.05},
-    },
+# rungs that train the backbone or more than a linear head: strategy, learning rate, weight decay
+TUNED: dict[str, tuple[dict[str, Any], float, float]] = {
+    "attentive": ({"name": "attentive"}, 1e-3, 0.01),
+    "lora": ({"name": "lora"}, 2e-3, 0.01),
+    "layer_decay": ({"name": "differential", "layer_decay": 0.75, "drop_path": 0.1}, 1e-3, 0.05),
+    "scratch": ({"name": "full", "drop_path": 0.1}, 1e-3, 0.05),
 }
 WAYS = (*PROBES, *TUNED)
 RUNGS = (*BASELINES, *WAYS)
 UNPRETRAINED = (*BASELINES, "scratch")
-# the protocol of a rung, where it has another name
-PROTOCOL = {"pixels": "linear", "untrained": "linear"}
 
 
 class RungResult(NamedTuple):
@@ -106,9 +98,13 @@ def guessed(climb: Climb) -> Iterator[RungResult]:
 
 
 def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[RungResult]:
-    """Probe frozen features of one encoder: one pass over the images, then all rungs, amounts and seeds."""
+    """Probe frozen features of one encoder, or pixels: one pass over the images, then all rungs, amounts and seeds."""
     clock = Clock()
-    encoder, shape = _encoder(climb, rungs[0])
+    encoder: Any = Pixels() if "pixels" in rungs else load_encoder(climb.export)
+    if "untrained" in rungs:
+        encoder = untrained_twin(encoder)
+    height, width = climb.shape
+    shape = (min(height, PIXELS_SIDE), min(width, PIXELS_SIDE)) if "pixels" in rungs else climb.shape
     bench = Bench(encoder.to(climb.device), splits_of(climb), shape)
     bench.features()
     looking = clock.cpu_seconds
@@ -122,14 +118,6 @@ def probed(climb: Climb, rungs: Sequence[str]) -> Iterator[RungResult]:
             yield RungResult(rung, amount.fraction, scores, cost, amount.shots, len(train.y), len(test.y))
 
 
-def _encoder(climb: Climb, rung: str) -> tuple[Any, tuple[int, int]]:
-    """The encoder of a rung, or pixels in its place, and the size of its images."""
-    if rung == "pixels":
-        return Pixels(), (min(climb.shape[0], PIXELS_SIDE), min(climb.shape[1], PIXELS_SIDE))
-    encoder = load_encoder(climb.export)
-    return untrained_twin(encoder) if rung == "untrained" else encoder, climb.shape
-
-
 def splits_of(climb: Climb) -> Splits:
     """The labelled images, prepared for probes. Raises UserError when an option does not fit."""
     return Splits(prepared_as(climb.how), climb.data, climb.device, climb.workers)
@@ -137,7 +125,7 @@ def splits_of(climb: Climb) -> Splits:
 
 def probe_of(climb: Climb, rung: str) -> Protocol:
     """The protocol of a probe. Raises UserError when a setting does not fit."""
-    name = PROTOCOL.get(rung, rung)
+    name = "linear" if rung in BASELINES else rung
     return protocols_of([name], [f"{name}.{change}" for change in climb.of(rung)])[name]
 
 

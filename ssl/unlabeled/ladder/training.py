@@ -31,9 +31,12 @@ def tuned(climb: Climb, rung: str) -> Iterator[RungResult]:
 
 def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> FinetuneRecipe:
     """The recipe of a rung. Raises UserError when a setting does not fit."""
-    how, own, name = climb.how, TUNED[rung], f"{rung}_{amount.key}_seed{seed}"
+    how, name = climb.how, f"{rung}_{amount.key}_seed{seed}"
+    strategy, base_lr, weight_decay = TUNED[rung]
     batch, epochs = _length(climb, amount, seed)
+    optim = {"name": "adamw", "lr_rule": "none", "betas": [0.9, 0.999], "clip": 1.0, "warmup_epochs": epochs / 10}
     task = {
+        "strategy": strategy,
         # a timm classifier reads no two kinds of tokens
         "pool": "attention" if rung == "attentive" else "cls" if how.pool == "cls_mean" else how.pool,
         "view": {"size": list(climb.shape), "scale": [climb.min_scale, 1.0]},
@@ -48,15 +51,8 @@ def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> FinetuneRec
         "seed": seed,
         "encoder": f"scratch:{climb.export}" if rung == "scratch" else climb.export,
         "data": climb.data.config.model_dump(mode="json"),
-        "task": {**task, **own["task"]},
-        "optim": {
-            "name": "adamw",
-            "lr_rule": "none",
-            "betas": [0.9, 0.999],
-            "clip": 1.0,
-            "warmup_epochs": epochs / 10,
-            **own["optim"],
-        },
+        "task": task,
+        "optim": {**optim, "base_lr": base_lr, "weight_decay": weight_decay},
         "train": {"epochs": epochs, "batch_size": batch},
         "run": {"output": str(climb.out / name), "workers": climb.workers, "checkpoint_every": 500},
     }
@@ -96,8 +92,7 @@ def refuse_another(recipe: FinetuneRecipe) -> None:
     if not (output / "recipe.yaml").exists():
         return
     before = load(type(recipe), output / "recipe.yaml")
-    changed = [d for d in differences(before, recipe) if not is_free(type(recipe), d.path)]
-    if changed:
+    if changed := [d for d in differences(before, recipe) if not is_free(type(recipe), d.path)]:
         raise UserError(
             f"{output} holds a rung of another recipe:\n{format_differences(changed)}\nChoose another --out, or remove "
             "it."

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BINS = 15
+BINS = 15  # as in the paper
 
 
 class Reliability(NamedTuple):
@@ -30,20 +30,8 @@ class Reliability(NamedTuple):
         return float((gaps * self.counts).sum() / self.counts.sum())
 
 
-def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
-    """Sort the images of a classifier into bins.
-
-    Args:
-        logits: [n, C], n at least 1.
-        labels: [n], the true classes.
-        bins: M; the paper has 15.
-    """
-    confidence, predicted = logits.double().softmax(-1).max(-1)
-    return by_confidence(confidence, predicted == labels, bins)
-
-
-def by_confidence(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Reliability:
-    """The same from the probability of the predicted class and whether it is correct, [n] each."""
+def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Reliability:
+    """Sort images into bins, by the probability of the predicted class [n]; `correct` [n] says whether it is right."""
     place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
     counts = torch.bincount(place, minlength=bins)
 

@@ -67,9 +67,8 @@ def classifier_card(made: Made) -> str:
 
 def _scored(made: Made) -> str:
     """The score, and how classes are numbered."""
-    rule = "the natural order of their names (2 before 10), or the data set's own"
-    if made.order is not None:
-        rule = f"the order of `{made.order}`"
+    natural = "the natural order of their names (2 before 10), or the data set's own"
+    rule = natural if made.order is None else f"the order of `{made.order}`"
     return (
         f"## Evaluation\n\n- accuracy: {made.accuracy:.2f} % on {made.scored:,} pictures\n\n## Classes\n\n"
         f"`label_names` in config.json has them by number: {rule}."

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.report.calibration import Reliability, by_confidence
+from unlabeled.report.calibration import Reliability, reliability
 from unlabeled.report.confusion import MOST_CELLS, Confusion
 from unlabeled.report.intervals import bootstrap
 from unlabeled.report.per_class import MOST_CURVES, auroc, precision, recall
@@ -56,7 +56,7 @@ class Outcomes(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Classes with a similar number of training images: their number, and their mean accuracy in percent."""
+    """The number of classes with a similar number of training images, and their mean accuracy in percent."""
 
     classes: int
     accuracy: float
@@ -109,9 +109,12 @@ class Classification(NamedTuple):
         `confusion` is [C, C], rows the true class. Above 1,000 classes `confused` takes its place: counts of predicted
         classes for the true classes of the lowest recall.
         """
+        confusion: dict[str, Any] = {"confused": {i: self.confusion.row(i) for i in self.confusion.hardest()}}
+        if self.confusion.classes <= MOST_CELLS:
+            confusion = {"confusion": self.confusion.dense().tolist()}
         return {
             **{name: value for name, value in self._asdict().items() if name != "confusion"},
-            **self._confusion(),
+            **confusion,
             "groups": {name: group._asdict() for name, group in self.groups.items()},
             **{
                 measure: {name: round(share, 3) for name, share in getattr(self, measure).items()}
@@ -119,11 +122,6 @@ class Classification(NamedTuple):
             },
             "reliability": {name: values.tolist() for name, values in self.reliability._asdict().items()},
         }
-
-    def _confusion(self) -> dict[str, Any]:
-        if self.confusion.classes <= MOST_CELLS:
-            return {"confusion": self.confusion.dense().tolist()}
-        return {"confused": {i: self.confusion.row(i) for i in self.confusion.hardest()}}
 
 
 def classification(
@@ -151,7 +149,7 @@ def classification_of(
     areas = torch.full_like(recalls, float("nan")) if areas is None else areas
     counts = torch.bincount(labels, minlength=len(classes))
     present = counts > 0
-    binned = by_confidence(found.confidence, correct)
+    binned = reliability(found.confidence, correct)
     low, high = bootstrap(correct.cpu().numpy())
     return Classification(
         pictures=len(labels),
@@ -179,18 +177,10 @@ def _percent(shares: Tensor, classes: Sequence[str]) -> dict[str, float]:
     return {name: 100 * share for name, share in zip(classes, shares.tolist(), strict=True) if not math.isnan(share)}
 
 
-def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Count classes [n] into [C, C] int64: rows the true class, columns the predicted one."""
-    return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
-
-
 def groups(recalls: Tensor, train_counts: Tensor) -> dict[str, Group]:
-    """Mean recall of classes with many, medium and few training images (Liu et al. 2019, "Large-Scale Long-Tailed
-    Recognition in an Open World").
+    """Mean recall [C] of classes with many, medium and few training images [C], NaN where a class was not evaluated.
 
-    Args:
-        recalls: [C], NaN where a class was not evaluated.
-        train_counts: [C].
+    Liu et al. 2019, "Large-Scale Long-Tailed Recognition in an Open World".
     """
     many, few, present = train_counts > MANY, train_counts < FEW, ~recalls.isnan()
     masks = {"many": many & present, "medium": ~many & ~few & present, "few": few & present}

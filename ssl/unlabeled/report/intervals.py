@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,17 +29,12 @@ def bootstrap(values: np.ndarray, draws: int = 1000, seed: int = 0, level: float
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"expected one score for each of at least one picture, found shape {values.shape}")
-    means = np.concatenate(list(_means(values, draws, seed)))
+    n, generator = len(values), np.random.Generator(np.random.Philox(seed))
+    rows = max(1, DRAWN_AT_ONCE // n)  # drawn in parts, to save memory
+    sizes = [min(rows, draws - start) for start in range(0, draws, rows)]
+    means = np.concatenate([values[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
-
-
-def _means(values: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Means of `draws` samples, drawn in parts to save memory."""
-    n, generator = len(values), np.random.Generator(np.random.Philox(seed))
-    rows = max(1, DRAWN_AT_ONCE // n)
-    for start in range(0, draws, rows):
-        yield values[generator.integers(n, size=(min(rows, draws - start), n))].mean(axis=1)
 
 
 def student(values: Sequence[float], level: float = 0.95) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from unlabeled.report.document import Cell, Document, Figure, Part, Table, Text
 from unlabeled.text import markdown
 
@@ -12,9 +10,15 @@ PREFIX = {"paragraph": "", "heading": "## ", "item": "- "}
 
 def write(document: Document) -> str:
     """A whole report."""
-    heading = [f"# {markdown(document.title)}\n\n"] if document.title else []
-    gaps = [_gap(*pair) for pair in pairwise(document.parts)]
-    return "".join([*heading, *(_part(part) + gap for part, gap in zip(document.parts, [*gaps, "\n"], strict=False))])
+    text = f"# {markdown(document.title)}\n\n" if document.title else ""
+    for part, following in zip(document.parts, [*document.parts[1:], None], strict=False):
+        text += _part(part)
+        if isinstance(part, Figure) and isinstance(following, Figure):
+            text += " "
+        else:
+            items = all(isinstance(one, Text) and one.kind == "item" for one in (part, following))
+            text += "\n" if items or following is None else "\n\n"
+    return text
 
 
 def table(shown: Table) -> str:
@@ -24,10 +28,8 @@ def table(shown: Table) -> str:
     rule = ["-" * width if i < shown.left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
 
     def aligned(line: list[str]) -> str:
-        cells = zip(line, widths, strict=True)
-        return " | ".join(
-            cell.ljust(width) if i < shown.left else cell.rjust(width) for i, (cell, width) in enumerate(cells)
-        )
+        cells = enumerate(zip(line, widths, strict=True))
+        return " | ".join(f"{cell:{'<' if i < shown.left else '>'}{width}}" for i, (cell, width) in cells)
 
     return "".join(f"| {aligned(line)} |\n" for line in (lines[0], rule, *lines[1:]))
 
@@ -39,13 +41,6 @@ def _part(part: Part) -> str:
         return f"![{markdown(part.text)}]({part.file})"
     title = f"{markdown(part.title)}\n\n" if part.title else ""
     return title + table(part).rstrip("\n")
-
-
-def _gap(part: Part, following: Part) -> str:
-    if isinstance(part, Figure) and isinstance(following, Figure):
-        return " "
-    items = all(isinstance(one, Text) and one.kind == "item" for one in (part, following))
-    return "\n" if items else "\n\n"
 
 
 def _cell(cell: Cell) -> str:

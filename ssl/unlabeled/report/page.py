@@ -14,11 +14,7 @@ RANGES = {"many": "> 100", "medium": "20 to 100", "few": "< 20"}
 
 
 def page(result: dict[str, Any]) -> Document:
-    """Scores, the hardest classes, protocol and cost.
-
-    Args:
-        result: as in `result.json`.
-    """
+    """Scores, the hardest classes, protocol and cost, from the content of `result.json`."""
     parts = (
         Table(("score", "value"), list(_scores(result))),
         Figure("confusion.png", "confusion matrix"),
@@ -51,8 +47,10 @@ def _scores(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _hardest(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Classes with the lowest recall first, each with the class that it is mostly taken for."""
-    rows, names = [], list(result["classes"].values())
-    for i, counts in _confused(result).items():
+    rows, names, confused = [], list(result["classes"].values()), result.get("confused", {})
+    if "confusion" in result:
+        confused = {i: {j: n for j, n in enumerate(counts) if n} for i, counts in enumerate(result["confusion"])}
+    for i, counts in confused.items():
         name = names[i]
         if name not in result["per_class"]:
             continue
@@ -63,15 +61,6 @@ def _hardest(result: dict[str, Any]) -> list[tuple[str, ...]]:
         cells = ("-" if share is None else estimate(share) for share in shares)
         rows.append((name, *cells, f"{sum(counts.values())}", taken_for))
     return sorted(rows, key=lambda row: float(row[1]))[:HARDEST]
-
-
-def _confused(result: dict[str, Any]) -> dict[int, dict[int, int]]:
-    """Counts of predicted classes by true class; of many classes only the hardest."""
-    if "confusion" not in result:
-        confused: dict[int, dict[int, int]] = result["confused"]
-        return confused
-    matrix = enumerate(result["confusion"])
-    return {i: {j: count for j, count in enumerate(counts) if count} for i, counts in matrix}
 
 
 def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:

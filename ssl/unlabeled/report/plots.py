@@ -24,18 +24,9 @@ INK, GRID, BLUE, RED = "#222222", "#dddddd", "#7fa8d1", "#c0392b"
 
 
 def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title: str = "") -> None:
-    """Draw a confusion matrix, coloured by the share of each true class.
+    """Draw counts [C, C], rows the true class, coloured by their share of it. Raises OSError.
 
     Cells show a count up to 14 classes, a percentage up to 30. Of more than 50 names, every n-th is written.
-
-    Args:
-        file: the PNG to write.
-        confusion: [C, C] counts, rows the true class.
-        classes: C names.
-        title: above the plot.
-
-    Raises:
-        OSError: it cannot be written.
     """
     from matplotlib.colors import PowerNorm
 
@@ -61,16 +52,7 @@ def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title:
 
 
 def draw_reliability(file: Path, found: Reliability, title: str = "") -> None:
-    """Draw accuracy over confidence, the gap between them, and the number of images in each bin.
-
-    Args:
-        file: the PNG to write.
-        found: the bins.
-        title: above the plot.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Draw accuracy over confidence, the gap between them, and the number of images in each bin. Raises OSError."""
     figure = _figure(5.2, 6.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     counts, accuracy, confidence = (values.cpu().numpy() for values in found)
@@ -82,7 +64,8 @@ def draw_reliability(file: Path, found: Reliability, title: str = "") -> None:
     upper.bar(centres[filled], (confidence - accuracy)[filled], 0.94 * width, accuracy[filled], **gap)
     upper.plot([0, 1], [0, 1], color=INK, lw=1, ls="--", label="perfect calibration")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=drawable(title))
-    upper.text(0.97, 0.05, f"ECE {100 * found.error:.2f} %", ha="right", transform=upper.transAxes, bbox=_paper())
+    paper = {"facecolor": "white", "edgecolor": GRID, "boxstyle": "round"}
+    upper.text(0.97, 0.05, f"ECE {100 * found.error:.2f} %", ha="right", transform=upper.transAxes, bbox=paper)
     upper.legend(loc="upper left", fontsize=9)
     lower.bar(centres, counts, 0.94 * width, color=BLUE)
     _write_counts(lower, centres, counts)
@@ -112,16 +95,13 @@ def _write(figure: Figure, file: Path) -> None:
 def _name_classes(axes: Any, classes: Sequence[str]) -> None:
     n = len(classes)
     shown = list(range(0, n, -(-n // LABELS)))
-    names = [_cut(classes[i]) for i in shown]
+    whole = [classes[i] for i in shown]
+    names = [drawable(name if len(name) <= LABEL_LENGTH else name[: LABEL_LENGTH - 1] + "…") for name in whole]
     size = float(np.clip(440 / max(len(shown), 1), 7, 10))
     axes.set_xticks(shown, names, fontsize=size, rotation=90 if n > 4 else 0)
     axes.set_yticks(shown, names, fontsize=size)
     axes.set_xlabel("predicted", fontsize=10)
     axes.set_ylabel("true", fontsize=10)
-
-
-def _cut(name: str) -> str:
-    return drawable(name if len(name) <= LABEL_LENGTH else name[: LABEL_LENGTH - 1] + "…")
 
 
 def _write_cells(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
@@ -138,7 +118,3 @@ def _write_counts(axes: Any, centres: np.ndarray, counts: np.ndarray) -> None:
         if count:
             axes.text(centre, count, f"{count}", ha="center", va="bottom", fontsize=6.5, color=INK)
     axes.set_ylim(0, 1.15 * max(1, counts.max()))
-
-
-def _paper() -> dict[str, Any]:
-    return {"facecolor": "white", "edgecolor": GRID, "boxstyle": "round"}

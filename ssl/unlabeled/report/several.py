@@ -38,16 +38,6 @@ class Finished(NamedTuple):
     result: dict[str, Any]
     settings: dict[str, Any]
 
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """How it was trained and scored."""
-        return self.result["protocol"]
-
-    @property
-    def seeds(self) -> dict[str, int]:
-        """Of the run, and of the draw of its labels."""
-        return self.result["seeds"]
-
     def score(self, name: str) -> float | None:
         """One of `SCORES`; None where it has no such score."""
         group = self.result["groups"].get(name)
@@ -68,14 +58,23 @@ class Repetitions(NamedTuple):
     @property
     def name(self) -> str:
         """The first few names of the runs."""
-        names = [run.name for run in self.runs]
-        more = len(names) - SHOWN
-        return ", ".join(names) if more <= 0 else f"{', '.join(names[:SHOWN])} and {more} more"
+        more = len(self.runs) - SHOWN
+        return ", ".join(run.name for run in self.runs[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+    @property
+    def seeds(self) -> str:
+        """`0, 1, 2`; the seed of the labels follows a slash where it is another."""
+        pairs = [(run.result["seeds"]["run"], run.result["seeds"]["labels"]) for run in self.runs]
+        return ", ".join(f"{run}" if run == labels else f"{run}/{labels}" for run, labels in pairs)
+
+    @property
+    def cost(self) -> str:
+        """Mean CPU seconds."""
+        return f"{statistics.mean(run.result['cost']['cpu_s'] for run in self.runs):,.0f}"
 
     def values(self, score: str) -> list[float]:
         """Values of a score, of the runs that have it."""
-        found = (run.score(score) for run in self.runs)
-        return [value for value in found if value is not None]
+        return [value for run in self.runs if (value := run.score(score)) is not None]
 
     def cell(self, score: str) -> str:
         """A score with its error; the accuracy with its interval."""
@@ -91,47 +90,38 @@ class Repetitions(NamedTuple):
         scores = {name: _summary(self.values(name)) for name in SCORES if self.values(name)}
         return {
             "runs": [run.name for run in self.runs],
-            "seeds": [run.seeds for run in self.runs],
+            "seeds": [run.result["seeds"] for run in self.runs],
             "scores": scores,
             "bootstrap_intervals": [run.result["interval"] for run in self.runs],
             "cost": [run.result["cost"] for run in self.runs],
             "settings": self.settings,
-            "fingerprints": [run.protocol["fingerprints"] for run in self.runs],
+            "fingerprints": [run.result["protocol"]["fingerprints"] for run in self.runs],
         }
 
 
 def read_run(path: Path, is_free: Callable[[str], bool]) -> Finished:
-    """Read a run from its folder or its `result.json`.
+    """Read a run from its folder or its `result.json`. Raises UserError where there is no result.
 
-    Args:
-        path: of either.
-        is_free: whether a field of a recipe, by its dotted path, cannot change the result.
-
-    Raises:
-        UserError: there is no result.
+    `is_free` says whether a field of a recipe, by its dotted path, cannot change the result.
     """
     file = path if path.is_file() else path / "result.json"
     if not path.exists():
         raise UserError(f"{path} does not exist; expected the folder of a finished run of finetune.py, runs/NAME.")
     if not file.is_file():
-        raise UserError(
-            f"{path} has no result.json: expected the folder of a finished run of finetune.py. Finish it: the same "
-            "command goes on."
-        )
+        said = f"{path} has no result.json: expected the folder of a finished run of finetune.py"
+        raise UserError(f"{said}. Finish it: the same command goes on.")
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         result["protocol"] |= updated({"task": result["protocol"]["task"]})
         _ = result["seeds"], result["interval"], result["groups"]
-        return Finished(str(path), result, _settings(result["protocol"], is_free))
+        protocol = result["protocol"]
+        sections = flat({name: protocol[name] for name in ("encoder", "task", "optim", "train", "watch", "data")})
+        settings = {path: value for path, value in sections.items() if not is_free(path) and path not in SEEDS}
+        settings["labelled pictures"] = protocol["labelled_pictures"]
+        settings[ENCODER[1]] = protocol["fingerprints"]["encoder"]
+        return Finished(str(path), result, settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is no result of finetune.py: {error}") from error
-
-
-def _settings(protocol: dict[str, Any], is_free: Callable[[str], bool]) -> dict[str, Any]:
-    sections = flat({name: protocol[name] for name in ("encoder", "task", "optim", "train", "watch", "data")})
-    found = {path: value for path, value in sections.items() if not is_free(path) and path not in SEEDS}
-    counted, weights = protocol["labelled_pictures"], protocol["fingerprints"]["encoder"]
-    return {**found, "labelled pictures": counted, "encoder's weights": weights}
 
 
 def grouped(runs: Sequence[Finished], over_encoders: bool = False) -> list[Repetitions]:
@@ -158,12 +148,12 @@ def grouped(runs: Sequence[Finished], over_encoders: bool = False) -> list[Repet
 
 
 def _comparable(one: Finished, other: Finished) -> None:
-    versions = [f"{run.protocol['name']} {run.protocol['version']}" for run in (one, other)]
+    versions = [f"{run.result['protocol']['name']} {run.result['protocol']['version']}" for run in (one, other)]
     if versions[0] != versions[1]:
         raise UserError(
             f"{one.name} was scored by protocol {versions[0]}, {other.name} by {versions[1]}. Run the older one again."
         )
-    pictures = [run.protocol["fingerprints"]["val"] for run in (one, other)]
+    pictures = [run.result["protocol"]["fingerprints"]["val"] for run in (one, other)]
     if pictures[0] != pictures[1]:
         raise UserError(
             f"{one.name} and {other.name} were scored on different pictures (fingerprints {pictures[0]} and "
@@ -172,16 +162,16 @@ def _comparable(one: Finished, other: Finished) -> None:
 
 
 def _independent(one: Finished, other: Finished) -> None:
-    if one.seeds["labels"] == other.seeds["labels"]:
-        pictures = [run.protocol["fingerprints"]["train"] for run in (one, other)]
+    if one.result["seeds"]["labels"] == other.result["seeds"]["labels"]:
+        pictures = [run.result["protocol"]["fingerprints"]["train"] for run in (one, other)]
         if pictures[0] != pictures[1]:
             raise UserError(
                 f"{one.name} and {other.name} say the same, but learnt from different pictures (fingerprints "
                 f"{pictures[0]} and {pictures[1]}). Report them apart."
             )
     same_weights = one.settings[ENCODER[1]] == other.settings[ENCODER[1]]
-    if one.seeds == other.seeds and same_weights:
-        seeds = " and ".join(f"{name} {seed}" for name, seed in one.seeds.items())
+    if one.result["seeds"] == other.result["seeds"] and same_weights:
+        seeds = " and ".join(f"{name} {seed}" for name, seed in one.result["seeds"].items())
         raise UserError(
             f"{one.name} and {other.name} have equal settings and seeds ({seeds}): one run twice is no repetition. "
             "Give one of them another seed, or leave it out."
@@ -193,27 +183,22 @@ def comparison(rows: Sequence[Repetitions]) -> Document:
     shown = [name for name in SCORES if any(row.values(name) for row in rows)]
     head = ["", "runs", "seeds", *(HEADINGS.get(name, name) for name in shown), "CPU s"]
     cells = [
-        [str(number), row.name, _seeds(row), *(row.cell(name) for name in shown), _cost(row)]
-        for number, row in enumerate(rows, 1)
+        [str(i), row.name, row.seeds, *(row.cell(name) for name in shown), row.cost] for i, row in enumerate(rows, 1)
     ]
-    protocol, pictures = rows[0].runs[0].protocol, rows[0].runs[0].result["pictures"]
+    protocol, pictures = rows[0].runs[0].result["protocol"], rows[0].runs[0].result["pictures"]
     scored = (
         f"Protocol {protocol['name']} {protocol['version']}, {pictures:,} pictures ({protocol['fingerprints']['val']})."
     )
     parts: list[Part] = [Table(head, cells, left=2), Text(f"{NOTE} {scored}")]
-    if apart := _apart(rows):
-        lines = [[path, *(_shown(value) for value in values)] for path, values in apart.items()]
+    settings = [row.settings for row in rows]
+    paths = dict.fromkeys(path for each in settings for path in each)
+    # a value for each row, None where it has no such setting
+    found = {path: [each.get(path) for each in settings] for path in paths}
+    if apart := {path: values for path, values in found.items() if any(value != values[0] for value in values)}:
+        lines = [[path, *map(_shown, values)] for path, values in apart.items()]
         numbers = [str(number) for number in range(1, len(rows) + 1)]
         parts += [Text("What sets them apart:"), Table(["", *numbers], lines)]
     return Document("", parts, {"rows": [row.summary() for row in rows]})
-
-
-def _apart(rows: Sequence[Repetitions]) -> dict[str, list[Any]]:
-    """Settings in which rows differ: a value for each row, None where it has no such setting."""
-    settings = [row.settings for row in rows]
-    paths = dict.fromkeys(path for each in settings for path in each)
-    found = {path: [each.get(path) for each in settings] for path in paths}
-    return {path: values for path, values in found.items() if any(value != values[0] for value in values)}
 
 
 def _deviation(values: Sequence[float]) -> float | None:
@@ -221,20 +206,9 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
-    mean = statistics.mean(values)
-    half = student(values) if len(values) > 1 else None
+    mean, half = statistics.mean(values), student(values) if len(values) > 1 else None
     interval = None if half is None else [mean - half, mean + half]
     return {"mean": mean, "std": _deviation(values), "interval": interval, "values": list(values)}
-
-
-def _seeds(row: Repetitions) -> str:
-    """`0, 1, 2`; the labels' seed follows a slash where it is another."""
-    pairs = [(run.seeds["run"], run.seeds["labels"]) for run in row.runs]
-    return ", ".join(f"{run}" if run == labels else f"{run}/{labels}" for run, labels in pairs)
-
-
-def _cost(row: Repetitions) -> str:
-    return f"{statistics.mean(run.result['cost']['cpu_s'] for run in row.runs):,.0f}"
 
 
 def _shown(value: Any) -> str:

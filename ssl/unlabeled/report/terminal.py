@@ -30,18 +30,13 @@ def write(document: Document) -> str:
 
 def show(console: Console, document: Document) -> None:
     """Print a report, as wide as the console."""
-    before: Part | None = None
-    if document.title:
-        before = Text(document.title, "heading")
-        console.print(RichText(one_line(document.title), "bold"), soft_wrap=True)
-    tables = [part for part in document.parts if isinstance(part, Table) and not any(part.head)]
-    topics = [_plain(row[0]) for table in tables for row in table.rows]
-    width = max(TOPIC, 1 + max(map(len, topics), default=0))
-    for part in document.parts:
-        if before is not None and _needs_gap(before, part):
+    parts = [*([Text(document.title, "heading")] if document.title else ()), *document.parts]
+    facts = [part for part in parts if isinstance(part, Table) and not any(part.head)]
+    width = max([TOPIC, *(1 + len(_plain(row[0])) for table in facts for row in table.rows)])
+    for i, part in enumerate(parts):
+        if i and _needs_gap(parts[i - 1], part):
             console.print()
         _show(console, part, width)
-        before = part
 
 
 def _show(console: Console, part: Part, width: int) -> None:

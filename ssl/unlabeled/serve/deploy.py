@@ -47,20 +47,24 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
         The largest absolute difference to the timm model, on random images.
 
     Raises:
-        UserError: see `run`.
+        UserError: it is no export, the format cannot be had, or the program differs from the model.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already. Choose another folder, or remove it.")
     if format == "onnx":
         check_onnx()
-    config = _config(export)
+    if not (export / "config.json").is_file():
+        raise UserError(
+            f"{export} is not an export: config.json not found. Name the folder that pretrain.py or finetune.py "
+            "printed (runs/NAME/export)."
+        )
+    config = read_config(export)
     model = Prepared(network(export, config), config["pretrained_cfg"], pixels).eval()
     try:
         with replacing_folder(out) as temporary:
-            worst = _fill(temporary, model, config, format)
+            return _fill(temporary, model, config, format)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}. Choose another folder.") from error
-    return worst
 
 
 def _fill(folder: Path, model: Prepared, config: dict[str, Any], format: Format) -> float:
@@ -76,13 +80,7 @@ def _fill(folder: Path, model: Prepared, config: dict[str, Any], format: Format)
 
 
 class Prepared(nn.Module):
-    """A timm model with a part of its preprocessing.
-
-    Args:
-        model: takes normalised images.
-        trained: its `pretrained_cfg`.
-        pixels: the input.
-    """
+    """A timm model, which takes normalised images, with a part of its preprocessing; `trained` is its configuration."""
 
     mean: Tensor
     std: Tensor
@@ -134,26 +132,14 @@ def check_onnx() -> None:
         for module in ("onnx", "onnxscript", "onnxruntime"):
             importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f"ONNX needs {error.name}, not installed. Run `pip install onnx onnxruntime onnxscript`."
-        ) from error
-
-
-def _write_torch(model: Prepared, file: Path) -> None:
-    torch.export.save(_program(model), file)
+        packages = "onnx onnxruntime onnxscript"
+        raise UserError(f"ONNX needs {error.name}, not installed. Run `pip install {packages}`.") from error
 
 
 def _write_onnx(model: Prepared, file: Path) -> None:
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    torch.onnx.export(
-        _program(model),
-        f=file,
-        input_names=["pixels"],
-        output_names=[_output(model)],
-        dynamo=True,
-        external_data=weights > ONE_FILE,
-        verbose=False,
-    )
+    large = sum(tensor.nbytes for tensor in model.state_dict().values()) > ONE_FILE
+    names: dict[str, Any] = {"input_names": ["pixels"], "output_names": [_output(model)]}
+    torch.onnx.export(_program(model), f=file, **names, dynamo=True, external_data=large, verbose=False)
 
 
 def _program(model: Prepared) -> torch.export.ExportedProgram:
@@ -163,10 +149,6 @@ def _program(model: Prepared) -> torch.export.ExportedProgram:
         return torch.export.export(model, (model.random(2),), dynamic_shapes=shapes)
 
 
-def _read_torch(file: Path) -> Model:
-    return torch.export.load(file).module()
-
-
 def _read_onnx(file: Path) -> Model:
     import onnxruntime
 
@@ -174,17 +156,14 @@ def _read_onnx(file: Path) -> Model:
     return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
 
-WRITERS: dict[Format, Callable[[Prepared, Path], None]] = {"torch": _write_torch, "onnx": _write_onnx}
-READERS: dict[Format, Callable[[Path], Model]] = {"torch": _read_torch, "onnx": _read_onnx}
-
-
-def _config(export: Path) -> dict[str, Any]:
-    if not (export / "config.json").is_file():
-        raise UserError(
-            f"{export} is not an export: config.json not found. Name the folder that pretrain.py or finetune.py "
-            "printed (runs/NAME/export)."
-        )
-    return read_config(export)
+WRITERS: dict[Format, Callable[[Prepared, Path], None]] = {
+    "torch": lambda model, file: torch.export.save(_program(model), file),
+    "onnx": _write_onnx,
+}
+READERS: dict[Format, Callable[[Path], Model]] = {
+    "torch": lambda file: torch.export.load(file).module(),
+    "onnx": _read_onnx,
+}
 
 
 def network(export: Path, config: dict[str, Any]) -> nn.Module:

@@ -44,18 +44,16 @@ MANIFEST, BAD = "manifest.json", "bad.jsonl"
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
-    """Settings that decide the content of the files."""
+    """Settings that decide the content of the files, see the options of `embed`."""
 
-    pool: Pool = Field(
-        "cls", description="a picture's features: class token, mean of the patches, mean and maximum, or both"
-    )
-    tokens: bool = Field(False, description="keep the patch tokens too")
-    dtype: Literal["float32", "float16"] = Field("float32", description="of what is stored")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision of the encoder; no = float32")
-    format: Format = Field("safetensors", description="of the files; parquet needs the `data` extra")
-    shard: int = Field(4096, ge=1, description="pictures per file")
-    crop_pct: float = Field(0.875, gt=0, le=1, description="share of the side that the central crop keeps")
-    interpolation: Interpolation = Field("bicubic", description="how pictures are resized")
+    pool: Pool = "cls"
+    tokens: bool = False
+    dtype: Literal["float32", "float16"] = "float32"
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    format: Format = "safetensors"
+    shard: int = Field(4096, ge=1)
+    crop_pct: float = Field(0.875, gt=0, le=1)
+    interpolation: Interpolation = "bicubic"
 
 
 class Note(BaseModel, frozen=True):
@@ -68,17 +66,9 @@ class Note(BaseModel, frozen=True):
 
 
 class Embedding:
-    """The features of a source, written to a folder shard by shard.
+    """The features of a source, written to an existing folder shard by shard, by an encoder that is on its device.
 
-    Args:
-        encoder: on its device.
-        source: the images.
-        mean, std: of the encoder's input.
-        settings: of features and files.
-        folder: to write to; exists.
-
-    Raises:
-        UserError: the class token is asked for and there is none.
+    Raises UserError where the class token is asked for and there is none.
     """
 
     def __init__(
@@ -98,16 +88,10 @@ class Embedding:
         empty = torch.zeros(1, encoder.channels, *encoder.image_size, device=self.device)
         self.nothing = [part[:0] for part in self.encode(empty)]
 
-    # ---------------------------------------------------------------- the folder
-
     def claim(self, about: dict[str, Any]) -> None:
-        """Write the manifest.
+        """Write the manifest; entries of `about` may differ when an interrupted command is resumed.
 
-        Args:
-            about: further entries, which may differ when an interrupted command is resumed.
-
-        Raises:
-            UserError: the folder holds features of other images or settings.
+        Raises UserError where the folder holds features of other images or settings.
         """
         file, asked = self.folder / MANIFEST, self.asked()
         if file.exists():
@@ -139,9 +123,8 @@ class Embedding:
         """Numbers of shards that are missing or damaged; every file is read once, and damaged ones are logged."""
         manifest = _read(self.folder / MANIFEST)
         there = [number for number in self.shards if self._file(number).exists()]
-        good = {
-            number for number in track(there, "checking what is there", len(there)) if self._intact(number, manifest)
-        }
+        checked = track(there, "checking what is there", len(there))
+        good = {number for number in checked if self._intact(number, manifest)}
         return [number for number in self.shards if number not in good]
 
     def count(self, numbers: Sequence[int]) -> int:
@@ -191,8 +174,6 @@ class Embedding:
     def _note(self, number: int) -> Path:
         return self._file(number).with_suffix(".json")
 
-    # ---------------------------------------------------------------- the work
-
     def run(
         self, numbers: Sequence[int], accelerator: Accelerator, batch_size: int, workers: int
     ) -> Iterator[tuple[int, list[Bad]]]:
@@ -204,7 +185,8 @@ class Embedding:
         """
         how = self.encoder.image_size, self.settings.crop_pct, self.settings.interpolation
         crops = CentreCrops(self.source, np.arange(len(self.source)), *how)
-        parts = [[list(part) for part in _cut(self._pictures(number), batch_size)] for number in numbers]
+        shards = [list(self._pictures(number)) for number in numbers]
+        parts = [[shard[i : i + batch_size] for i in range(0, len(shard), batch_size)] for shard in shards]
         batches = [batch for part in parts for batch in part]
         normalize = Normalize(self.mean, self.std, self.device)
         loader = make_loader(
@@ -246,10 +228,6 @@ class Embedding:
 
     def _named(self, parts: list[Tensor]) -> dict[str, Tensor]:
         return dict(zip(("features", "tokens"), parts, strict=False))
-
-
-def _cut(pictures: range, size: int) -> Iterator[range]:
-    yield from (pictures[i : i + size] for i in range(0, len(pictures), size))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -11,9 +11,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -65,25 +62,6 @@ class Shard(NamedTuple):
         return pa.table(named if self.tokens is None else {**named, "tokens": _lists(self.tokens)})
 
 
-def read(file: Path, token_shape: tuple[int, int] | None = None) -> Shard:
-    """Read a shard.
-
-    Args:
-        file: of either format.
-        token_shape: (N, D) from the manifest, needed for parquet.
-    """
-    if file.suffix == ".parquet":
-        table = _pyarrow("parquet").read_table(file)
-        tokens = _rows(table, "tokens") if "tokens" in table.column_names else None
-        if tokens is not None and token_shape is not None:
-            tokens = tokens.unflatten(1, token_shape)
-        index, label = (torch.from_numpy(table[name].to_numpy().copy()) for name in ("index", "label"))
-        return Shard(index, table["key"].to_pylist(), label, _rows(table, "features"), tokens)
-    with safe_open(file, "pt") as opened:
-        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
-        return Shard(keys=json.loads(opened.metadata()["keys"]), **{"tokens": None, **found})
-
-
 def check_format(name: Format) -> None:
     """Raise UserError when the package of a format is not installed."""
     if name == "parquet":
@@ -105,9 +83,3 @@ def _lists(values: Tensor) -> Any:
     """Rows [m, ...] as lists of one length."""
     pa, flat = _pyarrow("lib"), values.flatten(1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.numpy().reshape(-1)), flat.shape[1])
-
-
-def _rows(table: Any, name: str) -> Tensor:
-    column = table[name].combine_chunks()
-    width = column.type.list_size
-    return torch.from_numpy(np.array(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), width))

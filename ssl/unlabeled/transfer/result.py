@@ -87,7 +87,7 @@ def write_result(output: Path, told: dict[str, Any], engine: Engine, scorer: Sco
     assert scorer.latest is not None
     content = result_of(told, engine, scorer, scorer.latest)
     report = page(content)
-    write_text(output / "result.json", as_json.write(report))
+    write_text(output / "result.json", as_json.write(report, compact=True))
     write_text(output / "result.md", markdown.write(report))
     title = f"{told['name']}: {content['accuracy']:.2f} % of {content['pictures']:,} pictures"
     draw_confusion(output / "confusion.png", *scorer.confusion.drawn(scorer.classes), title)
