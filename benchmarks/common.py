@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from unlabeled.accelerator import settle
 from unlabeled.report import markdown
 from unlabeled.report.document import Table
-from unlabeled.train.cpu import settle
 
 THREADS = 2
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from common import THREADS, finish, machine, table
 from torch import Tensor, nn
 
+from unlabeled.accelerator import settle
 from unlabeled.backbone.folder import IMAGENET
 from unlabeled.backbone.pooling import encoder_features
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
@@ -33,7 +34,6 @@ from unlabeled.evaluate.features import Features, extract
 from unlabeled.evaluate.probing import accuracy, batches
 from unlabeled.evaluate.protocols.linear import Config as Linear
 from unlabeled.evaluate.protocols.linear import linear_probe
-from unlabeled.train.cpu import settle
 
 CPU = torch.device("cpu")
 MOMENTUM, EPS = 0.9, 1e-6

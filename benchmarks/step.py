@@ -26,8 +26,8 @@ from common import finish, forget_peak_memory, machine, matmul_peak, options, pe
 from contenders import METHODS, comparison
 from contenders.parts import DEPTH, PROGRESS, Comparison, Peer, Step, lightly_step, our_step
 
+from unlabeled.accelerator import keep_freed_memory
 from unlabeled.pretrain.method import Method
-from unlabeled.train.cpu import keep_freed_memory
 
 OURS, LIGHTLY, LIGHTLY_KEPT = "ours", "lightly", "lightly + our allocator"
 HEAD = ("medians", "s/step", "fastest", "images/s", "GFLOP/s peak", "share of peak", "peak MB")

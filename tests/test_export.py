@@ -25,7 +25,7 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.methods.mae import MAE, Config
-from unlabeled.train.heads import load_method, split_heads
+from unlabeled.train.state import load_method, split_heads
 
 PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 TIMM_ALONE = """

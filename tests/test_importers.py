@@ -25,7 +25,7 @@ from unlabeled.backbone.weights import import_official
 from unlabeled.errors import UserError
 from unlabeled.pretrain.methods import mocov3 as mocov3_method
 from unlabeled.pretrain.methods import simmim as simmim_method
-from unlabeled.train.heads import load_method
+from unlabeled.train.state import load_method
 
 Tensors = dict[str, Tensor]
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}

@@ -22,23 +22,16 @@ class Command(Protocol):
 
     SUMMARY: str
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare its options."""
-
-    def run(self, options: argparse.Namespace) -> int:
-        """Run it; returns the exit code."""
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    def run(self, options: argparse.Namespace) -> int: ...
 
 
 def summaries() -> dict[str, str]:
     """The summary of every command by its name. The files are read, not imported: torch takes seconds."""
     files = {file.stem: file for folder in commands.__path__ for file in Path(folder).glob("[a-z]*.py")}
-    texts = {name: file.read_text(encoding="utf-8") for name, file in sorted(files.items())}
-    return {name: next(filter(None, map(_summary, ast.parse(text).body))) for name, text in texts.items()}
-
-
-def _summary(line: ast.stmt) -> str | None:
-    is_summary = isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "SUMMARY"
-    return str(ast.literal_eval(line.value)) if isinstance(line, ast.Assign) and is_summary else None
+    trees = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in sorted(files.items())}
+    lines = [(name, line) for name, tree in trees.items() for line in tree.body if isinstance(line, ast.Assign)]
+    return {name: ast.literal_eval(line.value) for name, line in lines if ast.unparse(line.targets[0]) == "SUMMARY"}
 
 
 def command(name: str) -> Command:

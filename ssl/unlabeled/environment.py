@@ -1,7 +1,6 @@
 """The environment of a process: versions of packages, and variables that `accelerate launch` sets for Accelerate.
 
-A recipe alone decides the result: variables that could change it are dropped, as are all that are unknown here. A
-variable that asks for an unsupported way to train is refused.
+A recipe alone decides the result: variables that could change it are dropped, as are all that are unknown here.
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ from unlabeled.errors import UserError
 PACKAGES = ("unlabeled", "torch", "torchvision", "timm", "accelerate", "numpy")
 PREFIX = "ACCELERATE_"
 # followed: sharding gives the same numbers, the others choose the device and the logs
-FOLLOWED = frozenset(
-    f"{PREFIX}{name}"
-    for name in ("USE_FSDP", "DEBUG_MODE", "DEBUG_RDV_FILE", "CPU_AFFINITY", "LOG_LEVEL", "ENABLE_RICH")
-)
+_NAMES = ("USE_FSDP", "DEBUG_MODE", "DEBUG_RDV_FILE", "CPU_AFFINITY", "LOG_LEVEL", "ENABLE_RICH")
+FOLLOWED = frozenset(f"{PREFIX}{name}" for name in _NAMES)
 ON_CPU = f"{PREFIX}USE_CPU"
 REFUSED = {
     f"{PREFIX}USE_DEEPSPEED": "DeepSpeed has a training loop, a clipping and a precision of its own",
@@ -36,15 +33,10 @@ NOTHING = frozenset({"", "0", "no", "none", "false", "f", "n", "off"})
 SOMETHING = frozenset({"1", "yes", "true", "t", "y", "on"})
 # defaults that `accelerate launch` sets
 USUAL = {f"{PREFIX}GRADIENT_ACCUMULATION_STEPS": "1", f"{PREFIX}DYNAMO_MODE": "default"}
-PRECISION = f"{PREFIX}MIXED_PRECISION"
 
 
 def overruled(precision: str) -> list[str]:
-    """Variables, as NAME=value, that contradict the recipe and are ignored.
-
-    Args:
-        precision: of the recipe.
-    """
+    """Variables, as NAME=value, that contradict the recipe, which has this precision, and are ignored."""
     said = [name for name in sorted(os.environ) if _is_dropped(name) and _asks(name, precision)]
     return [f"{name}={os.environ[name]}" for name in said]
 
@@ -85,7 +77,7 @@ def _is_on(name: str) -> bool:
 
 def _asks(name: str, precision: str) -> bool:
     value = os.environ[name].strip().lower()
-    if name == PRECISION:
+    if name == f"{PREFIX}MIXED_PRECISION":
         return value != precision
     return value not in NOTHING and value != USUAL.get(name)
 

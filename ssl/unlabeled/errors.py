@@ -21,12 +21,7 @@ def first_line(error: BaseException) -> str:
 
 
 class BadSample(Exception):
-    """An image that cannot be used. It is skipped, counted and written to `bad_samples.jsonl`.
-
-    Args:
-        key: path or member name of the image.
-        reason: why, in a few words.
-    """
+    """An image, by its path or member name, that cannot be used: skipped, counted, written to `bad_samples.jsonl`."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, reason)

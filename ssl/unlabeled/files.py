@@ -14,16 +14,12 @@ from typing import IO, Any, BinaryIO
 
 from unlabeled.errors import UserError
 
-# ---------------------------------------------------------------- files
-
 
 @contextmanager
 def replacing(file: Path, several: bool = False) -> Iterator[Path]:
     """Yield a path beside `file` to write to; rename it to `file` at the end, remove it after an error.
 
-    Args:
-        file: to write.
-        several: whether other processes may be writing the same file.
+    With `several`, other processes may be writing the same file.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}" if several else f"{file.name}.writing")
     try:
@@ -57,9 +53,6 @@ def check_writable(files: Mapping[str, Path | None]) -> None:
             raise UserError(f"{option} {file} cannot be written: {error.strerror}. Name another file.") from error
 
 
-# ---------------------------------------------------------------- folders
-
-
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder beside `folder` to fill and flush; put it in place at the end, remove it after an error."""
@@ -78,8 +71,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def replace_folder(new: Path, old: Path) -> None:
     """Put a folder in the place of another by renaming alone, and flush that: a reader finds the one or the other.
 
-    Where the system cannot exchange two names, the old one is called `former(old)` for a moment. `readable(old)` finds
-    it there, also after a kill.
+    Where the system cannot exchange two names, `readable(old)` finds the old one meanwhile, also after a kill.
     """
     gone = new if _exchange(new, old) else former(old)
     if gone != new:
@@ -137,11 +129,7 @@ def sync(folder: Path) -> None:
 
 
 def claim(folder: Path, field: str) -> IO[str]:
-    """Make a folder and lock it for as long as this process lives or the result is open.
-
-    Args:
-        folder: to write to.
-        field: of the recipe that names it.
+    """Make the folder that a recipe's `field` names; lock it as long as this process lives or the result is open.
 
     Raises:
         UserError: it cannot be written to, or another process has it.
@@ -156,21 +144,13 @@ def claim(folder: Path, field: str) -> IO[str]:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
-        raise UserError(
-            f"another run is writing to {folder}. Wait for it, stop it, or choose another {field}."
-        ) from error
+        said = f"another run is writing to {folder}. Wait for it, stop it, or choose another {field}."
+        raise UserError(said) from error
     return lock
 
 
-# ---------------------------------------------------------------- lines of JSON
-
-
 def json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines: none where there is no file, {} for a broken line.
-
-    Raises:
-        UserError: it is there, and cannot be read.
-    """
+    """Yield the objects of a file of JSON lines: none without a file, {} for a broken line. Raises UserError."""
     try:
         with file.open("rb") as lines:
             yield from map(json_object, lines)

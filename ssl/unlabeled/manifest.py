@@ -102,9 +102,8 @@ def parse_json(data: bytes) -> Any:
 def parse_tensors(data: bytes) -> Tensors:
     """Parse the tensors of a safetensors file, by name.
 
-    Raises:
-        Damaged: the header is truncated, names a tensor twice (the library would silently take the last), or does not
-            describe the rest of the file without overlap and holes.
+    Raises Damaged where the header is truncated, names a tensor twice (the library would silently take the last), or
+    does not describe the rest of the file without overlap and holes.
     """
     size = int.from_bytes(data[:8], "little")
     if size > len(data) - 8:

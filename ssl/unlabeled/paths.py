@@ -11,16 +11,11 @@ from pydantic import AfterValidator, Field
 
 
 def expand(path: str) -> str:
-    """Replace `~` or `~name` at the beginning, also after words with colons: `scratch:~/x`, `mae:~/x.pth`.
-
-    Raises:
-        ValueError: the path holds a NUL.
-    """
+    """Replace a leading `~` or `~name`, also after words with colons: `mae:~/x.pth`. Raises ValueError at a NUL."""
     if "\0" in path:
         raise ValueError(f"a path without NUL is expected, found {path!r}")
-    words = re.match(r"(\w+:)*", path)
-    start = words.end() if words else 0
-    return path[:start] + os.path.expanduser(path[start:])
+    words = re.findall(r"^(?:\w+:)*", path)[0]
+    return words + os.path.expanduser(path.removeprefix(words))
 
 
 def user_path(text: str) -> Path:

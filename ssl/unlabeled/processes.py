@@ -54,10 +54,7 @@ def raise_together(error: BaseException | None) -> None:
 def on_main(accelerator: Accelerator, action: Callable[[], T], *, whole: bool = True) -> T | None:
     """Run an action on the main process only; its error is raised on all. Returns None on the others.
 
-    Args:
-        accelerator: knows the main process.
-        action: to run.
-        whole: whether a signal waits until it is done, as when files are written.
+    Where it is `whole`, a signal waits until it is done, as when files are written.
     """
     result: T | None = None
     error: BaseException | None = None

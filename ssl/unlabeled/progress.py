@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from unlabeled.text import one_line
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SAY_EVERY = 20.0  # seconds between lines where there is no terminal
-WIDE = 110  # columns of a terminal with room for a long bar
 FAST = 10.0  # items per second above which the rate is shown
 
 _current: ContextVar[Bars | None] = ContextVar("bars", default=None)
@@ -28,10 +26,8 @@ _current: ContextVar[Bars | None] = ContextVar("bars", default=None)
 class Bars:
     """Shows the tasks of `track` and `task` while it is entered; outside they are silent.
 
-    Args:
-        active: whether this process prints; only the main one should.
-        console: to print on; standard error by default, to keep standard output for results.
-        clock: seconds, for the rate and the time left.
+    Prints where `active`, as the main process is, on standard error by default, to keep standard output for results.
+    The `clock` gives seconds, for the rate and the time left.
     """
 
     def __init__(
@@ -50,9 +46,7 @@ class Bars:
         _current.set(self)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _current.set(self._outer.pop())
         if self.progress and not self._outer:
             self.progress.stop()
@@ -69,13 +63,7 @@ class Bars:
 
 
 class Task:
-    """Work of a known length, shown by `bars`.
-
-    Args:
-        bars: shows it; None = hidden.
-        what: short description.
-        total: number of items.
-    """
+    """Work on `total` items, described by `what`, shown by `bars`; None = hidden."""
 
     def __init__(self, bars: Bars | None, what: str, total: int) -> None:
         self.bars, self.what, self.total, self.done = bars, what, total, 0
@@ -124,14 +112,7 @@ def task(what: str, total: int) -> Task:
 
 
 def track(items: Iterable[T], what: str, total: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
-    """Yield items and show progress.
-
-    Args:
-        items: to work through.
-        what: short description, such as `features of val`.
-        total: the sum of their sizes.
-        size: of an item.
-    """
+    """Yield items and show progress under a short description, such as `features of val`; `total` sums their sizes."""
     shown = task(what, total)
     try:
         for item in items:
@@ -145,10 +126,9 @@ def duration(seconds: float, exact: bool = False) -> str:
     """Seconds in a unit that suits: 45 s, 12 min, 3.4 h, 2.1 d; `exact`: 4.2 s, below ten."""
     if exact and seconds < 9.95:
         return f"{seconds:.1f} s"
-    for limit, unit, size in ((100, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.1f} d"
+    if seconds < 5400:
+        return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} d"
 
 
 class Clock:
@@ -177,11 +157,10 @@ def _progress(console: Console) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Column
 
-    # standard output must not be redirected among the bars; a narrow terminal cuts the line beside the bar, never the
-    # count
+    # standard output is not redirected among the bars; a narrow terminal cuts the line beside the bar, not the count
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24 if console.width >= WIDE else 6),
+        BarColumn(bar_width=24 if console.width >= 110 else 6),
         MofNCompleteColumn(),
         TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
         console=console,

@@ -51,11 +51,7 @@ class ByFile:
         return inside | _outside.get((self.package, self.contract), {})
 
     def kind(self, name: str) -> type[BaseModel]:
-        """The `Config` of one name.
-
-        Raises:
-            ValueError: there is none, or the module has no `Config` of the contract.
-        """
+        """The `Config` of one name. Raises ValueError where there is none, or none of the contract."""
         if "." in name:
             known = _outside.setdefault((self.package, self.contract), {})
             if name not in known:
@@ -100,33 +96,20 @@ def _union(config: type[BaseModel]) -> SchemaValidator:
 
 
 def _config(module: str, name: str, contract: type[BaseModel]) -> type[BaseModel]:
-    """The `Config` of a module.
-
-    Raises:
-        ValueError: there is no such module, it cannot be imported, or its `Config` is not of the contract.
-    """
+    """The `Config` of a module. Raises ValueError where it cannot be imported, or has none of the contract."""
     try:
         config: Any = getattr(importlib.import_module(module), "Config", None)
     except Exception as error:  # the module of a user may raise anything
-        raise ValueError(
-            f"the module '{module}' cannot be imported: {type(error).__name__}: {first_line(error)}. Expected a module "
-            "on Python's path (PYTHONPATH, or installed)"
-        ) from error
+        found = f"the module '{module}' cannot be imported: {type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{found}. Expected a module on Python's path (PYTHONPATH, or installed)") from error
     if not isinstance(config, type) or not issubclass(config, contract):
         raise ValueError(f"the module '{module}' has no class Config derived from {contract.__name__}")
-    if config.model_fields["name"].default != name:
-        raise ValueError(
-            f"Config of the module '{module}' is called {config.model_fields['name'].default!r}; expected the field "
-            f"name: Literal[{name!r}] = {name!r}"
-        )
+    if (called := config.model_fields["name"].default) != name:
+        expected = f"name: Literal[{name!r}] = {name!r}"
+        raise ValueError(f"Config of the module '{module}' is called {called!r}; expected the field {expected}")
     return config
 
 
 def _dump(value: BaseModel, info: SerializationInfo) -> dict[str, Any]:
-    return value.model_dump(
-        mode=info.mode,
-        exclude_unset=info.exclude_unset,
-        exclude_defaults=info.exclude_defaults,
-        exclude_none=info.exclude_none,
-        round_trip=info.round_trip,
-    )
+    settings = ("mode", "exclude_unset", "exclude_defaults", "exclude_none", "round_trip")
+    return value.model_dump(**{name: getattr(info, name) for name in settings})

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import Any
 
 from unlabeled.errors import Stopped
@@ -25,17 +25,12 @@ EXIT_STOPPED = 75
 
 
 class StopRequest:
-    """Notes the first signal while entered, and raises it where the program may end; later signals are ignored.
-
-    Attributes:
-        received: name of the signal, None before it.
-        several: whether other processes may wait for this one.
-        where: the place in the program, in words for the message.
-    """
+    """Notes the first signal while entered, and raises it where the program may end; later signals are ignored."""
 
     def __init__(self) -> None:
-        self.received: str | None = None
-        self.several, self.where = False, ""
+        self.received: str | None = None  # name of the signal
+        self.several = False  # whether other processes may wait for this one
+        self.where = ""  # the place in the program, in words for the message
         self._may_end = self._alone = False
         self._process, self._depth = 0, 0
         self._before: dict[signal.Signals, Any] = {}
@@ -51,9 +46,7 @@ class StopRequest:
             self._before = {number: signal.signal(number, self._hear) for number in heard}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
             for number, handler in self._before.items():
@@ -76,34 +69,26 @@ class StopRequest:
         """Whether a signal came and the work may be interrupted."""
         return self.received is not None and self._may_end
 
-    @contextmanager
-    def later(self) -> Iterator[None]:
+    def later(self) -> AbstractContextManager[None]:
         """Context manager: a signal is only noted, the work is finished."""
-        before, self._may_end = self._may_end, False
-        try:
-            yield
-        finally:
-            self._may_end = before
+        return self._within(may_end=False, alone=self._alone)
 
-    @contextmanager
-    def now(self) -> Iterator[None]:
+    def now(self) -> AbstractContextManager[None]:
         """Context manager: the program may end again."""
-        before, self._may_end = self._may_end, True
-        try:
-            self.check()
-            yield
-        finally:
-            self._may_end = before
+        return self._within(may_end=True, alone=self._alone)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Context manager: no process waits for this one until the next exchange, to which an error must be taken."""
+        return self._within(may_end=self._may_end, alone=True)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Context manager: no process waits for this one until the next exchange, to which an error must be taken."""
-        before, self._alone = self._alone, True
+    def _within(self, may_end: bool, alone: bool) -> Iterator[None]:
+        before, (self._may_end, self._alone) = (self._may_end, self._alone), (may_end, alone)
         try:
             self.check()
             yield
         finally:
-            self._alone = before
+            self._may_end, self._alone = before
 
     def ignore(self) -> None:
         """Ignore signals to the end of the process: the exit code is known."""

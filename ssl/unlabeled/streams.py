@@ -14,7 +14,6 @@ class _Lasting(io.FileIO):
     """A stream that drops its output when the reader is gone."""
 
     def write(self, data: Any) -> int:
-        """Write; returns the number of bytes, dropped ones included."""
         try:
             return super().write(data)
         except OSError as error:
@@ -33,11 +32,6 @@ def make_lasting() -> None:
         if type(stream) is io.TextIOWrapper and type(getattr(stream.buffer, "raw", stream.buffer)) is io.FileIO:
             stream.flush()
             raw: Any = _Lasting(stream.fileno(), "w", closefd=False)
-            lasting = io.TextIOWrapper(
-                raw if stream.write_through else io.BufferedWriter(raw),
-                stream.encoding,
-                stream.errors,
-                line_buffering=stream.line_buffering,
-                write_through=stream.write_through,
-            )
-            setattr(sys, name, lasting)
+            buffer = raw if stream.write_through else io.BufferedWriter(raw)
+            modes = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, stream.errors, **modes))

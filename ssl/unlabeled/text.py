@@ -9,30 +9,24 @@ import logging
 import re
 import sys
 
-KEPT = "\n\t"
-# the beginning and end of a tag, and an entity; "< 20" is none
-_TAG_BEGINS, _TAG_ENDS, _ENTITY = (
-    re.compile(r"<(?=[A-Za-z/!?])"),
-    re.compile(r"(?<=[\w\"'/\-?])>"),
-    re.compile(r"&(?=#?\w+;)"),
-)
-_BEFORE_PUNCTUATION = re.compile(r"\\(?=[!-/:-@\[-`{-~])")
-
 
 def plain(text: str) -> str:
     """Escape control characters, and those that turn the direction of writing, as `\\x1b`, `\\u202e`; lines stay."""
-    return "".join(c if c.isprintable() or c in KEPT else _escape(c) for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else one_line(c) for c in text)
 
 
 def one_line(text: str) -> str:
     """Escape a name, as `plain`, and the ends of lines as `\\n`."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text if text.isprintable() else "".join(escaped)
 
 
 def markdown(text: str) -> str:
     """Escape a name or a number for Markdown and its tables: no HTML, link, image, code or second cell."""
-    text = _BEFORE_PUNCTUATION.sub(r"\\\\", one_line(text))
-    text = _TAG_ENDS.sub("&gt;", _TAG_BEGINS.sub("&lt;", _ENTITY.sub("&amp;", text)))
+    text = re.sub(r"\\(?=[!-/:-@\[-`{-~])", r"\\\\", one_line(text))
+    # an entity, and the beginning and end of a tag; "< 20" is none
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
+    text = re.sub(r"(?<=[\w\"'/\-?])>", "&gt;", text)
     return text.replace("|", r"\|").replace("`", r"\`").replace("](", r"]\(").replace("][", r"]\[")
 
 
@@ -70,7 +64,3 @@ def escape_logs() -> None:
     """Escape the records of loggers without a handler, which Python prints on standard error."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Escaped())
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

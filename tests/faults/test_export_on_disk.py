@@ -26,7 +26,7 @@ from unlabeled.errors import UserError
 from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.methods.mae import MAE, Config
 from unlabeled.serve.deploy import deploy
-from unlabeled.train.heads import load_method, split_heads
+from unlabeled.train.state import load_method, split_heads
 
 WEIGHTS = ("model.safetensors", "heads.safetensors")
 

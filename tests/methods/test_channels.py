@@ -25,9 +25,9 @@ from unlabeled.recipe import load
 from unlabeled.recipe.faults import RecipeError
 from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.stages.pretrain import PretrainRecipe
-from unlabeled.train.heads import split_heads
 from unlabeled.train.job import Job
 from unlabeled.train.pictures import PictureWriter
+from unlabeled.train.state import split_heads
 
 CPU = torch.device("cpu")
 COUNT = 8

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.pretrain.method import METHODS
-from unlabeled.train.heads import split_heads
+from unlabeled.train.state import split_heads
 
 
 @every_method

@@ -18,8 +18,7 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.nn.curves import Temperature
 from unlabeled.nn.heads import DistillHead, HeadConfig
 from unlabeled.pretrain.method import Method, Output, Progress
-from unlabeled.train.clip import clip_gradients
-from unlabeled.train.optim import param_groups
+from unlabeled.train.optim import clip_gradients, param_groups
 
 Tensors = Mapping[str, Tensor]
 START = Progress(0, 10, 0.0, 10.0)

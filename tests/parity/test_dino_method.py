@@ -28,8 +28,8 @@ from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.view.views import View
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods.dino import DINO, Config
-from unlabeled.train.clip import clip_gradients
-from unlabeled.train.heads import load_method
+from unlabeled.train.optim import clip_gradients
+from unlabeled.train.state import load_method
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

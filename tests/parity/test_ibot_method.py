@@ -28,7 +28,7 @@ from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.methods.ibot import IBOT, Config
-from unlabeled.train.heads import load_method
+from unlabeled.train.state import load_method
 
 
 @pytest.fixture

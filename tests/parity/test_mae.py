@@ -35,10 +35,10 @@ from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods.mae import MAE, Config
-from unlabeled.train.heads import load_method
 from unlabeled.train.optim import param_groups
 from unlabeled.train.schedule import Ramp
 from unlabeled.train.schedules.cosine import Config as Cosine
+from unlabeled.train.state import load_method
 from unlabeled.transfer.tasks.classify import Classifier
 
 

@@ -33,10 +33,10 @@ from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.nn.teacher import ema_
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods.mocov3 import Branch, Config, MoCoV3
-from unlabeled.train.heads import load_method
 from unlabeled.train.optimizers.lars import LARS
 from unlabeled.train.schedule import Ramp
 from unlabeled.train.schedules.cosine import Config as Cosine
+from unlabeled.train.state import load_method
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -31,7 +31,7 @@ from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask, unpatchify
 from unlabeled.pretrain.methods.simmim import Config, SimMIM
-from unlabeled.train.heads import load_method
+from unlabeled.train.state import load_method
 
 TABLE = "relative_position_bias_table"
 

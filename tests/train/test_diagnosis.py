@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from unlabeled.pretrain.method import Symptom
-from unlabeled.train.diagnosis import Diagnosis
+from unlabeled.train.tracking import Diagnosis
 
 FLAT = Symptom("feature_std", "all pictures get the same features", "Lower optim.base_lr.", at_most=0.01)
 STUCK = Symptom("loss", "the teacher is uniform", "Lower method.teacher_temperature to 0.04.", at_least=9.0)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from unlabeled.data.batch.batch import Batch
 from unlabeled.pretrain.method import Method, Output, Progress
-from unlabeled.train.clip import clip_gradients
-from unlabeled.train.optim import param_groups, set_rates
+from unlabeled.train.optim import clip_gradients, param_groups, set_rates
 from unlabeled.train.optimizers import adamw, lars, sgd
 from unlabeled.train.schedule import Ramp
 from unlabeled.train.schedules import cosine, plateau, steps, timm_cosine

@@ -22,8 +22,8 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import mocov3
-from unlabeled.train.heads import load_method, split_heads
 from unlabeled.train.optim import param_groups
+from unlabeled.train.state import load_method, split_heads
 from unlabeled.transfer.tasks.classify import Classifier
 
 CLASSES, SIDE = 5, 64

@@ -13,18 +13,12 @@ from unlabeled.nn.collectives import gather, sum_over_processes, world
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation of x [B, D] or [B, D, H, W] over the images (and pixels) of all processes.
 
-    torch's SyncBatchNorm does the same, on CUDA only. Every process must have the same number of rows.
-
-    Args:
-        width: D.
-        affine: whether to learn a weight and a bias (MoCo v3's last layers do not).
+    torch's SyncBatchNorm does the same, on CUDA only. Every process must have the same number of rows. Only with
+    `affine` it learns a weight and a bias (MoCo v3's last layers do not).
 
     Raises:
         ValueError: in training, the global batch has fewer than two values per feature.
     """
-
-    def __init__(self, width: int, affine: bool = True) -> None:
-        super().__init__(width, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -37,11 +31,14 @@ class BatchNorm(nn.BatchNorm1d):
         assert input.ndim in (2, 4), f"expected [B, D] or [B, D, H, W], found {tuple(input.shape)}"
 
     def _over_processes(self, x: Tensor) -> Tensor:
-        mean, variance = _global_moments(x)
         rows = x.numel() // x.shape[1] * world()
         assert self.running_mean is not None and self.running_var is not None
         assert self.momentum is not None and self.num_batches_tracked is not None
         with torch.no_grad():
+            moments = torch.var_mean(_wide(x), dim=(0, *range(2, x.ndim)), correction=0)
+            variances, means = gather(torch.stack(moments).unsqueeze(0)).unbind(1)
+            mean = means.mean(0)
+            variance = (variances + (means - mean).square()).mean(0)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
             self.num_batches_tracked.add_(1)
@@ -50,17 +47,13 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class BatchNorm2d(BatchNorm):
-    """Drop-in replacement for `nn.BatchNorm2d` and timm's `BatchNormAct2d`, with statistics over all processes.
-
-    Args:
-        norm: to replace; its parameters and buffers are taken over.
-    """
+    """Drop-in replacement for `nn.BatchNorm2d` and timm's `BatchNormAct2d`, with statistics over all processes."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         assert norm.track_running_stats and norm.momentum is not None, "a norm without a running mean"
-        super().__init__(norm.num_features, norm.affine)
+        super().__init__(norm.num_features, affine=norm.affine)
         self.eps, self.momentum, self.training = norm.eps, norm.momentum, norm.training
-        self._parameters, self._buffers = norm._parameters, norm._buffers
+        self._parameters, self._buffers = norm._parameters, norm._buffers  # taken over
         # timm's BatchNormAct2d
         self.drop: nn.Module = getattr(norm, "drop", nn.Identity())
         self.act: nn.Module = getattr(norm, "act", nn.Identity())
@@ -75,15 +68,6 @@ def synchronise_(network: nn.Module) -> None:
         for name, child in part.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 setattr(part, name, BatchNorm2d(child))
-
-
-@torch.no_grad()
-def _global_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [D] of x over all axes but the second and all processes."""
-    moments = torch.var_mean(_wide(x), dim=_axes(x), correction=0)
-    variances, means = gather(torch.stack(moments).unsqueeze(0)).unbind(1)
-    mean = means.mean(0)
-    return mean, (variances + (means - mean).square()).mean(0)
 
 
 class _Normalize(torch.autograd.Function):
@@ -106,7 +90,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_std = ctx.saved_tensors
         gradient, normal = _wide(gradients[0]), _normal(x, mean, inverse_std)
-        axes, rows = _axes(x), x.numel() // x.shape[1] * world()
+        axes, rows = (0, *range(2, x.ndim)), x.numel() // x.shape[1] * world()
         of_bias, of_weight = gradient.sum(axes), (gradient * normal).sum(axes)
 
         # the gradient through mean and variance, which depend on the rows of all processes
@@ -115,10 +99,6 @@ class _Normalize(torch.autograd.Function):
         scale = inverse_std if weight is None else inverse_std * weight
         of_x = (rest * _column(scale, x)).to(x.dtype)
         return (of_x, None, None, None, None) if weight is None else (of_x, of_weight, of_bias, None, None)
-
-
-def _axes(x: Tensor) -> list[int]:
-    return [axis for axis in range(x.ndim) if axis != 1]
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:

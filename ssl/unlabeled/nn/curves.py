@@ -17,19 +17,12 @@ def warmup(start: float, end: float, done: float) -> float:
 
 
 class Temperature(NamedTuple):
-    """A teacher temperature with a linear warm-up (DINO section 3.1, official `DINOLoss`).
-
-    Attributes:
-        start: temperature at the beginning.
-        end: temperature after the warm-up.
-        epochs: length of the warm-up.
-        per_step: whether it changes every step (DINOv2) instead of every epoch (DINO, iBOT).
-    """
+    """A teacher temperature with a linear warm-up (DINO section 3.1, official `DINOLoss`)."""
 
     start: float
     end: float
-    epochs: float
-    per_step: bool = False
+    epochs: float  # of the warm-up
+    per_step: bool = False  # whether it changes every step (DINOv2) instead of every epoch (DINO, iBOT)
 
     def at(self, epoch: float, steps_per_epoch: float) -> float:
         """The temperature at a fractional epoch. The warm-up includes both ends, as official `linspace`."""

@@ -30,28 +30,22 @@ class Mlp(nn.Sequential):
 def mlp(widths: Sequence[int], last_affine: bool = False, last_norm: bool = True) -> Mlp:
     """MLP of linear layers without bias, BatchNorm and ReLU: MoCo v3's projector and predictor, numbered as there.
 
-    Args:
-        widths: of the input, the hidden layers and the output: (D, 4096, 4096, 256).
-        last_affine: whether the last norm learns a weight and a bias.
-        last_norm: whether there is a norm after the last layer.
+    The widths are of the input, the hidden layers and the output: (D, 4096, 4096, 256). The norm after the last layer
+    learns a weight and a bias with `last_affine`; without `last_norm` there is none.
     """
     layers: list[nn.Module] = []
     for source, target in pairwise(widths[:-1]):
         layers += [nn.Linear(source, target, bias=False), BatchNorm(target), nn.ReLU(inplace=True)]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
-    return Mlp(*layers, *([BatchNorm(widths[-1], last_affine)] if last_norm else []))
+    return Mlp(*layers, *([BatchNorm(widths[-1], affine=last_affine)] if last_norm else []))
 
 
 class Prototypes(nn.Module):
     """A weight-normalised linear layer without bias: K gains times the directions of K vectors.
 
     Parameters are named and shaped as by torch's old `weight_norm`, `weight_g` [K, 1] and `weight_v` [K, D]: official
-    weights load, and an average of parameters covers the gains.
-
-    Args:
-        width: D.
-        count: K.
-        freeze_gain: whether gains stay at 1, so that logits of unit vectors are cosines.
+    weights load, and an average of parameters covers the gains. With `freeze_gain` these stay at 1: logits of unit
+    vectors are cosines.
     """
 
     def __init__(self, width: int, count: int, freeze_gain: bool) -> None:
@@ -86,16 +80,11 @@ class DistillHead(nn.Module):
 
     `head(x)` gives logits of class tokens, `head.patches(x)` of patches. The MLP is numbered as in the official code.
 
-    Args:
+    Args beside the fields of `HeadConfig`:
         width: of the tokens.
-        prototypes: K.
-        hidden: width of the MLP.
-        bottleneck: width of the normalised vectors; 0 = no bottleneck, a plain linear last layer (iBOT's option).
-        layers: linear layers of the MLP, at least 1.
-        freeze_gain: keep the prototypes' gains at 1 (official `norm_last_layer`).
+        bottleneck: 0 = none, a plain linear last layer (iBOT's option).
         patch_prototypes: prototypes of the patches' own last layer; None = patches share the class tokens'.
         norm: batch normalisation inside the MLP (official `use_bn`, for convolutional networks).
-        bias: biases in the MLP.
     """
 
     def __init__(
@@ -143,8 +132,7 @@ class DistillHead(nn.Module):
 
     def both(self, classes: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of class tokens and of patches, both [M, width], in one pass through the layers that they share."""
-        sizes = len(classes), len(patches)
-        embedded = self.embed(torch.cat([classes, patches]))
+        sizes, embedded = (len(classes), len(patches)), self.embed(torch.cat([classes, patches]))
         if self.patch_layer is None:
             classes, patches = self.last_layer(embedded).split(sizes)
             return classes, patches

@@ -21,10 +21,10 @@ def truncated_normal_(module: nn.Module, std: float = 0.02) -> None:
     _initialise_(module, partial(nn.init.trunc_normal_, std=std))
 
 
-def _initialise_(module: nn.Module, weight_: Callable[[Tensor], object]) -> None:
-    """Initialise the weights of linears by `weight_`, their biases by 0, norms by 1 and 0."""
+def _initialise_(module: nn.Module, weight_: Callable[[Tensor], object], kinds: Any = nn.Linear) -> None:
+    """Initialise the weights of linears, or other `kinds`, by `weight_`, their biases by 0, norms by 1 and 0."""
     for part in module.modules():
-        if isinstance(part, nn.Linear):
+        if isinstance(part, kinds):
             weight_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
@@ -56,9 +56,7 @@ def mocov3_(vit: Any, freeze_patches: bool) -> None:
 def distilled_vit_(vit: Any, class_token_std: float = 0.02) -> None:
     """Initialise a ViT as DINO: linears, positions and class token normal, patch convolution by torch's default.
 
-    Args:
-        vit: timm's.
-        class_token_std: .02 in DINO and iBOT, 1e-6 in DINOv2; registers always 1e-6.
+    The class token's deviation is .02 in DINO and iBOT, 1e-6 in DINOv2, the registers' always 1e-6.
     """
     truncated_normal_(vit)
     vit.patch_embed.proj.reset_parameters()
@@ -84,11 +82,7 @@ def simmim_(vit: Any) -> None:
     Official `VisionTransformerForSimMIM`, whose cut reaches every module, and `fix_init_weight`. The relative table
     stays zero, fixed sine-cosine positions stay as they are.
     """
-    for part in vit.modules():
-        if isinstance(part, (nn.Linear, nn.Conv2d)):
-            cut_normal_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    _initialise_(vit, cut_normal_, (nn.Linear, nn.Conv2d))
     for name in ("cls_token", "reg_token", "pos_embed"):
         parameter = getattr(vit, name, None)
         if parameter is not None and parameter.requires_grad:

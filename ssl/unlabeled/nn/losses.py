@@ -21,17 +21,10 @@ def _exact(x: Tensor) -> AbstractContextManager[None]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-# ---------------------------------------------------------------- contrast
-
-
 def info_nce(queries: Tensor, keys: Tensor, offset: int, temperature: float) -> Tensor:
     """InfoNCE of queries [B, D] over keys [N, D], times 2 temperature (MoCo v3, official `contrastive_loss`).
 
-    Args:
-        queries: with gradient; normalised here, like the keys.
-        keys: of all processes, in rank order.
-        offset: row r's positive is key offset + r: B x rank.
-        temperature: above 0.
+    The keys are of all processes, in rank order; row r's positive is key offset + r: the offset is B x rank.
     """
     with _exact(queries):
         logits = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T / temperature
@@ -57,9 +50,6 @@ def _nt_xent_half(queries: Tensor, own_view: Tensor, other_view: Tensor, tempera
     return F.cross_entropy(torch.cat([queries @ other_view.T / temperature, negatives], dim=1), labels)
 
 
-# ---------------------------------------------------------------- distillation
-
-
 def sharpen(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
     """The teacher's probabilities [..., K]: softmax((logits - centre) / temperature), without gradient."""
     return ((logits.detach().float() - centre) / temperature).softmax(dim=-1)
@@ -77,16 +67,14 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Te
 def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Cross-entropy between the teacher at a global view and the student at every other view (DINO, equation 3).
 
+    The mean over images and the G V - G pairs of different views.
+
     Args:
         student: logits [V, B, K], the G global views first, in the teacher's order.
         teacher: probabilities [G, B, K].
         temperature: the student's.
-
-    Returns:
-        The mean over images and the G V - G pairs of different views.
     """
-    teachers, views = len(teacher), len(student)
-    everyone = teacher.sum(0)
+    teachers, views, everyone = len(teacher), len(student), teacher.sum(0)
     across = soft_cross_entropy(student[:teachers], everyone - teacher, temperature).sum(0)
     below = soft_cross_entropy(student[teachers:], everyone, temperature).sum(0)
     return (across + below).mean() / (teachers * views - teachers)
@@ -96,8 +84,7 @@ def masked_patches(student: Tensor, teacher: Tensor, weight: Tensor, crops: int,
     """Cross-entropy at hidden patches: mean per crop, then over all crops (iBOT equation 2, official `iBOTLoss`).
 
     Args:
-        student: logits [M, K] of hidden patches, of all crops together.
-        teacher: probabilities [M, K] at the same patches.
+        student, teacher: logits and probabilities [M, K] at hidden patches of all crops together.
         weight: [M], 1 over the number of hidden patches of its crop; 0 for padding rows.
         crops: number of crops; crops with nothing hidden count as 0.
         temperature: the student's.
@@ -113,8 +100,7 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, valid: Ten
     logit of every prototype first cancels too, and keeps exp finite and every prototype in use.
 
     Args:
-        logits: [B, K] of the teacher, uncentred.
-        temperature: the teacher's.
+        logits, temperature: the teacher's; logits [B, K] without a centre.
         iterations: of normalising prototypes, then samples.
         valid: [B] bool; other rows are padding, and become zeros.
     """

@@ -1,8 +1,4 @@
-"""Quality of features without labels.
-
-First detached scalars, cheap enough for every step except `effective_rank`; then measures of whole data sets in
-float64: ranks, alignment, uniformity, and the similarity of two sets of features.
-"""
+"""Quality of features without labels: detached scalars for every step, then measures of whole data sets in float64."""
 
 from __future__ import annotations
 
@@ -22,10 +18,7 @@ CHUNK_ELEMENTS = 2**23  # pairs held at once: 64 MiB
 
 @torch.no_grad()
 def feature_std(features: Tensor) -> Tensor:
-    """Spread of unit vectors: std of features [B, D] per dimension, times sqrt(D): 1 when uniform, 0 when collapsed.
-
-    SimSiam (Chen & He 2021, section 4.1) compares the same std with 1 / sqrt(D).
-    """
+    """Std of unit vectors [B, D] per dimension x sqrt(D): 1 when uniform, 0 when collapsed (SimSiam, section 4.1)."""
     unit = F.normalize(features.float(), dim=-1)
     return unit.std(dim=0).mean() * unit.shape[-1] ** 0.5
 
@@ -85,8 +78,7 @@ def effective_rank(features: Tensor) -> float:
 def spectral_rank(features: Tensor, epsilon: float = 0.0) -> float:
     """`effective_rank` of all of these features [M, D], of this process alone.
 
-    With `epsilon` added to the share of each singular value in their sum it is RankMe (Garrido et al. 2023, equation 1;
-    epsilon `RANK_EPSILON`).
+    It is RankMe (Garrido et al. 2023, equation 1) with `epsilon` = `RANK_EPSILON`, added to each value's share.
     """
     rows = features.double()
     # both products have the same eigenvalues, zeros aside
@@ -106,13 +98,9 @@ def _perplexity(values: Tensor, epsilon: float) -> float:
 def lidar(views: Tensor, delta: float = LIDAR_DELTA, epsilon: float = RANK_EPSILON) -> float:
     """LiDAR (Thilak et al. 2024, section 4): the number of directions that separate images better than their own views.
 
-    The effective rank of Sw^-1/2 Sb Sw^-1/2, where the classes of between and within scatter are the images and their
-    samples the views: at most min(D, n - 1). NaN when a feature is not finite, or when all images are equal.
-
-    Args:
-        views: [n, q, D], features of q views of each of n images.
-        delta: added to the diagonal of Sw.
-        epsilon: added to each eigenvalue's share of their sum.
+    The effective rank of Sw^-1/2 Sb Sw^-1/2, where the classes of between and within scatter are the n images and their
+    samples the q views [n, q, D]: at most min(D, n - 1). NaN when a feature is not finite, or all images are equal.
+    `delta` is added to the diagonal of Sw, `epsilon` to each eigenvalue's share of their sum.
     """
     rows = views.double()
     means = rows.mean(1)
@@ -133,8 +121,7 @@ def lidar(views: Tensor, delta: float = LIDAR_DELTA, epsilon: float = RANK_EPSIL
 def alignment(views: Tensor) -> float:
     """Mean squared distance between two views of an image on the unit sphere, in [0, 4] (Wang & Isola 2020, eq. 3).
 
-    Args:
-        views: [n, q, D], features of q >= 2 views of each of n images; the mean is over all pairs.
+    The mean is over all pairs of the q >= 2 views [n, q, D] of each of n images.
     """
     unit, q = F.normalize(views.double(), dim=-1), views.shape[1]
     # over i and j: the sum of |f_i - f_j|^2 is 2 q sum |f|^2 - 2 |sum f|^2
@@ -161,13 +148,9 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
 def linear_cka(x: Tensor, y: Tensor, unbiased: bool = False) -> float:
     """Similarity of two sets of features of the same images: linear CKA (Kornblith et al. 2019, section 3).
 
-    1 for features that differ by a rotation and a scale, 0 for features without linear relation. NaN when one of them
-    is constant or not finite.
-
-    Args:
-        x, y: [n, D] and [n, E].
-        unbiased: whether to use the unbiased estimate of HSIC (Song et al. 2012, equation 5), which does not grow with
-            D / n; needs four images or more.
+    1 for features [n, D] and [n, E] that differ by a rotation and a scale, 0 without linear relation; NaN when one of
+    them is constant or not finite. The `unbiased` estimate of HSIC (Song et al. 2012, equation 5) does not grow with
+    D / n; it needs four images or more.
     """
     hsic = _unbiased_hsic if unbiased else _hsic
     x, y = (part.double() - part.double().mean(0) for part in (x, y))

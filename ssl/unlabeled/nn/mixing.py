@@ -9,15 +9,10 @@ from torch import Tensor
 
 
 class Mix(NamedTuple):
-    """How each image is mixed with its neighbour: row 0 with 1, 2 with 3.
+    """How each image is mixed with its neighbour: row 0 with 1, 2 with 3."""
 
-    Attributes:
-        share: [B] float32, share of the image itself.
-        box: [B, 4] int64, top, left, bottom and right of the box pasted from the neighbour; all 0 = none.
-    """
-
-    share: Tensor
-    box: Tensor
+    share: Tensor  # [B] float32, of the image itself
+    box: Tensor  # [B, 4] int64, top, left, bottom and right of the box pasted from the neighbour; all 0 = none
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:
@@ -28,9 +23,8 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
     y = torch.arange(height, device=images.device).view(-1, 1)
     x = torch.arange(width, device=images.device)
     inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-    cut = mix.box.any(1)
     # outside its box, an image that is cut keeps its pixels
-    blend = torch.where(cut, 1.0, mix.share).to(images.dtype).view(-1, 1, 1, 1)
+    blend = torch.where(mix.box.any(1), 1.0, mix.share).to(images.dtype).view(-1, 1, 1, 1)
     return torch.where(inside, other, images * blend + other * (1 - blend))
 
 

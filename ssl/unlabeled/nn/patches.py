@@ -43,37 +43,28 @@ class PatchMask(NamedTuple):
     @staticmethod
     def stack(masks: Sequence[PatchMask]) -> PatchMask:
         """Stack masks of the same kind along a new leading axis."""
-        equal = all(mask.keep is not None for mask in masks)
-        keep, drop = zip(*(mask.indices() for mask in masks), strict=True) if equal else (None, None)
-        return PatchMask(
-            torch.stack([mask.hidden for mask in masks]),
-            None if keep is None else torch.stack(keep),
-            None if drop is None else torch.stack(drop),
-        )
+        hidden = torch.stack([mask.hidden for mask in masks])
+        if any(mask.keep is None for mask in masks):
+            return PatchMask(hidden, None, None)
+        keep, drop = zip(*(mask.indices() for mask in masks), strict=True)
+        return PatchMask(hidden, torch.stack(keep), torch.stack(drop))
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cut images [B, C, H, W] into patches [B, N, patch * patch * C], pixels row-major, channel fastest.
-
-    The order of MAE's targets (official `patchify`).
-    """
+    """Cut images [B, C, H, W] into patches [B, N, patch * patch * C], pixels row-major, channel fastest (MAE)."""
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
 
 
 def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """The inverse of `patchify`: [B, N, patch * patch * C] to [B, C, H, W] for a grid of (rows, columns)."""
-    rows, columns = grid
-    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", p=patch, q=patch, h=rows, w=columns)
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", p=patch, q=patch, h=grid[0], w=grid[1])
 
 
 def triptych(images: Tensor, prediction: Tensor, mask: PatchMask, patch: int) -> Tensor:
-    """Originals, masked inputs and reconstructions of images [B, C, H, W]: [B, 3, C, H, W].
+    """Originals, masked inputs and reconstructions of normalised images [B, C, H, W]: [B, 3, C, H, W].
 
-    Args:
-        images: normalised; hidden patches become 0 in the masked input, the mean colour.
-        prediction: [B, N, patch * patch * C] pixels of all patches; shown at hidden patches alone.
-        mask: the hidden patches.
-        patch: side of a patch, pixels.
+    Hidden patches become 0 in the masked input, the mean colour; of the prediction [B, N, patch * patch * C] only these
+    are shown.
     """
     hidden, patches = mask.hidden.unsqueeze(-1), patchify(images, patch)
     rows = [patches, torch.where(hidden, 0.0, patches), torch.where(hidden, prediction, patches)]
@@ -87,11 +78,9 @@ def gather(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def padded_count(counts: Sequence[int | None], most: int) -> int:
-    """Length of the list of hidden patches: their number, rounded up so that few lengths occur.
+    """Length of the list of hidden patches: their number in all views, rounded up so that few lengths occur.
 
-    Args:
-        counts: hidden patches of each view; None = unknown, up to `most`.
-        most: the number of all patches.
+    A count None is unknown, up to `most`: the number of all patches.
     """
     known = sum(most if count is None else count for count in counts)
     return min(most, max(1, math.ceil(known / PADDED_TO)) * PADDED_TO)
@@ -100,13 +89,8 @@ def padded_count(counts: Sequence[int | None], most: int) -> int:
 def hidden_rows(hidden: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """List the hidden patches of all crops, padded to a length that does not depend on values.
 
-    Args:
-        hidden: [R, N] bool.
-        rows: length of the list, at least the number of hidden patches.
-
-    Returns:
-        Their indices [rows] in the flattened R * N patches, ascending; and weights [rows], 1 over the number of hidden
-        patches of the same crop, 0 for padding (visible patches).
+    From a map [R, N] bool, with at most `rows` hidden patches: their indices [rows] in the flattened R * N patches,
+    ascending; and weights [rows], 1 over the number of hidden patches of the same crop, 0 for padding.
     """
     index = hidden.flatten().byte().argsort(descending=True, stable=True)[:rows]
     weight = hidden / hidden.sum(1, keepdim=True).clamp_min(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,7 @@ def sincos_2d(width: int, grid: Grid, rows_first: bool = False) -> Tensor:
 
     Channels are [sin(x w), cos(x w), sin(y w), cos(y w)] with the column x first and the row y second, raw integer
     coordinates and w_k = 10000^(-k / (width / 4)) (MAE, official `util/pos_embed.py`). With `rows_first` the row comes
-    first (MoCo v3, official `vits.py`).
-
-    Raises:
-        ValueError: `width` is not a multiple of 4.
+    first (MoCo v3, official `vits.py`). Raises ValueError where `width` is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"a sin-cos table needs a width that is a multiple of 4, found {width}")
@@ -44,9 +41,7 @@ def resample(table: Tensor, old: Grid, new: Grid, by: Interpolation = "size") ->
     if old == new:
         return table
     image = table.unflatten(1, old).permute(0, 3, 1, 2).float()
-    if by == "size":
-        image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
-    else:
-        factors = [(target + 0.1) / source for source, target in zip(old, new, strict=True)]
-        image = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False)
+    factors = [(target + 0.1) / source for source, target in zip(old, new, strict=True)]
+    extent: dict[str, Any] = {"size": new} if by == "size" else {"scale_factor": factors}
+    image = F.interpolate(image, **extent, mode="bicubic", align_corners=False)
     return image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)

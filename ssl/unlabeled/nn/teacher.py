@@ -12,15 +12,10 @@ from unlabeled.nn.collectives import sum_over_processes
 def follow_(teacher: nn.Module, student: nn.Module) -> None:
     """Copy the student's parameters and buffers to the teacher by name, and turn the teacher's gradients off.
 
-    Names that only the student has (a predictor, a mask token) are ignored.
-
-    Raises:
-        KeyError: the teacher has a name that the student lacks.
+    Names that only the student has (a predictor, a mask token) are ignored. Raises KeyError where it lacks one.
     """
-    source = student.state_dict()
-    own = teacher.state_dict()
-    missing = sorted(own.keys() - source.keys())
-    if missing:
+    source, own = student.state_dict(), teacher.state_dict()
+    if missing := sorted(own.keys() - source.keys()):
         raise KeyError(f"the teacher has {missing}, which the student it follows lacks")
     for name, tensor in own.items():
         tensor.copy_(source[name])
@@ -43,10 +38,6 @@ class Centre(nn.Module):
 
     Logits are noted in the forward pass and enter the centre after their step: a step uses the centre of the steps
     before it, for any number of micro-batches. The mean is over all processes.
-
-    Args:
-        prototypes: K.
-        momentum: of the running mean, in [0, 1).
     """
 
     value: Tensor

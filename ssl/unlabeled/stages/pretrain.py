@@ -36,10 +36,10 @@ from unlabeled.recipe import dump
 from unlabeled.recipe.free import FREE
 from unlabeled.report.card import Made, pretrain_card
 from unlabeled.train.engine import Engine
-from unlabeled.train.heads import load_method, split_heads
 from unlabeled.train.job import Evaluate, Job
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
+from unlabeled.train.state import load_method, split_heads
 
 
 class PretrainRecipe(Recipe, frozen=True, extra="forbid"):

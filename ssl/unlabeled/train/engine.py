@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from unlabeled.accelerator import settle
 from unlabeled.data.batch.bad import BadSamples
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import Feed, Normalize, RawBatch, to_device
@@ -26,12 +27,9 @@ from unlabeled.progress import Clock
 from unlabeled.signals import stop
 from unlabeled.train import snapshot, state
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
-from unlabeled.train.clip import clip_gradients
-from unlabeled.train.cpu import settle
-from unlabeled.train.diagnosis import Diagnosis
 from unlabeled.train.job import Job
-from unlabeled.train.optim import param_groups, set_rates
-from unlabeled.train.tracking import Averages, Display, Meter, MetricsFile, Trackers, scores_at
+from unlabeled.train.optim import clip_gradients, param_groups, set_rates
+from unlabeled.train.tracking import Averages, Diagnosis, Display, Meter, MetricsFile, Trackers, scores_at
 from unlabeled.train.watch import EarlyStopping
 
 

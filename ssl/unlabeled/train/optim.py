@@ -1,19 +1,18 @@
-"""Param groups by a method's rules, and their learning rates and weight decay at every step."""
+"""Param groups by a method's rules, their learning rates and weight decay at every step, and gradient clipping."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.nn.curves import cosine
 from unlabeled.pretrain.method import Method, Progress
-from unlabeled.train.optimizer import Optim
+from unlabeled.train.optimizer import ClipBy, Groups, Optim
 from unlabeled.train.schedule import Ramp
 
 
-def param_groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
+def param_groups(method: Method, weight_decay: float) -> Groups:
     """Group trainable parameters by learning-rate scale, weight decay, and the epoch in which they begin to learn."""
     groups: dict[tuple[float, bool, float], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
@@ -21,25 +20,17 @@ def param_groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
             key = (method.lr_scale(name), method.decays(name, parameter), method.begins(name))
             groups.setdefault(key, []).append(parameter)
     return [
-        {
-            "params": members,
-            "lr_scale": scale,
-            "decays": decay,
-            "weight_decay": weight_decay if decay else 0.0,
-            "begins": begins,
-        }
+        {"params": members, "lr_scale": scale, "decays": decay, "weight_decay": weight_decay * decay, "begins": begins}
         for (scale, decay, begins), members in groups.items()
     ]
 
 
 def set_rates(optimizer: Optimizer, config: Optim, peak: float, progress: Progress, watched: float = 1.0) -> None:
-    """Write the scheduled learning rate, times each group's scale, and weight decay into the param groups.
+    """Write the scheduled learning rate, times each group's scale, and weight decay into groups of `param_groups`.
 
     Args:
-        optimizer: over groups of `param_groups`.
-        config: the recipe's `optim`.
+        optimizer, config, progress: of the run.
         peak: learning rate after warm-up.
-        progress: of the run.
         watched: factor by a watched score that stands still, see `Schedule.lowering`.
     """
     decay = config.weight_decay
@@ -58,3 +49,33 @@ def _rate(config: Optim, peak: float, progress: Progress, watched: float, scale:
     ramp = Ramp(start, peak * top, minimum, config.warmup_epochs)
     lr = config.schedule.at(progress, ramp)
     return whole * (lr if watched == 1 else max(lr * watched, ramp.minimum))
+
+
+def clip_gradients(method: Method, limit: float | None, by: ClipBy, value: float | None = None) -> Tensor:
+    """Clip a method's gradients in place, without a device sync; returns the norm of all before that, on the device.
+
+    Args:
+        limit: largest norm; None = only measure.
+        by: `global` (MAE, SimMIM), `tensor` (DINO's `utils.clip_gradients`, iBOT) or `part` (DINOv2: the backbone and
+            each head, see `Method.clip_groups`).
+        value: largest value of a gradient, applied first; None = no limit.
+    """
+    parameters = [p for p in method.parameters() if p.grad is not None]
+    if value is not None:
+        torch.nn.utils.clip_grad_value_(parameters, value)
+    if limit is None or by == "global":
+        return _clip(parameters, limit)
+    if by == "part":
+        groups = [[p for p in group if p.grad is not None] for group in method.clip_groups()]
+        return torch.linalg.vector_norm(torch.stack([_clip(group, limit) for group in groups]))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_mul_(gradients, [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    return torch.linalg.vector_norm(torch.stack(list(norms)))
+
+
+def _clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm

@@ -9,10 +9,10 @@ import torch
 from pydantic import BaseModel, Field
 
 from unlabeled.registry import ByFile
-from unlabeled.train.clip import ClipBy
 from unlabeled.train.schedule import AnySchedule
 from unlabeled.train.schedules import cosine
 
+ClipBy = Literal["global", "tensor", "part"]
 Unit = Annotated[float, Field(ge=0, lt=1)]
 Groups = list[dict[str, Any]]
 

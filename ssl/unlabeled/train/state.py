@@ -1,8 +1,12 @@
-"""The state of a run as whole tensors by name: model, optimizer, random state; the same for every launcher."""
+"""The state of a run as whole tensors by name: model, optimizer, random state, and the heads of an export.
+
+The same for every launcher.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -10,8 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.folder import existing, read_weights, steady
 from unlabeled.errors import UserError
 from unlabeled.manifest import Tensors
+from unlabeled.pretrain.method import Method, PretrainMethod
 from unlabeled.processes import gather_objects
 
 if TYPE_CHECKING:
@@ -146,3 +153,40 @@ def _is_shard(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def split_heads(method: PretrainMethod) -> tuple[Encoder, Tensors]:
+    """The first encoder that a method exports, and the rest of its state by name."""
+    encoder = method.evaluated()
+    prefix = _prefix_of(method, encoder)
+    return encoder, {name: t for name, t in method.state_dict().items() if not name.startswith(prefix)}
+
+
+def load_method(method: PretrainMethod, folder: str | Path) -> None:
+    """Start a method from an export: the encoder's weights, and its heads. Strict.
+
+    Raises:
+        UserError: there is no such export, or it does not fit the method.
+    """
+
+    weights, heads = _with_heads(folder)
+    prefix = _prefix_of(method, method.evaluated())
+    try:
+        load_model(method, {**{f"{prefix}{name}": tensor for name, tensor in weights.items()}, **heads})
+    except UserError as error:
+        raise UserError(
+            f"init={folder} was left by another method or network than this recipe's: {error}. Name an export of this "
+            "one, or set init=null."
+        ) from error
+
+
+@steady
+def _with_heads(path: str | Path) -> tuple[Tensors, Tensors]:
+    folder = existing(path)
+    if not (folder / "heads.safetensors").exists():
+        raise UserError(f"{folder} has no heads.safetensors, so pretraining cannot be continued from it")
+    return read_weights(folder / "model.safetensors"), read_weights(folder / "heads.safetensors")
+
+
+def _prefix_of(method: Method, encoder: Encoder) -> str:
+    return next(f"{name}.vit." for name, module in method.named_modules() if module is encoder)

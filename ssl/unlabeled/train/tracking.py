@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl, trackers, and a line or a bar on the terminal."""
+"""Logs of a run: metrics.jsonl, trackers, a line or a bar on the terminal, and warnings about failures in them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
+from accelerate import Accelerator
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -19,26 +19,22 @@ from unlabeled import progress
 from unlabeled.data.batch.loader import Feed
 from unlabeled.errors import UserError
 from unlabeled.files import end_line, json_object
+from unlabeled.pretrain.method import Symptom
 from unlabeled.processes import on_main, total
 from unlabeled.progress import Bars, duration
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 Values = Mapping[str, float]
 TAIL = 1 << 18  # bytes read at a time, from the end
 STALE = 60.0  # seconds between two lines of progress
+# a new network looks like a collapsed one: the first part of a run, and its first steps, are left out
+GRACE, GRACE_STEPS = 0.1, 50
+READINGS = 3  # in a row that must show a symptom
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per logged step, appended.
+    """`metrics.jsonl`: one JSON object per logged step, appended. Raises UserError where it cannot be written.
 
-    Args:
-        file: its path.
-        step: that the run resumes from; later lines, of a run that was killed, and broken ones at the end are dropped.
-
-    Raises:
-        UserError: it cannot be written.
+    Later lines than those of `step`, of a run that was killed, and broken ones at the end are dropped.
     """
 
     def __init__(self, file: Path, step: int) -> None:
@@ -53,11 +49,9 @@ class MetricsFile:
             ) from error
 
     def write(self, step: int, values: Values) -> None:
-        """Append one line."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
@@ -73,17 +67,15 @@ def scores_at(file: Path, step: int) -> dict[str, float]:
 
 
 class Meter:
-    """Speed since the last reading: images per second and the share of time spent waiting for data."""
+    """Speed since the last reading: images per second and the share of time spent waiting for data, in [0, 1]."""
 
     def __init__(self) -> None:
         self.seconds_per_step, self.images, self.steps = 0.0, 0, 0
 
     def reset(self, feed: Feed) -> None:
-        """Begin a new interval."""
         self.started, self.waited, self.images, self.steps = time.perf_counter(), feed.waited, 0, 0
 
     def count(self, images: int) -> None:
-        """Count one step of `images` images."""
         self.images += images
         self.steps += 1
 
@@ -99,22 +91,19 @@ class Meter:
     def read(self, feed: Feed) -> dict[str, float]:
         """`images_per_s` and `data_wait` in [0, 1]; begins a new interval."""
         elapsed = max(time.perf_counter() - self.started, 1e-9)
-        waited = feed.waited - self.waited
-        speed = {"images_per_s": round(self.images / elapsed, 1), "data_wait": round(waited / elapsed, 4)}
         self.seconds_per_step = elapsed / max(1, self.steps)
+        images, share = self.images / elapsed, (feed.waited - self.waited) / elapsed
         self.reset(feed)
-        return speed
+        return {"images_per_s": round(images, 1), "data_wait": round(share, 4)}
 
 
 class Averages:
     """Means of the scalars of micro-batches, summed on the device and read only for logging."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._sums, self._count = dict[str, Tensor](), 0
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add the scalars of one micro-batch."""
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
@@ -131,19 +120,11 @@ class Averages:
 
 
 class Display:
-    """A progress bar on a terminal, lines elsewhere; on the main process alone.
-
-    Args:
-        name: of the run.
-        total: steps of the whole run.
-        epochs: of the whole run.
-        active: whether this process prints.
-    """
+    """A progress bar on a terminal, lines elsewhere, of a run of `total` steps and `epochs`; prints where `active`."""
 
     def __init__(self, name: str, total: int, epochs: float, active: bool) -> None:
         self.name, self.total, self.epochs = name, total, epochs
-        self.bars = progress.current() or Bars(active)
-        self.speed = ""  # of the newest logged step
+        self.bars, self.speed = progress.current() or Bars(active), ""  # the speed of the newest logged step
 
     def __enter__(self) -> Display:
         self.bars.__enter__()
@@ -151,26 +132,15 @@ class Display:
         self.task.show("starting")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.task.close(keep=True)
-        self.bars.__exit__(kind, error, trace)
+        self.bars.__exit__()
 
     def say(self, text: str) -> None:
-        """Print one line."""
         self.bars.say(text)
 
     def show(self, step: int, epoch: float, loss: float, seconds_per_step: float, speed: str = "") -> None:
-        """Show progress: always on a bar; as a line with `speed`, for the first step, and once a minute.
-
-        Args:
-            step: of the run, just finished.
-            epoch: fractional.
-            loss: of this step.
-            seconds_per_step: for the time left.
-            speed: of data and model, measured when a step is logged.
-        """
+        """Show progress after a step: on a bar; as a line with `speed`, for the first step, and once a minute."""
         first, self.speed = self.task.done == 0, speed or self.speed
         self.task.done = step
         left = f"{duration((self.total - step) * seconds_per_step)} left"
@@ -178,32 +148,24 @@ class Display:
         if self.bars.progress:  # a narrow terminal shows the first parts
             self.task.show("  ".join(filter(None, [loss_now, left, epochs, self.speed])))
         elif first or speed or self.bars.due(STALE):
-            line = "  ".join(filter(None, [epochs, loss_now, self.speed, left]))
-            self.say(f"step {step}/{self.total}  {line}")
+            self.say("  ".join(filter(None, [f"step {step}/{self.total}", epochs, loss_now, self.speed, left])))
 
 
 class Trackers:
-    """Accelerate's trackers (TensorBoard, MLflow), any number at once. A later failure is said once, and ends tracking.
-
-    Args:
-        accelerator: made with the trackers' names.
-        say: prints a warning.
-    """
+    """Accelerate's trackers (TensorBoard, MLflow), any number at once. A failure is said once, and ends tracking."""
 
     def __init__(self, accelerator: Accelerator, say: Callable[[str], None] = print) -> None:
         self.accelerator, self.say, self.active = accelerator, say, bool(accelerator.log_with)
 
     def start(self, name: str, recipe: BaseModel) -> None:
-        """Begin a run of this name and recipe. All processes must call it.
+        """Begin a run of this name and recipe. Call it on all processes.
 
         Raises:
             UserError: one cannot be started.
         """
-        on_main(self.accelerator, lambda: self._start(name, recipe))
+        on_main(self.accelerator, lambda: self._start(name, recipe) if self.active else None)
 
     def _start(self, name: str, recipe: BaseModel) -> None:
-        if not self.active:
-            return
         try:
             self.accelerator.init_trackers(name, config={k: str(v) for k, v in flatten(recipe.model_dump()).items()})
         except Exception as error:  # a server, a database, a package that is half there: the person must hear it
@@ -213,7 +175,6 @@ class Trackers:
             ) from error
 
     def log(self, step: int, values: Values) -> None:
-        """Send one step's values."""
         self._try(lambda: self.accelerator.log(dict(values), step=step))
 
     def show(self, step: int, file: Path) -> None:
@@ -231,7 +192,6 @@ class Trackers:
                 tracker.log_artifact(str(file), file.parent.name)
 
     def close(self) -> None:
-        """Flush and end."""
         self._try(self.accelerator.end_training)
 
     def _try(self, action: Callable[[], None]) -> None:
@@ -242,6 +202,29 @@ class Trackers:
         except Exception as error:  # a server that is gone must not end a run of days
             self.active = False
             self.say(f"trackers are switched off: {error}. metrics.jsonl goes on.")
+
+
+class Diagnosis:
+    """Warns, once per run, of each of a method's `symptoms` that holds for `READINGS` logged readings in a row."""
+
+    def __init__(self, symptoms: Iterable[Symptom], total_steps: int, say: Callable[[str], None]) -> None:
+        self.total_steps, self.say = total_steps, say
+        self._since: dict[Symptom, list[int]] = {symptom: [] for symptom in symptoms}
+
+    def read(self, step: int, values: Mapping[str, float]) -> None:
+        """Check the averages logged at a step."""
+        if step < max(GRACE * self.total_steps, GRACE_STEPS):
+            return
+        for symptom, since in list(self._since.items()):
+            value = values.get(symptom.metric, math.nan)  # a metric that is missing or not a number shows nothing
+            if not (value <= symptom.at_most or value >= symptom.at_least):
+                since.clear()
+                continue
+            since.append(step)
+            if len(since) == READINGS:
+                del self._since[symptom]
+                found = f"{symptom.metric} {value:.4g} since step {since[0]}"
+                self.say(f"warning: {symptom.meaning} ({found}). {symptom.advice}")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
