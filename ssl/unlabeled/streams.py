@@ -33,5 +33,5 @@ def make_lasting() -> None:
             stream.flush()
             raw: Any = _Lasting(stream.fileno(), "w", closefd=False)
             buffer = raw if stream.write_through else io.BufferedWriter(raw)
-            modes = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            modes: dict[str, Any] = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
             setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, stream.errors, **modes))
