@@ -19,6 +19,7 @@ from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
 from unlabeled.train.optimizer import Optim
 from unlabeled.train.recipe import Recipe
+from unlabeled.train.snapshot import restore_
 from unlabeled.train.watch import Watching
 
 ADVICE = "Undo this, choose another run.output, or start over with --fresh --force."
@@ -65,7 +66,7 @@ def resume(engine: Engine, longer: bool = False, extend: float | None = None) ->
         raise UserError(f"{found}. {ADVICE}") from error
     _refuse_other_recipe(engine, job, before, checkpoint.state, longer, extend)
     _refuse_other_pictures(engine, job, checkpoint.state)
-    engine.restore(checkpoint)
+    restore_(engine, checkpoint)
     if before.train.epochs < job.recipe.train.epochs:  # undo the effects of the end of the shorter run
         engine.lengths = [*engine.lengths, before.train.epochs]
         if engine.watch is not None:

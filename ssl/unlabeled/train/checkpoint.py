@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,41 +29,27 @@ from unlabeled.processes import gather_objects, raise_together
 
 WRITING, REMOVING = ".writing-", ".removing-"
 PREFIX, REFUSED = "step-", "refused-"
-NAME = re.compile(rf"{PREFIX}([0-9]+)")
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read: tensors by file stem, and the state, which always has `step`."""
+    """A checkpoint that was read."""
 
     folder: Path
-    tensors: dict[str, Tensors]
-    state: dict[str, Any]
+    tensors: dict[str, Tensors]  # by file stem
+    state: dict[str, Any]  # has `step`
 
 
+@dataclass(eq=False)
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run."""
 
-    Args:
-        folder: of all checkpoints; made when the first is saved.
-        keep_last: number of the newest to keep.
-        keep_every: also keep the multiples of this step; None = no others.
-        say: prints a warning.
-        check: raises Damaged where a run could not resume from a checkpoint.
-        writes: whether this process saves, renames and removes.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        keep_last: int,
-        keep_every: int | None,
-        say: Callable[[str], None],
-        check: Callable[[Checkpoint], None] = lambda _: None,
-        writes: bool = True,
-    ) -> None:
-        self.folder, self.keep_last, self.keep_every, self.say = folder, keep_last, keep_every, say
-        self.check, self.writes = check, writes
-        self.best: int | None = None  # step of a checkpoint that is never removed
+    folder: Path  # of all checkpoints; made when the first is saved
+    keep_last: int  # number of the newest to keep
+    keep_every: int | None  # also keep the multiples of this step; None = no others
+    say: Callable[[str], None]  # prints a warning
+    check: Callable[[Checkpoint], None] = lambda _: None  # raises Damaged where a run could not resume from it
+    writes: bool = True  # whether this process saves, renames and removes
+    best: int | None = None  # step of a checkpoint that is never removed
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, valid or not, ascending; by name, so that clocks do not matter."""
@@ -77,8 +64,7 @@ class Checkpoints:
     def save(self, step: int, tensors: dict[str, Tensors], state: dict[str, Any]) -> Path:
         """Write one checkpoint, then remove old ones.
 
-        Raises:
-            UserError: it cannot be written (full disk, quota, permissions). Earlier checkpoints are intact.
+        Raises UserError where it cannot be written (full disk, quota, permissions). Earlier checkpoints are intact.
         """
         target = self.path(step)
         temporary = self.folder / f"{WRITING}{target.name}"
@@ -96,11 +82,9 @@ class Checkpoints:
             replace_folder(temporary, target)
         except OSError as error:
             self._remove(temporary)
-            kept = self.steps()
-            intact = f"{self.path(kept[-1])} is intact" if kept else "there is no earlier checkpoint"
-            raise UserError(
-                f"cannot save {target}: {error.strerror or error}; {intact}. Free space, then rerun."
-            ) from error
+            intact = f"{self.path(kept[-1])} is intact" if (kept := self.steps()) else "there is no earlier checkpoint"
+            said = f"cannot save {target}: {error.strerror or error}; {intact}. Free space, then rerun."
+            raise UserError(said) from error
         self._prune(step)
         return target
 
@@ -130,10 +114,8 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that every process can resume from; None if there is none. Call it on all processes.
 
-        Newer ones are named and set aside, to be neither found again nor counted.
-
-        Raises:
-            UserError: there are checkpoints, but none can be trusted.
+        Newer ones are named and set aside, to be neither found again nor counted. Raises UserError where there are
+        checkpoints, but none can be trusted.
         """
         steps = self._agreed()
         for step in reversed(steps):
@@ -144,8 +126,8 @@ class Checkpoints:
                     self._set_aside(refused)
                 return checkpoint
         if steps:
-            total = f"none of the {len(steps)} checkpoints in {self.folder}"
-            raise UserError(f"{total} can be trusted. Start over with --fresh --force.")
+            none = f"none of the {len(steps)} checkpoints in {self.folder} can be trusted"
+            raise UserError(f"{none}. Start over with --fresh --force.")
         return None
 
     def read(self, step: int) -> Checkpoint | None:
@@ -176,9 +158,8 @@ class Checkpoints:
         raise_together(error)
         seen = gather_objects(steps)
         if any(other != steps for other in seen):
-            raise UserError(
-                f"processes see different checkpoints (steps {seen}): {self.folder} must lie on a shared file system"
-            )
+            differ = f"processes see different checkpoints (steps {seen})"
+            raise UserError(f"{differ}: {self.folder} must lie on a shared file system")
         return steps
 
     def _set_aside(self, step: int) -> None:
@@ -199,16 +180,12 @@ class Checkpoints:
 
     def _named(self) -> list[int]:
         """Steps with anything of their name, files and dangling links included."""
-        found = (NAME.fullmatch(name) for name in self._names())
+        found = (re.fullmatch(rf"{PREFIX}([0-9]+)", name) for name in self._names())
         steps = (int(match[1]) for match in found if match)
         return sorted({step for step in steps if os.path.lexists(self.path(step))})
 
     def _names(self) -> list[str]:
-        """The names of everything in the folder.
-
-        Raises:
-            UserError: it cannot be listed.
-        """
+        """The names of everything in the folder. Raises UserError where it cannot be listed."""
         try:
             return os.listdir(self.folder)
         except OSError as error:
@@ -218,11 +195,7 @@ class Checkpoints:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read and verify one checkpoint.
-
-    Raises:
-        Damaged: the manifest is missing, or a file is missing, extra, truncated, changed or malformed.
-    """
+    """Read and verify a checkpoint. Raises Damaged where a file is missing, extra, truncated, changed or malformed."""
     contents = read_folder(folder)
     stems = [name.removesuffix(".safetensors") for name in contents if name.endswith(".safetensors")]
     tensors = {stem: parse_tensors(contents[f"{stem}.safetensors"]) for stem in stems}

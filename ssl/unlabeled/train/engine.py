@@ -26,7 +26,7 @@ from unlabeled.processes import gather_objects, on_main, raise_together, total
 from unlabeled.progress import Clock
 from unlabeled.signals import stop
 from unlabeled.train import snapshot, state
-from unlabeled.train.checkpoint import Checkpoint, Checkpoints
+from unlabeled.train.checkpoint import Checkpoints
 from unlabeled.train.job import Job
 from unlabeled.train.optim import clip_gradients, param_groups, set_rates
 from unlabeled.train.tracking import Averages, Diagnosis, Display, Meter, MetricsFile, Trackers, scores_at
@@ -44,13 +44,7 @@ class Verdict(NamedTuple):
 
 
 class Engine:
-    """Trains a job to its end, or until a signal.
-
-    Args:
-        job: what to run.
-        accelerator: device, precision, processes.
-        output: the run's folder.
-    """
+    """Trains a job to its end, or until a signal, in the folder `output`."""
 
     def __init__(self, job: Job, accelerator: Accelerator, output: Path) -> None:
         self.job, self.accelerator, self.output = job, accelerator, output
@@ -131,7 +125,8 @@ class Engine:
         while not self.done:
             batch, norm = self._forward_backward(pending)
             pending, error = feed.next()
-            self._copy_ahead(pending)
+            # queue the next batch's copy and colours behind this step, before the host waits for it
+            self._ahead = (pending[0], self._on_device(pending[0])) if pending else None
             verdict = self._agree(norm, pending, error)
             self._update(verdict.broken)
             if verdict.failed:
@@ -139,8 +134,8 @@ class Engine:
             if verdict.bad or verdict.failed:
                 self._note_bad(pending, error)
             self._report(norm, feed, verdict.loss)
-            saves = self._due(self.job.recipe.run.checkpoint_every) or self.done or verdict.stop or self._is_best()
-            if saves:
+            due = self._due(self.job.recipe.run.checkpoint_every) or self.done or verdict.stop
+            if saves := due or self.checkpoints.best == self.step:
                 self.save()  # before it is scored, which may take long
             if verdict.stop:
                 return False
@@ -172,9 +167,6 @@ class Engine:
         """Whether there is nothing left to do: all steps are taken, or the watched score has stood still too long."""
         return self.step >= self.total_steps or (self.watch is not None and self.watch.over)
 
-    def _is_best(self) -> bool:
-        return self.checkpoints.best == self.step
-
     # ---------------------------------------------------------------- one step
 
     def progress(self) -> Progress:
@@ -192,10 +184,9 @@ class Engine:
         set_rates(self.optimizer, optim, self.peak, progress, self.watch.rate if self.watch else 1.0)
         self._outputs = []
         self.statistics.keep()
-        for i, raw in enumerate(pending):
+        for i, raw in enumerate(pending, start=1):
             batch = self._on_device(raw)
-            is_last = i + 1 == len(pending)
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            with nullcontext() if i == len(pending) else self.accelerator.no_sync(self.model):
                 self._outputs.append(self._micro(batch, progress, len(pending)))
         self.accelerator.unscale_gradients(self.optimizer)
         for parameter in self.method.inactive(progress):
@@ -204,10 +195,6 @@ class Engine:
         for parameter in self.method.frozen(progress):
             parameter.grad = None
         return batch, state.full(norm)
-
-    def _copy_ahead(self, pending: list[RawBatch]) -> None:
-        """Queue the next batch's copy and colours behind this step, before the host waits for it."""
-        self._ahead = (pending[0], self._on_device(pending[0])) if pending else None
 
     def _on_device(self, raw: RawBatch) -> Batch:
         if self._ahead is not None and self._ahead[0] is raw:
@@ -232,8 +219,7 @@ class Engine:
 
     def _update(self, broken: bool) -> None:
         """Step the optimizer, or skip on every process alike."""
-        searching = self.accelerator.scaler is not None
-        if not broken or searching:  # a gradient scaler skips by itself, and must see it to lower its scale
+        if not broken or self.accelerator.scaler is not None:  # which skips by itself, to lower its scale
             self.optimizer.step()
         self.optimizer.zero_grad()
         taken = self.progress()
@@ -358,18 +344,14 @@ class Engine:
     @contextmanager
     def _aside(self) -> Iterator[Method]:
         """Within, the whole method in evaluation; random state, mode and speed are left as they were found."""
-        before = time.perf_counter()
+        before, method = time.perf_counter(), self.whole_method()
         devices = [self.device] if self.device.type == "cuda" else []
-        method = self.whole_method()
         with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(method):
             yield method
         self.meter.pause(time.perf_counter() - before)
 
     def use_best(self) -> bool:
-        """Take the weights whose watched score was best; returns whether they are others than the last.
-
-        Where their checkpoint cannot be trusted, the last ones stay, and that is said.
-        """
+        """Take the weights whose watched score was best, if they are readable; returns whether they are others."""
         best = self.checkpoints.best
         if best is None or best == self.step:
             return False
@@ -388,7 +370,3 @@ class Engine:
         """Write a checkpoint; every process raises if it cannot be written."""
         tensors = snapshot.tensors_of(self)
         on_main(self.accelerator, lambda: self.checkpoints.save(self.step, tensors, snapshot.state_of(self)))
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint, with any number of processes."""
-        snapshot.restore_(self, checkpoint)

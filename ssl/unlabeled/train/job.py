@@ -22,10 +22,8 @@ class Job:
     """A network and its images, and what is to be measured of it.
 
     Attributes:
-        recipe: of the run.
         build: makes the method, randomly initialised or with the weights to start from.
-        data: the images of the recipe.
-        dataset: training samples.
+        dataset: training samples of the images, `data`.
         evaluate: yields (name, value) of a whole method; None = no evaluation.
         facts: fingerprints that a checkpoint must agree on: of the `pictures`, and of weights by the recipe's field.
         picture: called with (step, method, batch), draws them and returns the PNG; None = nothing is drawn.

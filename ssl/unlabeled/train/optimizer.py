@@ -18,13 +18,9 @@ Groups = list[dict[str, Any]]
 
 
 class Optim(BaseModel, ABC, frozen=True, extra="forbid"):
-    """A recipe's `optim:` section. Its fields are what recipes set; `name` is the name of its file.
+    """A recipe's `optim:` section. Its fields are what recipes set; `name` is the name of its file."""
 
-    Attributes:
-        copies: tensors of a parameter's size that the optimizer keeps, for the plan's estimate of memory.
-    """
-
-    copies: ClassVar[int] = 2
+    copies: ClassVar[int] = 2  # tensors of a parameter's size that the optimizer keeps, for the estimate of memory
     name: str
     base_lr: float = Field(
         1.5e-4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,22 +17,23 @@ from unlabeled.pretrain.method import Method
 COLUMNS, GAP, SIDE = 8, 2, 64
 
 
+@dataclass(frozen=True)
 class PictureWriter:
-    """Writes `step-N.png`: a column per image, its rows as the method returns them.
+    """Writes `step-N.png`: a column per image, its rows as the method returns them."""
 
-    Args:
-        folder: of the PNGs.
-        mean, std: of the input's normalisation, which is undone.
-    """
-
-    def __init__(self, folder: Path, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.folder, self.mean, self.std = folder, mean, std
+    folder: Path
+    mean: Sequence[float]  # of the input's normalisation, which is undone
+    std: Sequence[float]
 
     def __call__(self, step: int, method: Method, batch: Batch) -> Path:
         """Draw the first images of a batch: `Method.pictures` of them, else their crops."""
         import torchvision
 
-        batch = _first(batch, COLUMNS)
+        first = [
+            ViewBatch(view.pixels[:, :COLUMNS], view.mask and view.mask.map(lambda tensor: tensor[:, :COLUMNS]))
+            for view in batch.views
+        ]
+        batch = Batch(first, batch.labels[:COLUMNS], batch.index[:COLUMNS])
         shown = method.pictures(batch)
         drawn = crops(batch) if shown is None else shown
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,14 +74,4 @@ def sheet(images: Tensor) -> Tensor:
     factor = max(1, SIDE // images.shape[-1])
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     framed = torch.nn.functional.pad(images, (GAP, GAP, GAP, GAP), value=255)
-    columns = [torch.cat(list(column), dim=-2) for column in framed]
-    return torch.cat(columns, dim=-1)
-
-
-def _first(batch: Batch, n: int) -> Batch:
-    """The first n samples of a batch."""
-    views = [
-        ViewBatch(view.pixels[:, :n], None if view.mask is None else view.mask.map(lambda tensor: tensor[:, :n]))
-        for view in batch.views
-    ]
-    return Batch(views, batch.labels[:n], batch.index[:n])
+    return torch.cat([torch.cat(list(column), dim=-2) for column in framed], dim=-1)

@@ -127,14 +127,9 @@ class Recipe(BaseModel, ABC, frozen=True, extra="forbid"):
         """Every view of the images, by its field."""
 
     def bound_to_length(self, old: Progress, new: Progress) -> Iterator[str]:
-        """Fields beside `optim` and `watch` that would have been others in a longer run, with why.
-
-        Args:
-            old, new: the beginning of a run as long as it was, and of the longer one.
-        """
+        """Fields beside `optim` and `watch` that, at the beginning, would be others in a longer run, with why."""
         return iter(())
 
     @property
     def output(self) -> str:
-        """The output folder."""
         return self.run.output or f"runs/{self.name}"

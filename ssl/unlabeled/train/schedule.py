@@ -12,19 +12,12 @@ from unlabeled.registry import ByFile
 
 
 class Ramp(NamedTuple):
-    """The learning rates that every schedule goes through.
+    """The learning rates that every schedule goes through."""
 
-    Attributes:
-        start: learning rate where the warm-up begins.
-        peak: where it ends.
-        minimum: at the end of the run.
-        warmup: length of the warm-up, epochs.
-    """
-
-    start: float
-    peak: float
-    minimum: float
-    warmup: float
+    start: float  # where the warm-up begins
+    peak: float  # where it ends
+    minimum: float  # at the end of the run
+    warmup: float  # length of the warm-up, epochs
 
     def warming(self, done: float, length: float) -> float:
         """The learning rate on the straight line from `start` to `peak`, `done` of `length` along."""
@@ -32,27 +25,17 @@ class Ramp(NamedTuple):
 
 
 class Lowering(NamedTuple):
-    """How a watched score that stands still lowers the learning rate.
+    """How a watched score that stands still lowers the learning rate."""
 
-    Attributes:
-        factor: on the learning rate, each time.
-        patience: looks without an improvement before that.
-    """
-
-    factor: float
-    patience: int
+    factor: float  # on the learning rate, each time
+    patience: int  # looks without an improvement before that
 
 
 class Schedule(BaseModel, ABC, frozen=True, extra="forbid"):
-    """The learning rate over a run. Its fields are what recipes set; `name` is the name of its file.
+    """The learning rate over a run. Its fields are what recipes set; `name` is the name of its file."""
 
-    Attributes:
-        ends: whether the end of the run is part of it, so that another end would have changed every step.
-        falls: whether it goes down to the ramp's minimum.
-    """
-
-    ends: ClassVar[bool] = True
-    falls: ClassVar[bool] = True
+    ends: ClassVar[bool] = True  # the end of the run is part of it: another end would have changed every step
+    falls: ClassVar[bool] = True  # it goes down to the ramp's minimum
     name: str
 
     @property

@@ -1,7 +1,4 @@
-"""The state of a run as whole tensors by name: model, optimizer, random state, and the heads of an export.
-
-The same for every launcher.
-"""
+"""The state of a run as whole tensors by name, the same for every launcher; and the heads of an export."""
 
 from __future__ import annotations
 
@@ -31,11 +28,7 @@ def model_tensors(model: nn.Module) -> Tensors:
 
 
 def load_model(model: nn.Module, tensors: Tensors) -> None:
-    """Load whole tensors into a model, sharded or not. Strict.
-
-    Raises:
-        UserError: names or shapes differ.
-    """
+    """Load whole tensors into a model, sharded or not. Raises UserError where names or shapes differ."""
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
@@ -49,31 +42,25 @@ def load_model(model: nn.Module, tensors: Tensors) -> None:
 
 
 class Statistics:
-    """Running statistics and centres as before a step: the forward pass changes some, also of a step that is skipped.
-
-    Args:
-        model: its buffers are changed in place, never replaced.
-    """
+    """Running statistics and centres as before a step; the forward pass changes them, also of one that is skipped."""
 
     def __init__(self, model: nn.Module) -> None:
-        # integer buffers are tables of positions, counters of batches aside
+        # changed in place, never replaced; integer buffers are tables of positions, counters of batches aside
         self._own = [buffer for buffer in model.buffers() if buffer.is_floating_point() or not buffer.dim()]
         self._kept = [buffer.clone() for buffer in self._own]
 
     def keep(self) -> None:
-        """Save them."""
         if self._own:
             torch._foreach_copy_(self._kept, self._own)
 
     def restore_(self) -> None:
-        """Restore them as saved."""
         if self._own:
             torch._foreach_copy_(self._own, self._kept)
 
 
 def whole(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
     """The model itself, or an unsharded copy from `build` where it is sharded. Call it on all processes."""
-    if not is_sharded(model):
+    if not any(map(_is_shard, model.state_dict().values())):
         return model
     with torch.random.fork_rng():
         twin = build().to(next(model.parameters()).device)
@@ -125,11 +112,6 @@ def load_rng(tensors: Tensors, device: torch.device) -> None:
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a model's weights are sharded over processes."""
-    return any(map(_is_shard, model.state_dict().values()))
-
-
 def full(tensor: Tensor) -> Tensor:
     """Unshard a tensor; any other is returned as it is. Call it on all processes."""
     return cast("DTensor", tensor).full_tensor() if _is_shard(tensor) else tensor
@@ -163,21 +145,18 @@ def split_heads(method: PretrainMethod) -> tuple[Encoder, Tensors]:
 
 
 def load_method(method: PretrainMethod, folder: str | Path) -> None:
-    """Start a method from an export: the encoder's weights, and its heads. Strict.
+    """Start a method from an export: the encoder's weights, and its heads.
 
     Raises:
         UserError: there is no such export, or it does not fit the method.
     """
-
     weights, heads = _with_heads(folder)
     prefix = _prefix_of(method, method.evaluated())
     try:
         load_model(method, {**{f"{prefix}{name}": tensor for name, tensor in weights.items()}, **heads})
     except UserError as error:
-        raise UserError(
-            f"init={folder} was left by another method or network than this recipe's: {error}. Name an export of this "
-            "one, or set init=null."
-        ) from error
+        found = f"init={folder} was left by another method or network than this recipe's: {error}"
+        raise UserError(f"{found}. Name an export of this one, or set init=null.") from error
 
 
 @steady

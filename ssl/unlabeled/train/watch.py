@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -50,27 +51,19 @@ class Watching(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+@dataclass(eq=False)
 class EarlyStopping:
-    """Tracks a validation score: best checkpoint, plateau schedule, stop. A pure function of the scores read so far.
+    """Tracks a validation score: best checkpoint, plateau schedule, stop. A pure function of the scores read so far."""
 
-    Attributes:
-        best, best_step: the best score and its step; None before the first.
-        rate: factor on the learning rate so far.
-
-    Args:
-        config: metric, interval, patience.
-        measure: scores of a method by name, the same on all processes; all must call it.
-        lowering: how a score that stands still lowers the learning rate; None = it does not.
-    """
-
-    def __init__(
-        self, config: Watching, measure: Callable[[Any], dict[str, Any]], lowering: Lowering | None = None
-    ) -> None:
-        self.config, self.measure, self.lowering = config, measure, lowering
-        self.best: float | None = None
-        self.best_step: int | None = None
-        self.since_best, self.since_cut, self.rate = 0, 0, 1.0
-        self.before: dict[str, Any] | None = None
+    config: Watching
+    measure: Callable[[Any], dict[str, Any]]  # scores of a method by name, the same on all processes; all must call it
+    lowering: Lowering | None = None  # how a score that stands still lowers the learning rate
+    best: float | None = None  # score so far
+    best_step: int | None = None
+    since_best: int = 0
+    since_cut: int = 0
+    rate: float = 1.0  # factor on the learning rate so far
+    before: dict[str, Any] | None = None
 
     @property
     def over(self) -> bool:
@@ -112,11 +105,9 @@ class EarlyStopping:
             self.restore(self.before)
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint."""
         return {name: getattr(self, name) for name in Noted.model_fields}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint."""
         for name in Counters.model_fields:
             setattr(self, name, state[name])
         self.before = state.get("before")

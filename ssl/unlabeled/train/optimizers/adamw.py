@@ -18,7 +18,6 @@ class Config(Optim, frozen=True, extra="forbid"):
     eps: float = Field(1e-8, gt=0, allow_inf_nan=False, description="added to the root of the second moment")
 
     def build(self, groups: Groups) -> torch.optim.Optimizer:
-        """The optimizer over param groups."""
         devices = {p.device.type for group in groups for p in group["params"]}
         fused = devices <= {"cuda", "cpu", "mps", "xpu"} and len(devices) == 1
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=fused)

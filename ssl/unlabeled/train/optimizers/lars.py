@@ -22,7 +22,6 @@ class Config(Optim, frozen=True, extra="forbid"):
     trust: float = Field(0.001, gt=0, description="trust coefficient")
 
     def build(self, groups: Groups) -> Optimizer:
-        """The optimizer over param groups."""
         return LARS(groups, lr=0.0, momentum=self.momentum, trust=self.trust)
 
 
@@ -30,20 +29,10 @@ class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017), as MAE and MoCo v3 implement it.
 
     Tensors of more than one axis get weight decay and the trust ratio; biases and norms are plain SGD.
-
-    Args:
-        params: parameters or groups.
-        lr, momentum, weight_decay: as in SGD.
-        trust: trust coefficient.
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 0.001,
+        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 

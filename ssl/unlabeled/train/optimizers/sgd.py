@@ -18,5 +18,4 @@ class Config(Optim, frozen=True, extra="forbid"):
     momentum: Unit = Field(0.9, description="of the velocity")
 
     def build(self, groups: Groups) -> torch.optim.Optimizer:
-        """The optimizer over param groups."""
         return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)

@@ -16,5 +16,4 @@ class Config(Schedule, frozen=True, extra="forbid"):
     name: Literal["constant"] = "constant"
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
-        """The learning rate of a step."""
         return level(progress, ramp)

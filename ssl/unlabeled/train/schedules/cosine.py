@@ -21,7 +21,6 @@ class Config(Schedule, frozen=True, extra="forbid"):
     )
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
-        """The learning rate of a step."""
         epoch, epochs, warmup = progress.epoch, progress.epochs, ramp.warmup
         if self.per_epoch:
             # the fractional epoch of a step is a quotient, rounded: a whole one may lie just below

@@ -20,10 +20,8 @@ class Config(Schedule, frozen=True, extra="forbid"):
     patience: int = Field(5, ge=1, description="looks without an improvement before that")
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
-        """The learning rate of a step, where it has not been lowered."""
         return level(progress, ramp)
 
     @property
     def lowering(self) -> Lowering:
-        """How the watched score lowers the rate."""
         return Lowering(self.factor, self.patience)

@@ -22,11 +22,9 @@ class Config(Schedule, frozen=True, extra="forbid"):
 
     @property
     def turns(self) -> tuple[float, ...]:
-        """The milestones."""
         return self.milestones
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
-        """The learning rate of a step."""
         late, warm = max(0, progress.step - 1), progress.steps(ramp.warmup)
         if late < warm:
             return ramp.warming(late, warm)

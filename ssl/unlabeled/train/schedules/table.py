@@ -16,7 +16,6 @@ class Config(Schedule, frozen=True, extra="forbid"):
     name: Literal["table"] = "table"
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
-        """The learning rate of a step."""
         warm = progress.steps(ramp.warmup)
         if progress.step < warm:
             return ramp.warming(progress.step, max(1, warm - 1))

@@ -15,7 +15,6 @@ class Config(Schedule, frozen=True, extra="forbid"):
     name: Literal["timm_cosine"] = "timm_cosine"
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
-        """The learning rate of a step."""
         late, warm = max(0, progress.step - 1), progress.steps(ramp.warmup)
         if late < warm:
             return ramp.warming(late, warm)
