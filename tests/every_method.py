@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from unlabeled.pretrain.method import METHODS, Method, Progress
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
 
-every_method = pytest.mark.parametrize("name", METHODS.names())
+every_method = pytest.mark.every_kind("method")
 
 SMALL = ["data.train_size=42", "data.val_size=20", "train.batch_size=8", "train.epochs=2", "optim.warmup_epochs=0.5"]
 QUIET = ["evaluate=null", "run.device=cpu", "run.workers=0", "run.log_every=1", "run.checkpoint_every=3"]
@@ -27,8 +28,12 @@ START = Progress(0, LAST, 0.0, 2.0)
 
 
 def recipe_file(name: str) -> Path:
-    file = ROOT / "recipes" / "demo" / f"{name}_shapes.yaml"
-    assert file.is_file(), f"methods/{name}.py needs {file.relative_to(ROOT)}: minutes on a laptop, and what tests run"
+    """The demo recipe of a method: that of `mypackage.mymethod` is `mymethod_shapes.yaml` beside its module."""
+    folder = ROOT / "recipes" / "demo"
+    if "." in name:
+        folder = Path(inspect.getfile(METHODS.kind(name))).parent
+    file = folder / f"{name.rpartition('.')[2]}_shapes.yaml"
+    assert file.is_file(), f"the method {name} needs {file}, on shapes: minutes on a laptop, and what tests run"
     return file
 
 

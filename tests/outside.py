@@ -1,4 +1,4 @@
-"""A researcher's package: a method, a mask, a source, a protocol and a strategy, each one file."""
+"""A researcher's package: a method, a mask, a source, a protocol and a strategy, each one file; and kinds that lie."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Dots(Source):
     def image(self, i):
         generator = torch.Generator().manual_seed(2 * i + (self.split == "val"))
         image = torch.randint(0, 60, (3, 16, 16), generator=generator, dtype=torch.uint8)
-        row, column = divmod(int(self.labels[i]), 2)
+        row, column = divmod(i % 4, 2)
         image[:, 8 * row + 2 : 8 * row + 6, 8 * column + 2 : 8 * column + 6] += 150
         return image
 
@@ -152,7 +152,86 @@ class Config(Strategy, frozen=True):
         return self.factor
 '''
 
+COUNTS = """
+from typing import ClassVar, Literal
+
+import torch
+
+from unlabeled.data.mask import Mask
+from unlabeled.nn.patches import PatchMask
+
+
+class Config(Mask, frozen=True):
+    equal_counts: ClassVar[bool] = True
+    name: Literal["lies.counts"] = "lies.counts"
+
+    def check(self, size, patch):
+        pass
+
+    def draw(self, rng, grid, patch, place=None):
+        hidden = torch.arange(grid[0] * grid[1]) < int(rng.integers(1, grid[0] * grid[1]))
+        return PatchMask(hidden, (~hidden).nonzero()[:, 0], hidden.nonzero()[:, 0])
+"""
+
+NOISE = """
+from typing import Literal
+
+import torch
+
+from lab.dots import Config as Dots
+from lab.dots import Dots as Images
+
+
+class Config(Dots, frozen=True):
+    name: Literal["lies.noise"] = "lies.noise"
+
+    def source(self, split, index):
+        return Noise(split, getattr(self, split))
+
+
+class Noise(Images):
+    def image(self, i):
+        return torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8)
+"""
+
+DRAWS = """
+from typing import Literal
+
+import torch
+
+from lab.spread import Config as Spread
+
+
+class Config(Spread, frozen=True):
+    name: Literal["lies.draws"] = "lies.draws"
+    version = "draws/1"
+
+    def scores(self, bench):
+        yield "", float(torch.rand(()))
+"""
+
+UNUSED = '''
+"""Leave a layer out of the loss."""
+
+from typing import Literal
+
+from torch import nn
+
+from lab.colour import Colour
+from lab.colour import Config as Mean
+
+
+class Config(Mean, frozen=True):
+    name: Literal["lies.unused"] = "lies.unused"
+
+    def build(self):
+        method = super().build()
+        method.unused = nn.Linear(2, 2)
+        return method
+'''
+
 FILES = {"colour": COLOUR, "stripes": STRIPES, "dots": DOTS, "spread": SPREAD, "slow": SLOW}
+LIES = {"counts": COUNTS, "noise": NOISE, "draws": DRAWS, "unused": UNUSED}
 
 PRETRAIN = """
 name: outside
@@ -167,6 +246,17 @@ evaluate: {knn: null, linear: null, mine: {name: lab.spread}, pool: mean, crop_p
 run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100}
 """
 
+DEMO = """
+name: NAME
+data: {name: shapes, size: 16}
+method:
+  name: PACKAGE.NAME
+  view: {size: 16, mask: {name: random, ratio: 0.5}}
+  encoder: {model: vit_tiny_patch16_224, patch_size: 4, width: 16, depth: 2, heads: 2}
+optim: {name: adamw, base_lr: 0.03}
+train: {epochs: 2, batch_size: 8}
+"""
+
 FINETUNE = """
 name: outside_classifier
 encoder: UNSET
@@ -179,7 +269,10 @@ run: {device: cpu, workers: 0, log_every: 1}
 
 
 def write(folder: Path) -> None:
-    """The package `lab` in a folder, a file for each kind."""
-    (folder / "lab").mkdir(parents=True)
-    for name, text in FILES.items():
-        (folder / "lab" / f"{name}.py").write_text(text, encoding="utf-8")
+    """The packages `lab` and `lies` in a folder, a file for each kind, and demo recipes beside the methods."""
+    for package, files, method in (("lab", FILES, "colour"), ("lies", LIES, "unused")):
+        (folder / package).mkdir(parents=True)
+        for name, text in files.items():
+            (folder / package / f"{name}.py").write_text(text, encoding="utf-8")
+        demo = DEMO.replace("PACKAGE", package).replace("NAME", method)
+        (folder / package / f"{method}_shapes.yaml").write_text(demo, encoding="utf-8")

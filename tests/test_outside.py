@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -98,7 +99,65 @@ def test_mistakes_are_said_as_of_the_packages_own(home: Path, override: str, say
         load(PretrainRecipe, home / "pretrain.yaml", [override])
 
 
-# ---------------------------------------------------------------- the contracts, on each alone
+# ---------------------------------------------------------------- the contracts
+
+
+CONTRACTS = {
+    "method": "tests/methods/test_contract.py",
+    "mask": "tests/data/test_mask_contract.py",
+    "source": "tests/data/test_source_contract.py",
+    "protocol": "tests/evaluate/test_contract.py",
+}
+KINDS = {
+    **{"method": ["lab.colour", "lies.unused"], "mask": ["lab.stripes", "lies.counts"]},
+    **{"source": ["lab.dots", "lies.noise"], "protocol": ["lab.spread", "lies.draws"]},
+}
+
+
+@pytest.fixture(scope="module")
+def verdicts(home: Path) -> dict[str, set[str]]:
+    """The contract tests, but for whole runs, as a researcher starts them; `PASSED lab.dots` are those passed."""
+    kinds = [f"--kind={folder}={name}" for folder, names in KINDS.items() for name in names]
+    chosen = "(lab. or lies.) and not resumes and not processes"
+    options = ["-rA", "-p", "no:cacheprovider", f"--basetemp={home / 'contracts'}", "--tb=no", "-k", chosen]
+    command = [sys.executable, "-m", "pytest", *options, *kinds, *CONTRACTS.values()]
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "ssl"), str(home)])}
+    done = subprocess.run(command, env=path, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found: dict[str, set[str]] = {}
+    for verdict, test, name in re.findall(r"^(PASSED|FAILED|ERROR) \S+::(\w+)\[([\w.]+)\]", done.stdout, re.MULTILINE):
+        found.setdefault(f"{verdict} {name}", set()).add(test)
+    return found
+
+
+@pytest.mark.parametrize("folder", KINDS)
+def test_the_contract_holds_for_a_module_outside(folder: str, verdicts: dict[str, set[str]]) -> None:
+    text = (ROOT / CONTRACTS[folder]).read_text(encoding="utf-8")
+    every = re.findall(r"^@(?:every_|pytest\.mark\.every_kind).*\ndef (\w+)", text, re.MULTILINE)
+    runs = {"test_resumes_exactly", "test_two_processes_learn_what_one_does"}
+    assert verdicts[f"PASSED {KINDS[folder][0]}"] == {*every} - runs
+
+
+@pytest.mark.parametrize(
+    ("name", "tests"),
+    [
+        ("lies.unused", {"test_every_trained_parameter_gets_a_gradient"}),
+        ("lies.counts", {"test_equal_counts_is_true_to_its_word"}),
+        ("lies.noise", {"test_images_and_labels", "test_travels_to_workers", "test_other_labels_are_those_of_a_copy"}),
+        ("lies.draws", {"test_scores"}),
+    ],
+)
+def test_the_contract_finds_a_lie(name: str, tests: set[str], verdicts: dict[str, set[str]]) -> None:
+    assert verdicts[f"FAILED {name}"] == tests
+
+
+@pytest.mark.parametrize("kind", ["method", "method=simclr", "loss=lab.colour", "mask={every: 4}", "mask={"])
+def test_a_kind_that_is_none_is_refused(kind: str, pytestconfig: pytest.Config) -> None:
+    with pytest.raises(pytest.UsageError, match=r"one of method, mask, source, protocol, then =PACKAGE\.MODULE"):
+        pytestconfig._parser.parse([f"--kind={kind}"])
+
+
+# ---------------------------------------------------------------- each alone
 
 
 def test_the_methods_contract(home: Path) -> None:

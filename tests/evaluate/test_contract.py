@@ -1,9 +1,11 @@
-"""The contract of protocols, for every file of `protocols/` and for a module outside the package."""
+"""The contract of protocols, for every file of `protocols/` and for modules outside it (`--kind protocol=MODULE`)."""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,19 +81,19 @@ class Section(BaseModel, frozen=True, extra="forbid"):
     evaluate: Evaluation | None = None
 
 
-@pytest.mark.parametrize("name", [*PROTOCOLS.names(), OUTSIDE])
-def test_settings(name: str) -> None:
+@pytest.mark.every_kind("protocol", OUTSIDE)
+def test_settings(name: str, section: dict[str, Any]) -> None:
     kind = PROTOCOLS.kind(name)
-    protocol = kind()
+    protocol = kind.model_validate(section)
     assert isinstance(protocol, Protocol) and protocol.version.startswith(f"{name.rpartition('.')[2]}/")
-    assert protocol.unit and hash(protocol) == hash(kind())
+    assert protocol.unit and hash(protocol) == hash(kind.model_validate(section))
     with pytest.raises(ValidationError):
         protocol.name = "other"
     with pytest.raises(ValidationError):
-        kind.model_validate({"no_such_field": 1})
+        kind.model_validate({**section, "no_such_field": 1})
     if name in PROTOCOLS.names():
         assert kind.summary, "the help of recipes says it"  # type: ignore[attr-defined]
-    found = parse(Section, f"evaluate: {{own: {{name: {name}}}}}").evaluate
+    found = parse(Section, f"evaluate: {{own: {json.dumps(section)}}}").evaluate
     assert found is not None and found.protocols["own"] == protocol
     assert parse(Section, dump(Section(evaluate=found))).evaluate == found
 
@@ -104,9 +106,9 @@ def test_order() -> None:
     assert found is not None and list(found.protocols) == [*order, "a"]
 
 
-@pytest.mark.parametrize("name", [*PROTOCOLS.names(), OUTSIDE])
-def test_scores(name: str, data: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    protocol, encoder = PROTOCOLS.kind(name)(), make()
+@pytest.mark.every_kind("protocol", OUTSIDE)
+def test_scores(name: str, section: dict[str, Any], data: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol, encoder = PROTOCOLS.kind(name).model_validate(section), make()
     assert isinstance(protocol, Protocol)
     preparation = Preparation(pool="mean", crop_pct=1.0)
     bench = Bench(encoder, Splits(preparation, data, CPU, labels=protocol.labels), (8, 8))
