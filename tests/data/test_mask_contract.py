@@ -9,8 +9,7 @@ import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
-from unlabeled.data.mask import MASKS, AnyMask, Mask
-from unlabeled.data.masking.place import ALONE, Place
+from unlabeled.data.mask import ALONE, MASKS, AnyMask, Mask, Place
 from unlabeled.nn.patches import PatchMask
 from unlabeled.recipe import dump, parse
 
