@@ -49,6 +49,7 @@ class House:
     def __init__(self, root: Path) -> None:
         self.base = root / "ssl" / PACKAGE
         self.files = sorted(self.base.rglob("*.py"))
+        self.programs = [file for file in root.glob("*.py") if file.stem in ("pretrain", "finetune")]
         self.texts = {file: file.read_text(encoding="utf-8") for file in self.files}
         self.modules = {self.module(file): file for file in self.files}
         self.imports = [one for file in self.files for one in self._imports(file)]
@@ -105,6 +106,7 @@ class House:
 
     def figures(self) -> dict[str, str]:
         """What is counted, by what it is called."""
+        programs = sum(file.read_text(encoding="utf-8").count("\n") for file in self.programs)
         lines, functions = [text.count("\n") for text in self.texts.values()], sorted(self.functions())
         folders = Counter(file.parent.relative_to(self.base).as_posix() for file in self.files)
         largest, size = folders.most_common(1)[0]
@@ -113,7 +115,7 @@ class House:
         questions = self.found(QUESTIONS, FAMILIES)
         return {
             "files": str(len(self.files)),
-            "lines": f"{sum(lines):,} (longest file {max(lines)})",
+            "lines": f"{sum(lines) + programs:,}, of which {programs} in the two programs (longest file {max(lines)})",
             "functions": f"{len(functions):,} (median {functions[len(functions) // 2]} lines, "
             f"nine in ten at most {functions[9 * len(functions) // 10]}, longest {functions[-1]})",
             "files of the largest folder": f"{size} ({largest})",
