@@ -140,15 +140,15 @@ def test_what_a_run_did_not_read_is_left_out_of_what_it_wrote() -> None:
     assert updated({"method": {"name": "mae"}, "task": None}) == {"method": {"name": "mae"}, "task": None}
 
 
-def test_a_run_from_before_goes_on() -> None:
+def test_a_run_from_before_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = parse(FinetuneRecipe, f"{BARE}task: {{repeats: 2}}")
     state = {"recipe": recipe.model_dump(mode="json") | {"task": WRITTEN}, "facts": {}}
     checkpoint, restored = SimpleNamespace(state=state, folder="there"), list[Any]()
     engine: Any = SimpleNamespace(
         job=SimpleNamespace(recipe=recipe, facts={}),
         checkpoints=SimpleNamespace(newest=lambda: checkpoint),
-        restore=restored.append,
         display=SimpleNamespace(say=print),
     )
+    monkeypatch.setattr("unlabeled.launch.resume.restore_", lambda _, found: restored.append(found))
     resume(engine)  # another recipe would be refused
     assert restored == [checkpoint]

@@ -121,7 +121,7 @@ def test_plan_and_doctor_say_what_is_not_read(tmp_path: Path, capsys: pytest.Cap
     found = survey(Opened(Files(path=str(home))).train, 4, seed=0, workers=0, timeout=60, seen=lambda _: None)
     facts = split_facts(found, (16, 16), 4)
     assert facts["skipped"] == COUNTED and json.loads(json.dumps(facts)) == facts
-    assert ("skipped", WORDS) in list(_pictures(SimpleNamespace(data=Files(path="x")), facts))
+    assert ("skipped", WORDS) in list(_pictures(SimpleNamespace(data=Files(path="x")), facts, None))
 
 
 def test_a_plan_counts_what_fine_tuning_leaves_out_for_want_of_a_label() -> None:

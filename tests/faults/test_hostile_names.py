@@ -169,6 +169,9 @@ SAFE = {"one_line", "plain", "dumps", "table", "write"}
 OWN_WORDS = {
     "launch/stage.py:launched": "escaped by format_plan",
     "commands/ladder.py:run": "names of rungs",
+    "launch/arguments.py:parse": "the help",
+    "launch/arguments.py:__call__": "the help",
+    "launch/program.py:_run": "the help",
 }
 
 

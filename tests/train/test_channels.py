@@ -71,7 +71,7 @@ def test_four_bands_all_the_way(
         return decode(*given, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr("unlabeled.data.decoding.decode.decode", noted)
+        patched.setattr("unlabeled.data.archive.pictures.decode", noted)
         assert run(parser.parse_args(arguments)) == 0
     assert ranges == {(0, 10_000)}
     rows = {row["name"]: row for row in json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["rows"]}
