@@ -28,6 +28,16 @@ UNTYPED = re.compile(r"\b(?:recipe|engine): Any\b")
 WAYS = "frozen|linear|full|differential|gradual|lora|attentive|retrain|sweep"
 MODES = re.compile(rf"\bmode\b\s*(?:==|!=|(?:not )?in)\s*[(\[{{]?\s*[\"'](?:{WAYS})")
 
+# the modules of kinds, where they are now or where they were
+KINDS = {
+    "method": r"(pretrain/)?methods/[a-z]\w+",
+    "mask": r"data/masks/[a-z]\w+",
+    "source": r"data/(sources/[a-z]\w+|sources|table|huggingface|tv|arrays|shapes)",
+    "protocol": r"evaluate/(protocols/[a-z]\w+|cka|fewshot|knn|labelfree|linear|logistic|retrieval|segmentation)",
+    "importer": r"(backbone/)?importers/(dino|dinov2|ibot|mae|mocov3|simmim)",
+    "family of networks": r"backbone/families/[a-z]\w+|nn/(encoder|beit|conv)",
+}
+
 
 class Import(NamedTuple):
     """An import of an own module: who imports it, what, on which line, and where it stands."""
@@ -127,7 +137,19 @@ class House:
             "architecture questions outside the families": f"{len(questions)} in "
             f"{len({hit.split(':')[0] for hit in questions})} files",
             "comparisons of a mode": str(len(self.found(MODES))),
+            **{f"files to add: {kind}": str(count) for kind, count in self.to_add().items()},
         }
+
+    def to_add(self) -> dict[str, int]:
+        """The files to write or change for one more of each kind: its own, and those that import at least half of the
+        kinds by name; for a way of fine-tuning those that compare a mode."""
+        counts = {"way of fine-tuning": max(1, len({hit.split(":")[0] for hit in self.found(MODES)}))}
+        for kind, pattern in KINDS.items():
+            kinds = {one for one in self.modules if re.fullmatch(pattern, self.name(one).removesuffix(".py"))}
+            arrows = {(one.importer, one.imported) for one in self.imports if one.imported in kinds}
+            uses = Counter(importer for importer, _ in arrows if importer not in kinds)
+            counts[kind] = 1 + sum(2 * count >= len(kinds) for count in uses.values())
+        return counts
 
     def lazy(self) -> list[Import]:
         """Imports of own modules in functions."""

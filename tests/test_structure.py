@@ -34,6 +34,15 @@ def test_the_package_keeps_the_rules() -> None:
     assert House(ROOT).breaches() == []
 
 
+def test_every_kind_is_one_file(tmp_path: Path) -> None:
+    assert set(House(ROOT).to_add().values()) == {1}
+    listed = {"masks/random.py": "", "masks/block.py": "", "view.py": "from unlabeled.data.masks import random, block"}
+    for name, text in listed.items():
+        (file := tmp_path / "ssl" / "unlabeled" / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    assert House(tmp_path).to_add()["mask"] == 2
+
+
 @pytest.mark.parametrize("breach", BROKEN)
 def test_a_breach_is_found(tmp_path: Path, breach: str) -> None:
     for name, text in BROKEN[breach].items():
