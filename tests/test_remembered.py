@@ -53,10 +53,15 @@ def test_every_program_and_section_has_its_own(kept: Path) -> None:
     assert remembered.recall("pretrain", ["recipe.yaml", "--help"]) is remembered.recall("pretrain", []) is None
 
 
-@pytest.mark.parametrize("change", ["another file", "a longer file", "a later file", "a wider terminal"])
+@pytest.mark.parametrize(
+    "change", ["another file", "a moved file", "a longer file", "a later file", "a wider terminal"]
+)
 def test_what_is_out_of_date_is_made_anew(kept: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if change == "another file":
         (kept / "b.py").touch()
+    elif change == "a moved file":
+        (kept / "folder").mkdir()
+        (kept / "a.py").rename(kept / "folder" / "a.py")
     elif change == "a longer file":
         (kept / "a.py").write_text("three", encoding="utf-8")
     elif change == "a later file":

@@ -52,5 +52,5 @@ def _key() -> str:
     parts = [f"{PACKAGE} {cores} {os.environ.get('LOCAL_WORLD_SIZE')} {shutil.get_terminal_size().columns}"]
     for file in sorted(PACKAGE.rglob("*.py")):
         found = file.stat()
-        parts.append(f"{file.name} {found.st_size} {found.st_mtime_ns}")
+        parts.append(f"{file.relative_to(PACKAGE)} {found.st_size} {found.st_mtime_ns}")
     return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
