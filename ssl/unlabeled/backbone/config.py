@@ -34,6 +34,9 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         description="width of a block's MLP over the token width; null = the timm model's, mostly 4",
     )
     qkv_bias: bool = Field(True, description="biases on queries, keys and values; a beit_* has none on keys")
+    norm_eps: float | None = Field(
+        None, gt=0, le=0.1, description="added to the variance in layer norms; null = the timm model's, mostly 1e-6"
+    )
     channels: int = Field(3, ge=1, le=16, description="input channels, as many as data.mean has values")
     positions: Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned"] = Field(
         "sincos",

@@ -28,6 +28,7 @@ from unlabeled.backbone.folder_config import AGAIN
 from unlabeled.errors import UserError, first_line
 from unlabeled.files import readable, replacing_folder
 from unlabeled.manifest import MANIFEST, Damaged, parse_tensors, read_file, read_manifest, read_plain, write_folder
+from unlabeled.nn.norms import eps_of, set_eps_
 from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
 
@@ -83,6 +84,19 @@ class Preprocessing(NamedTuple):
         return cls(data.mean, data.std, crop_pct, interpolation, getattr(data, "value_range", None), pool)
 
 
+# for a card
+EPS = """
+## eps of the norms
+
+The layer norms of this network have eps {eps:g}. timm has no argument for it and builds them with another, which
+changes the features; set it after loading:
+
+```python
+for module in model.modules():
+    if hasattr(module, "eps"):
+        module.eps = {eps!r}
+```
+"""
 SPARE = 1 << 24  # values that a network may have beyond its weights: tables that follow from its size
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -126,6 +140,9 @@ def timm_config(
     }
     if not num_classes and prepared.pool is not None:
         config["pool"] = prepared.pool
+    eps = arguments.get("norm_eps")
+    if eps is not None and eps_of(_on_meta(config)) != {eps}:
+        config["norm_eps"] = eps
     if classes:
         config["label_names"] = list(classes)
     if prepared.value_range is not None:
@@ -144,6 +161,8 @@ def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str
         if tensors:
             plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
             files[f"{stem}.safetensors"] = safetensors.torch.save(plain, metadata={"format": "pt"})
+    if "norm_eps" in config:
+        card += EPS.format(eps=config["norm_eps"])
     files |= {"config.json": (json.dumps(config, indent=2) + "\n").encode(), "README.md": card.encode()}
     try:
         with replacing_folder(place) as temporary:
@@ -167,8 +186,7 @@ def outline(folder: Path, config: dict[str, Any]) -> nn.Module:
 
     Raises UserError when it cannot be built, or would be larger than its weights.
     """
-    with torch.device("meta"):
-        model = _of_timm(config)
+    model = _on_meta(config)
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     size = (folder / "model.safetensors").stat().st_size
     if values > size + SPARE:  # a byte each is the least
@@ -191,13 +209,21 @@ def load_timm(folder: Path, config: dict[str, Any]) -> nn.Module:
     return model
 
 
+def _on_meta(config: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return _of_timm(config)
+
+
 def _of_timm(config: dict[str, Any]) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+        model = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
     except Exception as error:  # timm's networks raise what they like: whatever it was, the person must hear it
         raise not_built(config["architecture"], error) from error
+    if config.get("norm_eps") is not None:
+        set_eps_(model, config["norm_eps"])
+    return model
 
 
 def not_built(architecture: str, error: Exception) -> UserError:

@@ -90,6 +90,7 @@ class Config(BaseModel, strict=True):
     num_classes: int = Field(ge=0, le=MAX_CLASSES)
     model_args: ModelArgs
     pool: Pool | None = None
+    norm_eps: float | None = Field(None, gt=0, le=0.1)
     pretrained_cfg: PretrainedCfg
     label_names: Names = []
     linear_head: LinearHead | None = None

@@ -1,14 +1,13 @@
 """Official weights under our names: the contract of `importers/NAME.py`, and the parts that they share.
 
 NAME.py has a `FAMILY`, and `convert(checkpoint, heads, key) -> Imported`: which names of a checkpoint belong to the
-encoder, which to heads that resume pretraining, which are dropped. A `.pth` is read with `weights_only=True`: a pickle
-in it never runs.
+encoder, which to heads that resume pretraining, which are dropped; and the recipe fields that resume it. A `.pth` is
+read with `weights_only=True`: a pickle in it never runs.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import pkgutil
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -21,6 +20,7 @@ from torch import Tensor
 from unlabeled.backbone.build import build_encoder
 from unlabeled.backbone.encoder import Tensors
 from unlabeled.backbone.pth import read_pth
+from unlabeled.backbone.resuming import mlp_ratio
 from unlabeled.errors import UserError, first_line
 from unlabeled.recipe.faults import show
 
@@ -28,6 +28,7 @@ Key = Literal["student", "teacher"]
 
 PACKAGE = "unlabeled.backbone.importers"
 MOST_BLOCKS, MOST_NAMES = 256, 8
+MOST_EPS = 0.1
 BASE = 768  # the width whose timm model stands in for unofficial widths
 
 # ResNets by (blocks of each stage, whether they have three convolutions)
@@ -71,6 +72,7 @@ class Imported(NamedTuple):
     encoder: Tensors  # weights of the timm model
     heads: Tensors  # the rest of the method's state, to resume pretraining; empty for backbone files
     pool: Literal["cls", "mean"]  # of its features in the official evaluation
+    method: dict[str, Any] = {}  # noqa: RUF012 - fields of a recipe's `method:` that goes on from the heads
 
 
 def importer_names() -> list[str]:
@@ -84,12 +86,14 @@ def importers() -> dict[str, Any]:
     return {name: importlib.import_module(f"{PACKAGE}.{name}") for name in importer_names()}
 
 
-def read(name: str, file: Path, heads: int | None = None, key: Key | None = None) -> Imported:
+def read(
+    name: str, file: Path, heads: int | None = None, key: Key | None = None, norm_eps: float | None = None
+) -> Imported:
     """Read an official `.pth`, backbone or full, by the file `name` in `importers/`.
 
     `heads` are the encoder's attention heads, None = the official number for its width; `key` is one of two networks,
-    None = the one that its paper evaluates. Raises UserError when the file cannot be read safely, or holds something
-    else than the family's models.
+    None = the one that its paper evaluates; `norm_eps` is that of the layer norms, None = the official one. Raises
+    UserError when the file cannot be read safely, or holds something else than the family's models.
     """
     module = importers()[name]
     if key is not None and key not in module.FAMILY.keys:
@@ -98,12 +102,29 @@ def read(name: str, file: Path, heads: int | None = None, key: Key | None = None
         raise UserError(f"--heads {heads}: expected at least 1")
     checkpoint = read_pth(file)
     try:
-        return module.convert(checkpoint, heads, key or module.FAMILY.default_key)
+        imported = module.convert(checkpoint, heads, key or module.FAMILY.default_key)
+        return imported if norm_eps is None else with_eps(imported, norm_eps)
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         # an official file has all that `convert` takes for granted
         raise UserError(f"{file} is not {module.FAMILY.title}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def with_eps(imported: Imported, eps: float) -> Imported:
+    """The same with another eps in its layer norms, those of a decoder with them: official code has one for both.
+
+    Raises UserError when it is out of bounds, or the network has no such norms.
+    """
+    if not 0 < eps <= MOST_EPS:
+        raise UserError(f"--norm-eps {eps:g}: expected above 0, at most {MOST_EPS}")
+    if "embed_dim" not in imported.arguments:
+        raise UserError(f"{imported.architecture} has no layer norms. Leave out --norm-eps.")
+    method = {
+        name: {**section, "norm_eps": eps} if name in ("encoder", "decoder") else section
+        for name, section in imported.method.items()
+    }
+    return imported._replace(arguments={**imported.arguments, "norm_eps": eps}, method=method)
 
 
 def named(family: Family, weights: Any) -> Tensors:
@@ -179,9 +200,7 @@ def block_arguments(encoder: Tensors, width: int) -> dict[str, Any]:
     weight = encoder.get("blocks.0.mlp.fc1.weight")
     hidden = 4 * width if weight is None or weight.ndim != 2 else len(weight)
     has_bias = {"blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias"} & encoder.keys()
-    ratio = hidden / width
-    if int(width * ratio) != hidden:  # as timm computes it
-        ratio = math.nextafter(ratio, math.inf)
+    ratio = mlp_ratio(hidden, width)
     return {**({} if ratio == 4 else {"mlp_ratio": ratio}), **({} if has_bias else {"qkv_bias": False})}
 
 
@@ -227,7 +246,14 @@ def known_model(family: Family, width: int, heads: int | None) -> tuple[str, int
     return model, number
 
 
-def checked(family: Family, architecture: str, arguments: dict[str, Any], encoder: Tensors, heads: Tensors) -> Imported:
+def checked(
+    family: Family,
+    architecture: str,
+    arguments: dict[str, Any],
+    encoder: Tensors,
+    heads: Tensors,
+    method: dict[str, Any] | None = None,
+) -> Imported:
     """Official weights that fit the timm model exactly, by name and shape. Raises UserError when they do not."""
     try:
         with torch.device("meta"):
@@ -245,7 +271,7 @@ def checked(family: Family, architecture: str, arguments: dict[str, Any], encode
     if broken := [name for name, tensor in encoder.items() if not tensor.isfinite().all()]:
         raise UserError(f"{some(broken)} hold NaN or infinite values. Download the file again.")
     pool = family.pool if family.pool in model.pools else "mean"
-    return Imported(architecture, arguments, model.width, encoder, heads, pool)
+    return Imported(architecture, arguments, model.width, encoder, heads, pool, method if heads and method else {})
 
 
 def some(names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, InTimm, Pool, 
 from unlabeled.data.source import Finite
 from unlabeled.nn.attention import attention_map
 from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
+from unlabeled.nn.norms import set_eps_
 from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.positions import Grid, Interpolation, resample
 
@@ -23,7 +24,7 @@ SCHEMES: dict[str, Callable[..., None]] = {"mae": mae_, "mocov3": mocov3_, "dino
 LINEARS = ("qkv", "proj", "fc1", "fc2")
 
 # fields of recipes that are arguments of timm, in its order, and those that timm knows by another name
-FIELDS = ("patch_size", "width", "depth", "heads", "mlp_ratio", "qkv_bias", "init_values", "registers")
+FIELDS = ("patch_size", "width", "depth", "heads", "mlp_ratio", "qkv_bias", "norm_eps", "init_values", "registers")
 NAMES = {"width": "embed_dim", "heads": "num_heads", "registers": "reg_tokens"}
 # arguments of timm that an export may have: whole numbers within bounds, and switches
 BOUNDS = {"patch_size": 1024, "embed_dim": 16384, "depth": 128, "num_heads": 256, "reg_tokens": 256}
@@ -98,12 +99,16 @@ class Transformer(Encoder, ABC):
     def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
         import timm
 
-        arguments = arguments if classes else {**cls.headless, **arguments}
-        return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
+        told = {**(cls.headless if not classes else {}), **arguments}
+        eps = told.pop("norm_eps", None)
+        vit = timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **told)
+        if eps is not None:  # timm takes classes of norms, and no eps
+            set_eps_(vit, eps)
+        return vit
 
     @classmethod
     def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
-        told = dict(arguments)
+        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
         if pool in cls.patch_pools:
             told |= {"global_pool": TIMM_POOLS[pool], cls.norm_after_pool: False}
         return InTimm(told.setdefault("global_pool", "token"), told)

@@ -31,6 +31,7 @@ from unlabeled.backbone.importing import Family, Imported, Key, importers, read
 from unlabeled.errors import UserError
 from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
+from unlabeled.recipe.writer import as_yaml
 from unlabeled.text import code
 
 Size: TypeAlias = int | Grid | None  # side, or (height, width), pixels; None = as it is
@@ -94,6 +95,8 @@ def _arguments(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """timm's arguments of an export, and those of its encoder alone."""
     # timm's CNNs are not told a size, but were trained at one
     arguments = {"img_size": config["pretrained_cfg"]["input_size"][1:], **config["model_args"]}
+    if config.get("norm_eps") is not None:
+        arguments["norm_eps"] = config["norm_eps"]
     return arguments, {k: v for k, v in arguments.items() if k not in ("global_pool", "fc_norm", "use_fc_norm")}
 
 
@@ -198,16 +201,30 @@ def _network(architecture: str, arguments: dict[str, Any]) -> Encoder:
         raise not_built(architecture, error) from error
 
 
-def import_official(name: str, file: Path, out: Path, heads: int | None = None, key: Key | None = None) -> None:
-    """Write an official checkpoint as an export folder, with the heads that resume pretraining where it has them."""
-    family, imported = importers()[name].FAMILY, read(name, file, heads, key)
+def import_official(
+    name: str,
+    file: Path,
+    out: Path,
+    heads: int | None = None,
+    key: Key | None = None,
+    norm_eps: float | None = None,
+) -> str:
+    """Write an official checkpoint as an export folder, with the heads that resume pretraining where it has them.
+    Returns the recipe fields that go on from them, as YAML; without heads nothing."""
+    family, imported = importers()[name].FAMILY, read(name, file, heads, key, norm_eps)
     prepared = IMAGENET._replace(interpolation=family.interpolation, pool=imported.pool)
     config = timm_config(imported.architecture, imported.arguments, imported.width, prepared)
     card = (
         f"# {family.title}\n\nImported from the official checkpoint {code(file.name)} ({family.repository}). "
         "License: see there.\n"
     )
+    height, width = imported.arguments["img_size"]
+    fields = as_yaml({"method": imported.method}) if imported.method else ""
+    if fields:
+        words = f"Pretraining goes on from it with these fields, and views of {height}x{width} pixels"
+        card += f"\n{words}:\n\n```yaml\n{fields}```\n"
     write_export(out, imported.encoder, config, card, imported.heads)
+    return fields
 
 
 class Prepared(NamedTuple):

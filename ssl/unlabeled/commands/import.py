@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("file", type=user_path, help="the official .pth")
     add("out", type=user_path, help="folder to write")
     add("--heads", type=int, help="attention heads, where the width does not tell")
+    add("--norm-eps", type=float, help="eps of its layer norms, which weights do not show (default: the official one)")
     add("--key", choices=["student", "teacher"], help="network of a full checkpoint (default: the one evaluated)")
 
 
@@ -27,6 +28,8 @@ def run(options: argparse.Namespace) -> int:
     """Write the folder."""
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} is there already. Choose another folder, or remove it.")
-    import_official(options.method, options.file, options.out, options.heads, options.key)
+    fields = import_official(options.method, options.file, options.out, options.heads, options.key, options.norm_eps)
     print(one_line(f"{options.out}  (timm.create_model('local-dir:{options.out}', pretrained=True))"))
+    if fields:
+        print(f"\npretraining goes on from it (init={one_line(str(options.out))}) with these fields:\n{fields}", end="")
     return 0

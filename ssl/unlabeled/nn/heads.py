@@ -65,7 +65,9 @@ class HeadConfig(BaseModel, frozen=True, extra="forbid"):
 
     prototypes: int = Field(65536, ge=2, description="size of the last layer, K")
     hidden: int = Field(2048, ge=1, description="width of the MLP")
-    bottleneck: int = Field(256, ge=1, description="width of the prototypes' input")
+    bottleneck: int = Field(
+        256, ge=0, description="width of the prototypes' input; 0 = none, a plain last layer (iBOT)"
+    )
     layers: int = Field(3, ge=1, description="linear layers of the MLP")
     freeze_gain: bool = Field(True, description="keep the prototypes' gains at 1: steadier, official norm_last_layer")
     bias: bool = Field(True, description="biases in the MLP (official mlp_bias of DINOv2)")

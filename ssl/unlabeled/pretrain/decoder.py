@@ -6,24 +6,22 @@ M counts the patches of `decoder.predicts(mask)`; `index=` asks for any others. 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import partial
 from typing import Annotated
 
 import torch.nn.functional as F
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.nn.patches import PatchMask
 from unlabeled.registry import ByFile
 
-layer_norm = partial(nn.LayerNorm, eps=1e-6)
-
 
 class DecoderConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     """The settings of a decoder. `name` is the name of its file."""
 
     name: str
+    norm_eps: float = Field(1e-6, gt=0, le=0.1, description="added to the variance in layer norms")
 
     @abstractmethod
     def build(self, encoder: Encoder, out: int) -> Decoder:

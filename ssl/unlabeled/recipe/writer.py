@@ -17,12 +17,17 @@ _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 
 def dump(recipe: BaseModel) -> str:
     """YAML of all fields of a recipe, which `parse` reads back to an equal object."""
+    return as_yaml(recipe.model_dump(mode="json", round_trip=True))
+
+
+def as_yaml(fields: dict[str, Any]) -> str:
+    """YAML of plain values by name."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     stream = io.StringIO()
-    yaml.dump(recipe.model_dump(mode="json", round_trip=True), stream)
+    yaml.dump(fields, stream)
     return stream.getvalue()
 
 

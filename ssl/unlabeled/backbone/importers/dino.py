@@ -21,6 +21,7 @@ from unlabeled.backbone.importing import (
     sort,
     unwrap,
 )
+from unlabeled.backbone.resuming import distill_section, encoder_section
 from unlabeled.errors import UserError
 
 FAMILY = Family(
@@ -31,13 +32,21 @@ FAMILY = Family(
     default_key="teacher",
 )
 
+LEARNED = {"positions": "learned", "interpolation": "scale"}  # fields of a recipe's `encoder:`
 NETWORK = (Rule("backbone.", "encoder"), Rule("head.", "heads"))
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
     """A DINO; head weights come only with `key="teacher"`: resuming needs student and teacher."""
     encoder, rest = sorted_out(FAMILY, checkpoint, key, _resumed)
-    return checked(FAMILY, *any_arguments(FAMILY, encoder, heads), encoder, rest)
+    model, arguments = any_arguments(FAMILY, encoder, heads)
+    method = {
+        "name": "dino",
+        "encoder": encoder_section(model, arguments, **(LEARNED if "pos_embed" in encoder else {})),
+        **({"head": distill_section(rest)} if rest else {}),
+        "head_norm": any(name.endswith("running_mean") for name in rest if name.startswith("head.")),
+    }
+    return checked(FAMILY, model, arguments, encoder, rest, method)
 
 
 def _resumed(checkpoint: dict[str, Any]) -> Tensors:
@@ -73,7 +82,18 @@ def network(family: Family, checkpoint: dict[str, Any], key: Key) -> tuple[Tenso
     backbone, head = sort(family, unwrap(family, checkpoint[key]), NETWORK)
     for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
         head = {name.replace(f".parametrizations.weight.{new}", f".{old}"): tensor for name, tensor in head.items()}
-    return backbone, head
+    return backbone, head_names(head)
+
+
+def head_names(head: Tensors) -> Tensors:
+    """A head under our names: officially one linear layer alone is no sequence, and without a bottleneck the last layer
+    is the MLP's."""
+    if "mlp.weight" in head:
+        head = {name.replace("mlp.", "mlp.0.", 1) if name.count(".") == 1 else name: t for name, t in head.items()}
+    if any(name.startswith("last_layer.") for name in head):
+        return head
+    last = max((int(name.split(".")[1]) for name in head if name.startswith("mlp.")), default=0)
+    return {name.replace(f"mlp.{last}.", "last_layer.", 1): tensor for name, tensor in head.items()}
 
 
 def under(prefix: str, weights: Tensors) -> Tensors:

@@ -46,6 +46,8 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     encoder, _ = sort(FAMILY, weights, TEACHER if full else FLAT)
     encoder = {_timm_name(name): tensor for name, tensor in encoder.items()}
     architecture, arguments = vit_arguments(FAMILY, encoder, heads)
+    if any(".mlp.w12." in name for name in weights):  # official `ffn_layer: swiglufused`, of any size
+        architecture = "vit_giant_patch14_dinov2"
     if "blocks.0.ls1.gamma" not in encoder:
         arguments["init_values"] = 0.0
     if "reg_token" in encoder:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from unlabeled.backbone.importers.dino import network, sorted_out, under
+from unlabeled.backbone.importers.dino import LEARNED, network, sorted_out, under
 from unlabeled.backbone.importing import Family, Imported, Key, Tensors, checked, named, vit_arguments
+from unlabeled.backbone.resuming import distill_section, encoder_section
 
 FAMILY = Family(
     "an iBOT",
@@ -18,14 +19,18 @@ FAMILY = Family(
 )
 
 MASK_TOKEN = "masked_embed"
-FIRST, SECOND = "last_layer.", "last_layer2."
+FIRST, SECOND = "last_layer.", "last_layer2."  # without a bottleneck the second is `mlp2.`
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
     """An iBOT; head weights come only with `key="teacher"`: resuming needs student and teacher."""
     encoder, rest = sorted_out(FAMILY, checkpoint, key, _resumed)
     encoder.pop(MASK_TOKEN, None)
-    return checked(FAMILY, *vit_arguments(FAMILY, encoder, heads), encoder, rest)
+    model, arguments = vit_arguments(FAMILY, encoder, heads)
+    method = {"name": "ibot", "encoder": encoder_section(model, arguments, **LEARNED)}
+    if rest:
+        method |= {"head": distill_section(rest), **_patches(rest)}
+    return checked(FAMILY, model, arguments, encoder, rest, method)
 
 
 def _resumed(checkpoint: dict[str, Any]) -> Tensors:
@@ -44,9 +49,18 @@ def _resumed(checkpoint: dict[str, Any]) -> Tensors:
     }
 
 
+def _patches(heads: Tensors) -> dict[str, Any]:
+    """Fields of a recipe for the patches' own last layer, which the teacher may lack."""
+    own = [name for name in heads if name.startswith("head.patch_layer.weight") and not name.endswith("_g")]
+    if not own:
+        return {}
+    return {"patch_prototypes": len(heads[own[0]]), "teacher_shares": f"teacher_{own[0]}" not in heads}
+
+
 def _patch_layer(head: Tensors) -> Tensors:
     """A last layer that class tokens and patches share, which is saved twice, once; otherwise the patches' under our
     name. By the official defaults only the teacher shares it."""
+    head = {name.replace("mlp2.", SECOND, 1): tensor for name, tensor in head.items()}
     shared = all(torch.equal(t, head[n.replace(SECOND, FIRST)]) for n, t in head.items() if n.startswith(SECOND))
     kept = {name: tensor for name, tensor in head.items() if not (shared and name.startswith(SECOND))}
     return {name.replace(SECOND, "patch_layer."): tensor for name, tensor in kept.items()}

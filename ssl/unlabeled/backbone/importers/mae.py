@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unlabeled.backbone.importing import Family, Imported, Key, Rule, checked, sort, vit_arguments
+from unlabeled.backbone.resuming import decoder_section, encoder_section
 
 FAMILY = Family(
     "an MAE",
@@ -27,4 +28,8 @@ RULES = (
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
     """An MAE, with its decoder where the file has one."""
     encoder, decoder = sort(FAMILY, checkpoint.get("model", checkpoint), RULES)
-    return checked(FAMILY, *vit_arguments(FAMILY, encoder, heads), encoder, decoder)
+    model, arguments = vit_arguments(FAMILY, encoder, heads)
+    method = {"name": "mae", "encoder": encoder_section(model, arguments)}
+    if "decoder.embed.weight" in decoder:
+        method["decoder"] = decoder_section(decoder)
+    return checked(FAMILY, model, arguments, encoder, decoder, method)

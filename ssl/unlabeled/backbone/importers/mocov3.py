@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from unlabeled.backbone.importing import Family, Imported, Key, Rule, any_arguments, checked, sort, unwrap
+from unlabeled.backbone.resuming import encoder_section, mlp_section
 
 FAMILY = Family(
     "a MoCo v3",
@@ -40,4 +41,9 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     """A MoCo v3; head weights come only with the base encoder, from which pretraining resumes."""
     weights = unwrap(FAMILY, checkpoint.get("state_dict", checkpoint))
     encoder, rest = sort(FAMILY, weights, STUDENT if key == "student" else TEACHER)
-    return checked(FAMILY, *any_arguments(FAMILY, encoder, heads), encoder, rest)
+    model, arguments = any_arguments(FAMILY, encoder, heads)
+    positions = {"positions": "sincos_rows"} if "pos_embed" in encoder else {}
+    method = {"name": "mocov3", "encoder": encoder_section(model, arguments, **positions)}
+    if any(name.startswith("projector.") for name in rest):
+        method |= mlp_section(rest)
+    return checked(FAMILY, model, arguments, encoder, rest, method)

@@ -28,9 +28,11 @@ from unlabeled.backbone.importing import (
     shape_of,
     sort,
 )
+from unlabeled.backbone.resuming import encoder_section
 from unlabeled.errors import UserError
 
-FAMILY = Family("a SimMIM ViT", "microsoft/SimMIM", {768: ("beit_base_patch16_224", 12)}, pool="mean")
+MODEL = "beit_base_patch16_224"
+FAMILY = Family("a SimMIM ViT", "microsoft/SimMIM", {768: (MODEL, 12)}, pool="mean")
 
 INDEX = ".relative_position_index"
 OWN = f"blocks.0.attn.{TABLE}"
@@ -54,8 +56,18 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     arguments |= {} if "blocks.0.gamma_1" in encoder else {"init_values": 0.0}
     arguments |= {"use_abs_pos_emb": True} if "pos_embed" in encoder else {}
     arguments |= {"use_rel_pos_bias": OWN in encoder, "use_shared_rel_pos_bias": SHARED in encoder}
+    method = {"name": "simmim", "encoder": encoder_section(MODEL, arguments, **_fields(arguments))}
     resumed = {name: _pixels(t, channels) if name.startswith("decoder.head.") else t for name, t in rest.items()}
-    return checked(FAMILY, "beit_base_patch16_224", arguments, encoder, resumed)
+    return checked(FAMILY, MODEL, arguments, encoder, resumed, method)
+
+
+def _fields(arguments: dict[str, Any]) -> dict[str, str]:
+    """Fields of a recipe for the positions."""
+    own, shared = arguments["use_rel_pos_bias"], arguments["use_shared_rel_pos_bias"]
+    if not (own or shared):
+        return {"positions": "learned"}
+    tables = {"relative_tables": "both" if own and shared else "blocks"} if own else {}
+    return {"positions": "relative_learned" if "use_abs_pos_emb" in arguments else "relative", **tables}
 
 
 def _positions(encoder: Tensors, width: int, heads: int | None) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.nn.init import xavier_
 from unlabeled.nn.patches import PatchMask, gather
 from unlabeled.nn.positions import resample, sincos_2d, with_prefix
-from unlabeled.pretrain.decoder import Decoder, DecoderConfig, attention, layer_norm
+from unlabeled.pretrain.decoder import Decoder, DecoderConfig, attention
 
 
 class Config(DecoderConfig, frozen=True):
@@ -33,12 +33,12 @@ class Config(DecoderConfig, frozen=True):
 class CrossBlock(nn.Module):
     """Pre-norm block whose queries attend to a memory instead of to each other."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, norm_eps: float = 1e-6) -> None:
         from timm.layers import Mlp
 
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = layer_norm(width), layer_norm(width)
+        self.norm1, self.norm2 = nn.LayerNorm(width, norm_eps), nn.LayerNorm(width, norm_eps)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -64,9 +64,10 @@ class CrossDecoder(Decoder):
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(with_prefix(sincos_2d(width, self.grid), 0), requires_grad=False)
-        self.memory_norm = layer_norm(width)
-        self.blocks = nn.ModuleList(CrossBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.norm = layer_norm(width)
+        self.memory_norm = nn.LayerNorm(width, config.norm_eps)
+        shape = config.heads, config.mlp_ratio, config.norm_eps
+        self.blocks = nn.ModuleList(CrossBlock(width, *shape) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, config.norm_eps)
         self.head = nn.Linear(width, out)
         xavier_(self)
         nn.init.normal_(self.mask_token, std=0.02)

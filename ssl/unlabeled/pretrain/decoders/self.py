@@ -13,7 +13,7 @@ from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.nn.init import xavier_
 from unlabeled.nn.patches import PatchMask, gather
 from unlabeled.nn.positions import resample, sincos_2d, with_prefix
-from unlabeled.pretrain.decoder import Decoder, DecoderConfig, attention, layer_norm
+from unlabeled.pretrain.decoder import Decoder, DecoderConfig, attention
 
 
 class Config(DecoderConfig, frozen=True):
@@ -62,13 +62,13 @@ class SelfAttention(nn.Module):
 class SelfBlock(nn.Module):
     """Pre-norm transformer block as timm's `Block`, but the output can be computed at some tokens only."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, norm_eps: float = 1e-6) -> None:
         from timm.layers import Mlp
 
         super().__init__()
-        self.norm1 = layer_norm(width)
+        self.norm1 = nn.LayerNorm(width, norm_eps)
         self.attn = SelfAttention(width, heads)
-        self.norm2 = layer_norm(width)
+        self.norm2 = nn.LayerNorm(width, norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, index: Tensor | None = None, parts: Parts | None = None) -> Tensor:
@@ -95,8 +95,9 @@ class SelfDecoder(Decoder):
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(with_prefix(sincos_2d(width, self.grid), self.num_prefix), requires_grad=False)
-        self.blocks = nn.ModuleList(SelfBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.norm = layer_norm(width)
+        shape = config.heads, config.mlp_ratio, config.norm_eps
+        self.blocks = nn.ModuleList(SelfBlock(width, *shape) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, config.norm_eps)
         self.head = nn.Linear(width, out)
         xavier_(self)
         nn.init.normal_(self.mask_token, std=0.02)

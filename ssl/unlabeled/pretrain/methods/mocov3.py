@@ -47,6 +47,10 @@ class Config(MethodConfig, frozen=True):
     freeze_patches: bool = Field(True, description="keep a ViT's patch projection at its random start (section 4.2)")
     hidden: int = Field(4096, ge=1, description="width inside projector and predictor")
     dim: int = Field(256, ge=2, description="width of queries and keys")
+    projector_layers: int | None = Field(
+        None, ge=1, le=16, description="linear layers of the projector; null = 3, of a CNN 2"
+    )
+    predictor_layers: int = Field(2, ge=1, le=16, description="linear layers of the predictor")
     temperature: float = Field(0.2, gt=0, description="of the similarities")
     momentum: float | None = Field(
         None,
@@ -68,8 +72,8 @@ class Config(MethodConfig, frozen=True):
     def _branch(self) -> Branch:
         encoder = self.encoder.build(self.first.shape)
         encoder.initialise_("mocov3", freeze_patches=self.freeze_patches)
-        hidden = (self.hidden,) if encoder.resnet_heads else (self.hidden, self.hidden)
-        return Branch(encoder, mlp((encoder.width, *hidden, self.dim)))
+        layers = self.projector_layers or (2 if encoder.resnet_heads else 3)
+        return Branch(encoder, mlp((encoder.width, *[self.hidden] * (layers - 1), self.dim)))
 
 
 class Branch(nn.Module):
@@ -86,7 +90,8 @@ class MoCoV3(PretrainMethod):
     def __init__(self, student: Branch, teacher: Branch, config: Config) -> None:
         super().__init__()
         self.encoder, self.projector = student.encoder, student.projector
-        self.predictor = mlp((config.dim, config.hidden, config.dim), last_norm=not self.encoder.resnet_heads)
+        widths = config.dim, *[config.hidden] * (config.predictor_layers - 1), config.dim
+        self.predictor = mlp(widths, last_norm=not self.encoder.resnet_heads)
         self.teacher = teacher
         self.temperature = config.temperature
         self.momentum = as_in_paper(config).momentum

@@ -48,6 +48,7 @@ class Config(MethodConfig, frozen=True):
     freeze_patches: bool = Field(True, description="keep a ViT's patch projection at its random start, as MoCo v3 does")
     hidden: int = Field(2048, ge=1, description="width inside the projector")
     dim: int = Field(128, ge=2, description="width of what is contrasted")
+    projector_layers: int = Field(2, ge=1, le=16, description="linear layers of the projector")
     temperature: float = Field(0.1, gt=0, description="of the similarities")
 
     title: ClassVar[str] = "SimCLR"
@@ -56,7 +57,8 @@ class Config(MethodConfig, frozen=True):
     def build(self) -> SimCLR:
         encoder = self.encoder.build(self.view.shape)
         encoder.initialise_("mocov3", freeze_patches=self.freeze_patches)
-        return SimCLR(encoder, mlp((encoder.width, self.hidden, self.dim)), self.temperature)
+        widths = encoder.width, *[self.hidden] * (self.projector_layers - 1), self.dim
+        return SimCLR(encoder, mlp(widths), self.temperature)
 
 
 class SimCLR(PretrainMethod):
