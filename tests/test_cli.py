@@ -108,7 +108,7 @@ def test_what_a_method_cannot_do(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_checkpoint_and_the_export_of_another_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_checkpoint_of_another_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mae.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     (tmp_path / "simmim.yaml").write_text(
         TINY_PRETRAIN.replace("name: mae", "name: simmim").replace(
@@ -120,8 +120,6 @@ def test_the_checkpoint_and_the_export_of_another_method(tmp_path: Path, capsys:
     assert launch("pretrain", [str(tmp_path / "mae.yaml"), *output]) == [0]
     simmim = str(tmp_path / "simmim.yaml")
     assert "method.name" in refuse(capsys, "pretrain", [simmim, *output])
-    fresh = [simmim, f"run.output={tmp_path / 'other'}", f"init={tmp_path / 'run' / 'export'}"]
-    assert "left by another method or network" in refuse(capsys, "pretrain", fresh)
 
 
 def test_an_empty_folder_and_a_missing_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+from begun import load_method
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, Preprocessing, export_encoder
@@ -25,7 +26,7 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.methods.mae import MAE, Config
-from unlabeled.train.state import load_method, split_heads
+from unlabeled.train.state import split_heads
 
 PREPARED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 TIMM_ALONE = """

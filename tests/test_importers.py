@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from begun import load_method
 from torch import Tensor, nn
 
 from unlabeled.__main__ import main
@@ -25,7 +26,6 @@ from unlabeled.backbone.weights import import_official
 from unlabeled.errors import UserError
 from unlabeled.pretrain.methods import mocov3 as mocov3_method
 from unlabeled.pretrain.methods import simmim as simmim_method
-from unlabeled.train.state import load_method
 
 Tensors = dict[str, Tensor]
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}

@@ -15,6 +15,7 @@ from einops import rearrange
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
+from begun import load_method
 from unlabeled.__main__ import main
 from unlabeled.backbone.folder_config import read_config
 from unlabeled.backbone.importers import mae as mae_importer
@@ -23,7 +24,6 @@ from unlabeled.errors import UserError
 from unlabeled.nn.norms import eps_of
 from unlabeled.pretrain.method import PretrainMethod
 from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simmim
-from unlabeled.train.state import load_method
 
 Tensors = dict[str, Tensor]
 METHODS: dict[str, Any] = {"mae": mae, "mocov3": mocov3, "dino": dino, "ibot": ibot, "simmim": simmim}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from begun import load_method
 from parity.distill import (
     START,
     Networks,
@@ -29,7 +30,6 @@ from unlabeled.data.view.views import View
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods.dino import DINO, Config
 from unlabeled.train.optim import clip_gradients
-from unlabeled.train.state import load_method
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

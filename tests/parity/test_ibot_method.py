@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from begun import load_method
 from parity.distill import (
     START,
     Networks,
@@ -28,7 +29,6 @@ from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.methods.ibot import IBOT, Config
-from unlabeled.train.state import load_method
 
 
 @pytest.fixture

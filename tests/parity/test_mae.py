@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from begun import load_method
 from parity.golden import Golden, assert_begins, assert_close, assert_gradient_at, peek, read_json
 from parity.vit import (
     BACKWARD,
@@ -38,7 +39,6 @@ from unlabeled.pretrain.methods.mae import MAE, Config
 from unlabeled.train.optim import param_groups
 from unlabeled.train.schedule import Ramp
 from unlabeled.train.schedules.cosine import Config as Cosine
-from unlabeled.train.state import load_method
 from unlabeled.transfer.tasks.classify import Classifier
 
 

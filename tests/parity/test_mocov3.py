@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from begun import load_method
 from parity.golden import Golden, Settings, assert_close, assert_gradient_at, peek
 from parity.mocov3 import ours
 from parity.vit import (
@@ -36,7 +37,6 @@ from unlabeled.pretrain.methods.mocov3 import Branch, Config, MoCoV3
 from unlabeled.train.optimizers.lars import LARS
 from unlabeled.train.schedule import Ramp
 from unlabeled.train.schedules.cosine import Config as Cosine
-from unlabeled.train.state import load_method
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from begun import load_method
 from parity.golden import NOT_YET, Golden, assert_begins, assert_close, read_json
 from parity.vit import (
     BACKWARD,
@@ -31,7 +32,6 @@ from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask, unpatchify
 from unlabeled.pretrain.methods.simmim import Config, SimMIM
-from unlabeled.train.state import load_method
 
 TABLE = "relative_position_bias_table"
 

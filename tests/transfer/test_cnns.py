@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from begun import load_method
 from support import classifying
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from unlabeled.errors import UserError
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import mocov3
 from unlabeled.train.optim import param_groups
-from unlabeled.train.state import load_method, split_heads
+from unlabeled.train.state import split_heads
 from unlabeled.transfer.tasks.classify import Classifier
 
 CLASSES, SIDE = 5, 64

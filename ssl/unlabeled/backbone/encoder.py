@@ -180,6 +180,11 @@ class Encoder(nn.Module, ABC):
     def depth(self) -> int:
         """Number of blocks, or of stages."""
 
+    def fields(self) -> dict[str, Any]:
+        """The fields of a recipe that build such a network again, by name; None = the timm model's, and others are left
+        to the recipe."""
+        return {"model": self.model.split(".")[0], "channels": self.channels}
+
     @property
     def readable(self) -> int:
         """How many of the last blocks have tokens that can be read."""

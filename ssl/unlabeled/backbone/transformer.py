@@ -152,6 +152,11 @@ class Transformer(Encoder, ABC):
     def has_class_token(self) -> bool:
         return self.vit.cls_token is not None
 
+    def fields(self) -> dict[str, Any]:
+        told = {name: self.arguments.get(NAMES.get(name, name)) for name in FIELDS}
+        told |= {"patch_size": self.patch_size, "qkv_bias": told["qkv_bias"] is not False}
+        return {**super().fields(), **told, "registers": told["registers"] or None}
+
     def grid(self, images: Tensor) -> Grid:
         """(rows, columns) of patches in images [B, C, H, W]. Raises ValueError when the patch size does not divide."""
         height, width = images.shape[-2:]

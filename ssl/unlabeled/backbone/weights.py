@@ -50,7 +50,7 @@ def load_encoder(path: str | Path, image_size: Size = None, channels: int | None
     if where.startswith("timm:"):
         return _from_timm(where.removeprefix("timm:"), image_size, channels, pretrained=not scratch)
     if where.endswith(OFFICIAL):
-        imported, _ = _official(expand(str(path)))
+        imported, _ = read_official(expand(str(path)))
         return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
     folder = existing(where)
     config = read_config(folder)
@@ -61,7 +61,12 @@ def load_encoder(path: str | Path, image_size: Size = None, channels: int | None
             f"{folder} holds a classifier, not a backbone. Name the backbone it was fine-tuned from, or give it "
             "another head with task.strategy.name=retrain."
         )
-    return _build(config["architecture"], _arguments(config)[1], weights, image_size, channels)
+    return _build(config["architecture"], bare_arguments(config), weights, image_size, channels)
+
+
+def load_weights(architecture: str, arguments: dict[str, Any], weights: Tensors | None = None) -> Encoder:
+    """An encoder with such weights of its timm model, random ones without. Raises UserError when they do not fit."""
+    return _build(architecture, arguments, weights, None, None)
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
@@ -85,22 +90,26 @@ def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]
         raise UserError(
             f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.strategy.name."
         )
-    arguments, bare = _arguments(config)
+    arguments = _arguments(config)
     weights = read_weights(folder / "model.safetensors")
     check_fits(outline(folder, config), weights)
-    return _network(config["architecture"], bare), arguments, weights
+    return _network(config["architecture"], bare_arguments(config)), arguments, weights
 
 
-def _arguments(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """timm's arguments of an export, and those of its encoder alone."""
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """timm's arguments of an export."""
     # timm's CNNs are not told a size, but were trained at one
     arguments = {"img_size": config["pretrained_cfg"]["input_size"][1:], **config["model_args"]}
-    if config.get("norm_eps") is not None:
-        arguments["norm_eps"] = config["norm_eps"]
-    return arguments, {k: v for k, v in arguments.items() if k not in ("global_pool", "fc_norm", "use_fc_norm")}
+    return arguments if config.get("norm_eps") is None else {**arguments, "norm_eps": config["norm_eps"]}
 
 
-def _official(where: str) -> tuple[Imported, Family]:
+def bare_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """timm's arguments of the encoder of an export."""
+    return {k: v for k, v in _arguments(config).items() if k not in ("global_pool", "fc_norm", "use_fc_norm")}
+
+
+def read_official(where: str) -> tuple[Imported, Family]:
+    """The weights of `METHOD:FILE.pth` and their family. Raises UserError when there are none."""
     name, _, file = where.rpartition(":")
     if name and name not in importers():
         raise UserError(f"{where}: no official weights of '{name}'. Expected one of {', '.join(importers())}.")
@@ -117,7 +126,7 @@ def preprocessing_of(path: str | Path) -> Preprocessing:
     if where.startswith("timm:"):
         return _as_timm_says(where.removeprefix("timm:"))
     if where.endswith(OFFICIAL):
-        imported, family = _official(where)
+        imported, family = read_official(where)
         size = tuple(imported.arguments["img_size"])
         return IMAGENET._replace(interpolation=family.interpolation, pool=imported.pool, size=size)
     config = read_config(existing(where))

@@ -28,7 +28,7 @@ from unlabeled.launch.plan import Line, format_plan, on_meta, plan
 from unlabeled.launch.resume import length, resume
 from unlabeled.pretrain.method import Method
 from unlabeled.processes import cores, on_main
-from unlabeled.recipe import describe, dump, fields, load
+from unlabeled.recipe import describe, dump, load, said
 from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
 from unlabeled.train.recipe import Recipe, Run
@@ -64,6 +64,11 @@ class Stage(ABC, Generic[R, J]):
     summary: ClassVar[str]
     recipe_type: type[R]
 
+    def load(self, path: str | Path, overrides: Sequence[str] = ()) -> tuple[R, Sequence[str]]:
+        """Read a recipe, see `unlabeled.recipe.load`. Fields that decide whether others are right, and that only a file
+        named in it can tell, are filled in before; returns these as `a.b=value` too."""
+        return load(self.recipe_type, path, overrides), ()
+
     def complete(self, recipe: R) -> tuple[R, Sequence[str]]:
         """Fill in fields that only a file named in the recipe can tell; returns these as `a.b=value` too."""
         return recipe, ()
@@ -78,7 +83,7 @@ class Stage(ABC, Generic[R, J]):
 
     @abstractmethod
     def plan(self, job: J, taken: Sequence[str]) -> list[Line]:
-        """Its own lines of the plan; `taken` are the fields that `complete` filled in."""
+        """Its own lines of the plan; `taken` are the fields that `load` and `complete` filled in."""
 
     @abstractmethod
     def finish(self, job: J, engine: Engine) -> list[str]:
@@ -107,11 +112,11 @@ class Stage(ABC, Generic[R, J]):
         """
         options = parse(self.name, self.summary, self.describe, arguments)
         _refuse_the_other_programs(self, options.recipe)
-        recipe = load(self.recipe_type, options.recipe, options.overrides)
+        recipe, followed = self.load(options.recipe, options.overrides)
         output, asked = Path(recipe.output), recipe.train.epochs
         epochs = asked if options.fresh else length(output, asked, options.extend)
         if epochs != asked:
-            recipe = load(self.recipe_type, options.recipe, [*options.overrides, f"train.epochs={epochs!r}"])
+            recipe, followed = self.load(options.recipe, [*options.overrides, f"train.epochs={epochs!r}"])
         recipe, taken = self.complete(recipe)
         run, train = recipe.run, recipe.train
         notes = _notes(run, train.precision)
@@ -125,7 +130,7 @@ class Stage(ABC, Generic[R, J]):
             job = self.scored(self.job(recipe, data), accelerator)
             if options.dry_run:
                 notes = [_time(job, accelerator), *notes]
-            lines = plan(job, self.plan(job, taken), accelerator.num_processes, str(accelerator.device))
+            lines = plan(job, self.plan(job, [*followed, *taken]), accelerator.num_processes, str(accelerator.device))
             text = format_plan(f"{recipe.name} ({self.name})", [*lines, *_left_out(job), *notes])
             if accelerator.is_main_process:
                 print(text, file=sys.stderr, flush=True)
@@ -171,7 +176,7 @@ def opened(
 
 
 def _refuse_the_other_programs(stage: Stage[R, J], path: str) -> None:
-    found = fields(path)
+    found = said(path)
     for field, program in {"method": "pretrain", "encoder": "finetune", "task": "finetune"}.items():
         if field in found and field not in stage.recipe_type.model_fields:
             raise UserError(f"{path} has `{field}`, so it is a recipe for {program}.py; this is {stage.name}.py.")

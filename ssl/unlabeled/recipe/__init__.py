@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -24,11 +24,11 @@ __all__ = [
     "describe",
     "differences",
     "dump",
-    "fields",
     "flat",
     "format_differences",
     "load",
     "parse",
+    "said",
     "updated",
 ]
 
@@ -67,12 +67,12 @@ def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str 
     return recipe
 
 
-def fields(path: str | Path, overrides: Sequence[str] = ()) -> set[str]:
-    """The names at the top of a recipe file, to tell by them what kind of recipe it is; none where it is no YAML."""
+def said(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a recipe file says, not validated, to tell by it what kind of recipe it is; nothing where it is no YAML."""
     draft = Draft(_read(Path(path)))
     for override in overrides:
         draft.override(override)
-    return {name for name in draft.data if isinstance(name, str)}
+    return draft.data
 
 
 def _read(path: Path) -> str:

@@ -18,6 +18,7 @@ class Made(NamedTuple):
         pictures: how many were learnt from.
         fingerprint: of those.
         steps, skipped, bad: steps taken, steps skipped, pictures that could not be read.
+        begun: the weights that pretraining began with, in words; "" = none.
         encoder: the address that fine-tuning started from.
         way: the name of its strategy, or of its task.
         classes: names, by number.
@@ -33,6 +34,7 @@ class Made(NamedTuple):
     steps: int
     skipped: int
     bad: int
+    begun: str = ""
     encoder: str = ""
     way: str = ""
     classes: Sequence[str] = ()
@@ -77,9 +79,10 @@ def _scored(made: Made) -> str:
 
 def _card(made: Made, title: str, body: str, arguments: str) -> str:
     made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
+    begun = f"- began with {markdown(made.begun)}\n" if made.begun else ""
     call = ", ".join(filter(None, ["'local-dir:THIS_FOLDER'", "pretrained=True", arguments]))
     return (
         f"# {markdown(f'{made.name}: {title}')}\n\n```python\nimport timm\nmodel = timm.create_model({call})\n```\n\n"
-        f"{body}\n\n## Made with\n\n- {made_with}\n- pictures: fingerprint {made.fingerprint}\n"
+        f"{body}\n\n## Made with\n\n- {made_with}\n- pictures: fingerprint {made.fingerprint}\n{begun}"
         f"- {made.steps:,} steps, {made.skipped} skipped, {made.bad} bad pictures\n\n```yaml\n{made.recipe}```\n"
     )

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from unlabeled.errors import UserError
 from unlabeled.launch.stage import Stage
-from unlabeled.recipe import fields, load
+from unlabeled.recipe import said
 from unlabeled.train.job import Job
 from unlabeled.train.recipe import Recipe
 
 
 def stage_of(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage[Recipe, Job], Recipe]:
     """The stage that a recipe is for, by its fields, and the recipe. Raises UserError when something in it is wrong."""
-    names = fields(path, overrides)
+    names = said(path, overrides).keys()
     if "method" in names or not names:  # without any, loading says what is wrong
         name = "pretrain"
     elif names & {"encoder", "task"}:
@@ -26,7 +26,7 @@ def stage_of(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage[Rec
             f"found {', '.join(sorted(names))}"
         )
     stage: Stage[Recipe, Job] = importlib.import_module(f"{__name__}.{name}").STAGE
-    return stage, load(stage.recipe_type, path, overrides)
+    return stage, stage.load(path, overrides)[0]
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from unlabeled.backbone.folder import Preprocessing, export_encoder
+from unlabeled.backbone.importing import importer_names
 from unlabeled.backbone.pooling import encoder_features
 from unlabeled.data.archive.listing import Split
 from unlabeled.data.batch.loader import ViewDataset
@@ -32,14 +33,16 @@ from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig, PretrainM
 from unlabeled.pretrain.rescale import Rescaled, Setting, check_epochs, rescale
 from unlabeled.processes import on_main
 from unlabeled.progress import duration
-from unlabeled.recipe import dump
+from unlabeled.recipe import dump, load, said
 from unlabeled.recipe.free import FREE
 from unlabeled.report.card import Made, pretrain_card
+from unlabeled.train.beginning import Begun, begin
 from unlabeled.train.engine import Engine
+from unlabeled.train.following import following
 from unlabeled.train.job import Evaluate, Job
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
-from unlabeled.train.state import load_method, split_heads
+from unlabeled.train.state import split_heads
 
 
 class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
@@ -47,7 +50,15 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
 
     method: AnyMethod = Field(description="what is learnt and from what")
     init: UserPath | None = Field(
-        None, description="export folder to go on from, encoder and heads; null = from scratch"
+        None,
+        description="weights to begin with: an export folder (its heads too where they fit), a fine-tuned one, "
+        f"METHOD:FILE.pth of an official release ({', '.join(f'{name}:' for name in importer_names())}), or timm:NAME. "
+        "Fields of method.encoder follow from it unless set; null = from scratch",
+    )
+    adapt: tuple[Literal["size", "channels"], ...] = Field(
+        (),
+        description="what of the weights at init may be fitted to the pictures: size (positions are resampled), "
+        "channels (the first layer is summed or repeated)",
     )
     evaluate: Annotated[Evaluation | None, FREE] = Field(
         None,
@@ -104,6 +115,7 @@ class PretrainJob(Job):
 
     recipe: PretrainRecipe
     rescaled: Sequence[Rescaled]  # settings of the method that follow from batch and length of the run
+    begun: Begun | None = None  # the weights that it begins with; None = from scratch
 
 
 class Pretrain(Stage[PretrainRecipe, PretrainJob]):
@@ -113,27 +125,50 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
     summary = "Pretrain an encoder on pictures without labels."
     recipe_type = PretrainRecipe
 
+    def load(self, path: str | Path, overrides: Sequence[str] = ()) -> tuple[PretrainRecipe, Sequence[str]]:
+        taken: list[str] = []
+        kept: list[str] = []
+        unread: UserError | None = None
+        try:
+            taken, kept = following(said(path, overrides))
+        except UserError as error:
+            unread = error
+        try:
+            return load(PretrainRecipe, path, [*overrides, *taken, *kept]), taken
+        except UserError:
+            if unread is not None:  # the faults may be of fields that follow from what could not be read
+                raise unread from None
+            raise
+
     def job(self, recipe: PretrainRecipe, data: Opened) -> PretrainJob:
         source, train = data.train, recipe.train
         steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
         check_epochs(recipe.method, train.epochs)
         config, rescaled = rescale(recipe.method, Setting(train.batch_size, train.epochs, steps))
 
+        dataset = ViewDataset(source, config.views, config.backbone.patch_size, recipe.seed)
+        job = PretrainJob(recipe=recipe, build=config.build, data=data, dataset=dataset, rescaled=rescaled)
+        if recipe.init is None:
+            return job
+        field, shape = next(iter(recipe.views)), config.views[0].shape
+        beginning = begin(recipe.init, config.backbone, shape, recipe.data.channels, recipe.adapt, f"{field}.size")
+
         def build() -> Method:
             method = config.build()
-            if recipe.init:
-                load_method(method, recipe.init)
+            beginning.load_(method)
             return method
 
-        dataset = ViewDataset(source, config.views, config.backbone.patch_size, recipe.seed)
-        return PretrainJob(recipe=recipe, build=build, data=data, dataset=dataset, rescaled=rescaled)
+        return replace(job, build=build, begun=beginning.described(cast("PretrainMethod", on_meta(config.build))))
 
     def scored(self, job: PretrainJob, accelerator: Accelerator) -> PretrainJob:
         recipe = job.recipe
         return replace(
             job,
             evaluate=self._evaluator(recipe, job.data, accelerator),
-            facts={"pictures": job.dataset.source.fingerprint()},
+            facts={
+                "pictures": job.dataset.source.fingerprint(),
+                **({} if job.begun is None else {"init": job.begun.digest}),
+            },
             picture=PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
         )
 
@@ -163,6 +198,8 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         return [
             ("pictures", f"{len(source):,} from {location(recipe.data)}{labels}"),
             ("method", f"{recipe.method.name} with {encoder.model}, {encoder.summary}"),
+            *([] if job.begun is None else [("init", job.begun.words)]),
+            *([("taken", f"from init: {', '.join(taken)}")] if taken else []),
             *([] if recipe.evaluate is None else [("evaluate", _evaluation(recipe.evaluate, job))]),
             *(("rescaled", f"{name}: paper {paper:g}, yours {own:.6g}: {why}") for name, paper, own, why in rescaled),
         ]
@@ -175,7 +212,10 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         prepared = Preprocessing.of(recipe.data, how.crop_pct, how.interpolation, how.pool or method.pooling())
         source = job.dataset.source
         counts = (len(source), job.facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
-        card = pretrain_card(Made(recipe.name, dump(recipe), *counts), recipe.method.name, engine.evaluated)
+        begun = "" if job.begun is None else job.begun.words
+        card = pretrain_card(
+            Made(recipe.name, dump(recipe), *counts, begun=begun), recipe.method.name, engine.evaluated
+        )
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
         return [
             f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "

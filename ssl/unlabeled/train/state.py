@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.folder import existing, read_weights, steady
 from unlabeled.errors import UserError
 from unlabeled.manifest import Tensors
 from unlabeled.pretrain.method import Method, PretrainMethod
@@ -140,32 +138,10 @@ def _is_shard(tensor: Tensor) -> bool:
 def split_heads(method: PretrainMethod) -> tuple[Encoder, Tensors]:
     """The first encoder that a method exports, and the rest of its state by name."""
     encoder = method.evaluated()
-    prefix = _prefix_of(method, encoder)
+    prefix = prefix_of(method, encoder)
     return encoder, {name: t for name, t in method.state_dict().items() if not name.startswith(prefix)}
 
 
-def load_method(method: PretrainMethod, folder: str | Path) -> None:
-    """Start a method from an export: the encoder's weights, and its heads.
-
-    Raises:
-        UserError: there is no such export, or it does not fit the method.
-    """
-    weights, heads = _with_heads(folder)
-    prefix = _prefix_of(method, method.evaluated())
-    try:
-        load_model(method, {**{f"{prefix}{name}": tensor for name, tensor in weights.items()}, **heads})
-    except UserError as error:
-        found = f"init={folder} was left by another method or network than this recipe's: {error}"
-        raise UserError(f"{found}. Name an export of this one, or set init=null.") from error
-
-
-@steady
-def _with_heads(path: str | Path) -> tuple[Tensors, Tensors]:
-    folder = existing(path)
-    if not (folder / "heads.safetensors").exists():
-        raise UserError(f"{folder} has no heads.safetensors, so pretraining cannot be continued from it")
-    return read_weights(folder / "model.safetensors"), read_weights(folder / "heads.safetensors")
-
-
-def _prefix_of(method: Method, encoder: Encoder) -> str:
+def prefix_of(method: Method, encoder: Encoder) -> str:
+    """How the names of an encoder's weights begin in the state of its method."""
     return next(f"{name}.vit." for name, module in method.named_modules() if module is encoder)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel
 
+from unlabeled.backbone.address import Adapt, check_adapt
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.weights import fitted, load_classifier, load_encoder, preprocessing_of, weights_digest
@@ -15,8 +15,6 @@ from unlabeled.data.source import SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.transfer.network import Trained
 from unlabeled.transfer.task import TaskConfig
-
-Adapt = Sequence[Literal["size", "channels"]]
 
 
 class Start(NamedTuple):
@@ -77,7 +75,7 @@ def load_start(
         torch.manual_seed(seed)
         if classifier:
             encoder, arguments, weights = load_classifier(address)
-            check_fits(encoder, shape, channels, adapt)
+            check_adapt(encoder, shape, channels, adapt, "task.view.size")
             trained = Trained({**arguments, "img_size": list(shape), "in_chans": channels}, weights)
             return Start(encoder, trained, None if random else weights_digest(weights))
         encoder = load_encoder(address)
@@ -85,33 +83,16 @@ def load_start(
             if random:
                 encoder = load_encoder(address, shape, channels)
             else:
-                check_fits(encoder, shape, channels, adapt)
+                check_adapt(encoder, shape, channels, adapt, "task.view.size")
                 encoder = fitted(encoder, shape, channels)
     return Start(encoder, None, None if random else weights_digest(encoder.state_dict()))
-
-
-def check_fits(encoder: Encoder, shape: tuple[int, int], channels: int, adapt: Adapt) -> None:
-    """Raise UserError when the encoder must be fitted to the images in a way that `adapt` does not name."""
-    if encoder.channels != channels and "channels" not in adapt:
-        raise UserError(
-            f"the encoder sees {encoder.channels} channels, the pictures have {channels} (the values of data.mean and "
-            "data.std). Give both as many values as it has channels, or set adapt=[channels] to sum or repeat its "
-            "first layer."
-        )
-    same = not encoder.sized or encoder.image_size == shape
-    if not same and "size" not in adapt:
-        height, width = encoder.image_size
-        raise UserError(
-            f"the encoder was trained at {height}x{width} pixels, task.view.size is {shape[0]}x{shape[1]}. Set "
-            f"task.view.size=[{height},{width}], or adapt=[size] to resample its positions."
-        )
 
 
 def check_preprocessing(address: str, data: SourceConfig) -> None:
     """Raise UserError when the backbone was pretrained on pixels that were scaled or normalised otherwise."""
     prepared = preprocessing_of(address)
     theirs, ours = (tuple(prepared.mean), tuple(prepared.std)), (data.mean, data.std)
-    # a mean of other channels cannot be the same: whether they may be fitted is another question, see `check_fits`
+    # a mean of other channels cannot be the same: whether they may be fitted is another question, see `check_adapt`
     if theirs != ours and len(prepared.mean) == data.channels:
         raise UserError(
             f"the encoder was pretrained with mean {theirs[0]} and std {theirs[1]}, the recipe says {ours[0]} and "

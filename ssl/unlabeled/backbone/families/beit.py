@@ -77,6 +77,14 @@ class Beit(Transformer):
             block.attn.qkv_bias_separate = True  # else timm reads the weight and passes the layer by
         return super().linears_(model)
 
+    def fields(self) -> dict[str, Any]:
+        shared, own = self.vit.rel_pos_bias is not None, TABLE in dict(self.vit.blocks[0].attn.named_parameters())
+        relative = "relative" if self.vit.pos_embed is None else "relative_learned"
+        told = {"positions": relative if shared or own else "learned"}
+        if shared or own:
+            told["relative_tables"] = "both" if shared and own else "shared" if shared else "blocks"
+        return {**super().fields(), **told}
+
     def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
         """See `Transformer`; a shared table is copied into every block (SimMIM's fine-tuning)."""
         tables = {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}

@@ -50,12 +50,22 @@ class Vit(Transformer):
         if fields["positions"].startswith("sincos"):
             self.fix_positions(rows_first=fields["positions"] == "sincos_rows")
 
+    def fields(self) -> dict[str, Any]:
+        """See `Encoder`; positions are fixed where they are those of a table, in this package's precision or a
+        NumPy program's, and learned where not."""
+        tables = {} if self.width % 4 else {"sincos": self._table(), "sincos_rows": self._table(rows_first=True)}
+        fixed = [name for name, table in tables.items() if torch.allclose(self.vit.pos_embed, table, atol=1e-5)]
+        return {**super().fields(), "positions": (*fixed, "learned")[0]}
+
     def fix_positions(self, rows_first: bool = False) -> None:
         """Replace the positions by the fixed sine-cosine table and freeze them."""
-        prefix = 0 if self.vit.no_embed_class else self.num_prefix
         with torch.no_grad():
-            self.vit.pos_embed.copy_(with_prefix(sincos_2d(self.width, self.native_grid, rows_first), prefix))
+            self.vit.pos_embed.copy_(self._table(rows_first))
         self.vit.pos_embed.requires_grad_(False)
+
+    def _table(self, rows_first: bool = False) -> Tensor:
+        prefix = 0 if self.vit.no_embed_class else self.num_prefix
+        return with_prefix(sincos_2d(self.width, self.native_grid, rows_first), prefix)
 
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         x, grid = self.begin(images, drop, replace, fill)
