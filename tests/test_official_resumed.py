@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from begun import load_method
 from einops import rearrange
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
-from begun import load_method
 from unlabeled.__main__ import main
 from unlabeled.backbone.folder_config import read_config
 from unlabeled.backbone.importers import mae as mae_importer
