@@ -20,7 +20,7 @@ FAMILIES = ("backbone/families/", "nn/families.py", "nn/conv.py", "nn/beit.py")
 
 # what asks an encoder which architecture it is
 QUESTIONS = re.compile(
-    r"\bis_(?:cnn|beit|relative|vit)\(|isinstance\([^()]*,\s*\(?(?:ConvEncoder|BeitEncoder|Cnn|Beit|Vit|ViT)\b"
+    r"\bis_(?:cnn|beit|relative|vit)\(|isinstance\([^()]*,\s*\(?(?:ConvEncoder|BeitEncoder|Cnn|Maps|Beit|Vit|ViT)\b"
     r"|\.has_class_token|\bhas_batch_norm\b|[\"'](?:cnn|transformer|beit|vit)[\"']"
     r"|startswith\(\(?[\"'](?:vit|beit|resnet|convnext|swin)|hasattr\(\w*(?:vit|model|block)\b"
 )

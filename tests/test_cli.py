@@ -64,7 +64,7 @@ def test_all_mistakes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("method.view.mask.ratio=1", "mask.ratio"),
         (
             "method.encoder.model=resnet50",
-            "method.encoder.patch_size: the patches of the CNN 'resnet50' are its stride, 32",
+            "method.encoder.patch_size: the patches of the network 'resnet50' are its stride, 32",
         ),
         ("run.accumulate=3", "does not divide among 1 processes x 3 accumulation steps"),
         ("init=nowhere", "nowhere is not an export"),

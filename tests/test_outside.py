@@ -89,7 +89,7 @@ def test_fine_tunes_from_the_export(home: Path, run: Path) -> None:
         ("method.view.mask.evry=3", r"method\.view\.mask\.evry: unknown field\. Did you mean 'every'"),
         ("method.view.mask.every=3", "expected a number of columns that 3 divides, found 4"),
         ("method.view.mask=null", "lab.colour needs one masked crop, found count 1 and mask None"),
-        ("method.encoder={model: resnet18}", "lab.colour hides patches, which the CNN 'resnet18' cannot"),
+        ("method.encoder={model: resnet18}", "lab.colour hides patches, which the network 'resnet18' cannot"),
         ("method.name=lab.absent", "the module 'lab.absent' cannot be imported"),
         ("method.name=lab.stripes", "the module 'lab.stripes' has no class Config derived from MethodConfig"),
     ],

@@ -110,7 +110,7 @@ def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
     ],
 )
 def test_masking_methods_refuse_a_cnn(config: Any, view: dict[str, View], name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} hides patches, which the CNN 'resnet50' cannot"):
+    with pytest.raises(ValueError, match=f"{name} hides patches, which the network 'resnet50' cannot"):
         config(**view, encoder=EncoderConfig(model="resnet50"))
 
 

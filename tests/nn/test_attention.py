@@ -74,7 +74,7 @@ def test_a_row_by_hand() -> None:
 
 
 def test_networks_without_known_maps_are_refused() -> None:
-    with pytest.raises(ValueError, match="the CNN 'resnet18' has no attention"):
+    with pytest.raises(ValueError, match="the network 'resnet18' has no attention"):
         EncoderConfig(model="resnet18").build((32, 32)).attention(torch.randn(1, 3, 32, 32))
     model = "vit_base_patch16_xp_224"
     assert type(timm.create_model(model, depth=1).blocks[0]).__name__ == "ParallelScalingBlock"

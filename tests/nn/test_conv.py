@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unlabeled.backbone.build import build_encoder
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.families.cnn import Cnn, stages, stride_of
+from unlabeled.backbone.families.maps import Maps, stages, stride_of
 from unlabeled.nn.batchnorm import BatchNorm2d, synchronise_
 from unlabeled.nn.patches import PatchMask
 
@@ -63,7 +63,7 @@ def test_a_recipe_names_no_more_than_the_model(model: str, width: int) -> None:
     assert config.patch_size == 32
     with torch.device("meta"):
         encoder = config.build((224, 160))
-    assert isinstance(encoder, Cnn) and encoder.batch_dependent and not encoder.has_class_token
+    assert isinstance(encoder, Maps) and encoder.batch_dependent and not encoder.has_class_token
     assert (encoder.width, encoder.patch_size, encoder.channels, encoder.num_prefix) == (width, 32, 4, 0)
     assert encoder.native_grid == (7, 5) and encoder.image_size == (224, 160)
     # what was resolved reads as what was meant
@@ -73,14 +73,11 @@ def test_a_recipe_names_no_more_than_the_model(model: str, width: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"width": 64}, "the CNN 'resnet50' has no width: leave it out, found 64"),
+        ({"width": 64}, "the network 'resnet50' has no width: leave it out, found 64"),
         ({"positions": "learned"}, "has no positions: leave it out, found learned"),
         ({"registers": 4}, "has no registers"),
-        ({"patch_size": 16}, "the patches of the CNN 'resnet50' are its stride, 32: leave it out, found 16"),
+        ({"patch_size": 16}, "the patches of the network 'resnet50' are its stride, 32: leave it out, found 16"),
         ({"model": "resnet5"}, "timm has no model 'resnet5'. Did you mean 'resnet"),
-        ({"model": "swin_tiny_patch4_window7_224"}, "expected a timm vision transformer .* found 'swin_tiny"),
-        ({"model": "convnext_tiny"}, "a CNN that ends in the mean"),  # a norm after the mean
-        ({"model": "mobilenetv3_small_100"}, "a CNN that ends in the mean"),  # a layer after the mean
     ],
 )
 def test_impossible_cnns_are_refused(fields: dict[str, Any], text: str) -> None:
@@ -88,11 +85,41 @@ def test_impossible_cnns_are_refused(fields: dict[str, Any], text: str) -> None:
         EncoderConfig(**{"model": "resnet50", **fields})
 
 
+# a mean, a norm after it, layers after it, a class token, no map at all
+LAYOUTS = {
+    "test_resnet": ("channels_first", "mean"),
+    "test_convnext": ("channels_first", "own"),
+    "mobilenetv3_small_050": ("channels_first", "own"),
+    "test_mambaout": ("channels_last", "own"),
+    "cait_xxs24_224": ("sequence", "cls"),
+    "coat_tiny": ("vector", "own"),
+}
+
+
+@pytest.mark.parametrize(("model", "expected"), LAYOUTS.items())
+def test_the_feature_is_timms_whatever_comes_after_the_map(model: str, expected: tuple[str, str]) -> None:
+    torch.manual_seed(0)
+    size = (224, 224) if model in ("cait_xxs24_224", "coat_tiny") else (64, 96)
+    encoder = EncoderConfig(model=model).build(size).eval()
+    assert isinstance(encoder, Maps) and (encoder.outline.layout, encoder.default_pool) == expected
+    images = pictures(2, 3, *size)
+    with torch.no_grad():
+        raw = encoder.vit.forward_features(images)
+        pooled, tokens = encoder.vit.forward_head(raw, pre_logits=True), encoder(images)
+        torch.testing.assert_close(encoder.feature(images), pooled, rtol=0, atol=1e-5 * pooled.abs().max().item())
+        torch.testing.assert_close(encoder.own(tokens), pooled)
+    assert pooled.shape == (2, encoder.feature_width)
+    assert tokens.patches.shape == (2, tokens.grid[0] * tokens.grid[1], encoder.width)
+    layers = [encoder.layer_of(name) for name, _ in encoder.vit.named_parameters()]
+    assert layers[0] == 0 and layers == sorted(layers) and layers[-1] <= encoder.depth + 1
+    assert encoder.stages(images)[0].shape[0] == 2
+
+
 def test_what_a_cnn_cannot_do_is_refused() -> None:
     mask = PatchMask(torch.zeros(2, 4, dtype=torch.bool), None, None)
     encoder, _ = make(RESNET)
     for how in ({"drop": mask}, {"replace": mask}):
-        with pytest.raises(ValueError, match="the CNN 'test_resnet' cannot drop or replace patches"):
+        with pytest.raises(ValueError, match="the network 'test_resnet' cannot drop or replace patches"):
             encoder(pictures(2, 3, 64, 64), **how)
     with pytest.raises(ValueError, match="Set drop_path=0"):
         build_encoder("densenet121", {"img_size": [64, 64], "in_chans": 3}, drop_path=0.1)

@@ -159,7 +159,7 @@ def test_the_mlps_width_and_biases_go_into_the_export(model: str, positions: Any
 
 
 def test_a_cnn_has_no_mlp() -> None:
-    with pytest.raises(ValueError, match="the CNN 'resnet18' has no mlp_ratio"):
+    with pytest.raises(ValueError, match="the network 'resnet18' has no mlp_ratio"):
         EncoderConfig(model="resnet18", mlp_ratio=3)
 
 

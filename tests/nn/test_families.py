@@ -44,7 +44,7 @@ def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("another")
 def test_a_file_is_a_family() -> None:
-    assert sorted(families()) == ["another", "beit", "cnn", "vit"]
+    assert sorted(families()) == ["another", "beit", "maps", "vit"]
     config = EncoderConfig(model="vit_small_patch16_224")
     assert config.family.__name__ == "Another" and config.in_words == "another 'vit_small_patch16_224'"
     assert EncoderConfig(model="vit_tiny_patch16_224").family.__name__ == "Vit"
@@ -58,8 +58,8 @@ BELONGS = {
     "vit_base_patch16_224": "vit",
     "deit3_small_patch16_224": "vit",
     "beitv2_base_patch16_224": "beit",
-    "resnet50": "cnn",
-    "efficientnet_b0": "cnn",
+    "resnet50": "maps",
+    "efficientnet_b0": "maps",
 }
 
 

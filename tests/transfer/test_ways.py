@@ -132,7 +132,7 @@ def test_a_rank_beyond_a_full_matrix_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"strategy": "lora", "pool": "mean"}, "the CNN 'test_resnet' has none"),
+        ({"strategy": "lora", "pool": "mean"}, "the network 'test_resnet' has no qkv, proj"),
         ({"strategy": "attentive"}, "attention"),
         ({"strategy": "full", "pool": "cls"}, "no class token"),
     ],

@@ -122,7 +122,7 @@ def check_adapt(encoder: Encoder, shape: Grid, channels: int, adapt: Adapt, fiel
             "data.std). Give both as many values as it has channels, or set adapt=[channels] to sum or repeat its "
             "first layer."
         )
-    same = not encoder.sized or encoder.image_size == shape
+    same = not encoder.sized(encoder.model) or encoder.image_size == shape
     if not same and "size" not in adapt:
         height, width = encoder.image_size
         raise UserError(

@@ -38,8 +38,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         None, gt=0, le=0.1, description="added to the variance in layer norms; null = the timm model's, mostly 1e-6"
     )
     channels: int = Field(3, ge=1, le=16, description="input channels, as many as data.mean has values")
-    positions: Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned"] = Field(
-        "sincos",
+    positions: Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned", "rope"] = Field(
+        default_factory=lambda said: (
+            family_of(said["model"]).default_positions(said["model"]) if "model" in said else "sincos"
+        ),
         validate_default=True,
         description="fixed 2-D sine-cosine positions (MAE's, or MoCo v3's: rows first), learned ones, or a beit_*'s "
         "relative ones, alone or with learned ones",
@@ -78,7 +80,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     def _suits_the_family(cls, value: Any, info: ValidationInfo) -> Any:
         field = info.field_name or ""
         if (model := info.data.get("model")) is not None:
-            family_of(model).check_field(field, value, value != cls.model_fields[field].default, info.data)
+            default = cls.model_fields[field].get_default(call_default_factory=True, validated_data=info.data)
+            family_of(model).check_field(field, value, value != default, info.data)
         return value
 
     @property
@@ -89,7 +92,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def crop_multiple(self) -> int:
         """The number of pixels whose multiples the sides of a crop must be."""
-        return self.family.crop_multiple(self.patch_size)
+        return self.family.crop_multiple(self.model, self.patch_size)
 
     @property
     def in_words(self) -> str:
@@ -100,7 +103,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     def summary(self) -> str:
         """Its patches and positions, in words for a plan."""
         words = f"patch {self.patch_size}, {self.positions} positions"
-        return words if self.family.sized else f"stride {self.patch_size}"
+        return words if self.family.sized(self.model) else f"stride {self.patch_size}"
 
     def require(self, method: str, hide: Hiding | None = None, any_size: bool = False) -> None:
         """Raise ValueError when the encoder is not fit for a method that hides patches so, or has crops of any size."""
@@ -111,18 +114,23 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"{method} {hide}s patches, which {self.in_words} cannot. Use a vit_* model, or method simmim."
             )
-        if any_size and not self.family.any_size:
+        if any_size and not self.family.takes_any_size(self.model):
             raise ValueError(f"{method} needs positions for crops of any size, '{self.model}' has none. Use a vit_*.")
 
-    def build(self, image_size: Grid) -> Encoder:
-        """A randomly initialised encoder for images of `image_size` (height, width) pixels.
+    def build(self, image_size: Grid, pooled: bool = True) -> Encoder:
+        """A randomly initialised encoder for images of `image_size` (height, width) pixels; without `pooled` its own
+        pooling, such as an attention pool, is left out where timm can, for methods that do not read it.
 
         Raises ValueError when the patch size does not divide the image size, or the model cannot be wrapped.
         """
         if any(side % self.crop_multiple for side in image_size):
             raise ValueError(f"patch_size {self.patch_size} does not divide an image of {image_size} pixels")
         fields = self.model_dump()
-        arguments = {"img_size": list(image_size), "in_chans": self.channels, **self.family.arguments_of(fields)}
+        arguments = {
+            "img_size": list(image_size),
+            "in_chans": self.channels,
+            **self.family.arguments_of(fields, pooled),
+        }
         encoder = build_encoder(self.model, arguments, self.interpolation, self.drop_path)
         encoder.configure_(fields)
         return encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
@@ -14,10 +15,14 @@ from unlabeled.nn.positions import Grid, Interpolation
 
 Tensors = dict[str, Tensor]
 
-# how tokens become one vector of an image: class token, mean of the patches, both, or mean and maximum of the patches
-Pool = Literal["cls", "mean", "cls_mean", "mean_max"]
+# how tokens become one vector of an image: class token, mean of the patches, both, mean and maximum of the patches, or
+# the network's own pooling, timm's `forward_head(pre_logits=True)`
+Pool = Literal["cls", "mean", "cls_mean", "mean_max", "own"]
 # timm's names for the poolings of its classifiers
 TIMM_POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": "map"}
+
+# names of timm's linear layers of attention and MLP
+LINEARS = ("qkv", "proj", "fc1", "fc2")
 
 # ways to hide patches: leave them out (MAE), or put a mask token in their places (SimMIM, iBOT)
 Hiding = Literal["drop", "replace"]
@@ -34,6 +39,7 @@ class Tokens(NamedTuple):
     prefix: Tensor  # [B, P, D], the class token and registers, in this order
     patches: Tensor  # [B, N, D], or [B, K, D] of the visible patches in the order of `PatchMask.keep`
     grid: Grid  # (rows, columns) of the whole image's patches, hidden ones included
+    raw: Any = None  # the same as timm's `forward_features` gives it, for the network's own pooling
 
     def pool(self, how: Literal["cls", "mean"]) -> Tensor:
         """One vector per image [B, D]: the class token, or the mean of the patches."""
@@ -57,9 +63,6 @@ class Encoder(nn.Module, ABC):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset()
-    any_size: ClassVar[bool] = True  # encodes images of other sizes than the one it was built for
-    sized: ClassVar[bool] = True  # has weights that belong to an image size, such as positions
-    adaptable: ClassVar[bool] = False  # has linear layers that LoRA may wrap
     resnet_heads: ClassVar[bool] = False  # gets the heads that MoCo v3 and DINO put on a ResNet
     noun: ClassVar[str] = ""  # in front of a model's name
     exported: ClassVar[Mapping[str, Any]] = {}  # type of each `model_args` field that an export may have
@@ -94,9 +97,24 @@ class Encoder(nn.Module, ABC):
         """The patch size unless a recipe sets one. Raises ValueError when the model cannot be an encoder."""
 
     @classmethod
-    def crop_multiple(cls, patch_size: int) -> int:
+    def takes_any_size(cls, model: str) -> bool:
+        """Whether a network encodes images of other sizes than the one that it was built for."""
+        return True
+
+    @classmethod
+    def sized(cls, model: str) -> bool:
+        """Whether a network has weights that belong to an image size, such as positions."""
+        return True
+
+    @classmethod
+    def default_positions(cls, model: str) -> str:
+        """The positions unless a recipe says others."""
+        return "sincos"
+
+    @classmethod
+    def crop_multiple(cls, model: str, patch_size: int) -> int:
         """The number of pixels whose multiples the sides of a crop must be."""
-        return patch_size if cls.sized else 1
+        return patch_size if cls.sized(model) else 1
 
     @classmethod
     def in_words(cls, model: str) -> str:
@@ -110,14 +128,15 @@ class Encoder(nn.Module, ABC):
         default, `others` are the fields before it, `model` among them."""
 
     @classmethod
-    def can_read(cls, pool: Pool, blocks: int) -> bool:
-        """Whether networks of this family have such features of the last blocks, as far as the family decides it."""
+    def can_read(cls, model: str, pool: Pool, blocks: int) -> bool:
+        """Whether a network has such features of its last blocks, as far as its name decides it."""
         return True
 
     @classmethod
     @abstractmethod
-    def arguments_of(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of `create` for a recipe's fields, defaults, image size and channels left out."""
+    def arguments_of(cls, fields: Mapping[str, Any], pooled: bool = True) -> dict[str, Any]:
+        """The arguments of `create` for a recipe's fields, defaults, image size and channels left out; without `pooled`
+        the network gets no pooling of its own, where timm can leave it out."""
 
     @classmethod
     @abstractmethod
@@ -160,8 +179,10 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
-        """Linear layers of a timm model that LoRA may wrap, as (owner, names); the model calls them from then on."""
-        return []
+        """Linear layers of a timm model that LoRA may wrap, as (owner, names); the model calls them from then on. By
+        default those of attention and MLP with timm's usual names."""
+        found = ((one, [n for n in LINEARS if isinstance(getattr(one, n, None), nn.Linear)]) for one in model.modules())
+        return [(owner, tuple(names)) for owner, names in found if names]
 
     @classmethod
     @abstractmethod
@@ -186,6 +207,11 @@ class Encoder(nn.Module, ABC):
         return {"model": self.model.split(".")[0], "channels": self.channels}
 
     @property
+    def adaptable(self) -> bool:
+        """Whether it has linear layers that LoRA may wrap."""
+        return bool(self.linears_(self.vit))
+
+    @property
     def readable(self) -> int:
         """How many of the last blocks have tokens that can be read."""
         return self.depth
@@ -201,9 +227,24 @@ class Encoder(nn.Module, ABC):
         """The poolings of its timm classifier, see `TIMM_POOLS`."""
 
     @property
-    def default_pool(self) -> Literal["cls", "mean"]:
-        """How its tokens become one vector unless somebody says: the class token, else the mean of the patches."""
-        return "cls" if self.has_class_token else "mean"
+    def pools_itself(self) -> bool:
+        """Whether its own pooling is another than the class token or the mean of the patches."""
+        return False
+
+    @property
+    def default_pool(self) -> Literal["cls", "mean", "own"]:
+        """How its tokens become one vector unless somebody says: its own pooling where it has one, the class token,
+        else the mean of the patches."""
+        return "own" if self.pools_itself else "cls" if self.has_class_token else "mean"
+
+    @property
+    def feature_width(self) -> int:
+        """The width of `feature`."""
+        return int(self.vit.head_hidden_size) if self.pools_itself else self.width
+
+    def width_of(self, block: int) -> int:
+        """The width of the tokens of a block, counted from the end and from 1."""
+        return self.width
 
     @abstractmethod
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
@@ -211,7 +252,19 @@ class Encoder(nn.Module, ABC):
 
     def feature(self, images: Tensor) -> Tensor:
         """The feature of images [B, C, H, W] in contrastive and distillation methods [B, D]: see `default_pool`."""
-        return self(images).pool(self.default_pool)
+        tokens, how = self(images), self.default_pool
+        return self.own(tokens) if how == "own" else tokens.pool(how)
+
+    def own(self, tokens: Tokens) -> Tensor:
+        """The network's own pooling of the tokens of `forward` [B, D'], timm's `forward_head(pre_logits=True)`."""
+        pooled: Tensor = self.vit.forward_head(tokens.raw, pre_logits=True)
+        return pooled
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of images [B, C, H, W] at several depths, the earliest first [B, D, rows, columns]: for
+        segmentation and detection."""
+        maps: list[Tensor] = self.vit.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")
+        return maps
 
     @abstractmethod
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
@@ -252,10 +305,21 @@ def fit_channels(weights: Tensors, model: Any) -> Tensors:
     UserError when other channels than RGB's are to be fitted."""
     from timm.models._manipulate import adapt_input_conv
 
-    first = f"{model.pretrained_cfg['first_conv']}.weight"
-    found, channels = weights[first].shape[1], model.get_parameter(first).shape[1]
-    if found == channels:
-        return dict(weights)
-    if found != 3:
-        raise UserError(f"the encoder sees {found} channels, pictures have {channels}. Only RGB's can be fitted.")
-    return {**weights, first: adapt_input_conv(channels, weights[first])}
+    fitted, told = dict(weights), model.pretrained_cfg["first_conv"]
+    for layer in (told,) if isinstance(told, str) else told or ():
+        first = f"{layer}.weight"
+        found, channels = weights[first].shape[1], model.get_parameter(first).shape[1]
+        if found not in (3, channels):
+            raise UserError(f"the encoder sees {found} channels, pictures have {channels}. Only RGB's can be fitted.")
+        if found != channels:
+            fitted[first] = adapt_input_conv(channels, weights[first])
+    return fitted
+
+
+@cache
+def module_of(model: str) -> str:
+    """timm's module of a model, such as `resnet`; empty where timm has none of this name."""
+    import timm
+
+    name = model.split(".")[0]
+    return timm.model_entrypoint(name).__module__.rpartition(".")[2] if timm.is_model(name) else ""

@@ -125,7 +125,7 @@ def timm_config(
         "model_args": told.arguments,
         "pretrained_cfg": {
             "input_size": [arguments["in_chans"], *size],
-            "fixed_input_size": family.sized,
+            "fixed_input_size": family.sized(architecture),
             "interpolation": prepared.interpolation,
             "crop_pct": prepared.crop_pct,
             "crop_mode": "center",

@@ -120,7 +120,11 @@ class Config(BaseModel, strict=True):
 
     def _suits_the_family(self) -> None:
         family, arguments, told = family_of(self.architecture), self.model_args, self.model_args.model_fields_set
-        if others := told - family.exported.keys() - (ALWAYS | {"img_size"} if family.sized else ALWAYS):
+        if (
+            others := told
+            - family.exported.keys()
+            - (ALWAYS | {"img_size"} if family.sized(self.architecture) else ALWAYS)
+        ):
             raise ValueError(f"model_args: {show(sorted(others))} do not shape {family.in_words(self.architecture)}")
         if "img_size" not in told:
             return

@@ -12,7 +12,7 @@ from unlabeled.backbone.encoder import Encoder, Pool, Tokens
 from unlabeled.errors import UserError
 from unlabeled.nn.modes import evaluating
 
-How = Literal["cls", "mean", "max"]
+How = Literal["cls", "mean", "max", "own"]
 Encode = Callable[[Tensor], Tensor]  # from images [B, C, H, W] to features [B, D]
 
 # `features` from `blocks`, a list of (patches, prefix tokens): model cards
@@ -20,6 +20,7 @@ READ = {
     "cls": "features = torch.cat([cls[:, 0] for _, cls in blocks], 1)",
     "mean": "features = torch.cat([patches.mean(1) for patches, _ in blocks], 1)",
     "cls_mean": "features = torch.cat([*(cls[:, 0] for _, cls in blocks), blocks[-1][0].mean(1)], 1)",
+    "own": "features = model.forward_head(model.forward_features(images), pre_logits=True)",
     "mean_max": "features = torch.cat([x for p, _ in blocks for x in (p.mean(1), p.amax(1))], 1)",
 }
 
@@ -28,8 +29,8 @@ class FeatureSpec(NamedTuple):
     """A kind of features: the pooling of tokens, and the number of the last blocks.
 
     `cls` and `mean` of several blocks are concatenated, the last block's last; so are `mean` and `max` of each block in
-    `mean_max`. `cls_mean` is the class tokens of all, then the mean of the patches of the last (iBOT's and DINOv2's
-    linear probes).
+    `mean_max`; `own` is of the last block alone. `cls_mean` is the class tokens of all, then the mean of the patches of
+    the last (iBOT's and DINOv2's linear probes).
     """
 
     pool: Pool
@@ -59,6 +60,11 @@ def check(encoder: Encoder, wanted: FeatureSpec) -> None:
         raise UserError(
             f"{encoder.model} has no class token. Take the mean of its patches: --pool mean (evaluate.pool=mean)."
         )
+    if wanted.pool == "own" and wanted.blocks > 1:
+        raise UserError(
+            f"{encoder.model} pools its last block by itself, found blocks={wanted.blocks}. Take the mean of the "
+            "patches: --pool mean (evaluate.pool=mean)."
+        )
     if wanted.blocks > encoder.readable:
         several = f"{encoder.model} has {encoder.readable} blocks"
         words = several if encoder.readable > 1 else f"of {encoder.model} the last map alone is read"
@@ -71,7 +77,7 @@ def in_python(encoder: Encoder, wanted: FeatureSpec) -> str:
 
 
 def reader(encoder: Encoder, pieces: Sequence[Part]) -> Encode:
-    """A function from images [B, C, H, W] to pieces of features, concatenated [B, len(pieces) * D].
+    """A function from images [B, C, H, W] to pieces of features, concatenated [B, sum of their widths].
 
     It runs in evaluation mode without gradients; every part of the encoder gets its mode back after a call.
     """
@@ -82,15 +88,25 @@ def reader(encoder: Encoder, pieces: Sequence[Part]) -> Encode:
         with evaluating(encoder):
             # the forward pass may be compiled
             tokens = [encoder(images)] if deepest == 1 else encoder.intermediate(images, range(-deepest, 0))
-            return read(tokens, pieces)
+            return read(tokens, pieces, encoder.own)
 
     return encode
 
 
-def read(blocks: Sequence[Tokens], pieces: Sequence[Part]) -> Tensor:
-    """Pieces of features, concatenated [B, len(pieces) * D], from the tokens of the last blocks."""
-    found = [(blocks[-block], how) for block, how in pieces]
-    return torch.cat([one.patches.amax(1) if how == "max" else one.pool(how) for one, how in found], dim=1)
+def read(blocks: Sequence[Tokens], pieces: Sequence[Part], own: Callable[[Tokens], Tensor]) -> Tensor:
+    """Pieces of features, concatenated, from the tokens of the last blocks; `own` is the network's own pooling."""
+
+    def piece(tokens: Tokens, how: How) -> Tensor:
+        if how == "own":
+            return own(tokens)
+        return tokens.patches.amax(1) if how == "max" else tokens.pool(how)
+
+    return torch.cat([piece(blocks[-block], how) for block, how in pieces], dim=1)
+
+
+def widths(encoder: Encoder, pieces: Sequence[Part]) -> list[int]:
+    """The width of each piece of features."""
+    return [encoder.feature_width if how == "own" else encoder.width_of(block) for block, how in pieces]
 
 
 def encoder_features(encoder: Encoder, pool: Pool, blocks: int = 1) -> Encode:
@@ -108,3 +124,7 @@ class Pixels(nn.Module):
         """Images [B, C, H, W] as [B, 1, C * H * W]."""
         pixels = images.flatten(1).unsqueeze(1)
         return Tokens(pixels, pixels, (1, 1))
+
+    def own(self, tokens: Tokens) -> Tensor:
+        """The pixels [B, C * H * W]."""
+        return tokens.pool("mean")

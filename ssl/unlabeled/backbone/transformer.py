@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens
+from unlabeled.backbone.encoder import LINEARS, TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens
 from unlabeled.data.source import Finite
 from unlabeled.nn.attention import attention_map
 from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
@@ -21,7 +21,6 @@ from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.positions import Grid, Interpolation, resample
 
 SCHEMES: dict[str, Callable[..., None]] = {"mae": mae_, "mocov3": mocov3_, "dino": distilled_vit_, "simmim": simmim_}
-LINEARS = ("qkv", "proj", "fc1", "fc2")
 
 # fields of recipes that are arguments of timm, in its order, and those that timm knows by another name
 FIELDS = ("patch_size", "width", "depth", "heads", "mlp_ratio", "qkv_bias", "norm_eps", "init_values", "registers")
@@ -40,7 +39,6 @@ EXPORTED: dict[str, Any] = {
 class Transformer(Encoder, ABC):
     """A timm transformer of one resolution, with `patch_embed`, `blocks` and `norm`; see `Encoder`."""
 
-    adaptable: ClassVar[bool] = True
     bare: ClassVar[Mapping[str, Any]] = {"global_pool": "token"}
     blocks_in_python: ClassVar[str] = (
         "blocks = model.get_intermediate_layers(images, n={n}, return_prefix_tokens=True, norm=True)"
@@ -89,7 +87,7 @@ class Transformer(Encoder, ABC):
             raise ValueError(f"positions are {positions}, which have no tables: leave it out, found {value}")
 
     @classmethod
-    def arguments_of(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def arguments_of(cls, fields: Mapping[str, Any], pooled: bool = True) -> dict[str, Any]:
         told = {NAMES.get(name, name): fields[name] for name in FIELDS}
         told |= {"qkv_bias": None if fields["qkv_bias"] else False}
         told |= {"no_embed_class": True if fields["registers"] else None}
@@ -135,7 +133,8 @@ class Transformer(Encoder, ABC):
     @classmethod
     def last_blocks(cls, model: Any, images: Tensor, blocks: int) -> list[Tokens]:
         found = model.get_intermediate_layers(images, n=blocks, reshape=True, return_prefix_tokens=True, norm=True)
-        return [Tokens(prefix, maps.flatten(2).mT, tuple(maps.shape[-2:])) for maps, prefix in found]
+        read = [(prefix, maps.flatten(2).mT, tuple(maps.shape[-2:])) for maps, prefix in found]
+        return [Tokens(*one, torch.cat(one[:2], dim=1)) for one in read]
 
     # ---------------------------------------------------------------- one encoder
 
@@ -176,7 +175,7 @@ class Transformer(Encoder, ABC):
     def finish(self, x: Tensor, grid: Grid) -> Tokens:
         """The output of a block through the final norm."""
         x = self.vit.norm(x)
-        return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :], grid)
+        return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :], grid, x)
 
     def shared_bias(self) -> Tensor | None:
         """The term that all blocks add to their products of queries and keys [heads, N, N]; None = none."""

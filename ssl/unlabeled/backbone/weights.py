@@ -147,7 +147,9 @@ def _as_timm_says(name: str) -> Preprocessing:
         raise UserError(f"timm has no such weights of '{name}': {error}") from error
     if config is None:
         return IMAGENET
-    if not family_of(architecture).can_read("cls", 1) or name.removeprefix(architecture).startswith(".mae"):
+    if not family_of(architecture).can_read(architecture, "cls", 1) or name.removeprefix(architecture).startswith(
+        ".mae"
+    ):
         pool: Pool | None = "mean"
     else:
         with torch.device("meta"):

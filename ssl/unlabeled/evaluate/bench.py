@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, parts, reader
+from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, parts, reader, widths
 from unlabeled.data.label.subset import few_shot, stratified
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.splits import Splits
@@ -66,8 +66,10 @@ class Bench:
         missing = list(dict.fromkeys(part for spec in specs for part in parts(spec) if part not in self._parts))
         if not missing:
             return
+        # of a single piece nobody needs the width: raw pixels have none of their own
+        sizes = widths(self.encoder, missing) if len(missing) > 1 else None
         pieces = [
-            [Features(x.contiguous(), split.y) for x in split.x.chunk(len(missing), dim=1)]
+            [Features(x.contiguous(), split.y) for x in split.x.split(sizes or split.x.shape[1], dim=1)]
             for split in self.splits.features(reader(self.encoder, missing), self.shape)
         ]
         self._parts |= dict(zip(missing, zip(*pieces, strict=True), strict=True))

@@ -84,7 +84,7 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
         """Raise UserError when encoders of a recipe lack features that are asked for."""
         pool = self.pool or "mean"
         for spec in (FeatureSpec(pool), *required(self.protocols, pool, 1)):
-            if not encoder.family.can_read(spec.pool, spec.blocks):
+            if not encoder.family.can_read(encoder.model, spec.pool, spec.blocks):
                 raise UserError(
                     f"evaluate asks for pool={spec.pool} of {spec.blocks} block(s), but {encoder.in_words} has no "
                     "class token, and its last map alone is read. Set evaluate.pool=mean, and take `cls` and more "

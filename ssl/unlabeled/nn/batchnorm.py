@@ -11,7 +11,7 @@ from unlabeled.nn.collectives import gather, sum_over_processes, world
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of x [B, D] or [B, D, H, W] over the images (and pixels) of all processes.
+    """Batch normalisation of x [B, D], [B, D, N] or [B, D, H, W] over the images (and pixels) of all processes.
 
     torch's SyncBatchNorm does the same, on CUDA only. Every process must have the same number of rows. Only with
     `affine` it learns a weight and a bias (MoCo v3's last layers do not).
@@ -28,7 +28,7 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(x) if world() == 1 else self._over_processes(x)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        assert input.ndim in (2, 4), f"expected [B, D] or [B, D, H, W], found {tuple(input.shape)}"
+        assert input.ndim in (2, 3, 4), f"expected [B, D], [B, D, N] or [B, D, H, W], found {tuple(input.shape)}"
 
     def _over_processes(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[1] * world()
@@ -47,9 +47,10 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class BatchNorm2d(BatchNorm):
-    """Drop-in replacement for `nn.BatchNorm2d` and timm's `BatchNormAct2d`, with statistics over all processes."""
+    """Drop-in replacement for `nn.BatchNorm1d`, `nn.BatchNorm2d` and timm's `BatchNormAct2d`, with statistics over all
+    processes."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         assert norm.track_running_stats and norm.momentum is not None, "a norm without a running mean"
         super().__init__(norm.num_features, affine=norm.affine)
         self.eps, self.momentum, self.training = norm.eps, norm.momentum, norm.training
@@ -63,10 +64,11 @@ class BatchNorm2d(BatchNorm):
 
 
 def synchronise_(network: nn.Module) -> None:
-    """Replace every `BatchNorm2d` inside a network by one over the global batch; the state dict stays the same."""
+    """Replace every `BatchNorm1d` and `BatchNorm2d` inside a network by one over the global batch; the state dict stays
+    the same."""
     for part in list(network.modules()):
         for name, child in part.named_children():
-            if isinstance(child, nn.BatchNorm2d):
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(child, BatchNorm):
                 setattr(part, name, BatchNorm2d(child))
 
 

@@ -196,6 +196,6 @@ class PretrainMethod(Method, ABC):
         """The encoder that the paper evaluates."""
         return next(iter(self.exports().values()))
 
-    def pooling(self) -> Literal["cls", "mean"]:
+    def pooling(self) -> Literal["cls", "mean", "own"]:
         """How the tokens of that encoder become the feature of an image."""
         return self.evaluated().default_pool

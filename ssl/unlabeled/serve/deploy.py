@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.backbone.build import family_of
-from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.backbone.folder import load_timm, read_weights
 from unlabeled.backbone.folder_config import read_config
 from unlabeled.backbone.pooling import FeatureSpec, parts, read
@@ -202,8 +202,15 @@ class Headed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes]."""
+
+        def own(tokens: Tokens) -> Tensor:
+            pooled: Tensor = self.backbone.forward_head(  # type: ignore[operator]
+                tokens.raw, pre_logits=True
+            )
+            return pooled
+
         blocks = self.family.last_blocks(self.backbone, images, self.kind.blocks)
-        return self.head(read(blocks, parts(self.kind)))
+        return self.head(read(blocks, parts(self.kind), own))
 
 
 def _output(model: Prepared) -> str:

@@ -210,7 +210,7 @@ class Embedding:
     def encode(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, C, h, w] to features [B, D] and, where asked for, patch tokens [B, N, D]."""
         dtype, tokens = getattr(torch, self.settings.dtype), self.encoder(images)
-        features = read([tokens], parts(FeatureSpec(self.settings.pool)))
+        features = read([tokens], parts(FeatureSpec(self.settings.pool)), self.encoder.own)
         kept = [features, tokens.patches] if self.settings.tokens else [features]
         return [part.to(dtype) for part in kept]
 

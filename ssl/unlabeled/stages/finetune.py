@@ -131,7 +131,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         start = load_start(recipe.encoder, shape, channels, recipe.adapt, recipe.seed, task.from_classifier)
         encoder, labels = start.encoder, images.train.labels
         try:
-            task.view.check(encoder.crop_multiple(encoder.patch_size))
+            task.view.check(encoder.crop_multiple(encoder.model, encoder.patch_size))
         except ValueError as error:
             raise UserError(f"task.view: {error}") from error
         order = Order(labels, task.balance, task.balance_from, task.repeats)

@@ -124,7 +124,10 @@ class Beginning(NamedTuple):
 
     def _fits(self) -> Iterator[str]:
         """How the encoder was fitted, in words."""
-        if self.found.encoder.sized and self.found.encoder.image_size != self.encoder.image_size:
+        if (
+            self.found.encoder.sized(self.found.encoder.model)
+            and self.found.encoder.image_size != self.encoder.image_size
+        ):
             old, new = ("x".join(map(str, one.image_size)) for one in (self.found.encoder, self.encoder))
             yield f"resampled: positions of {old} to {new} pixels"
         if self.found.encoder.channels != self.encoder.channels:

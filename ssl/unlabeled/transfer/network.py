@@ -9,7 +9,7 @@ from torch import Tensor
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
 
-ClassifierPool = Literal["cls", "mean", "mean_max", "attention"]
+ClassifierPool = Literal["cls", "mean", "mean_max", "attention", "own"]
 
 
 class Trained(NamedTuple):
@@ -19,8 +19,13 @@ class Trained(NamedTuple):
     weights: dict[str, Tensor]
 
 
+# parts between the last block and the head that a classifier may have and its encoder not, or the other way round
+AFTER = ("attn_pool.", "fc_norm.")
+
 # advice where a network does not have a pooling
 INSTEAD = {
+    "mean": "task.pool is mean, but timm's '{}' pools by itself. Set task.pool=own.",
+    "own": "task.pool is own, but timm's '{}' has no pooling of its own. Set task.pool=mean.",
     "cls": "task.pool is cls, but '{}' has no class token. Set task.pool=mean.",
     "mean_max": "task.pool is mean_max, which timm's '{}' does not have. Set task.pool=mean.",
     "attention": "task.pool is attention, as task.strategy.name=attentive always has it, and timm's '{}' does not. Set "
@@ -35,34 +40,31 @@ def timm_arguments(encoder: Encoder, pool: ClassifierPool, shape: tuple[int, int
     return encoder.classifier_arguments(pool, shape, frozen)
 
 
-def timm_classifier(encoder: Encoder, arguments: dict[str, Any], drop_path: float, num_classes: int) -> Any:
-    """A timm model with the encoder's weights and a new head; `drop_path` is the rate of the last block."""
+def timm_classifier(
+    encoder: Encoder, arguments: dict[str, Any], drop_path: float, num_classes: int
+) -> tuple[Any, tuple[str, ...]]:
+    """A timm model with the encoder's weights and a new head, and the prefixes of the parameters that are new: of the
+    head, and of a pooling or norm that the encoder does not have. `drop_path` is the rate of the last block."""
     model = encoder.create(encoder.model, arguments, drop_path, num_classes)
     weights = encoder.fitted(encoder.vit.state_dict(), encoder.native_grid, model)
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    new = {name for name, _ in model.named_parameters() if name.startswith(new_parts(model))}
-    dropped: set[str] = set()
-    if any(name.startswith("fc_norm.") for name in new):
-        dropped = {"norm.weight", "norm.bias"}
-    assert set(missing) == new and set(unexpected) == dropped, (missing, unexpected)
-    return model
+    heads = head_prefixes(model)
+    new = {f"{name.partition('.')[0]}." for name in missing if not name.startswith(heads)}
+    assert new <= set(AFTER) and all(name.startswith((*AFTER, "norm.")) for name in unexpected), (missing, unexpected)
+    return model, (*heads, *sorted(new))
 
 
 def retrained(encoder: Encoder, trained: Trained, num_classes: int) -> Any:
     """A timm model with all weights of a trained classifier but its head, which is new."""
     model = encoder.create(encoder.model, trained.arguments, 0.0, num_classes)
-    prefix = head_prefix(model)
-    weights = {name: tensor for name, tensor in trained.weights.items() if not name.startswith(prefix)}
+    heads = head_prefixes(model)
+    weights = {name: tensor for name, tensor in trained.weights.items() if not name.startswith(heads)}
     missing, unexpected = model.load_state_dict(encoder.fitted(weights, encoder.native_grid, model), strict=False)
-    assert all(name.startswith(prefix) for name in missing) and not unexpected, (missing, unexpected)
+    assert all(name.startswith(heads) for name in missing) and not unexpected, (missing, unexpected)
     return model
 
 
-def new_parts(model: Any) -> tuple[str, ...]:
-    """Prefixes of the parameters of a timm classifier that no encoder has: of head, pooling, and the norm after it."""
-    return head_prefix(model), "attn_pool.", "fc_norm."
-
-
-def head_prefix(model: Any) -> str:
-    """How the names of a timm classifier's head begin."""
-    return f"{model.pretrained_cfg['classifier']}."
+def head_prefixes(model: Any) -> tuple[str, ...]:
+    """How the names of a timm classifier's head begin; a distilled network has two."""
+    layers = model.pretrained_cfg["classifier"]
+    return tuple(f"{layer}." for layer in ((layers,) if isinstance(layers, str) else layers))

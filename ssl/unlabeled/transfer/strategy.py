@@ -27,9 +27,9 @@ class Strategy(BaseModel, ABC, frozen=True, extra="forbid"):
     own_pooling: ClassVar[bool] = False  # whether it pools by itself, whatever the encoder is evaluated with
     name: str
 
-    def start_(self, model: Any, family: type[Encoder], head: str, new: tuple[str, ...]) -> None:
-        """Freeze, wrap or add layers of a timm model of a `family`; `head` is the prefix of its head's parameters,
-        `new` are those of all that no encoder has, the head's among them."""
+    def start_(self, model: Any, family: type[Encoder], head: tuple[str, ...], new: tuple[str, ...]) -> None:
+        """Freeze, wrap or add layers of a timm model of a `family`; `head` are the prefixes of its head's parameters,
+        `new` those of all that its encoder did not have, the head's among them."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(new))
 
@@ -68,7 +68,7 @@ class WholeNetwork(Strategy, ABC, frozen=True, extra="forbid"):
     frozen: ClassVar[bool] = False
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block")
 
-    def start_(self, model: Any, family: type[Encoder], head: str, new: tuple[str, ...]) -> None:
+    def start_(self, model: Any, family: type[Encoder], head: tuple[str, ...], new: tuple[str, ...]) -> None:
         """Leave the model as it is."""
 
     def last_drop_path(self) -> float:

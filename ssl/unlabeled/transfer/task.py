@@ -150,11 +150,13 @@ class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """When layers of the built method begin to learn, for the plan; empty = all from the start."""
         return ""
 
-    def initialize_(self, head: nn.Linear) -> None:
-        """Give a new head small normal weights and no bias."""
+    def initialize_(self, head: nn.Module) -> None:
+        """Give the linear layers of a new head small normal weights and no bias."""
         with torch.no_grad():
-            nn.init.trunc_normal_(head.weight, std=self.head_std).mul_(self.head_scale)
-            nn.init.zeros_(head.bias)
+            for layer in (one for one in head.modules() if isinstance(one, nn.Linear)):
+                nn.init.trunc_normal_(layer.weight, std=self.head_std).mul_(self.head_scale)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 TASKS = ByFile("unlabeled.transfer.tasks", TaskConfig, default="classify")

@@ -31,7 +31,6 @@ class Beit(Transformer):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset({"replace"})
-    any_size: ClassVar[bool] = False
     positions: ClassVar[tuple[str, ...]] = ("relative", "relative_learned")
     patch_pools: ClassVar[tuple[str, ...]] = ("mean",)
     norm_after_pool: ClassVar[str] = "use_fc_norm"
@@ -51,10 +50,18 @@ class Beit(Transformer):
             raise ValueError(f"expected a timm Beit that has its norm before pooling, found '{model}'")
 
     @classmethod
-    def arguments_of(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def takes_any_size(cls, model: str) -> bool:
+        return False
+
+    @classmethod
+    def default_positions(cls, model: str) -> str:
+        return "relative"
+
+    @classmethod
+    def arguments_of(cls, fields: Mapping[str, Any], pooled: bool = True) -> dict[str, Any]:
         relative, tables = fields["positions"].startswith("relative"), fields["relative_tables"]
         return {
-            **super().arguments_of(fields),
+            **super().arguments_of(fields, pooled),
             **({} if fields["positions"] == "relative" else {"use_abs_pos_emb": True}),
             "use_rel_pos_bias": relative and tables != "shared",
             "use_shared_rel_pos_bias": relative and tables != "blocks",

@@ -148,7 +148,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
                 f"segmentation.size={list(size)}: {encoder.model} has patches of {patch} pixels, which do not divide "
                 f"it. Use segmentation.size={near}."
             )
-        if not encoder.any_size and size != encoder.image_size:
+        if not encoder.takes_any_size(encoder.model) and size != encoder.image_size:
             height, width = encoder.image_size
             raise UserError(
                 f"{encoder.model} encodes images of its own size only: expected segmentation.size=[{height},{width}], "

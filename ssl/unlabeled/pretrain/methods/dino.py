@@ -88,7 +88,7 @@ class Config(MethodConfig, frozen=True):
         calm = self.encoder.model_copy(update={"drop_path": 0.0})
         encoder, teacher = (config.build(self.global_1.shape) for config in (self.encoder, calm))
         encoder.initialise_("dino")
-        head, teacher_head = (self.head.build(encoder.width, norm=self.normalizes) for _ in range(2))
+        head, teacher_head = (self.head.build(encoder.feature_width, norm=self.normalizes) for _ in range(2))
         return DINO(encoder, head, teacher, teacher_head, self)
 
 

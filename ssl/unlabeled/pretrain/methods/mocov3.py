@@ -73,7 +73,7 @@ class Config(MethodConfig, frozen=True):
         encoder = self.encoder.build(self.first.shape)
         encoder.initialise_("mocov3", freeze_patches=self.freeze_patches)
         layers = self.projector_layers or (2 if encoder.resnet_heads else 3)
-        return Branch(encoder, mlp((encoder.width, *[self.hidden] * (layers - 1), self.dim)))
+        return Branch(encoder, mlp((encoder.feature_width, *[self.hidden] * (layers - 1), self.dim)))
 
 
 class Branch(nn.Module):

@@ -57,7 +57,7 @@ class Config(MethodConfig, frozen=True):
     def build(self) -> SimCLR:
         encoder = self.encoder.build(self.view.shape)
         encoder.initialise_("mocov3", freeze_patches=self.freeze_patches)
-        widths = encoder.width, *[self.hidden] * (self.projector_layers - 1), self.dim
+        widths = encoder.feature_width, *[self.hidden] * (self.projector_layers - 1), self.dim
         return SimCLR(encoder, mlp(widths), self.temperature)
 
 

@@ -27,27 +27,27 @@ class Config(Strategy, frozen=True, extra="forbid"):
         ("qkv", "proj", "fc1", "fc2"), description="linears of attention (qkv, proj) and MLP (fc1, fc2)"
     )
 
-    def start_(self, model: Any, family: type[Encoder], head: str, new: tuple[str, ...]) -> None:
+    def start_(self, model: Any, family: type[Encoder], head: tuple[str, ...], new: tuple[str, ...]) -> None:
         """Wrap linear layers and freeze the rest.
 
         Raises:
             UserError: the family has no such layers, or the rank is that of a full matrix or more.
         """
-        if not family.adaptable:
-            found = family.in_words(model.pretrained_cfg["architecture"])
+        found = [(owner, name) for owner, names in family.linears_(model) for name in self.targets if name in names]
+        if not found:
+            words = family.in_words(model.pretrained_cfg["architecture"])
             raise UserError(
-                f"task.strategy lora adapts attention and MLP of a transformer's blocks, and {found} has none. Use "
-                "task.strategy.name=differential."
+                f"task.strategy lora adapts attention and MLP of a transformer's blocks, and {words} has no "
+                f"{', '.join(self.targets)}. Use task.strategy.name=differential."
             )
-        for owner, names in family.linears_(model):
-            for name in (one for one in self.targets if one in names):
-                layer: nn.Linear = getattr(owner, name)
-                if self.rank > (full := min(layer.in_features, layer.out_features)):
-                    raise UserError(
-                        f"task.strategy.rank is {self.rank}, but {name} maps {layer.in_features} to "
-                        f"{layer.out_features} dimensions: expected at most {full}. Ranks of 4 to 64 are usual."
-                    )
-                setattr(owner, name, LowRankLinear(layer, self.rank, self.alpha / self.rank))
+        for owner, name in found:
+            layer: nn.Linear = getattr(owner, name)
+            if self.rank > (full := min(layer.in_features, layer.out_features)):
+                raise UserError(
+                    f"task.strategy.rank is {self.rank}, but {name} maps {layer.in_features} to "
+                    f"{layer.out_features} dimensions: expected at most {full}. Ranks of 4 to 64 are usual."
+                )
+            setattr(owner, name, LowRankLinear(layer, self.rank, self.alpha / self.rank))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(new) or name.endswith(ADDED))
 

@@ -16,8 +16,8 @@ class Config(Strategy, frozen=True, extra="forbid"):
     own_pooling: ClassVar[bool] = True
     name: Literal["retrain"] = "retrain"
 
-    def start_(self, model: Any, family: type[Encoder], head: str, new: tuple[str, ...]) -> None:
-        super().start_(model, family, head, (head,))  # pooling and norm are trained already
+    def start_(self, model: Any, family: type[Encoder], head: tuple[str, ...], new: tuple[str, ...]) -> None:
+        super().start_(model, family, head, head)  # pooling and norm are trained already
 
     def pooling(self, pool: ClassifierPool) -> ClassifierPool:
         if pool != "cls":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -22,8 +22,7 @@ from unlabeled.transfer.losses import Objective, examples
 from unlabeled.transfer.network import (
     ClassifierPool,
     Trained,
-    head_prefix,
-    new_parts,
+    head_prefixes,
     retrained,
     timm_arguments,
     timm_classifier,
@@ -93,19 +92,23 @@ class Classifier(Task):
         super().__init__()
         self.config, self.strategy, self.num_classes = config, config.strategy, len(counts)
         self.architecture = encoder.model
+        self.new: tuple[str, ...]
         if trained is None:
             self.arguments = timm_arguments(encoder, config.pool, config.view.shape, self.strategy.frozen)
             drop_path = self.strategy.last_drop_path()
-            self.model = timm_classifier(encoder, self.arguments, drop_path, len(counts))
+            self.model, self.new = timm_classifier(encoder, self.arguments, drop_path, len(counts))
         else:
             self.arguments = trained.arguments
             self.model = retrained(encoder, trained, len(counts))
+            self.new = head_prefixes(self.model)
         self.layers = {name: encoder.layer_of(name) for name, _ in self.model.named_parameters()}
-        head, self.new = head_prefix(self.model), new_parts(self.model)
-        config.initialize_(self.head)
-        self.probe_norm = self.strategy.head_norm(encoder.width)
+        for head in self.heads:
+            config.initialize_(head)
+        # timm's other heads have norms of their own, and nothing can be folded into them
+        linear = isinstance(self.head, nn.Linear)
+        self.probe_norm = self.strategy.head_norm(self.model.head_hidden_size) if linear else None
         self.objective = Objective(counts, config.effective_number, config.logit_adjustment, config.flood)
-        self.strategy.start_(self.model, type(encoder), head, self.new)
+        self.strategy.start_(self.model, type(encoder), head_prefixes(self.model), self.new)
         self.waiting = list(self._waiting())
         self.average: nn.Module | None = None
         if config.ema is not None:  # averaged weights: no gradients, evaluation mode
@@ -116,7 +119,13 @@ class Classifier(Task):
     @property
     def head(self) -> nn.Linear:
         """The classifier of the timm model, whatever its name there."""
-        return cast("nn.Linear", self.model.get_classifier())
+        return self.heads[0]
+
+    @property
+    def heads(self) -> tuple[nn.Linear, ...]:
+        """The classifiers of the timm model: a distilled network has two, whose mean it gives."""
+        found: Any = self.model.get_classifier()
+        return (*found,) if isinstance(found, tuple | nn.ModuleList) else (found,)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images, targets = examples(batch, self.num_classes, self.config.label_smoothing)
@@ -194,7 +203,7 @@ class Classifier(Task):
         """The state of the plain timm model: averaged where there is an average, low-rank products added, a probe's
         normalisation folded into its head."""
         state = self.strategy.merged(self.model if self.average is None else self.average)
-        norm, prefix = self.probe_norm, head_prefix(self.model)
+        norm, prefix = self.probe_norm, head_prefixes(self.model)[0]
         if norm is not None:
             assert norm.running_mean is not None and norm.running_var is not None
             scale = (norm.running_var + norm.eps).rsqrt()

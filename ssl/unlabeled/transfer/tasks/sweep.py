@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unlabeled.backbone.build import copy_encoder
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
-from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, in_python, parts, reader
+from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, in_python, parts, reader, widths
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.source import Source
 from unlabeled.pretrain.method import Output, Progress
@@ -107,7 +107,9 @@ class LinearSweep(Task):
             check(encoder, kind)
         self.encoder = copy_encoder(encoder).requires_grad_(False)
         self.pieces = list(dict.fromkeys(part for kind in self.kinds for part in parts(kind)))
-        self.heads = nn.ModuleList(nn.Linear(len(parts(head.kind)) * encoder.width, len(counts)) for head in self.tried)
+        self.heads = nn.ModuleList(
+            nn.Linear(sum(widths(encoder, parts(head.kind))), len(counts)) for head in self.tried
+        )
         for head in self.heads:
             config.initialize_(cast("nn.Linear", head))
         self.objective = Objective(counts, config.effective_number, config.logit_adjustment)
@@ -123,7 +125,7 @@ class LinearSweep(Task):
 
     def logits(self, images: Tensor) -> Tensor:
         """Class scores [B, heads, classes] of images [B, C, H, W]."""
-        read = reader(self.encoder, self.pieces)(images).chunk(len(self.pieces), dim=1)
+        read = reader(self.encoder, self.pieces)(images).split(widths(self.encoder, self.pieces), dim=1)
         pieces = dict(zip(self.pieces, read, strict=True))
         return torch.cat([self._logits(kind, pieces) for kind in self.kinds], dim=1)
 
@@ -144,7 +146,7 @@ class LinearSweep(Task):
     def as_classifier(self) -> classify.Classifier | None:
         """A timm model with the chosen head; None where timm has none that reads such features."""
         pool, blocks = self.tried[self.chosen].kind
-        if blocks > 1 or pool not in ("cls", "mean"):
+        if blocks > 1 or pool not in ("cls", "mean", "own"):
             return None
         config = classify.Config(strategy=frozen.Config(), pool=pool, view=self.config.view)
         whole = classify.Classifier(self.encoder, config, [1] * self.num_classes)
