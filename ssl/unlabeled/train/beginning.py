@@ -124,14 +124,12 @@ class Beginning(NamedTuple):
 
     def _fits(self) -> Iterator[str]:
         """How the encoder was fitted, in words."""
-        if (
-            self.found.encoder.sized(self.found.encoder.model)
-            and self.found.encoder.image_size != self.encoder.image_size
-        ):
-            old, new = ("x".join(map(str, one.image_size)) for one in (self.found.encoder, self.encoder))
+        found = self.found.encoder
+        if found.sized(found.model) and found.image_size != self.encoder.image_size:
+            old, new = ("x".join(map(str, one.image_size)) for one in (found, self.encoder))
             yield f"resampled: positions of {old} to {new} pixels"
-        if self.found.encoder.channels != self.encoder.channels:
-            yield f"fitted: {self.found.encoder.channels} channels to {self.encoder.channels}"
+        if found.channels != self.encoder.channels:
+            yield f"fitted: {found.channels} channels to {self.encoder.channels}"
 
 
 def begin(address: str, config: EncoderConfig, shape: Grid, channels: int, adapt: Adapt, field: str) -> Beginning:
