@@ -1,0 +1,219 @@
+"""Pretraining that begins with weights: of every kind of address, for every method."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import _registry
+from torch import nn
+
+from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.folder import IMAGENET, export_encoder, timm_config, write_export
+from unlabeled.backbone.weights import load_encoder
+from unlabeled.data.opened import Opened
+from unlabeled.errors import UserError
+from unlabeled.nn.positions import resample
+from unlabeled.pretrain.method import METHODS, PretrainMethod
+from unlabeled.stages.pretrain import STAGE, PretrainJob
+from unlabeled.train.state import split_heads
+
+MODEL = "vit_tiny_patch16_224"
+TIMM = f"{MODEL}.augreg_in21k_ft_in1k"
+SHAPE: dict[str, Any] = {"img_size": [32, 32], "patch_size": 8, "depth": 2, "in_chans": 3}
+HEADS = [f"method.head.{name}=16" for name in ("hidden", "bottleneck", "prototypes")]
+SMALL = {
+    "dino": ["method.local={count: 1, size: 16}", *HEADS],
+    "ibot": ["method.local=null", *HEADS],
+    "mae": ["method.decoder={name: self, width: 16, depth: 1, heads: 2}"],
+    "mocov3": ["method.hidden=16", "method.dim=8"],
+    "simclr": ["method.hidden=16", "method.dim=8"],
+}
+VIEWS = {"mae": "view", "simmim": "view", "simclr": "view", "mocov3": "first second", "dino": "global_1 global_2"}
+QUIET = ["run.device=cpu", "run.workers=0", "run.log_every=1"]
+GREY = "mean: [0.5], std: [0.2]"
+RECIPE = """
+name: begun
+data: {name: shapes, train_size: 8, val_size: 4, size: 32}
+train: {epochs: 2, batch_size: 4}
+optim: {name: adamw, base_lr: 0.01, warmup_epochs: 0}
+"""
+
+
+def random(model: nn.Module) -> Any:
+    """With weights that no initialisation leaves."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model.eval()
+
+
+def network(**more: Any) -> Any:
+    return random(timm.create_model(MODEL, num_classes=0, **{**SHAPE, **more}))
+
+
+def classifier(folder: Path) -> Any:
+    """As fine-tuning leaves one that pools patches: its norm comes after pooling."""
+    arguments = {**SHAPE, "global_pool": "avg", "fc_norm": True}
+    model = random(timm.create_model(MODEL, num_classes=5, **arguments))
+    config = timm_config(MODEL, arguments, 192, IMAGENET, 5, list("abcde"))
+    write_export(folder, model.state_dict(), config, "card")
+    return model
+
+
+def dino_file(file: Path) -> None:
+    """As the official program leaves a backbone."""
+    torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in network().state_dict().items()}}, file)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights under every kind of address."""
+    home = tmp_path_factory.mktemp("beginnings")
+    (home / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    encoder = Vit_(network())
+    export_encoder(home / "bare", encoder, IMAGENET._replace(mean=(0.5,) * 3), "card", {})
+    classifier(home / "classifier")
+    dino_file(home / "official.pth")
+    torch.save(random(timm.create_model(MODEL)).state_dict(), home / "timm.pth")
+    for i in range(8):
+        (home / "grey").mkdir(exist_ok=True)
+        Image.fromarray(np.full((32, 32), 30 * i, np.uint8)).save(home / "grey" / f"{i}.png")
+    return home
+
+
+def Vit_(vit: nn.Module) -> Encoder:
+    from unlabeled.backbone.build import family_of
+
+    return family_of(MODEL)(vit, MODEL, SHAPE)
+
+
+@pytest.fixture(autouse=True)
+def _hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's own loading, from a file in place of its hub."""
+    known = _registry._model_pretrained_cfgs
+    monkeypatch.setitem(
+        known, TIMM, dataclasses.replace(known[TIMM], file=str(home / "timm.pth"), hf_hub_id=None, custom_load=False)
+    )
+
+
+def arguments(home: Path, name: str, init: str, *more: str) -> list[str]:
+    given = {"mae": "mask: {name: random}", "simmim": "mask: {name: random, unit: 8}", "ibot": "mask: {name: block}"}
+    own = {**given, "simclr": "count: 2"}.get(name)
+    sizes = [f"method.{view}={{size: 32{f', {own}' if own else ''}}}" for view in views_of(name)]
+    begin = [f"method.name={name}", *sizes, *SMALL.get(name, []), f"init={init}", *QUIET]
+    return [str(home / "recipe.yaml"), *begin, *more]
+
+
+def views_of(name: str) -> list[str]:
+    return VIEWS.get(name, VIEWS["dino"]).split()
+
+
+def job_of(home: Path, name: str, init: str, *more: str) -> PretrainJob:
+    path, *overrides = arguments(home, name, init, *more)
+    recipe, _ = STAGE.load(path, overrides)
+    return STAGE.job(recipe, Opened(recipe.data))
+
+
+def addresses(home: Path) -> dict[str, tuple[str, list[str]]]:
+    """Addresses, and what else a recipe says."""
+    return {
+        "bare": (f"{home}/bare", []),
+        "official": (f"dino:{home}/official.pth", []),
+        "channels": (f"{home}/bare", ["adapt=[channels]", f"data={{name: files, path: {home}/grey, {GREY}}}"]),
+    }
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("kind", ["bare", "official", "channels"])
+def test_every_method_begins_with_the_features_of_any_weights(home: Path, name: str, kind: str) -> None:
+    init, more = addresses(home)[kind]
+    job = job_of(home, name, init, *more)
+    method = cast("PretrainMethod", job.build().eval())
+    channels = job.recipe.data.channels
+    source, images = load_encoder(init, 32, channels).eval(), torch.randn(2, channels, 32, 32)
+    expected = source(images).patches
+    for encoder in method.exports().values():
+        assert torch.allclose(encoder(images).patches, expected, atol=1e-6)
+    assert job.begun is not None and "loaded: encoder; new: " in job.begun.words
+    assert "(heads: there are none)" in job.begun.words
+    assert ("3 channels to 1" in job.begun.words) is (kind == "channels")
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_teachers_follow_and_new_heads_are_those_of_a_fresh_start(home: Path, name: str) -> None:
+    """But for the encoder a method is what it is from scratch with the same seed, teachers' heads included."""
+    job = job_of(home, name, f"{home}/bare")
+    torch.manual_seed(0)
+    fresh = job.recipe.method.build().state_dict()
+    torch.manual_seed(0)
+    begun = job.build().state_dict()
+    weights = load_encoder(home / "bare").vit.state_dict()
+    for key, tensor in begun.items():
+        name_in_timm = key.partition("vit.")[2]
+        assert torch.equal(tensor, weights[name_in_timm] if name_in_timm else fresh[key]), key
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_heads_are_loaded_by_their_own_method_alone(home: Path, name: str, tmp_path: Path) -> None:
+    before = random(job_of(home, name, f"{home}/bare").build().train())
+    encoder, heads = split_heads(before)
+    export_encoder(tmp_path / "heads", encoder, IMAGENET, "card", heads)
+    job = job_of(home, name, f"{tmp_path}/heads")
+    for key, tensor in job.build().state_dict().items():
+        assert torch.equal(tensor, before.state_dict()[key]), key
+    assert job.begun is not None and "new:" not in job.begun.words
+    names = METHODS.names()
+    other = job_of(home, names[names.index(name) - 1], f"{tmp_path}/heads").begun
+    assert other is not None and "loaded: encoder; new: " in other.words and "of another method" in other.words
+
+
+def test_other_sizes_keep_heads_that_do_not_depend_on_it(home: Path, tmp_path: Path) -> None:
+    """MAE's decoder has a fixed table of positions; a DINO's student stands among the heads."""
+    for name in ("mae", "dino"):
+        before = random(job_of(home, name, f"{home}/bare").build())
+        encoder, heads = split_heads(before)
+        export_encoder(tmp_path / name, encoder, IMAGENET, "card", heads)
+        smaller = [f"method.{view}.size=16" for view in VIEWS[name].split()]
+        with pytest.raises(
+            UserError, match=rf"trained at 32x32 pixels, method\.{VIEWS[name].split()[0]}\.size is 16x16"
+        ):
+            job_of(home, name, f"{tmp_path}/{name}", *smaller)
+        job = job_of(home, name, f"{tmp_path}/{name}", *smaller, "adapt=[size]")
+        assert job.begun is not None and "new:" not in job.begun.words
+        after, old = job.build().state_dict(), before.state_dict()
+        fitted = [key for key, tensor in old.items() if after[key].shape != tensor.shape]
+        assert fitted == {"mae": ["encoder.vit.pos_embed", "decoder.positions"]}.get(
+            name, ["encoder.vit.pos_embed", "teacher.vit.pos_embed"]
+        )
+        assert all(torch.equal(after[key], tensor) for key, tensor in old.items() if key not in fitted)
+        table = old["encoder.vit.pos_embed"]
+        assert torch.equal(after["encoder.vit.pos_embed"][:, 1:], resample(table[:, 1:], (4, 4), (2, 2)))
+
+
+def test_a_fine_tuned_backbone_without_its_head(home: Path) -> None:
+    job = job_of(home, "simclr", f"{home}/classifier")
+    words = "" if job.begun is None else job.begun.words
+    assert "the final norm is the one that came after its pooling; left out: head.weight, head.bias" in words
+    images, model = torch.randn(2, 3, 32, 32), classifier(home / "classifier")
+    method = cast("PretrainMethod", job.build().eval())
+    tokens = model.forward_features(images)
+    norm = model.fc_norm(tokens)
+    assert torch.allclose(method.evaluated()(images).patches, norm[:, 1:], atol=1e-6)
+    assert torch.allclose(method.evaluated()(images).prefix, norm[:, :1], atol=1e-6)
+
+
+def test_timms_weights_by_its_own_loading(home: Path) -> None:
+    job = job_of(home, "mocov3", f"timm:{TIMM}", "adapt=[size]")
+    assert job.begun is not None and "positions of 224x224 to 32x32" in job.begun.words
+    assert "held as loaded: patch_embed.proj.weight, patch_embed.proj.bias" in job.begun.words
+    own = torch.load(home / "timm.pth")
+    for name, tensor in job.build().state_dict().items():
+        if "encoder.vit." in name and "pos_embed" not in name:
+            assert torch.equal(tensor, own[name.partition("vit.")[2]]), name
