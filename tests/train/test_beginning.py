@@ -135,9 +135,9 @@ def addresses(home: Path) -> dict[str, tuple[str, list[str]]]:
 def test_every_method_begins_with_the_features_of_any_weights(home: Path, name: str, kind: str) -> None:
     init, more = addresses(home)[kind]
     job = job_of(home, name, init, *more)
-    method = cast("PretrainMethod", job.build().eval())
+    method = cast("PretrainMethod", job.build().eval().double())
     channels = job.recipe.data.channels
-    source, images = load_encoder(init, 32, channels).eval(), torch.randn(2, channels, 32, 32)
+    source, images = load_encoder(init, 32, channels).eval().double(), torch.randn(2, channels, 32, 32).double()
     expected = source(images).patches
     for encoder in method.exports().values():
         assert torch.allclose(encoder(images).patches, expected, atol=1e-6)
@@ -201,8 +201,8 @@ def test_a_fine_tuned_backbone_without_its_head(home: Path) -> None:
     job = job_of(home, "simclr", f"{home}/classifier")
     words = "" if job.begun is None else job.begun.words
     assert "the final norm is the one that came after its pooling; left out: head.weight, head.bias" in words
-    images, model = torch.randn(2, 3, 32, 32), classifier(home / "classifier")
-    method = cast("PretrainMethod", job.build().eval())
+    images, model = torch.randn(2, 3, 32, 32).double(), classifier(home / "classifier").double()
+    method = cast("PretrainMethod", job.build().eval().double())
     tokens = model.forward_features(images)
     norm = model.fc_norm(tokens)
     assert torch.allclose(method.evaluated()(images).patches, norm[:, 1:], atol=1e-6)
