@@ -200,7 +200,7 @@ def test_other_sizes_keep_heads_that_do_not_depend_on_it(home: Path, tmp_path: P
 def test_a_fine_tuned_backbone_without_its_head(home: Path) -> None:
     job = job_of(home, "simclr", f"{home}/classifier")
     words = "" if job.begun is None else job.begun.words
-    assert "the final norm is the one that came after its pooling; left out: head.weight, head.bias" in words
+    assert "the final norm is the one that came after its pooling; left out: head.bias, head.weight" in words
     images, model = torch.randn(2, 3, 32, 32).double(), classifier(home / "classifier").double()
     method = cast("PretrainMethod", job.build().eval().double())
     tokens = model.forward_features(images)

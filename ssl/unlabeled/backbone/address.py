@@ -104,7 +104,7 @@ def _classifier(folder: Path, config: dict[str, Any]) -> Found:
         own = load_weights(architecture, arguments).vit.state_dict()
     moved = {name: f"fc_{name}" for name in own if name not in weights and f"fc_{name}" in weights}
     taken = {name: weights[moved.get(name, name)] for name in own if moved.get(name, name) in weights}
-    left = tuple(name for name in weights if name not in own and name not in moved.values())
+    left = tuple(sorted(weights.keys() - own.keys() - set(moved.values())))  # a file has no order
     notes = ("the final norm is the one that came after its pooling",) if moved else ()
     return Found(load_weights(architecture, arguments, taken), preprocessing_of(folder), left=left, notes=notes)
 
