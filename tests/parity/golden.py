@@ -16,11 +16,6 @@ from torch import Tensor
 
 METHODS = ("mae", "simmim", "mocov3", "dino", "ibot", "dinov2")
 DEFAULT = Path(__file__).parents[1] / "golden"
-# files, and entries of JSON files, that no test compares yet
-NOT_YET = {
-    "simmim/swin.safetensors": "Swin comes with other backbones than ViTs and CNNs",
-    "simmim/param_groups_pretrain.json: swin": "as above",
-}
 # names that read, by file
 READ: dict[Path, set[str]] = defaultdict(set)
 

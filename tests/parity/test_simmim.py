@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from begun import load_method
-from parity.golden import NOT_YET, Golden, assert_begins, assert_close, read_json
+from parity.golden import Golden, assert_begins, assert_close, read_json
+from parity.simmim import batch_of, head_as_ours, mask_of, ours, unit_of
 from parity.vit import (
     BACKWARD,
     FORWARD,
@@ -22,15 +23,12 @@ from parity.vit import (
     shapes_under,
     use_eps,
 )
-from torch import Tensor
 
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.backbone.importers.simmim import RULES
 from unlabeled.backbone.weights import import_official
-from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
-from unlabeled.nn.patches import PatchMask, unpatchify
+from unlabeled.nn.patches import unpatchify
 from unlabeled.pretrain.methods.simmim import Config, SimMIM
 
 TABLE = "relative_position_bias_table"
@@ -90,35 +88,6 @@ def config_of(golden: Golden) -> Config:
     )
 
 
-def unit_of(golden: Golden) -> int:
-    """Patches along a unit of the masks: the largest squares that are hidden whole or not at all."""
-    mask = golden["in/mask"]
-    for unit in range(mask.shape[1], 1, -1):
-        squares = mask.unfold(1, unit, unit).unfold(2, unit, unit).flatten(3)
-        if mask.shape[1] % unit == mask.shape[2] % unit == 0 and (squares == squares[..., :1]).all():
-            return unit
-    return 1
-
-
-def mask_of(golden: Golden) -> PatchMask:
-    hidden = golden["in/mask"].flatten(1).bool()
-    order = hidden.int().argsort(dim=1, stable=True)
-    visible = int((~hidden[0]).sum())
-    return PatchMask(hidden, order[:, :visible], order[:, visible:])
-
-
-def batch_of(golden: Golden) -> Batch:
-    images, mask = golden["in/imgs"], mask_of(golden).map(lambda t: t.unsqueeze(0))
-    return Batch([ViewBatch(images.unsqueeze(0), mask)], torch.full((len(images),), -1), torch.arange(len(images)))
-
-
-def ours(name: str) -> str:
-    """Our name of an official parameter."""
-    rule = next(rule for rule in RULES if name.startswith(rule.official))
-    renamed = rule.ours + name.removeprefix(rule.official)
-    return f"encoder.vit.{renamed}" if rule.to == "encoder" else renamed
-
-
 def test_the_mask_hides_as_many_patches_as_ours(golden: Golden) -> None:
     mask, hidden, per_unit = config_of(golden).view.mask, golden["in/mask"].flatten(1), unit_of(golden) ** 2
     assert isinstance(mask, RandomMask)
@@ -161,16 +130,10 @@ def test_loss(golden: Golden, export: Path) -> None:
 
 
 def test_gradients(golden: Golden, export: Path) -> None:
-    model, channels = build(golden, export), golden.shape("in/imgs")[1]
+    model = build(golden, export)
     model(batch_of(golden), START).loss.backward()
 
-    def in_our_order(name: str, gradient: Tensor) -> Tensor:
-        """Rows of the head from pixel shuffle's order (channel, row, column) to ours (row, column, channel)."""
-        if not name.startswith("decoder"):
-            return gradient
-        return gradient.squeeze().unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)
-
-    assert_gradients(model, golden.some("grad"), ours, as_ours=in_our_order)
+    assert_gradients(model, golden.some("grad"), ours, as_ours=head_as_ours(golden))
     norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
     assert_close(torch.stack(norms).norm(), golden["out/grad_norm_total"], BACKWARD, "norm of all gradients")
 
@@ -180,8 +143,7 @@ def test_parameter_groups(folder: Path) -> None:
     for network, official in read_json(folder / "param_groups_pretrain.json").items():
         names = [name.removeprefix("encoder.") for name in (*official["decay"], *official["no_decay"])]
         if any(name.startswith("layers.") for name in names):
-            assert "simmim/param_groups_pretrain.json: swin" in NOT_YET
-            continue
+            continue  # see test_simmim_swin.py
         encoder = EncoderConfig(
             model="beit_base_patch16_224",
             patch_size=4,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from unlabeled.backbone.build import build_encoder, family_of
 from unlabeled.backbone.encoder import Encoder, Hiding
 from unlabeled.nn.positions import Grid, Interpolation
+
+Number = Annotated[int, Field(ge=1, le=256)]
+PerStage = Number | Annotated[tuple[Number, ...], Field(min_length=1, max_length=8)] | None
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
@@ -24,9 +27,18 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         le=1024,
         description="side of a patch, pixels: 16 unless set; a CNN's is its total stride",
     )
-    width: int | None = Field(None, ge=4, le=16384, description="token width; null = the timm model's")
-    depth: int | None = Field(None, ge=1, le=128, description="number of blocks; null = the timm model's")
-    heads: int | None = Field(None, ge=1, le=256, description="attention heads; null = the timm model's")
+    width: int | None = Field(
+        None,
+        ge=4,
+        le=16384,
+        description="token width, of the first stage where there are stages; null = the timm model's",
+    )
+    depth: PerStage = Field(
+        None, description="number of blocks, of each stage where there are stages; null = the timm model's"
+    )
+    heads: PerStage = Field(
+        None, description="attention heads, of each stage where there are stages; null = the timm model's"
+    )
     mlp_ratio: float | None = Field(
         None,
         ge=0.25,
@@ -57,6 +69,9 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     )
     registers: int | None = Field(
         None, ge=1, le=256, description="register tokens; prefix tokens then have no positions; null = the timm model's"
+    )
+    window: int | None = Field(
+        None, ge=1, le=128, description="side of a swin's windows, tokens; null = the timm model's"
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block, growing from 0")
     drop_path_uniform: bool = Field(False, description="drop-path rate of all blocks alike (DINOv2), not growing")
@@ -93,6 +108,11 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     def crop_multiple(self) -> int:
         """The number of pixels whose multiples the sides of a crop must be."""
         return self.family.crop_multiple(self.model, self.patch_size)
+
+    @property
+    def embedding_patch(self) -> int:
+        """The side of the patches that are embedded, pixels; tokens may merge several of them."""
+        return self.family.embedding_patch_of(self.model_dump())
 
     @property
     def in_words(self) -> str:

@@ -67,6 +67,8 @@ class Encoder(nn.Module, ABC):
     noun: ClassVar[str] = ""  # in front of a model's name
     exported: ClassVar[Mapping[str, Any]] = {}  # type of each `model_args` field that an export may have
     bare: ClassVar[Mapping[str, Any]] = {}  # arguments of timm for pretrained weights without a head
+    # how names of parameters end that SimMIM's code keeps from weight decay, its mask token's included
+    undecayed: ClassVar[tuple[str, ...]] = ("cls_token", "reg_token", "pos_embed")
     blocks_in_python: ClassVar[str]  # `blocks` of the last {n} from `model` and `images`, by timm alone: model cards
 
     vit: Any  # the timm model, built with `num_classes=0`: its attributes are timm's
@@ -95,6 +97,11 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def patch_size_of(cls, model: str) -> int:
         """The patch size unless a recipe sets one. Raises ValueError when the model cannot be an encoder."""
+
+    @classmethod
+    def embedding_patch_of(cls, fields: Mapping[str, Any]) -> int:
+        """The side of the patches that are embedded, pixels, for a recipe's fields: the smallest that can be hidden."""
+        return int(fields["patch_size"])
 
     @classmethod
     def takes_any_size(cls, model: str) -> bool:
@@ -167,6 +174,11 @@ class Encoder(nn.Module, ABC):
         """The arguments of `create`, channels left out, for a timm model with its own weights."""
 
     @classmethod
+    def resized(cls, model: str, arguments: Mapping[str, Any], size: Grid) -> dict[str, Any]:
+        """The arguments of `create` for images of another size (height, width), pixels."""
+        return {**arguments, "img_size": list(size)}
+
+    @classmethod
     def most_patches(cls, arguments: Mapping[str, Any]) -> int:
         """The largest number of patches in a row that an export may ask for."""
         return 1024
@@ -195,6 +207,11 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def image_size(self) -> Grid:
         """(height, width) in pixels that it was built for."""
+
+    @property
+    def embedding_width(self) -> int:
+        """The width of embedded patches, and of the token that `replace` puts in their places."""
+        return self.width
 
     @property
     @abstractmethod

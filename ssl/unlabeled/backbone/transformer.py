@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,11 @@ FIELDS = ("patch_size", "width", "depth", "heads", "mlp_ratio", "qkv_bias", "nor
 NAMES = {"width": "embed_dim", "heads": "num_heads", "registers": "reg_tokens"}
 # arguments of timm that an export may have: whole numbers within bounds, and switches
 BOUNDS = {"patch_size": 1024, "embed_dim": 16384, "depth": 128, "num_heads": 256, "reg_tokens": 256}
+Heads = Annotated[int, Field(ge=1, le=BOUNDS["num_heads"])]
 SWITCHES = ("qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm", "fc_norm")
 EXPORTED: dict[str, Any] = {
     **{name: (int | None, Field(None, ge=int(name != "reg_tokens"), le=most)) for name, most in BOUNDS.items()},
+    "num_heads": (Heads | Annotated[list[Heads], Field(max_length=8)] | None, None),
     **dict.fromkeys((*SWITCHES, "use_fc_norm"), (bool | None, None)),
     "mlp_ratio": (float | None, Field(None, gt=0, le=64)),
     "init_values": (Finite | None, None),
@@ -77,6 +79,8 @@ class Transformer(Encoder, ABC):
 
     @classmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
+        if name in ("depth", "heads") and isinstance(value, tuple):
+            raise ValueError(f"'{others['model']}' has no stages: expected one number, found {list(value)}")
         if name == "heads" and value and (width := others.get("width")) and width % value:
             raise ValueError(f"{value} heads do not divide a width of {width}")
         if name == "positions" and value not in (*cls.positions, "learned"):

@@ -174,7 +174,10 @@ def _build(
 ) -> Encoder:
     old: Grid = tuple(arguments["img_size"])
     size = old if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
-    arguments = {**arguments, "img_size": list(size), "in_chans": channels or arguments["in_chans"]}
+    arguments = {
+        **family_of(architecture).resized(architecture, arguments, size),
+        "in_chans": channels or arguments["in_chans"],
+    }
     if weights is None:
         return untrained(architecture, arguments)
     encoder = _network(architecture, arguments)

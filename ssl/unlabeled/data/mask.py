@@ -75,6 +75,11 @@ class Mask(BaseModel, ABC, frozen=True, extra="forbid"):
             place: of the crop in its global batch.
         """
 
+    def patch(self, patch: int, smallest: int) -> int:
+        """The side of the patches to draw it over, pixels: those of an encoder's tokens, `patch`, or finer ones where
+        its own units are finer, of at least `smallest`."""
+        return patch
+
     def describe(self, size: Grid, patch: int) -> str:
         """A short description for a plan; arguments as in `check`."""
         return f"hides patches by a {self.name} mask"

@@ -76,7 +76,7 @@ def mae_(vit: Any) -> None:
             nn.init.normal_(token, std=0.02)
 
 
-def simmim_(vit: Any) -> None:
+def simmim_(vit: Any, mask_token: Tensor) -> None:
     """SimMIM's: linears, patches and tokens cut-normal; the outputs of block l / sqrt(2 l).
 
     Official `VisionTransformerForSimMIM`, whose cut reaches every module, and `fix_init_weight`. The relative table
@@ -91,6 +91,7 @@ def simmim_(vit: Any) -> None:
         for number, block in enumerate(vit.blocks, start=1):
             for linear in (block.attn.proj, block.mlp.fc2):
                 linear.weight.div_(math.sqrt(2 * number))
+    cut_normal_(mask_token)
 
 
 def cut_normal_(parameter: Tensor, std: float = 0.02) -> None:

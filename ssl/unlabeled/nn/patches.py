@@ -40,6 +40,16 @@ class PatchMask(NamedTuple):
         """Merge the leading axes: [count, B, ...] becomes [count * B, ...], view-major."""
         return self.map(lambda tensor: tensor.flatten(0, -2))
 
+    def side(self, images: Tensor) -> int:
+        """The side of its patches in images [..., H, W], pixels."""
+        return math.isqrt(images.shape[-2] * images.shape[-1] // self.hidden.shape[-1])
+
+    def refined(self, grid: tuple[int, int]) -> PatchMask:
+        """The map over a finer grid of (rows, columns), whose patches are hidden as the larger ones around them."""
+        factor = math.isqrt(grid[0] * grid[1] // self.hidden.shape[-1])
+        hidden = self.hidden.unflatten(-1, (grid[0] // factor, grid[1] // factor))
+        return PatchMask(hidden.repeat_interleave(factor, -2).repeat_interleave(factor, -1).flatten(-2), None, None)
+
     @staticmethod
     def stack(masks: Sequence[PatchMask]) -> PatchMask:
         """Stack masks of the same kind along a new leading axis."""

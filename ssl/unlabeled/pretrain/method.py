@@ -112,8 +112,13 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
         if isinstance(value, EncoderConfig):
             value.require(title, cls.hides, cls.any_size)
             for view in (found for found in info.data.values() if isinstance(found, View)):
-                view.check(value.crop_multiple, value.channels)
+                view.check(value.crop_multiple, value.channels, cls.mask_patch_of(view, value))
         return value
+
+    @classmethod
+    def mask_patch_of(cls, view: View, encoder: EncoderConfig) -> int:
+        """The side of the patches that a view's mask is drawn over, pixels: by default those of the tokens."""
+        return encoder.patch_size
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -124,6 +129,11 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
     def backbone(self) -> EncoderConfig:
         """The settings of its encoder."""
         return next(value for _, value in self if isinstance(value, EncoderConfig))
+
+    @property
+    def mask_patch(self) -> int:
+        """The side of the patches that masks are drawn over, pixels: the same in all views."""
+        return min(self.mask_patch_of(view, self.backbone) for view in self.views)
 
     @abstractmethod
     def build(self) -> PretrainMethod:

@@ -146,7 +146,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         check_epochs(recipe.method, train.epochs)
         config, rescaled = rescale(recipe.method, Setting(train.batch_size, train.epochs, steps))
 
-        dataset = ViewDataset(source, config.views, config.backbone.patch_size, recipe.seed)
+        dataset = ViewDataset(source, config.views, config.mask_patch, recipe.seed)
         job = PretrainJob(recipe=recipe, build=config.build, data=data, dataset=dataset, rescaled=rescaled)
         if recipe.init is None:
             return job

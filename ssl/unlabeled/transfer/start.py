@@ -76,7 +76,8 @@ def load_start(
         if classifier:
             encoder, arguments, weights = load_classifier(address)
             check_adapt(encoder, shape, channels, adapt, "task.view.size")
-            trained = Trained({**arguments, "img_size": list(shape), "in_chans": channels}, weights)
+            arguments = encoder.resized(encoder.model, arguments, shape)
+            trained = Trained({**arguments, "in_chans": channels}, weights)
             return Start(encoder, trained, None if random else weights_digest(weights))
         encoder = load_encoder(address)
         if encoder.image_size != shape or encoder.channels != channels:

@@ -1,12 +1,14 @@
-"""SimMIM's ViT (microsoft/SimMIM): `model` of a pretraining checkpoint, to a timm Beit.
+"""SimMIM (microsoft/SimMIM): `model` of a pretraining checkpoint, its ViT to a timm Beit, its Swin to timm's.
 
-Positions are relative (`USE_SHARED_RPB`, `USE_RPB`), absolute (`USE_APE`) or both. A relative table stays shared by all
-blocks, as in pretraining: that resumes, and gives the same features. Fine-tuning here copies it into every block, as
-officially. Swin is not imported.
+Positions of the ViT are relative (`USE_SHARED_RPB`, `USE_RPB`), absolute (`USE_APE`) or both. A relative table stays
+shared by all blocks, as in pretraining: that resumes, and gives the same features. Fine-tuning here copies it into
+every block, as officially. A Swin officially merges tokens at the end of a stage, in timm at the beginning of the next.
 """
 
 from __future__ import annotations
 
+import re
+from math import isqrt
 from typing import Any
 
 from einops import rearrange
@@ -32,9 +34,13 @@ from unlabeled.backbone.resuming import encoder_section
 from unlabeled.errors import UserError
 
 MODEL = "beit_base_patch16_224"
-FAMILY = Family("a SimMIM ViT", "microsoft/SimMIM", {768: (MODEL, 12)}, pool="mean")
+FAMILY = Family("a SimMIM ViT or Swin", "microsoft/SimMIM", {768: (MODEL, 12)}, pool="mean")
 
-INDEX = ".relative_position_index"
+SWINS = {96: "swin_tiny_patch4_window7_224", 192: "swin_large_patch4_window7_224"}
+SWIN = "swin_base_patch4_window7_224"  # of all other widths
+
+MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
+INDEX, MASK = ".relative_position_index", ".attn_mask"
 OWN = f"blocks.0.attn.{TABLE}"
 
 RULES = (
@@ -45,9 +51,13 @@ RULES = (
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
-    """A SimMIM ViT as a timm Beit, with its head."""
+    """A SimMIM ViT as a timm Beit, or its Swin, with the head."""
     weights = named(FAMILY, checkpoint.get("model", checkpoint))
-    encoder, rest = sort(FAMILY, {n: t for n, t in weights.items() if not n.endswith(INDEX)}, RULES)
+    encoder, rest = sort(FAMILY, {n: t for n, t in weights.items() if not n.endswith((INDEX, MASK))}, RULES)
+    if any(name.startswith("layers.") for name in encoder):
+        if heads is not None:
+            raise UserError(f"the relative positions of a Swin show its heads, found --heads {heads}. Leave it out.")
+        return _swin(encoder, rest, {name: t for name, t in weights.items() if name.endswith(MASK)})
     width, channels, patch = patch_shape(FAMILY, encoder)
     cells, number = _positions(encoder, width, heads)
     side = cells * patch
@@ -57,8 +67,7 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     arguments |= {"use_abs_pos_emb": True} if "pos_embed" in encoder else {}
     arguments |= {"use_rel_pos_bias": OWN in encoder, "use_shared_rel_pos_bias": SHARED in encoder}
     method = {"name": "simmim", "encoder": encoder_section(MODEL, arguments, **_fields(arguments))}
-    resumed = {name: _pixels(t, channels) if name.startswith("decoder.head.") else t for name, t in rest.items()}
-    return checked(FAMILY, MODEL, arguments, encoder, resumed, method)
+    return checked(FAMILY, MODEL, arguments, encoder, _resumed(rest, channels), method)
 
 
 def _fields(arguments: dict[str, Any]) -> dict[str, str]:
@@ -84,6 +93,40 @@ def _positions(encoder: Tensors, width: int, heads: int | None) -> tuple[int, in
     if heads not in (None, number):
         raise UserError(f"the relative positions are of {number} heads, found --heads {heads}. Leave it out.")
     return (round(max(0, offsets - EXTRA) ** 0.5) + 1) // 2, number
+
+
+def _swin(encoder: Tensors, rest: Tensors, masks: Tensors) -> Imported:
+    """A Swin, its size from the `masks` of shifted windows; without any, the last stage is one window."""
+    width, channels, patch, _ = shape_of(FAMILY, encoder, "patch_embed.proj.weight", 4)
+    stages = [
+        _stage(encoder, number) for number in range(len({n.split(".")[1] for n in encoder if n[:7] == "layers."}))
+    ]
+    tables = [shape_of(FAMILY, stage, f"blocks.0.attn.{TABLE}", 2) for stage in stages]
+    windows = [(isqrt(offsets) + 1) // 2 for offsets, _ in tables]
+    counts = [masks.get(f"encoder.layers.{number}.blocks.1{MASK}") for number in range(len(stages))]
+    sides = [
+        (w * isqrt(len(m)) << i) * patch for i, (w, m) in enumerate(zip(windows, counts, strict=True)) if m is not None
+    ]
+    side = sides[0] if sides else (windows[-1] << (len(stages) - 1)) * patch
+    arguments: dict[str, Any] = {"img_size": [side, side], "patch_size": patch, "in_chans": channels}
+    arguments |= {"embed_dim": width, "depths": [depth_of(FAMILY, stage) for stage in stages]}
+    arguments |= {"num_heads": [number for _, number in tables], **block_arguments(stages[0], width)}
+    arguments |= {"window_size": windows[0] if len(set(windows)) == 1 else [[w, w] for w in windows]}
+    named_by_timm = {
+        MERGING.sub(lambda found: f"layers.{int(found[1]) + 1}.downsample.", n): t for n, t in encoder.items()
+    }
+    return checked(FAMILY, SWINS.get(width, SWIN), arguments, named_by_timm, _resumed(rest, channels))
+
+
+def _stage(encoder: Tensors, number: int) -> Tensors:
+    """Weights of one stage, by names within it."""
+    prefix = f"layers.{number}."
+    return {name.removeprefix(prefix): tensor for name, tensor in encoder.items() if name.startswith(prefix)}
+
+
+def _resumed(rest: Tensors, channels: int) -> Tensors:
+    """The head's rows in our order, and the mask token."""
+    return {name: _pixels(t, channels) if name.startswith("decoder.head.") else t for name, t in rest.items()}
 
 
 def _pixels(head: Tensor, channels: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -22,10 +23,16 @@ class Config(FixedMask, frozen=True, extra="forbid"):
     def check(self, size: Grid, patch: int) -> None:
         unit = self.unit or patch
         if unit % patch:
-            raise ValueError(f"a mask unit of {unit} pixels is not a multiple of the patch size {patch}")
+            raise ValueError(
+                f"a mask unit of {unit} pixels is not a multiple of the patch size {patch}. Set unit={patch}"
+            )
         if any(side % unit for side in size):
             raise ValueError(f"a mask unit of {unit} pixels does not divide a crop of {size[0]}x{size[1]}")
         self.must_leave_both(size[0] // unit * (size[1] // unit), size)
+
+    def patch(self, patch: int, smallest: int) -> int:
+        common = math.gcd(self.unit or patch, patch)
+        return smallest if common % smallest else common
 
     def describe(self, size: Grid, patch: int) -> str:
         unit = self.unit or patch

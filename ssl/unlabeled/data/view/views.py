@@ -130,8 +130,9 @@ class View(BaseModel, frozen=True, extra="forbid"):
         """Whether any colour operation can happen."""
         return self.jitter is not None or max(self.grayscale, self.blur, self.solarize) > 0
 
-    def check(self, patch: int, channels: int = 3) -> None:
-        """Raise ValueError when crop, patch size, mask, colours and channels do not fit together."""
+    def check(self, patch: int, channels: int = 3, mask_patch: int | None = None) -> None:
+        """Raise ValueError when crop, patch size, mask, colours and channels do not fit together; masks are drawn over
+        patches of `mask_patch` pixels, by default those of `patch`."""
         height, width = self.shape
         if height % patch or width % patch:
             near = [max(1, round(side / patch)) * patch for side in self.shape]
@@ -142,7 +143,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
         if self.blur_kernel is not None and self.blur_kernel // 2 >= min(height, width):
             raise ValueError(f"blur_kernel {self.blur_kernel} is too wide for a crop of {height}x{width} pixels")
         if self.mask is not None:
-            self.mask.check(self.shape, patch)
+            self.mask.check(self.shape, mask_patch or patch)
         self.must_suit(channels)
 
     def must_suit(self, channels: int) -> None:

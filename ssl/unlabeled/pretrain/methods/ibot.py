@@ -144,7 +144,7 @@ class IBOT(PretrainMethod):
         super().__init__()
         self.encoder, self.head, self.patch_head = student
         self.teacher, self.teacher_head, self.teacher_patch_head = teacher
-        self.mask_token = nn.Parameter(torch.zeros(1, student.encoder.width))
+        self.mask_token = nn.Parameter(torch.zeros(1, student.encoder.embedding_width))
         own = config.patch_prototypes if config.patch_head is None else config.patch_head.prototypes
         self.centre = Centre(config.head.prototypes, config.centre_momentum)
         self.patch_centre = Centre(own or config.head.prototypes, config.centre_momentum)

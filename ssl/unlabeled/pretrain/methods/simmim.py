@@ -19,9 +19,8 @@ from unlabeled.backbone.encoder import Encoder, Hiding, Tokens
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
-from unlabeled.nn.init import cut_normal_
 from unlabeled.nn.measures import feature_std
-from unlabeled.nn.patches import PatchMask, gather, patchify, triptych
+from unlabeled.nn.patches import PatchMask, gather, patchify, triptych, unpatchify
 from unlabeled.pretrain.decoder import Decoder
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
@@ -37,25 +36,38 @@ class Config(MethodConfig, frozen=True):
 
     name: Literal["simmim"] = "simmim"
     view: View = Field(VIEW, description="the crop and its mask")
-    encoder: EncoderConfig = Field(ENCODER, description="the transformer that is kept: beit_* (official), or vit_*")
+    encoder: EncoderConfig = Field(
+        ENCODER, description="the transformer that is kept: beit_* or swin_* (official), or vit_*"
+    )
 
     title: ClassVar[str] = "SimMIM"
     crops: ClassVar[dict[str, Crops]] = {"view": Crops(masked=True, equal_counts=True, rounding="ceil_hidden")}
     hides: ClassVar[Hiding | None] = "replace"
+
+    @classmethod
+    def mask_patch_of(cls, view: View, encoder: EncoderConfig) -> int:
+        """Its loss reads pixels: units may be as fine as the patches that are embedded."""
+        return encoder.patch_size if view.mask is None else view.mask.patch(encoder.patch_size, encoder.embedding_patch)
 
     def build(self) -> SimMIM:
         return SimMIM(self.encoder.build(self.view.shape))
 
 
 class LinearDecoder(Decoder):
-    """One linear layer on the encoder's full-length sequence (section 3.3)."""
+    """One linear layer on the encoder's full-length sequence (section 3.3): the pixels of each position."""
 
-    def __init__(self, encoder: Encoder, out: int) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.head = nn.Linear(encoder.width, out)
+        self.patch = encoder.patch_size
+        self.head = nn.Linear(encoder.width, encoder.patch_size**2 * encoder.channels)
 
     def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
-        return self.head(gather(tokens.patches, self.predicts(mask) if index is None else index))
+        index = self.predicts(mask) if index is None else index
+        if mask.hidden.shape[-1] == tokens.patches.shape[1]:
+            return self.head(gather(tokens.patches, index))
+        # a mask finer than the encoder's output cuts the pixels of a position
+        images = unpatchify(self.head(tokens.patches), self.patch, tokens.grid)
+        return gather(patchify(images, mask.side(images)), index)
 
 
 class SimMIM(PretrainMethod):
@@ -64,10 +76,9 @@ class SimMIM(PretrainMethod):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
-        self.decoder = LinearDecoder(encoder, encoder.patch_size**2 * encoder.channels)
-        encoder.initialise_("simmim")
-        cut_normal_(self.mask_token)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embedding_width))
+        self.decoder = LinearDecoder(encoder)
+        encoder.initialise_("simmim", mask_token=self.mask_token)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images, mask = batch.views[0].flat()
@@ -78,7 +89,7 @@ class SimMIM(PretrainMethod):
         prediction = self.decoder(tokens, mask).float()
 
         # absolute error per hidden pixel and channel, over the whole batch
-        target = gather(patchify(images, self.encoder.patch_size), self.decoder.predicts(mask)).float()
+        target = gather(patchify(images, mask.side(images)), self.decoder.predicts(mask)).float()
         error = (prediction - target).abs().sum()
         pixels = target.numel() / self.encoder.channels
         loss = error / (pixels + 1e-5) / self.encoder.channels
@@ -94,8 +105,9 @@ class SimMIM(PretrainMethod):
         return {"encoder": self.encoder}
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Not 1-D tensors, class token and positions; mask token and relative table decay (official optimizer)."""
-        return super().decays(name, parameter) and not name.endswith(("cls_token", "reg_token", "pos_embed"))
+        """Not 1-D tensors, class token and positions; mask token (but a Swin's) and relative tables decay (official
+        optimizer)."""
+        return super().decays(name, parameter) and not name.endswith(self.encoder.undecayed)
 
     def pooling(self) -> Literal["cls", "mean"]:
         """The mean of the patches, as in SimMIM's fine-tuning: no loss reads the class token."""
@@ -111,4 +123,4 @@ class SimMIM(PretrainMethod):
         assert mask is not None
         everything = torch.arange(mask.hidden.shape[-1], device=images.device).expand(len(images), -1)
         prediction = self.decoder(self.encode(images, mask), mask, index=everything).float()
-        return triptych(images, prediction, mask, self.encoder.patch_size)
+        return triptych(images, prediction, mask, mask.side(images))

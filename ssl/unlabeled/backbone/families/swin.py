@@ -1,0 +1,255 @@
+"""Swin transformers, both versions (Liu et al. 2021, 2022): windows of attention, and stages that merge 2x2 tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unlabeled.backbone.encoder import Encoder, Fill, Hidden, Hiding, InTimm, Pool, Scheme, Tensors, Tokens, module_of
+from unlabeled.backbone.transformer import EXPORTED, fill_in
+from unlabeled.nn.positions import Grid, Interpolation
+
+MODULES = ("swin_transformer", "swin_transformer_v2")
+TABLE = ".relative_position_bias_table"
+
+# fields of recipes that are arguments of timm, by timm's names
+FIELDS = {
+    "width": "embed_dim",
+    "depth": "depths",
+    "heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+    "window": "window_size",
+}
+OTHERS = ("model", "patch_size", "qkv_bias", "channels", "positions", "drop_path")
+Window = Annotated[int, Field(ge=1, le=128)]
+Stages = Annotated[list[Annotated[int, Field(ge=1, le=128)]], Field(min_length=1, max_length=8)]
+Windows = Annotated[list[Annotated[list[Window], Field(min_length=2, max_length=2)]], Field(min_length=1, max_length=8)]
+
+
+class Swin(Encoder):
+    """Wraps a timm `SwinTransformer` or `SwinTransformerV2`. Its patches are the positions of its last map.
+
+    Hidden patches are replaced behind the patch embedding, where tokens are finer than the last map's (SimMIM, official
+    `SwinTransformerForSimMIM`). Windows belong to an image size: it encodes images of its native size only.
+    """
+
+    hides: ClassVar[frozenset[Hiding]] = frozenset({"replace"})
+    undecayed: ClassVar[tuple[str, ...]] = ("mask_token",)
+    exported: ClassVar[Mapping[str, Any]] = {
+        **{name: EXPORTED[name] for name in ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "qkv_bias")},
+        "depths": (Stages | None, None),
+        "window_size": (Window | Windows | None, None),
+    }
+    blocks_in_python: ClassVar[str] = "blocks = [(model.forward_features(images).flatten(1, 2), None)]"
+    pools = ("mean", "own")
+    has_class_token = False
+    readable = 1
+
+    def __init__(
+        self, vit: nn.Module, model: str, arguments: Mapping[str, Any], interpolation: Interpolation = "size"
+    ) -> None:
+        super().__init__(vit, model, arguments, interpolation)
+        self.patch_size, self.num_prefix = self.vit.patch_embed.patch_size[0] * 2 ** (len(self.vit.layers) - 1), 0
+        rows, columns = self.image_size
+        self.native_grid = rows // self.patch_size, columns // self.patch_size
+
+    # ---------------------------------------------------------------- by name
+
+    @classmethod
+    def claims(cls, model: str) -> int:
+        return 4 if module_of(model) in MODULES else 0
+
+    @classmethod
+    def patch_size_of(cls, model: str) -> int:
+        """See `Encoder`: the total stride."""
+        outline = outline_of(model)
+        return int(outline.patch_embed.patch_size[0]) * 2 ** (len(outline.layers) - 1)
+
+    @classmethod
+    def embedding_patch_of(cls, fields: Mapping[str, Any]) -> int:
+        return int(fields["patch_size"]) >> (len(depths_of(fields["model"], fields["depth"])) - 1)
+
+    @classmethod
+    def takes_any_size(cls, model: str) -> bool:
+        return False
+
+    @classmethod
+    def default_positions(cls, model: str) -> str:
+        return "relative"
+
+    @classmethod
+    def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
+        model = others["model"] if name != "model" else value
+        if name not in (*FIELDS, *OTHERS) and changed:
+            raise ValueError(f"'{model}' has no {name}: leave it out, found {value}")
+        if name == "positions" and value != "relative":
+            raise ValueError(f"'{model}' has no {value} positions: expected relative")
+        if name in ("depth", "heads") and isinstance(value, int):
+            such = f"such as {depths_of(model)}"
+            raise ValueError(f"'{model}' has stages: expected a number for each, {such}; found {value}")
+        if name == "depth" and others.get("patch_size", 0) % (factor := 2 ** (len(depths_of(model, value)) - 1)):
+            raise ValueError(
+                f"patch_size {others['patch_size']} is the total stride, which doubles with every stage but the first: "
+                f"expected a multiple of {factor}"
+            )
+        if name == "heads" and value is not None and "depth" in others:
+            check_heads(value, others)
+
+    @classmethod
+    def can_read(cls, model: str, pool: Pool, blocks: int) -> bool:
+        return not pool.startswith("cls") and blocks == 1
+
+    @classmethod
+    def arguments_of(cls, fields: Mapping[str, Any], pooled: bool = True) -> dict[str, Any]:
+        told = {"patch_size": cls.embedding_patch_of(fields)}
+        told |= {timm: fields[name] for name, timm in FIELDS.items() if fields[name] is not None}
+        told |= {} if fields["qkv_bias"] else {"qkv_bias": False}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+
+    @classmethod
+    def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
+        import timm
+
+        return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
+
+    # ---------------------------------------------------------------- timm models of this family
+
+    @classmethod
+    def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
+        patch = arguments.get("patch_size") or outline_of(model).patch_embed.patch_size[0]
+        stride = patch << (len(depths_of(model, arguments.get("depths"))) - 1)
+        return InTimm("avg", dict(arguments), [side // stride for side in arguments["img_size"]])
+
+    @classmethod
+    def arguments_from(cls, vit: Any) -> dict[str, Any]:
+        return {"img_size": list(vit.patch_embed.img_size)}
+
+    @classmethod
+    def resized(cls, model: str, arguments: Mapping[str, Any], size: Grid) -> dict[str, Any]:
+        """See `Encoder`; windows keep their share of the map, as timm's `set_input_size` does, rounded down."""
+        old, told = arguments["img_size"], {**arguments, "img_size": list(size)}
+        if list(old) == list(size):
+            return told
+        windows = arguments.get("window_size") or outline_of(model)._ref_window_sizes
+        if isinstance(windows, int):
+            windows = [(windows, windows)] * len(depths_of(model, arguments.get("depths")))
+        scaled = [[max(1, w * new // was) for w, new, was in zip(pair, size, old, strict=True)] for pair in windows]
+        sides = {side for pair in scaled for side in pair}
+        return {**told, "window_size": sides.pop() if len(sides) == 1 else scaled}
+
+    @classmethod
+    def fitted(cls, weights: Tensors, old: Grid, model: Any) -> Tensors:
+        """See `Encoder`; tables of relative positions are resampled to the windows of the timm model by timm's rule."""
+        from timm.layers import resize_rel_pos_bias_table
+
+        fitted = super().fitted(weights, old, model)
+        for name in [name for name in fitted if name.endswith(TABLE)]:
+            attention = model.get_submodule(name.removesuffix(TABLE))
+            shape = attention.relative_position_bias_table.shape
+            if fitted[name].shape != shape:
+                fitted[name] = resize_rel_pos_bias_table(fitted[name], attention.window_size, shape)
+        return fitted
+
+    @classmethod
+    def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        for block in (block for stage in model.layers for block in stage.blocks):
+            block.attn.qkv_bias_separate = True  # else the second version reads the weight and passes the layer by
+        return super().linears_(model)
+
+    @classmethod
+    def last_blocks(cls, model: Any, images: Tensor, blocks: int) -> list[Tokens]:
+        return [_tokens(model.forward_features(images))]
+
+    # ---------------------------------------------------------------- one encoder
+
+    @property
+    def image_size(self) -> Grid:
+        height, width = self.vit.patch_embed.img_size
+        return height, width
+
+    @property
+    def embedding_width(self) -> int:
+        return int(self.vit.embed_dim)
+
+    @property
+    def depth(self) -> int:
+        return sum(len(stage.blocks) for stage in self.vit.layers)
+
+    def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
+        if drop is not None:
+            raise ValueError(f"'{self.model}' cannot drop patches. Use a vit_* or hiera_* model.")
+        if (size := tuple(images.shape[-2:])) != self.image_size:
+            raise ValueError(
+                f"'{self.model}' was built for images of {self.image_size} pixels, found {size}: load it with "
+                "image_size="
+            )
+        x = self.vit.patch_embed(images)
+        if replace is not None:
+            tokens = fill_in(x.flatten(1, 2), replace.refined((x.shape[1], x.shape[2])), fill)
+            x = tokens.unflatten(1, x.shape[1:3])
+        return _tokens(self.vit.norm(self.vit.layers(x)))
+
+    def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        if any(block not in (-1, self.depth - 1) for block in blocks):
+            raise ValueError(f"of '{self.model}' there is the last stage's map only, found blocks {list(blocks)}")
+        return [self(images)] * len(blocks)
+
+    def attention(self, images: Tensor) -> Tensor:
+        raise ValueError(
+            f"'{self.model}' attends within windows: no position sees the whole image. Use a vit_* or beit_* model."
+        )
+
+    def layer_of(self, name: str) -> int:
+        """As SimMIM's `get_swin_layer`: blocks are counted through all stages, a merging of tokens belongs to the last
+        block before it."""
+        if name.startswith("patch_embed."):
+            return 0
+        if not name.startswith("layers."):
+            return self.depth + 1
+        _, stage, part, *rest = name.split(".")
+        before = sum(len(stage.blocks) for stage in self.vit.layers[: int(stage)])
+        return before if part == "downsample" else before + int(rest[0]) + 1
+
+    def initialise_(self, scheme: Scheme, **settings: Any) -> None:
+        """See `Encoder`; SimMIM's Swin begins as timm's, its mask token too (official `_init_weights`)."""
+        if scheme == "simmim":
+            nn.init.trunc_normal_(settings["mask_token"], std=0.02)
+
+    def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
+        return self.resized(self.model, self.arguments, size)
+
+
+@cache
+def outline_of(model: str) -> Any:
+    """A timm model on the meta device, as its name says."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(model, num_classes=0)
+
+
+def depths_of(model: str, depths: Sequence[int] | None = None) -> Sequence[int]:
+    """The number of blocks of each stage, by default those of the timm model."""
+    return depths or [len(stage.blocks) for stage in outline_of(model).layers]
+
+
+def check_heads(heads: Sequence[int], others: Mapping[str, Any]) -> None:
+    """Raise ValueError unless there is a number of heads for every stage, and it divides the stage's width."""
+    stages = len(depths_of(others["model"], others["depth"]))
+    width = others.get("width") or outline_of(others["model"]).embed_dim
+    if len(heads) != stages:
+        raise ValueError(f"expected heads for each of {stages} stages, found {list(heads)}")
+    for stage, number in enumerate(heads):
+        if (width << stage) % number:
+            raise ValueError(f"{number} heads do not divide a width of {width << stage}, that of stage {stage + 1}")
+
+
+def _tokens(maps: Tensor) -> Tokens:
+    """The last map [B, rows, columns, D] as tokens."""
+    patches = maps.flatten(1, 2)
+    return Tokens(patches[:, :0], patches, (maps.shape[1], maps.shape[2]), maps)
