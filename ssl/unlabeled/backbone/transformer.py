@@ -29,6 +29,7 @@ NAMES = {"width": "embed_dim", "heads": "num_heads", "registers": "reg_tokens"}
 BOUNDS = {"patch_size": 1024, "embed_dim": 16384, "depth": 128, "num_heads": 256, "reg_tokens": 256}
 Heads = Annotated[int, Field(ge=1, le=BOUNDS["num_heads"])]
 SWITCHES = ("qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm", "fc_norm")
+STAGES = (Annotated[list[Annotated[int, Field(ge=1, le=128)]], Field(min_length=1, max_length=8)] | None, None)
 EXPORTED: dict[str, Any] = {
     **{name: (int | None, Field(None, ge=int(name != "reg_tokens"), le=most)) for name, most in BOUNDS.items()},
     "num_heads": (Heads | Annotated[list[Heads], Field(max_length=8)] | None, None),

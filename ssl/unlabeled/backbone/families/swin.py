@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from math import isqrt
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -11,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder, Fill, Hidden, Hiding, InTimm, Pool, Scheme, Tensors, Tokens, module_of
-from unlabeled.backbone.transformer import EXPORTED, fill_in
+from unlabeled.backbone.transformer import EXPORTED, STAGES, fill_in
 from unlabeled.nn.positions import Grid, Interpolation
 
 MODULES = ("swin_transformer", "swin_transformer_v2")
@@ -27,7 +29,6 @@ FIELDS = {
 }
 OTHERS = ("model", "patch_size", "qkv_bias", "channels", "positions", "drop_path")
 Window = Annotated[int, Field(ge=1, le=128)]
-Stages = Annotated[list[Annotated[int, Field(ge=1, le=128)]], Field(min_length=1, max_length=8)]
 Windows = Annotated[list[Annotated[list[Window], Field(min_length=2, max_length=2)]], Field(min_length=1, max_length=8)]
 
 
@@ -42,7 +43,7 @@ class Swin(Encoder):
     undecayed: ClassVar[tuple[str, ...]] = ("mask_token",)
     exported: ClassVar[Mapping[str, Any]] = {
         **{name: EXPORTED[name] for name in ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "qkv_bias")},
-        "depths": (Stages | None, None),
+        "depths": STAGES,
         "window_size": (Window | Windows | None, None),
     }
     blocks_in_python: ClassVar[str] = "blocks = [(model.forward_features(images).flatten(1, 2), None)]"
@@ -131,14 +132,14 @@ class Swin(Encoder):
 
     @classmethod
     def resized(cls, model: str, arguments: Mapping[str, Any], size: Grid) -> dict[str, Any]:
-        """See `Encoder`; windows keep their share of the map, as timm's `set_input_size` does, rounded down."""
-        old, told = arguments["img_size"], {**arguments, "img_size": list(size)}
-        if list(old) == list(size):
+        """See `Encoder`; windows grow and shrink with the side that grows less, as in timm's `set_input_size`."""
+        told = {**arguments, "img_size": list(size)}
+        if list(size) == list(arguments["img_size"]):
             return told
+        new, old = min(zip(size, arguments["img_size"], strict=True), key=lambda sides: sides[0] / sides[1])
         windows = arguments.get("window_size") or outline_of(model)._ref_window_sizes
-        if isinstance(windows, int):
-            windows = [(windows, windows)] * len(depths_of(model, arguments.get("depths")))
-        scaled = [[max(1, w * new // was) for w, new, was in zip(pair, size, old, strict=True)] for pair in windows]
+        pairs = [(windows, windows)] if isinstance(windows, int) else windows
+        scaled = [[max(1, side * new // old) for side in pair] for pair in pairs]
         sides = {side for pair in scaled for side in pair}
         return {**told, "window_size": sides.pop() if len(sides) == 1 else scaled}
 
@@ -149,10 +150,15 @@ class Swin(Encoder):
 
         fitted = super().fitted(weights, old, model)
         for name in [name for name in fitted if name.endswith(TABLE)]:
-            attention = model.get_submodule(name.removesuffix(TABLE))
-            shape = attention.relative_position_bias_table.shape
-            if fitted[name].shape != shape:
-                fitted[name] = resize_rel_pos_bias_table(fitted[name], attention.window_size, shape)
+            owner, stage = (
+                model.get_submodule(name.removesuffix(TABLE)),
+                len(model.layers) - 1 - int(name.split(".")[1]),
+            )
+            window = window_of(len(fitted[name]), (old[0] << stage, old[1] << stage))
+            if window != tuple(owner.window_size):
+                shape = owner.relative_position_bias_table.shape
+                with warnings.catch_warnings(action="ignore"):  # timm's use of torch
+                    fitted[name] = resize_rel_pos_bias_table(fitted[name], owner.window_size, shape, window)
         return fitted
 
     @classmethod
@@ -247,6 +253,17 @@ def check_heads(heads: Sequence[int], others: Mapping[str, Any]) -> None:
     for stage, number in enumerate(heads):
         if (width << stage) % number:
             raise ValueError(f"{number} heads do not divide a width of {width << stage}, that of stage {stage + 1}")
+
+
+def window_of(offsets: int, grid: Grid) -> Grid:
+    """The (rows, columns) of the window of a table with as many `offsets`: a square, which a smaller `grid` cuts."""
+
+    def other(side: int) -> int:
+        return (offsets // (2 * side - 1) + 1) // 2
+
+    square, (rows, columns) = (isqrt(offsets) + 1) // 2, grid
+    found = ((square, square), (rows, other(rows)), (other(columns), columns))
+    return next(window for window in found if (2 * window[0] - 1) * (2 * window[1] - 1) == offsets)
 
 
 def _tokens(maps: Tensor) -> Tokens:
