@@ -116,7 +116,10 @@ class Swin(Encoder):
     def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
         import timm
 
-        return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
+        try:
+            return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
+        except (AssertionError, IndexError) as error:
+            raise ValueError(f"timm cannot build '{model}' with {dict(arguments)}: {error}") from error
 
     # ---------------------------------------------------------------- timm models of this family
 
