@@ -44,7 +44,7 @@ def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("another")
 def test_a_file_is_a_family() -> None:
-    assert sorted(families()) == ["another", "beit", "maps", "vit"]
+    assert sorted(families()) == ["another", "beit", "hiera", "maps", "swin", "vit"]
     config = EncoderConfig(model="vit_small_patch16_224")
     assert config.family.__name__ == "Another" and config.in_words == "another 'vit_small_patch16_224'"
     assert EncoderConfig(model="vit_tiny_patch16_224").family.__name__ == "Vit"
@@ -60,6 +60,11 @@ BELONGS = {
     "beitv2_base_patch16_224": "beit",
     "resnet50": "maps",
     "efficientnet_b0": "maps",
+    "swin_s3_tiny_224": "swin",
+    "swinv2_tiny_window8_256": "swin",
+    "swinv2_cr_tiny_224": "maps",
+    "hiera_small_abswin_256": "hiera",
+    "sam2_hiera_tiny": "maps",
 }
 
 

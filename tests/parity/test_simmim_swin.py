@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from begun import load_method
 from parity.golden import Golden, Settings, assert_begins, assert_close, read_json
 from parity.simmim import batch_of, head_as_ours, mask_of, ours, unit_of
 from parity.vit import (
@@ -23,12 +24,12 @@ from parity.vit import (
 )
 
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.backbone.weights import import_official
+from unlabeled.backbone.importing import read
+from unlabeled.backbone.weights import import_official, load_encoder
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import unpatchify
 from unlabeled.pretrain.methods.simmim import Config, SimMIM
-from unlabeled.train.state import load_method
 
 TABLE = "relative_position_bias_table"
 MODEL = "swin_tiny_patch4_window7_224"
@@ -89,6 +90,14 @@ def test_settings_are_those_of_the_weights(golden: Golden) -> None:
     most = golden.shape("in/imgs")[2] // encoder.embedding_patch  # a window is no larger than the map
     assert encoder.window == min(most, settings.get("window_size", encoder.window))
     assert encoder.patch_size == settings.get("encoder_stride", encoder.patch_size)
+
+
+def test_the_fields_that_go_on_build_the_same_network(golden: Golden, export: Path) -> None:
+    encoder, said = config_of(golden).encoder, read("simmim", export.parent / "official.pth").method
+    shown = EncoderConfig.model_validate(said["encoder"])
+    same = {"model": encoder.model, "mlp_ratio": shown.mlp_ratio or 4.0}  # None = the timm model's
+    assert (said["name"], shown.model_copy(update=same)) == ("simmim", encoder)
+    assert EncoderConfig.model_validate(load_encoder(export).fields()) == shown
 
 
 def test_the_mask_hides_as_many_patches_as_ours(golden: Golden) -> None:

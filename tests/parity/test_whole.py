@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from parity.golden import METHODS, READ, files_of, golden_folders, names_in

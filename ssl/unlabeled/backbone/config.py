@@ -17,7 +17,8 @@ PerStage = Number | Annotated[tuple[Number, ...], Field(min_length=1, max_length
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """A timm model by name, and the settings that a recipe may change.
 
-    A CNN has `channels` and `drop_path`; the others belong to transformers and must be left out.
+    A CNN has `channels` and `drop_path`; the others belong to transformers and must be left out. A swin_* or
+    hiera_* has stages.
     """
 
     model: str = Field("vit_base_patch16_224", description="a timm model: vit_*, beit_* or a CNN such as resnet50")
@@ -25,7 +26,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         default_factory=lambda said: family_of(said["model"]).patch_size_of(said["model"]) if "model" in said else 16,
         ge=1,
         le=1024,
-        description="side of a patch, pixels: 16 unless set; a CNN's is its total stride",
+        description="side of a patch, pixels: 16 unless set; of a CNN or a swin_* the total stride",
     )
     width: int | None = Field(
         None,
@@ -131,9 +132,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             advice = "Use a vit_* model, or a method that sees whole pictures such as mocov3."
             raise ValueError(f"{method} hides patches, which {self.in_words} cannot. {advice}")
         if hide and hide not in self.family.hides:
-            raise ValueError(
-                f"{method} {hide}s patches, which {self.in_words} cannot. Use a vit_* model, or method simmim."
-            )
+            others = {"drop": "vit_* or hiera_* model, or method simmim", "replace": "vit_* model, or method mae"}
+            raise ValueError(f"{method} {hide}s patches, which {self.in_words} cannot. Use a {others[hide]}.")
         if any_size and not self.family.takes_any_size(self.model):
             raise ValueError(f"{method} needs positions for crops of any size, '{self.model}' has none. Use a vit_*.")
 

@@ -12,10 +12,17 @@ from torch import Tensor, nn
 from unlabeled.backbone.encoder import Encoder, Fill, Hidden, Hiding, InTimm, Pool, Scheme, Tensors, Tokens, module_of
 from unlabeled.backbone.transformer import EXPORTED, STAGES
 from unlabeled.nn.init import xavier_, xavier_patches_
+from unlabeled.nn.norms import set_eps_
 from unlabeled.nn.positions import Grid, Interpolation, resample
 
 # fields of recipes that are arguments of timm, by timm's names
-FIELDS = {"width": "embed_dim", "depth": "stages", "heads": "num_heads", "mlp_ratio": "mlp_ratio"}
+FIELDS = {
+    "width": "embed_dim",
+    "depth": "stages",
+    "heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+    "norm_eps": "norm_eps",
+}
 OTHERS = ("model", "patch_size", "channels", "positions", "drop_path")
 
 
@@ -97,14 +104,18 @@ class Hiera(Encoder):
     def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
         import timm
 
-        return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
+        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
+        hiera = timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **told)
+        if (eps := arguments.get("norm_eps")) is not None:
+            set_eps_(hiera, eps)
+        return hiera
 
     # ---------------------------------------------------------------- timm models of this family
 
     @classmethod
     def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
-        unit = cls.patch_size_of(model)
-        return InTimm("avg", dict(arguments), [side // unit for side in arguments["img_size"]])
+        unit, told = cls.patch_size_of(model), {n: value for n, value in arguments.items() if n != "norm_eps"}
+        return InTimm("avg", told, [side // unit for side in arguments["img_size"]])
 
     @classmethod
     def arguments_from(cls, vit: Any) -> dict[str, Any]:
@@ -132,6 +143,10 @@ class Hiera(Encoder):
     @property
     def depth(self) -> int:
         return len(self.vit.blocks)
+
+    def fields(self) -> dict[str, Any]:
+        told = {name: self.arguments.get(timm) for name, timm in FIELDS.items()}
+        return {**super().fields(), **told, "positions": "learned"}
 
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         if replace is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder, Fill, Hidden, Hiding, InTimm, Pool, Scheme, Tensors, Tokens, module_of
 from unlabeled.backbone.transformer import EXPORTED, STAGES, fill_in
+from unlabeled.nn.norms import set_eps_
 from unlabeled.nn.positions import Grid, Interpolation
 
 MODULES = ("swin_transformer", "swin_transformer_v2")
@@ -26,6 +27,7 @@ FIELDS = {
     "heads": "num_heads",
     "mlp_ratio": "mlp_ratio",
     "window": "window_size",
+    "norm_eps": "norm_eps",
 }
 OTHERS = ("model", "patch_size", "qkv_bias", "channels", "positions", "drop_path")
 Window = Annotated[int, Field(ge=1, le=128)]
@@ -116,10 +118,14 @@ class Swin(Encoder):
     def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
         import timm
 
+        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
         try:
-            return timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **arguments)
+            swin = timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **told)
         except (AssertionError, IndexError) as error:
-            raise ValueError(f"timm cannot build '{model}' with {dict(arguments)}: {error}") from error
+            raise ValueError(f"timm cannot build '{model}' with {told}: {error}") from error
+        if (eps := arguments.get("norm_eps")) is not None:
+            set_eps_(swin, eps)
+        return swin
 
     # ---------------------------------------------------------------- timm models of this family
 
@@ -127,7 +133,8 @@ class Swin(Encoder):
     def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
         patch = arguments.get("patch_size") or outline_of(model).patch_embed.patch_size[0]
         stride = patch << (len(depths_of(model, arguments.get("depths"))) - 1)
-        return InTimm("avg", dict(arguments), [side // stride for side in arguments["img_size"]])
+        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
+        return InTimm("avg", told, [side // stride for side in arguments["img_size"]])
 
     @classmethod
     def arguments_from(cls, vit: Any) -> dict[str, Any]:
@@ -160,7 +167,8 @@ class Swin(Encoder):
             window = window_of(len(fitted[name]), (old[0] << stage, old[1] << stage))
             if window != tuple(owner.window_size):
                 shape = owner.relative_position_bias_table.shape
-                with warnings.catch_warnings(action="ignore"):  # timm's use of torch
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of timm's use of torch
                     fitted[name] = resize_rel_pos_bias_table(fitted[name], owner.window_size, shape, window)
         return fitted
 
@@ -188,6 +196,12 @@ class Swin(Encoder):
     @property
     def depth(self) -> int:
         return sum(len(stage.blocks) for stage in self.vit.layers)
+
+    def fields(self) -> dict[str, Any]:
+        told = {name: self.arguments.get(timm) for name, timm in FIELDS.items()}
+        told["window"] = told["window"] if isinstance(told["window"], int) else None
+        bias = self.arguments.get("qkv_bias") is not False
+        return {**super().fields(), **told, "patch_size": self.patch_size, "qkv_bias": bias, "positions": "relative"}
 
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         if drop is not None:

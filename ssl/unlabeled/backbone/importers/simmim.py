@@ -98,24 +98,24 @@ def _positions(encoder: Tensors, width: int, heads: int | None) -> tuple[int, in
 def _swin(encoder: Tensors, rest: Tensors, masks: Tensors) -> Imported:
     """A Swin, its size from the `masks` of shifted windows; without any, the last stage is one window."""
     width, channels, patch, _ = shape_of(FAMILY, encoder, "patch_embed.proj.weight", 4)
-    stages = [
-        _stage(encoder, number) for number in range(len({n.split(".")[1] for n in encoder if n[:7] == "layers."}))
-    ]
+    stages = [_stage(encoder, i) for i in range(len({n.split(".")[1] for n in encoder if n.startswith("layers.")}))]
     tables = [shape_of(FAMILY, stage, f"blocks.0.attn.{TABLE}", 2) for stage in stages]
-    windows = [(isqrt(offsets) + 1) // 2 for offsets, _ in tables]
-    counts = [masks.get(f"encoder.layers.{number}.blocks.1{MASK}") for number in range(len(stages))]
-    sides = [
-        (w * isqrt(len(m)) << i) * patch for i, (w, m) in enumerate(zip(windows, counts, strict=True)) if m is not None
-    ]
-    side = sides[0] if sides else (windows[-1] << (len(stages) - 1)) * patch
-    arguments: dict[str, Any] = {"img_size": [side, side], "patch_size": patch, "in_chans": channels}
-    arguments |= {"embed_dim": width, "depths": [depth_of(FAMILY, stage) for stage in stages]}
-    arguments |= {"num_heads": [number for _, number in tables], **block_arguments(stages[0], width)}
-    arguments |= {"window_size": windows[0] if len(set(windows)) == 1 else [[w, w] for w in windows]}
-    named_by_timm = {
-        MERGING.sub(lambda found: f"layers.{int(found[1]) + 1}.downsample.", n): t for n, t in encoder.items()
-    }
-    return checked(FAMILY, SWINS.get(width, SWIN), arguments, named_by_timm, _resumed(rest, channels))
+    depths, heads = [depth_of(FAMILY, stage) for stage in stages], [number for _, number in tables]
+    windows, last = [(isqrt(offsets) + 1) // 2 for offsets, _ in tables], len(stages) - 1
+
+    counted = [(i, masks[name]) for i in range(last + 1) if (name := f"encoder.layers.{i}.blocks.1{MASK}") in masks]
+    sides = [(windows[i] * isqrt(len(mask))) << i for i, mask in counted]
+    tokens = sides[0] if sides else windows[-1] << last
+    # a window is no larger than its map
+    cut = all(window == min(max(windows), tokens >> i) for i, window in enumerate(windows))
+    told = {"window_size": max(windows) if cut else [[window, window] for window in windows]}
+    arguments = {"img_size": [tokens * patch] * 2, "patch_size": patch, "in_chans": channels, "embed_dim": width}
+    arguments |= {"depths": depths, "num_heads": heads, **told, **block_arguments(stages[0], width)}
+
+    model, more = SWINS.get(width, SWIN), {"depth": depths, **({"window": max(windows)} if cut else {})}
+    method = {"name": "simmim", "encoder": encoder_section(model, {**arguments, "patch_size": patch << last}, **more)}
+    encoder = {MERGING.sub(lambda found: f"layers.{int(found[1]) + 1}.downsample.", n): t for n, t in encoder.items()}
+    return checked(FAMILY, model, arguments, encoder, _resumed(rest, channels), method)
 
 
 def _stage(encoder: Tensors, number: int) -> Tensors:
