@@ -26,7 +26,7 @@ REFUSED = {
 REFUSED_WITH_FSDP = {
     "FSDP_IGNORED_MODULES": "the gradients of what is not sharded would not be averaged",
     "FSDP_OFFLOAD_PARAMS": "weights must stay on their device",
-    "FSDP_ACTIVATION_CHECKPOINTING": "it renames parameters. To save memory, set run.accumulate",
+    "FSDP_ACTIVATION_CHECKPOINTING": "it renames parameters. Set run.checkpoint_activations instead",
 }
 SWITCHES = [f"{PREFIX}{name}" for name in ("USE_FSDP", "DEBUG_MODE", "CPU_AFFINITY", "USE_CPU")]
 NOTHING = frozenset({"", "0", "no", "none", "false", "f", "n", "off"})

@@ -313,9 +313,12 @@ def test_impossible_recipes_are_refused(config: Any, fields: dict[str, Any], tex
 # ---------------------------------------------------------------- micro-batches and processes
 
 
-@pytest.mark.parametrize("fields", [{"koleo": 0.1}, {"targets": "sinkhorn"}])
-def test_what_compares_pictures_says_so(fields: dict[str, Any]) -> None:
-    assert build(IBOT.model_copy(update=fields)).batch_dependent()
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [({"koleo": 0.1}, ("KoLeo",)), ({"targets": "sinkhorn", "koleo": 0.1}, ("KoLeo", "Sinkhorn-Knopp"))],
+)
+def test_what_compares_pictures_says_so(fields: dict[str, Any], found: tuple[str, ...]) -> None:
+    assert build(IBOT.model_copy(update=fields)).batch_statistics() == found
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot", "ibot, separate", "dinov2, centred"])
@@ -327,7 +330,7 @@ def test_two_micro_batches_are_one(name: str) -> None:
     for first in (0, half):
         (parts(batch(config, first, first + half), START).loss / 2).backward()
     for model in (whole, parts):
-        assert not model.batch_dependent()
+        assert not model.batch_statistics()
         model.after_step(START)
     for (key, one), two in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")

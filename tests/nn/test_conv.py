@@ -13,7 +13,7 @@ from unlabeled.backbone.build import build_encoder
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.maps import Maps, stages, stride_of
-from unlabeled.nn.batchnorm import BatchNorm2d, synchronise_
+from unlabeled.nn.batchnorm import BatchNorm2d, normalises, synchronise_
 from unlabeled.nn.patches import PatchMask
 
 # stem, stages and norms of resnet50 and of efficientnet_b0, in miniature
@@ -63,7 +63,7 @@ def test_a_recipe_names_no_more_than_the_model(model: str, width: int) -> None:
     assert config.patch_size == 32
     with torch.device("meta"):
         encoder = config.build((224, 160))
-    assert isinstance(encoder, Maps) and encoder.batch_dependent and not encoder.has_class_token
+    assert isinstance(encoder, Maps) and normalises(encoder) and not encoder.has_class_token
     assert (encoder.width, encoder.patch_size, encoder.channels, encoder.num_prefix) == (width, 32, 4, 0)
     assert encoder.native_grid == (7, 5) and encoder.image_size == (224, 160)
     # what was resolved reads as what was meant

@@ -91,7 +91,7 @@ def test_drop_path_rises_to_its_rate_in_the_last_block() -> None:
 
 
 def test_flooding_is_of_a_whole_steps_loss() -> None:
-    assert classifier(flood=0.5).batch_dependent() and not classifier().batch_dependent()
+    assert classifier(flood=0.5).batch_statistics() == ("flooding",) and not classifier().batch_statistics()
 
 
 def test_loss_is_smoothed_cross_entropy() -> None:

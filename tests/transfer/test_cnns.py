@@ -139,7 +139,7 @@ def test_pretraining_goes_on_from_an_export(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", SMALL)
 def test_only_the_parts_that_should_learn_do(model: str, strategy: str) -> None:
     method = classifier(model, strategy).train()
-    assert method.batch_dependent() == (strategy != "frozen")
+    assert bool(method.batch_statistics()) == (strategy != "frozen")
     assert not any(isinstance(part, nn.BatchNorm2d) for part in method.modules()), "a norm of each process alone"
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     optimizer = torch.optim.SGD(param_groups(method, 0.0), lr=1.0)

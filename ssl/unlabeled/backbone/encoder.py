@@ -75,7 +75,6 @@ class Encoder(nn.Module, ABC):
     patch_size: int  # side of a patch, or the total stride, pixels
     native_grid: Grid  # (rows, columns) of the patches that it was built for
     num_prefix: int  # number of prefix tokens
-    batch_dependent = False  # whether batch normalisation makes the tokens of an image depend on its batch
 
     def __init__(
         self, vit: nn.Module, model: str, arguments: Mapping[str, Any], interpolation: Interpolation = "size"

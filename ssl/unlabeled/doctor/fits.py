@@ -89,7 +89,7 @@ def _micro(recipe: Recipe) -> int:
 
 
 def _work(job: Job) -> Work:
-    method, dataset, recipe = on_meta(job.build), job.dataset, job.recipe
+    method, dataset, recipe = on_meta(job.trained), job.dataset, job.recipe
     return count_work(method, dataset.views, dataset.patch, _micro(recipe), recipe.data.channels)
 
 

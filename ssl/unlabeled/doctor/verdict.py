@@ -70,7 +70,7 @@ def _start(facts: Facts) -> Iterator[Finding]:
     for reason in facts["refused"]:
         yield Finding("refused", "stop", f"the run would not start: {reason}", "mend this and look again")
     if facts["out_of_memory"]:
-        advice = "raise run.accumulate (where the method allows it), or lower train.batch_size"
+        advice = "set run.checkpoint_activations=blocks, raise run.accumulate, or lower train.batch_size"
         yield Finding("out_of_memory", "stop", "a step does not fit into the memory of the GPU", advice)
 
 
@@ -186,7 +186,10 @@ def _speed(recipe: Recipe, speed: Facts | None, split: Facts) -> Iterator[Findin
             f"memory is short: {gigabytes(memory['peak'])} held, {gigabytes(memory['expected'])} expected, "
             f"{gigabytes(memory['available'])} there"
         )
-        how = "raise run.accumulate (where the method allows it), lower train.batch_size, or use train.precision=bf16"
+        how = (
+            "set run.checkpoint_activations=blocks, raise run.accumulate (where the method allows it), lower "
+            "train.batch_size, or use train.precision=bf16"
+        )
         yield Finding("memory", "high", text, how)
 
 

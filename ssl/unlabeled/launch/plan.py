@@ -15,7 +15,9 @@ from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_ste
 from unlabeled.data.mask import Place
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
+from unlabeled.launch.activations import activations
 from unlabeled.nn.patches import PatchMask
+from unlabeled.nn.recompute import recomputed
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.report import terminal
 from unlabeled.report.document import Document, Table
@@ -47,27 +49,31 @@ def plan(job: Job, own: Iterable[Line], processes: int, device: str) -> Iterator
     yield "batch", f"{batch} = {micro} per process x {processes} {word} x {accumulate} accumulation"
     yield "lr", _rate(recipe)
     yield "optimizer", _optimizer(recipe, method)
-    weights, activations = memory(method, job, micro)
-    parts = f"{gigabytes(weights)} weights and optimizer, {gigabytes(activations)} activations"
-    yield "memory", f"about {gigabytes(weights + activations)} per process: {parts}"
+    weights, kept = memory(method, job, micro)
+    parts = f"{gigabytes(weights)} weights and optimizer, {gigabytes(kept)} activations{_twice(recipe)}"
+    yield "memory", f"about {gigabytes(weights + kept)} per process: {parts}"
     yield "device", _device(recipe, device)
     yield "output", f"{recipe.output}, a checkpoint every {recipe.run.checkpoint_every:,} steps"
 
 
 def check_accumulation(method: Method, batch_size: int, micro_batches: int) -> None:
     """Raise UserError when the loss of an image depends on others of its batch, and accumulation would split that."""
-    if not method.batch_dependent():
+    if not (found := method.batch_statistics()):
         return
+    reason = f"the pictures of a step depend on each other in this method ({', '.join(found)})"
     if batch_size < 2:
-        raise UserError(
-            f"this method compares the pictures of a step (batch normalisation, negatives, Sinkhorn or KoLeo), found "
-            f"train.batch_size={batch_size}. Raise it: at least 2 run, hundreds learn."
-        )
+        raise UserError(f"{reason}, found train.batch_size={batch_size}. Raise it: at least 2 run, hundreds learn.")
     if micro_batches > 1:
         raise UserError(
-            f"this method compares the pictures of a step, so run.accumulate={micro_batches} would change its loss. "
-            "Set run.accumulate=1 and use more processes, or lower train.batch_size."
+            f"{reason}, so run.accumulate={micro_batches} would change its loss. Set run.accumulate=1; to save memory "
+            "run.checkpoint_activations=blocks changes nothing, or use more processes, or lower train.batch_size."
         )
+
+
+def _twice(recipe: Recipe) -> str:
+    """Which blocks are computed twice, in words for the plan."""
+    every = recipe.run.checkpoint_activations
+    return "" if every is None else f", every {'' if every == 'blocks' else f'{every}. '}block computed twice"
 
 
 def _rate(recipe: Recipe) -> str:
@@ -99,22 +105,18 @@ def _device(recipe: Recipe, device: str) -> str:
 def memory(method: Method, job: Job, micro: int) -> tuple[float, float]:
     """Bytes of (weights, gradients and optimizer state, activations kept for backward) of one process.
 
-    Counts activations by a forward pass on the meta device and the tensors that autograd keeps.
+    `method` is on the meta device, as `job.build` makes it: its activations are counted by a forward pass there, and
+    `run.checkpoint_activations` by what is left of them.
     """
     recipe, dataset = job.recipe, job.dataset
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     weights = 4 * (sum(p.numel() for p in method.parameters()) + trained * (1 + recipe.optim.copies))
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        method(empty_batch(dataset.views, dataset.patch, micro, recipe.data.channels), Progress(0, 1, 0.0, 1.0))
-    own = {p.untyped_storage()._cdata for p in method.parameters()}
-    activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
-    return weights, activations * (1 if recipe.train.precision == "no" else HALF_PRECISION_SHARE)
+    batch = empty_batch(dataset.views, dataset.patch, micro, recipe.data.channels)
+    every = recipe.run.checkpoint_activations
+    twice = [] if every is None else recomputed(method, every)
+    kept = activations(lambda: method(batch, Progress(0, 1, 0.0, 1.0)), method, twice)
+    share = 1 if recipe.train.precision == "no" else HALF_PRECISION_SHARE
+    return weights, share * (kept.outside + kept.block) + kept.inputs
 
 
 def describe_view(view: View, patch: int) -> str:

@@ -196,7 +196,7 @@ def _notes(run: Run, precision: str) -> list[Line]:
 
 def _time(job: Job, accelerator: Accelerator) -> Line:
     """The line of the plan about how long the run would take here."""
-    method, processes = on_meta(job.build), accelerator.num_processes
+    method, processes = on_meta(job.trained), accelerator.num_processes
     try:
         text = forecast.in_words(forecast.forecast(job, method, processes, accelerator.device))
     except (UserError, RuntimeError) as error:  # a plan is worth having without it: a full GPU, an image that is gone

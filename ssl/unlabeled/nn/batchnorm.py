@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.nn.collectives import gather, sum_over_processes, world
 
@@ -70,6 +71,11 @@ def synchronise_(network: nn.Module) -> None:
         for name, child in part.named_children():
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(child, BatchNorm):
                 setattr(part, name, BatchNorm2d(child))
+
+
+def normalises(network: nn.Module) -> bool:
+    """Whether a network's output for an image depends on its batch: it has batch normalisation in training mode."""
+    return any(isinstance(part, _BatchNorm) and part.training for part in network.modules())
 
 
 class _Normalize(torch.autograd.Function):

@@ -20,6 +20,7 @@ from unlabeled.backbone.encoder import Encoder, Hiding
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.mask import Rounding, with_equal_counts
 from unlabeled.data.view.views import View
+from unlabeled.nn.batchnorm import normalises
 from unlabeled.pretrain.rescale import Rescalable
 from unlabeled.registry import ByFile
 
@@ -157,9 +158,14 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: Progress) -> None:
         """Update teachers and centres after an optimizer step; `progress` is that step's."""
 
-    def batch_dependent(self) -> bool:
-        """Whether an image's loss depends on its batch, so that accumulation changes it (BatchNorm, Sinkhorn-Knopp)."""
-        return False
+    def batch_statistics(self) -> tuple[str, ...]:
+        """What makes the loss of an image depend on the others of its batch, so that accumulation would change it, in
+        words: by default batch normalisation, of every part that learns; () = nothing does."""
+        return tuple(
+            f"batch normalisation of {part.model if isinstance(part, Encoder) else name}"
+            for name, part in self.named_children()
+            if normalises(part) and any(parameter.requires_grad for parameter in part.parameters())
+        )
 
     def symptoms(self) -> list[Symptom]:
         """The known ways to collapse."""

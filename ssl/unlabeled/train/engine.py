@@ -63,7 +63,7 @@ class Engine:
             settle(recipe.run.threads)
         # equal weights on all processes, then different random numbers
         torch.manual_seed(recipe.seed)
-        self.method = job.build()
+        self.method = job.trained()
         torch.manual_seed(recipe.seed + 1 + accelerator.process_index)
         if recipe.run.compile:
             for part in self.method.children():

@@ -10,6 +10,7 @@ from typing import Any
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.opened import Opened
+from unlabeled.nn.recompute import recompute_
 from unlabeled.pretrain.method import Method
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping
@@ -38,3 +39,10 @@ class Job:
     facts: Mapping[str, Any] = field(default_factory=dict)
     picture: Callable[[int, Method, Batch], Path] | None = None
     watch: EarlyStopping | None = None
+
+    def trained(self) -> Method:
+        """The method as it is trained: made by `build`, its activations kept as `run` says."""
+        method = self.build()
+        if (every := self.recipe.run.checkpoint_activations) is not None:
+            recompute_(method, every)
+        return method

@@ -53,6 +53,11 @@ class Run(BaseModel, frozen=True, extra="forbid"):
         "process, at most 8",
     )
     accumulate: int = Field(1, ge=1, description="micro-batches per step and process, to save memory")
+    checkpoint_activations: Literal["blocks"] | Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        None,
+        description="to save memory, compute blocks of the network a second time in the backward pass instead of "
+        "keeping what they computed: blocks = every block, n = every n-th; null = none. Same result, slower steps",
+    )
     compile: bool = Field(False, description="compile encoder and decoder (slow start, faster steps)")
     log_every: int = Field(50, ge=1, description="steps between logged lines")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")

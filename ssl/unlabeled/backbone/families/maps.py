@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, Hidden, InTimm, Pool, Tensors, Tokens, fit_channels
 from unlabeled.errors import first_line
-from unlabeled.nn.batchnorm import BatchNorm, synchronise_
+from unlabeled.nn.batchnorm import synchronise_
 from unlabeled.nn.positions import Grid, Interpolation
 
 PROBE_SIDE = 256
@@ -54,7 +54,6 @@ class Maps(Encoder):
         self.native_grid = self.outline.grid
         if self.outline.layout == "vector":
             self.width = int(self.vit.head_hidden_size)
-        self.batch_dependent = any(isinstance(part, BatchNorm) for part in vit.modules())
 
     @classmethod
     def claims(cls, model: str) -> int:

@@ -138,10 +138,6 @@ class DINO(PretrainMethod):
         """The last layer, at first (official `cancel_gradients_last_layer`)."""
         return self.head.prototypes() if progress.epoch < self.config.frozen_epochs else ()
 
-    def batch_dependent(self) -> bool:
-        """By batch normalisation alone, in a CNN or in the head."""
-        return self.encoder.batch_dependent or self.config.normalizes
-
     def exports(self) -> dict[str, Encoder]:
         return {"teacher": self.teacher, "encoder": self.encoder}
 

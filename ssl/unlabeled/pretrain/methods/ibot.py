@@ -241,8 +241,9 @@ class IBOT(PretrainMethod):
     def _last_layers(self) -> list[nn.Parameter]:
         return [p for head in (self.head, self.patch_head) if head is not None for p in head.prototypes()]
 
-    def batch_dependent(self) -> bool:
-        return self.config.koleo > 0 or self.config.targets == "sinkhorn"
+    def batch_statistics(self) -> tuple[str, ...]:
+        own = {"KoLeo": self.config.koleo > 0, "Sinkhorn-Knopp": self.config.targets == "sinkhorn"}
+        return *(name for name, there in own.items() if there), *super().batch_statistics()
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """The backbone with its mask token, and each head (DINOv2)."""

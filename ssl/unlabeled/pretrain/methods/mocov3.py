@@ -20,6 +20,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
+from unlabeled.nn.batchnorm import normalises
 from unlabeled.nn.collectives import gather, rank, world
 from unlabeled.nn.curves import cosine
 from unlabeled.nn.heads import mlp
@@ -93,7 +94,7 @@ class MoCoV3(PretrainMethod):
         widths = config.dim, *[config.hidden] * (config.predictor_layers - 1), config.dim
         self.predictor = mlp(widths, last_norm=not self.encoder.resnet_heads)
         self.teacher = teacher
-        self.temperature = config.temperature
+        self.temperature, self.normalises = config.temperature, normalises(self.encoder)
         self.momentum = as_in_paper(config).momentum
         follow_(teacher, self)
 
@@ -112,7 +113,7 @@ class MoCoV3(PretrainMethod):
 
     def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
         """Features of both views [2B, D]; a CNN gets each view as a batch of its own, too."""
-        batches = images.chunk(2) if encoder.batch_dependent else (images,)
+        batches = images.chunk(2) if self.normalises else (images,)
         return torch.cat([encoder.feature(batch) for batch in batches])
 
     def _contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -130,8 +131,8 @@ class MoCoV3(PretrainMethod):
         """Everything decays: biases, norms and class token too (official `main_moco.py`)."""
         return True
 
-    def batch_dependent(self) -> bool:
-        return True
+    def batch_statistics(self) -> tuple[str, ...]:
+        return "negatives of the batch", *super().batch_statistics()
 
     def symptoms(self) -> list[Symptom]:
         return [chance(), same_features("keep method.momentum at 0.99 or above")]

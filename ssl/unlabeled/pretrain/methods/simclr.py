@@ -82,8 +82,8 @@ class SimCLR(PretrainMethod):
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
 
-    def batch_dependent(self) -> bool:
-        return True
+    def batch_statistics(self) -> tuple[str, ...]:
+        return "negatives of the batch", *super().batch_statistics()
 
     def symptoms(self) -> list[Symptom]:
         return [chance(), same_features("set optim.clip=1.0")]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
 from unlabeled.data.batch.batch import Batch
+from unlabeled.nn.batchnorm import normalises
 from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.pretrain.method import Output, Progress
 from unlabeled.report.card import Made, classifier_card
@@ -114,7 +115,6 @@ class Classifier(Task):
         if config.ema is not None:  # averaged weights: no gradients, evaluation mode
             self.average = copy.deepcopy(self.model).eval()
             follow_(self.average, self.model)
-        self.mixes = encoder.batch_dependent and not self.strategy.frozen
 
     @property
     def head(self) -> nn.Linear:
@@ -165,10 +165,15 @@ class Classifier(Task):
             for own, source in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 own.copy_(source)
 
-    def batch_dependent(self) -> bool:
-        """By BatchNorm, of a CNN that learns or before a probe's head; by flooding, which reads the mean loss of the
-        step."""
-        return self.mixes or self.probe_norm is not None or self.config.flood is not None
+    def batch_statistics(self) -> tuple[str, ...]:
+        """By batch normalisation, of a backbone that is not frozen or before a probe's head; by flooding, which reads
+        the mean loss of the step."""
+        found = {
+            f"batch normalisation of {self.architecture}": normalises(self.model) and not self.strategy.frozen,
+            "batch normalisation before the head": self.probe_norm is not None,
+            "flooding": self.config.flood is not None,
+        }
+        return tuple(name for name, there in found.items() if there)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         # not to 1-D tensors, tokens or positions (MAE's fine-tuning)
