@@ -83,8 +83,7 @@ def _contexts(block: nn.Module) -> Callable[[], tuple[AbstractContextManager[Non
 
 
 def _statistics(block: nn.Module) -> list[Tensor]:
-    """What training may change besides parameters: of the buffers of its state, numbers that are not whole, and counters
-    of batches."""
+    """What training may change besides parameters: floating-point buffers of its state, and counters of batches."""
     return [
         buffer
         for part in block.modules()
