@@ -220,14 +220,14 @@ def test_as_much_is_kept_as_is_counted(name: str, every: Every | None) -> None:
     """The count, of a network on the meta device, against the tensors of a real forward pass."""
     with torch.device("meta"):
         shape, empty = model(name, None), torch.empty(8, 3, 32, 32)
-    counted = activations(lambda: shape(empty), shape, [] if every is None else recomputed(shape, every))
+    moments = activations(lambda: shape(empty), shape, [] if every is None else recomputed(shape, every))
     trained, images = model(name, every), torch.randn(8, 3, 32, 32)
     with Alive(trained) as alive:
         loss = trained(images)
         kept = alive.bytes()
         loss.backward()
     gradients = sum(p.grad.nbytes for p in trained.parameters() if p.grad is not None)
-    assert counted.outside + counted.inputs == pytest.approx(kept + images.nbytes, rel=0.05)
-    # backward needs a few tensors more, and gradients grow while activations go
-    needed = counted.outside + counted.inputs + counted.block
-    assert 0.8 * needed < alive.peak < 1.2 * needed + gradients
+    assert sum(moments[0]) == pytest.approx(kept + images.nbytes, rel=0.05)
+    # backward needs gradients of activations as well
+    needed = max(map(sum, moments))
+    assert needed < 1.05 * (alive.peak + images.nbytes) < 1.7 * needed + gradients

@@ -14,12 +14,12 @@ Storages = dict[int, Tensor]  # a tensor of each storage, which keeps its number
 
 
 class Kept(NamedTuple):
-    """Bytes at the beginning of a backward pass.
+    """Bytes that are held at a moment of the backward pass.
 
     Attributes:
-        outside: of what is kept outside the blocks that are computed twice.
+        outside: of what was kept outside the blocks that are computed twice.
         inputs: of the inputs of these blocks that nothing else keeps.
-        block: the most that one of them keeps while it is computed again.
+        block: of one of these blocks, which is being computed again.
     """
 
     outside: int
@@ -30,26 +30,28 @@ class Kept(NamedTuple):
 class _Pass(NamedTuple):
     """A forward pass of a block that is computed twice."""
 
+    before: int  # storages that were kept outside by then
     inputs: Storages
     own: Storages
 
 
-def activations(forward: Callable[[], object], model: nn.Module, twice: Sequence[nn.Module] = ()) -> Kept:
-    """Count what `forward`, a forward pass of `model`, keeps if its blocks `twice` were computed twice.
+def activations(forward: Callable[[], object], model: nn.Module, twice: Sequence[nn.Module] = ()) -> list[Kept]:
+    """Count what is held after `forward`, a forward pass of `model`, if its blocks `twice` were computed twice.
 
-    They are not here: in the first computation nothing could be seen of what the second keeps.
+    First at the beginning of the backward pass, then whenever one of these blocks is computed again. They are not here:
+    in the first computation nothing could be seen of what the second keeps.
     """
     outside: Storages = {}
     passes: list[_Pass] = []
     into = [outside]
 
     def keep(tensor: Tensor) -> Tensor:
-        into[-1][tensor.untyped_storage()._cdata] = tensor
+        into[-1].setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
     def enter(block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         tensors = [leaf for leaf in tree_leaves((inputs, named)) if isinstance(leaf, Tensor)]
-        passes.append(_Pass({tensor.untyped_storage()._cdata: tensor for tensor in tensors}, {}))
+        passes.append(_Pass(len(outside), {tensor.untyped_storage()._cdata: tensor for tensor in tensors}, {}))
         into.append(passes[-1].own)
 
     def leave(block: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
@@ -61,15 +63,19 @@ def activations(forward: Callable[[], object], model: nn.Module, twice: Sequence
             stack.callback(block.register_forward_hook(leave).remove)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         forward()
-    return _counted(outside, passes, {p.untyped_storage()._cdata for p in model.parameters()})
+    return _moments(outside, passes, {p.untyped_storage()._cdata for p in model.parameters()})
 
 
-def _counted(outside: Storages, passes: list[_Pass], weights: set[int]) -> Kept:
-    """Bytes, each storage once; blocks that kept nothing (under a teacher's `no_grad`) keep no inputs either."""
-    inputs = {key: tensor for one in passes if one.own for key, tensor in one.inputs.items()}
-    known = weights | outside.keys()
-    most = max((_size(one.own, known | inputs.keys()) for one in passes), default=0)
-    return Kept(_size(outside, weights), _size(inputs, known), most)
+def _moments(outside: Storages, passes: list[_Pass], weights: set[int]) -> list[Kept]:
+    """Each storage counts once. What is kept later than a block is gone when it is computed again; a block that kept
+    nothing, under a teacher's `no_grad`, keeps no inputs either."""
+    sizes = [0 if key in weights else tensor.untyped_storage().nbytes() for key, tensor in outside.items()]
+    known, inputs, again = weights | outside.keys(), 0, list[Kept]()
+    for before, given, own in (one for one in passes if one.own):
+        inputs += _size(given, known)
+        known |= given.keys()
+        again.append(Kept(sum(sizes[:before]), inputs, _size(own, known)))
+    return [Kept(sum(sizes), inputs, 0), *again]
 
 
 def _size(storages: Storages, known: set[int]) -> int:

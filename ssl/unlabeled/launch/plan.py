@@ -114,9 +114,9 @@ def memory(method: Method, job: Job, micro: int) -> tuple[float, float]:
     batch = empty_batch(dataset.views, dataset.patch, micro, recipe.data.channels)
     every = recipe.run.checkpoint_activations
     twice = [] if every is None else recomputed(method, every)
-    kept = activations(lambda: method(batch, Progress(0, 1, 0.0, 1.0)), method, twice)
+    moments = activations(lambda: method(batch, Progress(0, 1, 0.0, 1.0)), method, twice)
     share = 1 if recipe.train.precision == "no" else HALF_PRECISION_SHARE
-    return weights, share * (kept.outside + kept.block) + kept.inputs
+    return weights, max(share * (kept.outside + kept.block) + kept.inputs for kept in moments)
 
 
 def describe_view(view: View, patch: int) -> str:
