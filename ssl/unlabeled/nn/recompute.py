@@ -25,7 +25,7 @@ LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def recompute_(model: nn.Module, every: Every) -> None:
     """Let blocks of a model's networks be computed twice wherever gradients are wanted; names stay as they are."""
     for block in recomputed(model, every):
-        block.forward = MethodType(_forward, block)  # type: ignore[method-assign]
+        block.forward = MethodType(_forward, block)
 
 
 def recomputed(model: nn.Module, every: Every) -> list[nn.Module]:
