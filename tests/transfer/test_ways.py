@@ -16,10 +16,10 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
+from unlabeled.nn.lowrank import ADDED, LowRankLinear
 from unlabeled.pretrain.method import Progress
 from unlabeled.train.optim import param_groups
 from unlabeled.transfer.network import Trained
-from unlabeled.transfer.strategies.lora import ADDED, LowRankLinear
 from unlabeled.transfer.tasks.classify import Classifier
 
 CLASSES, DEPTH = 5, 3

@@ -134,6 +134,7 @@ def examine(
         "stage": stage.name,
         "refused": refused,
         "out_of_memory": False,
+        "cautions": [] if job is None else [caution._asdict() for caution in stage.cautions(job)],
         "splits": {name: split_facts(found, crop, patch) for name, found in surveys.items()},
         "as_one": recipe.data.read_as_one(training_pictures),
         "copies": {} if compared is None else copy_facts(compared),

@@ -7,6 +7,7 @@ words, or with `--json` as one object:
     verdict, findings    in words; each finding has code, severity (stop, high, warning, note), text and advice
     refused              why the run would not start
     out_of_memory        whether a step did not fit into the GPU
+    cautions             settings that would ruin the weights that `init` names: code, text, advice
     splits.train, .val   pictures, looked_at, skipped (files that are not read, by ending), unreadable, short_side,
                          aspect, smaller_than_crop, larger_than_twice_crop (shares), channels, mean, std, suspicious,
                          classes

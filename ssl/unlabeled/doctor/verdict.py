@@ -69,6 +69,8 @@ def sentence(found: Sequence[Finding]) -> str:
 def _start(facts: Facts) -> Iterator[Finding]:
     for reason in facts["refused"]:
         yield Finding("refused", "stop", f"the run would not start: {reason}", "mend this and look again")
+    for caution in facts["cautions"]:
+        yield Finding(caution["code"], "warning", caution["text"], caution["advice"])
     if facts["out_of_memory"]:
         advice = "set run.checkpoint_activations=blocks, raise run.accumulate, or lower train.batch_size"
         yield Finding("out_of_memory", "stop", "a step does not fit into the memory of the GPU", advice)

@@ -26,6 +26,7 @@ from unlabeled.launch import forecast
 from unlabeled.launch.arguments import parse
 from unlabeled.launch.plan import Line, format_plan, on_meta, plan
 from unlabeled.launch.resume import length, resume
+from unlabeled.pretrain.continued import Caution
 from unlabeled.pretrain.method import Method
 from unlabeled.processes import cores, on_main
 from unlabeled.recipe import describe, dump, load, said
@@ -84,6 +85,10 @@ class Stage(ABC, Generic[R, J]):
     @abstractmethod
     def plan(self, job: J, taken: Sequence[str]) -> list[Line]:
         """Its own lines of the plan; `taken` are the fields that `load` and `complete` filled in."""
+
+    def cautions(self, job: J) -> list[Caution]:
+        """Settings that would ruin weights which the run begins with; they stand in the plan, too."""
+        return []
 
     @abstractmethod
     def finish(self, job: J, engine: Engine) -> list[str]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.nn.collectives import sum_over_processes
+from unlabeled.nn.lowrank import ADDED, merged_parameters
 
 
 @torch.no_grad()
@@ -26,10 +27,12 @@ def follow_(teacher: nn.Module, student: nn.Module) -> None:
 def ema_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """p_t <- m p_t + (1 - m) p_s for every parameter of the teacher, weight-norm gains included; buffers stay.
 
-    Computed as p_t + (1 - m) (p_s - p_t): equal parameters stay bit-identical.
+    Computed as p_t + (1 - m) (p_s - p_t): equal parameters stay bit-identical. A teacher without low-rank additions
+    follows the sums of weights and additions of a student that has them.
     """
-    source = dict(student.named_parameters())
     names, parameters = zip(*teacher.named_parameters(), strict=True)
+    alike = any(name.endswith(ADDED) for name in names)
+    source = dict(student.named_parameters()) if alike else merged_parameters(student)
     torch._foreach_lerp_(list(parameters), [source[name] for name in names], 1 - momentum)
 
 

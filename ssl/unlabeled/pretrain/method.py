@@ -21,6 +21,7 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.data.mask import Rounding, with_equal_counts
 from unlabeled.data.view.views import View
 from unlabeled.nn.batchnorm import normalises
+from unlabeled.pretrain.continued import Continuation, Continued
 from unlabeled.pretrain.rescale import Rescalable
 from unlabeled.registry import ByFile
 
@@ -32,6 +33,11 @@ class Progress(NamedTuple):
     total_steps: int  # optimizer steps of the whole run
     epoch: float  # fractional epochs done so far
     epochs: float  # epochs of the whole run
+
+    @property
+    def share(self) -> float:
+        """The share of the run that is done, 0 to 1."""
+        return self.step / self.total_steps
 
     def steps(self, epochs: float) -> int:
         """The number of steps in a number of epochs."""
@@ -151,6 +157,8 @@ class Method(nn.Module, ABC):
     It never touches the optimizer, the device, process groups, files or logging.
     """
 
+    continuation: Continuation | None = None  # how an encoder that has learnt already learns on; None = as a new one
+
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compute the loss: a function of weights, batch and progress alone, but for dropout and drop path."""
@@ -211,6 +219,12 @@ class PretrainMethod(Method, ABC):
     def evaluated(self) -> Encoder:
         """The encoder that the paper evaluates."""
         return next(iter(self.exports().values()))
+
+    def continue_(self, settings: Continued) -> None:
+        """Let the encoders learn on as a recipe says, see `Continued`. Raises UserError when they cannot."""
+        prefixes = {id(module): f"{name}." for name, module in self.named_modules()}
+        encoders = {prefixes[id(encoder)]: encoder for encoder in self.exports().values()}
+        self.continuation = Continuation(settings, encoders)
 
     def pooling(self) -> Literal["cls", "mean", "own"]:
         """How the tokens of that encoder become the feature of an image."""

@@ -29,6 +29,7 @@ from unlabeled.evaluate.splits import Splits
 from unlabeled.launch.plan import Line, on_meta
 from unlabeled.launch.stage import Stage
 from unlabeled.paths import UserPath
+from unlabeled.pretrain.continued import Caution, Continued, advice, cautions
 from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig, PretrainMethod, Progress
 from unlabeled.pretrain.rescale import Rescaled, Setting, check_epochs, rescale
 from unlabeled.processes import on_main
@@ -36,6 +37,7 @@ from unlabeled.progress import duration
 from unlabeled.recipe import dump, load, said
 from unlabeled.recipe.free import FREE
 from unlabeled.report.card import Made, pretrain_card
+from unlabeled.train.bar import Bar
 from unlabeled.train.beginning import Begun, begin
 from unlabeled.train.engine import Engine
 from unlabeled.train.following import following
@@ -60,6 +62,9 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
         description="what of the weights at init may be fitted to the pictures: size (positions are resampled), "
         "channels (the first layer is summed or repeated)",
     )
+    continued: Continued | None = Field(
+        None, description="how the encoder of `init` learns on without forgetting; null = as a new one"
+    )
     evaluate: Annotated[Evaluation | None, FREE] = Field(
         None,
         description="kNN and linear probes on labelled pictures while it trains; null = none. A protocol may stand "
@@ -77,6 +82,15 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
                 f"method.encoder.channels={given}, or give mean and std {found} values each"
             )
         return method
+
+    @field_validator("continued")
+    @classmethod
+    def _continues_something(cls, continued: Continued | None, info: ValidationInfo) -> Continued | None:
+        if continued is not None and info.data.get("init") is None:
+            raise ValueError(
+                "found settings for an encoder that learns on, but init is null. Set init, or leave it out"
+            )
+        return continued
 
     successor: ClassVar[str | None] = "init"
 
@@ -104,6 +118,8 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
         for name, end in self.method.ends.items():
             if getattr(short, name) != end:
                 yield f"method.{name}: it goes from {getattr(short, name):g} to {end:g} over the whole run"
+        if self.continued is not None and self.continued.hold:
+            yield f"continued.hold: heads learn alone for {self.continued.hold:g} of the run"
         for name in self.method.rules:
             if name not in self.method.ends and getattr(short, name) != getattr(long, name):
                 yield f"method.{name}: left at null it follows from the length of the run"
@@ -114,6 +130,8 @@ class PretrainJob(Job):
     """The job of a recipe for pretrain.py."""
 
     recipe: PretrainRecipe
+    method: MethodConfig  # with the values of this run
+    steps: int  # of the run
     rescaled: Sequence[Rescaled]  # settings of the method that follow from batch and length of the run
     begun: Begun | None = None  # the weights that it begins with; None = from scratch
 
@@ -145,9 +163,19 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         steps = total_steps(train.epochs, steps_per_epoch(len(source), train.batch_size))
         check_epochs(recipe.method, train.epochs)
         config, rescaled = rescale(recipe.method, Setting(train.batch_size, train.epochs, steps))
+        if recipe.continued is not None:
+            config, rescaled = recipe.continued.slowed(config, rescaled)
 
         dataset = ViewDataset(source, config.views, config.mask_patch, recipe.seed)
-        job = PretrainJob(recipe=recipe, build=config.build, data=data, dataset=dataset, rescaled=rescaled)
+        job = PretrainJob(
+            recipe=recipe,
+            build=config.build,
+            data=data,
+            dataset=dataset,
+            method=config,
+            steps=steps,
+            rescaled=rescaled,
+        )
         if recipe.init is None:
             return job
         field, shape = next(iter(recipe.views)), config.views[0].shape
@@ -156,6 +184,8 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         def build() -> Method:
             method = config.build()
             beginning.load_(method)
+            if recipe.continued is not None:
+                method.continue_(recipe.continued)
             return method
 
         return replace(job, build=build, begun=beginning.described(cast("PretrainMethod", on_meta(config.build))))
@@ -170,6 +200,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
                 **({} if job.begun is None else {"init": job.begun.digest}),
             },
             picture=PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
+            bar=None if recipe.init is None else _bar(recipe, recipe.init),
         )
 
     def _evaluator(self, recipe: PretrainRecipe, data: Opened, accelerator: Accelerator) -> Evaluate | None:
@@ -202,7 +233,16 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
             *([("taken", f"from init: {', '.join(taken)}")] if taken else []),
             *([] if recipe.evaluate is None else [("evaluate", _evaluation(recipe.evaluate, job))]),
             *(("rescaled", f"{name}: paper {paper:g}, yours {own:.6g}: {why}") for name, paper, own, why in rescaled),
+            *([] if recipe.continued is None else [("continued", recipe.continued.in_words(job.steps))]),
+            *(("caution", f"{text}: {advice}") for _, text, advice in self.cautions(job)),
         ]
+
+    def cautions(self, job: PretrainJob) -> list[Caution]:
+        recipe, begun = job.recipe, job.begun
+        if begun is None:
+            return []
+        peak = recipe.optim.peak(recipe.train.batch_size)
+        return list(cautions(recipe.continued, job.method, peak, recipe.optim.gentle, begun.new))
 
     def finish(self, job: PretrainJob, engine: Engine) -> list[str]:
         recipe, output, export = job.recipe, engine.output, f"{engine.output}/export"
@@ -217,11 +257,13 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
             Made(recipe.name, dump(recipe), *counts, begun=begun), recipe.method.name, engine.evaluated
         )
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
+        compared = "" if engine.bar is None else engine.bar.verdict(engine.evaluated)
         return [
             f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "
             f"{len(engine.bad.keys)} bad pictures",
             f"  encoder    {export}  (timm.create_model('local-dir:{export}', pretrained=True))",
             f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
+            *([compared] if compared else []),
             f"next: python -m unlabeled ladder {quote(export)} {_labelled(job)}   (which way to use it pays)",
         ]
 
@@ -244,6 +286,12 @@ def _evaluation(how: Evaluation, job: PretrainJob) -> str:
     height, width = method.views[0].shape
     pool = how.pool or f"{cast('PretrainMethod', on_meta(job.build)).pooling()} (as {method.name} is evaluated)"
     return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}"
+
+
+def _bar(recipe: PretrainRecipe, init: str) -> Bar:
+    """What a run that begins with an encoder is compared with: scores in percent are better when they are higher."""
+    protocols = {} if recipe.evaluate is None else recipe.evaluate.protocols
+    return Bar(init, [name for name, one in protocols.items() if one.unit.endswith("%")], advice(recipe.continued))
 
 
 def _labelled(job: PretrainJob) -> str:

@@ -40,6 +40,7 @@ class Begun(NamedTuple):
     """The weights that a run begins with, for its facts, its plan and its card."""
 
     digest: str  # see `weights_digest`
+    new: tuple[str, ...]  # parts of the method that are not loaded
     words: str  # the address, what of it is loaded, what is new, and what is left out
 
 
@@ -120,7 +121,7 @@ class Beginning(NamedTuple):
             f"loaded: {', '.join(['encoder', *(() if loaded.wrong else loaded.parts)])}",
             *filter(None, [new, *self._fits(), *self.found.notes, left, held]),
         ]
-        return Begun(digest, "; ".join(words))
+        return Begun(digest, loaded.parts if loaded.wrong else (), "; ".join(words))
 
     def _fits(self) -> Iterator[str]:
         """How the encoder was fitted, in words."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -52,7 +52,7 @@ class Engine:
         self.steps_per_epoch = steps_per_epoch(len(job.dataset.source), recipe.train.batch_size)
         self.total_steps = total_steps(recipe.train.epochs, self.steps_per_epoch)
         self.step, self.skipped, self.skipped_in_a_row = 0, 0, 0
-        self.watch = job.watch
+        self.watch, self.bar = job.watch, job.bar
         self.first_step = 0  # of this process: 0, or that of the checkpoint it resumed from
         self.evaluated: dict[str, float] = {}
         self.lengths: list[float] = []  # epochs of the run before it was extended
@@ -71,6 +71,8 @@ class Engine:
         optimizer = recipe.optim.build(param_groups(self.method.to(self.device), recipe.optim.weight_decay))
         self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
         self.statistics = state.Statistics(self.method)
+        if self.bar is not None:
+            self.bar.keep(self.method)
         self.peak = recipe.optim.peak(recipe.train.batch_size)
         self.normalize = Normalize(recipe.data.mean, recipe.data.std, self.device)
 
@@ -147,11 +149,14 @@ class Engine:
         return True
 
     def _owed(self) -> bool:
-        """Score the step that a run goes on from, if that was left out; False when a signal cut it short."""
-        if not self.step or not self._is_scored():
+        """Score the step that a run goes on from, if that was left out, and the encoder that it begins with; False
+        when a signal cut it short."""
+        if not (self._is_scored() if self.step else self.bar is not None):
             return True
         known = gather_objects(scores_at(self.output / "metrics.jsonl", self.step) if self.metrics else None)[0]
         self.evaluated |= known
+        if known:
+            self._compare(known)
         return bool(known) or self._evaluate(None)
 
     def _is_scored(self) -> bool:
@@ -180,7 +185,9 @@ class Engine:
 
     def _forward_backward(self, pending: list[RawBatch]) -> tuple[Batch, Tensor]:
         """Gradients of one global batch, clipped; returns the last micro-batch and the gradient norm."""
-        progress, optim = self.progress(), self.job.recipe.optim
+        progress, optim, continued = self.progress(), self.job.recipe.optim, self.method.continuation
+        if continued is not None:
+            continued.set_modes_(progress.share)
         set_rates(self.optimizer, optim, self.peak, progress, self.watch.rate if self.watch else 1.0)
         self._outputs = []
         self.statistics.keep()
@@ -189,7 +196,8 @@ class Engine:
             with nullcontext() if i == len(pending) else self.accelerator.no_sync(self.model):
                 self._outputs.append(self._micro(batch, progress, len(pending)))
         self.accelerator.unscale_gradients(self.optimizer)
-        for parameter in self.method.inactive(progress):
+        held = () if continued is None else continued.held(progress.share)
+        for parameter in (*self.method.inactive(progress), *held):
             parameter.grad = None
         norm = clip_gradients(self.method, optim.clip, optim.clip_by, optim.clip_value)
         for parameter in self.method.frozen(progress):
@@ -296,6 +304,8 @@ class Engine:
         values |= {"epoch": epoch, "lr": rate, "grad_norm": norm.item(), "skipped": self.skipped, **speed}
         if (features := self._outputs[-1].features) is not None:
             values["effective_rank"] = effective_rank(features)
+        if self.bar is not None:
+            values["moved"] = self.bar.moved(self.method)
         self._write(values)
         self.diagnosis.read(self.step, values)
         said = f"{speed['images_per_s']:,.0f} img/s  data {100 * speed['data_wait']:.0f} %"
@@ -330,6 +340,12 @@ class Engine:
         with stop.later():
             self._write(self.evaluated)
         self.display.say(f"step {self.step}  " + "  ".join(f"{k} {v:.2f}" for k, v in self.evaluated.items()))
+        self._compare(self.evaluated)
+
+    def _compare(self, scores: Mapping[str, float]) -> None:
+        """Hold scores of this step against those of the encoder that the run began with."""
+        if self.bar is not None and (warning := self.bar.read(self.step, scores)):
+            self.display.say(warning)
 
     def _look(self, watch: EarlyStopping) -> None:
         """The watched score decides which checkpoint stays, where the rate falls and when the run ends."""

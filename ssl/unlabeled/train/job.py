@@ -12,6 +12,7 @@ from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.opened import Opened
 from unlabeled.nn.recompute import recompute_
 from unlabeled.pretrain.method import Method
+from unlabeled.train.bar import Bar
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping
 
@@ -29,6 +30,7 @@ class Job:
         facts: fingerprints that a checkpoint must agree on: of the `pictures`, and of weights by the recipe's field.
         picture: called with (step, method, batch), draws them and returns the PNG; None = nothing is drawn.
         watch: early stopping and the best weights; None = the last weights count.
+        bar: what a pretraining that begins with an encoder is compared with; None = it begins with none.
     """
 
     recipe: Recipe
@@ -39,6 +41,7 @@ class Job:
     facts: Mapping[str, Any] = field(default_factory=dict)
     picture: Callable[[int, Method, Batch], Path] | None = None
     watch: EarlyStopping | None = None
+    bar: Bar | None = None
 
     def trained(self) -> Method:
         """The method as it is trained: made by `build`, its activations kept as `run` says."""

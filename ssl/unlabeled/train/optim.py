@@ -11,17 +11,28 @@ from unlabeled.pretrain.method import Method, Progress
 from unlabeled.train.optimizer import ClipBy, Groups, Optim
 from unlabeled.train.schedule import Ramp
 
+Climb = tuple[float, float] | None  # the shares of the run between which a rate climbs from 0; None = it does not
+
 
 def param_groups(method: Method, weight_decay: float) -> Groups:
-    """Group trainable parameters by learning-rate scale, weight decay, and the epoch in which they begin to learn."""
-    groups: dict[tuple[float, bool, float], list[nn.Parameter]] = {}
+    """Group trainable parameters by learning-rate scale, weight decay, and when they begin to learn."""
+    groups: dict[tuple[float, bool, float, Climb], list[nn.Parameter]] = {}
+    continued = method.continuation
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            key = (method.lr_scale(name), method.decays(name, parameter), method.begins(name))
+            scale, climb = (1.0, None) if continued is None else (continued.scale(name), continued.climb(name))
+            key = (scale * method.lr_scale(name), method.decays(name, parameter), method.begins(name), climb)
             groups.setdefault(key, []).append(parameter)
     return [
-        {"params": members, "lr_scale": scale, "decays": decay, "weight_decay": weight_decay * decay, "begins": begins}
-        for (scale, decay, begins), members in groups.items()
+        {
+            "params": members,
+            "lr_scale": scale,
+            "decays": decay,
+            "weight_decay": weight_decay * decay,
+            "begins": begins,
+            "climb": climb,
+        }
+        for (scale, decay, begins, climb), members in groups.items()
     ]
 
 
@@ -39,6 +50,9 @@ def set_rates(optimizer: Optimizer, config: Optim, peak: float, progress: Progre
     for group in optimizer.param_groups:
         inactive = progress.epoch < group.get("begins", 0.0)
         group["lr"] = 0.0 if inactive else _rate(config, peak, progress, watched, group["lr_scale"])
+        if (climb := group.get("climb")) is not None:
+            start, end = climb
+            group["lr"] *= min(1.0, max(0.0, (progress.share - start) / (end - start)))
         group["weight_decay"] = decay if group["decays"] else 0.0
 
 

@@ -21,6 +21,7 @@ class Optim(BaseModel, ABC, frozen=True, extra="forbid"):
     """A recipe's `optim:` section. Its fields are what recipes set; `name` is the name of its file."""
 
     copies: ClassVar[int] = 2  # tensors of a parameter's size that the optimizer keeps, for the estimate of memory
+    gentle: ClassVar[float | None] = None  # highest usual rate of weights that have learnt already; None = not known
     name: str
     base_lr: float = Field(
         1.5e-4,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from unlabeled.manifest import Damaged
 from unlabeled.pretrain.method import Method
 from unlabeled.train import state
+from unlabeled.train.bar import Bar, Scores
 from unlabeled.train.checkpoint import Checkpoint, Checkpoints
 from unlabeled.train.job import Job
 from unlabeled.train.watch import EarlyStopping, Noted
@@ -25,6 +26,7 @@ class State(BaseModel, strict=True):
     skipped_in_a_row: int = Field(ge=0)
     evaluated: dict[str, float]
     watch: Noted | None = None
+    bar: Scores | None = None
     scaler: dict[str, float] | None
     processes: int = Field(ge=1)
     facts: dict[str, Any]
@@ -42,6 +44,7 @@ class Running(Protocol):
     method: Method
     optimizer: AcceleratedOptimizer
     watch: EarlyStopping | None
+    bar: Bar | None
     checkpoints: Checkpoints
     step: int
     first_step: int
@@ -69,6 +72,7 @@ def state_of(engine: Running) -> dict[str, Any]:
         "skipped_in_a_row": engine.skipped_in_a_row,
         "evaluated": engine.evaluated,
         "watch": None if engine.watch is None else engine.watch.state(),
+        **({} if engine.bar is None else {"bar": engine.bar.state()}),
         "scaler": None if scaler is None else scaler.state_dict(),
         "processes": engine.accelerator.num_processes,
         "facts": engine.job.facts,
@@ -111,3 +115,5 @@ def restore_(engine: Running, checkpoint: Checkpoint) -> None:
     if engine.watch is not None and saved.get("watch") is not None:
         engine.watch.restore(saved["watch"])
         engine.checkpoints.best = engine.watch.kept_step
+    if engine.bar is not None and saved.get("bar") is not None:
+        engine.bar.restore(saved["bar"])

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
 from unlabeled.manifest import Tensors
+from unlabeled.nn.lowrank import merge_
 from unlabeled.pretrain.method import Method, PretrainMethod
 from unlabeled.processes import gather_objects
 
@@ -136,7 +137,9 @@ def _is_shard(tensor: Tensor) -> bool:
 
 
 def split_heads(method: PretrainMethod) -> tuple[Encoder, Tensors]:
-    """The first encoder that a method exports, and the rest of its state by name."""
+    """The first encoder that a method exports, and the rest of its state by name; low-rank additions are merged into
+    the method."""
+    merge_(method)
     encoder = method.evaluated()
     prefix = prefix_of(method, encoder)
     return encoder, {name: t for name, t in method.state_dict().items() if not name.startswith(prefix)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from unlabeled.train.optimizer import Groups, Optim, Unit
 class Config(Optim, frozen=True, extra="forbid"):
     """AdamW, fused where the device has it."""
 
+    gentle: ClassVar[float | None] = 1e-4
     name: Literal["adamw"] = "adamw"
     betas: tuple[Unit, Unit] = Field((0.9, 0.95), description="decay of the two moments")
     eps: float = Field(1e-8, gt=0, allow_inf_nan=False, description="added to the root of the second moment")

@@ -14,6 +14,7 @@ class Config(Optim, frozen=True, extra="forbid"):
     """Stochastic gradient descent with momentum."""
 
     copies: ClassVar[int] = 1
+    gentle: ClassVar[float | None] = 1e-2
     name: Literal["sgd"] = "sgd"
     momentum: Unit = Field(0.9, description="of the velocity")
 
