@@ -122,7 +122,7 @@ def test_what_relative_positions_cannot_do_is_refused() -> None:
         encoder(images, drop=some_hidden(1, 12))
     with pytest.raises(ValueError, match=r"built for images of \(32, 24\) pixels, found \(32, 32\)"):
         encoder(torch.randn(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="expected a timm Beit that has its norm before pooling"):
+    with pytest.raises(ValueError, match="expected a timm Beit, found 'vit_tiny_patch16_224'"):
         Beit(timm.create_model("vit_tiny_patch16_224", num_classes=0), "vit_tiny_patch16_224", {})
 
 

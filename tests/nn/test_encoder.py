@@ -180,18 +180,17 @@ def test_sizes_that_the_patch_does_not_divide_are_refused(size: tuple[int, int])
 @pytest.mark.parametrize(
     "model",
     [
-        "deit_tiny_distilled_patch16_224",  # a distillation token
         "vit_tiny_r_s16_p8_224",  # a ResNet stem
         "vit_base_mci_224",  # a convolutional stem
-        "vit_base_patch16_siglip_224",  # pools by attention
         "vit_relpos_small_patch16_224",  # no position table
-        "vit_medium_patch16_reg4_gap_256",  # a norm after pooling instead of before
     ],
 )
 def test_models_that_would_be_encoded_wrongly_are_refused(model: str) -> None:
     with torch.device("meta"):
         vit = timm.create_model(model, num_classes=0)
-    with pytest.raises(ValueError, match=f"expected a plain timm VisionTransformer with positions, found '{model}'"):
+    with pytest.raises(
+        ValueError, match=f"expected a timm VisionTransformer with patches and positions, found '{model}'"
+    ):
         Vit(vit, model, {})
 
 
@@ -202,7 +201,10 @@ def test_models_that_would_be_encoded_wrongly_are_refused(model: str) -> None:
             {"model": "vit_bse_patch16_224"},
             "no model 'vit_bse_patch16_224'. Did you mean 'vit_base_patch16_224'",
         ),
-        ({"model": "beit_base_patch16_224"}, "'beit_base_patch16_224' has no sincos positions: expected relative"),
+        (
+            {"model": "beit_base_patch16_224", "positions": "sincos"},
+            "'beit_base_patch16_224' has no sincos positions: expected relative",
+        ),
         (
             {"positions": "relative"},
             "'vit_base_patch16_224' has no relative positions: expected sincos, sincos_rows or learned",

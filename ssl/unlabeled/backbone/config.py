@@ -26,7 +26,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         default_factory=lambda said: family_of(said["model"]).patch_size_of(said["model"]) if "model" in said else 16,
         ge=1,
         le=1024,
-        description="side of a patch, pixels: 16 unless set; of a CNN or a swin_* the total stride",
+        description="side of a patch, pixels; unless set, the timm model's; of a CNN or a swin_* the total stride",
     )
     width: int | None = Field(
         None,
@@ -126,14 +126,22 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         words = f"patch {self.patch_size}, {self.positions} positions"
         return words if self.family.sized(self.model) else f"stride {self.patch_size}"
 
-    def require(self, method: str, hide: Hiding | None = None, any_size: bool = False) -> None:
-        """Raise ValueError when the encoder is not fit for a method that hides patches so, or has crops of any size."""
+    def require(
+        self, method: str, hide: Hiding | None = None, any_size: bool = False, class_token: bool = False
+    ) -> None:
+        """Raise ValueError when the encoder is not fit for a method that hides patches so, has crops of any size, or
+        reads a class token."""
         if hide and not self.family.hides:
             advice = "Use a vit_* model, or a method that sees whole pictures such as mocov3."
             raise ValueError(f"{method} hides patches, which {self.in_words} cannot. {advice}")
         if hide and hide not in self.family.hides:
             others = {"drop": "vit_* or hiera_* model, or method simmim", "replace": "vit_* model, or method mae"}
             raise ValueError(f"{method} {hide}s patches, which {self.in_words} cannot. Use a {others[hide]}.")
+        if class_token and not self.family.can_read(self.model, "cls", 1):
+            raise ValueError(
+                f"{method} reads a class token, which {self.in_words} has not. Use a vit_* model that has one, such as "
+                "vit_base_patch16_224."
+            )
         if any_size and not self.family.takes_any_size(self.model):
             raise ValueError(f"{method} needs positions for crops of any size, '{self.model}' has none. Use a vit_*.")
 

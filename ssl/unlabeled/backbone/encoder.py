@@ -24,6 +24,9 @@ TIMM_POOLS = {"cls": "token", "mean": "avg", "mean_max": "avgmax", "attention": 
 # names of timm's linear layers of attention and MLP
 LINEARS = ("qkv", "proj", "fc1", "fc2")
 
+# timm's arguments of a classifier's pooling
+POOLING = ("global_pool", "fc_norm", "use_fc_norm", "pool_include_prefix")
+
 # ways to hide patches: leave them out (MAE), or put a mask token in their places (SimMIM, iBOT)
 Hiding = Literal["drop", "replace"]
 Hidden: TypeAlias = PatchMask | None  # no mask = all patches are seen
@@ -66,7 +69,7 @@ class Encoder(nn.Module, ABC):
     resnet_heads: ClassVar[bool] = False  # gets the heads that MoCo v3 and DINO put on a ResNet
     noun: ClassVar[str] = ""  # in front of a model's name
     exported: ClassVar[Mapping[str, Any]] = {}  # type of each `model_args` field that an export may have
-    bare: ClassVar[Mapping[str, Any]] = {}  # arguments of timm for pretrained weights without a head
+    bare: ClassVar[Mapping[str, Any]] = {}  # arguments of timm for random weights without a head
     # how names of parameters end that SimMIM's code keeps from weight decay, its mask token's included
     undecayed: ClassVar[tuple[str, ...]] = ("cls_token", "reg_token", "pos_embed")
     blocks_in_python: ClassVar[str]  # `blocks` of the last {n} from `model` and `images`, by timm alone: model cards
@@ -176,6 +179,11 @@ class Encoder(nn.Module, ABC):
     def resized(cls, model: str, arguments: Mapping[str, Any], size: Grid) -> dict[str, Any]:
         """The arguments of `create` for images of another size (height, width), pixels."""
         return {**arguments, "img_size": list(size)}
+
+    @classmethod
+    def without_head(cls, model: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of an encoder for those of its export, or of a classifier on it."""
+        return {name: value for name, value in arguments.items() if name not in POOLING}
 
     @classmethod
     def most_patches(cls, arguments: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import Annotated, Any, ClassVar
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import LINEARS, TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens
+from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens
 from unlabeled.data.source import Finite
 from unlabeled.nn.attention import attention_map
 from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
@@ -30,6 +31,8 @@ BOUNDS = {"patch_size": 1024, "embed_dim": 16384, "depth": 128, "num_heads": 256
 Heads = Annotated[int, Field(ge=1, le=BOUNDS["num_heads"])]
 SWITCHES = ("qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm", "fc_norm")
 STAGES = (Annotated[list[Annotated[int, Field(ge=1, le=128)]], Field(min_length=1, max_length=8)] | None, None)
+# parameters before the blocks, beside the patch convolution
+EMBEDDINGS = ("cls_token", "pos_embed", "reg_token", "dist_token", "mask_token")
 EXPORTED: dict[str, Any] = {
     **{name: (int | None, Field(None, ge=int(name != "reg_tokens"), le=most)) for name, most in BOUNDS.items()},
     "num_heads": (Heads | Annotated[list[Heads], Field(max_length=8)] | None, None),
@@ -43,9 +46,6 @@ class Transformer(Encoder, ABC):
     """A timm transformer of one resolution, with `patch_embed`, `blocks` and `norm`; see `Encoder`."""
 
     bare: ClassVar[Mapping[str, Any]] = {"global_pool": "token"}
-    blocks_in_python: ClassVar[str] = (
-        "blocks = model.get_intermediate_layers(images, n={n}, return_prefix_tokens=True, norm=True)"
-    )
     positions: ClassVar[tuple[str, ...]]  # of recipes, besides learned ones
     patch_pools: ClassVar[tuple[str, ...]]  # poolings of patches that timm's classifier has
     norm_after_pool: ClassVar[str]  # timm's argument for a norm after pooling instead of before
@@ -76,7 +76,8 @@ class Transformer(Encoder, ABC):
 
     @classmethod
     def patch_size_of(cls, model: str) -> int:
-        return 16
+        side: int = outline(model).patch_embed.patch_size[0]
+        return side
 
     @classmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
@@ -116,6 +117,8 @@ class Transformer(Encoder, ABC):
         told = {name: value for name, value in arguments.items() if name != "norm_eps"}
         if pool in cls.patch_pools:
             told |= {"global_pool": TIMM_POOLS[pool], cls.norm_after_pool: False}
+        if pool == "cls":
+            told["global_pool"] = TIMM_POOLS[pool]
         return InTimm(told.setdefault("global_pool", "token"), told)
 
     @classmethod
@@ -134,13 +137,13 @@ class Transformer(Encoder, ABC):
 
     @classmethod
     def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
-        owners = [owner for block in model.blocks for owner in (block.attn, block.mlp)]
-        return [(one, tuple(n for n in LINEARS if isinstance(getattr(one, n, None), nn.Linear))) for one in owners]
+        return super().linears_(model.blocks)
 
     @classmethod
     def last_blocks(cls, model: Any, images: Tensor, blocks: int) -> list[Tokens]:
         found = model.get_intermediate_layers(images, n=blocks, reshape=True, return_prefix_tokens=True, norm=True)
-        read = [(prefix, maps.flatten(2).mT, tuple(maps.shape[-2:])) for maps, prefix in found]
+        pairs = found if model.num_prefix_tokens else [(maps, maps.flatten(2).mT[:, :0]) for maps in found]
+        read = [(prefix, maps.flatten(2).mT, tuple(maps.shape[-2:])) for maps, prefix in pairs]
         return [Tokens(*one, torch.cat(one[:2], dim=1)) for one in read]
 
     # ---------------------------------------------------------------- one encoder
@@ -162,6 +165,13 @@ class Transformer(Encoder, ABC):
         told = {name: self.arguments.get(NAMES.get(name, name)) for name in FIELDS}
         told |= {"patch_size": self.patch_size, "qkv_bias": told["qkv_bias"] is not False}
         return {**super().fields(), **told, "registers": told["registers"] or None}
+
+    @property
+    def blocks_in_python(self) -> str:  # type: ignore[override]
+        """See `Encoder`; timm gives no pairs where there are no tokens before the patches."""
+        if not self.num_prefix:
+            return "blocks = [(x, None) for x in model.get_intermediate_layers(images, n={n}, norm=True)]"
+        return "blocks = model.get_intermediate_layers(images, n={n}, return_prefix_tokens=True, norm=True)"
 
     def grid(self, images: Tensor) -> Grid:
         """(rows, columns) of patches in images [B, C, H, W]. Raises ValueError when the patch size does not divide."""
@@ -188,6 +198,11 @@ class Transformer(Encoder, ABC):
         """The term that all blocks add to their products of queries and keys [heads, N, N]; None = none."""
         return None
 
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """See `Encoder`: the patches after every block, without the final norm."""
+        x, grid = self.begin(images)
+        return [x[:, self.num_prefix :].mT.unflatten(2, grid) for x in self.outputs(x)]
+
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         if wrong := [block for block in blocks if block not in range(-self.depth, self.depth)]:
             raise ValueError(f"'{self.model}' has blocks 0 to {self.depth - 1}, found {wrong[0]}")
@@ -209,8 +224,8 @@ class Transformer(Encoder, ABC):
         return attention_map(block.attn, block.norm1(x), self.shared_bias())
 
     def layer_of(self, name: str) -> int:
-        """As MAE's `util/lr_decay.py`."""
-        if name in ("cls_token", "pos_embed", "reg_token", "mask_token") or name.startswith("patch_embed."):
+        """As MAE's `util/lr_decay.py`; the norm in front of the blocks is an embedding's, as in timm."""
+        if name in EMBEDDINGS or name.startswith(("patch_embed.", "norm_pre.")):
             return 0
         return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else self.depth + 1
 
@@ -229,6 +244,20 @@ class Transformer(Encoder, ABC):
 
         for block in self.vit.blocks if fields["drop_path_uniform"] else ():
             block.drop_path1, block.drop_path2 = DropPath(fields["drop_path"]), DropPath(fields["drop_path"])
+
+
+@cache
+def outline(model: str) -> Any:
+    """A timm transformer by name with a single block and without a head, on the meta device."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(model, num_classes=0, depth=1)
+
+
+def normed_after(vit: Any) -> bool:
+    """Whether a timm model has its final norm after the pooling instead of before."""
+    return not isinstance(vit.fc_norm, nn.Identity)
 
 
 def fill_in(tokens: Tensor, mask: PatchMask, fill: Fill) -> Tensor:

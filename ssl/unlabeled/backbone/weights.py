@@ -105,7 +105,8 @@ def _arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 def bare_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """timm's arguments of the encoder of an export."""
-    return {k: v for k, v in _arguments(config).items() if k not in ("global_pool", "fc_norm", "use_fc_norm")}
+    architecture = config["architecture"]
+    return family_of(architecture).without_head(architecture, _arguments(config))
 
 
 def read_official(where: str) -> tuple[Imported, Family]:
@@ -201,7 +202,7 @@ def _from_timm(name: str, image_size: Size, channels: int | None, pretrained: bo
 
     family = family_of(architecture := _timms_architecture(name))
     try:
-        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **family.bare)
+        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **({} if pretrained else family.bare))
     except Exception as error:  # a hub, a network or a file: whatever it was, the person must hear it
         raise UserError(f"timm cannot load the weights of '{name}': {error}") from error
     arguments = {**family.arguments_from(vit), "in_chans": vit.in_chans}

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# timm's names of the layers whose outputs blocks add to their inputs
+OUTPUTS = ("proj", "fc2", "attn_out_proj", "mlp_out_proj")
+
 
 def xavier_(module: nn.Module) -> None:
     """Linears Xavier uniform with zero bias, norms 1 and 0; a fused qkv is one [3D, D] matrix (MAE's code)."""
@@ -44,12 +47,14 @@ def mocov3_(vit: Any, freeze_patches: bool) -> None:
     token near zero, a uniform patch projection with zero bias, optionally frozen."""
     xavier_(vit)
     bound = math.sqrt(6 / (vit.embed_dim + vit.embed_dim))
-    for block in vit.blocks:
-        nn.init.uniform_(block.attn.qkv.weight, -bound, bound)
+    for name, part in vit.blocks.named_modules():
+        if name.endswith(".qkv"):
+            nn.init.uniform_(part.weight, -bound, bound)
     if vit.cls_token is not None:
         nn.init.normal_(vit.cls_token, std=1e-6)
     xavier_patches_(vit.patch_embed.proj)
-    nn.init.zeros_(vit.patch_embed.proj.bias)
+    if vit.patch_embed.proj.bias is not None:
+        nn.init.zeros_(vit.patch_embed.proj.bias)
     vit.patch_embed.proj.requires_grad_(not freeze_patches)
 
 
@@ -89,8 +94,9 @@ def simmim_(vit: Any, mask_token: Tensor) -> None:
             cut_normal_(parameter)
     with torch.no_grad():
         for number, block in enumerate(vit.blocks, start=1):
-            for linear in (block.attn.proj, block.mlp.fc2):
-                linear.weight.div_(math.sqrt(2 * number))
+            for name, part in block.named_modules():
+                if name.rpartition(".")[2] in OUTPUTS:
+                    part.weight.div_(math.sqrt(2 * number))
     cut_normal_(mask_token)
 
 

@@ -107,6 +107,7 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
     crops: ClassVar[dict[str, Crops]] = {}  # expected of each view; others may be any
     hides: ClassVar[Hiding | None] = None  # how the encoder hides patches; None = not at all
     any_size: ClassVar[bool] = False  # whether the encoder sees crops of several sizes
+    class_token: ClassVar[bool] = False  # whether it reads the class token, whatever the encoder's own pooling
     ends: ClassVar[dict[str, float]] = {}  # fields with a schedule over the whole run, and their last values
     name: str
 
@@ -117,7 +118,7 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
         if isinstance(value, View) and name in cls.crops:
             return cls.crops[name].fitted(title, name, value, info.data)
         if isinstance(value, EncoderConfig):
-            value.require(title, cls.hides, cls.any_size)
+            value.require(title, cls.hides, cls.any_size, cls.class_token)
             for view in (found for found in info.data.values() if isinstance(found, View)):
                 view.check(value.crop_multiple, value.channels, cls.mask_patch_of(view, value))
         return value

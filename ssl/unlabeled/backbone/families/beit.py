@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Fill, Hidden, Hiding, Tensors, Tokens
-from unlabeled.backbone.transformer import EXPORTED, Transformer, fill_in
+from unlabeled.backbone.encoder import Fill, Hidden, Hiding, InTimm, Pool, Tensors, Tokens, module_of
+from unlabeled.backbone.transformer import EXPORTED, Transformer, fill_in, normed_after
 from unlabeled.nn.patches import patchify
 from unlabeled.nn.positions import Grid
 
@@ -18,6 +18,7 @@ EXTRA = 3
 
 TABLE = "relative_position_bias_table"
 SHARED = f"rel_pos_bias.{TABLE}"
+AFTER = {"global_pool": "avg"}  # of timm: the mean, then the norm
 SWITCHES = ("use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias")
 
 
@@ -36,18 +37,17 @@ class Beit(Transformer):
     norm_after_pool: ClassVar[str] = "use_fc_norm"
     headless: ClassVar[Mapping[str, Any]] = {"global_pool": "token"}  # timm's default pools before the norm
     exported: ClassVar[Mapping[str, Any]] = {**EXPORTED, **dict.fromkeys(SWITCHES, (bool | None, None))}
-    pools = ("cls", "mean")
 
     @classmethod
     def claims(cls, model: str) -> int:
-        return 4 if model.startswith("beit") else 0
+        return 4 if module_of(model) == "beit" else 0
 
     @staticmethod
     def require(vit: nn.Module, model: str) -> None:
         from timm.models.beit import Beit
 
-        if type(vit) is not Beit or not isinstance(vit.fc_norm, nn.Identity):
-            raise ValueError(f"expected a timm Beit that has its norm before pooling, found '{model}'")
+        if type(vit) is not Beit:
+            raise ValueError(f"expected a timm Beit, found '{model}'")
 
     @classmethod
     def takes_any_size(cls, model: str) -> bool:
@@ -92,11 +92,39 @@ class Beit(Transformer):
             told["relative_tables"] = "both" if shared and own else "shared" if shared else "blocks"
         return {**super().fields(), **told}
 
+    @classmethod
+    def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
+        if not _normed_after(arguments):
+            return super().in_timm(model, arguments, pool)
+        # weights of the norm after the pooling have another name than those of the norm before
+        return InTimm("avg", {name: value for name, value in arguments.items() if name != "norm_eps"})
+
+    @classmethod
+    def without_head(cls, model: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().without_head(model, arguments), **(AFTER if _normed_after(arguments) else {})}
+
+    @classmethod
+    def arguments_from(cls, vit: Any) -> dict[str, Any]:
+        return {**super().arguments_from(vit), **(AFTER if normed_after(vit) else {})}
+
+    @property
+    def pools_itself(self) -> bool:
+        return normed_after(self.vit)
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        return ("cls", "mean", *(["own"] if self.pools_itself else []))
+
     def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
-        """See `Transformer`; a shared table is copied into every block (SimMIM's fine-tuning)."""
+        """See `Transformer`; a shared table is copied into every block (SimMIM's fine-tuning), a norm after pooling
+        that the encoder has is kept."""
+        if pool == "own":
+            told = {**self.arguments, "img_size": list(size)}
+        else:
+            kept = {"use_fc_norm": True} if self.pools_itself else {}
+            told = {**super().classifier_arguments(pool, size, frozen), **kept}
         tables = {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}
-        own = {} if self.vit.rel_pos_bias is None else tables
-        return {**super().classifier_arguments(pool, size, frozen), **own}
+        return {**told, **({} if self.vit.rel_pos_bias is None else tables)}
 
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         if drop is not None:
@@ -128,6 +156,11 @@ class Beit(Transformer):
 
     def shared_bias(self) -> Tensor | None:
         return None if self.vit.rel_pos_bias is None else self.vit.rel_pos_bias()
+
+
+def _normed_after(arguments: Mapping[str, Any]) -> bool:
+    """Whether an encoder's arguments ask for timm's own pooling: the mean, then the norm."""
+    return arguments.get("global_pool") == "avg" and "use_fc_norm" not in arguments
 
 
 def fit_tables(weights: dict[str, Tensor], old: Grid, model: Any) -> dict[str, Tensor]:

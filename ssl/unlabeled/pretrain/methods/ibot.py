@@ -97,6 +97,7 @@ class Config(MethodConfig, frozen=True):
     }
     hides: ClassVar[Hiding | None] = "replace"
     any_size: ClassVar[bool] = True
+    class_token: ClassVar[bool] = True
     paper: ClassVar[Setting] = Setting(batch=1024, epochs=800, steps=1_000_800)
     ends: ClassVar[dict[str, float]] = {"momentum": 1.0}
     rules: ClassVar[dict[str, Rule]] = {
@@ -124,7 +125,7 @@ class Config(MethodConfig, frozen=True):
         return IBOT(student, teacher, self)
 
     def _network(self, drop_path: float, patch_prototypes: int | None) -> Network:
-        encoder = self.encoder.model_copy(update={"drop_path": drop_path}).build(self.global_1.shape)
+        encoder = self.encoder.model_copy(update={"drop_path": drop_path}).build(self.global_1.shape, pooled=False)
         head = self.head.build(encoder.width, patch_prototypes)
         return Network(encoder, head, None if self.patch_head is None else self.patch_head.build(encoder.width))
 

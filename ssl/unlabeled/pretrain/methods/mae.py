@@ -39,7 +39,7 @@ class Config(MethodConfig, frozen=True):
     hides: ClassVar[Hiding | None] = "drop"
 
     def build(self) -> MAE:
-        encoder = self.encoder.build(self.view.shape)
+        encoder = self.encoder.build(self.view.shape, pooled=False)
         decoder = self.decoder.build(encoder, self.encoder.patch_size**2 * self.encoder.channels)
         return MAE(encoder, decoder, self.normalize_targets)
 

@@ -50,7 +50,7 @@ class Config(MethodConfig, frozen=True):
         return encoder.patch_size if view.mask is None else view.mask.patch(encoder.patch_size, encoder.embedding_patch)
 
     def build(self) -> SimMIM:
-        return SimMIM(self.encoder.build(self.view.shape))
+        return SimMIM(self.encoder.build(self.view.shape, pooled=False))
 
 
 class LinearDecoder(Decoder):

@@ -106,7 +106,7 @@ class Classifier(Task):
         for head in self.heads:
             config.initialize_(head)
         # timm's other heads have norms of their own, and nothing can be folded into them
-        linear = isinstance(self.head, nn.Linear)
+        linear = len(self.heads) == 1 and isinstance(self.head, nn.Linear)
         self.probe_norm = self.strategy.head_norm(self.model.head_hidden_size) if linear else None
         self.objective = Objective(counts, config.effective_number, config.logit_adjustment, config.flood)
         self.strategy.start_(self.model, type(encoder), head_prefixes(self.model), self.new)
