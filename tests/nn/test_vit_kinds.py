@@ -21,6 +21,8 @@ from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.errors import UserError
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import ibot, mae, simclr, simmim
+from unlabeled.train.beginning import begin
+from unlabeled.train.state import split_heads
 from unlabeled.transfer.tasks import classify
 
 SMALL: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "patch_size": 8}
@@ -279,3 +281,31 @@ def test_poolings_that_a_network_does_not_have_are_refused(model: str, pool: Any
 def test_ibot_needs_a_class_token() -> None:
     with pytest.raises(ValueError, match="iBOT reads a class token, which 'vit_base_patch16_gap_224' has not"):
         ibot.Config.model_validate({"encoder": {"model": "vit_base_patch16_gap_224"}})
+
+
+# ---------------------------------------------------------------- beginnings
+
+
+@pytest.mark.parametrize("model", ["vit_base_patch16_siglip_224", "vit_medium_patch16_reg4_gap_256"])
+def test_methods_of_patches_begin_with_weights_that_pool_and_go_on(model: str, tmp_path: Path) -> None:
+    """The pooling is left out, a norm after it becomes the final norm; the next run begins with that export, too."""
+    pooled, config = make(model, (16, 16)), EncoderConfig(model=model, positions="learned", **SMALL)
+    export_encoder(tmp_path / "pooled", pooled, IMAGENET, "", {})
+    decoder = {"name": "self", "width": 8, "depth": 1, "heads": 1}
+    fields = {"encoder": config.model_dump(), "view": {"size": 16, "mask": MASK}, "decoder": decoder}
+    method = mae.Config.model_validate(fields).build()
+    told: Any = (config, (16, 16), 3, (), "view.size")
+    begin(str(tmp_path / "pooled"), *told).load_(method)
+    for name, tensor in method.encoder.vit.state_dict().items():
+        theirs = pooled.vit.state_dict()
+        assert torch.equal(tensor, theirs[name] if name in theirs else theirs[f"fc_{name}"])
+
+    export_encoder(tmp_path / "left", method.encoder, IMAGENET, "", split_heads(method)[1])
+    again = mae.Config.model_validate(fields).build()
+    loaded = begin(str(tmp_path / "left"), *told).load_(again)
+    assert not loaded.new and not loaded.wrong
+    assert all(torch.equal(tensor, method.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+    contrast = simclr.Config.model_validate({"encoder": config.model_dump(), "view": {"size": 16, "count": 2}}).build()
+    new = begin(str(tmp_path / "left"), *told).load_(contrast).new
+    assert new and all(name.startswith(("attn_pool.", "fc_norm.")) for name in new)

@@ -123,9 +123,9 @@ def preprocessing_of(path: str | Path) -> Preprocessing:
 
     Raises UserError when there is no such thing, or it is damaged.
     """
-    where = expand(str(path)).removeprefix("scratch:")
+    where, scratch = expand(str(path)).removeprefix("scratch:"), str(path).startswith("scratch:")
     if where.startswith("timm:"):
-        return _as_timm_says(where.removeprefix("timm:"))
+        return _as_timm_says(where.removeprefix("timm:"), scratch)
     if where.endswith(OFFICIAL):
         imported, family = read_official(where)
         size = tuple(imported.arguments["img_size"])
@@ -137,7 +137,7 @@ def preprocessing_of(path: str | Path) -> Preprocessing:
     return Preprocessing(*how, config.get("value_range"), pool, tuple(trained["input_size"][1:]))
 
 
-def _as_timm_says(name: str) -> Preprocessing:
+def _as_timm_says(name: str, scratch: bool) -> Preprocessing:
     """Of timm; but the mean of the patches for MAE's weights, which timm pools by class token."""
     import timm
 
@@ -148,16 +148,26 @@ def _as_timm_says(name: str) -> Preprocessing:
         raise UserError(f"timm has no such weights of '{name}': {error}") from error
     if config is None:
         return IMAGENET
-    if not family_of(architecture).can_read(architecture, "cls", 1) or name.removeprefix(architecture).startswith(
-        ".mae"
-    ):
-        pool: Pool | None = "mean"
-    else:
-        with torch.device("meta"):
-            pool = OUR_POOLS.get(getattr(timm.create_model(architecture, num_classes=0), "global_pool", ""))
+    of_mae = name.removeprefix(architecture).startswith(".mae")
+    pool: Pool | None = "mean" if of_mae else _timms_pool(architecture, scratch)
     return Preprocessing(
         config.mean, config.std, config.crop_pct, config.interpolation, pool=pool, size=config.input_size[1:]
     )
+
+
+def _timms_pool(architecture: str, scratch: bool) -> Pool | None:
+    """timm's pooling of a network; that of random weights may differ (`Encoder.bare`)."""
+    import timm
+
+    family = family_of(architecture)
+    with torch.device("meta"):
+        usual = timm.create_model(architecture, num_classes=0)
+        arguments = {**family.arguments_from(usual), "in_chans": usual.in_chans}
+        if build_encoder(architecture, arguments).pools_itself and not (scratch and family.bare):
+            return "own"
+    if not family.can_read(architecture, "cls", 1):
+        return "mean"
+    return OUR_POOLS.get(getattr(usual, "global_pool", ""))
 
 
 def _timms_architecture(name: str) -> str:

@@ -28,12 +28,14 @@ class Loaded(NamedTuple):
         wrong: why these are new, in words; "" = they were loaded too.
         left: weights at the address that were not loaded.
         held: weights of the encoder that were loaded and do not learn.
+        new: weights of the encoder that the address does not have: of a pooling of its own.
     """
 
     parts: tuple[str, ...]
     wrong: str
     left: tuple[str, ...]
     held: tuple[str, ...]
+    new: tuple[str, ...]
 
 
 class Begun(NamedTuple):
@@ -64,18 +66,19 @@ class Beginning(NamedTuple):
         _, rest = split_heads(method)
         wrong = self._misfit(method, rest, tuple(others))
         heads = {} if wrong else self._heads(rest, others)
-        weights = self.encoder.vit.state_dict()
+        weights = repooled(self.encoder.vit.state_dict(), evaluated)
         with torch.no_grad():
             for prefix, encoder in encoders.items():
                 for name, tensor in encoder.vit.state_dict().items():
-                    tensor.copy_(heads.get(f"{prefix}{name}", weights[name]))
+                    tensor.copy_(heads.get(f"{prefix}{name}", weights.get(name, tensor)))
             for name, tensor in rest.items():
                 if name in heads:
                     tensor.copy_(heads[name])
         parts = dict.fromkeys(_part(name, tuple(encoders)) for name in rest if not name.startswith(tuple(encoders)))
         held = dict.fromkeys(name for encoder in encoders.values() for name in _held(encoder))
         left = [name for name in weights if name not in evaluated.vit.state_dict()]
-        return Loaded(tuple(parts), wrong, (*self.found.left, *left), tuple(held))
+        new = tuple(name for name in evaluated.vit.state_dict() if name not in weights)
+        return Loaded(tuple(parts), wrong, (*self.found.left, *left), tuple(held), new)
 
     def _misfit(self, method: PretrainMethod, rest: Tensors, others: tuple[str, ...]) -> str:
         """Why the heads of the address are not those of a method, in words; "" = they are.
@@ -113,13 +116,14 @@ class Beginning(NamedTuple):
         loaded = self.load_(method)
         heads = {} if loaded.wrong else self.found.heads
         digest = weights_digest({**self.found.encoder.state_dict(), **heads})
+        pool = f"new: {_some(loaded.new)}" if loaded.new else ""
         new = f"new: {', '.join(loaded.parts)} (heads: {loaded.wrong})" if loaded.wrong else ""
         left = f"left out: {_some(loaded.left)}" if loaded.left else ""
         held = f"held as loaded: {_some(loaded.held)}" if loaded.held else ""
         words = [
             f"{self.address} ({self.found.encoder.model}, weights {digest})",
             f"loaded: {', '.join(['encoder', *(() if loaded.wrong else loaded.parts)])}",
-            *filter(None, [new, *self._fits(), *self.found.notes, left, held]),
+            *filter(None, [pool, new, *self._fits(), *self.found.notes, left, held]),
         ]
         return Begun(digest, loaded.parts if loaded.wrong else (), "; ".join(words))
 
@@ -154,7 +158,10 @@ def begin(address: str, config: EncoderConfig, shape: Grid, channels: int, adapt
         if encoder.image_size != shape or encoder.channels != channels:
             encoder = fitted(encoder, shape, channels)
         with torch.device("meta"):
-            own = config.model_copy(update={"drop_path": 0.0, "drop_path_uniform": False}).build(shape)
+            calm = config.model_copy(update={"drop_path": 0.0, "drop_path_uniform": False})
+            own = calm.build(shape)
+            if own.pools_itself and not encoder.pools_itself:  # a method of patches left its pooling out
+                own = calm.build(shape, pooled=False)
     if differences := list(_differences(encoder, own)):
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(
@@ -172,13 +179,15 @@ def _differences(found: Encoder, own: Encoder) -> Iterator[str]:
             yield f"{name} is {theirs}, the recipe says {ours}"
     if (theirs := _attention_heads(found)) != (ours := _attention_heads(own)):
         yield f"attention heads are {theirs}, the recipe says {ours}"
-    weights, wanted = found.vit.state_dict(), own.vit.state_dict()
+    every, wanted = found.vit.state_dict(), own.vit.state_dict()
+    same = every.keys() == wanted.keys()
+    weights = repooled(every, own)
     for name in {**weights, **wanted}:
         one, other = (list(some[name].shape) if name in some else "missing" for some in (weights, wanted))
         if one != other:
             yield f"{name} {one}, the recipe's network has {other}"
     lines, others = (str(encoder.vit).splitlines() for encoder in (found, own))
-    if weights.keys() == wanted.keys() and lines != others:
+    if same and lines != others:
         line, its = next(pair for pair in zip_longest(lines, others, fillvalue="") if pair[0] != pair[1])
         yield f"'{found.model}' has {line.strip()}, the recipe's '{own.model}' {its.strip()}"
 
@@ -186,6 +195,14 @@ def _differences(found: Encoder, own: Encoder) -> Iterator[str]:
 def _attention_heads(encoder: Encoder) -> str:
     heads = dict.fromkeys(getattr(part, "num_heads", None) for part in encoder.vit.modules())
     return ", ".join(str(number) for number in heads if number is not None)
+
+
+def repooled(weights: Tensors, encoder: Encoder) -> Tensors:
+    """Weights of a network that may have another pooling than an encoder: a norm after pooling becomes the final one
+    where the encoder has that."""
+    own = encoder.vit.state_dict()
+    moved = {f"fc_{name}": name for name in ("norm.weight", "norm.bias") if name in own and f"fc_{name}" not in own}
+    return {moved.get(name, name): tensor for name, tensor in weights.items()}
 
 
 def _alike(encoder: Encoder, other: Encoder) -> bool:
