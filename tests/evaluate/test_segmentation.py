@@ -393,3 +393,25 @@ def test_it_is_a_section_of_pretraining_recipes_beside_cka(pictures: Path) -> No
     found = dict(Evaluator(config, splits, (8, 8))(make()))
     assert set(found) == {"cka_neighbours", "cka_ends", "segmentation_miou", "segmentation_accuracy"}
     assert found["segmentation_miou"] == scored(pictures, epochs=4)["segmentation_miou"]
+
+
+def test_maps_of_several_stages_stand_side_by_side_at_the_finest(tmp_path: Path) -> None:
+    """Against a loop over positions; ConvNeXt's last two maps have 16 and 32 pixels a side."""
+    for split in ("train", "val"):
+        draw(tmp_path / split, 2, shapes=((64, 96),))
+    torch.manual_seed(0)
+    encoder = EncoderConfig(model="test_convnext").build((64, 64))
+    images = torch.randn(2, 3, 64, 96)
+    found = segmentation.encoded(encoder, images, Segmentation(stages=2)).float()
+    with torch.no_grad():
+        fine, coarse = encoder.eval().stages(images)[-2:]
+    assert found.shape == (2, 4, 6, fine.shape[1] + coarse.shape[1]) and coarse.shape[-2:] == (2, 3)
+    torch.testing.assert_close(found[:, 1, 2, : fine.shape[1]], fine[:, :, 1, 2], rtol=1e-3, atol=1e-3)
+    # position (1, 2) of the fine map lies a quarter into (0, 0) to (1, 1) of the coarse one
+    rows = 0.75 * coarse[:, :, 0] + 0.25 * coarse[:, :, 1]
+    expected = 0.25 * rows[:, :, 0] + 0.75 * rows[:, :, 1]
+    torch.testing.assert_close(found[:, 1, 2, fine.shape[1] :], expected, rtol=1e-2, atol=1e-3)
+    with pytest.raises(UserError, match=r"stages=9: test_convnext has 4 stages\. Ask for fewer"):
+        list(Segmentation(stages=9).scores(bench(tmp_path, encoder)))
+    with pytest.raises(ValueError, match=r"expected blocks or stages, found both \(2, 2\)"):
+        Segmentation(stages=2, blocks=2)

@@ -8,9 +8,11 @@ from itertools import groupby
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, check
 from unlabeled.data.batch.loader import Normalize, make_loader
 from unlabeled.data.batch.workers import Batches
@@ -73,6 +75,12 @@ class Config(Protocol, frozen=True, extra="forbid"):
         None, description="value of unlabelled pixels in masks; null = 255, if the others are 0, 1, 2 ... without a gap"
     )
     blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
+    stages: int | None = Field(
+        None,
+        ge=1,
+        description="of networks whose stages have maps of several sizes (ConvNeXt, Swin): how many of the last to "
+        "concatenate, resized to the finest of them; null = the last map",
+    )
     lrs: tuple[LearningRate, ...] = Field(
         (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
         min_length=1,
@@ -88,6 +96,13 @@ class Config(Protocol, frozen=True, extra="forbid"):
         description="the loss sees masks at so many times the grid of patches, nearest; null = at their full size. The "
         "evaluation always does",
     )
+
+    @field_validator("stages")
+    @classmethod
+    def _blocks_or_stages(cls, stages: int | None, info: ValidationInfo) -> int | None:
+        if stages is not None and info.data.get("blocks", 1) > 1:
+            raise ValueError(f"expected blocks or stages, found both ({info.data['blocks']}, {stages})")
+        return stages
 
     @property
     def unlabelled(self) -> int | None:
@@ -141,6 +156,7 @@ class Config(Protocol, frozen=True, extra="forbid"):
         """Arguments of `open_scenes` for the encoder. Raises UserError when it cannot take such images."""
         encoder = bench.encoder
         check(encoder, FeatureSpec("mean", self.blocks))
+        self._check_stages(encoder)
         patch, size = encoder.patch_size, self.size
         if size and any(side % patch for side in size):
             near = [nearest(side, patch) for side in size]
@@ -155,6 +171,16 @@ class Config(Protocol, frozen=True, extra="forbid"):
                 f"found {size and list(size)}. --image-size loads it for other sizes."
             )
         return {"patch": patch, "size": size, "interpolation": bench.splits.preparation.interpolation}
+
+    @torch.no_grad()
+    def _check_stages(self, encoder: Encoder) -> None:
+        if self.stages is None:
+            return
+        with evaluating(encoder):
+            image = torch.zeros(1, encoder.channels, *encoder.image_size, device=next(encoder.parameters()).device)
+            found = len(encoder.stages(image))
+        if self.stages > found:
+            raise UserError(f"segmentation.stages={self.stages}: {encoder.model} has {found} stages. Ask for fewer.")
 
     def _coding(self, splits: Splits) -> Coding:
         """Find the classes of mask values, once. Raises UserError when they are unclear or fewer than two."""
@@ -215,15 +241,20 @@ def feature_maps(bench: Bench, scenes: Scenes, config: Config) -> Iterator[Map]:
         for batch in track(made, "encoding images", len(scenes), lambda batch: sum(map(len, batch))):
             for group in batch:
                 pixels = torch.stack([scene.pixels for scene in group]).to(device, non_blocking=True)
-                found = encoded(bench, normalize(pixels), config.blocks)
+                found = encoded(bench.encoder, normalize(pixels), config)
                 yield from (Map(features, scene.mask) for features, scene in zip(found, group, strict=True))
 
 
 @torch.no_grad()
-def encoded(bench: Bench, images: Tensor, blocks: int) -> Tensor:
-    """Patch tokens of the last blocks side by side: [B, h, w, blocks * D] float16, on the CPU."""
-    encoder = bench.encoder
+def encoded(encoder: Encoder, images: Tensor, config: Config) -> Tensor:
+    """Patch tokens of the last blocks, or maps of the last stages, side by side: [B, h, w, D] float16, on the CPU."""
+    blocks = config.blocks
     with evaluating(encoder):
+        if config.stages is not None:
+            maps = encoder.stages(images)[-config.stages :]
+            finest = max((one.shape[-2:] for one in maps), key=lambda shape: shape[0])
+            alike = [F.interpolate(one, finest, mode="bilinear", align_corners=False) for one in maps]
+            return torch.cat(alike, dim=1).movedim(1, -1).half().cpu()
         # calls the module, since its forward pass may be compiled
         found = [encoder(images)] if blocks == 1 else encoder.intermediate(images, range(-blocks, 0))
     tokens = torch.cat([tokens.patches for tokens in found], dim=2)
