@@ -19,6 +19,7 @@ from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.errors import UserError
+from unlabeled.nn.norms import eps_of
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import ibot, mae, simclr, simmim
 from unlabeled.train.beginning import begin
@@ -207,6 +208,42 @@ def test_methods_of_patches_leave_the_pooling_out(name: str, model: str, tmp_pat
         alone = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
         close(alone(images), encoder(images).pool("mean"))
         close(load_encoder(tmp_path / "out").feature(images), alone(images))
+
+
+@pytest.mark.parametrize(("model", "positions"), [("test_vit4", "learned"), ("beit_base_patch16_224", "relative")])
+@torch.no_grad()
+def test_an_eps_that_timm_has_no_argument_for(model: str, positions: Any, tmp_path: Path) -> None:
+    """It reaches every norm, those by the root mean square too; the card's lines give it to timm."""
+    config = EncoderConfig(model=model, positions=positions, norm_eps=0.05, **SMALL)
+    encoder, images = config.build((16, 16)).eval(), pictures(2, 3, 16, 16)
+    assert eps_of(encoder) == {0.05}
+    export_encoder(tmp_path / "out", encoder, IMAGENET, "", {})
+    alone: Any = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    expected = as_timm(encoder, images)
+    assert not torch.allclose(alone(images), expected, atol=1e-3)
+    exec((tmp_path / "out" / "README.md").read_text().split("```")[1].removeprefix("python"), {"model": alone})
+    close(alone(images), expected)
+    again = load_encoder(tmp_path / "out")
+    close(as_timm(again, images), expected)
+    assert again.fields()["norm_eps"] == 0.05
+    task: Any = classify.Config(pool=again.default_pool, view={"size": 16}).build(again, [2, 2])  # type: ignore[arg-type]
+    assert eps_of(task.model) == {0.05}
+
+
+@pytest.mark.parametrize(
+    ("model", "pool"),
+    [("test_vit", "cls"), ("test_vit2", "own"), ("test_vit3", "own"), ("deit_tiny_distilled_patch16_224", "own")],
+)
+def test_networks_of_timm_by_address(model: str, pool: str) -> None:
+    encoder = load_encoder(f"scratch:timm:{model}")
+    assert preprocessing_of(f"scratch:timm:{model}").pool == encoder.default_pool == pool
+
+
+def test_patches_that_do_not_divide_timms_size() -> None:
+    """timm leaves pixels at the edge out: 384 = 27 patches of 14, and 6 pixels."""
+    with torch.device("meta"):
+        vit = timm.create_model("vit_so400m_patch14_siglip_384", num_classes=0, depth=1)
+    assert Vit.arguments_from(vit) == {"img_size": [378, 378], "patch_size": 14}
 
 
 # ---------------------------------------------------------------- names

@@ -123,7 +123,9 @@ class Transformer(Encoder, ABC):
 
     @classmethod
     def arguments_from(cls, vit: Any) -> dict[str, Any]:
-        return {"img_size": list(vit.patch_embed.img_size), "patch_size": vit.patch_embed.patch_size[0]}
+        side: int = vit.patch_embed.patch_size[0]
+        # without the pixels at the edge that timm leaves out where patches do not divide its size
+        return {"img_size": [side * patches for patches in vit.patch_embed.grid_size], "patch_size": side}
 
     @classmethod
     def fitted(cls, weights: Tensors, old: Grid, model: Any) -> Tensors:
