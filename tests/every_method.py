@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from support import ROOT
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 from unlabeled.backbone.folder import IMAGENET
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.opened import Opened
-from unlabeled.pretrain.method import METHODS, Method, Progress
+from unlabeled.pretrain.method import METHODS, Method, Output, Progress
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
 
@@ -37,21 +40,53 @@ def recipe_file(name: str) -> Path:
     return file
 
 
-def recipe_of(name: str) -> Any:
-    return load(PretrainRecipe, str(recipe_file(name)), [*SMALL, *QUIET])
+def recipe_of(name: str, *more: str) -> Any:
+    return load(PretrainRecipe, str(recipe_file(name)), [*SMALL, *QUIET, *more])
 
 
-def build(name: str) -> Method:
+def build(name: str, *more: str) -> Method:
     torch.manual_seed(0)
-    return recipe_of(name).method.build()
+    return recipe_of(name, *more).method.build()
 
 
-def batch_of(name: str) -> Batch:
+def batch_of(name: str, *more: str) -> Batch:
     """The first batch of eight samples, on the CPU."""
-    recipe = recipe_of(name)
+    recipe = recipe_of(name, *more)
     dataset = ViewDataset(
         Opened(recipe.data).train, recipe.method.views, recipe.method.backbone.patch_size, recipe.seed
     )
     positions = next(iter(EpochSampler(42, 8, LAST, seed=recipe.seed)))
     cpu = torch.device("cpu")
     return to_device(collate([dataset[p] for p in positions]), cpu, Normalize(IMAGENET.mean, IMAGENET.std, cpu))
+
+
+def on_a_gpu(method: Method, batch: Batch) -> Output:
+    """A step with tensors that have a device but no values: reading one, or mixing devices, raises."""
+    mode = FakeTensorMode(allow_non_fake_inputs=False)
+    was_enabled, was_dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with mode:
+        _without_values(method)
+        fake = tree_map(_fake_cuda, batch)
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        try:
+            output = method(fake, START)
+            method.after_step(START)
+        finally:
+            torch.set_autocast_enabled("cuda", was_enabled)
+            torch.set_autocast_dtype("cuda", was_dtype)
+    return output
+
+
+def _fake_cuda(leaf: Any) -> Any:
+    return torch.empty(leaf.shape, dtype=leaf.dtype, device="cuda") if isinstance(leaf, Tensor) else leaf
+
+
+def _without_values(module: nn.Module) -> None:
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(_fake_cuda(parameter), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = _fake_cuda(buffer)

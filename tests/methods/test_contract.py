@@ -8,16 +8,12 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
-from every_method import LAST, QUIET, SMALL, START, batch_of, build, every_method, recipe_file
+from every_method import LAST, QUIET, SMALL, START, batch_of, build, every_method, on_a_gpu, recipe_file
 from support import assert_close_weights, checkpoint_bytes, launch, metrics
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
 
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.pretrain.method import METHODS
@@ -67,35 +63,8 @@ def test_timm_loads_the_export(name: str, tmp_path: Path) -> None:
 @every_method
 def test_runs_on_a_gpu_without_waiting_for_it(name: str) -> None:
     """With tensors that have a device but no values: reading one, or mixing devices, raises."""
-    method, batch = build(name), batch_of(name)
-    mode = FakeTensorMode(allow_non_fake_inputs=False)
-    was_enabled, was_dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    with mode:
-        _without_values(method)
-        fake = tree_map(_fake_cuda, batch)
-        torch.set_autocast_enabled("cuda", True)
-        torch.set_autocast_dtype("cuda", torch.bfloat16)
-        try:
-            output = method(fake, START)
-            method.after_step(START)
-        finally:
-            torch.set_autocast_enabled("cuda", was_enabled)
-            torch.set_autocast_dtype("cuda", was_dtype)
+    output = on_a_gpu(build(name), batch_of(name))
     assert output.loss.device.type == "cuda" and output.loss.dtype == torch.float32
-
-
-def _fake_cuda(leaf: Any) -> Any:
-    return torch.empty(leaf.shape, dtype=leaf.dtype, device="cuda") if isinstance(leaf, Tensor) else leaf
-
-
-def _without_values(module: nn.Module) -> None:
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = nn.Parameter(_fake_cuda(parameter), parameter.requires_grad)
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = _fake_cuda(buffer)
 
 
 # ---------------------------------------------------------------- whole runs

@@ -44,7 +44,7 @@ def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("another")
 def test_a_file_is_a_family() -> None:
-    assert sorted(families()) == ["another", "beit", "hiera", "maps", "swin", "vit"]
+    assert sorted(families()) == ["another", "beit", "hiera", "maps", "rope", "swin", "vit"]
     config = EncoderConfig(model="vit_small_patch16_224")
     assert config.family.__name__ == "Another" and config.in_words == "another 'vit_small_patch16_224'"
     assert EncoderConfig(model="vit_tiny_patch16_224").family.__name__ == "Vit"
@@ -58,6 +58,9 @@ BELONGS = {
     "vit_base_patch16_224": "vit",
     "deit3_small_patch16_224": "vit",
     "beitv2_base_patch16_224": "beit",
+    "vit_base_patch16_dinov3": "rope",
+    "eva02_tiny_patch14_224": "rope",
+    "vit_pe_core_base_patch16_224": "rope",
     "resnet50": "maps",
     "efficientnet_b0": "maps",
     "swin_s3_tiny_224": "swin",

@@ -12,6 +12,7 @@ from unlabeled.nn.positions import Grid, Interpolation
 
 Number = Annotated[int, Field(ge=1, le=256)]
 PerStage = Number | Annotated[tuple[Number, ...], Field(min_length=1, max_length=8)] | None
+Positions = Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned", "rope", "rope_learned"]
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
@@ -51,13 +52,13 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         None, gt=0, le=0.1, description="added to the variance in layer norms; null = the timm model's, mostly 1e-6"
     )
     channels: int = Field(3, ge=1, le=16, description="input channels, as many as data.mean has values")
-    positions: Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned", "rope"] = Field(
+    positions: Positions = Field(
         default_factory=lambda said: (
             family_of(said["model"]).default_positions(said["model"]) if "model" in said else "sincos"
         ),
         validate_default=True,
-        description="fixed 2-D sine-cosine positions (MAE's, or MoCo v3's: rows first), learned ones, or a beit_*'s "
-        "relative ones, alone or with learned ones",
+        description="fixed 2-D sine-cosine positions (MAE's, or MoCo v3's: rows first), learned ones, a beit_*'s "
+        "relative ones, or rotary ones (DINOv3, EVA-02), alone or with learned ones; unless set, the timm model's",
     )
     relative_tables: Literal["shared", "blocks", "both"] = Field(
         "shared", description="of relative positions: one table that all blocks share, one in every block, or both"
@@ -69,7 +70,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         None, ge=0, description="layer scale begins here; 0 = none, null = the timm model's"
     )
     registers: int | None = Field(
-        None, ge=1, le=256, description="register tokens; prefix tokens then have no positions; null = the timm model's"
+        None,
+        ge=0,
+        le=256,
+        description="register tokens; prefix tokens then have no positions; 0 = none, null = the timm model's",
     )
     window: int | None = Field(
         None, ge=1, le=128, description="side of a swin's windows, tokens; null = the timm model's"

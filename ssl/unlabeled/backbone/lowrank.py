@@ -12,6 +12,8 @@ from unlabeled.errors import UserError
 from unlabeled.nn.lowrank import LowRankLinear
 
 Target = Literal["qkv", "proj", "fc1", "fc2"]
+# layers that some networks have in the place of one
+APART = {"qkv": ("q_proj", "k_proj", "v_proj"), "fc1": ("fc1_g", "fc1_x")}
 
 
 class LowRank(BaseModel, frozen=True, extra="forbid"):
@@ -34,7 +36,8 @@ class LowRank(BaseModel, frozen=True, extra="forbid"):
         Raises:
             UserError: the family has no such layers, or the rank is that of a full matrix or more.
         """
-        found = [(owner, name) for owner, names in family.linears_(model) for name in self.targets if name in names]
+        wanted = [name for target in self.targets for name in (target, *APART.get(target, ()))]
+        found = [(owner, name) for owner, names in family.linears_(model) for name in wanted if name in names]
         if not found:
             words = family.in_words(model.pretrained_cfg["architecture"])
             raise UserError(

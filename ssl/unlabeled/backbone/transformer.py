@@ -69,8 +69,8 @@ class Transformer(Encoder, ABC):
         """The input of the first block [B, P + N, D] for images [B, C, H, W], and the grid of patches."""
 
     @abstractmethod
-    def outputs(self, x: Tensor) -> Iterator[Tensor]:
-        """The output of every block [B, P + N, D] for the input of the first."""
+    def outputs(self, x: Tensor, grid: Grid) -> Iterator[Tensor]:
+        """The output of every block [B, P + N, D] for the input of the first, and the grid of its patches."""
 
     # ---------------------------------------------------------------- by name
 
@@ -78,6 +78,10 @@ class Transformer(Encoder, ABC):
     def patch_size_of(cls, model: str) -> int:
         side: int = outline(model).patch_embed.patch_size[0]
         return side
+
+    @classmethod
+    def can_read(cls, model: str, pool: Pool, blocks: int) -> bool:
+        return not pool.startswith("cls") or outline(model).cls_token is not None
 
     @classmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
@@ -200,30 +204,36 @@ class Transformer(Encoder, ABC):
         """The term that all blocks add to their products of queries and keys [heads, N, N]; None = none."""
         return None
 
+    def rotations(self, grid: Grid) -> Sequence[Tensor | None]:
+        """The rotary positions of every block's patches, sines and cosines; None = there are none."""
+        return [None] * self.depth
+
     def stages(self, images: Tensor) -> list[Tensor]:
         """See `Encoder`: the patches after every block, without the final norm."""
         x, grid = self.begin(images)
-        return [x[:, self.num_prefix :].mT.unflatten(2, grid) for x in self.outputs(x)]
+        return [x[:, self.num_prefix :].mT.unflatten(2, grid) for x in self.outputs(x, grid)]
 
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         if wrong := [block for block in blocks if block not in range(-self.depth, self.depth)]:
             raise ValueError(f"'{self.model}' has blocks 0 to {self.depth - 1}, found {wrong[0]}")
         wanted = [range(self.depth)[block] for block in blocks]
         x, grid = self.begin(images)
-        found = {number: self.finish(x, grid) for number, x in enumerate(self.outputs(x)) if number in wanted}
+        found = {number: self.finish(x, grid) for number, x in enumerate(self.outputs(x, grid)) if number in wanted}
         return [found[number] for number in wanted]
 
     def attention(self, images: Tensor) -> Tensor:
-        from timm.models import beit, vision_transformer
+        from timm.layers import AttentionRope
+        from timm.models import beit, eva, vision_transformer
 
         block = self.vit.blocks[-1]
-        standard = [(family.Block, family.Attention) for family in (vision_transformer, beit)]
+        standard: list[Any] = [(family.Block, family.Attention) for family in (vision_transformer, beit)]
+        standard += [(eva.EvaBlock, attention) for attention in (eva.EvaAttention, AttentionRope)]
         if (type(block), type(getattr(block, "attn", None))) not in standard:
             raise ValueError(f"the attention of '{self.model}' cannot be shown: its blocks are {type(block).__name__}")
-        x, _ = self.begin(images)
-        for output in islice(self.outputs(x), self.depth - 1):
+        x, grid = self.begin(images)
+        for output in islice(self.outputs(x, grid), self.depth - 1):
             x = output
-        return attention_map(block.attn, block.norm1(x), self.shared_bias())
+        return attention_map(block.attn, block.norm1(x), self.shared_bias(), self.rotations(grid)[-1])
 
     def layer_of(self, name: str) -> int:
         """As MAE's `util/lr_decay.py`; the norm in front of the blocks is an embedding's, as in timm."""
@@ -250,11 +260,14 @@ class Transformer(Encoder, ABC):
 
 @cache
 def outline(model: str) -> Any:
-    """A timm transformer by name with a single block and without a head, on the meta device."""
+    """A timm transformer by name without a head, on the meta device; with a single block where its blocks are alike."""
     import timm
 
     with torch.device("meta"):
-        return timm.create_model(model, num_classes=0, depth=1)
+        try:
+            return timm.create_model(model, num_classes=0, depth=1)
+        except AssertionError:  # it counts the heads of every block
+            return timm.create_model(model, num_classes=0)
 
 
 def normed_after(vit: Any) -> bool:

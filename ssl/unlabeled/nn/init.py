@@ -68,7 +68,7 @@ def distilled_vit_(vit: Any, class_token_std: float = 0.02) -> None:
     for token, std in ((vit.cls_token, class_token_std), (vit.reg_token, 1e-6)):
         if token is not None:
             nn.init.trunc_normal_(token, std=std)
-    if vit.pos_embed.requires_grad:
+    if vit.pos_embed is not None and vit.pos_embed.requires_grad:
         nn.init.trunc_normal_(vit.pos_embed, std=0.02)
 
 
@@ -76,8 +76,8 @@ def mae_(vit: Any) -> None:
     """MAE's: Xavier everywhere, class token N(0, .02); learned positions N(0, .02)."""
     xavier_(vit)
     xavier_patches_(vit.patch_embed.proj)
-    for token in (vit.cls_token, vit.reg_token, vit.pos_embed if vit.pos_embed.requires_grad else None):
-        if token is not None:
+    for token in (vit.cls_token, vit.reg_token, vit.pos_embed):
+        if token is not None and token.requires_grad:
             nn.init.normal_(token, std=0.02)
 
 

@@ -130,7 +130,7 @@ class Beit(Transformer):
         if drop is not None:
             raise ValueError(f"'{self.model}' cannot drop patches. Use a vit_* model.")
         x, grid = self.begin(images, replace, fill)
-        for output in self.outputs(x):
+        for output in self.outputs(x, grid):
             x = output
         return self.finish(x, grid)
 
@@ -148,7 +148,7 @@ class Beit(Transformer):
         x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1)
         return x if self.vit.pos_embed is None else x + self.vit.pos_embed, grid
 
-    def outputs(self, x: Tensor) -> Iterator[Tensor]:
+    def outputs(self, x: Tensor, grid: Grid) -> Iterator[Tensor]:
         bias = self.shared_bias()
         for block in self.vit.blocks:
             x = block(x, shared_rel_pos_bias=bias)

@@ -45,10 +45,6 @@ class Vit(Transformer):
     # ---------------------------------------------------------------- by name
 
     @classmethod
-    def can_read(cls, model: str, pool: Pool, blocks: int) -> bool:
-        return not pool.startswith("cls") or outline(model).cls_token is not None
-
-    @classmethod
     def arguments_of(cls, fields: Mapping[str, Any], pooled: bool = True) -> dict[str, Any]:
         told = super().arguments_of(fields, pooled)
         return told if pooled else {**told, **_unpooled(fields["model"])}
@@ -142,7 +138,7 @@ class Vit(Transformer):
         prefix = (prefix + prefix_table).expand(len(x), -1, -1)
         return self.vit.norm_pre(torch.cat([prefix, x], dim=1)), grid
 
-    def outputs(self, x: Tensor) -> Iterator[Tensor]:
+    def outputs(self, x: Tensor, grid: Grid) -> Iterator[Tensor]:
         for block in self.vit.blocks:
             x = block(x)
             yield x
