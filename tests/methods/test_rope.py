@@ -58,11 +58,6 @@ def test_runs_on_a_gpu_without_waiting_for_it(name: str, model: str) -> None:
     assert output.loss.device.type == "cuda" and output.loss.dtype == torch.float32
 
 
-def test_ibot_reads_a_class_token() -> None:
-    with pytest.raises(ValueError, match="iBOT reads the class token, and 'vit_medium_patch16_rope_reg1_gap"):
-        build("ibot", encoder("vit_medium_patch16_rope_reg1_gap_256"))
-
-
 # ---------------------------------------------------------------- processes
 
 

@@ -148,13 +148,6 @@ class Encoder(nn.Module, ABC):
         the network gets no pooling of its own, where timm can leave it out."""
 
     @classmethod
-    def without_head(cls, model: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of `create` for the encoder of an export that has others, which may be a classifier's."""
-        return {
-            name: value for name, value in arguments.items() if name not in ("global_pool", "fc_norm", "use_fc_norm")
-        }
-
-    @classmethod
     @abstractmethod
     def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
         """A timm model with random weights, by name. Raises ValueError when timm cannot build it so.
