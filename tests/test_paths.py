@@ -26,7 +26,7 @@ from unlabeled.stages.pretrain import PretrainRecipe
 # fields of text that are no paths of this machine's file system
 NO_PATHS = {
     *("name", "model", "schedule", "rand_augment", "labels", "part", "separator", "image", "label", "split"),
-    *("train", "val", "config", "revision", "dataset", "values", "ignore"),
+    *("train", "val", "config", "revision", "dataset", "values", "ignore", "layer"),
 }
 # positionals and options of text that are no paths
 NO_PATH_OPTIONS = {

@@ -11,10 +11,13 @@ from pydantic import AfterValidator, Field
 
 
 def expand(path: str) -> str:
-    """Replace a leading `~` or `~name`, also after words with colons: `mae:~/x.pth`. Raises ValueError at a NUL."""
+    """Replace a leading `~` or `~name`, also after words with colons: `mae:~/x.pth`, `package.module:name:~/x`.
+
+    Raises ValueError at a NUL.
+    """
     if "\0" in path:
         raise ValueError(f"a path without NUL is expected, found {path!r}")
-    words = re.findall(r"^(?:\w+:)*", path)[0]
+    words = re.findall(r"^(?:[\w.]+:)*", path)[0]
     return words + os.path.expanduser(path.removeprefix(words))
 
 

@@ -12,10 +12,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
+from unlabeled.backbone.build import family_of
 from unlabeled.backbone.encoder import Encoder, Tensors
-from unlabeled.backbone.folder import Preprocessing, existing, outline, read_weights, steady
+from unlabeled.backbone.folder import Preprocessing, opened, outline, read_weights, steady
 from unlabeled.backbone.folder import check_fits as check_weights
-from unlabeled.backbone.folder_config import read_config
+from unlabeled.backbone.outside import split_address
 from unlabeled.backbone.weights import (
     IMAGENET,
     OFFICIAL,
@@ -65,7 +66,8 @@ def find(path: str | Path) -> Found:
         raise UserError(f"{where} has random weights: there is nothing to begin with. Name weights that were trained.")
     if where.startswith("timm:"):
         return Found(load_encoder(where), preprocessing_of(where))
-    parts = [Path(where.rpartition(":")[2])] if where.endswith(OFFICIAL) else [Path(where) / name for name in PARTS]
+    folder = Path(split_address(where)[1])
+    parts = [Path(where.rpartition(":")[2])] if where.endswith(OFFICIAL) else [folder / name for name in PARTS]
     return _read(where, tuple(_identity(file) for file in parts))
 
 
@@ -85,28 +87,28 @@ def _read(where: str, _: tuple[tuple[int, ...], ...]) -> Found:
         size = tuple(imported.arguments["img_size"])
         how = IMAGENET._replace(interpolation=family.interpolation, pool=imported.pool, size=size)
         return Found(load_weights(imported.architecture, imported.arguments, imported.encoder), how, imported.heads)
-    folder = existing(where)
-    config = read_config(folder)
+    folder, config = opened(where)
     if config["num_classes"]:
-        return _classifier(folder, config)
-    encoder, how, heads = load_encoder(folder), preprocessing_of(folder), folder / HEADS
+        return _classifier(where, folder, config)
+    encoder, how, heads = load_encoder(where), preprocessing_of(where), folder / HEADS
     if config.get("linear_head"):
         return Found(encoder, how, left=("a linear head",))
     return Found(encoder, how, read_weights(heads) if os.path.lexists(heads) else {})
 
 
-def _classifier(folder: Path, config: dict[str, Any]) -> Found:
+def _classifier(where: str, folder: Path, config: dict[str, Any]) -> Found:
     """The backbone of a classifier. A norm that came after its pooling takes the place of the final norm."""
     weights = read_weights(folder / "model.safetensors")
     check_weights(outline(folder, config), weights)
     architecture, arguments = config["architecture"], bare_arguments(config)
+    weights = family_of(architecture).of_classifier(weights)
     with torch.device("meta"):
         own = load_weights(architecture, arguments).vit.state_dict()
     moved = {name: f"fc_{name}" for name in own if name not in weights and f"fc_{name}" in weights}
     taken = {name: weights[moved.get(name, name)] for name in own if moved.get(name, name) in weights}
     left = tuple(sorted(weights.keys() - own.keys() - set(moved.values())))  # a file has no order
     notes = ("the final norm is the one that came after its pooling",) if moved else ()
-    return Found(load_weights(architecture, arguments, taken), preprocessing_of(folder), left=left, notes=notes)
+    return Found(load_weights(architecture, arguments, taken), preprocessing_of(where), left=left, notes=notes)
 
 
 def check_adapt(encoder: Encoder, shape: Grid, channels: int, adapt: Adapt, field: str) -> None:

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from unlabeled.backbone.build import build_encoder, family_of
 from unlabeled.backbone.encoder import Encoder, Hiding
+from unlabeled.backbone.outside import Plain, is_path
 from unlabeled.nn.positions import Grid, Interpolation
 
 Number = Annotated[int, Field(ge=1, le=256)]
 PerStage = Number | Annotated[tuple[Number, ...], Field(min_length=1, max_length=8)] | None
 Positions = Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned", "rope", "rope_learned"]
+OUTSIDE = ("output", "layer", "prefix", "arguments")  # fields of networks outside timm
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
-    """A timm model by name, and the settings that a recipe may change.
+    """A timm model by name, and the settings that a recipe may change; or a network outside timm by its import path.
 
     A CNN has `channels` and `drop_path`; the others belong to transformers and must be left out. A swin_* or
-    hiera_* has stages.
+    hiera_* has stages. A network outside timm has `channels`, `patch_size` and the last four.
     """
 
-    model: str = Field("vit_base_patch16_224", description="a timm model: vit_*, beit_* or a CNN such as resnet50")
+    model: str = Field(
+        "vit_base_patch16_224",
+        description="a timm model: vit_*, beit_* or a CNN such as resnet50; or PACKAGE.MODULE:NAME, a function that "
+        "returns a network of your own",
+    )
     patch_size: int = Field(
         default_factory=lambda said: family_of(said["model"]).patch_size_of(said["model"]) if "model" in said else 16,
         ge=1,
         le=1024,
-        description="side of a patch, pixels; unless set, the timm model's; of a CNN or a swin_* the total stride",
+        description="side of a patch, pixels; unless set, the timm model's; of a CNN or a swin_* the total stride; of "
+        "a network outside timm 1 = found",
     )
     width: int | None = Field(
         None,
@@ -80,6 +88,38 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="drop-path rate of the last block, growing from 0")
     drop_path_uniform: bool = Field(False, description="drop-path rate of all blocks alike (DINOv2), not growing")
+    output: Literal["map", "vector", "tokens"] | None = Field(
+        None,
+        description="of a network outside timm: a map [B, D, H, W], a vector [B, D], or tokens [B, N, D]; null = by "
+        "the number of dimensions",
+    )
+    layer: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        pattern=r"^\w[\w.-]*$",
+        description="of a network outside timm: a name in its output, or the submodule whose output is read; null = "
+        "its output",
+    )
+    prefix: int = Field(
+        0, ge=0, le=256, description="of a network outside timm: tokens before the patches (class token, registers)"
+    )
+    arguments: dict[str, Plain] = Field(
+        {}, description="of a network outside timm: keyword arguments of the function; numbers, switches, short names"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name_and_path(cls, given: Any) -> Any:
+        """`{name: module, path: PACKAGE.MODULE:NAME}` is `{model: PACKAGE.MODULE:NAME}`."""
+        if not isinstance(given, Mapping) or given.get("name") not in ("timm", "module"):
+            return given
+        rest = {field: value for field, value in given.items() if field not in ("name", "path")}
+        if given["name"] == "timm" and "path" not in given:
+            return rest
+        if not is_path(str(path := given.get("path"))) or rest.get("model", path) != path:
+            raise ValueError(f"name module needs a path, PACKAGE.MODULE:NAME, and no model; found path {path}")
+        return {**rest, "model": path}
 
     @field_validator("model")
     @classmethod
@@ -88,7 +128,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
 
         import timm
 
-        if not timm.is_model(name):
+        if not is_path(name) and not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.4)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"timm has no model '{name}'.{hint}")
@@ -100,6 +140,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     def _suits_the_family(cls, value: Any, info: ValidationInfo) -> Any:
         field = info.field_name or ""
         if (model := info.data.get("model")) is not None:
+            if field in OUTSIDE and not is_path(model) and value:
+                raise ValueError(f"{field} belongs to networks outside timm, '{model}' is timm's: leave it out")
             default = cls.model_fields[field].get_default(call_default_factory=True, validated_data=info.data)
             family_of(model).check_field(field, value, value != default, info.data)
         return value
@@ -127,8 +169,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def summary(self) -> str:
         """Its patches and positions, in words for a plan."""
-        words = f"patch {self.patch_size}, {self.positions} positions"
-        return words if self.family.sized(self.model) else f"stride {self.patch_size}"
+        return self.family.summary(self.model_dump())
 
     def require(
         self, method: str, hide: Hiding | None = None, any_size: bool = False, class_token: bool = False
@@ -149,6 +190,14 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         if any_size and not self.family.takes_any_size(self.model):
             raise ValueError(f"{method} needs positions for crops of any size, '{self.model}' has none. Use a vit_*.")
 
+    def check_size(self, image_size: Grid) -> None:
+        """Raise ValueError when the network is known not to take images of `image_size` (height, width) pixels."""
+        self.family.check_size(self.model, self._arguments(image_size))
+
+    def _arguments(self, image_size: Grid, pooled: bool = True) -> dict[str, Any]:
+        told = self.family.arguments_of(self.model_dump(), pooled)
+        return {"img_size": list(image_size), "in_chans": self.channels, **told}
+
     def build(self, image_size: Grid, pooled: bool = True) -> Encoder:
         """A randomly initialised encoder for images of `image_size` (height, width) pixels; without `pooled` its own
         pooling, such as an attention pool, is left out where timm can, for methods that do not read it.
@@ -157,12 +206,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         """
         if any(side % self.crop_multiple for side in image_size):
             raise ValueError(f"patch_size {self.patch_size} does not divide an image of {image_size} pixels")
-        fields = self.model_dump()
-        arguments = {
-            "img_size": list(image_size),
-            "in_chans": self.channels,
-            **self.family.arguments_of(fields, pooled),
-        }
+        arguments = self._arguments(image_size, pooled)
         encoder = build_encoder(self.model, arguments, self.interpolation, self.drop_path)
-        encoder.configure_(fields)
+        encoder.configure_(self.model_dump())
         return encoder

@@ -131,10 +131,20 @@ class Encoder(nn.Module, ABC):
         return f"{cls.noun}'{model}'"
 
     @classmethod
+    def summary(cls, fields: Mapping[str, Any]) -> str:
+        """The patches and positions of a recipe's fields, in words for a plan."""
+        words = f"patch {fields['patch_size']}, {fields['positions']} positions"
+        return words if cls.sized(fields["model"]) else f"stride {fields['patch_size']}"
+
+    @classmethod
     @abstractmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
         """Raise ValueError when a field of the recipe does not fit; `changed` tells whether its value differs from the
         default, `others` are the fields before it, `model` among them."""
+
+    @classmethod
+    def check_size(cls, model: str, arguments: Mapping[str, Any]) -> None:
+        """Raise ValueError when `create(model, arguments)` is known not to take images of its size and channels."""
 
     @classmethod
     def can_read(cls, model: str, pool: Pool, blocks: int) -> bool:
@@ -171,6 +181,42 @@ class Encoder(nn.Module, ABC):
         """How an export tells timm to build `create(model, arguments)`, pooling features by `pool` where timm can."""
 
     @classmethod
+    def from_export(cls, config: Mapping[str, Any]) -> nn.Module:
+        """The network of a `config.json`, which gives logits or, without classes, features; with random weights."""
+        import timm
+
+        network: nn.Module = timm.create_model(
+            config["architecture"], num_classes=config["num_classes"], **config["model_args"]
+        )
+        return network
+
+    @classmethod
+    def layers_in_timm(cls, model: str) -> tuple[Any, Any]:
+        """timm's names of the first convolutions and the classifiers."""
+        import timm
+
+        own = timm.get_pretrained_cfg(model)
+        return own.first_conv, own.classifier
+
+    @classmethod
+    def address(cls, model: str, folder: str) -> str:
+        """The address of an export for the commands of this package."""
+        return folder
+
+    @classmethod
+    def loaded_by(cls, model: str, folder: str) -> str:
+        """How others load an export, in a few words."""
+        return f"timm.create_model('local-dir:{folder}', pretrained=True)"
+
+    @classmethod
+    def loading(cls, model: str, arguments: Mapping[str, Any], headed: bool = False, told: str = "") -> str:
+        """Lines of Python that load an export, THIS_FOLDER, as `model`: model cards.
+
+        Its weights are `headed` or not; `told` are further arguments of timm.
+        """
+        return f"import timm\nmodel = timm.create_model('local-dir:THIS_FOLDER', pretrained=True{told})"
+
+    @classmethod
     @abstractmethod
     def arguments_from(cls, vit: Any) -> dict[str, Any]:
         """The arguments of `create`, channels left out, for a timm model with its own weights."""
@@ -195,6 +241,16 @@ class Encoder(nn.Module, ABC):
         """Weights of a timm model with `old` (rows, columns) of patches, fitted to another image size or number of
         channels, those of `model`; see `fit_channels`."""
         return fit_channels(weights, model)
+
+    @classmethod
+    def named_for(cls, weights: Tensors, model: Any) -> Tensors:
+        """Weights of an export under the names of the network that `from_export` gives."""
+        return weights
+
+    @classmethod
+    def of_classifier(cls, weights: Tensors) -> Tensors:
+        """Weights of an exported classifier, those of its backbone under the names of an encoder."""
+        return weights
 
     @classmethod
     def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:

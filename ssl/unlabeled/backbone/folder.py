@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.build import family_of
 from unlabeled.backbone.encoder import Encoder, Pool, Tensors
-from unlabeled.backbone.folder_config import AGAIN
+from unlabeled.backbone.folder_config import AGAIN, read_config
+from unlabeled.backbone.outside import PATH, split_address
 from unlabeled.errors import UserError, first_line
 from unlabeled.files import readable, replacing_folder
 from unlabeled.manifest import MANIFEST, Damaged, parse_tensors, read_file, read_manifest, read_plain, write_folder
@@ -41,7 +42,7 @@ def steady(read: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(read)
     def whole(*arguments: P.args, **more: P.kwargs) -> T:
-        folder = str(next(iter((*arguments, *more.values())))).removeprefix("scratch:")
+        _, folder = split_address(str(next(iter((*arguments, *more.values())))).removeprefix("scratch:"))
         while True:
             before = _identity(folder)
             try:
@@ -113,9 +114,8 @@ def timm_config(
 
     A backbone pools as `prepared` says, in timm by the same rule as here: after the final norm, prefix tokens left out.
     """
-    import timm
-
-    family, own, size = family_of(architecture), timm.get_pretrained_cfg(architecture), arguments["img_size"]
+    family, size = family_of(architecture), arguments["img_size"]
+    first, classifier = family.layers_in_timm(architecture)
     told = family.in_timm(architecture, arguments, None if num_classes else prepared.pool)
     config: dict[str, Any] = {
         "architecture": architecture,
@@ -134,8 +134,8 @@ def timm_config(
             "num_classes": num_classes,
             "pool_size": told.grid,
             # older timm takes all weights for RGB's, and would begin this layer anew
-            "first_conv": own.first_conv if arguments["in_chans"] == 3 else None,
-            "classifier": own.classifier,
+            "first_conv": first if arguments["in_chans"] == 3 else None,
+            "classifier": classifier,
         },
     }
     if not num_classes and prepared.pool is not None:
@@ -202,8 +202,9 @@ def load_timm(folder: Path, config: dict[str, Any]) -> nn.Module:
 
     Raises UserError as `outline` does, and when weights and architecture do not match.
     """
-    weights = read_weights(folder / "model.safetensors")
-    check_fits(outline(folder, config), weights)
+    model = outline(folder, config)
+    weights = family_of(config["architecture"]).named_for(read_weights(folder / "model.safetensors"), model)
+    check_fits(model, weights)
     model = _of_timm(config)
     model.load_state_dict(weights)
     return model
@@ -215,10 +216,10 @@ def _on_meta(config: dict[str, Any]) -> nn.Module:
 
 
 def _of_timm(config: dict[str, Any]) -> nn.Module:
-    import timm
-
     try:
-        model = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+        model = family_of(config["architecture"]).from_export(config)
+    except UserError:
+        raise
     except Exception as error:  # timm's networks raise what they like: whatever it was, the person must hear it
         raise not_built(config["architecture"], error) from error
     if config.get("norm_eps") is not None:
@@ -249,8 +250,25 @@ def check_fits(model: nn.Module, weights: Tensors) -> None:
         raise UserError(f"weights and architecture do not match: {found}. They are not of one export. {AGAIN}")
 
 
+def opened(address: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of an export and the content of its `config.json`, for an address: FOLDER, or of a network outside
+    timm PACKAGE.MODULE:NAME:FOLDER.
+
+    Only the address decides what code is imported. Raises UserError when there is no export, or it is of a network
+    outside timm and the address does not name its code.
+    """
+    code, where = split_address(expand(str(address)))
+    folder = existing(where)
+    return folder, read_config(folder, code)
+
+
 def existing(path: str | Path) -> Path:
     """The folder of an export. Raises UserError when it is none."""
+    if PATH.fullmatch(str(path)) and not Path(path).exists():
+        raise UserError(
+            f"{path} names the code of a network and no weights. Name an export too, {path}:runs/NAME/export, or "
+            f"scratch:{path} for random weights."
+        )
     folder = readable(Path(expand(str(path))))
     if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
         mend = "Pretrain first, or name the folder that pretrain.py printed (runs/NAME/export)."

@@ -14,6 +14,7 @@ from pydantic import BaseModel, FailFast, Field, ValidationError, create_model, 
 
 from unlabeled.backbone.build import families, family_of
 from unlabeled.backbone.encoder import Pool
+from unlabeled.backbone.outside import PATH, is_path
 from unlabeled.data.source import MAX_CHANNELS, Finite, Positive, ValueRange
 from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import UserError, first_line
@@ -101,6 +102,8 @@ class Config(BaseModel, strict=True):
     def _of_timm(cls, name: str) -> str:
         import timm
 
+        if PATH.fullmatch(name):  # it is not imported: the address names the code
+            return name
         # the name of its weights may follow: model.tag
         if not re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII) or not timm.is_model(name):
             raise ValueError("expected the name of a model that timm has, and no address or folder")
@@ -137,10 +140,13 @@ class Config(BaseModel, strict=True):
             raise ValueError(f"model_args: expected pictures of at least one patch, found {size} pixels")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of the `config.json` of an export.
+def read_config(folder: Path, code: str | None = None) -> dict[str, Any]:
+    """The content of the `config.json` of an export; `code` is the import path of a network outside timm.
 
-    Raises UserError when it is damaged, or has too few fields to build and to feed the network, or others.
+    The file may come from anybody, so that a path in it is not imported.
+
+    Raises UserError when it is damaged, has too few fields to build and to feed the network, or others; or when it is
+    of a network outside timm and there is no `code`, or the other way round.
     """
     file = folder / "config.json"
     try:
@@ -156,10 +162,23 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{file} is not what pretrain.py and finetune.py write: {', '.join(missing)} not found in it. {AGAIN}"
         )
     _check(file, config)
+    _check_code(folder, config["architecture"], code)
     with suppress(Damaged):
         if describe(data) != read_manifest(folder).get(file.name):  # people may edit it
             _say(f"{file} is not as it was written: what it says now is taken")
-    return config
+    return config if code is None else {**config, "architecture": code}
+
+
+def _check_code(folder: Path, architecture: str, code: str | None) -> None:
+    if is_path(architecture) and code is None:
+        raise UserError(
+            f"{folder} has the weights of '{architecture}', a network outside timm: its code is not run unless you "
+            f"name it. If you trust it, use the address {architecture}:{folder}."
+        )
+    if code is not None and not is_path(architecture):
+        raise UserError(
+            f"{folder} has the weights of timm's '{architecture}': use the address {folder} without {code}."
+        )
 
 
 @cache

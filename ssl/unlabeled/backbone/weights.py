@@ -1,4 +1,5 @@
-"""Encoders by address: an export folder, `METHOD:FILE.pth`, `timm:NAME`, or one of these with random weights."""
+"""Encoders by address: an export folder, `METHOD:FILE.pth`, `timm:NAME`, `PACKAGE.MODULE:NAME:FOLDER`, or one of these
+with random weights."""
 
 from __future__ import annotations
 
@@ -18,16 +19,16 @@ from unlabeled.backbone.folder import (
     Preprocessing,
     Tensors,
     check_fits,
-    existing,
     not_built,
+    opened,
     outline,
     read_weights,
     steady,
     timm_config,
     write_export,
 )
-from unlabeled.backbone.folder_config import read_config
 from unlabeled.backbone.importing import Family, Imported, Key, importers, read
+from unlabeled.backbone.outside import PATH, usual_size
 from unlabeled.errors import UserError
 from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
@@ -41,7 +42,8 @@ OFFICIAL = (".pth", ".pt", ".pth.tar")  # endings of official files
 @steady
 def load_encoder(path: str | Path, image_size: Size = None, channels: int | None = None) -> Encoder:
     """An encoder from an export folder, an official `METHOD:FILE.pth` (MAE's also without its name), `timm:NAME`, or
-    with random weights `scratch:FOLDER` or `scratch:timm:NAME`.
+    with random weights `scratch:FOLDER` or `scratch:timm:NAME`. Of a network outside timm the address names the code:
+    `PACKAGE.MODULE:NAME:FOLDER`, or with random weights `scratch:PACKAGE.MODULE:NAME`.
 
     Positions are resampled to `image_size`; the first convolution is summed or repeated (timm's rule) for `channels`.
     None = as exported. Raises UserError when nothing loadable is there, or weights and architecture do not match.
@@ -52,8 +54,10 @@ def load_encoder(path: str | Path, image_size: Size = None, channels: int | None
     if where.endswith(OFFICIAL):
         imported, _ = read_official(expand(str(path)))
         return _build(imported.architecture, imported.arguments, imported.encoder, image_size, channels)
-    folder = existing(where)
-    config = read_config(folder)
+    if scratch and PATH.fullmatch(where):
+        size = image_size or usual_size(where, channels or 3)
+        return _build(where, {"img_size": _sides(size), "in_chans": channels or 3}, None, size, channels)
+    folder, config = opened(where)
     weights = None if scratch else read_weights(folder / "model.safetensors")
     outline(folder, config)
     if weights and config["num_classes"]:
@@ -84,8 +88,7 @@ def load_classifier(path: str | Path) -> tuple[Encoder, dict[str, Any], Tensors]
 
     Raises UserError when there is none.
     """
-    folder = existing(path)
-    config = read_config(folder)
+    folder, config = opened(path)
     if not config["num_classes"]:
         raise UserError(
             f"{folder} holds a backbone, not a classifier: it has no head to replace. Use another task.strategy.name."
@@ -130,7 +133,9 @@ def preprocessing_of(path: str | Path) -> Preprocessing:
         imported, family = read_official(where)
         size = tuple(imported.arguments["img_size"])
         return IMAGENET._replace(interpolation=family.interpolation, pool=imported.pool, size=size)
-    config = read_config(existing(where))
+    if str(path).startswith("scratch:") and PATH.fullmatch(where):
+        return IMAGENET
+    _, config = opened(where)
     trained = config["pretrained_cfg"]
     pool = config.get("pool") or OUR_POOLS.get(config["model_args"].get("global_pool", config.get("global_pool")))
     how = trained["mean"], trained["std"], trained["crop_pct"], trained["interpolation"]
@@ -184,7 +189,7 @@ def _build(
     architecture: str, arguments: dict[str, Any], weights: Tensors | None, image_size: Size, channels: int | None
 ) -> Encoder:
     old: Grid = tuple(arguments["img_size"])
-    size = old if image_size is None else (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = _sides(old if image_size is None else image_size)
     arguments = {
         **family_of(architecture).resized(architecture, arguments, size),
         "in_chans": channels or arguments["in_chans"],
@@ -197,6 +202,10 @@ def _build(
     check_fits(encoder.vit, weights)
     encoder.vit.load_state_dict(weights)
     return encoder
+
+
+def _sides(size: int | Grid) -> Grid:
+    return (size, size) if isinstance(size, int) else size
 
 
 def fitted(encoder: Encoder, shape: Grid, channels: int) -> Encoder:
@@ -222,6 +231,8 @@ def _from_timm(name: str, image_size: Size, channels: int | None, pretrained: bo
 def _network(architecture: str, arguments: dict[str, Any]) -> Encoder:
     try:
         return build_encoder(architecture, arguments)
+    except UserError:
+        raise
     except Exception as error:  # timm's networks raise what they like: whatever it was, the person must hear it
         raise not_built(architecture, error) from error
 

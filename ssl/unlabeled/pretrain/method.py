@@ -121,6 +121,7 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
             value.require(title, cls.hides, cls.any_size, cls.class_token)
             for view in (found for found in info.data.values() if isinstance(found, View)):
                 view.check(value.crop_multiple, value.channels, cls.mask_patch_of(view, value))
+                value.check_size(view.shape)
         return value
 
     @classmethod

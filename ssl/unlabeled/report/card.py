@@ -43,28 +43,30 @@ class Made(NamedTuple):
     scored: int = 0
 
 
-def pretrain_card(made: Made, method: str, evaluated: Mapping[str, float]) -> str:
-    """The card of a pretrained encoder, with the name of its method and its scores in percent."""
+def pretrain_card(made: Made, method: str, evaluated: Mapping[str, float], loading: str) -> str:
+    """The card of a pretrained encoder, with the name of its method and its scores in percent; `loading` is Python that
+    loads it as `model`."""
     scores = "\n".join(f"- {name}: {value:.2f} %" for name, value in evaluated.items()) or "- not evaluated"
     body = f"Pretrained without labels on {made.pictures:,} pictures.\n\n## Evaluation (frozen)\n\n{scores}"
-    return _card(made, f"{method} encoder", body, "num_classes=0")
+    return _card(made, f"{method} encoder", body, loading)
 
 
-def head_card(made: Made, pool: str, blocks: int, reading: str) -> str:
-    """The card of a backbone with a linear head on features of several blocks; `reading` is Python that makes them."""
+def head_card(made: Made, pool: str, blocks: int, reading: str, loading: str) -> str:
+    """The card of a backbone with a linear head on features of several blocks; `reading` is Python that makes them from
+    the `model` of `loading`."""
     body = (
         f"A frozen backbone, {code(made.encoder)}, and a linear head on {pool} of {blocks} block(s), trained on "
         f"{made.pictures:,} labelled pictures.\n\n```python\nimport torch\nfrom safetensors.torch import load_file\n"
         f"head = load_file('THIS_FOLDER/heads.safetensors')\nmodel.eval()\n{reading}\n"
         f"logits = features @ head['weight'].T + head['bias']\n```\n\n"
     )
-    return _card(made, f"linear head of {len(made.classes)} classes", body + _scored(made), "")
+    return _card(made, f"linear head of {len(made.classes)} classes", body + _scored(made), loading)
 
 
-def classifier_card(made: Made) -> str:
-    """The card of a fine-tuned classifier."""
+def classifier_card(made: Made, loading: str) -> str:
+    """The card of a fine-tuned classifier; `loading` is Python that loads it."""
     body = f"Fine-tuned ({made.way}) from {code(made.encoder)} on {made.pictures:,} labelled pictures.\n\n"
-    return _card(made, f"classifier of {len(made.classes)} classes", body + _scored(made), "")
+    return _card(made, f"classifier of {len(made.classes)} classes", body + _scored(made), loading)
 
 
 def _scored(made: Made) -> str:
@@ -77,12 +79,11 @@ def _scored(made: Made) -> str:
     )
 
 
-def _card(made: Made, title: str, body: str, arguments: str) -> str:
+def _card(made: Made, title: str, body: str, loading: str) -> str:
     made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
     begun = f"- began with {markdown(made.begun)}\n" if made.begun else ""
-    call = ", ".join(filter(None, ["'local-dir:THIS_FOLDER'", "pretrained=True", arguments]))
     return (
-        f"# {markdown(f'{made.name}: {title}')}\n\n```python\nimport timm\nmodel = timm.create_model({call})\n```\n\n"
+        f"# {markdown(f'{made.name}: {title}')}\n\n```python\n{loading}\n```\n\n"
         f"{body}\n\n## Made with\n\n- {made_with}\n- pictures: fingerprint {made.fingerprint}\n{begun}"
         f"- {made.steps:,} steps, {made.skipped} skipped, {made.bad} bad pictures\n\n```yaml\n{made.recipe}```\n"
     )

@@ -20,6 +20,7 @@ from unlabeled.backbone.build import family_of
 from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.backbone.folder import load_timm, read_weights
 from unlabeled.backbone.folder_config import read_config
+from unlabeled.backbone.outside import split_address
 from unlabeled.backbone.pooling import FeatureSpec, parts, read
 from unlabeled.environment import versions
 from unlabeled.errors import UserError, first_line
@@ -38,7 +39,8 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
     """Write an export as a program.
 
     Args:
-        export: of a classifier or a sweep (logits come out), or of an encoder (features).
+        export: of a classifier or a sweep (logits come out), or of an encoder (features); an address of a network
+            outside timm.
         out: a folder that is not there yet, or empty.
         format: `torch` or `onnx`.
         pixels: the input, [B, C, H, W].
@@ -53,12 +55,14 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
         raise UserError(f"{out} is there already. Choose another folder, or remove it.")
     if format == "onnx":
         check_onnx()
+    code, folder = split_address(str(export))
+    export = Path(folder)
     if not (export / "config.json").is_file():
         raise UserError(
             f"{export} is not an export: config.json not found. Name the folder that pretrain.py or finetune.py "
             "printed (runs/NAME/export)."
         )
-    config = read_config(export)
+    config = read_config(export, code)
     model = Prepared(network(export, config), config["pretrained_cfg"], pixels).eval()
     try:
         with replacing_folder(out) as temporary:

@@ -207,7 +207,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
             return method.export(output / "export", prepared, made(recipe, engine, result))
 
         whole = on_main(engine.accelerator, write)
-        load = f"timm.create_model('local-dir:{output}/export', pretrained=True)"
+        load = method.family.loaded_by(method.architecture, f"{output}/export")
         best = f", by the weights of step {engine.checkpoints.best:,}" if other else ""
         return [
             f"done in {duration(engine.clock.seconds)}: accuracy {result['accuracy']:.2f} % on "

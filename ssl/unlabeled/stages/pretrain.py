@@ -248,23 +248,24 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         recipe, output, export = job.recipe, engine.output, f"{engine.output}/export"
         method = cast("PretrainMethod", engine.whole_method())
         encoder, heads = split_heads(method)
+        address = encoder.address(encoder.model, export)
         how = recipe.evaluate or Evaluation()
         prepared = Preprocessing.of(recipe.data, how.crop_pct, how.interpolation, how.pool or method.pooling())
         source = job.dataset.source
         counts = (len(source), job.facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
         begun = "" if job.begun is None else job.begun.words
-        card = pretrain_card(
-            Made(recipe.name, dump(recipe), *counts, begun=begun), recipe.method.name, engine.evaluated
-        )
+        loading = encoder.loading(encoder.model, encoder.arguments, told=", num_classes=0")
+        facts = Made(recipe.name, dump(recipe), *counts, begun=begun)
+        card = pretrain_card(facts, recipe.method.name, engine.evaluated, loading)
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
         compared = "" if engine.bar is None else engine.bar.verdict(engine.evaluated)
         return [
             f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "
             f"{len(engine.bad.keys)} bad pictures",
-            f"  encoder    {export}  (timm.create_model('local-dir:{export}', pretrained=True))",
+            f"  encoder    {export}  ({encoder.loaded_by(encoder.model, export)})",
             f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
             *([compared] if compared else []),
-            f"next: python -m unlabeled ladder {quote(export)} {_labelled(job)}   (which way to use it pays)",
+            f"next: python -m unlabeled ladder {quote(address)} {_labelled(job)}   (which way to use it pays)",
         ]
 
     def evaluated(self, recipe: PretrainRecipe) -> tuple[Split, ...]:

@@ -29,6 +29,9 @@ from unlabeled.transfer.predict import Predict
 class Task(Method):
     """A method that learns from labels: it predicts, and it is exported as it predicts."""
 
+    architecture: str  # the model of its backbone
+    family: type[Encoder]  # of that model
+
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
         """Class scores [B, classes] of images [B, C, H, W], by the weights that are scored and exported."""

@@ -92,7 +92,7 @@ class Classifier(Task):
     def __init__(self, encoder: Encoder, config: Config, counts: Sequence[int], trained: Trained | None = None) -> None:
         super().__init__()
         self.config, self.strategy, self.num_classes = config, config.strategy, len(counts)
-        self.architecture = encoder.model
+        self.architecture, self.family = encoder.model, type(encoder)
         self.new: tuple[str, ...]
         if trained is None:
             self.arguments = timm_arguments(encoder, config.pool, config.view.shape, self.strategy.frozen)
@@ -220,5 +220,6 @@ class Classifier(Task):
     def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:
         classes, width = made.classes, self.model.num_features
         config = timm_config(self.architecture, self.arguments, width, prepared, len(classes), classes)
-        write_export(folder, self.exported(), config, classifier_card(made))
+        loading = self.family.loading(self.architecture, self.arguments, headed=True)
+        write_export(folder, self.exported(), config, classifier_card(made, loading))
         return True

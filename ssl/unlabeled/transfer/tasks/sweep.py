@@ -101,6 +101,7 @@ class LinearSweep(Task):
     def __init__(self, encoder: Encoder, config: Config, counts: Sequence[int]) -> None:
         super().__init__()
         self.config, self.num_classes, self.chosen = config, len(counts), 0
+        self.architecture, self.family = encoder.model, type(encoder)
         self.tried = config.heads()
         self.kinds = list(dict.fromkeys(head.kind for head in self.tried))
         for kind in self.kinds:
@@ -160,8 +161,9 @@ class LinearSweep(Task):
             return whole.export(folder, prepared, made)
         encoder, head, kind = self.encoder, self.heads[self.chosen], self.tried[self.chosen].kind
         config = timm_config(encoder.model, encoder.arguments, encoder.width, prepared)
+        loading = encoder.loading(encoder.model, encoder.arguments)
         config["linear_head"] = {**kind._asdict(), "label_names": list(made.classes)}
-        card = head_card(made, kind.pool, kind.blocks, in_python(encoder, kind))
+        card = head_card(made, kind.pool, kind.blocks, in_python(encoder, kind), loading)
         write_export(folder, dict(encoder.vit.state_dict()), config, card, dict(head.state_dict()))
         return False
 
