@@ -12,7 +12,7 @@ to the other set in three ways, for as many steps:
     wrong       the same with `init` but no `continued`, the teacher's momentum as from scratch: all learns at once
 
 kNN and a linear probe on the target are read before, at half-time and at the end; `before` is the encoder untouched.
-Every run is one process with one thread; a run that is there is not run again.
+Everything is one process with one thread; a run that is there is not run again.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import finish, machine, picked, table
 from PIL import Image
+
+from unlabeled.accelerator import settle
+from unlabeled.backbone.address import find
+from unlabeled.launch.program import main as run_program
 
 ROOT = Path(__file__).parents[1]
 SIDE = 40  # of the small copies, pixels
@@ -55,14 +58,14 @@ class Kind(NamedTuple):
     momentum: tuple[str, ...] = ()
 
 
-SMALL = ("method.encoder.width=96", "method.encoder.depth=4")
+SMALL = ("method.encoder.patch_size=8", "method.encoder.width=96", "method.encoder.depth=4")
 KINDS = {
-    "mae": Kind("mae_cifar10", "continue_mae_grocery", (800, 400), SMALL),
-    "simclr": Kind("simclr_resnet_cifar10", "continue_simclr_resnet_grocery", (300, 200)),
+    "mae": Kind("mae_cifar10", "continue_mae_grocery", (600, 240), SMALL),
+    "simclr": Kind("simclr_resnet_cifar10", "continue_simclr_resnet_grocery", (250, 160)),
     "dino": Kind(
         "dino_cifar10",
         "continue_dino_grocery",
-        (400, 250),
+        (300, 160),
         (*SMALL, "method.local=null", f"train.batch_size={BATCH}"),
         ("method.momentum=0.99",),
     ),
@@ -136,21 +139,13 @@ def pretrain(folder: Path, name: str, recipe: str, data: Path, steps: int, *fiel
             f"optim.warmup_epochs={epochs / 20:.5f}",
             f"evaluate.every={steps // 2}",
         )
-        command = ["pretrain.py", f"recipes/pretrain/{recipe}.yaml", f"data.path={data}", f"run.output={output}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "ssl")}
-        with open(folder / f"{name}.log", "w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                [sys.executable, *command, *length, *PROBE, *QUIET, *fields, "--fresh", "--force"],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-            _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}, see {folder / name}.log")
-        cost.write_text(json.dumps((used.ru_utime + used.ru_stime) / 60), encoding="utf-8")
+        command = [str(ROOT / f"recipes/pretrain/{recipe}.yaml"), f"data.path={data}", f"run.output={output}"]
+        before = time.process_time()
+        with open(folder / f"{name}.log", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            code = run_program("pretrain", [*command, *length, *PROBE, *QUIET, *fields, "--fresh", "--force"])
+        if code:
+            raise SystemExit(f"{name} ended with {code}, see {folder / name}.log")
+        cost.write_text(json.dumps((time.process_time() - before) / 60), encoding="utf-8")
     return read(folder, name)
 
 
@@ -187,8 +182,6 @@ def measure(kind: str, folder: Path, source: str, target: str) -> dict[str, Run]
 
 def _fields_of(export: Path) -> Iterator[str]:
     """Fields of a recipe that build the network of an export with new weights."""
-    from unlabeled.backbone.address import find
-
     for name, value in find(str(export)).encoder.fields().items():
         if value is not None:
             yield f"method.encoder.{name}={json.dumps(value)}"
@@ -220,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not (folder / f"{name}.tar").exists():
             small_copy(getattr(chosen, name), folder / f"{name}.tar", name)
 
+    settle(1)
     print(machine())
     found: dict[str, dict[str, Any]] = {}
     lines: list[list[str]] = []
