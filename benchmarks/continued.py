@@ -60,12 +60,12 @@ class Kind(NamedTuple):
 
 SMALL = ("method.encoder.patch_size=8", "method.encoder.width=96", "method.encoder.depth=4")
 KINDS = {
-    "mae": Kind("mae_cifar10", "continue_mae_grocery", (600, 240), SMALL),
-    "simclr": Kind("simclr_resnet_cifar10", "continue_simclr_resnet_grocery", (250, 160)),
+    "mae": Kind("mae_cifar10", "continue_mae_grocery", (400, 160), SMALL),
+    "simclr": Kind("simclr_resnet_cifar10", "continue_simclr_resnet_grocery", (180, 100)),
     "dino": Kind(
         "dino_cifar10",
         "continue_dino_grocery",
-        (300, 160),
+        (240, 120),
         (*SMALL, "method.local=null", f"train.batch_size={BATCH}"),
         ("method.momentum=0.99",),
     ),
