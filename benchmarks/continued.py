@@ -142,7 +142,7 @@ def pretrain(folder: Path, name: str, recipe: str, data: Path, steps: int, *fiel
         command = [str(ROOT / f"recipes/pretrain/{recipe}.yaml"), f"data.path={data}", f"run.output={output}"]
         before = time.process_time()
         with open(folder / f"{name}.log", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-            code = run_program("pretrain", [*command, *length, *PROBE, *QUIET, *fields, "--fresh", "--force"])
+            code = run_program("pretrain", [*command, *length, *PROBE, *QUIET, *fields])
         if code:
             raise SystemExit(f"{name} ended with {code}, see {folder / name}.log")
         cost.write_text(json.dumps((time.process_time() - before) / 60), encoding="utf-8")

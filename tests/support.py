@@ -125,6 +125,32 @@ def _member(function: Callable[[int], Any], rank: int, world: int, folder: str) 
     dist.destroy_process_group()
 
 
+def shard() -> None:
+    """Let Accelerate shard: on CPUs it would take DDP whatever its configuration says."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+    from torch.distributed.tensor import DTensor
+
+    from unlabeled.train.engine import Engine
+
+    made, ran = Accelerator.__init__, Engine.run
+
+    def make(self: Any, *arguments: Any, **named: Any) -> None:
+        made(self, *arguments, **named)
+        self.state.distributed_type = DistributedType.FSDP
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["Block", "SelfBlock"],
+        )
+
+    def run(self: Any) -> bool:
+        assert all(isinstance(p, DTensor) for p in self.method.parameters()), "nothing is sharded"
+        return ran(self)
+
+    Accelerator.__init__, Engine.run = make, run  # type: ignore[method-assign]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

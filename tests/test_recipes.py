@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unlabeled.backbone.config import EncoderConfig
+from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
 from unlabeled.data.view.mixing import Mixing
 from unlabeled.errors import UserError
@@ -108,12 +110,18 @@ def test_every_pretraining_recipe_has_a_plan(
     monkeypatch.setattr("unlabeled.launch.forecast.SECONDS", 0.01)
     if file.parent.name != "demo":  # of large networks the work takes seconds to count
         monkeypatch.setattr("unlabeled.launch.stage._time", lambda *_: ("time", ""))
-    data = stand_in(load(PretrainRecipe, file).data.channels, tmp_path)
+    recipe = load(PretrainRecipe, file)
+    data = stand_in(recipe.data.channels, tmp_path)
     run = [f"run.output={tmp_path / 'run'}", "run.device=cpu", "evaluate=null", "train.precision=no"]
+    if recipe.init is not None:  # weights that are elsewhere
+        small = EncoderConfig(model="vit_tiny_patch16_224", patch_size=16, width=16, depth=2, heads=2)
+        export_encoder(tmp_path / "export", small.build(recipe.method.views[0].shape), IMAGENET, "# card\n", {})
+        run += [f"init={tmp_path / 'export'}"]
     assert main("pretrain", [str(file), data, *run, "--dry-run"]) == 0
     said = capsys.readouterr().err
-    for topic in ("steps", "lr", "memory", "encoder", "time"):
+    for topic in ("steps", "lr", "memory", "encoder", "time", *(["init", "continued"] if recipe.init else [])):
         assert f"\n  {topic} " in said
+    assert "\n  caution " not in said, "a recipe of ours would ruin what it begins with"
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from every_method import every_method, recipe_of
-from support import TINY_PRETRAIN, assert_close_weights, checkpoint_bytes, launch, metrics
+from support import TINY_PRETRAIN, assert_close_weights, checkpoint_bytes, launch, metrics, shard
 from torch import Tensor, nn
 
 from unlabeled.accelerator import make_accelerator
@@ -217,10 +217,12 @@ def test_killed_in_the_hold_and_after_an_evaluation(home: Path) -> None:
     assert ours == theirs and ours[0].keys() == {"step", "knn"} and ours[0]["step"] == 0
 
 
-def test_two_processes_continue_as_one(home: Path) -> None:
-    assert launch("pretrain", command(home, "two"), world=2) == [0, 0]
-    assert_close_weights(home / "whole", home / "two", 15)
-    ours, theirs = ([line["moved"] for line in metrics(home / name) if "moved" in line] for name in ("two", "whole"))
+@pytest.mark.parametrize("hook", [None, shard], ids=["whole weights", "sharded weights"])
+def test_two_processes_continue_as_one(home: Path, hook: Any) -> None:
+    output = "two" if hook is None else "sharded"
+    assert launch("pretrain", command(home, output), world=2, hook=hook) == [0, 0]
+    assert_close_weights(home / "whole", home / output, 15)
+    ours, theirs = ([line["moved"] for line in metrics(home / name) if "moved" in line] for name in (output, "whole"))
     assert ours == pytest.approx(theirs, rel=1e-3) and not any(ours[:4]) and ours[-1] > 1e-4
 
 

@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from support import TINY_PRETRAIN, launch, metrics
+from support import TINY_PRETRAIN, launch, metrics, shard
 
 SCORED = ["evaluate.knn.k=3", "evaluate.crop_pct=1.0", "evaluate.every=6"]
 MORE = ["method.encoder.drop_path=0.0", "optim.base_lr=0.003", "optim.clip=0.5", "run.accumulate=2", *SCORED]
-
-
-def shard() -> None:
-    """Let Accelerate shard: on CPUs it would take DDP whatever its configuration says."""
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
-    from accelerate.utils import DistributedType
-    from torch.distributed.tensor import DTensor
-
-    from unlabeled.train.engine import Engine
-
-    made, ran = Accelerator.__init__, Engine.run
-
-    def make(self: Any, *arguments: Any, **named: Any) -> None:
-        made(self, *arguments, **named)
-        self.state.distributed_type = DistributedType.FSDP
-        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["Block", "SelfBlock"],
-        )
-
-    def run(self: Any) -> bool:
-        assert all(isinstance(p, DTensor) for p in self.method.parameters()), "nothing is sharded"
-        return ran(self)
-
-    Accelerator.__init__, Engine.run = make, run  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
