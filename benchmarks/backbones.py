@@ -50,29 +50,32 @@ TOLERANCE = 1e-5
 ROWS, CLASSES = 2, 2
 START = Progress(0, 2, 0.0, 1.0)
 
-# used most by downloads and by papers that pretrain: in the suite; each in its smallest variant
-USUAL = (
-    "test_resnet",
-    "test_vit",
-    "test_convnext",
-    "test_efficientnet",
-    "vit_tiny_patch16_dinov3_qkvb",
-    "swin_tiny_patch4_window7_224",
-    "mobilenetv3_small_050",
-    "mobilenetv4_conv_small_035",
-    "deit_tiny_distilled_patch16_224",
-    "eva02_tiny_patch14_224",
-    "regnetx_002",
-    "test_nfnet",
-    "edgenext_xx_small",
-    "xcit_nano_12_p16_224",
-    "poolformerv2_s12",
-    "hiera_tiny_224",
-    "beit_base_patch16_224",
-    "densenet121",
-    "test_coatnet",
-    "pvt_v2_b0",
-)
+# used most by downloads and by papers that pretrain: in the suite, each in its smallest variant, and where a recipe can
+# say so smaller still
+SMALL = {"depth": 2, "width": 48, "heads": 2}
+STAGES = {"depth": (1, 1, 2, 1), "width": 16, "heads": (1, 2, 4, 8)}
+USUAL: dict[str, dict[str, Any]] = {
+    "test_resnet": {},
+    "test_vit": {},
+    "test_convnext": {},
+    "test_efficientnet": {},
+    "vit_tiny_patch16_dinov3_qkvb": SMALL,
+    "vit_base_patch16_siglip_224": SMALL,
+    "swin_tiny_patch4_window7_224": STAGES,
+    "mobilenetv3_small_050": {},
+    "mobilenetv4_conv_small_035": {},
+    "deit_tiny_distilled_patch16_224": SMALL,
+    "eva02_tiny_patch14_224": SMALL,
+    "regnetx_002": {},
+    "test_nfnet": {},
+    "edgenext_xx_small": {},
+    "xcit_nano_12_p16_224": {},
+    "poolformerv2_s12": {},
+    "hiera_tiny_224": {**STAGES, "heads": 1},
+    "beit_base_patch16_224": SMALL,
+    "test_coatnet": {},
+    "pvt_v2_b0": {},
+}
 
 
 @dataclass
@@ -102,11 +105,11 @@ def _parameters(model: str) -> float:
             return float("inf")
 
 
-def walk(model: str, module: str = "") -> Walk:
-    """Check one network, and name what goes wrong."""
+def walk(model: str, module: str = "", **fields: Any) -> Walk:
+    """Check one network, with `fields` of a recipe, and name what goes wrong."""
     found, begin = Walk(module, model), time.perf_counter()
     try:
-        encoder = built(model)
+        encoder = built(EncoderConfig(model=model, **fields))
     except Exception as error:
         found.wrong["encode"] = first_line(error)
         return found
@@ -127,14 +130,13 @@ def tried(check: Callable[[Encoder, Tensor], None], encoder: Encoder, images: Te
     return ""
 
 
-def built(model: str) -> Encoder:
+def built(config: EncoderConfig) -> Encoder:
     """An encoder at the smallest size that its network takes, with running statistics that are not those of a new one.
 
     Raises the error of its own size where it takes none.
     """
     torch.manual_seed(0)
-    config = EncoderConfig(model=model)
-    height, width = timm.get_pretrained_cfg(model).input_size[1:]
+    height, width = timm.get_pretrained_cfg(config.model).input_size[1:]
     own = height, width
     for size in [(side, side) for side in SIDES if side < own[0]]:
         try:
@@ -154,8 +156,9 @@ def built(model: str) -> Encoder:
 
 @torch.no_grad()
 def features(encoder: Encoder, images: Tensor) -> None:
-    """Against a timm model of its own with the same weights."""
-    alone = timm.create_model(encoder.model, num_classes=0, **_arguments(encoder))
+    """Against a timm model of its own with the same weights, which pools as the encoder does."""
+    told = type(encoder).in_timm(encoder.model, encoder.arguments, encoder.default_pool)
+    alone = timm.create_model(encoder.model, num_classes=0, **told.arguments)
     alone.load_state_dict(encoder.vit.state_dict())
     alone.eval()
     expected = alone.forward_head(alone.forward_features(images), pre_logits=True)
@@ -209,10 +212,6 @@ CHECKS: dict[str, Callable[[Encoder, Tensor], None]] = {
 
 def _numbers() -> tuple[Tensor, Tensor]:
     return torch.arange(ROWS) % CLASSES, torch.arange(ROWS)
-
-
-def _arguments(encoder: Encoder) -> dict[str, Any]:
-    return dict(type(encoder).in_timm(encoder.model, encoder.arguments, None).arguments)
 
 
 def _close(found: Tensor, expected: Tensor) -> None:
