@@ -110,7 +110,7 @@ def test_released_widths_are_timms_networks(name: str, gated: bool) -> None:
         model = timm.create_model(name, num_classes=0, depth=1)
     sizes = {"width": model.embed_dim, "heads": 6, "hidden": model.blocks[0].mlp.fc2.in_features}
     imported = importers()["dinov3"].convert(weights(**sizes, depth=1, gated=gated, patch=16), None, "teacher")
-    assert f"{imported.architecture}_qkvb" == name and imported.arguments["num_heads"] == 6
+    assert imported.architecture == name and imported.arguments["num_heads"] == 6
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in imported.encoder.items()}
 
 

@@ -133,8 +133,9 @@ class Encoder(nn.Module, ABC):
     @classmethod
     def summary(cls, fields: Mapping[str, Any]) -> str:
         """The patches and positions of a recipe's fields, in words for a plan."""
-        words = f"patch {fields['patch_size']}, {fields['positions']} positions"
-        return words if cls.sized(fields["model"]) else f"stride {fields['patch_size']}"
+        patch = fields["patch_size"]
+        words = f"patch {patch}, {fields['positions']} positions"
+        return words if cls.crop_multiple(fields["model"], patch) > 1 else f"stride {patch}"
 
     @classmethod
     @abstractmethod

@@ -44,6 +44,10 @@ FAMILY = Family(
     default_key="teacher",
 )
 
+# of released widths, with a plain and with a gated MLP; others take ViT-B's or ViT-S+'s name
+PLAIN = {384: "vit_small_patch16_dinov3", 768: "vit_base_patch16_dinov3", 1024: "vit_large_patch16_dinov3"}
+GATED = {384: "vit_small_plus_patch16_dinov3", 1280: "vit_huge_plus_patch16_dinov3", 4096: "vit_7b_patch16_dinov3"}
+
 FLAT = (
     Rule("mask_token", "dropped"),
     Rule("local_cls_norm.", "dropped"),
@@ -69,15 +73,22 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     periods, encoder = found.pop(PERIODS, None), {_timm_name(n): t for n, t in found.items() if n not in masks}
     width, channels, patch = patch_shape(FAMILY, encoder)
     side = max(1, SIDE // patch) * patch
-    model, number = known_model(FAMILY, width, _heads(periods, width, heads))
+    _, number = known_model(FAMILY, width, _heads(periods, width, heads))
     arguments = {"img_size": [side, side], "patch_size": patch, "in_chans": channels, "embed_dim": width}
     arguments |= {"depth": (depth := depth_of(FAMILY, encoder)), "num_heads": number, **_mlp(encoder, width)}
     arguments |= {"num_reg_tokens": shape_of(FAMILY, encoder, "reg_token", 3)[1] if "reg_token" in encoder else 0}
     arguments |= {} if (base := _base(periods)) == BASE_PERIOD else {"rope_temperature": base}
     encoder, biases = _biases(_filled(encoder, depth, width), bool(masks))
-    if arguments["swiglu_mlp"]:
-        model = model.replace("vit_small_patch16", "vit_small_plus_patch16")
+    model = _architecture(width, arguments["swiglu_mlp"], biases["qkv_bias"])
     return checked(FAMILY, model, {**arguments, **biases}, encoder, {})
+
+
+def _architecture(width: int, gated: bool, biased: bool) -> str:
+    """The timm model whose parts are the same, so that a recipe can name it."""
+    import timm
+
+    name = GATED.get(width, GATED[384]) if gated else PLAIN.get(width, PLAIN[768])
+    return f"{name}_qkvb" if biased and timm.is_model(f"{name}_qkvb") else name
 
 
 def _timm_name(name: str) -> str:
