@@ -74,7 +74,10 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     width, channels, patch = patch_shape(FAMILY, encoder)
     side = max(1, SIDE // patch) * patch
     _, number = known_model(FAMILY, width, _heads(periods, width, heads))
-    depth, arguments = depth_of(FAMILY, encoder), {"img_size": [side, side], "patch_size": patch, **_mlp(encoder, width)}
+    depth, arguments = (
+        depth_of(FAMILY, encoder),
+        {"img_size": [side, side], "patch_size": patch, **_mlp(encoder, width)},
+    )
     arguments |= {"in_chans": channels, "embed_dim": width, "depth": depth, "num_heads": number}
     arguments |= {"num_reg_tokens": shape_of(FAMILY, encoder, "reg_token", 3)[1] if "reg_token" in encoder else 0}
     arguments |= {} if (base := _base(periods)) == BASE_PERIOD else {"rope_temperature": base}
