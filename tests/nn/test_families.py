@@ -44,7 +44,7 @@ def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("another")
 def test_a_file_is_a_family() -> None:
-    assert sorted(families()) == ["another", "beit", "hiera", "maps", "rope", "swin", "vit"]
+    assert sorted(families()) == ["another", "beit", "hiera", "maps", "module", "rope", "swin", "vit"]
     config = EncoderConfig(model="vit_small_patch16_224")
     assert config.family.__name__ == "Another" and config.in_words == "another 'vit_small_patch16_224'"
     assert EncoderConfig(model="vit_tiny_patch16_224").family.__name__ == "Vit"
