@@ -52,9 +52,7 @@ def build(name: str, *more: str) -> Method:
 def batch_of(name: str, *more: str) -> Batch:
     """The first batch of eight samples, on the CPU."""
     recipe = recipe_of(name, *more)
-    dataset = ViewDataset(
-        Opened(recipe.data).train, recipe.method.views, recipe.method.backbone.patch_size, recipe.seed
-    )
+    dataset = ViewDataset(Opened(recipe.data).train, recipe.method.views, recipe.method.mask_patch, recipe.seed)
     positions = next(iter(EpochSampler(42, 8, LAST, seed=recipe.seed)))
     cpu = torch.device("cpu")
     return to_device(collate([dataset[p] for p in positions]), cpu, Normalize(IMAGENET.mean, IMAGENET.std, cpu))
