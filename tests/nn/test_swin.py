@@ -20,7 +20,7 @@ from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.method import Progress
-from unlabeled.pretrain.methods import ibot, mae, simmim
+from unlabeled.pretrain.methods import dino, ibot, mae, simmim
 
 FIRST, SECOND = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
 SIZE = (32, 48)
@@ -210,7 +210,9 @@ def test_what_it_cannot_do_is_refused() -> None:
     small = {"model": FIRST, **FIELDS}
     with pytest.raises(ValueError, match="MAE drops patches, which 'swin_tiny_patch4_window7_224' cannot"):
         mae.Config.model_validate({"view": View(size=SIZE, mask=RandomMask()), "encoder": small})
-    with pytest.raises(ValueError, match="iBOT needs positions for crops of any size"):
+    with pytest.raises(ValueError, match="DINO needs positions for crops of any size"):
+        dino.Config.model_validate({"encoder": small})
+    with pytest.raises(ValueError, match="iBOT reads a class token, which 'swin_tiny_patch4_window7_224' has not"):
         ibot.Config.model_validate({"encoder": small})
     with pytest.raises(ValueError, match="a mask unit of 6 pixels is not a multiple of the patch size 4"):
         simmim.Config.model_validate({"view": View(size=SIZE, mask=RandomMask(unit=6)), "encoder": small})

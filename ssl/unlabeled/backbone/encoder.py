@@ -261,6 +261,10 @@ class Encoder(nn.Module, ABC):
         return [(owner, tuple(names)) for owner, names in found if names]
 
     @classmethod
+    def unfuse_(cls, model: Any) -> None:
+        """Replace operations of a timm model that graph formats such as ONNX do not have, where there are any."""
+
+    @classmethod
     @abstractmethod
     def last_blocks(cls, model: Any, images: Tensor, blocks: int) -> list[Tokens]:
         """Tokens of the last blocks, each through the final norm, by timm's own code, as `blocks_in_python` says."""

@@ -176,13 +176,14 @@ def network(export: Path, config: dict[str, Any]) -> nn.Module:
     Raises:
         UserError: it cannot be loaded.
     """
-    model = load_timm(export, config).eval()
+    model, family = load_timm(export, config).eval(), family_of(config["architecture"])
+    family.unfuse_(model)
     if "linear_head" not in config:
         return model
     try:
         kind = FeatureSpec(config["linear_head"]["pool"], config["linear_head"]["blocks"])
         head = read_weights(export / "heads.safetensors")
-        return Headed(model, family_of(config["architecture"]), kind, head).eval()
+        return Headed(model, family, kind, head).eval()
     except Exception as error:  # a file, a name or a shape
         raise UserError(f"the linear head of {export} cannot be loaded: {first_line(error)}") from error
 

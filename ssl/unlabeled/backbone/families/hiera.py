@@ -131,6 +131,12 @@ class Hiera(Encoder):
         return fitted
 
     @classmethod
+    def unfuse_(cls, model: Any) -> None:
+        """See `Encoder`; ONNX has no fused attention with an axis for mask units."""
+        for block in model.blocks:
+            block.attn.fused_attn = False
+
+    @classmethod
     def last_blocks(cls, model: Any, images: Tensor, blocks: int) -> list[Tokens]:
         return [_tokens(model, model.forward_features(images), tuple(model.mask_spatial_shape))]
 
