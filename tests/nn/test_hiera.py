@@ -111,6 +111,15 @@ def test_timm_alone_loads_the_export(model: str, tmp_path: Path) -> None:
     torch.testing.assert_close(load_encoder(tmp_path / "export").eval().feature(images), encoder.feature(images))
 
 
+def test_for_graph_formats_attention_is_plain_and_says_the_same() -> None:
+    encoder, images = make(), images_of()
+    before = encoder.vit(images)
+    assert all(block.attn.fused_attn for block in encoder.vit.blocks)
+    encoder.unfuse_(encoder.vit)
+    assert not any(block.attn.fused_attn for block in encoder.vit.blocks)
+    torch.testing.assert_close(encoder.vit(images), before)
+
+
 def test_mae_begins_as_officially() -> None:
     torch.manual_seed(0)
     view = View(size=SIZE, mask=RandomMask(ratio=0.5))
