@@ -13,7 +13,7 @@ from unlabeled.backbone.outside import Plain, is_path
 from unlabeled.nn.positions import Grid, Interpolation
 
 Number = Annotated[int, Field(ge=1, le=256)]
-PerStage = Number | Annotated[tuple[Number, ...], Field(min_length=1, max_length=8)] | None
+PerStage = Number | Annotated[tuple[Number, ...], Field(min_length=1, max_length=8, strict=False)] | None
 Positions = Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned", "rope", "rope_learned"]
 OUTSIDE = ("output", "layer", "prefix", "arguments")  # fields of networks outside timm
 
