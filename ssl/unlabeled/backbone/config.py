@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from unlabeled.backbone.build import build_encoder, family_of
 from unlabeled.backbone.encoder import Encoder, Hiding
@@ -13,7 +13,9 @@ from unlabeled.backbone.outside import Plain, is_path
 from unlabeled.nn.positions import Grid, Interpolation
 
 Number = Annotated[int, Field(ge=1, le=256)]
-PerStage = Number | Annotated[tuple[Number, ...], Field(min_length=1, max_length=8, strict=False)] | None
+# strict validation of what another validator has seen takes no lists for tuples
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+PerStage = Number | Annotated[tuple[Number, ...], FromList, Field(min_length=1, max_length=8)] | None
 Positions = Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned", "rope", "rope_learned"]
 OUTSIDE = ("output", "layer", "prefix", "arguments")  # fields of networks outside timm
 
