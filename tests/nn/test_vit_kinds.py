@@ -185,6 +185,22 @@ def test_two_steps_of_fine_tuning(model: str, strategy: str, tmp_path: Path) -> 
     )
 
 
+def test_an_attentive_probe_goes_on_from_the_networks_own_pool() -> None:
+    encoder = make("vit_base_patch16_siglip_224", (16, 16))
+    told = {"pool": "attention", "view": {"size": 16}, "strategy": {"name": "attentive"}}
+    task: Any = classify.Config.model_validate(told).build(encoder, [2, 2])
+    learns = {name.split(".")[1] for name, p in task.named_parameters() if p.requires_grad}
+    assert learns == {"head", "attn_pool"}
+    assert torch.equal(task.model.attn_pool.latent, encoder.vit.attn_pool.latent)
+
+
+def test_tokens_do_not_decay() -> None:
+    encoder = make("deit_tiny_distilled_patch16_224", (16, 16))
+    task: Any = classify.Config(pool="own", view={"size": 16}).build(encoder, [2, 2])  # type: ignore[arg-type]
+    decay = [name for name, p in task.named_parameters() if task.decays(name, p) and "_token" in name]
+    assert decay == []
+
+
 METHODS: dict[str, Any] = {"mae": mae, "simmim": simmim, "ibot": ibot}
 MASK = {"name": "random", "unit": 8}
 

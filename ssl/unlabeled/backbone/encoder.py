@@ -71,7 +71,7 @@ class Encoder(nn.Module, ABC):
     exported: ClassVar[Mapping[str, Any]] = {}  # type of each `model_args` field that an export may have
     bare: ClassVar[Mapping[str, Any]] = {}  # arguments of timm for random weights without a head
     # how names of parameters end that SimMIM's code keeps from weight decay, its mask token's included
-    undecayed: ClassVar[tuple[str, ...]] = ("cls_token", "reg_token", "pos_embed")
+    undecayed: ClassVar[tuple[str, ...]] = ("cls_token", "reg_token", "dist_token", "pos_embed")
     blocks_in_python: ClassVar[str]  # `blocks` of the last {n} from `model` and `images`, by timm alone: model cards
 
     vit: Any  # the timm model, built with `num_classes=0`: its attributes are timm's

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.transfer.network import ClassifierPool
 from unlabeled.transfer.strategy import Strategy
 
@@ -13,6 +14,10 @@ class Config(Strategy, frozen=True, extra="forbid"):
 
     own_pooling: ClassVar[bool] = True
     name: Literal["attentive"] = "attentive"
+
+    def start_(self, model: Any, family: type[Encoder], head: tuple[str, ...], new: tuple[str, ...]) -> None:
+        """See `Strategy`; a pooling by attention that the encoder has learns on."""
+        super().start_(model, family, head, (*new, "attn_pool."))
 
     def pooling(self, pool: ClassifierPool) -> ClassifierPool:
         if pool not in ("cls", "attention"):

@@ -177,7 +177,9 @@ class Classifier(Task):
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         # not to 1-D tensors, tokens or positions (MAE's fine-tuning)
-        return parameter.ndim > 1 and not name.endswith((".bias", "cls_token", "pos_embed", "reg_token", ".latent"))
+        return parameter.ndim > 1 and not name.endswith(
+            (".bias", "cls_token", "pos_embed", "reg_token", "dist_token", ".latent")
+        )
 
     def lr_scale(self, name: str) -> float:
         name = name.removeprefix("model.")
