@@ -111,12 +111,12 @@ def _classifier(where: str, folder: Path, config: dict[str, Any]) -> Found:
     return Found(load_weights(architecture, arguments, taken), preprocessing_of(where), left=left, notes=notes)
 
 
-def check_adapt(encoder: Encoder, shape: Grid, channels: int, adapt: Adapt, field: str) -> None:
+def check_adapt(encoder: Encoder, shape: Grid, channels: int, adapt: Adapt, fields: Sequence[str]) -> None:
     """Raise UserError when an encoder must be fitted to images in a way that `adapt` does not name.
 
     Args:
         shape: (height, width) of the images, pixels.
-        field: of the recipe that says so.
+        fields: of the recipe that say so.
     """
     if encoder.channels != channels and "channels" not in adapt:
         raise UserError(
@@ -128,6 +128,6 @@ def check_adapt(encoder: Encoder, shape: Grid, channels: int, adapt: Adapt, fiel
     if not same and "size" not in adapt:
         height, width = encoder.image_size
         raise UserError(
-            f"the encoder was trained at {height}x{width} pixels, {field} is {shape[0]}x{shape[1]}. Set "
-            f"{field}=[{height},{width}], or adapt=[size] to resample its positions."
+            f"the encoder was trained at {height}x{width} pixels, {fields[0]} is {shape[0]}x{shape[1]}. Set "
+            f"{' '.join(f'{field}=[{height},{width}]' for field in fields)}, or adapt=[size] to resample its positions."
         )

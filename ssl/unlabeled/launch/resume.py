@@ -109,7 +109,7 @@ def _refuse_other_recipe(
 
 def _refuse_other_pictures(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
     facts = saved["facts"]
-    if facts == job.facts:
+    if {**job.facts, **facts} == job.facts:  # what an older version did not note cannot be told
         return
     if facts.get("pictures") == job.facts.get("pictures"):
         [name] = [name for name, value in job.facts.items() if value != facts.get(name)]

@@ -178,8 +178,9 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         )
         if recipe.init is None:
             return job
-        field, shape = next(iter(recipe.views)), config.views[0].shape
-        beginning = begin(recipe.init, config.backbone, shape, recipe.data.channels, recipe.adapt, f"{field}.size")
+        shape = config.views[0].shape
+        sizes = [f"{field}.size" for field, view in recipe.views.items() if view.shape == shape]
+        beginning = begin(recipe.init, config.backbone, shape, recipe.data.channels, recipe.adapt, sizes)
 
         def build() -> Method:
             method = config.build()

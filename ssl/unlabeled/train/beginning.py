@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -77,6 +77,7 @@ class Beginning(NamedTuple):
         parts = dict.fromkeys(_part(name, tuple(encoders)) for name in rest if not name.startswith(tuple(encoders)))
         held = dict.fromkeys(name for encoder in encoders.values() for name in _held(encoder))
         left = [name for name in weights if name not in evaluated.vit.state_dict()]
+        left += sorted({name.partition(".")[0] for name in self.found.heads}) if wrong else []
         new = tuple(name for name in evaluated.vit.state_dict() if name not in weights)
         return Loaded(tuple(parts), wrong, (*self.found.left, *left), tuple(held), new)
 
@@ -92,12 +93,13 @@ class Beginning(NamedTuple):
         if not heads:
             return "there are none"
         if rest.keys() != heads.keys():
-            return f"of another method: {sorted(rest.keys() ^ heads.keys())[0]}"
+            name = sorted(rest.keys() ^ heads.keys())[0]
+            return f"of another method or other settings, {'without' if name in rest else 'with'} {name}"
         fixed = {name for name, parameter in method.named_parameters() if not parameter.requires_grad}
         shapes = {name: tensor.shape for name, tensor in self.found.encoder.vit.state_dict().items()}
         for name, tensor in rest.items():
             prefix = next((prefix for prefix in others if name.startswith(prefix)), "")
-            expected = shapes[name.removeprefix(prefix)] if prefix else tensor.shape
+            expected = shapes.get(name.removeprefix(prefix), tensor.shape) if prefix else tensor.shape
             if heads[name].shape != expected and (prefix or name not in fixed):
                 return f"of other shapes: {name} {list(heads[name].shape)}, here {list(expected)}"
         return ""
@@ -137,7 +139,9 @@ class Beginning(NamedTuple):
             yield f"fitted: {found.channels} channels to {self.encoder.channels}"
 
 
-def begin(address: str, config: EncoderConfig, shape: Grid, channels: int, adapt: Adapt, field: str) -> Beginning:
+def begin(
+    address: str, config: EncoderConfig, shape: Grid, channels: int, adapt: Adapt, fields: Sequence[str]
+) -> Beginning:
     """Read the weights at an address and fit them to the images of a recipe.
 
     Args:
@@ -146,7 +150,7 @@ def begin(address: str, config: EncoderConfig, shape: Grid, channels: int, adapt
         shape: (height, width) of the images, pixels.
         channels: of the images.
         adapt: what may be fitted.
-        field: of the recipe that says the size.
+        fields: of the recipe that say the size.
 
     Raises:
         UserError: there are none, they are of another network, or must be fitted in a way that `adapt` does not name.
@@ -154,7 +158,7 @@ def begin(address: str, config: EncoderConfig, shape: Grid, channels: int, adapt
     with torch.random.fork_rng(devices=()):
         found = find(address)
         encoder = found.encoder
-        check_adapt(encoder, shape, channels, adapt, field)
+        check_adapt(encoder, shape, channels, adapt, fields)
         if encoder.image_size != shape or encoder.channels != channels:
             encoder = fitted(encoder, shape, channels)
         with torch.device("meta"):

@@ -37,7 +37,9 @@ def following(said: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     kept: dict[str, Any] = {}
     if isinstance(section, dict):
         network = _network(found, data, section)
-        taken |= {f"method.encoder.{name}": value for name, value in network.items() if name not in section}
+        usual = {name: field.default for name, field in EncoderConfig.model_fields.items()}
+        open_ = {name: value for name, value in network.items() if name not in section and value != usual[name]}
+        taken |= {f"method.encoder.{name}": value for name, value in open_.items()}
         if "encoder" not in method:
             kept = {f"method.encoder.{name}": value for name, value in _of_method(method.get("name"), network)}
     changes, keeping = ([f"{path}={json.dumps(value)}" for path, value in some.items()] for some in (taken, kept))

@@ -75,7 +75,7 @@ def load_start(
         torch.manual_seed(seed)
         if classifier:
             encoder, arguments, weights = load_classifier(address)
-            check_adapt(encoder, shape, channels, adapt, "task.view.size")
+            check_adapt(encoder, shape, channels, adapt, ["task.view.size"])
             arguments = encoder.resized(encoder.model, arguments, shape)
             trained = Trained({**arguments, "in_chans": channels}, weights)
             return Start(encoder, trained, None if random else weights_digest(weights))
@@ -84,7 +84,7 @@ def load_start(
             if random:
                 encoder = load_encoder(address, shape, channels)
             else:
-                check_adapt(encoder, shape, channels, adapt, "task.view.size")
+                check_adapt(encoder, shape, channels, adapt, ["task.view.size"])
                 encoder = fitted(encoder, shape, channels)
     return Start(encoder, None, None if random else weights_digest(encoder.state_dict()))
 
