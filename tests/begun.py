@@ -12,7 +12,7 @@ from unlabeled.train.beginning import Beginning
 def begin_with(method: PretrainMethod, address: str | Path) -> str:
     """Give a method the weights at an address, at their own size; returns what is said about it."""
     found = find(address)
-    return Beginning(str(address), found, found.encoder).described(method).words
+    return Beginning(str(address), found, found.encoder).described(method, found.how).words
 
 
 def load_method(method: PretrainMethod, address: str | Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,22 +13,27 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from support import assert_close_weights, checkpoint_bytes, launch
 from timm.models import _registry
 from torch import nn
 
+from unlabeled.backbone.build import family_of
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import IMAGENET, export_encoder, timm_config, write_export
-from unlabeled.backbone.weights import load_encoder
+from unlabeled.backbone.weights import load_encoder, weights_digest
 from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
+from unlabeled.launch.program import main
+from unlabeled.manifest import MANIFEST, write_folder
 from unlabeled.nn.positions import resample
 from unlabeled.pretrain.method import METHODS, PretrainMethod
 from unlabeled.stages.pretrain import STAGE, PretrainJob
 from unlabeled.train.state import split_heads
 
 MODEL = "vit_tiny_patch16_224"
-TIMM = f"{MODEL}.augreg_in21k_ft_in1k"
-SHAPE: dict[str, Any] = {"img_size": [32, 32], "patch_size": 8, "depth": 2, "in_chans": 3}
+TIMM = "test_vit.r160_in1k"
+SHAPE: dict[str, Any] = {"img_size": [32, 32], "patch_size": 8, "embed_dim": 48, "depth": 2, "in_chans": 3}
 HEADS = [f"method.head.{name}=16" for name in ("hidden", "bottleneck", "prototypes")]
 SMALL = {
     "dino": ["method.local={count: 1, size: 16}", *HEADS],
@@ -37,18 +44,19 @@ SMALL = {
 }
 VIEWS = {"mae": "view", "simmim": "view", "simclr": "view", "mocov3": "first second", "dino": "global_1 global_2"}
 QUIET = ["run.device=cpu", "run.workers=0", "run.log_every=1"]
+BARE = "{home}/bare"
 GREY = "mean: [0.5], std: [0.2]"
 RECIPE = """
 name: begun
 data: {name: shapes, train_size: 8, val_size: 4, size: 32}
-train: {epochs: 2, batch_size: 4}
+train: {epochs: 1, batch_size: 4}
 optim: {name: adamw, base_lr: 0.01, warmup_epochs: 0}
 """
 
 
-def random(model: nn.Module) -> Any:
+def random(model: nn.Module, seed: int = 1) -> Any:
     """With weights that no initialisation leaves."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)
     return model.eval()
@@ -62,14 +70,15 @@ def classifier(folder: Path) -> Any:
     """As fine-tuning leaves one that pools patches: its norm comes after pooling."""
     arguments = {**SHAPE, "global_pool": "avg", "fc_norm": True}
     model = random(timm.create_model(MODEL, num_classes=5, **arguments))
-    config = timm_config(MODEL, arguments, 192, IMAGENET, 5, list("abcde"))
+    config = timm_config(MODEL, arguments, 48, IMAGENET, 5, list("abcde"))
     write_export(folder, model.state_dict(), config, "card")
     return model
 
 
 def dino_file(file: Path) -> None:
     """As the official program leaves a backbone."""
-    torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in network().state_dict().items()}}, file)
+    model = random(timm.create_model(MODEL, num_classes=0, img_size=32, patch_size=8, depth=1))
+    torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}}, file)
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +86,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights under every kind of address."""
     home = tmp_path_factory.mktemp("beginnings")
     (home / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    encoder = Vit_(network())
+    encoder = wrapped(network())
     export_encoder(home / "bare", encoder, IMAGENET._replace(mean=(0.5,) * 3), "card", {})
     classifier(home / "classifier")
     dino_file(home / "official.pth")
-    torch.save(random(timm.create_model(MODEL)).state_dict(), home / "timm.pth")
+    torch.save(random(timm.create_model("test_vit")).state_dict(), home / "timm.pth")
     for i in range(8):
         (home / "grey").mkdir(exist_ok=True)
         Image.fromarray(np.full((32, 32), 30 * i, np.uint8)).save(home / "grey" / f"{i}.png")
     return home
 
 
-def Vit_(vit: nn.Module) -> Encoder:
-    from unlabeled.backbone.build import family_of
-
+def wrapped(vit: nn.Module) -> Encoder:
     return family_of(MODEL)(vit, MODEL, SHAPE)
 
 
@@ -130,8 +137,9 @@ def addresses(home: Path) -> dict[str, tuple[str, list[str]]]:
     }
 
 
-@pytest.mark.parametrize("name", METHODS.names())
-@pytest.mark.parametrize("kind", ["bare", "official", "channels"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "bare") for name in METHODS.names()), ("ibot", "official"), ("mae", "channels")]
+)
 def test_every_method_begins_with_the_features_of_any_weights(home: Path, name: str, kind: str) -> None:
     init, more = addresses(home)[kind]
     job = job_of(home, name, init, *more)
@@ -211,9 +219,117 @@ def test_a_fine_tuned_backbone_without_its_head(home: Path) -> None:
 
 def test_timms_weights_by_its_own_loading(home: Path) -> None:
     job = job_of(home, "mocov3", f"timm:{TIMM}", "adapt=[size]")
-    assert job.begun is not None and "positions of 224x224 to 32x32" in job.begun.words
-    assert "held as loaded: patch_embed.proj.weight, patch_embed.proj.bias" in job.begun.words
+    assert job.begun is not None and "positions of 160x160 to 32x32" in job.begun.words
     own = torch.load(home / "timm.pth")
     for name, tensor in job.build().state_dict().items():
         if "encoder.vit." in name and "pos_embed" not in name:
             assert torch.equal(tensor, own[name.partition("vit.")[2]]), name
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_run_says_and_keeps_its_beginning(
+    home: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    told = arguments(home, name, f"{home}/bare", f"run.output={output}")
+    assert main("pretrain", told) == 0
+    plan = {line.split()[0]: line for line in capsys.readouterr().err.splitlines() if line.strip()}
+    digest = weights_digest(load_encoder(home / "bare").state_dict())
+    assert f"weights {digest}); loaded: encoder; new: " in plan["init"]
+    assert "from init: data.mean=[0.5, 0.5, 0.5], " in plan["taken"] and "method.encoder.patch_size=8" in plan["taken"]
+    state = json.loads((output / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert state["facts"]["init"] == digest
+    assert f"- began with {home}/bare ({MODEL}, weights {digest}); loaded: encoder" in (
+        (output / "export" / "README.md").read_text().replace("\\", "")
+    )
+
+
+@pytest.mark.parametrize("name", ["dino", "simmim"])
+def test_a_run_resumes_exactly(home: Path, name: str, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    told = arguments(home, name, f"{home}/bare", f"run.output={output}", "run.checkpoint_every=1")
+    assert main("pretrain", told) == 0
+    whole = checkpoint_bytes(output, 2)
+    shutil.rmtree(output / "checkpoints" / "step-00000002")
+    assert main("pretrain", told) == 0
+    assert checkpoint_bytes(output, 2) == whole
+
+
+def test_other_weights_under_the_same_address_are_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, told = tmp_path / "weights", [f"run.output={tmp_path / 'run'}"]
+    shutil.copytree(home / "bare", weights)
+    assert main("pretrain", arguments(home, "simclr", str(weights), *told)) == 0
+    shutil.rmtree(weights)
+    other = random(timm.create_model(MODEL, num_classes=0, **SHAPE), seed=2)
+    export_encoder(weights, wrapped(other), IMAGENET._replace(mean=(0.5,) * 3), "card", {})
+    assert main("pretrain", arguments(home, "simclr", str(weights), *told)) == 2
+    assert f"holds a run that began with other weights than init={weights} has now" in capsys.readouterr().err
+
+
+def test_the_state_of_before_beginnings_were_noted_resumes(home: Path, tmp_path: Path) -> None:
+    told = arguments(home, "simclr", f"{home}/bare", f"run.output={tmp_path / 'run'}", "run.checkpoint_every=1")
+    assert main("pretrain", told) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000002")
+    state = tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json"
+    files = {file.name: file.read_bytes() for file in state.parent.iterdir() if file.name != MANIFEST}
+    noted = json.loads(files["state.json"])
+    del noted["facts"]["init"], noted["recipe"]["adapt"]
+    write_folder(state.parent, {**files, "state.json": json.dumps(noted).encode()})
+    assert main("pretrain", told) == 0
+    assert "init" in json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())["facts"]
+
+
+def test_two_processes_begin_as_one_does(home: Path, tmp_path: Path) -> None:
+    for world in (1, 2):
+        output = [f"run.output={tmp_path / str(world)}"]
+        assert launch("pretrain", arguments(home, "mae", f"{home}/bare", *output), world=world) == [0] * world
+    assert_close_weights(tmp_path / "1", tmp_path / "2", 2)
+
+
+REFUSED = {
+    "nowhere": ("{home}/nowhere", "nowhere is not an export"),
+    "no file": ("dino:{home}/nowhere.pth", "no file"),
+    "no model": ("timm:vit_huger", "timm has no model 'vit_huger'"),
+    "random": ("scratch:{home}/bare", "has random weights: there is nothing to begin with"),
+    "method.view.size=24": (BARE, "32x32 pixels, method.view.size is 24x24. Set method.view.size=[32,32], or adapt"),
+    f"data={{name: files, path: HOME/grey, {GREY}}}": (BARE, "sees 3 channels, the pictures have 1"),
+    "method.encoder.width=96": (BARE, "another network than method.encoder: width is 48, the recipe says 96"),
+    "method.encoder.depth=1": (BARE, "depth is 2, the recipe says 1; blocks.1.norm1.weight [48], "),
+    "method.encoder.heads=6": (BARE, "attention heads are 3, the recipe says 6"),
+    "method.encoder.norm_eps=0.01": (BARE, "eps=1e-06"),
+    "method.encoder.model=resnet18": (BARE, "patch_size is 8, the recipe says 32"),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_is_refused_says_what_was_found_and_the_fix(
+    home: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init, said = REFUSED[change]
+    more = [change.replace("HOME", str(home))] if "=" in change else []
+    assert main("pretrain", arguments(home, "simclr", init.format(home=home), *more, "--dry-run")) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_a_recipe_says_of_the_encoder_stands_beside_what_follows(home: Path) -> None:
+    path, *overrides = arguments(home, "dino", f"{home}/bare", "data.mean=[0.1,0.2,0.3]", "data.std=[1,1,1]")
+    recipe, taken = STAGE.load(path, overrides)
+    encoder = recipe.method.backbone
+    assert (encoder.patch_size, encoder.depth, encoder.positions) == (8, 2, "learned")
+    assert (encoder.drop_path, encoder.interpolation) == (0.1, "scale"), "DINO's own"
+    assert recipe.data.mean == (0.1, 0.2, 0.3) and not any("mean" in change for change in taken)
+    recipe, _ = STAGE.load(path, [*overrides, "method.encoder={drop_path: 0.3}"])
+    assert (recipe.method.backbone.drop_path, recipe.method.backbone.interpolation) == (0.3, "size")
+    assert recipe.method.backbone.patch_size == 8
+
+
+@pytest.mark.parametrize("positions", ["sincos", "sincos_rows", "learned"])
+def test_positions_stay_what_they_were(home: Path, tmp_path: Path, positions: str) -> None:
+    encoder = EncoderConfig(model=MODEL, patch_size=8, depth=1, positions=positions).build((32, 32))
+    export_encoder(tmp_path, encoder, IMAGENET, "card", {})
+    job = job_of(home, "dino", str(tmp_path))
+    table = job.build().encoder.vit.pos_embed
+    assert torch.equal(table, encoder.vit.pos_embed) and table.requires_grad is (positions == "learned")
+    assert job.recipe.method.backbone.positions == positions

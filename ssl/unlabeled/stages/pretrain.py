@@ -189,7 +189,8 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
                 method.continue_(recipe.continued)
             return method
 
-        return replace(job, build=build, begun=beginning.described(cast("PretrainMethod", on_meta(config.build))))
+        outline = cast("PretrainMethod", on_meta(config.build))
+        return replace(job, build=build, begun=beginning.described(outline, Preprocessing.of(recipe.data, 1.0)))
 
     def scored(self, job: PretrainJob, accelerator: Accelerator) -> PretrainJob:
         recipe = job.recipe

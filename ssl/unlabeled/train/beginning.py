@@ -11,6 +11,7 @@ import torch
 from unlabeled.backbone.address import Adapt, Found, check_adapt, find
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder, Tensors
+from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.weights import fitted, weights_digest
 from unlabeled.errors import UserError
 from unlabeled.nn.positions import Grid
@@ -113,8 +114,9 @@ class Beginning(NamedTuple):
             taken |= {f"{prefix}{name}": t for name, t in type(encoder).fitted(found, old, encoder.vit).items()}
         return taken
 
-    def described(self, method: PretrainMethod) -> Begun:
-        """What a method on the meta device would get, in words, and the digest of the weights as they lie there."""
+    def described(self, method: PretrainMethod, how: Preprocessing) -> Begun:
+        """What a method on the meta device would get, in words, and the digest of the weights as they lie there; `how`
+        are the pictures of the recipe prepared."""
         loaded = self.load_(method)
         heads = {} if loaded.wrong else self.found.heads
         digest = weights_digest({**self.found.encoder.state_dict(), **heads})
@@ -125,18 +127,20 @@ class Beginning(NamedTuple):
         words = [
             f"{self.address} ({self.found.encoder.model}, weights {digest})",
             f"loaded: {', '.join(['encoder', *(() if loaded.wrong else loaded.parts)])}",
-            *filter(None, [pool, new, *self._fits(), *self.found.notes, left, held]),
+            *filter(None, [pool, new, *self._fits(how), *self.found.notes, left, held]),
         ]
         return Begun(digest, loaded.parts if loaded.wrong else (), "; ".join(words))
 
-    def _fits(self) -> Iterator[str]:
-        """How the encoder was fitted, in words."""
-        found = self.found.encoder
+    def _fits(self, how: Preprocessing) -> Iterator[str]:
+        """How the encoder was fitted, and what else differs of the pictures, in words."""
+        found, theirs = self.found.encoder, self.found.how
         if found.sized(found.model) and found.image_size != self.encoder.image_size:
             old, new = ("x".join(map(str, one.image_size)) for one in (found, self.encoder))
             yield f"resampled: positions of {old} to {new} pixels"
         if found.channels != self.encoder.channels:
             yield f"fitted: {found.channels} channels to {self.encoder.channels}"
+        elif (tuple(how.mean), tuple(how.std)) != (tuple(theirs.mean), tuple(theirs.std)):
+            yield f"before, pictures were normalised by mean {list(theirs.mean)} and std {list(theirs.std)}"
 
 
 def begin(
