@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from unlabeled.__main__ import main
+from unlabeled.backbone.address import find
 from unlabeled.backbone.build import copy_encoder
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
@@ -30,6 +31,7 @@ from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import dino, mae, simclr
 from unlabeled.serve.deploy import deploy
 from unlabeled.train.optim import param_groups
+from unlabeled.transfer.network import Trained
 from unlabeled.transfer.tasks.classify import Classifier
 
 START = Progress(0, 1, 0.0, 1.0)
@@ -185,9 +187,9 @@ def test_random_weights_need_no_export() -> None:
     assert load_encoder("scratch:nets:cnn", 48).native_grid == (12, 12)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("resnet", 0), ("cnn", 4)])
-def test_a_program_says_the_same(name: str, classes: int, tmp_path: Path) -> None:
-    encoder = make(name)
+@pytest.mark.parametrize(("layer", "classes"), [("norm", 0), (None, 4)])
+def test_a_program_says_the_same(layer: str | None, classes: int, tmp_path: Path) -> None:
+    encoder = make("cnn", layer=layer)
     if classes:
         method = classifier(encoder, "frozen")
         config = timm_config(encoder.model, method.arguments, encoder.width, IMAGENET, classes, "abcd")
@@ -379,10 +381,10 @@ def test_what_it_cannot_do_is_said_before_it_runs() -> None:
 # ---------------------------------------------------------------- whole runs
 
 RECIPES = ROOT / "recipes" / "demo"
-TINY = ["data.train_size=42", "data.val_size=20", "train.batch_size=8", "train.epochs=2", "optim.warmup_epochs=0.5"]
-QUIET = ["run.workers=0", "run.log_every=1", "run.checkpoint_every=3", "run.device=cpu"]
+TINY = ["data.train_size=42", "data.val_size=20", "train.batch_size=8", "train.epochs=1", "optim.warmup_epochs=0.5"]
+QUIET = ["run.workers=0", "run.log_every=1", "run.checkpoint_every=2", "run.device=cpu"]
 CNN = "method.encoder={name: module, path: 'nets:cnn', output: map, arguments: {width: 4}}"
-LAST = 10
+LAST = 5
 
 
 def arguments(output: Path, encoder: str = CNN, recipe: str = "simclr_resnet_shapes") -> list[str]:
@@ -398,7 +400,7 @@ def run(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_resumes_exactly(home: Path, run: Path, tmp_path: Path) -> None:
     path = partial(sys.path.insert, 0, str(home))
-    assert launch("pretrain", arguments(tmp_path), kill={"step": 5}, hook=path) == [-9]
+    assert launch("pretrain", arguments(tmp_path), kill={"step": 3}, hook=path) == [-9]
     assert launch("pretrain", arguments(tmp_path), hook=path) == [0]
     assert checkpoint_bytes(tmp_path, LAST) == checkpoint_bytes(run, LAST)
 
@@ -426,6 +428,23 @@ def test_the_card_loads_it_without_this_package(run: Path, home: Path) -> None:
     encoder = load_encoder(f"nets:cnn:{run / 'export'}").eval()
     with torch.no_grad():
         torch.testing.assert_close(found["model"].eval()(pictures()).mean((2, 3)), encoder.feature(pictures()))
+
+
+def test_begins_with_weights_of_its_own(run: Path, tmp_path: Path) -> None:
+    found = find(f"nets:cnn:{run / 'export'}")
+    assert found.heads and found.encoder.fields() == {**SETTINGS["cnn"], "channels": 3}
+    encoder, method = make("cnn"), classifier(make("cnn"), "full")
+    config = timm_config(encoder.model, method.arguments, encoder.width, IMAGENET, 4, "abcd")
+    write_export(tmp_path, method.exported(), config, "# card\n")
+    of_classifier = find(f"nets:cnn:{tmp_path}")
+    assert torch.equal(of_classifier.encoder.eval().feature(pictures()), encoder.feature(pictures()))
+    assert sorted(of_classifier.left) == ["linear_head.bias", "linear_head.weight"] and not of_classifier.heads
+    with pytest.raises(UserError, match="use the address nets:cnn:"):
+        find(tmp_path)
+    again, arguments, weights = load_classifier(f"nets:cnn:{tmp_path}")
+    retrained = Classifier(again, classifying("retrain", view=View(size=SIDE)), [4] * 3, Trained(arguments, weights))
+    assert retrained.logits(pictures()).shape == (3, 3)
+    assert torch.equal(retrained.model.network.stem.weight, encoder.vit.stem.weight)
 
 
 def test_is_evaluated_embedded_and_fine_tuned(home: Path, run: Path, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ class Encoder(nn.Module, ABC):
 
     hides: ClassVar[frozenset[Hiding]] = frozenset()
     resnet_heads: ClassVar[bool] = False  # gets the heads that MoCo v3 and DINO put on a ResNet
+    drops_paths: ClassVar[bool] = True  # `create` takes a rate of drop path
     noun: ClassVar[str] = ""  # in front of a model's name
     exported: ClassVar[Mapping[str, Any]] = {}  # type of each `model_args` field that an export may have
     bare: ClassVar[Mapping[str, Any]] = {}  # arguments of timm for random weights without a head

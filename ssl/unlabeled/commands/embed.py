@@ -39,7 +39,8 @@ TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `embed`."""
     add = parser.add_argument
-    add("export", type=expand, help="an export folder (runs/NAME/export), METHOD:FILE.pth, or timm:NAME")
+    addresses = "METHOD:FILE.pth, timm:NAME, or PACKAGE.MODULE:NAME:FOLDER"
+    add("export", type=expand, help=f"an export folder (runs/NAME/export), {addresses}")
     add("data", type=expand, help=GIVEN)
     add("out", type=user_path, help="folder to fill; after an interruption the same command goes on")
     add("overrides", nargs="*", metavar="a.b=value", help="fields to change, such as data.label=species")

@@ -95,7 +95,9 @@ def _climb(options: argparse.Namespace) -> tuple[Climb, list[str]]:
     out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
     amounts, data, device = _amounts(options), data_of(options, load_any, how), device_of(options.device)
     given = {name: getattr(options, name) for name in ("seeds", "steps", "batch_size", "min_scale", "workers")}
-    climb = Climb(options.export, data, encoder.image_size, how, device, out, amounts, changes=options.set, **given)
+    dropping = [rung for rung, (strategy, *_) in TUNED.items() if "drop_path" in strategy and not encoder.drops_paths]
+    changes = [*(f"{rung}.task.strategy.drop_path=0" for rung in dropping), *options.set]
+    climb = Climb(options.export, data, encoder.image_size, how, device, out, amounts, changes=changes, **given)
     return climb, options.rungs
 
 

@@ -57,7 +57,7 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
     encoder: UserPath = Field(
         description="the backbone: an export folder, METHOD:FILE.pth of an official release "
         f"({', '.join(f'{name}:' for name in importer_names())}), or timm:NAME; scratch:FOLDER or scratch:timm:NAME "
-        "for an architecture with random weights"
+        "for an architecture with random weights; PACKAGE.MODULE:NAME:FOLDER for an export of a network outside timm"
     )
     adapt: tuple[Literal["size", "channels"], ...] = Field(
         (),

@@ -28,6 +28,7 @@ class Module(Encoder):
     """
 
     resnet_heads: ClassVar[bool] = True
+    drops_paths: ClassVar[bool] = False
     noun: ClassVar[str] = "the network "
     exported: ClassVar[Mapping[str, Any]] = {
         "patch_size": (int | None, Field(None, ge=1, le=1024)),
