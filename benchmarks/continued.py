@@ -3,9 +3,9 @@
     python benchmarks/continued.py cifar10.tar grocery_store.tar [--runs FOLDER] [--methods mae,dino] [--json]
 
 One method of each kind: masked (MAE), contrast (SimCLR on a CNN), self-distillation (DINO). Of both sets small copies
-of 40 px are made once: 5,000 and 1,000 of CIFAR-10's pictures, every one that is learnt from and every second that is
-tested on of Grocery Store. An encoder is pretrained on each by `recipes/pretrain/METHOD_cifar10.yaml`; then it goes on
-to the other set in three ways, for as many steps:
+of 40 px are made once: up to 5,000 pictures to begin on (`from_NAME.tar`), and `--pictures` to go on to, with half as
+many to test on (`to_NAME.tar`). An encoder is pretrained on the one by `recipes/pretrain/METHOD_cifar10.yaml`; then it
+goes on to the other in three ways, for as many steps:
 
     continued   recipes/pretrain/continue_METHOD_grocery.yaml as it is, but for its length
     scratch     the same without `init` and `continued`: a new encoder
@@ -36,7 +36,7 @@ from unlabeled.launch.program import main as run_program
 
 ROOT = Path(__file__).parents[1]
 SIDE = 40  # of the small copies, pixels
-CIFAR_PICTURES = {"train": 5000, "test": 1000}
+MOST = 5000  # pictures to begin on
 BATCH = 64
 
 
@@ -89,38 +89,25 @@ class Run(NamedTuple):
         return f"{self.scores[place]['knn']:.1f} / {self.scores[place]['linear']:.1f}"
 
 
-def small_copy(tar: Path, file: Path, name: str) -> None:
-    """Write the pictures of a set that are used, in 40 px and without loss."""
-    counts = dict.fromkeys(CIFAR_PICTURES, 0)
+def small_copy(tar: Path, file: Path, counts: dict[str, int]) -> None:
+    """Write about so many pictures of every split, evenly chosen, in 40 px and without loss."""
     with tarfile.open(tar) as pictures:
-        members = [member for member in pictures.getmembers() if member.isfile()]
-    every = {split: _every(members, split, name) for split in CIFAR_PICTURES}
+        members = [member for member in pictures.getmembers() if Path(member.name).suffix in (".jpg", ".png")]
     writing = file.with_suffix(".writing")
     with tarfile.open(tar) as pictures, tarfile.open(writing, "w") as copies:
-        for member in members:
-            split = member.name.split("/")[0]
-            if split not in counts or Path(member.name).suffix not in (".jpg", ".png"):
-                continue
-            counts[split] += 1
-            if counts[split] % every[split]:
-                continue
-            opened = pictures.extractfile(member)
-            assert opened is not None
-            image = Image.open(opened).convert("RGB")
-            image = image if max(image.size) <= SIDE else image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-            image.save(written := io.BytesIO(), "PNG")
-            entry = tarfile.TarInfo(str(Path(member.name).with_suffix(".png")))
-            entry.size = len(written.getvalue())
-            written.seek(0)
-            copies.addfile(entry, written)
+        for split, count in counts.items():
+            found = [member for member in members if member.name.startswith(f"{split}/")]
+            for member in found[:: max(1, len(found) // count)]:
+                opened = pictures.extractfile(member)
+                assert opened is not None
+                image = Image.open(opened).convert("RGB")
+                image = image if max(image.size) <= SIDE else image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                image.save(written := io.BytesIO(), "PNG")
+                entry = tarfile.TarInfo(str(Path(member.name).with_suffix(".png")))
+                entry.size = len(written.getvalue())
+                written.seek(0)
+                copies.addfile(entry, written)
     writing.rename(file)
-
-
-def _every(members: Sequence[tarfile.TarInfo], split: str, name: str) -> int:
-    """Every so many-th picture of a split is used."""
-    if name == "grocery":
-        return 1 if split == "train" else 2
-    return sum(member.name.startswith(f"{split}/") for member in members) // CIFAR_PICTURES[split]
 
 
 def pictures_of(file: Path) -> int:
@@ -142,7 +129,7 @@ def pretrain(folder: Path, name: str, recipe: str, data: Path, steps: int, *fiel
         command = [str(ROOT / f"recipes/pretrain/{recipe}.yaml"), f"data.path={data}", f"run.output={output}"]
         before = time.process_time()
         with open(folder / f"{name}.log", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-            code = run_program("pretrain", [*command, *length, *PROBE, *QUIET, *fields])
+            code = run_program("pretrain", [*command, *length, *probe, *QUIET, *fields])
         if code:
             raise SystemExit(f"{name} ended with {code}, see {folder / name}.log")
         cost.write_text(json.dumps((time.process_time() - before) / 60), encoding="utf-8")
@@ -159,25 +146,28 @@ def read(folder: Path, name: str) -> Run:
     return Run(name, [line for line in lines if "knn" in line], moved[-1] if moved else None, said, cost)
 
 
-def measure(kind: str, folder: Path, source: str, target: str) -> dict[str, Run]:
-    """The encoder of a source, and the three runs on a target."""
-    method, data = KINDS[kind], {name: folder / f"{name}.tar" for name in SETS}
-    export = folder / f"{kind}_{source}" / "export"
-    begun = pretrain(folder, f"{kind}_{source}", method.source, data[source], method.steps[0], *method.network)
-    network = [f"init={export}"]
-    new = ["init=null", "continued=null", *_fields_of(export)]
-    way = f"{kind}_{source}_{target}"
+def measure(kind: str, folder: Path, source: str, target: str, length: float) -> dict[str, Run]:
+    """The three runs on a target, from an encoder of a source."""
+    method, export, way = KINDS[kind], folder / f"{kind}_{source}" / "export", f"{kind}_{source}_{target}"
+    begun, steps = (round(length * count) for count in method.steps)
+    pretrain(
+        folder,
+        f"{kind}_{source}",
+        method.source,
+        folder / f"from_{source}.tar",
+        begun,
+        "evaluate=null",
+        *method.network,
+    )
+
+    def go_on(name: str, *fields: str) -> Run:
+        return pretrain(folder, name, method.recipe, folder / f"to_{target}.tar", steps, *fields)
+
     return {
-        "source": begun,
-        "continued": pretrain(folder, way, method.recipe, data[target], method.steps[1], *network),
-        "wrong": pretrain(
-            folder, f"{way}_wrong", method.recipe, data[target], method.steps[1], *network, "continued=null",
-            *method.momentum,
-        ),
-        "scratch": pretrain(
-            folder, f"{kind}_{target}_scratch", method.recipe, data[target], method.steps[1], *new, *method.momentum
-        ),
-    }  # fmt: skip
+        "continued": go_on(way, f"init={export}"),
+        "wrong": go_on(f"{way}_wrong", f"init={export}", "continued=null", *method.momentum),
+        "scratch": go_on(f"{way}_scratch", "init=null", "continued=null", *_fields_of(export), *method.momentum),
+    }
 
 
 def _fields_of(export: Path) -> Iterator[str]:
@@ -204,14 +194,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("cifar10", type=Path, help="a tar with train/CLASS/* and test/CLASS/*")
     parser.add_argument("grocery", type=Path, help="another")
     parser.add_argument("--runs", type=Path, default=Path("runs/continued"), help="folder of the runs")
+    parser.add_argument("--pictures", type=int, default=2000, help="of the second set (default 2000)")
+    parser.add_argument("--length", type=float, default=1.0, help="factor on all numbers of steps (default 1)")
     parser.add_argument("--methods", default=",".join(KINDS), help=f"which (default {','.join(KINDS)})")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     chosen = parser.parse_args(arguments)
     folder, kinds = chosen.runs.resolve(), picked(parser, chosen.methods, list(KINDS))
     folder.mkdir(parents=True, exist_ok=True)
     for name in SETS:
-        if not (folder / f"{name}.tar").exists():
-            small_copy(getattr(chosen, name), folder / f"{name}.tar", name)
+        for file, counts in (
+            (folder / f"from_{name}.tar", {"train": MOST, "test": 10}),
+            (folder / f"to_{name}.tar", {"train": chosen.pictures, "test": chosen.pictures // 2}),
+        ):
+            if not file.exists():
+                small_copy(getattr(chosen, name), file, counts)
 
     settle(1)
     print(machine())
@@ -219,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines: list[list[str]] = []
     for source, target in (SETS, SETS[::-1]):
         for kind in kinds:
-            runs = measure(kind, folder, source, target)
+            runs = measure(kind, folder, source, target, chosen.length)
             found[f"{kind}, {source} to {target}"] = {name: run._asdict() for name, run in runs.items()}
             lines += rows(kind, source, target, runs)
             print(f"{kind}, {source} to {target}: done", flush=True)
