@@ -121,11 +121,8 @@ def pretrain(folder: Path, name: str, recipe: str, data: Path, steps: int, *fiel
     output, cost = folder / name, folder / name / "cpu_minutes.json"
     if not cost.exists():
         epochs = steps * BATCH / (pictures_of(data) // BATCH * BATCH)
-        length = (
-            f"train.epochs={epochs:.5f}",
-            f"optim.warmup_epochs={epochs / 20:.5f}",
-            f"evaluate.every={steps // 2}",
-        )
+        length = [f"train.epochs={epochs:.10g}", f"optim.warmup_epochs={epochs / 20:.10g}"]
+        probe = [] if "evaluate=null" in fields else [f"evaluate.every={steps // 2}", *PROBE]
         command = [str(ROOT / f"recipes/pretrain/{recipe}.yaml"), f"data.path={data}", f"run.output={output}"]
         before = time.process_time()
         with open(folder / f"{name}.log", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
