@@ -5,7 +5,7 @@
 One method of each kind: masked (MAE), contrast (SimCLR on a CNN), self-distillation (DINO). Of both sets small copies
 of 40 px are made once: up to 5,000 pictures to begin on (`from_NAME.tar`), and `--pictures` to go on to, with half as
 many to test on (`to_NAME.tar`). An encoder is pretrained on the one by `recipes/pretrain/METHOD_cifar10.yaml`; then it
-goes on to the other in three ways, for as many steps:
+goes on to the other without its heads, as public weights come, in three ways, for as many steps:
 
     continued   recipes/pretrain/continue_METHOD_grocery.yaml as it is, but for its length
     scratch     the same without `init` and `continued`: a new encoder
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -145,17 +146,12 @@ def read(folder: Path, name: str) -> Run:
 
 def measure(kind: str, folder: Path, source: str, target: str, length: float) -> dict[str, Run]:
     """The three runs on a target, from an encoder of a source."""
-    method, export, way = KINDS[kind], folder / f"{kind}_{source}" / "export", f"{kind}_{source}_{target}"
+    method, way, name = KINDS[kind], f"{kind}_{source}_{target}", f"{kind}_{source}"
     begun, steps = (round(length * count) for count in method.steps)
-    pretrain(
-        folder,
-        f"{kind}_{source}",
-        method.source,
-        folder / f"from_{source}.tar",
-        begun,
-        "evaluate=null",
-        *method.network,
-    )
+    pretrain(folder, name, method.source, folder / f"from_{source}.tar", begun, "evaluate=null", *method.network)
+    export = folder / f"{name}_encoder"
+    ignored = shutil.ignore_patterns("heads.safetensors")
+    shutil.copytree(folder / name / "export", export, ignore=ignored, dirs_exist_ok=True)
 
     def go_on(name: str, *fields: str) -> Run:
         return pretrain(folder, name, method.recipe, folder / f"to_{target}.tar", steps, *fields)
