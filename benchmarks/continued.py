@@ -2,7 +2,7 @@
 
     python benchmarks/continued.py cifar10.tar grocery_store.tar [--runs FOLDER] [--methods mae,dino] [--json]
 
-One method of each kind: masked (MAE), contrast (SimCLR on a CNN), self-distillation (DINO). Of both sets small copies
+One method of each kind: masked (MAE), contrast (SimCLR), self-distillation (DINO). Of both sets small copies
 of 40 px are made once: up to 5,000 pictures to begin on (`from_NAME.tar`), and `--pictures` to go on to, with half as
 many to test on (`to_NAME.tar`). An encoder is pretrained on the one by `recipes/pretrain/METHOD_cifar10.yaml`; then it
 goes on to the other without its heads, as public weights come, in three ways, for as many steps:
@@ -62,7 +62,7 @@ class Kind(NamedTuple):
 SMALL = ("method.encoder.patch_size=8", "method.encoder.width=96", "method.encoder.depth=4")
 KINDS = {
     "mae": Kind("mae_cifar10", "continue_mae_grocery", (400, 160), SMALL),
-    "simclr": Kind("simclr_resnet_cifar10", "continue_simclr_resnet_grocery", (180, 100)),
+    "simclr": Kind("simclr_cifar10", "continue_simclr_grocery", (240, 120), SMALL),
     "dino": Kind(
         "dino_cifar10",
         "continue_dino_grocery",
