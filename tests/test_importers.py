@@ -305,6 +305,17 @@ def test_swiglu_of_the_giant(tmp_path: Path) -> None:
     )
 
 
+def test_swiglu_of_any_width(tmp_path: Path) -> None:
+    """Official `ffn_layer: swiglufused`; timm has it at one width."""
+    arguments: dict[str, Any] = {**SIZE, "img_size": 28, "patch_size": 14, "mlp_ratio": 3.3}
+    model = random(timm.create_model("vit_giant_patch14_dinov2", num_classes=0, **arguments))
+    named = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for n, t in model.state_dict().items()}
+    torch.save(named, tmp_path / "official.pth")
+    import_official("dinov2", tmp_path / "official.pth", tmp_path / "out", heads=3)
+    images = torch.randn(2, 3, 28, 28)
+    torch.testing.assert_close(features_of(tmp_path / "out", images), model.forward_features(images))  # type: ignore[operator]
+
+
 def resnet(seed: int = 0) -> nn.Module:
     """timm's names are torchvision's, as the official code takes them."""
     return random(timm.create_model("resnet18", num_classes=0), seed)

@@ -15,7 +15,8 @@ from unlabeled.backbone.build import families, family_of
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.vit import Vit
-from unlabeled.backbone.folder import IMAGENET, export_encoder
+from unlabeled.backbone.folder import IMAGENET, export_encoder, load_timm
+from unlabeled.backbone.folder_config import read_config
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.errors import UserError
@@ -239,6 +240,7 @@ def test_an_eps_that_timm_has_no_argument_for(model: str, positions: Any, tmp_pa
     assert not torch.allclose(alone(images), expected, atol=1e-3)
     exec((tmp_path / "out" / "README.md").read_text().split("```")[1].removeprefix("python"), {"model": alone})
     close(alone(images), expected)
+    close(load_timm(tmp_path / "out", read_config(tmp_path / "out")).eval()(images), expected)  # as it is deployed
     again = load_encoder(tmp_path / "out")
     close(as_timm(again, images), expected)
     assert again.fields()["norm_eps"] == 0.05
