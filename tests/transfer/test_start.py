@@ -142,5 +142,7 @@ def test_finetuning_goes_by_the_export_and_says_so(
 
 
 def test_official_weights_are_named_by_method(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no official weights of 'swav'. Expected one of dino, dinov2, ibot, mae"):
+    with pytest.raises(
+        UserError, match=r"no official weights of 'swav'. Expected one of dino, dinov2, dinov3, ibot, mae"
+    ):
         started("swav:weights.pth")

@@ -12,10 +12,11 @@ from unlabeled.backbone.encoder import Encoder, Hiding
 from unlabeled.backbone.outside import Plain, is_path
 from unlabeled.nn.positions import Grid, Interpolation
 
-Number = Annotated[int, Field(ge=1, le=256)]
+Blocks = Annotated[int, Field(ge=1, le=128)]
+Heads = Annotated[int, Field(ge=1, le=256)]
 # strict validation of what another validator has seen takes no lists for tuples
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-PerStage = Number | Annotated[tuple[Number, ...], FromList, Field(min_length=1, max_length=8)] | None
+Few = Field(min_length=1, max_length=8)
 Positions = Literal["sincos", "sincos_rows", "learned", "relative", "relative_learned", "rope", "rope_learned"]
 OUTSIDE = ("output", "layer", "prefix", "arguments")  # fields of networks outside timm
 
@@ -45,10 +46,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         le=16384,
         description="token width, of the first stage where there are stages; null = the timm model's",
     )
-    depth: PerStage = Field(
+    depth: Blocks | Annotated[tuple[Blocks, ...], FromList, Few] | None = Field(
         None, description="number of blocks, of each stage where there are stages; null = the timm model's"
     )
-    heads: PerStage = Field(
+    heads: Heads | Annotated[tuple[Heads, ...], FromList, Few] | None = Field(
         None, description="attention heads, of each stage where there are stages; null = the timm model's"
     )
     mlp_ratio: float | None = Field(
