@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 Storages = dict[int, Tensor]  # a tensor of each storage, which keeps its number from being given away
@@ -33,6 +35,28 @@ class _Pass(NamedTuple):
     before: int  # storages that were kept outside by then
     inputs: Storages
     own: Storages
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Attention that keeps what fused kernels do: queries, keys, values, output and a number per query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        *batch, heads, rows, _ = query.shape
+        output = query.new_empty(*batch, rows, heads, value.shape[-1]).transpose(-3, -2)  # as kernels lay it out
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1]))
+        return output
+
+
+class _Fused(TorchFunctionMode):
+    """Within, attention on the meta device is fused as on others; torch would keep its [N, N] matrices there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or not args[0].is_meta:
+            return func(*args, **kwargs)
+        mask = kwargs.get("attn_mask")  # one that learns is not fused everywhere
+        return func(*args, **kwargs) if mask is not None and mask.requires_grad else _FusedAttention.apply(*args[:3])
 
 
 def activations(forward: Callable[[], object], model: nn.Module, twice: Sequence[nn.Module] = ()) -> list[Kept]:
@@ -61,6 +85,7 @@ def activations(forward: Callable[[], object], model: nn.Module, twice: Sequence
         for block in twice:
             stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
             stack.callback(block.register_forward_hook(leave).remove)
+        stack.enter_context(_Fused())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         forward()
     return _moments(outside, passes, {p.untyped_storage()._cdata for p in model.parameters()})
