@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from support import ROOT
 
 from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.masks.stratified_block import Config as StratifiedBlockMask
+from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.launch.plan import empty_batch, millions, on_meta
-from unlabeled.pretrain.method import Method
+from unlabeled.launch.plan import check_accumulation, empty_batch, memory, millions, on_meta
+from unlabeled.pretrain.method import METHODS, Method
+from unlabeled.recipe import load
+from unlabeled.stages.pretrain import Pretrain, PretrainRecipe
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,48 @@ def test_what_a_method_refuses_is_not_blamed_on_the_network() -> None:
 
     with pytest.raises(UserError, match=r"^task\.pool is cls$"):
         on_meta(build)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "why"),
+    [
+        ("simclr", {}, "negatives of the batch, batch normalisation of projector"),
+        (
+            "dino",
+            {"encoder": {"model": "test_resnet"}},
+            "batch normalisation of test_resnet, batch normalisation of head",
+        ),
+        ("ibot", {"koleo": 0.1}, "KoLeo"),
+        ("ibot", {"targets": "sinkhorn"}, "Sinkhorn-Knopp"),
+    ],
+)
+def test_micro_batches_are_refused_with_the_statistic_that_they_would_change(
+    method: str, fields: dict[str, Any], why: str
+) -> None:
+    made = on_meta(METHODS.kind(method)(**fields).build)
+    check_accumulation(made, batch_size=2, micro_batches=1)
+    with pytest.raises(UserError, match=rf"\({why}\), so run.accumulate=2 would .* run.checkpoint_activations=blocks"):
+        check_accumulation(made, batch_size=4, micro_batches=2)
+    with pytest.raises(UserError, match=rf"\({why}\), found train.batch_size=1"):
+        check_accumulation(made, batch_size=1, micro_batches=1)
+
+
+@pytest.mark.parametrize("method", ["mae", "simmim", "dino", "ibot"])
+def test_micro_batches_are_welcome_where_nothing_crosses_pictures(method: str) -> None:
+    check_accumulation(on_meta(METHODS.kind(method)().build), batch_size=1, micro_batches=8)
+
+
+def test_activations_fall_with_the_blocks_that_are_computed_twice() -> None:
+    def planned(value: str) -> tuple[float, float]:
+        changes = [f"run.checkpoint_activations={value}", "train.batch_size=8", "data.train_size=16"]
+        recipe = load(PretrainRecipe, ROOT / "recipes" / "demo" / "mae_shapes.yaml", changes)
+        job = Pretrain().job(recipe, Opened(recipe.data))
+        return memory(on_meta(job.build), job, 8)
+
+    (weights, kept), *others = (planned(value) for value in ("null", "3", "2", "blocks"))
+    assert all(same == weights for same, _ in others)
+    third, half, fewest = (left for _, left in others)
+    assert fewest < 0.5 * kept and fewest < half < third < kept
 
 
 def test_few_parameters_are_counted() -> None:

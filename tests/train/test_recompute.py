@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
+
+from unlabeled.errors import UserError
+from unlabeled.recipe import load
+from unlabeled.stages.pretrain import PretrainRecipe
 
 LAST = 10
 BOTH = ["train.precision=bf16", "run.accumulate=2", "train.epochs=2", "run.checkpoint_every=4"]
@@ -52,3 +57,18 @@ def test_two_processes_recompute_statistics_of_the_global_batch(tmp_path: Path) 
         command = [str(tmp_path / "simclr.yaml"), f"run.output={tmp_path / name}", *more]
         assert launch("pretrain", command, world=2) == [0, 0]
     assert checkpoint_bytes(tmp_path / "plain", 2) == checkpoint_bytes(tmp_path / "twice", 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("0", "of at least 1 or null, found 0"),
+        ("block", "found 'block'. Did you mean 'blocks'?"),
+        ("true", "found true"),
+        ("1.5", "found 1.5"),
+    ],
+)
+def test_other_values_are_refused(tmp_path: Path, value: str, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    with pytest.raises(UserError, match=f"run.checkpoint_activations: expected .*{re.escape(text)}"):
+        load(PretrainRecipe, tmp_path / "recipe.yaml", [f"run.checkpoint_activations={value}"])
