@@ -16,7 +16,7 @@ from unlabeled.pretrain.method import Method
 
 def two_steps(name: str, twice: bool) -> dict[str, Tensor]:
     """Losses, gradients, weights, statistics and random state after two steps."""
-    method, batch = build(name).train(), batch_of(name)
+    method, batch = build(name).train(), rows(batch_of(name), 0, 4)
     if twice:
         assert recomputed(method, "blocks"), "no block was found"
         recompute_(method, "blocks")
@@ -57,7 +57,7 @@ def rows(batch: Batch, first: int, last: int) -> Batch:
 
 def gradients(name: str, parts: int) -> tuple[Method, dict[str, Tensor]]:
     """Gradients of a step in so many micro-batches, without dropped paths, and the method after it."""
-    method, batch = build(name).train(), batch_of(name)
+    method, batch = build(name).train(), rows(batch_of(name), 0, 4)
     for part in method.modules():
         if isinstance(part, DropPath):
             part.drop_prob = 0.0

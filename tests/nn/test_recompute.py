@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from unlabeled.errors import UserError
 from unlabeled.launch.activations import activations
 from unlabeled.nn.recompute import Every, blocks_of, recompute_, recomputed
 
@@ -172,6 +173,11 @@ def test_every_nth_block_of_each_network() -> None:
     assert recomputed(both, "blocks") == recomputed(both, 1) == [*vit, *resnet]
     assert recomputed(both, 3) == [vit[0], vit[3], resnet[0], resnet[3]]
     assert recomputed(both, 100) == [vit[0], resnet[0]]
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    with torch.device("meta"), pytest.raises(UserError, match="no blocks that could be computed twice"):
+        recompute_(Model(torchvision.models.get_model("vgg11")), "blocks")
 
 
 def test_names_stay_and_copies_are_their_own() -> None:
