@@ -11,6 +11,7 @@ engine does, times afterwards.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -18,17 +19,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from common import finish, forget_peak_memory, machine, peak_memory_mb, picked, table
 from torch import nn
 
 from unlabeled.accelerator import keep_freed_memory
 from unlabeled.backbone.config import EncoderConfig
+from unlabeled.data.mask import Place
 from unlabeled.data.opened import Opened
 from unlabeled.launch.activations import activations
 from unlabeled.launch.plan import empty_batch, memory, on_meta
 from unlabeled.nn.recompute import Every, recompute_, recomputed
 from unlabeled.pretrain.method import METHODS, Progress
+from unlabeled.pretrain.methods import dino
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import Pretrain, PretrainRecipe
 
@@ -49,14 +53,14 @@ class Case(NamedTuple):
 
 
 def _local(count: int) -> dict[str, Any]:
-    return {"local": METHODS.kind("dino")().local.model_copy(update={"count": count})}  # type: ignore[attr-defined]
+    return {"local": dino.LOCAL.model_copy(update={"count": count})}
 
 
 CASES = {
     "mae_vits": Case("mae", "vit_small_patch16_224", 4, {}),
     "dino_vits": Case("dino", "vit_small_patch16_224", 2, _local(4)),
     "simclr_resnet50": Case("simclr", "resnet50", 2, {}),
-    "mae_vitl": Case("mae", "vit_large_patch16_224", 4, {}),
+    "mae_vitl": Case("mae", "vit_large_patch16_224", 2, {}),
     "dino_vitl": Case("dino", "vit_large_patch16_224", 1, _local(2)),
 }
 
@@ -77,9 +81,8 @@ LARGE = {
 
 def measure(case: Case, ways: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     """Memory of each way, what the plan counts for it, and its seconds per step."""
-    kind = METHODS.kind(case.method)
-    channels = {"positions": "learned"} if case.method == "dino" else {}
-    config = kind(encoder=EncoderConfig(model=case.model, **(channels if "vit" in case.model else {})), **case.fields)
+    kind: Any = METHODS.kind(case.method)
+    config = kind(encoder=EncoderConfig(model=case.model), **case.fields)
     torch.manual_seed(0)
     method = config.build().train()
     patch, count = config.backbone.patch_size, case.pictures
@@ -101,7 +104,7 @@ def measure(case: Case, ways: Sequence[str], rounds: int) -> list[dict[str, Any]
         method.zero_grad(set_to_none=False)
 
     step()
-    found = [{"way": way, "saved_mb": saved(method, WAYS[way], step)} for way in ways]
+    found: list[dict[str, Any]] = [{"way": way, "saved_mb": saved(method, WAYS[way], step)} for way in ways]
     for one in found:
         one["plan_mb"] = planned(config, shapes, WAYS[one["way"]])
     keep_freed_memory()
@@ -116,10 +119,6 @@ def measure(case: Case, ways: Sequence[str], rounds: int) -> list[dict[str, Any]
 
 def drawn(view: Any, patch: int, lead: Sequence[int]) -> Any:
     """A mask of every crop, all alike."""
-    import numpy as np
-
-    from unlabeled.data.mask import Place
-
     grid = (view.shape[0] // patch, view.shape[1] // patch)
     mask = view.mask.draw(np.random.default_rng(0), grid, patch, Place(row=0, batch=1))
     return mask.map(lambda tensor: tensor.expand(*lead, -1))
@@ -137,6 +136,8 @@ def saved(method: nn.Module, every: Every | None, step: Callable[[], None]) -> f
     """MB by which resident memory grows in a step."""
     as_it_is(method, every)
     gc.collect()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)  # what earlier steps freed would be taken again unseen
     forget_peak_memory()
     before = peak_memory_mb()
     step()
