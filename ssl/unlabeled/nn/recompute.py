@@ -63,7 +63,8 @@ def _blocks(module: nn.Module, listed: bool, siblings: bool) -> list[nn.Module]:
     """The blocks of a module; `listed` tells whether it is an element itself."""
     inner, kinds = list[nn.Module](), [type(child) for child in module.children()]
     for child in module.children():
-        inner += _blocks(child, isinstance(module, LISTS) or (siblings and kinds.count(type(child)) > 1), siblings)
+        alike = siblings and kinds.count(type(child)) > 1 and not isinstance(child, LISTS)
+        inner += _blocks(child, isinstance(module, LISTS) or alike, siblings)
     if not listed or isinstance(module, nn.ModuleList | nn.ModuleDict):  # which cannot be called
         return inner
     matrices = sum(parameter.ndim > 1 for parameter in module.parameters())
