@@ -78,6 +78,8 @@ class Odd(nn.Module):
             with torch.no_grad():
                 return self.layer(images)
         x = self.layer(images)
+        if self.kind == "peeks" and x.mean().item() < 1e9:
+            return x
         outputs = {"five": x[None], "list": [x, x.mean((2, 3))], "number": x.argmax(1)}
         return (outputs | {"moved": x.flatten(2).permute(2, 0, 1)})[self.kind]
 

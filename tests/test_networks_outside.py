@@ -359,6 +359,7 @@ def test_mistakes_in_a_recipe(told: dict[str, Any], says: str) -> None:
         ({"model": "nets:Odd", "arguments": {"kind": "list"}}, "type list, expected a tensor.*one of 0, 1"),
         ({"model": "nets:Odd", "arguments": {"kind": "number"}}, "values of type torch.int64"),
         ({"model": "nets:Odd", "arguments": {"kind": "moved"}}, r"the shape \[64, 2, 4\] for 2 images"),
+        ({"model": "nets:Odd", "arguments": {"kind": "peeks"}}, "runs on the CPU alone: .*read no values in its forw"),
         ({"model": "nets:Odd", "arguments": {"kind": "stopped"}}, "gets a gradient.*Remove torch.no_grad"),
     ],
 )

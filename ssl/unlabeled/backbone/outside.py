@@ -195,13 +195,13 @@ def build(path: str, arguments: Mapping[str, Any]) -> nn.Module:
             network = build(path, arguments).to(default)
     if not isinstance(network, nn.Module):
         raise ValueError(f"{path} returns a {type(network).__name__}, expected a torch.nn.Module")
-    return network
+    return network.to(default) if default.type == "meta" else network
 
 
 def probe(path: str, arguments: Mapping[str, Any], reading: Reading, channels: int, size: Grid) -> Probe:
-    """Encode images of `size` (height, width) by a network built for it, without memory where its code can.
+    """Encode images of `size` (height, width) on the meta device by a network built for it.
 
-    Raises UserError when it cannot be built, does not take such images, or its output cannot be read.
+    Raises UserError when it cannot be built, does not take such images, reads values, or its output cannot be read.
     """
     return _probe(path, json.dumps(arguments), reading, channels, tuple(size))
 
@@ -211,8 +211,13 @@ def _probe(path: str, arguments: str, reading: Reading, channels: int, size: Gri
     with torch.random.fork_rng(devices=()):
         try:
             return _probe_on("meta", path, json.loads(arguments), reading, channels, size)
-        except Exception:  # it reads values while it is built or runs
-            return _probe_on("cpu", path, json.loads(arguments), reading, channels, size)
+        except Exception as error:  # with values it may run, or say better what is wrong
+            _probe_on("cpu", path, json.loads(arguments), reading, channels, size)
+            raise UserError(
+                f"'{path}' runs on the CPU alone: {first_line(error.__cause__ or error)}. Register its tensors as "
+                "parameters or buffers, and read no values in its forward (item(), if on a tensor): a plan is made "
+                "without values, and a GPU would wait for them."
+            ) from error
 
 
 def _probe_on(device: str, path: str, arguments: dict[str, Any], reading: Reading, channels: int, size: Grid) -> Probe:
