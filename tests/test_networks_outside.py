@@ -22,7 +22,8 @@ from unlabeled.backbone.address import find
 from unlabeled.backbone.build import copy_encoder
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.folder import IMAGENET, export_encoder, timm_config, write_export
+from unlabeled.backbone.folder import IMAGENET, export_encoder, load_timm, timm_config, write_export
+from unlabeled.backbone.folder_config import read_config
 from unlabeled.backbone.weights import load_classifier, load_encoder, preprocessing_of
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.view.views import View
@@ -179,6 +180,17 @@ def test_its_address_gives_the_encoder_again(name: str, tmp_path: Path) -> None:
     scratch = load_encoder(f"scratch:{address}").eval()
     assert scratch.width == encoder.width and not torch.equal(scratch.feature(images), encoder.feature(images))
     assert preprocessing_of(address).pool == ("cls" if name == "vit" else "mean")
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean_max"])
+def test_an_export_pools_as_it_says(pool: Any, tmp_path: Path) -> None:
+    encoder, images = make("vit"), pictures()
+    export_encoder(tmp_path, encoder, IMAGENET._replace(pool=pool), "# card\n", {})
+    tokens, whole = encoder(images), load_timm(tmp_path, read_config(tmp_path, "nets:Vit")).eval()
+    mean = tokens.patches.mean(1)
+    pooled = {"cls": tokens.prefix[:, 0], "mean": mean, "mean_max": (mean + tokens.patches.amax(1)) / 2}
+    torch.testing.assert_close(whole(images), pooled[pool])
+    assert preprocessing_of(f"nets:Vit:{tmp_path}").pool == pool
 
 
 def test_random_weights_need_no_export() -> None:
