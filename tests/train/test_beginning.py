@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +18,15 @@ from support import assert_close_weights, checkpoint_bytes, launch
 from timm.models import _registry
 from torch import nn
 
+from unlabeled.backbone import weights
 from unlabeled.backbone.build import family_of
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.folder import IMAGENET, export_encoder, timm_config, write_export
+from unlabeled.backbone.folder import IMAGENET, export_encoder, read_weights, timm_config, write_export
 from unlabeled.backbone.weights import load_encoder, weights_digest
 from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
+from unlabeled.launch.plan import on_meta
 from unlabeled.launch.program import main
 from unlabeled.manifest import MANIFEST, write_folder
 from unlabeled.nn.positions import resample
@@ -333,3 +336,15 @@ def test_positions_stay_what_they_were(home: Path, tmp_path: Path, positions: st
     table = job.build().encoder.vit.pos_embed
     assert torch.equal(table, encoder.vit.pos_embed) and table.requires_grad is (positions == "learned")
     assert job.recipe.method.backbone.positions == positions
+
+
+def test_weights_are_read_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(home / "bare", tmp_path / "bare")
+    for file in (tmp_path / "bare").iterdir():
+        os.utime(file, (0, 0))
+    read: list[Path] = []
+    monkeypatch.setattr(weights, "read_weights", lambda file: (read.append(file), read_weights(file))[1])
+    job = job_of(home, "simmim", f"{tmp_path}/bare")
+    on_meta(job.build)
+    job.build()
+    assert read == [tmp_path / "bare" / "model.safetensors"]

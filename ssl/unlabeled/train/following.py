@@ -74,7 +74,8 @@ def _of_data(found: Found, data: Any, section: Any) -> Iterator[tuple[str, Any]]
     with suppress(ValueError):  # of a source that there is not: validation says so
         fields, how = SOURCES.kind(str(data.get("name"))).model_fields, found.how
         channels = section.get("channels") if isinstance(section, dict) else None
-        if not {"mean", "std"} & data.keys() and channels in (None, len(how.mean)):
+        theirs, usual = (tuple(how.mean), tuple(how.std)), (fields["mean"].default, fields["std"].default)
+        if not {"mean", "std"} & data.keys() and channels in (None, len(how.mean)) and theirs != usual:
             yield from (("data.mean", list(how.mean)), ("data.std", list(how.std)))
         if "value_range" in fields.keys() - data.keys() and how.value_range is not None:
             yield "data.value_range", list(how.value_range)
