@@ -15,7 +15,7 @@ from unlabeled.backbone.importing import importers, read
 from unlabeled.backbone.weights import import_official, load_encoder, preprocessing_of
 from unlabeled.errors import UserError
 
-IMAGES = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 
 
 def saved(official: Any, folder: Path) -> Path:

@@ -85,8 +85,9 @@ def all_steps(_rank: int, names: tuple[str, ...]) -> dict[str, dict[str, Tensor]
 
 
 def test_two_processes_are_one() -> None:
-    for found in on_processes(partial(all_steps, names=METHODS)):
-        for name in METHODS:
+    names = ("mae", "ibot")
+    for found in on_processes(partial(all_steps, names=names)):
+        for name in names:
             one = one_step(name)
             assert found[name].keys() == one.keys()
             for key, tensor in one.items():

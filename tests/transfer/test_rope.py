@@ -65,9 +65,13 @@ def assert_timm_agrees(model: Classifier, folder: Path) -> None:
     assert weights.keys() == alone.state_dict().keys()
 
 
-@pytest.mark.parametrize("pool", ["own", "mean", "cls"])
-@pytest.mark.parametrize("strategy", ["full", "frozen", "lora"])
-@pytest.mark.parametrize("model", [DINOV3, EVA, PE])
+OTHERS = [(DINOV3, "full", "mean"), (EVA, "full", "mean"), (DINOV3, "frozen", "cls"), (EVA, "lora", "cls")]
+
+
+@pytest.mark.parametrize(
+    ("model", "strategy", "pool"),
+    [*((model, how, "own") for model in (DINOV3, EVA, PE) for how in ("full", "frozen", "lora")), *OTHERS],
+)
 def test_two_steps_of_fine_tuning(model: str, strategy: str, pool: str, tmp_path: Path) -> None:
     method = classifier(model, strategy=strategy, pool=pool)
     before = make(model).vit
