@@ -78,6 +78,8 @@ def test_heads_learn_first_and_the_encoder_is_held_to_the_bit(name: str, tmp_pat
         if key.startswith(encoders):
             assert torch.equal(held[key], tensor), f"{key} has moved while it was held"
     assert all(not encoder.training for encoder in method.exports().values())
+    moments = engine.optimizer.optimizer.state
+    assert moments and not any(p in moments for encoder in method.exports().values() for p in encoder.parameters())
     assert any(not torch.equal(held[key], start[key]) for key in start if not key.startswith(encoders))
 
     later = stepped(engine, 2)  # the rate of the first of them is still 0
@@ -207,13 +209,14 @@ def without_speed(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in ("images_per_s", "data_wait")}
 
 
-def test_killed_in_the_hold_and_after_an_evaluation(home: Path) -> None:
+def test_killed_in_the_hold_and_after_an_evaluation(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint of step 4 is within the hold, one of step 12 after the first scores below the start or above."""
     assert launch("pretrain", command(home, "killed"), kill={"step": 5}) == [-9]
     assert launch("pretrain", command(home, "killed"), kill={"step": 13}) == [-9]
     assert main("pretrain", command(home, "killed")) == 0
     assert checkpoint_bytes(home / "killed", 15) == checkpoint_bytes(home / "whole", 15)
     ours, theirs = ([without_speed(line) for line in metrics(home / name)] for name in ("killed", "whole"))
+    assert f" of {home / 'export'}, " in capsys.readouterr().err, "the scores of the start are lost"
     assert ours == theirs and ours[0].keys() == {"step", "knn"} and ours[0]["step"] == 0
 
 
