@@ -82,7 +82,7 @@ class Bar:
             return f"  start      {name} {start:.2f} of {self.address}, {end:.2f} now"
         return (
             f"warning: the encoder is worse than the one you started from: {name} {start:.2f} of {self.address}, "
-            f"{end:.2f} now. Use the start, or begin again: {self.advice}"
+            f"{end:.2f} now. Use the start, or begin again. {self.advice}"
         )
 
     @property
