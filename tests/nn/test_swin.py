@@ -21,6 +21,7 @@ from unlabeled.data.view.views import View
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import dino, ibot, mae, simmim
+from unlabeled.train.beginning import begin
 
 FIRST, SECOND = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
 SIZE = (32, 48)
@@ -145,6 +146,17 @@ def test_another_size_takes_the_windows_of_timm(model: str) -> None:
     torch.testing.assert_close(ours.eval()(images).patches, theirs.eval().forward_features(images).flatten(1, 2))
     again = fitted(ours, (64, 64), 3)
     assert again.arguments == encoder.arguments
+
+
+def test_pretraining_goes_on_at_another_size_with_the_windows_of_its_recipe(tmp_path: Path) -> None:
+    encoder = make(size=(64, 64))
+    export_encoder(tmp_path / "export", encoder, IMAGENET, "", {})
+    for window in (4, 5):
+        config = EncoderConfig.model_validate({"model": FIRST, **FIELDS, "window": window})
+        begun = begin(str(tmp_path / "export"), config, (96, 96), 3, ("size",), ("method.view.size",)).encoder
+        tables = fitted(encoder, (96, 96), 3, {"window_size": window}).state_dict()
+        assert begun.arguments["window_size"] == window
+        assert all(torch.equal(tensor, tables[name]) for name, tensor in begun.state_dict().items())
 
 
 def test_windows_of_tables() -> None:

@@ -224,8 +224,11 @@ class Encoder(nn.Module, ABC):
         """The arguments of `create`, channels left out, for a timm model with its own weights."""
 
     @classmethod
-    def resized(cls, model: str, arguments: Mapping[str, Any], size: Grid) -> dict[str, Any]:
-        """The arguments of `create` for images of another size (height, width), pixels."""
+    def resized(
+        cls, model: str, arguments: Mapping[str, Any], size: Grid, like: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The arguments of `create` for images of another size (height, width), pixels; others that belong to a size,
+        such as windows, are taken from `like`, arguments for that size, where they are given."""
         return {**arguments, "img_size": list(size)}
 
     @classmethod

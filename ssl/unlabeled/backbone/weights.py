@@ -186,12 +186,17 @@ def _timms_architecture(name: str) -> str:
 
 
 def _build(
-    architecture: str, arguments: dict[str, Any], weights: Tensors | None, image_size: Size, channels: int | None
+    architecture: str,
+    arguments: dict[str, Any],
+    weights: Tensors | None,
+    image_size: Size,
+    channels: int | None,
+    like: Mapping[str, Any] | None = None,
 ) -> Encoder:
     old: Grid = tuple(arguments["img_size"])
     size = _sides(old if image_size is None else image_size)
     arguments = {
-        **family_of(architecture).resized(architecture, arguments, size),
+        **family_of(architecture).resized(architecture, arguments, size, like),
         "in_chans": channels or arguments["in_chans"],
     }
     if weights is None:
@@ -208,12 +213,13 @@ def _sides(size: int | Grid) -> Grid:
     return (size, size) if isinstance(size, int) else size
 
 
-def fitted(encoder: Encoder, shape: Grid, channels: int) -> Encoder:
-    """An encoder built for images of another size (height, width), pixels, or number of channels.
+def fitted(encoder: Encoder, shape: Grid, channels: int, like: Mapping[str, Any] | None = None) -> Encoder:
+    """An encoder built for images of another size (height, width), pixels, or number of channels; see
+    `Encoder.resized` for `like`.
 
     Raises UserError when other channels than RGB's are to be fitted.
     """
-    return _build(encoder.model, encoder.arguments, dict(encoder.vit.state_dict()), shape, channels)
+    return _build(encoder.model, encoder.arguments, dict(encoder.vit.state_dict()), shape, channels, like)
 
 
 def _from_timm(name: str, image_size: Size, channels: int | None, pretrained: bool) -> Encoder:

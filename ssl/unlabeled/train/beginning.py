@@ -163,13 +163,13 @@ def begin(
         found = find(address)
         encoder = found.encoder
         check_adapt(encoder, shape, channels, adapt, fields)
-        if encoder.image_size != shape or encoder.channels != channels:
-            encoder = fitted(encoder, shape, channels)
         with torch.device("meta"):
             calm = config.model_copy(update={"drop_path": 0.0, "drop_path_uniform": False})
             own = calm.build(shape)
             if own.pools_itself and not encoder.pools_itself:  # a method of patches left its pooling out
                 own = calm.build(shape, pooled=False)
+        if encoder.image_size != shape or encoder.channels != channels:
+            encoder = fitted(encoder, shape, channels, own.arguments)
     if differences := list(_differences(encoder, own)):
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(

@@ -141,9 +141,14 @@ class Swin(Encoder):
         return {"img_size": list(vit.patch_embed.img_size)}
 
     @classmethod
-    def resized(cls, model: str, arguments: Mapping[str, Any], size: Grid) -> dict[str, Any]:
+    def resized(
+        cls, model: str, arguments: Mapping[str, Any], size: Grid, like: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """See `Encoder`; windows grow and shrink with the side that grows less, as in timm's `set_input_size`."""
         told = {**arguments, "img_size": list(size)}
+        if like is not None:
+            told.pop("window_size", None)
+            return told | {name: value for name, value in like.items() if name == "window_size"}
         if list(size) == list(arguments["img_size"]):
             return told
         new, old = min(zip(size, arguments["img_size"], strict=True), key=lambda sides: sides[0] / sides[1])
