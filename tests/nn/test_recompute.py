@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unlabeled.errors import UserError
 from unlabeled.launch.activations import activations
 from unlabeled.nn.recompute import Every, blocks_of, recompute_, recomputed
 
@@ -175,9 +174,9 @@ def test_every_nth_block_of_each_network() -> None:
     assert recomputed(both, 100) == [vit[0], resnet[0]]
 
 
-def test_a_network_without_blocks_is_refused() -> None:
-    with torch.device("meta"), pytest.raises(UserError, match="no blocks that could be computed twice"):
-        recompute_(Model(torchvision.models.get_model("vgg11")), "blocks")
+def test_plain_layers_are_no_blocks() -> None:
+    with torch.device("meta"):
+        assert blocks_of(torchvision.models.get_model("vgg11")) == []
 
 
 def test_names_stay_and_copies_are_their_own() -> None:

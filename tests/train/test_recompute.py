@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
+from torch import nn
 
 from unlabeled.errors import UserError
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
+from unlabeled.train.job import Job
+from unlabeled.train.recipe import Run
 
 LAST = 10
 BOTH = ["train.precision=bf16", "run.accumulate=2", "train.epochs=2", "run.checkpoint_every=4"]
@@ -72,3 +77,9 @@ def test_other_values_are_refused(tmp_path: Path, value: str, text: str) -> None
     (tmp_path / "recipe.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     with pytest.raises(UserError, match=f"run.checkpoint_activations: expected .*{re.escape(text)}"):
         load(PretrainRecipe, tmp_path / "recipe.yaml", [f"run.checkpoint_activations={value}"])
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    job: Any = SimpleNamespace(recipe=SimpleNamespace(run=Run(checkpoint_activations="blocks")))
+    with pytest.raises(UserError, match="no blocks that could be computed twice"):
+        Job.twice(job, nn.Sequential(nn.Linear(2, 2)))  # type: ignore[arg-type]

@@ -17,7 +17,6 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch.activations import activations
 from unlabeled.nn.patches import PatchMask
-from unlabeled.nn.recompute import recomputed
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.report import terminal
 from unlabeled.report.document import Document, Table
@@ -112,9 +111,7 @@ def memory(method: Method, job: Job, micro: int) -> tuple[float, float]:
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     weights = 4 * (sum(p.numel() for p in method.parameters()) + trained * (1 + recipe.optim.copies))
     batch = empty_batch(dataset.views, dataset.patch, micro, recipe.data.channels)
-    every = recipe.run.checkpoint_activations
-    twice = [] if every is None else recomputed(method, every)
-    moments = activations(lambda: method(batch, Progress(0, 1, 0.0, 1.0)), method, twice)
+    moments = activations(lambda: method(batch, Progress(0, 1, 0.0, 1.0)), method, job.twice(method))
     share = 1 if recipe.train.precision == "no" else HALF_PRECISION_SHARE
     return weights, max(share * (kept.outside + kept.block) + kept.inputs for kept in moments)
 

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unlabeled.errors import UserError
-
 Every = Literal["blocks"] | int  # every block of a network, or every n-th
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -31,17 +29,9 @@ def recompute_(model: nn.Module, every: Every) -> None:
 
 
 def recomputed(model: nn.Module, every: Every) -> list[nn.Module]:
-    """The blocks of all networks of a model (its children), or every n-th of each network, the first among them.
-
-    Raises UserError when there are none.
-    """
+    """The blocks of all networks of a model (its children), or every n-th of each network, the first among them."""
     step = 1 if every == "blocks" else every
     found = [block for network in model.children() for block in blocks_of(network)[::step]]
-    if not found:
-        raise UserError(
-            "run.checkpoint_activations: this network has no blocks that could be computed twice. Set it to null; "
-            "run.accumulate saves memory too, where the method allows it."
-        )
     return list(dict.fromkeys(found))
 
 

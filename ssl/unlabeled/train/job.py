@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.opened import Opened
-from unlabeled.nn.recompute import recompute_
+from unlabeled.errors import UserError
+from unlabeled.nn.recompute import recompute_, recomputed
 from unlabeled.pretrain.method import Method
 from unlabeled.train.bar import Bar
 from unlabeled.train.recipe import Recipe
@@ -46,6 +49,17 @@ class Job:
     def trained(self) -> Method:
         """The method as it is trained: made by `build`, its activations kept as `run` says."""
         method = self.build()
-        if (every := self.recipe.run.checkpoint_activations) is not None:
+        if self.twice(method) and (every := self.recipe.run.checkpoint_activations) is not None:
             recompute_(method, every)
         return method
+
+    def twice(self, method: Method) -> list[nn.Module]:
+        """The blocks of a method that are computed twice. Raises UserError when `run` asks for some and it has none."""
+        if (every := self.recipe.run.checkpoint_activations) is None:
+            return []
+        if not (found := recomputed(method, every)):
+            raise UserError(
+                "run.checkpoint_activations: this network has no blocks that could be computed twice. Set it to null; "
+                "run.accumulate saves memory too, where the method allows it."
+            )
+        return found
