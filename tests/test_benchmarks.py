@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from unlabeled.stages.pretrain import PretrainRecipe
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import colours
 import contenders
+import continued
 import methods
 import probe
 import scale
@@ -194,3 +196,26 @@ def test_fine_tuning_takes_turns_with_timm_at_the_same_mathematics(tmp_path: Pat
     assert len(turns.ours_s) == len(turns.bare_s) == 2
     assert tuning.loss(model, batch).item() != before, "timm's model learns"
     assert tuning.disagreement(job, model, batch, setting) < 1e-6
+
+
+def test_a_small_copy_is_drawn_evenly(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for split, count in (("train", 9), ("test", 4)):
+            for i in range(count):
+                Image.new("RGB", (50, 60), (10 * i, 0, 0)).save(tmp_path / "it.png")
+                tar.add(tmp_path / "it.png", f"{split}/a/{i}.png")
+    continued.small_copy(tmp_path / "all.tar", tmp_path / "few.tar", {"train": 3, "test": 2})
+    with tarfile.open(tmp_path / "few.tar") as tar:
+        images = {name: Image.open(tar.extractfile(name)) for name in tar.getnames()}  # type: ignore[arg-type]
+        reds = [image.getpixel((0, 0))[0] // 10 for image in images.values()]  # type: ignore[index]
+    assert len(images) == 5 and continued.pictures_of(tmp_path / "few.tar") == 3
+    assert {image.size for image in images.values()} == {(continued.SIDE, continued.SIDE)}
+    names = [int(Path(name).stem) for name in images]
+    assert reds == names and all(abs(a - b) > 1 for a, b in itertools.pairwise(sorted(names[:3])))
+
+
+@pytest.mark.parametrize("kind", continued.KINDS.values(), ids=continued.KINDS)
+def test_recipes_of_continued_pretraining_are_there(kind: continued.Kind) -> None:
+    for name in (kind.source, kind.recipe):
+        recipe = load(PretrainRecipe, ROOT / "recipes" / "pretrain" / f"{name}.yaml")
+        assert (recipe.init is not None) == (name == kind.recipe)
