@@ -136,9 +136,10 @@ def built(config: EncoderConfig) -> Encoder:
     Raises the error of its own size where it takes none.
     """
     torch.manual_seed(0)
-    height, width = timm.get_pretrained_cfg(config.model).input_size[1:]
-    own = height, width
-    for size in [(side, side) for side in SIDES if side < own[0]]:
+    told = timm.get_pretrained_cfg(config.model)
+    own = told.input_size[1], told.input_size[2]
+    least = (told.min_input_size or own)[-1]
+    for size in [(side, side) for side in sorted({*SIDES, least}) if side < own[0]]:
         try:
             encoder = config.build(size).eval()
             with torch.no_grad():
