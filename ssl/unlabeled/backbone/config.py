@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from unlabeled.backbone.build import build_encoder, family_of
+from unlabeled.backbone.build import build_encoder, families, family_of
 from unlabeled.backbone.encoder import Encoder, Hiding
 from unlabeled.backbone.outside import Plain, is_path
 from unlabeled.nn.positions import Grid, Interpolation
@@ -179,12 +179,15 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     ) -> None:
         """Raise ValueError when the encoder is not fit for a method that hides patches so, has crops of any size, or
         reads a class token."""
-        if hide and not self.family.hides:
-            advice = "Use a vit_* model, or a method that sees whole pictures such as mocov3."
-            raise ValueError(f"{method} hides patches, which {self.in_words} cannot. {advice}")
         if hide and hide not in self.family.hides:
-            others = {"drop": "vit_* or hiera_* model, or method simmim", "replace": "vit_* model, or method mae"}
-            raise ValueError(f"{method} {hide}s patches, which {self.in_words} cannot. Use a {others[hide]}.")
+            can = sorted((one.names for one in families().values() if hide in one.hides), reverse=True)
+            how, instead = "hides", "a method that sees whole pictures such as mocov3"
+            if self.family.hides:
+                how, instead = f"{hide}s", {"drop": "method simmim", "replace": "method mae"}[hide]
+            raise ValueError(
+                f"{method} {how} patches, which {self.in_words} cannot. Use a {', '.join(can[:-1])} or {can[-1]} model, "
+                f"or {instead}."
+            )
         if class_token and not self.family.can_read(self.model, "cls", 1):
             raise ValueError(
                 f"{method} reads a class token, which {self.in_words} has not. Use a vit_* model that has one, such as "

@@ -66,6 +66,7 @@ class Encoder(nn.Module, ABC):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset()
+    names: ClassVar[str] = ""  # of its networks in advice, such as `vit_*`
     resnet_heads: ClassVar[bool] = False  # gets the heads that MoCo v3 and DINO put on a ResNet
     drops_paths: ClassVar[bool] = True  # `create` takes a rate of drop path
     noun: ClassVar[str] = ""  # in front of a model's name

@@ -19,9 +19,6 @@ class Trained(NamedTuple):
     weights: dict[str, Tensor]
 
 
-# parts between the last block and the head that a classifier may have and its encoder not, or the other way round
-AFTER = ("attn_pool.", "fc_norm.")
-
 # advice where a network does not have a pooling
 INSTEAD = {
     "mean": "task.pool is mean, but timm's '{}' pools by itself. Set task.pool=own.",
@@ -43,15 +40,16 @@ def timm_arguments(encoder: Encoder, pool: ClassifierPool, shape: tuple[int, int
 def timm_classifier(
     encoder: Encoder, arguments: dict[str, Any], drop_path: float, num_classes: int
 ) -> tuple[Any, tuple[str, ...]]:
-    """A timm model with the encoder's weights and a new head, and the prefixes of the parameters that are new: of the
-    head, and of a pooling or norm that the encoder does not have. `drop_path` is the rate of the last block."""
+    """A timm model with the encoder's weights and a new head, and how the names of parameters begin that are new: of
+    the head, and of a pooling or norm behind the last block that the encoder does not have. `drop_path` is the rate of the
+    last block."""
     model = encoder.create(encoder.model, arguments, drop_path, num_classes)
     weights = encoder.fitted(encoder.vit.state_dict(), encoder.native_grid, model)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     heads = head_prefixes(model)
-    new = {f"{name.partition('.')[0]}." for name in missing if not name.startswith(heads)}
-    assert new <= set(AFTER) and all(name.startswith((*AFTER, "norm.")) for name in unexpected), (missing, unexpected)
-    return model, (*heads, *sorted(new))
+    new = [name for name in missing if not name.startswith(heads)]
+    assert all(encoder.layer_of(name) > encoder.depth for name in (*new, *unexpected)), (missing, unexpected)
+    return model, (*heads, *new)
 
 
 def retrained(encoder: Encoder, trained: Trained, num_classes: int) -> Any:

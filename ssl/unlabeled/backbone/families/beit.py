@@ -32,6 +32,7 @@ class Beit(Transformer):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset({"replace"})
+    names: ClassVar[str] = "beit_*"
     positions: ClassVar[tuple[str, ...]] = ("relative", "relative_learned")
     patch_pools: ClassVar[tuple[str, ...]] = ("mean",)
     norm_after_pool: ClassVar[str] = "use_fc_norm"

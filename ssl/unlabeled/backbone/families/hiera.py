@@ -35,6 +35,7 @@ class Hiera(Encoder):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset({"drop"})
+    names: ClassVar[str] = "hiera_*"
     exported: ClassVar[Mapping[str, Any]] = {
         **{name: EXPORTED[name] for name in ("embed_dim", "num_heads", "mlp_ratio")},
         "stages": STAGES,

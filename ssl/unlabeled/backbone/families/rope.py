@@ -42,6 +42,7 @@ class Rope(Transformer):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset({"drop", "replace"})
+    names: ClassVar[str] = "eva02_*"
     undecayed: ClassVar[tuple[str, ...]] = (*Transformer.undecayed, "rope.freqs")
     bare: ClassVar[Mapping[str, Any]] = {}
     positions: ClassVar[tuple[str, ...]] = ("rope", "rope_learned")

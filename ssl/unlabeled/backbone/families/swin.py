@@ -42,6 +42,7 @@ class Swin(Encoder):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset({"replace"})
+    names: ClassVar[str] = "swin_*"
     undecayed: ClassVar[tuple[str, ...]] = ("mask_token",)
     exported: ClassVar[Mapping[str, Any]] = {
         **{name: EXPORTED[name] for name in ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "qkv_bias")},
@@ -93,8 +94,9 @@ class Swin(Encoder):
         if name == "positions" and value != "relative":
             raise ValueError(f"'{model}' has no {value} positions: expected relative")
         if name in ("depth", "heads") and isinstance(value, int):
-            such = f"such as {depths_of(model)}"
-            raise ValueError(f"'{model}' has stages: expected a number for each, {such}; found {value}")
+            told = outline_of(model)
+            such = depths_of(model) if name == "depth" else [stage.blocks[0].attn.num_heads for stage in told.layers]
+            raise ValueError(f"'{model}' has stages: expected a number for each, such as {such}; found {value}")
         if name == "depth" and others.get("patch_size", 0) % (factor := 2 ** (len(depths_of(model, value)) - 1)):
             raise ValueError(
                 f"patch_size {others['patch_size']} is the total stride, which doubles with every stage but the first: "

@@ -27,6 +27,7 @@ class Vit(Transformer):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset({"drop", "replace"})
+    names: ClassVar[str] = "vit_*"
     bare: ClassVar[Mapping[str, Any]] = {}
     positions: ClassVar[tuple[str, ...]] = ("sincos", "sincos_rows")
     patch_pools: ClassVar[tuple[str, ...]] = ("mean", "mean_max")
