@@ -96,7 +96,11 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], override:
         ("dino", ["optim.warmup_epochs=10"], "warmup_epochs 10.0 is longer than the run of 9.0 epochs"),
         ("dino", ["method.teacher_temperature_epochs=30"], "found 30 epochs, but the run has 9. Lower it"),
         ("dino", ["method.encoder={model: beit_base_patch16_224, positions: relative}"], "Use a vit_*"),
-        ("simclr", ["method.encoder.model=vit_little_patch16_reg4_gap_256"], "cannot be built: expected a plain timm"),
+        (
+            "simclr",
+            ["method.encoder.model=vit_little_patch16_reg4_gap_256"],
+            "but it has no class token. Set evaluate.pool=mean",
+        ),
     ],
 )
 def test_what_a_method_cannot_do(

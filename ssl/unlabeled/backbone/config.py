@@ -185,8 +185,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             if self.family.hides:
                 how, instead = f"{hide}s", {"drop": "method simmim", "replace": "method mae"}[hide]
             raise ValueError(
-                f"{method} {how} patches, which {self.in_words} cannot. Use a {', '.join(can[:-1])} or {can[-1]} model, "
-                f"or {instead}."
+                f"{method} {how} patches, which {self.in_words} cannot. Use a {', '.join(can[:-1])} or {can[-1]} "
+                f"model, or {instead}."
             )
         if class_token and not self.family.can_read(self.model, "cls", 1):
             raise ValueError(

@@ -85,10 +85,12 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
         pool = self.pool or "mean"
         for spec in (FeatureSpec(pool), *required(self.protocols, pool, 1)):
             if not encoder.family.can_read(encoder.model, spec.pool, spec.blocks):
+                lacks = "its last map alone is read"
+                if not encoder.family.can_read(encoder.model, spec.pool, 1):
+                    lacks = "it has no class token"
                 raise UserError(
-                    f"evaluate asks for pool={spec.pool} of {spec.blocks} block(s), but {encoder.in_words} has no "
-                    "class token, and its last map alone is read. Set evaluate.pool=mean, and take `cls` and more "
-                    "blocks out of its protocols."
+                    f"evaluate asks for pool={spec.pool} of {spec.blocks} block(s) of {encoder.in_words}, but {lacks}. Set "
+                    "evaluate.pool=mean, and take `cls` and more blocks out of its protocols."
                 )
 
 

@@ -41,8 +41,8 @@ def timm_classifier(
     encoder: Encoder, arguments: dict[str, Any], drop_path: float, num_classes: int
 ) -> tuple[Any, tuple[str, ...]]:
     """A timm model with the encoder's weights and a new head, and how the names of parameters begin that are new: of
-    the head, and of a pooling or norm behind the last block that the encoder does not have. `drop_path` is the rate of the
-    last block."""
+    the head, and of a pooling or norm behind the last block that the encoder does not have. `drop_path` is the rate
+    of the last block."""
     model = encoder.create(encoder.model, arguments, drop_path, num_classes)
     weights = encoder.fitted(encoder.vit.state_dict(), encoder.native_grid, model)
     missing, unexpected = model.load_state_dict(weights, strict=False)
