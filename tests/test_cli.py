@@ -99,7 +99,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], override:
         (
             "simclr",
             ["method.encoder.model=vit_little_patch16_reg4_gap_256"],
-            "but it has no class token. Set evaluate.pool=mean",
+            "but it has no class token",
         ),
     ],
 )

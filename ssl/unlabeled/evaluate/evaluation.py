@@ -89,8 +89,8 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
                 if not encoder.family.can_read(encoder.model, spec.pool, 1):
                     lacks = "it has no class token"
                 raise UserError(
-                    f"evaluate asks for pool={spec.pool} of {spec.blocks} block(s) of {encoder.in_words}, but {lacks}. Set "
-                    "evaluate.pool=mean, and take `cls` and more blocks out of its protocols."
+                    f"evaluate asks for pool={spec.pool} of {spec.blocks} block(s) of {encoder.in_words}, but {lacks}. "
+                    "Set evaluate.pool=mean, and take `cls` and more blocks out of its protocols."
                 )
 
 

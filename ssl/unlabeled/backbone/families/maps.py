@@ -284,13 +284,13 @@ def _read(network: Any, images: Tensor, raw: Any, pooled: Tensor) -> Outline:
     if isinstance(raw, Tensor) and raw.ndim == 4 and width in (raw.shape[1], raw.shape[3]):
         first = raw.shape[1] == width
         sides = (raw.shape[2], raw.shape[3]) if first else (raw.shape[1], raw.shape[2])
-        plain = not pooled.requires_grad and pooled.shape[1] == width and _pool_name(network) == "avg"
+        plain = first and not pooled.requires_grad and pooled.shape[1] == width and _pool_name(network) == "avg"
         return Outline("channels_first" if first else "channels_last", sides, 0, False, "mean" if plain else "own")
     if isinstance(raw, Tensor) and raw.ndim == 3 and raw.shape[2] == width and (grid := _grid(network, images, raw)):
         prefix = raw.shape[1] - grid[0] * grid[1]
-        pool = {"token": "cls", "avg": "own" if prefix else "mean"}.get(_pool_name(network), "own")
-        plain = not pooled.requires_grad and (pool != "cls" or (token and prefix > 0))
-        return Outline("sequence", grid, prefix, token and prefix > 0, pool if plain else "own")  # type: ignore[arg-type]
+        has_class_token = token and prefix > 0
+        plain = has_class_token and not pooled.requires_grad and _pool_name(network) == "token"
+        return Outline("sequence", grid, prefix, has_class_token, "cls" if plain else "own")
     return Outline("vector", (1, 1), 0, False, "own")
 
 
