@@ -222,7 +222,7 @@ def _close(found: Tensor, expected: Tensor) -> None:
 
 
 def _steps(method: Method, batch: Batch) -> None:
-    optimizer = torch.optim.SGD(param_groups(method.train(), 0.0), lr=1e-3)
+    optimizer = torch.optim.SGD(param_groups(method.train(), 0.0), lr=1e-4)
     for _ in range(2):
         loss = method(batch, START).loss
         assert loss.isfinite(), f"the loss is {loss.item()}"
