@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -235,7 +236,7 @@ def stages(network: Any) -> dict[str, int]:
     not, the parts of the network in order."""
     from timm.models import group_parameters
 
-    if hasattr(network, "group_matcher"):
+    with suppress(AssertionError, AttributeError):  # a few networks have no groups, or fine ones alone
         groups: dict[str, int] = group_parameters(network, network.group_matcher(coarse=True), reverse=True)
         return groups
     parts: dict[str, int] = {}
