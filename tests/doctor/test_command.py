@@ -294,7 +294,7 @@ def test_measures_for_real_and_leaves_nothing(
     monkeypatch.setattr(Engine, "rehearse", noted)
     found = report(capsys, recipe, f"run.workers={workers}", "run.accumulate=2", "--seconds", 0.01)
     documented = {"recipe", "stage", "verdict", "findings", "refused", "out_of_memory", "splits", "copies", "speed"}
-    documented |= {"as_one", "time_limit"}
+    documented |= {"as_one", "time_limit", "cautions"}
     assert found.keys() - {"code"} == documented | {"versions"}
     speed = found["speed"]
     assert all(rate > 0 for rate in speed["images_per_s"].values())

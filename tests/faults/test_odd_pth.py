@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import naive_dinov3
 import numpy as np
 import pytest
 import test_importers as official
@@ -188,13 +189,14 @@ SPOILT: dict[str, Callable[[Tensor], Any]] = {
 
 def weights_of(name: str, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The encoder's weights in an official file, and how their names begin."""
-    key, prefix = official.PLACE[name]
+    key, prefix = ("", "") if name == "dinov3" else official.PLACE[name]
     return (checkpoint[key] if key else checkpoint), prefix
 
 
 @pytest.fixture(scope="module")
 def checkpoints() -> dict[str, dict[str, Any]]:
-    return {name: make(model) for name, (make, model) in official.models().items()}
+    made = {name: make(model) for name, (make, model) in official.models().items()}
+    return {**made, "dinov3": naive_dinov3.weights(width=48, heads=3)}
 
 
 def copy(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_the_mlps_width(encoder: Encoder, config: Any) -> None:
 @pytest.fixture(params=["self", "cross", "linear"])
 def decoder(request: pytest.FixtureRequest, encoder: Encoder) -> Decoder:
     if request.param == "linear":
-        return randomised(LinearDecoder(encoder, OUT))
+        return randomised(LinearDecoder(encoder))
     return request.getfixturevalue(f"{request.param}_decoder")
 
 
@@ -87,7 +87,8 @@ def test_a_subset_is_predicted_as_part_of_the_whole(decoder: Decoder, grid: Grid
     tokens = encoded(mask, grid, full=isinstance(decoder, LinearDecoder))
     n = grid[0] * grid[1]
     everything = decoder(tokens, mask, index=torch.arange(n).expand(2, -1))
-    assert everything.shape == (2, n, OUT)
+    # the linear one predicts all pixels of a patch
+    assert everything.shape == (2, n, decoder.head.out_features if isinstance(decoder, LinearDecoder) else OUT)
     some = torch.stack([torch.randperm(n)[:3] for _ in range(2)])
     for index in (some, decoder.predicts(mask)):
         found = decoder(tokens, mask, index=index)
@@ -98,7 +99,7 @@ def test_a_subset_is_predicted_as_part_of_the_whole(decoder: Decoder, grid: Grid
 
 @torch.no_grad()
 def test_linear_is_one_layer_at_the_hidden_patches(encoder: Encoder) -> None:
-    decoder, mask = randomised(LinearDecoder(encoder, OUT)), masked(NATIVE)
+    decoder, mask = randomised(LinearDecoder(encoder)), masked(NATIVE)
     tokens = encoded(mask, NATIVE, full=True)
     found = decoder(tokens, mask)
     for row, drop in enumerate(mask.indices()[1]):

@@ -104,9 +104,10 @@ def read(blocks: Sequence[Tokens], pieces: Sequence[Part], own: Callable[[Tokens
     return torch.cat([piece(blocks[-block], how) for block, how in pieces], dim=1)
 
 
-def widths(encoder: Encoder, pieces: Sequence[Part]) -> list[int]:
-    """The width of each piece of features."""
-    return [encoder.feature_width if how == "own" else encoder.width_of(block) for block, how in pieces]
+def widths(encoder: Encoder, pieces: Sequence[Part], whole: int | None = None) -> list[int]:
+    """The width of each piece of features; in proportion to a `whole` where the encoder has no width of its own."""
+    each = [encoder.feature_width if how == "own" else encoder.width_of(block) for block, how in pieces]
+    return each if whole is None else [width * whole // sum(each) for width in each]
 
 
 def encoder_features(encoder: Encoder, pool: Pool, blocks: int = 1) -> Encode:
@@ -119,11 +120,16 @@ class Pixels(nn.Module):
     """Stand-in for an encoder: the only token of an image, class token and patch in one, is its pixels."""
 
     model, depth, readable, has_class_token, default_pool = "raw pixels", 1, 1, True, "cls"
+    feature_width = 1  # all its features are as wide, whatever the image
 
     def forward(self, images: Tensor) -> Tokens:
         """Images [B, C, H, W] as [B, 1, C * H * W]."""
         pixels = images.flatten(1).unsqueeze(1)
         return Tokens(pixels, pixels, (1, 1))
+
+    def width_of(self, block: int) -> int:
+        """See `feature_width`."""
+        return self.feature_width
 
     def own(self, tokens: Tokens) -> Tensor:
         """The pixels [B, C * H * W]."""

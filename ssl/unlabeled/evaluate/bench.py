@@ -66,10 +66,11 @@ class Bench:
         missing = list(dict.fromkeys(part for spec in specs for part in parts(spec) if part not in self._parts))
         if not missing:
             return
-        # of a single piece nobody needs the width: raw pixels have none of their own
-        sizes = widths(self.encoder, missing) if len(missing) > 1 else None
         pieces = [
-            [Features(x.contiguous(), split.y) for x in split.x.split(sizes or split.x.shape[1], dim=1)]
+            [
+                Features(x.contiguous(), split.y)
+                for x in split.x.split(widths(self.encoder, missing, split.x.shape[1]), dim=1)
+            ]
             for split in self.splits.features(reader(self.encoder, missing), self.shape)
         ]
         self._parts |= dict(zip(missing, zip(*pieces, strict=True), strict=True))
