@@ -18,6 +18,7 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.opened import Opened
+from unlabeled.nn.collectives import rank, world
 from unlabeled.pretrain.method import METHODS, Method, Output, Progress
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
@@ -88,3 +89,14 @@ def _without_values(module: nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = _fake_cuda(buffer)
+
+
+def share_of(batch: Batch) -> Batch:
+    """The rows of this process of a global batch, in double precision."""
+    rows = len(batch.index)
+    share = slice(rank() * rows // world(), (rank() + 1) * rows // world())
+    views = []
+    for view in batch.views:
+        mask = None if view.mask is None else view.mask.map(lambda tensor: tensor[:, share])
+        views.append(view._replace(pixels=view.pixels[:, share].double(), mask=mask))
+    return batch._replace(views=views, labels=batch.labels[share], index=batch.index[share])

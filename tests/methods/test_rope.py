@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from every_method import LAST, QUIET, SMALL, START, batch_of, build, on_a_gpu, recipe_file
+from every_method import LAST, QUIET, SMALL, START, batch_of, build, on_a_gpu, recipe_file, share_of
 from support import assert_close_weights, checkpoint_bytes, launch, metrics, on_processes
 from torch import Tensor
 
 from unlabeled.backbone.folder import IMAGENET, export_encoder
-from unlabeled.nn.collectives import mean_over_processes, rank, world
+from unlabeled.nn.collectives import mean_over_processes
 from unlabeled.train.state import split_heads
 
 SIZES = "patch_size: 4, width: 32, depth: 2, heads: 2"
@@ -64,12 +64,7 @@ def test_runs_on_a_gpu_without_waiting_for_it(name: str, model: str) -> None:
 def one_step(name: str) -> dict[str, Tensor]:
     """Loss, gradients and state after a step on the global batch, of which each process has a part."""
     method, batch = build(name, encoder(DINOV3)).double(), batch_of(name, encoder(DINOV3))
-    share = slice(rank() * 8 // world(), (rank() + 1) * 8 // world())
-    views = []
-    for view in batch.views:
-        mask = None if view.mask is None else view.mask.map(lambda tensor: tensor[:, share])
-        views.append(view._replace(pixels=view.pixels[:, share].double(), mask=mask))
-    output = method(batch._replace(views=views, labels=batch.labels[share], index=batch.index[share]), START)
+    output = method(share_of(batch), START)
     output.loss.backward()
     found = {"loss": mean_over_processes(output.loss.double())}
     for key, parameter in method.named_parameters():

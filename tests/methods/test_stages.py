@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from every_method import LAST, QUIET, SMALL, START, batch_of, build, on_a_gpu, recipe_file
+from every_method import LAST, QUIET, SMALL, START, batch_of, build, on_a_gpu, recipe_file, share_of
 from support import TINY_FINETUNE, checkpoint_bytes, launch, on_processes
 from torch import Tensor
 
 from unlabeled.backbone.folder import IMAGENET, export_encoder
-from unlabeled.nn.collectives import mean_over_processes, rank, world
+from unlabeled.nn.collectives import mean_over_processes
 from unlabeled.train.state import split_heads
 
 SWIN = "{model: swin_tiny_patch4_window7_224, patch_size: 8, width: 16, depth: [2, 1], heads: [1, 2], window: 3}"
@@ -70,12 +70,7 @@ def one_step(case: str) -> dict[str, Tensor]:
     """Loss, gradients and state after a step on the global batch, of which each process has a part."""
     name, more = CASES[case]
     method, batch = build(name, *more).double(), batch_of(name, *more)
-    share = slice(rank() * 8 // world(), (rank() + 1) * 8 // world())
-    views = []
-    for view in batch.views:
-        mask = None if view.mask is None else view.mask.map(lambda tensor: tensor[:, share])
-        views.append(view._replace(pixels=view.pixels[:, share].double(), mask=mask))
-    output = method(batch._replace(views=views, labels=batch.labels[share], index=batch.index[share]), START)
+    output = method(share_of(batch), START)
     output.loss.backward()
     found = {"loss": mean_over_processes(output.loss.double())}
     for key, parameter in method.named_parameters():

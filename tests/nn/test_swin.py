@@ -228,3 +228,10 @@ def test_what_it_cannot_do_is_refused() -> None:
         ibot.Config.model_validate({"encoder": small})
     with pytest.raises(ValueError, match="a mask unit of 6 pixels is not a multiple of the patch size 4"):
         simmim.Config.model_validate({"view": View(size=SIZE, mask=RandomMask(unit=6)), "encoder": small})
+
+
+def test_asking_for_layers_of_lora_changes_nothing() -> None:
+    encoder = make(SECOND)
+    flags = [part.qkv_bias_separate for part in encoder.modules() if hasattr(part, "qkv_bias_separate")]
+    assert encoder.adaptable and flags and not any(flags)
+    assert flags == [part.qkv_bias_separate for part in encoder.modules() if hasattr(part, "qkv_bias_separate")]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
@@ -67,6 +68,7 @@ class Encoder(nn.Module, ABC):
 
     hides: ClassVar[frozenset[Hiding]] = frozenset()
     names: ClassVar[str] = ""  # of its networks in advice, such as `vit_*`
+    last: ClassVar[str] = "last stage's map"  # the only tokens that can be read, in words
     resnet_heads: ClassVar[bool] = False  # gets the heads that MoCo v3 and DINO put on a ResNet
     drops_paths: ClassVar[bool] = True  # `create` takes a rate of drop path
     noun: ClassVar[str] = ""  # in front of a model's name
@@ -260,8 +262,16 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
-        """Linear layers of a timm model that LoRA may wrap, as (owner, names); the model calls them from then on. By
-        default those of attention and MLP with timm's usual names."""
+        """Linear layers of a timm model that LoRA may wrap, as `linears`; the model calls them from then on."""
+        for part in model.modules():
+            if hasattr(part, "qkv_bias_separate"):
+                part.qkv_bias_separate = True  # else timm reads the weight and passes the layer by
+        return cls.linears(model)
+
+    @classmethod
+    def linears(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        """Linear layers of a timm model that LoRA may wrap, as (owner, names): by default those of attention and MLP
+        with timm's usual names."""
         found = ((one, [n for n in LINEARS if isinstance(getattr(one, n, None), nn.Linear)]) for one in model.modules())
         return [(owner, tuple(names)) for owner, names in found if names]
 
@@ -299,7 +309,7 @@ class Encoder(nn.Module, ABC):
     @property
     def adaptable(self) -> bool:
         """Whether it has linear layers that LoRA may wrap."""
-        return bool(self.linears_(self.vit))
+        return bool(self.linears(self.vit))
 
     @property
     def readable(self) -> int:
@@ -356,13 +366,25 @@ class Encoder(nn.Module, ABC):
         maps: list[Tensor] = self.vit.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")
         return maps
 
-    @abstractmethod
     def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         """Tokens after some blocks, each through the final norm (DINO's and DINOv2's `get_intermediate_layers`).
 
-        Blocks are numbered from 0, or from the end where negative; the last gives the tokens of `forward`. Raises
-        ValueError when there is no such block.
+        Blocks are numbered from 0, or from the end where negative; the last gives the tokens of `forward`, and is the
+        only one by default. Raises ValueError when there is no such block.
         """
+        if any(block not in (-1, self.depth - 1) for block in blocks):
+            raise ValueError(
+                f"of {self.in_words(self.model)} there is the {self.last} only, found blocks {list(blocks)}"
+            )
+        return [self(images)] * len(blocks)
+
+    def check_native(self, images: Tensor) -> None:
+        """Raise ValueError when images are not of the size that it was built for."""
+        if (size := tuple(images.shape[-2:])) != self.image_size:
+            raise ValueError(
+                f"'{self.model}' was built for images of {self.image_size} pixels, found {size}: load it with "
+                "image_size="
+            )
 
     def attention(self, images: Tensor) -> Tensor:
         """Attention maps of the last block for images [B, C, H, W]: [B, heads, P + N, P + N], rows sum to 1.
@@ -404,6 +426,20 @@ def fit_channels(weights: Tensors, model: Any) -> Tensors:
         if found != channels:
             fitted[first] = adapt_input_conv(channels, weights[first])
     return fitted
+
+
+def for_timm(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `create` that timm takes: all but the eps of norms."""
+    return {name: value for name, value in arguments.items() if name != "norm_eps"}
+
+
+@cache
+def outline_of(model: str) -> Any:
+    """A timm model on the meta device without a head, as its name says."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(model, num_classes=0)
 
 
 @cache

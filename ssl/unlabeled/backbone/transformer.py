@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens
+from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens, for_timm
 from unlabeled.data.source import Finite
 from unlabeled.nn.attention import attention_map
 from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
@@ -118,7 +118,7 @@ class Transformer(Encoder, ABC):
 
     @classmethod
     def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
-        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
+        told = for_timm(arguments)
         if pool in cls.patch_pools:
             told |= {"global_pool": TIMM_POOLS[pool], cls.norm_after_pool: False}
         if pool == "cls":
@@ -142,8 +142,8 @@ class Transformer(Encoder, ABC):
         return {**weights, "pos_embed": torch.cat([table[:, :prefix], patches], dim=1)}
 
     @classmethod
-    def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
-        return super().linears_(model.blocks)
+    def linears(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
+        return super().linears(model.blocks)
 
     @classmethod
     def last_blocks(cls, model: Any, images: Tensor, blocks: int) -> list[Tokens]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Fill, Hidden, Hiding, InTimm, Pool, Tensors, Tokens, module_of
+from unlabeled.backbone.encoder import Fill, Hidden, Hiding, InTimm, Pool, Tensors, Tokens, for_timm, module_of
 from unlabeled.backbone.transformer import EXPORTED, Transformer, fill_in, normed_after
 from unlabeled.nn.patches import patchify
 from unlabeled.nn.positions import Grid
@@ -79,12 +79,6 @@ class Beit(Transformer):
         """See `Encoder`; tables are resampled by BEiT's rule, and copied into every block of a model that has them."""
         return super().fitted(fit_tables(weights, old, model), old, model)
 
-    @classmethod
-    def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
-        for block in model.blocks:
-            block.attn.qkv_bias_separate = True  # else timm reads the weight and passes the layer by
-        return super().linears_(model)
-
     def fields(self) -> dict[str, Any]:
         shared, own = self.vit.rel_pos_bias is not None, TABLE in dict(self.vit.blocks[0].attn.named_parameters())
         relative = "relative" if self.vit.pos_embed is None else "relative_learned"
@@ -98,7 +92,7 @@ class Beit(Transformer):
         if not _normed_after(arguments):
             return super().in_timm(model, arguments, pool)
         # weights of the norm after the pooling have another name than those of the norm before
-        return InTimm("avg", {name: value for name, value in arguments.items() if name != "norm_eps"})
+        return InTimm("avg", for_timm(arguments))
 
     @classmethod
     def without_head(cls, model: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,11 +131,7 @@ class Beit(Transformer):
 
     def begin(self, images: Tensor, replace: Hidden = None, fill: Fill = None) -> tuple[Tensor, Grid]:
         grid = self.grid(images)
-        if grid != self.native_grid:
-            raise ValueError(
-                f"'{self.model}' was built for images of {self.image_size} pixels, found {tuple(images.shape[-2:])}: "
-                "load it with image_size="
-            )
+        self.check_native(images)
         x = self.embed(patchify(images, self.patch_size))
         if replace is not None:
             x = fill_in(x, replace, fill)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, Fill, Hidden, Hiding, InTimm, Pool, Scheme, Tensors, Tokens, module_of
+from unlabeled.backbone.encoder import (
+    Encoder,
+    Fill,
+    Hidden,
+    Hiding,
+    InTimm,
+    Pool,
+    Scheme,
+    Tensors,
+    Tokens,
+    for_timm,
+    module_of,
+    outline_of,
+)
 from unlabeled.backbone.transformer import EXPORTED, STAGES
 from unlabeled.nn.init import xavier_, xavier_patches_
 from unlabeled.nn.norms import set_eps_
@@ -105,7 +116,7 @@ class Hiera(Encoder):
     def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
         import timm
 
-        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
+        told = for_timm(arguments)
         hiera = timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **told)
         if (eps := arguments.get("norm_eps")) is not None:
             set_eps_(hiera, eps)
@@ -115,7 +126,7 @@ class Hiera(Encoder):
 
     @classmethod
     def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
-        unit, told = cls.patch_size_of(model), {n: value for n, value in arguments.items() if n != "norm_eps"}
+        unit, told = cls.patch_size_of(model), for_timm(arguments)
         return InTimm("avg", told, [side // unit for side in arguments["img_size"]])
 
     @classmethod
@@ -158,14 +169,10 @@ class Hiera(Encoder):
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         if replace is not None:
             raise ValueError(f"'{self.model}' cannot replace patches. Use a vit_*, beit_* or swin_* model.")
-        if (size := tuple(images.shape[-2:])) != self.image_size:
-            raise ValueError(
-                f"'{self.model}' was built for images of {self.image_size} pixels, found {size}: load it with "
-                "image_size="
-            )
+        self.check_native(images)
         # the patch embedding overlaps: it must not see what is hidden
         if drop is not None:
-            hidden = drop.refined((size[0], size[1])).hidden.unflatten(1, size)
+            hidden = drop.refined(self.image_size).hidden.unflatten(1, self.image_size)
             images = images.masked_fill(hidden.unsqueeze(1), 0)
         x = self.vit.unroll(self.vit._pos_embed(self.vit.patch_embed(images)))
 
@@ -177,11 +184,6 @@ class Hiera(Encoder):
         for block in self.vit.blocks:
             x = block(x)
         return _tokens(self.vit, x, self.native_grid)
-
-    def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
-        if any(block not in (-1, self.depth - 1) for block in blocks):
-            raise ValueError(f"of '{self.model}' there is the last stage's map only, found blocks {list(blocks)}")
-        return [self(images)] * len(blocks)
 
     def attention(self, images: Tensor) -> Tensor:
         raise ValueError(
@@ -201,15 +203,6 @@ class Hiera(Encoder):
 
     def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
         return self.resized(self.model, self.arguments, size)
-
-
-@cache
-def outline_of(model: str) -> Any:
-    """A timm model on the meta device, as its name says."""
-    import timm
-
-    with torch.device("meta"):
-        return timm.create_model(model, num_classes=0)
 
 
 def unit_of(vit: Any) -> int:

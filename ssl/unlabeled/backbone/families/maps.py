@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, Hidden, InTimm, Pool, Tensors, Tokens, fit_channels
+from unlabeled.backbone.encoder import (
+    TIMM_POOLS,
+    Encoder,
+    Fill,
+    Hidden,
+    InTimm,
+    Pool,
+    Tensors,
+    Tokens,
+    fit_channels,
+    outline_of,
+)
 from unlabeled.errors import first_line
 from unlabeled.nn.batchnorm import synchronise_
 from unlabeled.nn.positions import Grid, Interpolation
@@ -113,7 +124,7 @@ class Maps(Encoder):
     def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
         size: Grid = tuple(arguments["img_size"])
         grid = list(outline(model, size).grid)
-        return InTimm(arguments.get("global_pool", _pool_name(_on_meta(model, None))), _of_timm(model, arguments), grid)
+        return InTimm(arguments.get("global_pool", _pool_name(outline_of(model))), _of_timm(model, arguments), grid)
 
     @classmethod
     def fitted(cls, weights: Tensors, old: Grid, model: Any) -> Tensors:
@@ -175,12 +186,6 @@ class Maps(Encoder):
         size = (images.shape[-2], images.shape[-1])
         about = self.outline if size == self.image_size else outline(self.model, size)
         return _tokens(self.vit, about, self.vit.forward_features(images))
-
-    def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
-        if any(block not in (-1, self.depth - 1) for block in blocks):
-            words = self.in_words(self.model)
-            raise ValueError(f"of {words} there is the last stage's map only, found blocks {list(blocks)}")
-        return [self(images)] * len(blocks)
 
     def layer_of(self, name: str) -> int:
         return self._stages.get(name, self.depth + 1)
@@ -247,12 +252,11 @@ def stages(network: Any) -> dict[str, int]:
     return {name: number for name, number in parts.items() if not name.startswith("part ")}
 
 
-def _on_meta(model: str, size: Grid | None) -> Any:
+def _on_meta(model: str, size: Grid) -> Any:
     import timm
 
-    told = {} if size is None else {"img_size": list(size)}
     with torch.device("meta"):
-        return timm.create_model(model, num_classes=0, **_of_timm(model, told)).eval()
+        return timm.create_model(model, num_classes=0, **_of_timm(model, {"img_size": list(size)})).eval()
 
 
 @functools.cache

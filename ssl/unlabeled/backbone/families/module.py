@@ -5,7 +5,7 @@ The output is a map, a vector or a sequence of tokens, see `Reading`. Its patche
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
@@ -29,6 +29,7 @@ class Module(Encoder):
 
     resnet_heads: ClassVar[bool] = True
     drops_paths: ClassVar[bool] = False
+    last: ClassVar[str] = "last output"
     noun: ClassVar[str] = "the network "
     exported: ClassVar[Mapping[str, Any]] = {
         "patch_size": (int | None, Field(None, ge=1, le=1024)),
@@ -195,12 +196,6 @@ class Module(Encoder):
         """The last map alone, see `Encoder`."""
         tokens = self(images)
         return [tokens.patches.mT.unflatten(2, tokens.grid)]
-
-    def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
-        if any(block not in (-1, self.depth - 1) for block in blocks):
-            words = self.in_words(self.model)
-            raise ValueError(f"of {words} there is the last output only, found blocks {list(blocks)}")
-        return [self(images)] * len(blocks)
 
     def fields(self) -> dict[str, Any]:
         told = {name: self.arguments[name] for name in FIELDS if name in self.arguments}

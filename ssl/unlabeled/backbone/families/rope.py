@@ -13,7 +13,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import TIMM_POOLS, Fill, Hidden, Hiding, InTimm, Pool, Scheme, Tokens, module_of
+from unlabeled.backbone.encoder import (
+    TIMM_POOLS,
+    Fill,
+    Hidden,
+    Hiding,
+    InTimm,
+    Pool,
+    Scheme,
+    Tokens,
+    for_timm,
+    module_of,
+)
 from unlabeled.backbone.transformer import EXPORTED, Transformer, fill_in, normed_after, outline
 from unlabeled.errors import first_line
 from unlabeled.nn.patches import gather, patchify
@@ -141,7 +152,7 @@ class Rope(Transformer):
         """See `Encoder`; a network whose own pooling has parameters keeps it, one without a table takes any size."""
         with torch.device("meta"):
             vit = cls.create(model, arguments)
-        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
+        told = for_timm(arguments)
         if vit.pos_embed is None:
             told = {**{name: value for name, value in told.items() if name != "img_size"}, "dynamic_img_size": True}
         if pool not in (None, "own") and not _pools_itself(vit):
@@ -149,9 +160,7 @@ class Rope(Transformer):
         return InTimm(told.get("global_pool", vit.global_pool), told)
 
     @classmethod
-    def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
-        for block in model.blocks:
-            block.attn.qkv_bias_separate = True  # else timm reads the weight and passes the layer by
+    def linears(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
         owners = [owner for block in model.blocks for owner in (block.attn, block.mlp)]
         return [(one, tuple(n for n in LINEARS if isinstance(getattr(one, n, None), nn.Linear))) for one in owners]
 

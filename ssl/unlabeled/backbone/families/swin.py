@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
 from math import isqrt
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder, Fill, Hidden, Hiding, InTimm, Pool, Scheme, Tensors, Tokens, module_of
+from unlabeled.backbone.encoder import (
+    Encoder,
+    Fill,
+    Hidden,
+    Hiding,
+    InTimm,
+    Pool,
+    Scheme,
+    Tensors,
+    Tokens,
+    for_timm,
+    module_of,
+    outline_of,
+)
 from unlabeled.backbone.transformer import EXPORTED, STAGES, fill_in
 from unlabeled.nn.norms import set_eps_
 from unlabeled.nn.positions import Grid, Interpolation
@@ -120,7 +131,7 @@ class Swin(Encoder):
     def create(cls, model: str, arguments: Mapping[str, Any], drop_path: float = 0.0, classes: int = 0) -> Any:
         import timm
 
-        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
+        told = for_timm(arguments)
         try:
             swin = timm.create_model(model, num_classes=classes, drop_path_rate=drop_path, **told)
         except (AssertionError, IndexError) as error:
@@ -135,7 +146,7 @@ class Swin(Encoder):
     def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
         patch = arguments.get("patch_size") or outline_of(model).patch_embed.patch_size[0]
         stride = patch << (len(depths_of(model, arguments.get("depths"))) - 1)
-        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
+        told = for_timm(arguments)
         return InTimm("avg", told, [side // stride for side in arguments["img_size"]])
 
     @classmethod
@@ -180,12 +191,6 @@ class Swin(Encoder):
         return fitted
 
     @classmethod
-    def linears_(cls, model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
-        for block in (block for stage in model.layers for block in stage.blocks):
-            block.attn.qkv_bias_separate = True  # else the second version reads the weight and passes the layer by
-        return super().linears_(model)
-
-    @classmethod
     def last_blocks(cls, model: Any, images: Tensor, blocks: int) -> list[Tokens]:
         return [_tokens(model.forward_features(images))]
 
@@ -213,21 +218,12 @@ class Swin(Encoder):
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         if drop is not None:
             raise ValueError(f"'{self.model}' cannot drop patches. Use a vit_* or hiera_* model.")
-        if (size := tuple(images.shape[-2:])) != self.image_size:
-            raise ValueError(
-                f"'{self.model}' was built for images of {self.image_size} pixels, found {size}: load it with "
-                "image_size="
-            )
+        self.check_native(images)
         x = self.vit.patch_embed(images)
         if replace is not None:
             tokens = fill_in(x.flatten(1, 2), replace.refined((x.shape[1], x.shape[2])), fill)
             x = tokens.unflatten(1, x.shape[1:3])
         return _tokens(self.vit.norm(self.vit.layers(x)))
-
-    def intermediate(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
-        if any(block not in (-1, self.depth - 1) for block in blocks):
-            raise ValueError(f"of '{self.model}' there is the last stage's map only, found blocks {list(blocks)}")
-        return [self(images)] * len(blocks)
 
     def attention(self, images: Tensor) -> Tensor:
         raise ValueError(
@@ -252,15 +248,6 @@ class Swin(Encoder):
 
     def classifier_arguments(self, pool: str, size: Grid, frozen: bool) -> dict[str, Any]:
         return self.resized(self.model, self.arguments, size)
-
-
-@cache
-def outline_of(model: str) -> Any:
-    """A timm model on the meta device, as its name says."""
-    import timm
-
-    with torch.device("meta"):
-        return timm.create_model(model, num_classes=0)
 
 
 def depths_of(model: str, depths: Sequence[int] | None = None) -> Sequence[int]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Fill, Hidden, Hiding, InTimm, Pool, Scheme, Tokens, module_of
+from unlabeled.backbone.encoder import Fill, Hidden, Hiding, InTimm, Pool, Scheme, Tokens, for_timm, module_of
 from unlabeled.backbone.transformer import EXPORTED, Transformer, fill_in, normed_after, outline
 from unlabeled.nn.init import mae_
 from unlabeled.nn.patches import gather, patchify
@@ -56,7 +56,7 @@ class Vit(Transformer):
         if not _pools_itself(usual) or "fc_norm" in arguments:
             return super().in_timm(model, arguments, pool)
         # weights of a pooling of its own have names and values that another pooling does not
-        told = {name: value for name, value in arguments.items() if name != "norm_eps"}
+        told = for_timm(arguments)
         return InTimm(told.get("global_pool", usual.global_pool), told)
 
     @classmethod
