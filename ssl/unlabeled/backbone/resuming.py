@@ -9,24 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from unlabeled.backbone.encoder import Tensors
-
-# fields of a recipe's `encoder:` by the arguments of timm that have their values
-FIELDS = {
-    "patch_size": "patch_size",
-    "embed_dim": "width",
-    "depth": "depth",
-    "num_heads": "heads",
-    "mlp_ratio": "mlp_ratio",
-    "qkv_bias": "qkv_bias",
-    "init_values": "init_values",
-    "reg_tokens": "registers",
-    "norm_eps": "norm_eps",
-}
+from unlabeled.backbone.transformer import FIELDS, NAMES
 
 
 def encoder_section(architecture: str, arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """The recipe's `encoder:` of a timm model; `more` are fields that are no arguments of timm."""
-    told = {field: arguments[name] for name, field in FIELDS.items() if name in arguments}
+    names = {field: NAMES.get(field, field) for field in FIELDS}
+    told = {field: arguments[name] for field, name in names.items() if name in arguments}
     channels = {} if arguments["in_chans"] == 3 else {"channels": arguments["in_chans"]}
     return {"model": architecture, **told, **channels, **more}
 
