@@ -1,4 +1,4 @@
-"""A report as data: title, texts, tables and figures, and the same for programs.
+"""A report as data: title, texts, tables, figures and what only a page can show, and the same for programs.
 
 A command returns a `Document`; a writer is a function from it to text, in a file of its own: `markdown`, `terminal`,
 `as_json`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-Tone = Literal["strong", "stop", "high", "warning", "note"]
+from unlabeled.report.visuals import Tone, Visual
 
 
 class Marked(NamedTuple):
@@ -64,7 +64,8 @@ class Figure(NamedTuple):
     text: str
 
 
-Part = Text | Table | Figure
+Printed = Text | Table | Figure  # all writers have these
+Part = Printed | Visual
 
 
 class Document(NamedTuple):

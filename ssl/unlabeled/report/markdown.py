@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from unlabeled.report.document import Cell, Document, Figure, Part, Table, Text
+from unlabeled.report.document import Cell, Document, Figure, Printed, Table, Text
+from unlabeled.report.visuals import Visual
 from unlabeled.text import markdown
 
 PREFIX = {"paragraph": "", "heading": "## ", "item": "- "}
@@ -11,7 +12,8 @@ PREFIX = {"paragraph": "", "heading": "## ", "item": "- "}
 def write(document: Document) -> str:
     """A whole report."""
     text = f"# {markdown(document.title)}\n\n" if document.title else ""
-    for part, following in zip(document.parts, [*document.parts[1:], None], strict=False):
+    parts = [part for part in document.parts if not isinstance(part, Visual)]
+    for part, following in zip(parts, [*parts[1:], None], strict=False):
         text += _part(part)
         if isinstance(part, Figure) and isinstance(following, Figure):
             text += " "
@@ -34,7 +36,7 @@ def table(shown: Table) -> str:
     return "".join(f"| {aligned(line)} |\n" for line in (lines[0], rule, *lines[1:]))
 
 
-def _part(part: Part) -> str:
+def _part(part: Printed) -> str:
     if isinstance(part, Text):
         return PREFIX[part.kind] + markdown(part.text)
     if isinstance(part, Figure):

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from unlabeled.report.document import Cell, Document, Figure, Marked, Part, Table, Text
+from unlabeled.report.document import Cell, Document, Figure, Marked, Printed, Table, Text
+from unlabeled.report.visuals import Visual
 from unlabeled.text import one_line
 
 STYLES = {"strong": "bold", "stop": "bold red", "high": "bold red", "warning": "yellow", "note": "cyan"}
@@ -30,7 +31,8 @@ def write(document: Document) -> str:
 
 def show(console: Console, document: Document) -> None:
     """Print a report, as wide as the console."""
-    parts = [*([Text(document.title, "heading")] if document.title else ()), *document.parts]
+    told = [part for part in document.parts if not isinstance(part, Visual)]
+    parts = [*([Text(document.title, "heading")] if document.title else ()), *told]
     facts = [part for part in parts if isinstance(part, Table) and not any(part.head)]
     width = max([TOPIC, *(1 + len(_plain(row[0])) for table in facts for row in table.rows)])
     for i, part in enumerate(parts):
@@ -39,7 +41,7 @@ def show(console: Console, document: Document) -> None:
         _show(console, part, width)
 
 
-def _show(console: Console, part: Part, width: int) -> None:
+def _show(console: Console, part: Printed, width: int) -> None:
     if isinstance(part, Table) and any(part.head):
         console.print(_bordered(part))
     elif isinstance(part, Table):
@@ -53,7 +55,7 @@ def _show(console: Console, part: Part, width: int) -> None:
         console.print(RichText(text, "bold" if part.kind == "heading" else ""), soft_wrap=True)
 
 
-def _needs_gap(before: Part, part: Part) -> bool:
+def _needs_gap(before: Printed, part: Printed) -> bool:
     """Whether an empty line separates two parts: not below a heading, and not within a list."""
     if not isinstance(before, Text):
         return True
