@@ -33,8 +33,19 @@ def markdown(text: str) -> str:
 def code(text: str) -> str:
     """Format a name as Markdown code."""
     text = one_line(text)
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    fence = _fence(text, 1)
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
+def code_block(text: str) -> str:
+    """Format lines as a Markdown block of code."""
+    fence = _fence(text, 3)
+    return f"{fence}\n{plain(text).strip(chr(10))}\n{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    """Backticks that enclose a text: more than it has in a row."""
+    return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
 def spreadsheet(text: str) -> str:

@@ -94,3 +94,9 @@ def test_lists_of_numbers_stand_on_one_line_in_compact_json() -> None:
     text = as_json.write(Document("", (), content), compact=True)
     assert json.loads(text) == content and "[3, -4e-09]" in text
     assert as_json.write(Document("", (), content)) == json.dumps(content, indent=2) + "\n"
+
+
+def test_code_keeps_its_lines() -> None:
+    code = Document("", [Text("Recipe", "heading"), Text("a: |\n  ```<b>\x1b\n", "code")])
+    assert markdown.write(code) == "## Recipe\n\n````\na: |\n  ```<b>\\x1b\n````\n"
+    assert terminal.write(code) == "Recipe\na: |\n  ```<b>\\x1b\n"

@@ -30,10 +30,13 @@ Cell = str | Marked
 
 
 class Text(NamedTuple):
-    """A paragraph, the heading of a section, or an item of a list. Names in it need no escaping: writers do that."""
+    """A paragraph, the heading of a section, an item of a list, or code: lines that keep their breaks and blanks.
+
+    Names in it need no escaping: writers do that.
+    """
 
     text: str
-    kind: Literal["paragraph", "heading", "item"] = "paragraph"
+    kind: Literal["paragraph", "heading", "item", "code"] = "paragraph"
 
 
 class Table(NamedTuple):

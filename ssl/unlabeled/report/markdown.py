@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unlabeled.report.document import Cell, Document, Figure, Printed, Table, Text
 from unlabeled.report.visuals import Visual
-from unlabeled.text import markdown
+from unlabeled.text import code_block, markdown
 
 PREFIX = {"paragraph": "", "heading": "## ", "item": "- "}
 
@@ -37,6 +37,8 @@ def table(shown: Table) -> str:
 
 
 def _part(part: Printed) -> str:
+    if isinstance(part, Text) and part.kind == "code":
+        return code_block(part.text)
     if isinstance(part, Text):
         return PREFIX[part.kind] + markdown(part.text)
     if isinstance(part, Figure):

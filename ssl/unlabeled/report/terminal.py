@@ -11,7 +11,7 @@ from rich.text import Text as RichText
 
 from unlabeled.report.document import Cell, Document, Figure, Marked, Printed, Table, Text
 from unlabeled.report.visuals import Visual
-from unlabeled.text import one_line
+from unlabeled.text import one_line, plain
 
 STYLES = {"strong": "bold", "stop": "bold red", "high": "bold red", "warning": "yellow", "note": "cyan"}
 TOPIC = 10  # least width of the topics
@@ -50,6 +50,8 @@ def _show(console: Console, part: Printed, width: int) -> None:
             _hanging(console, head, _plain(text))
     elif isinstance(part, Figure):
         console.print(RichText(one_line(f"{part.text}: {part.file}")), soft_wrap=True)
+    elif part.kind == "code":
+        console.print(RichText(plain(part.text.rstrip("\n"))), soft_wrap=True)
     else:
         text = one_line(f"- {part.text}" if part.kind == "item" else part.text)
         console.print(RichText(text, "bold" if part.kind == "heading" else ""), soft_wrap=True)
