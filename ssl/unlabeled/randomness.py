@@ -23,6 +23,7 @@ class Stream(IntEnum):
     AUGMENTED = 0x1D4A  # test images that get augmented views
     SURVEY = 0xD0C7  # images that the doctor looks at
     SPLIT = 0x5B117  # groups that go to validation
+    LOOK = 0x100C  # images that a look shows; key: 0 examples, 1 clusters and queries, 2 of the map
 
 
 HELD_OUT = 0x4E1D  # added to the seed of a subset where labels are held out of training

@@ -394,6 +394,11 @@ class Encoder(nn.Module, ABC):
         """
         raise ValueError(f"{self.in_words(self.model)} has no attention. Use a vit_* or beit_* model.")
 
+    def pool_attention(self, tokens: Tokens) -> Tensor | None:
+        """Attention over the patches in the network's own pooling of the tokens of `forward` [B, heads, N]; None = it
+        does not pool by attention."""
+        return None
+
     @abstractmethod
     def layer_of(self, name: str) -> int:
         """The depth of a timm model's parameter, by name (layer decay, gradual unfreezing): 0 = embeddings or stem,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens, for_timm
 from unlabeled.data.source import Finite
-from unlabeled.nn.attention import attention_map
+from unlabeled.nn.attention import attention_map, pool_map
 from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
 from unlabeled.nn.norms import set_eps_
 from unlabeled.nn.patches import PatchMask
@@ -234,6 +234,15 @@ class Transformer(Encoder, ABC):
         for output in islice(self.outputs(x, grid), self.depth - 1):
             x = output
         return attention_map(block.attn, block.norm1(x), self.shared_bias(), self.rotations(grid)[-1])
+
+    def pool_attention(self, tokens: Tokens) -> Tensor | None:
+        from timm.layers import AttentionPoolLatent
+
+        if not isinstance(pool := getattr(self.vit, "attn_pool", None), AttentionPoolLatent):
+            return None
+        with_prefix = getattr(self.vit, "pool_include_prefix", True)  # an Eva has no choice
+        weights = pool_map(pool, tokens.raw if with_prefix else tokens.patches)
+        return weights[..., self.num_prefix if with_prefix else 0 :]
 
     def layer_of(self, name: str) -> int:
         """As MAE's `util/lr_decay.py`; the norm in front of the blocks is an embedding's, as in timm."""

@@ -28,6 +28,17 @@ def attention_map(attention: Any, x: Tensor, bias: Tensor | None = None, rotatio
     return (products if bias is None else products + bias).softmax(dim=-1)
 
 
+def pool_map(pool: Any, x: Tensor) -> Tensor:
+    """Weights [B, heads, N] that a timm `AttentionPoolLatent` gives tokens [B, N, D], the mean of its queries'; each
+    head's sum to 1."""
+    if pool.pos_embed is not None:
+        x = x + pool.pos_embed
+    query = pool.q(pool.latent).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+    key, _ = pool.kv(x).unflatten(-1, (2, pool.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    products = pool.scale * pool.q_norm(query) @ pool.k_norm(key).transpose(-2, -1)
+    return products.softmax(dim=-1).mean(2)
+
+
 def _queries_and_keys(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys [B, heads, N, D / heads], after their norms."""
     if getattr(attention, "q_proj", None) is not None:
