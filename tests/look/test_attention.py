@@ -15,6 +15,9 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
 from unlabeled.look import attention
 
+CLASS_TOKEN = "attention of the class token in the last block"
+POOL = "attention of the pooling, which reads the last block"
+PATCHES = "attention in the last block that a patch gets from all patches on average (there is no class token)"
 SMALL: dict[str, Any] = {"embed_dim": 24, "num_heads": 3, "patch_size": 8, "img_size": (32, 24), "depth": 2}
 
 
@@ -53,9 +56,9 @@ def block_input(encoder: Encoder) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "changed", "how"),
     [
-        ("vit_tiny_patch16_224", {}, attention.CLASS_TOKEN),
-        ("vit_small_patch14_reg4_dinov2", {}, attention.CLASS_TOKEN),
-        ("vit_base_patch16_gap_224", {}, attention.PATCHES),
+        ("vit_tiny_patch16_224", {}, CLASS_TOKEN),
+        ("vit_small_patch14_reg4_dinov2", {}, CLASS_TOKEN),
+        ("vit_base_patch16_gap_224", {}, PATCHES),
     ],
 )
 def test_attention_is_that_of_the_loops(model: str, changed: dict[str, Any], how: str) -> None:
@@ -71,7 +74,7 @@ def test_attention_is_that_of_the_loops(model: str, changed: dict[str, Any], how
         for head in range(3):
             query, key, _ = encoder.vit.blocks[-1].attn.qkv(x[image]).unflatten(1, (3, 3, 8))[:, :, head].unbind(1)
             rows = weights(query, key)
-            if how == attention.CLASS_TOKEN:
+            if how == CLASS_TOKEN:
                 maps.append(rows[0][prefix:])
             else:
                 count = len(rows) - prefix
@@ -88,7 +91,7 @@ def test_attention_is_that_of_the_loops(model: str, changed: dict[str, Any], how
 def test_a_pooling_by_attention_shows_its_own_weights(model: str, changed: dict[str, Any]) -> None:
     encoder = make(model, {**SMALL, **changed})
     found = attention.of(encoder, images())
-    assert found.how == attention.POOL
+    assert found.how == POOL
     pool, tokens = encoder.vit.attn_pool, encoder.eval()(images())
     for image in range(2):
         query = pool.q(pool.latent)[0].unflatten(1, (3, 8))

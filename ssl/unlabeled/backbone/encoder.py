@@ -394,9 +394,9 @@ class Encoder(nn.Module, ABC):
         """
         raise ValueError(f"{self.in_words(self.model)} has no attention. Use a vit_* or beit_* model.")
 
-    def pool_attention(self, tokens: Tokens) -> Tensor | None:
-        """Attention over the patches in the network's own pooling of the tokens of `forward` [B, heads, N]; None = it
-        does not pool by attention."""
+    def looks(self, images: Tensor, tokens: Tokens) -> tuple[Tensor, str] | None:
+        """Attention over the patches [B, heads, N] of images whose `forward` gave `tokens`, and whose it is, in words;
+        None = it has none that can be shown."""
         return None
 
     @abstractmethod

@@ -235,7 +235,22 @@ class Transformer(Encoder, ABC):
             x = output
         return attention_map(block.attn, block.norm1(x), self.shared_bias(), self.rotations(grid)[-1])
 
-    def pool_attention(self, tokens: Tokens) -> Tensor | None:
+    def looks(self, images: Tensor, tokens: Tokens) -> tuple[Tensor, str] | None:
+        """See `Encoder`: of the class token; without one, of a pooling by attention, else the mean over all patches
+        that ask."""
+        by_class_token, prefix = self.vit.cls_token is not None, self.num_prefix
+        if not by_class_token and (pooled := self._pooling_looks(tokens)) is not None:
+            return pooled, "attention of the pooling, which reads the last block"
+        try:
+            weights = self.attention(images)
+        except ValueError:
+            return None
+        if by_class_token:
+            return weights[:, :, 0, prefix:], "attention of the class token in the last block"
+        words = "attention in the last block that a patch gets from all patches on average (there is no class token)"
+        return weights[:, :, prefix:, prefix:].mean(2), words
+
+    def _pooling_looks(self, tokens: Tokens) -> Tensor | None:
         from timm.layers import AttentionPoolLatent
 
         if not isinstance(pool := getattr(self.vit, "attn_pool", None), AttentionPoolLatent):

@@ -11,9 +11,6 @@ from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.errors import UserError
 from unlabeled.nn.modes import evaluating
 
-CLASS_TOKEN = "attention of the class token in the last block"
-POOL = "attention of the pooling, which reads the last block"
-PATCHES = "attention that a patch gets from all patches in the last block, on average (there is no class token)"
 NORM = "norm of the features at every position of the last map"
 
 
@@ -44,9 +41,10 @@ def of(encoder: Encoder, images: Tensor) -> Attention:
     with evaluating(encoder):
         tokens = encoder(images)
         check_positions(encoder, tokens)
-        heads, how = _heads(encoder, images, tokens)
-    if heads is None:
+        found = encoder.looks(images, tokens)
+    if found is None:
         return Attention(_placed(tokens.patches.float().norm(dim=2).unsqueeze(1), tokens), ("norm",), NORM)
+    heads, how = found
     maps = torch.cat([heads.mean(1, keepdim=True), heads], dim=1).float()
     names = ("mean", *(f"head {head + 1}" for head in range(heads.shape[1])))
     return Attention(_placed(maps, tokens), names, how)
@@ -56,20 +54,6 @@ def check_positions(encoder: Encoder, tokens: Tokens) -> None:
     """Raise UserError when the tokens of an encoder are no map."""
     if tokens.grid == (1, 1):
         raise UserError(f"{encoder.model} gives one vector for an image of this size: there are no positions to show")
-
-
-def _heads(encoder: Encoder, images: Tensor, tokens: Tokens) -> tuple[Tensor | None, str]:
-    """Attention over the patches [B, heads, N], and whose it is; None = there is none to show."""
-    if not encoder.has_class_token and (pooled := encoder.pool_attention(tokens)) is not None:
-        return pooled, POOL
-    try:
-        weights = encoder.attention(images)
-    except ValueError:  # it has no attention whose maps are known
-        return None, NORM
-    prefix = tokens.prefix.shape[1]
-    if encoder.has_class_token:
-        return weights[:, :, 0, prefix:], CLASS_TOKEN
-    return weights[:, :, prefix:, prefix:].mean(2), PATCHES
 
 
 def _placed(maps: Tensor, tokens: Tokens) -> Tensor:
