@@ -25,6 +25,7 @@ from unlabeled.files import claim, remove, write_text
 from unlabeled.launch import forecast
 from unlabeled.launch.arguments import parse
 from unlabeled.launch.plan import Line, format_plan, on_meta, plan
+from unlabeled.launch.record import recorded
 from unlabeled.launch.resume import length, resume
 from unlabeled.pretrain.continued import Caution
 from unlabeled.pretrain.method import Method
@@ -45,6 +46,11 @@ OWN = (
     ".export-former",
     "logs",
     "pictures",
+    "look",
+    "index.html",
+    "index.html.writing",
+    "plan.json",
+    "events.jsonl",
     "metrics.jsonl",
     "bad_samples.jsonl",
     "recipe.yaml",
@@ -135,14 +141,17 @@ class Stage(ABC, Generic[R, J]):
             job = self.scored(self.job(recipe, data), accelerator)
             if options.dry_run:
                 notes = [_time(job, accelerator), *notes]
-            lines = plan(job, self.plan(job, [*followed, *taken]), accelerator.num_processes, str(accelerator.device))
-            text = format_plan(f"{recipe.name} ({self.name})", [*lines, *_left_out(job), *notes])
+            told = plan(job, self.plan(job, [*followed, *taken]), accelerator.num_processes, str(accelerator.device))
+            lines = [*told, *_left_out(job), *notes]
+            text = format_plan(f"{recipe.name} ({self.name})", lines)
             if accelerator.is_main_process:
                 print(text, file=sys.stderr, flush=True)
             if options.dry_run:
                 yield None
                 return
-            with opened(job, accelerator, options.fresh, options.force, epochs != asked, options.extend) as engine:
+            with opened(
+                job, accelerator, options.fresh, options.force, epochs != asked, options.extend, lines
+            ) as engine:
 
                 def finish() -> None:
                     for line in self.finish(job, engine):
@@ -162,10 +171,12 @@ def opened(
     force: bool = False,
     longer: bool = False,
     extend: float | None = None,
+    lines: Sequence[Line] = (),
 ) -> Iterator[Engine]:
     """Hold the output folder of a job; yields its engine, where an earlier run stopped.
 
     `fresh` starts over, which is refused where there is an earlier run unless `force` removes it; see also `resume`.
+    `lines` of the plan are for the page of the run.
     """
     output = Path(job.recipe.output)
     lock = on_main(accelerator, lambda: claim(output, "run.output"))
@@ -175,7 +186,8 @@ def opened(
     resume(engine, longer, extend)
     if accelerator.is_main_process:
         write_text(output / "recipe.yaml", dump(job.recipe))
-    yield engine
+    with recorded(engine, lines):
+        yield engine
     if lock:
         lock.close()
 

@@ -24,9 +24,11 @@ from unlabeled.nn.modes import evaluating
 from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.processes import gather_objects, on_main, raise_together, total
 from unlabeled.progress import Clock
+from unlabeled.report.visuals import Tone
 from unlabeled.signals import stop
 from unlabeled.train import snapshot, state
 from unlabeled.train.checkpoint import Checkpoints
+from unlabeled.train.events import Events
 from unlabeled.train.job import Job
 from unlabeled.train.optim import clip_gradients, param_groups, set_rates
 from unlabeled.train.tracking import Averages, Diagnosis, Display, Meter, MetricsFile, Trackers, scores_at
@@ -78,14 +80,16 @@ class Engine:
 
         self.display = Display(recipe.name, self.total_steps, recipe.train.epochs, accelerator.is_main_process)
         run = recipe.run
-        kept = run.keep_last, run.keep_every, self.display.say, snapshot.check, accelerator.is_main_process
+        self.clock = Clock()
+        main = accelerator.is_main_process
+        self.events = Events(output / "events.jsonl" if main else None, self.display.say, self.clock)
+        kept = run.keep_last, run.keep_every, self.tell, snapshot.check, main
         self.checkpoints = Checkpoints(output / "checkpoints", *kept)
         self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
-        self.clock = Clock()
         self.meter, self.averages = Meter(), Averages()
-        self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.display.say)
+        self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.tell)
         self.metrics: MetricsFile | None = None  # of the main process, while it runs
-        self.trackers = Trackers(accelerator, self.display.say)
+        self.trackers = Trackers(accelerator, self.tell)
 
     # ---------------------------------------------------------------- a run
 
@@ -96,6 +100,7 @@ class Engine:
             UserError: too many bad pictures or non-finite steps, or a checkpoint cannot be written.
         """
         self.metrics = on_main(self.accelerator, lambda: MetricsFile(self.output / "metrics.jsonl", self.step))
+        self.events.begin(self.step)
         self.trackers.start(self.job.recipe.name, self.job.recipe)
         self.model.train()
         feed = self._feed()
@@ -109,10 +114,10 @@ class Engine:
             if self.metrics:
                 self.metrics.close()
         if not ended:
-            self.display.say(
-                f"stopped by {stop.received or 'another process'} at step {self.step}; checkpoint in "
-                f"{self.checkpoints.path(self.step)}. The same command goes on from there."
-            )
+            kept = f"checkpoint in {self.checkpoints.path(self.step)}. The same command goes on from there."
+            text = f"stopped by {stop.received or 'another process'} at step {self.step}; {kept}"
+            self.display.say(text)
+            self.events.end(self.step, text, "stopped")
         return ended
 
     def _loop(self, feed: Feed) -> bool:
@@ -279,10 +284,15 @@ class Engine:
         for found in gather_objects([bad for raw in pending for bad in raw.bad]):
             for key, reason in found:
                 if self.bad.add(key, reason, write=self.accelerator.is_main_process):
-                    self.display.say(f"skipped {key}: {reason}")
+                    self.tell(f"skipped {key}: {reason}", "note")
         self.bad.check()
 
     # ---------------------------------------------------------------- what is said and kept
+
+    def tell(self, text: str, tone: Tone = "warning") -> None:
+        """Say a line, and keep it among the events of the run."""
+        self.display.say(text)
+        self.events.add(self.step, text, tone)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
@@ -314,6 +324,7 @@ class Engine:
     def _write(self, values: dict[str, float]) -> None:
         if self.metrics:
             self.metrics.write(self.step, values)
+            self.events.heard()
         self.trackers.log(self.step, values)
 
     def _evaluate(self, batch: Batch | None, scored: bool = True) -> bool:
@@ -326,6 +337,7 @@ class Engine:
                     file = self.job.picture(self.step, method, batch)
                     with stop.later():
                         self.trackers.show(self.step, file)
+                    self.events.heard()
                 raise_together(None)  # pictures may have taken long, and are drawn by one process
         except Stopped:
             return False
@@ -345,7 +357,7 @@ class Engine:
     def _compare(self, scores: Mapping[str, float]) -> None:
         """Hold scores of this step against those of the encoder that the run began with."""
         if self.bar is not None and (warning := self.bar.read(self.step, scores)):
-            self.display.say(warning)
+            self.tell(warning)
 
     def _look(self, watch: EarlyStopping) -> None:
         """The watched score decides which checkpoint stays, where the rate falls and when the run ends."""
@@ -356,6 +368,7 @@ class Engine:
         self._write({f"watched_{watch.config.metric}": score})
         if consequence:
             self.display.say(f"step {self.step}  {consequence}")
+            self.events.add(self.step, consequence, "note")
 
     @contextmanager
     def _aside(self) -> Iterator[Method]:
@@ -372,7 +385,7 @@ class Engine:
         if best is None or best == self.step:
             return False
         if (kept := self.checkpoints.read(best)) is None:
-            self.display.say(f"the best weights, of step {best:,}, are lost: those of the last step are used")
+            self.tell(f"the best weights, of step {best:,}, are lost: those of the last step are used")
             self.checkpoints.best = None
             return False
         state.load_model(self.method, kept.tensors["model"])

@@ -69,6 +69,10 @@ class Run(BaseModel, frozen=True, extra="forbid"):
         description="steps between pictures of what is learnt from (crops, reconstructions), as PNGs and in trackers; "
         "null = where pretraining is evaluated. The end of the run has one too",
     )
+    page: bool = Field(
+        True,
+        description="write index.html, a page that shows how the run goes, into the output folder while it goes on",
+    )
     trackers: tuple[Tracker, ...] = Field((), description="also log to tensorboard, mlflow, or both")
     max_skipped: int = Field(20, ge=1, description="steps in a row with a non-finite loss or gradient before stopping")
     timeout: float = Field(

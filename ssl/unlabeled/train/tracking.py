@@ -39,9 +39,7 @@ class MetricsFile:
 
     def __init__(self, file: Path, step: int) -> None:
         try:
-            with open(file, "ab+") as found:
-                found.truncate(_end_of(found, step))
-                end_line(found)
+            cut_back(file, step)
             self._file = open(file, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open as long as the run
         except OSError as error:
             raise UserError(
@@ -233,6 +231,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat
+
+
+def cut_back(file: Path, step: int) -> None:
+    """Drop the lines of later steps than `step`, and broken ones at the end, of a file of JSON lines; make it if there
+    is none."""
+    with open(file, "ab+") as found:
+        found.truncate(_end_of(found, step))
+        end_line(found)
 
 
 def _end_of(file: BinaryIO, step: int) -> int:
