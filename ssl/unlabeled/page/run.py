@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unlabeled.look.parts import parts as look
 from unlabeled.page.charts import charts
 from unlabeled.page.curves import Curve, Curves
 from unlabeled.page.lines import Growing, finite, text, whole
@@ -65,6 +66,7 @@ def document(folder: Path, reader: Reader | None = None, now: float | None = Non
         *_noticed(reader.events),
         *charts({"": curves}, _bands(plan), list(_marks(reader.events))),
         *_drawn(folder),
+        *look(folder),
         *_skipped(reader),
         *_made(folder, plan, reader.events),
     ]
