@@ -58,6 +58,7 @@ def write(document: Document, folder: Path, refresh: float | None = None, home: 
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="unlabeled">
 <meta http-equiv="Content-Security-Policy" content="{_policy(early, late, refresh is not None)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">

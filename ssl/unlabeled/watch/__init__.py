@@ -1,0 +1,1 @@
+"""All runs of a folder as web pages, on this machine alone: found, listed, shown, compared."""
