@@ -28,23 +28,22 @@ function draw(self) {
   const { part, drawn } = self;
   const [text, faint, healthy] = ["muted", "rule", "healthy"].map(colour);
   const [from, to] = state.zooms[part.x] || extent(part);
-  const [low, high] = heights(part, from, to);
+  const { low, high, step } = heights(part, from, to);
   const shades = palette(part.lines.length);
   const axis = { axisLine: { lineStyle: { color: faint } }, axisLabel: { color: text, hideOverlap: true, fontSize: 11 } };
   const series = part.lines.flatMap((line, i) => (state.hidden[line.name] ? [] : lines(part, line, shades[i], i)));
   drawn.setOption(
     {
       animation: false,
-      aria: { enabled: true, label: { description: `${part.title}: ${part.lines.map((line) => line.name).join(", ")}` } },
       grid: { left: 4, right: 12, top: part.y ? 26 : 10, bottom: part.x ? 22 : 4, containLabel: true },
       xAxis: {
         ...axis, type: "value", min: from, max: to, name: part.x, nameLocation: "middle", nameGap: 26,
         nameTextStyle: { color: text, fontSize: 11 }, splitLine: { show: false }, splitNumber: 4,
-        axisLabel: { ...axis.axisLabel, showMinLabel: null, formatter: short },
+        axisLabel: { ...axis.axisLabel, showMinLabel: part.kind === "lines", showMaxLabel: part.kind === "lines", formatter: short },
       },
       yAxis: {
         ...axis, type: "value", min: low, max: high, name: part.y, nameTextStyle: { color: text, fontSize: 11, align: "left" },
-        nameGap: 10, splitLine: { lineStyle: { color: faint } }, splitNumber: 4, axisLabel: { ...axis.axisLabel, formatter: short },
+        nameGap: 10, splitLine: { lineStyle: { color: faint } }, interval: step, axisLabel: { ...axis.axisLabel, formatter: short },
       },
       series: [...series, around(part, healthy, low, high)],
     },
@@ -102,12 +101,12 @@ function extent(part) {
   const xs = part.lines.flatMap((line) => [line.x[0], line.x[line.x.length - 1]]).filter((x) => x !== undefined);
   const [from, to] = xs.length ? [Math.min(...xs), Math.max(...xs)] : [0, 1];
   const most = Math.max(1, ...part.lines.map((line) => line.x.length));
-  const edge = part.kind === "bars" ? (to - from) / Math.max(1, most - 1) / 2 || 0.5 : 0; // half a bar
+  const edge = { lines: 0, dots: (to - from) / 30, bars: (to - from) / Math.max(1, most - 1) / 2 || 0.5 }[part.kind]; // half a bar
   return from === to && !edge ? [from - 1, to + 1] : [from - edge, to + edge];
 }
 
-/** The range of the values between two places, and of their neighbours: round numbers around it.
- * @param {Chart} part @param {number} from @param {number} to @returns {[number, number]} */
+/** The range of the values between two places, and of their neighbours: round numbers around it, and between them.
+ * @param {Chart} part @param {number} from @param {number} to */
 function heights(part, from, to) {
   let [low, high] = part.kind === "bars" ? [0, 0] : [Infinity, -Infinity];
   for (const line of part.lines) {
@@ -119,10 +118,12 @@ function heights(part, from, to) {
       }
     }
   }
-  if (low > high) return [0, 1];
+  if (low > high) return { low: 0, high: 1, step: 0.25 };
   if (low === high) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 10, high + Math.abs(low) / 10];
-  const step = 10 ** Math.floor(Math.log10(high - low)) / 2;
-  return [Math.floor(low / step) * step, Math.ceil(high / step) * step];
+  const raw = (high - low) / 4;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = power * ([1, 2, 2.5, 5].find((times) => times * power >= raw) || 10);
+  return { low: Math.floor(low / step) * step, high: Math.ceil(high / step) * step, step };
 }
 
 /** A number on an axis. @param {number} value */
@@ -146,10 +147,10 @@ function readout(self, x) {
     const at = x === null ? newest(line) : nearest(line.x, x);
     const swatch = make("i");
     swatch.style.background = shades[i];
-    const name = part.lines.length > 1 ? `${line.name} ` : "";
-    const label = [swatch, make("span", {}, name), make("b", {}, told(line.y[at]))];
-    if (part.lines.length === 1) return make("span", { className: "key" }, ...label);
-    const key = make("button", { type: "button", className: "key", "aria-pressed": !state.hidden[line.name] }, ...label);
+    const value = make("b", {}, told(line.y[at]));
+    if (part.lines.length === 1) return make("span", { className: "key" }, swatch, value);
+    const key = make("button", { type: "button", className: "key", "aria-pressed": !state.hidden[line.name] }, swatch,
+      make("span", {}, line.name), value);
     key.onclick = () => hide(line.name, i);
     return key;
   });

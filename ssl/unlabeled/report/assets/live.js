@@ -49,7 +49,7 @@ function busy() {
   return document.hidden || typing || one("#large").hasAttribute("open") || document.querySelector(":active:not(html, body)") !== null;
 }
 
-let version = "";
+let before = ""; // the page as it was read last
 
 /** Read the page anew: over HTTP its parts are replaced, from disk it is loaded again. */
 async function renew() {
@@ -64,11 +64,11 @@ async function renew() {
 }
 
 async function replace() {
-  const answer = await fetch(location.href, { cache: "no-cache" });
-  const now = answer.headers.get("ETag") || answer.headers.get("Last-Modified") || "";
-  if (!answer.ok || (now && now === version)) return;
-  version = now;
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const answer = await fetch(location.href, { cache: "no-store" });
+  const text = await answer.text();
+  if (!answer.ok || text === before) return;
+  before = text;
+  const page = new DOMParser().parseFromString(text, "text/html");
   for (const part of ["main", "nav", ".top h1"]) one(part).replaceChildren(...one(part, page).childNodes);
   document.title = page.title;
   document.body.dataset.refresh = page.body.dataset.refresh || "";
@@ -103,5 +103,6 @@ addEventListener("pagehide", remember);
 
 recall();
 enliven();
-if (state.top && !location.hash) scrollTo({ top: state.top, behavior: "instant" });
+const [entry] = /** @type {PerformanceNavigationTiming[]} */ (performance.getEntriesByType("navigation"));
+if (entry?.type === "reload") scrollTo({ top: state.top, behavior: "instant" });
 if (document.body.dataset.refresh) setTimeout(renew, 1000 * Number(document.body.dataset.refresh));

@@ -32,7 +32,11 @@ class Atlas {
     one(".drawn", figure).replaceChildren(tools, make("div", { className: "beside" }, this.box, this.legend), this.chosen);
     this.select.onchange = () => this.paint((this.kept.only = undefined));
     this.search.oninput = () => this.paint();
-    this.search.onkeydown = (event) => event.key === "Enter" && this.choose(this.part.names.findIndex((_, i) => this.matches(i)));
+    this.search.addEventListener("change", () => {
+      if (this.search.value) this.choose(this.part.names.findIndex((_, i) => this.matches(i)));
+    });
+    const [x, y, scale] = this.kept.view || [];
+    this.view = scale ? { x, y, scale } : this.all();
     this.pointing();
     /** @type {HTMLImageElement|null} */
     this.image = null;
@@ -58,7 +62,6 @@ class Atlas {
     const { clientWidth: width, clientHeight: height } = this.box;
     const dense = devicePixelRatio || 1;
     Object.assign(this.canvas, { width: width * dense, height: height * dense });
-    if (!this.view) this.view = this.kept.view ? { x: this.kept.view[0], y: this.kept.view[1], scale: this.kept.view[2] } : this.all();
     this.draw();
   }
 
@@ -69,7 +72,7 @@ class Atlas {
       [left, right, bottom, top] = [Math.min(left, x), Math.max(right, x), Math.min(bottom, y), Math.max(top, y)];
     }
     const room = Math.min(this.box.clientWidth / (right - left || 1), this.box.clientHeight / (top - bottom || 1));
-    return { x: (left + right) / 2, y: (bottom + top) / 2, scale: 0.92 * room };
+    return { x: (left + right) / 2, y: (bottom + top) / 2, scale: 0.86 * room };
   }
 
   whole() {
@@ -328,7 +331,7 @@ class Atlas {
       this.choose(i);
       if (event.pointerType === "touch") this.hover(i, x, y);
     };
-    canvas.onpointercancel = (event) => down.delete(event.pointerId);
+    canvas.addEventListener("pointercancel", (event) => down.delete(event.pointerId));
     canvas.onpointerleave = () => this.hover(-1, 0, 0);
     canvas.addEventListener("wheel", (event) => {
       if (!(event.ctrlKey || document.activeElement === canvas)) return; // else the page scrolls

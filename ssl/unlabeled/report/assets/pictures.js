@@ -34,7 +34,9 @@ function enlarge(shown, text) {
   const image = copy instanceof HTMLImageElement ? copy : make("div", { className: copy.className });
   image.style.cssText = copy.style.cssText;
   dialog.replaceChildren(image, make("p", {}, text), button("Close", "Close", () => dialog.close()));
-  dialog.onclick = (event) => event.target === dialog && dialog.close();
+  dialog.onclick = (event) => {
+    if (event.target === dialog) dialog.close();
+  };
   dialog.showModal();
 }
 
