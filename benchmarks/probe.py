@@ -87,13 +87,13 @@ def anew(backbone: Backbone, train: Source, test: Source, config: Linear) -> flo
     orders = list(batches(len(train), config, seed=0))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(orders))
     for rows in orders:
-        x, y = backbone(train, rows.numpy())
+        batch = backbone(train, rows.numpy())
         optimizer.zero_grad()
-        F.cross_entropy(head(norm(x)), y).backward()
+        F.cross_entropy(head(norm(batch.x)), batch.y).backward()
         optimizer.step()
         schedule.step()
-    x, y = backbone(test)
-    return accuracy(predicted(norm.eval(), head, x) == y)
+    last = backbone(test)
+    return accuracy(predicted(norm.eval(), head, last.x) == last.y)
 
 
 @torch.no_grad()

@@ -41,7 +41,9 @@ def test_pythons_own_ssl_is_not_shadowed() -> None:
     run("import ssl, asyncio; ssl.SSLContext; assert not ssl.__file__.startswith(sys.path[0])", ROOT)
 
 
-@pytest.mark.parametrize("module", ["unlabeled", "unlabeled.launch.program", "unlabeled.recipe"])
+@pytest.mark.parametrize(
+    "module", ["unlabeled", "unlabeled.launch.program", "unlabeled.recipe", "unlabeled.page.finetuned"]
+)
 def test_light_modules_import_neither_torch_nor_timm(module: str) -> None:
     heavy = "{'torch', 'torchvision', 'timm', 'accelerate'}"
     run(f"import {module}; found = {heavy} & set(sys.modules); assert not found, found", ROOT / "ssl")

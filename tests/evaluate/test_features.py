@@ -53,7 +53,8 @@ class FakeSource(Source):
 
 def raw_pixels(source: FakeSource, **options: object) -> tuple[Tensor, Tensor]:
     options = {"shape": (8, 8), "crop_pct": 8 / 12, "batch_size": 2, **options}
-    return extract(pixels, source, normalize=Normalize(MEAN, STD, CPU), device=CPU, **options)  # type: ignore[arg-type]
+    found = extract(pixels, source, normalize=Normalize(MEAN, STD, CPU), device=CPU, **options)  # type: ignore[arg-type]
+    return found.x, found.y
 
 
 def naive(source: FakeSource, rows: list[int]) -> tuple[Tensor, Tensor]:
@@ -107,10 +108,11 @@ def test_torch_random_state_is_untouched() -> None:
 
 def test_processes_share_the_work_and_all_get_the_whole() -> None:
     for rank, both in enumerate(on_processes(_one_rank)):
-        for (x, y, encoded), rows, counts in zip(both, GOOD_OF_TWO, ENCODED_OF_TWO, strict=True):
+        for (x, y, numbers, encoded), rows, counts in zip(both, GOOD_OF_TWO, ENCODED_OF_TWO, strict=True):
             expected_x, expected_y = naive(FakeSource(), rows)
             torch.testing.assert_close(x, expected_x)
             assert y.tolist() == expected_y.tolist()
+            assert numbers.tolist() == rows
             assert encoded == counts[rank]
 
 
@@ -145,7 +147,7 @@ GOOD_OF_TWO = [[0, 1, 3, 5, 6, 7, 8, 10], [0, 3, 5, 7, 10]]
 ENCODED_OF_TWO = [(5, 3), (5, 0)]
 
 
-def _one_rank(rank: int) -> list[tuple[Tensor, Tensor, int]]:
+def _one_rank(rank: int) -> list[tuple[Tensor, Tensor, Tensor, int]]:
     both = []
     for bad in BAD_OF_TWO:
         encoded: list[Tensor] = []
@@ -154,7 +156,7 @@ def _one_rank(rank: int) -> list[tuple[Tensor, Tensor, int]]:
             into.append(images)
             return pixels(images)
 
-        x, y = extract(
+        found = extract(
             noted,
             FakeSource(bad),
             shape=(8, 8),
@@ -165,5 +167,6 @@ def _one_rank(rank: int) -> list[tuple[Tensor, Tensor, int]]:
             rank=rank,
             world=2,
         )
-        both.append((x, y, sum(map(len, encoded))))
+        assert found.numbers is not None
+        both.append((found.x, found.y, found.numbers, sum(map(len, encoded))))
     return both

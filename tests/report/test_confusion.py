@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from unlabeled.report.classification import Outcomes, classification, classification_of
-from unlabeled.report.confusion import GROUPS, HARDEST, MOST_CELLS, Confusion
+from unlabeled.report.confusion import GROUPS, MOST_CELLS, Confusion
+from unlabeled.report.page import HARDEST
 from unlabeled.report.per_class import recall
 
 N, C = 400, 17

@@ -28,10 +28,12 @@ log = logging.getLogger(__name__)
 
 
 class Features(NamedTuple):
-    """Features x [n, D] float32 and labels y [n] int64, at least 0."""
+    """Features x [n, D] float32 and labels y [n] int64, at least 0; `numbers` [n] of the images in their source, None
+    where they are not kept."""
 
     x: Tensor
     y: Tensor
+    numbers: Tensor | None = None
 
     def to(self, device: torch.device) -> Features:
         return Features(self.x.to(device), self.y.to(device))
@@ -172,4 +174,5 @@ def _whole(shares: list[Share], source: Source, chosen: np.ndarray, max_bad: flo
             len(lost),
             source.classes[lost[0]],
         )
-    return Features(torch.cat(parts)[order], y[order])
+    numbers = torch.tensor([chosen[row] for share in shares for row in share[1]])
+    return Features(torch.cat(parts)[order], y[order], numbers[order])

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.report.page import HARDEST
+
 MOST_CELLS = 1000  # classes up to which a result has every cell, and a plot draws it
-HARDEST = 20  # classes that a page names
 GROUPS = 500  # groups that more classes are drawn as
 
 

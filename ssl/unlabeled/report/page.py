@@ -5,26 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from unlabeled.report.confusion import HARDEST
 from unlabeled.report.document import Document, Figure, Table, Text
 from unlabeled.report.intervals import estimate
 
 HARDEST_HEAD = ("class", "recall, %", "precision, %", "AUROC, %", "pictures", "taken for")
+HARDEST = 20  # classes that are named
 RANGES = {"many": "> 100", "medium": "20 to 100", "few": "< 20"}
 
 
 def page(result: dict[str, Any]) -> Document:
     """Scores, the hardest classes, protocol and cost, from the content of `result.json`."""
     parts = (
-        Table(("score", "value"), list(_scores(result))),
+        scores(result),
         Figure("confusion.png", "confusion matrix"),
         Figure("reliability.png", "reliability"),
         Text("Hardest classes", "heading"),
         Table(HARDEST_HEAD, _hardest(result)),
         Text("Protocol and cost", "heading"),
-        Table.facts(_circumstances(result)),
+        circumstances(result),
     )
     return Document(f"{result['protocol']['name']}: accuracy {result['accuracy']:.2f} %", parts, result)
+
+
+def scores(result: dict[str, Any]) -> Table:
+    """The scores of all classes together."""
+    return Table(("score", "value"), list(_scores(result)))
+
+
+def circumstances(result: dict[str, Any]) -> Table:
+    """Protocol, seeds and cost."""
+    return Table.facts(_circumstances(result))
+
+
+def confusions(result: dict[str, Any]) -> dict[int, dict[int, int]]:
+    """Counts by predicted class of every true class, or of the hardest ones where there are very many."""
+    if "confusion" in result:
+        return {i: {j: n for j, n in enumerate(counts) if n} for i, counts in enumerate(result["confusion"])}
+    return {int(i): {int(j): n for j, n in counts.items()} for i, counts in result.get("confused", {}).items()}
 
 
 def _scores(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -47,10 +64,8 @@ def _scores(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _hardest(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Classes with the lowest recall first, each with the class that it is mostly taken for."""
-    rows, names, confused = [], list(result["classes"].values()), result.get("confused", {})
-    if "confusion" in result:
-        confused = {i: {j: n for j, n in enumerate(counts) if n} for i, counts in enumerate(result["confusion"])}
-    for i, counts in confused.items():
+    rows, names = [], list(result["classes"].values())
+    for i, counts in confusions(result).items():
         name = names[i]
         if name not in result["per_class"]:
             continue

@@ -38,6 +38,7 @@ from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping, Watching
 from unlabeled.transfer.labels import Amount, Labelled, labelled
+from unlabeled.transfer.looks import write_looks
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.result import Scorer, write_result
 from unlabeled.transfer.start import check_preprocessing, is_said, load_start, of_the_encoder
@@ -207,6 +208,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
             return method.export(output / "export", prepared, made(recipe, engine, result))
 
         whole = on_main(engine.accelerator, write)
+        looks = on_main(engine.accelerator, lambda: write_looks(output / "look", scorer, method), whole=False)
         load = method.family.loaded_by(method.architecture, f"{output}/export")
         best = f", by the weights of step {engine.checkpoints.best:,}" if other else ""
         return [
@@ -216,6 +218,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
             f"  classifier {output}/export  ({load})"
             if whole
             else f"  backbone   {output}/export  ({load}), the linear head is in heads.safetensors",
+            *([looks] if looks else []),
         ]
 
     def evaluated(self, recipe: FinetuneRecipe) -> tuple[Split, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unlabeled.data.source import Source
 from unlabeled.environment import versions
@@ -16,10 +17,10 @@ from unlabeled.files import json_lines, write_text
 from unlabeled.progress import Clock
 from unlabeled.report import as_json, markdown
 from unlabeled.report.calibration import Reliability
-from unlabeled.report.classification import Classification, Outcomes, classification, classification_of
+from unlabeled.report.classification import Classification, Outcomes, classification_of
 from unlabeled.report.confusion import Confusion
 from unlabeled.report.page import page
-from unlabeled.report.per_class import MOST_CURVES
+from unlabeled.report.per_class import MOST_CURVES, auroc
 from unlabeled.report.plots import draw_confusion, draw_reliability
 from unlabeled.train.engine import Engine
 from unlabeled.transfer.predict import Predict
@@ -30,7 +31,8 @@ PROTOCOL = {"name": "finetune", "version": "1"}
 
 
 class Scorer:
-    """Scores a task on labelled images, once per image, without augmentation; `latest` is the newest result.
+    """Scores a task on labelled images, once per image, without augmentation; `latest` is the newest result, `outcomes`
+    are those of its images, `numbers` [n] these in the source.
 
     Args:
         source: the images, their classes numbered as the head's.
@@ -48,6 +50,8 @@ class Scorer:
         self.train_counts = class_counts(train_labels, len(self.classes))
         self.latest: dict[str, Any] | None = None
         self.confusion: Confusion
+        self.outcomes: Outcomes
+        self.numbers: Tensor | None = None
         self.clock = Clock()
         present = class_counts(source.labels, len(self.classes)) > 0
         unseen = [repr(self.classes[i]) for i in (present & (self.train_counts == 0)).nonzero().flatten().tolist()]
@@ -72,9 +76,10 @@ class Scorer:
         """Above so many classes that curves are left out, no logits are kept either."""
         reduce = None if len(self.classes) <= MOST_CURVES else lambda logits, y: Outcomes.of(logits, y).columns()
         scored = self.predict(method.predict, method, self.source, reduce)
-        if reduce is None:
-            return classification(scored.x, scored.y, self.classes, self.train_counts)
-        return classification_of(Outcomes.read(scored.x, scored.y), self.classes, self.train_counts)
+        self.outcomes = (Outcomes.of if reduce is None else Outcomes.read)(scored.x, scored.y)
+        self.numbers = scored.numbers
+        areas = auroc(scored.x, scored.y) if reduce is None else None
+        return classification_of(self.outcomes, self.classes, self.train_counts, areas)
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> torch.Tensor:

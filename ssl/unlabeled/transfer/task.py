@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, Field, field_validator
@@ -17,6 +17,7 @@ from unlabeled.backbone.folder import Preprocessing
 from unlabeled.data.source import Source
 from unlabeled.data.view.mixing import Mixing
 from unlabeled.data.view.views import Interpolation, View
+from unlabeled.nn.positions import Grid
 from unlabeled.pretrain.method import Method
 from unlabeled.registry import ByFile
 from unlabeled.report.card import Made
@@ -26,15 +27,38 @@ from unlabeled.transfer.network import Trained
 from unlabeled.transfer.predict import Predict
 
 
+class Traced(NamedTuple):
+    """Class scores with gradients, and what they were made from.
+
+    Attributes:
+        scores: [B, classes].
+        last: the last map or tokens of the network, with class token and registers.
+        grid: (rows, columns) of its patches.
+    """
+
+    scores: Tensor
+    last: Tensor
+    grid: Grid
+
+
 class Task(Method):
     """A method that learns from labels: it predicts, and it is exported as it predicts."""
 
     architecture: str  # the model of its backbone
     family: type[Encoder]  # of that model
 
+    @property
+    @abstractmethod
+    def network(self) -> Any:
+        """The timm model by which it predicts, with the weights that are scored."""
+
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
         """Class scores [B, classes] of images [B, C, H, W], by the weights that are scored and exported."""
+
+    @abstractmethod
+    def traced(self, images: Tensor) -> Traced:
+        """The scores of `predict` with gradients, for images [B, C, H, W]."""
 
     @abstractmethod
     def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:

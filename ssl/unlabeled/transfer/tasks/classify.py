@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
-from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
 from unlabeled.data.batch.batch import Batch
 from unlabeled.nn.batchnorm import normalises
@@ -30,7 +30,7 @@ from unlabeled.transfer.network import (
 )
 from unlabeled.transfer.strategies import full
 from unlabeled.transfer.strategy import STRATEGIES, Strategy
-from unlabeled.transfer.task import Task, TaskConfig
+from unlabeled.transfer.task import Task, TaskConfig, Traced
 
 
 class Config(TaskConfig, frozen=True, extra="forbid"):
@@ -142,13 +142,26 @@ class Classifier(Task):
 
     def predict(self, images: Tensor) -> Tensor:
         """Class scores [B, classes] of images [B, C, H, W], from the averaged weights where there are any."""
-        return self._logits(self.model if self.average is None else self.average, images)
+        return self._logits(self.network, images)
+
+    @property
+    def network(self) -> Any:
+        return self.model if self.average is None else self.average
+
+    def traced(self, images: Tensor) -> Traced:
+        with torch.device("meta"):
+            encoder = self.family.build(self.architecture, self.family.without_head(self.architecture, self.arguments))
+        made = self.network.forward_features(images)
+        scores = self._head(self.network, made)
+        return Traced(scores, made.patches if isinstance(made, Tokens) else made, encoder.native_grid)
 
     def _logits(self, model: Any, images: Tensor) -> Tensor:
+        return model(images) if self.probe_norm is None else self._head(model, model.forward_features(images))
+
+    def _head(self, model: Any, features: Any) -> Tensor:
         if self.probe_norm is None:
-            return model(images)
-        pooled = model.forward_head(model.forward_features(images), pre_logits=True)
-        return model.get_classifier()(self.probe_norm(pooled))
+            return model.forward_head(features)
+        return model.get_classifier()(self.probe_norm(model.forward_head(features, pre_logits=True)))
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode; a frozen backbone and averaged weights stay in evaluation mode."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unlabeled.backbone.build import copy_encoder
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
-from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, in_python, parts, reader, widths
+from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, in_python, parts, read, reader, widths
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.source import Source
 from unlabeled.pretrain.method import Output, Progress
@@ -26,7 +26,7 @@ from unlabeled.transfer.losses import Objective, examples
 from unlabeled.transfer.network import Trained
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.strategies import frozen
-from unlabeled.transfer.task import Task, TaskConfig
+from unlabeled.transfer.task import Task, TaskConfig, Traced
 from unlabeled.transfer.tasks import classify
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -139,6 +139,18 @@ class LinearSweep(Task):
 
     def predict(self, images: Tensor) -> Tensor:
         return self.logits(images)[:, self.chosen]
+
+    @property
+    def network(self) -> Any:
+        return self.encoder.vit
+
+    def traced(self, images: Tensor) -> Traced:
+        wanted, head = parts(self.tried[self.chosen].kind), cast("nn.Linear", self.heads[self.chosen])
+        deepest, encoder = max(part.block for part in wanted), self.encoder
+        # its call may be compiled, without the hooks that read its layers
+        blocks = [encoder.forward(images)] if deepest == 1 else encoder.intermediate(images, range(-deepest, 0))
+        scores, last = head(read(blocks, wanted, encoder.own)), blocks[-1]
+        return Traced(scores, last.raw if wanted[0].how == "own" else last.patches, last.grid)
 
     def guesses(self, images: Tensor) -> Tensor:
         """The class that every head takes images [B, C, H, W] for [B, heads]."""

@@ -1,0 +1,71 @@
+"""The images of a score that are worth a look: the worst errors, typical confusions of the hardest classes, and some
+that are right."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlabeled.report.classification import Outcomes
+
+WORST = 24  # wrong images of the highest confidence
+HARDEST, OF_EACH = 6, 4  # classes with a row of confusions, and images in it
+RIGHT = 8
+
+
+class Judged(NamedTuple):
+    """An image by its number in the source, its class, the one it is taken for, and the probability of that one."""
+
+    number: int
+    true: int
+    predicted: int
+    probability: float
+
+
+class Chosen(NamedTuple):
+    """Images that are worth a look.
+
+    Attributes:
+        worst: wrong ones, the highest confidence first.
+        confused: for the classes of the lowest recall, wrong ones of the class that they are mostly taken for; those of
+            `worst` may be among them.
+        right: right ones from the most to the least confident, evenly.
+    """
+
+    worst: list[Judged]
+    confused: list[list[Judged]]
+    right: list[Judged]
+
+
+def choose(outcomes: Outcomes, numbers: Tensor) -> Chosen:
+    """Choose from the outcomes of n images with these numbers [n] in their source; the same for the same outcomes."""
+    wrong = outcomes.predicted != outcomes.labels
+    order = outcomes.confidence.argsort(descending=True, stable=True)
+
+    def judged(rows: Tensor) -> list[Judged]:
+        columns = (numbers, outcomes.labels, outcomes.predicted, outcomes.confidence)
+        return [Judged(*row) for row in zip(*(column[rows].tolist() for column in columns), strict=True)]
+
+    rows, right = order[wrong[order]], order[~wrong[order]]
+    spread = torch.linspace(0, len(right) - 1, min(RIGHT, len(right))).round().long()
+    confused = [judged(_typical(outcomes, rows, true)) for true in _hardest(outcomes.labels, wrong)]
+    return Chosen(judged(rows[:WORST]), confused, judged(right[spread]))
+
+
+def _hardest(labels: Tensor, wrong: Tensor) -> list[int]:
+    """The classes of the lowest recall that have errors, the worst first."""
+    found, missed = torch.bincount(labels), torch.bincount(labels[wrong], minlength=int(labels.max()) + 1)
+    order = (missed / found.clamp(min=1)).argsort(descending=True, stable=True)
+    return order[missed[order] > 0][:HARDEST].tolist()
+
+
+def _typical(outcomes: Outcomes, rows: Tensor, true: int) -> Tensor:
+    """Of wrong images `rows`, those of a class that are taken for its most frequent wrong one: of middling confidence,
+    where there are too many."""
+    mine = rows[outcomes.labels[rows] == true]
+    taken = outcomes.predicted[mine]
+    mine = mine[taken == torch.bincount(taken).argmax()]
+    first = max(0, len(mine) - OF_EACH) // 2
+    return mine[first : first + OF_EACH]
