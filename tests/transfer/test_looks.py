@@ -20,15 +20,15 @@ from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import center_crop
 from unlabeled.errors import BadSample
+from unlabeled.look.thumbnails import thumbnail
 from unlabeled.page.finetuned import parts
 from unlabeled.recipe import load
 from unlabeled.report.classification import Outcomes
 from unlabeled.report.document import Figure, Part, Table, Text
 from unlabeled.report.visuals import Chart, Gallery, Matrix
 from unlabeled.stages.finetune import FinetuneRecipe
-from unlabeled.transfer.errors import OF_EACH, WORST, choose
-from unlabeled.transfer.looks import write_looks
-from unlabeled.transfer.sheet import GREY, thumbnail, write_sheet
+from unlabeled.transfer.errors import OF_EACH, choose
+from unlabeled.transfer.looks import Look, write_looks
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def test_errors_are_those_of_a_plain_search(n: int, classes: int) -> None:
         )
     ]
     wrong = sorted((one for one in everything if one[1] != one[2]), key=lambda one: -one[3])
-    chosen = choose(found, numbers)
-    assert chosen.worst == wrong[:WORST]
+    chosen = choose(found, numbers, worst=20, right=8)
+    assert chosen.worst == wrong[:20]
 
     recall = {c: np.mean([one[1] == one[2] for one in everything if one[1] == c] or [2]) for c in range(classes)}
     order = [c for c in sorted(recall, key=lambda c: (recall[c], c)) if any(one[1] == c for one in wrong)]
@@ -86,32 +86,10 @@ def test_errors_are_those_of_a_plain_search(n: int, classes: int) -> None:
 
 def test_all_right_and_all_wrong() -> None:
     labels = torch.tensor([0, 1, 1])
-    right = choose(Outcomes.of(5 * torch.eye(2)[labels], labels), torch.arange(3))
+    right = choose(Outcomes.of(5 * torch.eye(2)[labels], labels), torch.arange(3), 20, 8)
     assert (right.worst, right.confused, len(right.right)) == ([], [], 3)
-    wrong = choose(Outcomes.of(5 * torch.eye(2)[1 - labels], labels), torch.arange(3))
+    wrong = choose(Outcomes.of(5 * torch.eye(2)[1 - labels], labels), torch.arange(3), 20, 8)
     assert len(wrong.worst) == 3 and wrong.right == [] and [len(row) for row in wrong.confused] == [1, 2]
-
-
-def test_thumbnails_keep_their_proportions() -> None:
-    wide = torch.zeros(1, 10, 40, dtype=torch.uint8)
-    found = thumbnail(wide, 32)
-    assert (found[:, 12:20] == 0).all() and (found[:, :12] == GREY).all() and (found[:, 20:] == GREY).all()
-    many = torch.arange(5, dtype=torch.uint8).view(5, 1, 1).expand(5, 64, 64)
-    assert thumbnail(many, 32)[:, 3, 3].tolist() == [0, 1, 2]
-    small = torch.tensor([[0, 200], [90, 40]], dtype=torch.uint8)[None]
-    assert thumbnail(small, 8)[0, ::4, ::4].tolist() == small[0].tolist()
-
-
-def test_a_sheet_has_its_pictures_row_by_row(tmp_path: Path) -> None:
-    greys = [torch.full((3, 8, 8), 40 * i, dtype=torch.uint8) for i in range(5)]
-    about = write_sheet(tmp_path / "sheet.jpg", greys, columns=3, side=16)
-    assert about == {"file": "sheet.jpg", "side": 16, "columns": 3, "images": 5}
-    with Image.open(tmp_path / "sheet.jpg") as image:
-        pixels = np.asarray(image).astype(int)
-    assert pixels.shape == (32, 48, 3)
-    for i in range(5):
-        tile = pixels[16 * (i // 3) : 16 * (i // 3 + 1), 16 * (i % 3) : 16 * (i % 3 + 1)]
-        assert abs(tile - 40 * i).max() <= 3
 
 
 def test_a_run_leaves_its_worst_errors(output: Path) -> None:
@@ -223,9 +201,11 @@ def scorer() -> Any:
 
 def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
     task: Any = SimpleNamespace(network=None, modules=list, eval=lambda: None)
-    assert write_looks(tmp_path / "look", scorer(), task) == ""
+    assert write_looks(tmp_path / "look", scorer(), task, Look()) == ""
     found = json.loads((tmp_path / "look" / "errors.json").read_text(encoding="utf-8"))
     assert [one["file"] for one in found["pictures"]] == ["0.png"] and found["worst"] == [0]
+    assert not (tmp_path / "none").exists() and write_looks(tmp_path / "none", scorer(), task, Look(errors=0)) == ""
+    assert {file.name for file in (tmp_path / "none").iterdir()} == {"where.json"}
     assert "traced" in json.loads((tmp_path / "look" / "where.json").read_text(encoding="utf-8"))["failed"]
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    assert "not shown: " in write_looks(tmp_path / "file", scorer(), task)
+    assert "not shown: " in write_looks(tmp_path / "file", scorer(), task, Look())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.look.parts import parts as look
+from unlabeled.page import finetuned
 from unlabeled.page.charts import charts
 from unlabeled.page.curves import Curve, Curves
 from unlabeled.page.lines import Growing, finite, text, whole
@@ -64,6 +65,7 @@ def document(folder: Path, reader: Reader | None = None, now: float | None = Non
     parts: list[Part] = [
         Table.facts(_standing(found, curves, now)),
         *_noticed(reader.events),
+        *finetuned.parts(folder),
         *charts({"": curves}, _bands(plan), list(_marks(reader.events))),
         *_drawn(folder),
         *look(folder),

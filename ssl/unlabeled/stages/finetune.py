@@ -38,7 +38,7 @@ from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping, Watching
 from unlabeled.transfer.labels import Amount, Labelled, labelled
-from unlabeled.transfer.looks import write_looks
+from unlabeled.transfer.looks import Look, write_looks
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.result import Scorer, write_result
 from unlabeled.transfer.start import check_preprocessing, is_said, load_start, of_the_encoder
@@ -72,6 +72,9 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
         None, description="a score that decides which weights are kept, when rates fall, when to stop; null = none does"
     )
     evaluate: Annotated[Scoring, FREE] = Field(Scoring(), description="when to score; null = only at the end")
+    look: Annotated[Look | None, FREE] = Field(
+        Look(), description="pictures of errors and of where the model looks, for the page; null = none"
+    )
 
     @field_validator("evaluate", mode="before")
     @classmethod
@@ -208,7 +211,9 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
             return method.export(output / "export", prepared, made(recipe, engine, result))
 
         whole = on_main(engine.accelerator, write)
-        looks = on_main(engine.accelerator, lambda: write_looks(output / "look", scorer, method), whole=False)
+        look, looks = recipe.look, None
+        if look is not None:
+            looks = on_main(engine.accelerator, lambda: write_looks(output / "look", scorer, method, look), whole=False)
         load = method.family.loaded_by(method.architecture, f"{output}/export")
         best = f", by the weights of step {engine.checkpoints.best:,}" if other else ""
         return [

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from unlabeled.report.classification import Outcomes
 
-WORST = 24  # wrong images of the highest confidence
 HARDEST, OF_EACH = 6, 4  # classes with a row of confusions, and images in it
-RIGHT = 8
 
 
 class Judged(NamedTuple):
@@ -39,8 +37,11 @@ class Chosen(NamedTuple):
     right: list[Judged]
 
 
-def choose(outcomes: Outcomes, numbers: Tensor) -> Chosen:
-    """Choose from the outcomes of n images with these numbers [n] in their source; the same for the same outcomes."""
+def choose(outcomes: Outcomes, numbers: Tensor, worst: int, right: int) -> Chosen:
+    """Choose from the outcomes of n images with these numbers [n] in their source; the same for the same outcomes.
+
+    `worst` and `right` are how many there are of these at most.
+    """
     wrong = outcomes.predicted != outcomes.labels
     order = outcomes.confidence.argsort(descending=True, stable=True)
 
@@ -48,10 +49,10 @@ def choose(outcomes: Outcomes, numbers: Tensor) -> Chosen:
         columns = (numbers, outcomes.labels, outcomes.predicted, outcomes.confidence)
         return [Judged(*row) for row in zip(*(column[rows].tolist() for column in columns), strict=True)]
 
-    rows, right = order[wrong[order]], order[~wrong[order]]
-    spread = torch.linspace(0, len(right) - 1, min(RIGHT, len(right))).round().long()
+    rows, correct = order[wrong[order]], order[~wrong[order]]
+    spread = torch.linspace(0, len(correct) - 1, min(right, len(correct))).round().long()
     confused = [judged(_typical(outcomes, rows, true)) for true in _hardest(outcomes.labels, wrong)]
-    return Chosen(judged(rows[:WORST]), confused, judged(right[spread]))
+    return Chosen(judged(rows[:worst]), confused, judged(correct[spread]))
 
 
 def _hardest(labels: Tensor, wrong: Tensor) -> list[int]:
