@@ -97,7 +97,7 @@ def choose(splits: Mapping[str, Source], most: int, seed: int) -> list[Picture]:
 def describe(
     encode: Encode, splits: Mapping[str, Source], chosen: Sequence[Picture], how: Prepared, workers: int, timeout: float
 ) -> tuple[Described, Thumbs]:
-    """Encode chosen images, whose classes all splits share, and make their thumbnails. Unusable ones are left out.
+    """Encode chosen images and make their thumbnails. Unusable ones are left out.
 
     Raises:
         UserError: no image can be used.
@@ -125,17 +125,20 @@ def describe(
     if not rows:
         raise UserError(f"none of the {len(chosen)} pictures can be used")
     used = [chosen[row] for row in rows]
-    labels = np.array([splits[split].labels[number] for split, number in used], np.int64)
     sheet = Thumbs(torch.cat(thumbs), columns_for(len(rows)))
     return Described(
         torch.cat(features),
         [splits[split].key(number) for split, number in used],
-        labels,
-        next(iter(splits.values())).classes,
+        [_class(splits[split], number) for split, number in used],
         [split for split, _ in used] if len(splits) > 1 else (),
         side,
         len(chosen) - len(rows),
     ), sheet
+
+
+def _class(source: Source, number: int) -> str:
+    label = int(source.labels[number])
+    return source.classes[label] if label >= 0 else ""
 
 
 def _kept(samples: Sequence[Seen]) -> tuple[list[int], Tensor | None, Tensor | None, int]:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from unlabeled.errors import UserError
@@ -32,8 +31,7 @@ class Described(NamedTuple):
     Attributes:
         features: [n, D].
         names: of their files.
-        labels: [n] int64, -1 = none.
-        classes: names by number; () = unlabelled.
+        classes: the class of each; '' = none.
         splits: of each; () = there is one only.
         side: of their thumbnails, pixels.
         left_out: number of images that cannot be used.
@@ -41,7 +39,6 @@ class Described(NamedTuple):
 
     features: Tensor
     names: Sequence[str]
-    labels: NDArray[np.int64]
     classes: Sequence[str]
     splits: Sequence[str]
     side: int
@@ -63,10 +60,11 @@ def mapped(images: Described, how: How, seed: int, queries: int, about: str, ste
     flat, groups, away = plane(x, how, seed), duplicates(voters, THRESHOLD), distances(voters)
     cluster = [f"cluster {number + 1}" for number in kmeans(x, CLUSTERS, rng).tolist()]
     asked = np.sort(rng.permutation(len(x))[:queries]).tolist()
-    labelled = bool(images.classes) and bool((images.labels >= 0).any())
-    classes = [images.classes[label] if label >= 0 else UNLABELLED for label in images.labels] if labelled else []
+    known = sorted({name for name in images.classes if name})
+    number = {name: i for i, name in enumerate(known)}
+    labels = torch.tensor([number[name] if name else -1 for name in images.classes])
+    classes = [name or UNLABELLED for name in images.classes] if known else []
     words = {"class": classes, "split": list(images.splits), "cluster": cluster}
-    vote = doubt(voters, torch.from_numpy(images.labels).to(x.device)) if labelled else x.new_zeros(0)
     return Mapped(
         about=about,
         plane=flat.words,
@@ -75,7 +73,7 @@ def mapped(images: Described, how: How, seed: int, queries: int, about: str, ste
         points=[(float(f"{a:.5g}"), float(f"{b:.5g}")) for a, b in flat.points.tolist()],
         thumbnails=Thumbnails(side=images.side, columns=columns_for(len(x))),
         words={name: values for name, values in words.items() if values},
-        numbers={"uncertainty": _rounded(vote)} if labelled else {},
+        numbers={"uncertainty": _rounded(doubt(voters, labels))} if known else {},
         queries=[Query(place=place, neighbours=_row(near, place)) for place in asked],
         outliers=[(place, round(float(away[place]), 4)) for place in away.argsort(descending=True)[:OUTLIERS].tolist()],
         duplicates=[Duplicates(places=one.numbers[:MEMBERS], cosine=round(one.cosine, 4)) for one in groups[:GROUPS]],

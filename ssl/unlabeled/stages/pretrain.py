@@ -18,9 +18,10 @@ from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.backbone.importing import importer_names
 from unlabeled.backbone.pooling import encoder_features
 from unlabeled.data.archive.listing import Split
-from unlabeled.data.batch.loader import ViewDataset
+from unlabeled.data.batch.loader import Normalize, ViewDataset
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
 from unlabeled.data.opened import Opened, location
+from unlabeled.data.source import Source
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator
@@ -28,6 +29,9 @@ from unlabeled.evaluate.features import Encode
 from unlabeled.evaluate.splits import Splits
 from unlabeled.launch.plan import Line, on_meta
 from unlabeled.launch.stage import Stage
+from unlabeled.look.collect import Prepared
+from unlabeled.look.during import Looking, Pictures
+from unlabeled.look.recipe import Look
 from unlabeled.paths import UserPath
 from unlabeled.pretrain.continued import Caution, Continued, advice, cautions
 from unlabeled.pretrain.method import AnyMethod, Method, MethodConfig, PretrainMethod, Progress
@@ -69,6 +73,10 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
         None,
         description="kNN and linear probes on labelled pictures while it trains; null = none. A protocol may stand "
         "here again under a name of its own: knn50: {name: knn, k: 50}",
+    )
+
+    look: Annotated[Look | None, FREE] = Field(
+        Look(), description="what is drawn of the encoder while it trains and at the end; null = nothing"
     )
 
     @field_validator("method")
@@ -134,6 +142,7 @@ class PretrainJob(Job):
     steps: int  # of the run
     rescaled: Sequence[Rescaled]  # settings of the method that follow from batch and length of the run
     begun: Begun | None = None  # the weights that it begins with; None = from scratch
+    looking: Looking | None = None  # draws its encoder; None = nothing does
 
 
 class Pretrain(Stage[PretrainRecipe, PretrainJob]):
@@ -193,7 +202,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         return replace(job, build=build, begun=beginning.described(outline, Preprocessing.of(recipe.data, 1.0)))
 
     def scored(self, job: PretrainJob, accelerator: Accelerator) -> PretrainJob:
-        recipe = job.recipe
+        recipe, looking = job.recipe, _looking(job, accelerator.device)
         return replace(
             job,
             evaluate=self._evaluator(recipe, job.data, accelerator),
@@ -201,7 +210,10 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
                 "pictures": job.dataset.source.fingerprint(),
                 **({} if job.begun is None else {"init": job.begun.digest}),
             },
-            picture=PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std),
+            picture=Pictures(
+                PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std), looking
+            ),
+            looking=looking,
             bar=None if recipe.init is None else _bar(recipe, recipe.init),
         )
 
@@ -260,6 +272,8 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         facts = Made(recipe.name, dump(recipe), *counts, begun=begun)
         card = pretrain_card(facts, recipe.method.name, engine.evaluated, loading)
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
+        if (looking := job.looking) is not None:
+            on_main(engine.accelerator, lambda: looking.map(engine.step, method, engine.clock.seconds), whole=False)
         compared = "" if engine.bar is None else engine.bar.verdict(engine.evaluated)
         return [
             f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "
@@ -289,6 +303,30 @@ def _evaluation(how: Evaluation, job: PretrainJob) -> str:
     height, width = method.views[0].shape
     pool = how.pool or f"{cast('PretrainMethod', on_meta(job.build)).pooling()} (as {method.name} is evaluated)"
     return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}"
+
+
+def _looking(job: PretrainJob, device: torch.device) -> Looking | None:
+    """What draws the encoder, prepared as for its evaluation."""
+    recipe, run = job.recipe, job.recipe.run
+    if recipe.look is None:
+        return None
+    how, normalize = recipe.evaluate or Evaluation(), Normalize(recipe.data.mean, recipe.data.std, device)
+
+    def sources() -> dict[str, Source]:
+        val = {"val": job.data.pictures("val")} if recipe.data.has_val else {}
+        return {**val, "train": job.dataset.source}
+
+    return Looking(
+        recipe.look,
+        Path(recipe.output) / "look",
+        sources,
+        Prepared(recipe.method.views[0].shape, how.crop_pct, how.interpolation, normalize, device),
+        pool=how.pool,
+        seed=recipe.seed,
+        most=recipe.look.most(job.steps, recipe.train.batch_size),
+        workers=run.workers,
+        timeout=run.timeout,
+    )
 
 
 def _bar(recipe: PretrainRecipe, init: str) -> Bar:
