@@ -54,7 +54,10 @@ def test_a_map_becomes_views(tmp_path: Path) -> None:
     assert drawn.text == "3 pictures at step 1,200; the plane is two components. 2 pictures cannot be used."
     assert outliers.rows == [Row("", [Shown(1, "1.25")])]
     assert alike.rows == [Row("0.991", [Shown(0, "a.png"), Shown(2, "c.png")])]
-    assert alike.text == ("3 groups of pictures whose cosine is 0.98 or more. The closest 1 groups are shown.")
+    assert alike.text == (
+        "3 groups of pictures whose cosine is 0.98 or more. The closest 1 groups are shown. "
+        "That is many: an encoder that has learnt little takes different pictures for alike."
+    )
     assert [part.rows for part in found if isinstance(part, Table)] == [
         [("b.png", "1.250")],
         [("a.png", "c.png", "0.991")],
@@ -124,8 +127,10 @@ def test_a_drawing_of_no_run_is_a_figure(tmp_path: Path) -> None:
     (tmp_path / "look").mkdir()
     (tmp_path / "look" / "pca.png").touch()
     (tmp_path / "look" / "about.json").write_text("[]")
-    _, figure = parts(tmp_path)
-    assert figure == Figure("look/pca.png", "Principal components of the patches")
+    title = "Principal components of the patches"
+    assert parts(tmp_path) == [Text(title, "heading"), Figure("look/pca.png", title)]
+    (tmp_path / "look" / "about.json").write_text('{"pca": "of all"}')
+    assert parts(tmp_path)[2:] == [Text("of all")]
 
 
 def test_reading_needs_no_torch() -> None:

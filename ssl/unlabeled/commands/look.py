@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     found = _map(args, encoder, sources, prepared, how.pool or encoder.default_pool)
     document = _document(args, words, found, refused)
     write_text(args.out / PAGE, html.write(document, args.out))
-    terminal.show(Console(), document)
+    printed = [part for part in document.parts if not (isinstance(part, Text) and part.kind == "heading")]
+    terminal.show(Console(), Document(document.title, printed))
     say(f"the page is {args.out / PAGE}")
     return 0
 

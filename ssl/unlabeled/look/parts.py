@@ -16,6 +16,7 @@ from unlabeled.report.visuals import Frame, Gallery, Map, Row, Sheet, Shown, Sli
 FOLDER, ABOUT = "look", "about.json"
 MOST_FRAMES = 24  # of one slider: every one is part of the page
 LISTED = 20  # rows of a table
+MANY = 20  # pictures for each group of near-duplicates below which that is said
 TITLES = {"attention": "Where it looks", "pca": "Principal components of the patches"}
 
 
@@ -40,7 +41,11 @@ def _slides(folder: Path) -> Iterator[Part]:
         alone = f"{FOLDER}/{kind}.png"  # of no run
         if frames or (folder / alone).exists():
             yield Text(title, "heading")
-            yield Slides(title, frames, told) if frames else Figure(alone, told or title)
+        if frames:
+            yield Slides(title, frames, told)
+        elif (folder / alone).exists():
+            yield Figure(alone, title)
+            yield from [Text(told)] if told else []
 
 
 def _step(file: Path) -> int:
@@ -123,7 +128,9 @@ def _duplicates(found: Mapped, sheet: Sheet) -> Iterator[Part]:
         yield Text(f"No two pictures have a cosine of {found.threshold:g} or more.")
         return
     more = f" The closest {len(found.duplicates):,} groups are shown." if len(found.duplicates) < found.grouped else ""
+    many = " That is many: an encoder that has learnt little takes different pictures for alike."
     text = f"{found.grouped:,} groups of pictures whose cosine is {found.threshold:g} or more.{more}"
+    text += many if MANY * found.grouped > len(found.names) else ""
     rows = [
         Row(f"{group.cosine:.3f}", [Shown(place, found.names[place]) for place in group.places])
         for group in found.duplicates
