@@ -13,6 +13,7 @@ from unlabeled.page.run import Reader, document
 from unlabeled.report.document import Document, Marked, Table, Text
 from unlabeled.report.visuals import Band, Chart, Mark, Slides
 
+COLLAPSE = "it collapses <script> (teacher_entropy 6.9 since step 1)"
 NOW = 1_800_000_000.0
 
 
@@ -39,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
         tmp_path,
         "events.jsonl",
         {"step": 0, "tone": "note", "text": "started", "state": "started"},
-        {"step": 3, "tone": "warning", "text": "warning: it collapses <script>"},
+        {"step": 3, "tone": "warning", "text": "warning: it collapses <script> (teacher_entropy 6.9 since step 1)"},
         {"step": 8, "tone": "note", "text": "done", "state": "ended", "seconds": 61.0, "cpu_seconds": 100.0},
     )
     (tmp_path / "pictures").mkdir()
@@ -65,7 +66,7 @@ def test_what_stands_on_the_page_and_in_which_order(folder: Path) -> None:
         "Other measures of the method",
         "What it sees and draws",
         "Skipped images",
-        "Cost",
+        "Course and cost",
         "Plan",
         "Versions",
         "Recipe",
@@ -73,8 +74,10 @@ def test_what_stands_on_the_page_and_in_which_order(folder: Path) -> None:
     state, warnings = [part for part in found.parts if isinstance(part, Table)][:2]
     assert list(state.rows[0]) == ["state", "ended after 8 steps, the last part took 61 s"]
     assert list(state.rows[-1]) == ["kNN", "39 at step 8; highest 40.5 at step 4; 30 at the start"]
-    assert warnings.rows == [["3", Marked("it collapses <script>", "warning")]]
+    assert warnings.rows == [["3", Marked(COLLAPSE, "warning")]]
     assert Table.facts([("pictures", "12"), ("", "of <b>")]) in found.parts
+    [course] = [part for part in found.parts if isinstance(part, Table) and "CPU time" in part.head]
+    assert course.rows == [["0", "started", "", ""], ["8", "done", "61 s", "2 min"]]
     assert found.parts[-1] == Text((folder / "recipe.yaml").read_text(), "code")
     assert json.loads(json.dumps(found.data))["scores"] == {"knn": 39.0}
 
@@ -83,7 +86,8 @@ def test_curves_have_bands_marks_and_a_start(folder: Path) -> None:
     found = charts(document(folder, now=NOW))
     assert list(found) == ["Loss", "kNN", "Entropy of the teacher", "odd one"]  # no step was skipped
     entropy = found["Entropy of the teacher"]
-    assert entropy.band == Band(None, 6.9, "ln 1024") and entropy.marks == [Mark(3, "it collapses <script>")]
+    assert entropy.band == Band(None, 6.9, "ln 1024") and entropy.marks == found["Loss"].marks == [Mark(3, COLLAPSE)]
+    assert not found["kNN"].marks
     measured, start = found["kNN"].lines
     assert (measured.x, measured.y) == ([0, 4, 8], [30.0, 40.5, 39.0])
     assert (start.name, start.x, start.y) == ("start", [0, 8], [30.0, 30.0])

@@ -52,7 +52,7 @@ def _plan(engine: Engine, lines: Sequence[Line]) -> dict[str, Any]:
             symptom.metric: {
                 "low": _bound(symptom.at_most),
                 "high": _bound(symptom.at_least),
-                "text": f"Beyond: {symptom.meaning}.",
+                "text": f"Outside: {symptom.meaning}.",
             }
             for symptom in engine.method.symptoms()
         },
@@ -60,4 +60,4 @@ def _plan(engine: Engine, lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _bound(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return float(f"{value:.4g}") if math.isfinite(value) else None

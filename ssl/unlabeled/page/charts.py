@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
@@ -21,7 +22,7 @@ def charts(
     Args:
         runs: by the name in the legend; '' = there is one run, and lines are called by what they measure.
         bands: of healthy values, by the name of the measure.
-        marks: on the step axis of all charts.
+        marks: on the step axis of the loss, and of the measures that they name.
     """
     found = [(name, False) for curves in runs.values() for name in curves.training]
     found += [(name, True) for curves in runs.values() for name in curves.scores]
@@ -31,7 +32,10 @@ def charts(
             yield Text(heading, "heading")
         for one, lines in shown:
             band = (bands or {}).get(one.name, one.band)
-            yield Chart(one.title, lines, y=one.unit, band=band, marks=marks, text=one.text)
+            named = [
+                mark for mark in marks if one.name == "loss" or re.search(rf"\b{re.escape(one.name)}\b", mark.text)
+            ]
+            yield Chart(one.title, lines, y=one.unit, band=band, marks=named, text=one.text)
 
 
 def _lines(measure: Measure, runs: Mapping[str, Curves]) -> list[Line]:

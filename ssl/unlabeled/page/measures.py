@@ -19,7 +19,7 @@ LOSS, SCORES, FEATURES, TEACHER, OPTIMIZER, SPEED, OTHERS = (
     "Speed",
     "Other measures of the method",
 )
-GROUPS = (LOSS, SCORES, OPTIMIZER, SPEED, FEATURES, TEACHER, OTHERS)
+GROUPS = (LOSS, SCORES, FEATURES, TEACHER, OTHERS, OPTIMIZER, SPEED)
 
 
 class Measure(NamedTuple):
@@ -126,7 +126,7 @@ KNOWN = (
         "Waiting for images",
         SPEED,
         "share of the time",
-        "How long steps wait for the loader. Lower is better; above it run.workers, or data.cache, pays.",
+        "How long steps wait for the loader. Lower is better; where it is high, run.workers or data.cache helps.",
         Band(None, 0.1, "Up to a tenth of the time is no loss worth mending."),
     ),
     Measure(

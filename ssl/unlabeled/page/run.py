@@ -13,14 +13,15 @@ from unlabeled.page.charts import charts
 from unlabeled.page.curves import Curve, Curves
 from unlabeled.page.lines import Growing, finite, text, whole
 from unlabeled.page.measures import measure
-from unlabeled.page.state import State, is_run, state
+from unlabeled.page.state import State, data, is_run, state
 from unlabeled.progress import duration
 from unlabeled.report.document import Cell, Document, Marked, Part, Table, Text
 from unlabeled.report.visuals import Band, Frame, Mark, Slides
 
-__all__ = ["Reader", "State", "document", "is_run", "state"]
+__all__ = ["Reader", "State", "data", "document", "is_run", "state"]
 
 LOUD = ("stop", "high", "warning")  # tones of events that stand at the top and on all curves
+TIMES = ("seconds", "cpu_seconds")
 MOST_EVENTS, MOST_MARKS, MOST_SKIPPED = 100, 20, 200
 MOST_FRAMES, FRAME_BYTES = 16, 4 << 20  # of a series of images
 DRAWN = "Reconstructions or crops, a column for each image, of one batch of training."
@@ -66,7 +67,7 @@ def document(folder: Path, reader: Reader | None = None, now: float | None = Non
         Table.facts(_standing(found, curves, now)),
         *_noticed(reader.events),
         *finetuned.parts(folder),
-        *charts({"": curves}, _bands(plan), list(_marks(reader.events))),
+        *charts({"": curves}, _bands(plan), _marks(reader.events)),
         *_drawn(folder),
         *look(folder),
         *_skipped(reader),
@@ -74,11 +75,6 @@ def document(folder: Path, reader: Reader | None = None, now: float | None = Non
     ]
     kind = f" ({found.kind})" if found.kind else ""
     return Document(f"{found.name}{kind}", parts, data(found))
-
-
-def data(found: State) -> dict[str, Any]:
-    """A state for programs."""
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in found._asdict().items()}
 
 
 def _standing(found: State, curves: Curves, now: float) -> Iterator[tuple[Any, str]]:
@@ -96,24 +92,24 @@ def _score(curve: Curve) -> str:
     return f"{value:.4g} at step {step:,}{best}{first}"
 
 
-def _noticed(events: Sequence[dict[str, Any]]) -> Iterator[Part]:
+def _noticed(events: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
     """What a person should know of, newest first."""
-    loud = [event for event in events if event.get("tone") in LOUD]
-    if loud:
+    if loud := _loud(events):
         yield Text("Warnings", "heading")
-        rows: list[list[Cell]] = [
-            [str(event.get("step", "")), Marked(_said(event), event["tone"])] for event in reversed(loud)
-        ]
-        yield Table(("step", "what"), rows[:MOST_EVENTS], left=2)
+        rows: list[list[Cell]] = [[str(event.get("step", "")), Marked(_said(event), event["tone"])] for event in loud]
+        yield Table(("step", "what"), rows[: -MOST_EVENTS - 1 : -1], left=2)
         if len(rows) > MOST_EVENTS:
             yield Text(f"The newest {MOST_EVENTS} of {len(rows):,}; events.jsonl has them all.")
 
 
-def _marks(events: Sequence[dict[str, Any]]) -> Iterator[Mark]:
-    for event in [event for event in events if event.get("tone") in LOUD and type(event.get("step")) is int][
-        -MOST_MARKS:
-    ]:
-        yield Mark(event["step"], _said(event), event["tone"])
+def _marks(events: Sequence[Mapping[str, Any]]) -> list[Mark]:
+    loud = [event for event in _loud(events) if type(event.get("step")) is int]
+    return [Mark(event["step"], _said(event), event["tone"]) for event in loud[-MOST_MARKS:]]
+
+
+def _loud(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Warnings; how parts of the run ended is told elsewhere."""
+    return [event for event in events if event.get("tone") in LOUD and "state" not in event]
 
 
 def _said(event: Mapping[str, Any]) -> str:
@@ -166,10 +162,8 @@ def _skipped(reader: Reader) -> Iterator[Part]:
 
 
 def _made(folder: Path, plan: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
-    """How the run was made: cost, plan, versions, recipe."""
-    if cost := list(_cost(events)):
-        yield Text("Cost", "heading")
-        yield Table.facts(cost)
+    """How the run was made: course and cost, plan, versions, recipe."""
+    yield from _history(events)
     for title, lines in (("Plan", plan.get("lines")), ("Versions", plan.get("versions"))):
         pairs = lines.items() if isinstance(lines, dict) else lines if isinstance(lines, list) else ()
         rows = [(str(pair[0]), str(pair[1])) for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2]
@@ -181,11 +175,19 @@ def _made(folder: Path, plan: Mapping[str, Any], events: Sequence[Mapping[str, A
         yield Text(recipe, "code")
 
 
-def _cost(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Time of all parts of the run that ended in good order."""
-    parts = [event for event in events if isinstance(event.get("seconds"), float)]
-    if parts:
-        several = f" in {len(parts)} parts" if len(parts) > 1 else ""
-        yield "time", duration(sum(event["seconds"] for event in parts)) + several
-        cpu = [event["cpu_seconds"] for event in parts if isinstance(event.get("cpu_seconds"), float)]
-        yield "CPU time", f"{duration(sum(cpu))} of the main process and its workers"
+def _history(events: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
+    """When the run was started, stopped and resumed, and what it took, as far as its parts ended in good order."""
+    parts = [event for event in events if "state" in event]
+    if not parts:
+        return
+    yield Text("Course and cost", "heading")
+    rows = [[str(event.get("step", "")), _said(event), *(_took(event, name) for name in TIMES)] for event in parts]
+    yield Table(("step", "what", "time", "CPU time"), rows[-MOST_EVENTS:], left=2)
+    sums = [sum(finite(event.get(name)) or 0.0 for event in parts) for name in TIMES]
+    if len([event for event in parts if event["state"] != "started"]) > 1:
+        yield Text(f"All parts together: {duration(sums[0])}, {duration(sums[1])} of CPU time.")
+
+
+def _took(event: Mapping[str, Any], name: str) -> str:
+    seconds = finite(event.get(name))
+    return "" if seconds is None else duration(seconds)

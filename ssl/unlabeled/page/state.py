@@ -111,6 +111,11 @@ def state(folder: Path, now: float | None = None) -> State:
     return State(*named, condition, words, tone, logged.step, total, left, loss, logged.scores, modified)
 
 
+def data(found: State) -> dict[str, Any]:
+    """A state for programs."""
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in found._asdict().items()}
+
+
 def _condition(folder: Path, facts: Facts, logged: Logged, event: Mapping[str, Any], silent: bool) -> Condition:
     for condition in ("ended", "stopped", "failed"):
         if event.get("state") == condition:

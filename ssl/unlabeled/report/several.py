@@ -195,7 +195,7 @@ def comparison(rows: Sequence[Repetitions]) -> Document:
     # a value for each row, None where it has no such setting
     found = {path: [each.get(path) for each in settings] for path in paths}
     if apart := {path: values for path, values in found.items() if any(value != values[0] for value in values)}:
-        lines = [[path, *map(_shown, values)] for path, values in apart.items()]
+        lines = [[path, *map(in_words, values)] for path, values in apart.items()]
         numbers = [str(number) for number in range(1, len(rows) + 1)]
         parts += [Text("What sets them apart:"), Table(["", *numbers], lines)]
     return Document("", parts, {"rows": [row.summary() for row in rows]})
@@ -211,5 +211,6 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": _deviation(values), "interval": interval, "values": list(values)}
 
 
-def _shown(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A value of a recipe, as a person writes it; `-` = there is none."""
     return "-" if value is None else json.dumps(value) if isinstance(value, (list, bool)) else str(value)
