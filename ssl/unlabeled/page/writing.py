@@ -16,7 +16,7 @@ from unlabeled.report import html
 
 NAME = "index.html"
 LEAST_REST = 5.0  # seconds between two rewritings
-REST = 100.0  # the same, in CPU seconds of the last one: less than 1 % of the run
+REST = 150.0  # the same, in CPU seconds of the last one: less than 1 % of the run, with the first and the last page
 SIGN = 30.0  # seconds between signs of life
 REFRESH = 10.0  # least seconds after which a page that is open reads itself anew
 PATIENCE = 10.0  # seconds that the end of a run waits for the last page
