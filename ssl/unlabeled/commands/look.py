@@ -19,11 +19,11 @@ from unlabeled.data.source import Source, SourceConfig
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.sources.table import Config as Tables
 from unlabeled.errors import UserError
-from unlabeled.evaluate.comparison import prepared_as
 from unlabeled.evaluate.features import WORKER_TIMEOUT
+from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import remove, write_text
 from unlabeled.launch.given import GIVEN, RECIPE, given, has_splits
-from unlabeled.launch.options import check_least, check_side, device_of
+from unlabeled.launch.options import check_least, check_side, checked, device_of
 from unlabeled.look.collect import Prepared, choose, describe, examples
 from unlabeled.look.mapped import Mapped
 from unlabeled.look.mapping import mapped
@@ -71,12 +71,12 @@ def run(args: argparse.Namespace) -> int:
     check_least(args, image_size=1, most=2, queries=0, examples=0, seed=0, workers=0)
     encoder, how, words = prepare(args.export, args.image_size, crop_pct=args.crop_pct, pool=args.pool)
     check_side(encoder, "--image-size", args.image_size)
+    asked = checked(Preparation, pool=how.pool, crop_pct=how.crop_pct, interpolation=how.interpolation)
     say(f"{args.export}: {words}")
     encoder = encoder.to(device := device_of(args.device)).eval()
     sources, config = _sources(args, lambda splits: given(args.pictures, load_any, how, splits, args.overrides, OWN))
     _make_room(args.out)
     normalize = Normalize(config.mean, config.std, device)
-    asked = prepared_as(how)
     prepared = Prepared(encoder.image_size, asked.crop_pct, asked.interpolation, normalize, device)
     refused = _draw(args, encoder, sources, prepared)
     found = _map(args, encoder, sources, prepared, how.pool or encoder.default_pool)

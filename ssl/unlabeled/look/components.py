@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
+from unlabeled.errors import UserError
 from unlabeled.look.attention import check_positions
 from unlabeled.nn.modes import evaluating
 
@@ -19,11 +20,15 @@ LOW, HIGH = 0.02, 0.98  # quantiles of a component that become black and full co
 def of(encoder: Encoder, images: Tensor) -> Tensor:
     """The first three components of the patches of normalised images [B, C, H, W]: [B, rows, columns, 3] float64.
 
-    They are those of all images' patches together, see `principal`. Raises UserError when the output has no positions.
+    They are those of all images' patches together, see `principal`.
+
+    Raises UserError when the output has no positions, or is not finite.
     """
     with evaluating(encoder):
         tokens = encoder(images)
     check_positions(encoder, tokens)
+    if not torch.isfinite(tokens.patches).all():
+        raise UserError("the encoder's output is not finite")
     found = principal(tokens.patches.flatten(0, 1), COLOURS)
     return found.unflatten(0, (len(images), *tokens.grid))
 

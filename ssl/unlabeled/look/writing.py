@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.errors import UserError
 from unlabeled.files import json_object, write_text
 from unlabeled.look import attention, components, drawing
 from unlabeled.look.mapped import FILE, SHEET, Mapped
@@ -54,8 +53,6 @@ def write_components(folder: Path, step: int | None, encoder: Encoder, seen: Exa
     Order and signs of the components follow the newest earlier drawing. Raises UserError when there is nothing to draw.
     """
     scores = components.of(encoder, seen.normalized)
-    if not torch.isfinite(scores).all():
-        raise UserError("the encoder's output is not finite")
     tile = drawing.tile_of((seen.pixels.shape[-2], seen.pixels.shape[-1]))
     if (before := _before(folder, "pca", step)) is not None:
         shape = (scores.shape[0], scores.shape[1], scores.shape[2])
@@ -66,9 +63,9 @@ def write_components(folder: Path, step: int | None, encoder: Encoder, seen: Exa
     drawing.write(file := folder / name("pca", step), torch.cat(rows, dim=1))
     told = (
         "The first three principal components of the patches of all these pictures together, as red, green and blue: "
-        "patches of one colour are alike to the encoder. Order and signs follow the drawing before."
+        "patches of one colour are alike to the encoder."
     )
-    _note(folder, "pca", told)
+    _note(folder, "pca", told if step is None else f"{told} Order and signs follow the drawing before.")
     return file
 
 
