@@ -16,7 +16,7 @@ from unlabeled.look.components import principal
 
 How = Literal["auto", "umap", "pca"]
 FEWEST, NEIGHBOURS, MIN_DIST = 50, 15, 0.1
-INSTALL = "pip install -e '.[map]'"
+INSTALL = "pip install umap-learn"
 
 
 class Plane(NamedTuple):

@@ -30,7 +30,7 @@ class Look(BaseModel, frozen=True, extra="forbid"):
     queries: int = Field(6, ge=0, le=64, description="pictures whose nearest neighbours are shown")
     map: How = Field(
         "auto",
-        description="how features are put on a plane: umap (pip install -e '.[map]'; takes about half a minute), pca, "
+        description="how features are put on a plane: umap (`pip install umap-learn`; takes about half a minute), pca, "
         f"or auto = umap at the end of a run of more than {LONG / 60:.0f} minutes where it is installed",
     )
     every: int | None = Field(
