@@ -72,7 +72,8 @@ def test_one_folder_of_one_split(home: Path, tmp_path: Path) -> None:
     assert look(home, tmp_path / "out", "--split", "val", "--examples", "0") == 0
     found = read(tmp_path / "out")
     assert set(found.words) == {"class", "cluster"}
-    assert all("/val/" in f"/{name}" for name in found.names)
+    assert found.root == f"{home}/pictures/val/"
+    assert {name[:2] for name in found.names} == {"a/", "b/"}
     assert not (tmp_path / "out" / "look" / "pca.png").exists()
 
 

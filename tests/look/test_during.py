@@ -68,12 +68,12 @@ def test_the_map_is_of_the_exported_encoder(drawn: Path) -> None:
     normalize, features, classes = Normalize(recipe.data.mean, recipe.data.std, torch.device("cpu")), [], []
     sources = {"train": Opened(recipe.data).train, "val": Opened(recipe.data).val}
     for name in found.names:
-        _, split, number = name.split("/")
+        split, number = name.split("/")
         source = sources[split]
         crop = center_crop(source.image(int(number)), (16, 16), 0.875, "bicubic")
         features.append(encoder(normalize(crop.unsqueeze(0))).patches.mean(1).detach())
         classes.append(source.classes[source.labels[int(number)]])
-    assert found.words["class"] == classes
+    assert (found.root, found.words["class"]) == ("shapes/", classes)
     near = nearest(directions(torch.cat(features)), 8)
     assert len(found.queries) == 2
     for query in found.queries:

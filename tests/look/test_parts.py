@@ -19,6 +19,7 @@ MAPPED: dict[str, Any] = {
     "about": "3 pictures",
     "plane": "the plane is two components",
     "step": 1200,
+    "root": "/pictures/",
     "names": ["a.png", "b.png", "c.png"],
     "points": [[0, 1], [2, 3], [4, 5]],
     "thumbnails": {"side": 96, "columns": 2},
@@ -44,18 +45,19 @@ def test_a_map_becomes_views(tmp_path: Path) -> None:
     sheet = Sheet("look/map.jpg", 96, 2, 3)
     gallery, outliers, alike = (part for part in found if isinstance(part, Gallery))
     assert gallery.rows == [
-        Row("a.png (cat)", [Shown(0, "query", "strong"), Shown(2, "0.91"), Shown(1, "-0.20", "warning")])
+        Row("a.png (cat)", [Shown(0, "query", "strong"), Shown(2, "0.910"), Shown(1, "-0.200", "warning")])
     ]
     assert gallery.sheet == outliers.sheet == alike.sheet == sheet
     [drawn] = [part for part in found if isinstance(part, Map)]
     assert drawn.points == [(0, 1), (2, 3), (4, 5)]
     assert (list(drawn.names), drawn.sheet) == (MAPPED["names"], sheet)
     assert drawn.colours == {**MAPPED["words"], **MAPPED["numbers"]}
-    assert drawn.text == "3 pictures at step 1,200; the plane is two components. 2 pictures cannot be used."
+    assert drawn.text.startswith("3 pictures at step 1,200; the plane is two components.")
+    assert drawn.text.endswith(" 2 pictures cannot be used. Files are below /pictures/")
     assert outliers.rows == [Row("", [Shown(1, "1.25")])]
     assert alike.rows == [Row("0.991", [Shown(0, "a.png"), Shown(2, "c.png")])]
     assert alike.text == (
-        "3 groups of pictures whose cosine is 0.98 or more. The closest 1 groups are shown. "
+        "3 groups of pictures whose cosine is 0.98 or more. The closest 1 groups are shown. Files are below /pictures/ "
         "That is many: an encoder that has learnt little takes different pictures for alike."
     )
     assert [part.rows for part in found if isinstance(part, Table)] == [

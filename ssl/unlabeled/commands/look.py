@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("pictures", type=expand, help=f"labelled or not: {GIVEN}")
     add("out", type=user_path, help=f"folder for {PAGE} and the files that it shows; what it shows already is replaced")
     add("overrides", nargs="*", metavar="a.b=value", help="fields to change, such as data.label=species")
-    splits = "splits, or subfolders, to take pictures from (default: train and val where there are, else all)"
+    splits = "splits, or subfolders, to take pictures from (default: those named train, val and the like, or all)"
     add("--split", nargs="+", metavar="NAME", help=splits)
     add("--most", type=int, default=10_000, metavar="N", help="pictures to map at most (default 10000)")
     add("--queries", type=int, default=12, help="pictures whose nearest neighbours are shown (default 12)")
@@ -92,14 +92,14 @@ def _sources(args: argparse.Namespace, config_of: Callable[[Mapping[str, str]], 
     """The images of every split by its name, and how they are normalised."""
     if has_splits(args.pictures):
         data = Opened(config_of({}))
-        there: list[Split] = ["train", "val"] if data.config.has_val else ["train"]
+        there: list[Split] = ["val", "train"] if data.config.has_val else ["train"]
         if unknown := sorted({*(args.split or ())} - {*there}):
             raise UserError(f"--split {unknown[0]}: {args.pictures} has {' and '.join(there)}")
         return {name: data.pictures(name) for name in there if name in (args.split or there)}, data.config
     names = args.split or [""]
     found = {name: Opened(config_of({"train": name} if name else {})) for name in names}
-    if not args.split and {"train", "val"} <= {*found[""].train.classes}:  # folders that are named like splits
-        found = {name: Opened(config_of({"train": name})) for name in ("train", "val")}
+    if not args.split and (like_splits := found[""].config.read_as_one(found[""].train)):
+        found = {name: Opened(config_of({"train": name})) for name in like_splits}
     return {name: one.train for name, one in found.items()}, next(iter(found.values())).config
 
 
@@ -116,7 +116,7 @@ def _draw(args: argparse.Namespace, encoder: Encoder, sources: Mapping[str, Sour
     """Draw attention and components; returns why there are none, '' where there are."""
     if not args.examples:
         return ""
-    shown = examples(sources.get("val") or next(iter(sources.values())), args.examples, how, args.seed)
+    shown = examples(next(iter(sources.values())), args.examples, how, args.seed)
     try:
         for draw in (write_attention, write_components):
             draw(args.out / FOLDER, None, encoder, shown)

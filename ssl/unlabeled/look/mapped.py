@@ -41,7 +41,8 @@ class Mapped(BaseModel, frozen=True, extra="ignore"):
         about: the encoder and the images, in words.
         plane: how points were made, in words.
         step: of the run; None = of no run.
-        names: of the images' files.
+        root: folder of all files; '' = none is common.
+        names: of the images' files below it.
         points: (x, y) of each.
         thumbnails: of each.
         words: by the name of a colouring, a word of each image: class, split, cluster.
@@ -57,6 +58,7 @@ class Mapped(BaseModel, frozen=True, extra="ignore"):
     about: str
     plane: str
     step: int | None = None
+    root: str = ""
     names: list[str] = Field(min_length=1)
     points: list[tuple[float, float]]
     thumbnails: Thumbnails

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -64,12 +65,15 @@ def mapped(images: Described, how: How, seed: int, queries: int, about: str, ste
     number = {name: i for i, name in enumerate(known)}
     labels = torch.tensor([number[name] if name else -1 for name in images.classes])
     classes = [name or UNLABELLED for name in images.classes] if known else []
+    # of the names below their common folder; they need not be paths
+    begins = 1 + os.path.commonprefix(images.names).rfind("/")  # noqa: RUF071
     words = {"class": classes, "split": list(images.splits), "cluster": cluster}
     return Mapped(
         about=about,
         plane=flat.words,
         step=step,
-        names=list(images.names),
+        root=images.names[0][:begins],
+        names=[name[begins:] for name in images.names],
         points=[(float(f"{a:.5g}"), float(f"{b:.5g}")) for a, b in flat.points.tolist()],
         thumbnails=Thumbnails(side=images.side, columns=columns_for(len(x))),
         words={name: values for name, values in words.items() if values},

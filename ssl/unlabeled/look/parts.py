@@ -81,7 +81,7 @@ def _mapped(folder: Path) -> Iterator[Part]:
         found.names,
         sheet,
         {**found.words, **found.numbers},
-        f"{found.about}{at}; {found.plane}.{lost}",
+        f"{found.about}{at}; {found.plane}.{lost}{_below(found)}",
     )
     yield from _outliers(found, sheet)
     yield from _duplicates(found, sheet)
@@ -92,13 +92,17 @@ def _neighbours(found: Mapped, sheet: Sheet) -> Iterator[Part]:
         return
     rows = []
     for query in found.queries:
-        near = [Shown(place, f"{cosine:.2f}", _agrees(found, query.place, place)) for place, cosine in query.neighbours]
+        near = [Shown(place, f"{cosine:.3f}", _agrees(found, query.place, place)) for place, cosine in query.neighbours]
         rows.append(Row(_labelled(found, query.place), [Shown(query.place, "query", "strong"), *near]))
     text = "Each row begins with a query; then its nearest neighbours among the mapped pictures, with their cosine."
     if "class" in found.words:
         text += " Neighbours of another class have a frame."
     yield Text("Nearest neighbours", "heading")
     yield Gallery("Nearest neighbours", sheet, rows, text)
+
+
+def _below(found: Mapped) -> str:
+    return f" Files are below {found.root}" if found.root else ""
 
 
 def _agrees(found: Mapped, query: int, place: int) -> Tone | None:
@@ -117,6 +121,7 @@ def _outliers(found: Mapped, sheet: Sheet) -> Iterator[Part]:
     yield Text("Outliers", "heading")
     shown = [Shown(place, f"{distance:.2f}") for place, distance in found.outliers]
     text = "Pictures with the largest mean distance (1 - cosine) to their nearest neighbours, the farthest first."
+    text += _below(found)
     yield Gallery("Outliers", sheet, [Row("", shown)], text)
     rows = [(found.names[place], f"{distance:.3f}") for place, distance in found.outliers[:LISTED]]
     yield Table(("outlier", "distance"), rows)
@@ -129,7 +134,7 @@ def _duplicates(found: Mapped, sheet: Sheet) -> Iterator[Part]:
         return
     more = f" The closest {len(found.duplicates):,} groups are shown." if len(found.duplicates) < found.grouped else ""
     many = " That is many: an encoder that has learnt little takes different pictures for alike."
-    text = f"{found.grouped:,} groups of pictures whose cosine is {found.threshold:g} or more.{more}"
+    text = f"{found.grouped:,} groups of pictures whose cosine is {found.threshold:g} or more.{more}{_below(found)}"
     text += many if MANY * found.grouped > len(found.names) else ""
     rows = [
         Row(f"{group.cosine:.3f}", [Shown(place, found.names[place]) for place in group.places])
