@@ -144,6 +144,18 @@ def test_slow_and_silent_ones_block_nobody_and_are_let_go(monkeypatch: pytest.Mo
             connection.close()
 
 
+def test_more_than_may_wait_close_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITING", 4)
+    with serving(answer) as server:
+        waiting = [socket.create_connection(("127.0.0.1", server.server_port), timeout=5) for _ in range(6)]
+        assert [connection.recv(1) for connection in waiting[:2]] == [b"", b""]
+        assert ask(server, "/").status == 200
+        waiting[-1].sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
+        assert waiting[-1].recv(12) == b"HTTP/1.0 200"
+        for connection in waiting:
+            connection.close()
+
+
 def test_a_reader_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module._Handler, "timeout", 0.2)
     page = Page(b"x" * 30_000_000, "a", "default-src 'none'")

@@ -127,7 +127,7 @@ def _linked(root: Path, path: str, entry: os.DirEntry[str]) -> Found | None:
 
 def _is_read(entry: os.DirEntry[str], kind: Kind) -> bool:
     """Whether the page of a folder may read an entry. A run's own page is made anew."""
-    return entry.name in SHOWN or (not entry.is_dir() and (entry.name != PAGE or kind == "report"))
+    return entry.name in SHOWN or (not entry.is_dir() and (kind == "report" or not entry.name.startswith(PAGE)))
 
 
 def _stamp(root: Path, entry: os.DirEntry[str]) -> Stamp:
