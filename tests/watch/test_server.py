@@ -157,6 +157,7 @@ def test_more_than_may_wait_close_the_oldest(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_reader_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < module._Handler.timeout <= 30
     monkeypatch.setattr(module._Handler, "timeout", 0.2)
     page = Page(b"x" * 30_000_000, "a", "default-src 'none'")
     with serving(lambda path, query: page) as server:

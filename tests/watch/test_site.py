@@ -91,6 +91,20 @@ def test_the_page_of_a_run(server: Server) -> None:
     assert "script-src 'sha256-" in policy and "frame-ancestors 'none'" in policy and "default-src 'none'" in policy
 
 
+def test_several_runs_beside_each_other(server: Server) -> None:
+    found = ask(server, "/compare?run=first&run=sweep/second&run=first")
+    assert found.status == 200 and "first" in found.text and "second" in found.text
+    for query, status in {
+        "": 400,
+        "?run=first": 400,
+        "?run=first&run=other": 404,
+        "?run=first&run=../runs/first": 404,
+    }.items():
+        assert ask(server, f"/compare{query}").status == status
+    many = "&".join(f"run={i}" for i in range(13))
+    assert "13 runs are ticked; 2 to 12" in ask(server, f"/compare?{many}").text
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -149,6 +163,8 @@ def test_links_of_runs_show_nothing_of_outside(server: Server, root: Path, tmp_p
     for name in ("linked", "pictured", "away", "away/outside"):
         found = ask(server, f"/run/{name}/")
         assert found.status in (403, 404) and SECRET not in found.text and "root:" not in found.text, name
+    assert ask(server, "/compare?run=linked&run=first").status == 403
+    assert ask(server, "/compare?run=pictured&run=first").status == 403
 
 
 def test_a_page_that_names_files_outside_does_not_get_them(
@@ -178,6 +194,8 @@ def test_names_are_harmless_and_lead_to_their_runs(server: Server, root: Path, n
     assert not any(attribute.startswith("on") for attribute in elements.attributes())
     (link,) = set(elements.of("a", "href")) - {"#main", "/run/first/", "/run/sweep/second/"}
     assert link == f"/run/{quote(folder)}/" and ask(server, link).status == 200
+    (value,) = set(elements.of("input", "value")) - {"first", "sweep/second"}
+    assert ask(server, f"/compare?run={quote(value)}&run=first").status == 200
     refused = ask(server, f"/run/{quote(folder)}x/")
     assert refused.status == 404 and "<script>alert" not in refused.text and "<img" not in refused.text
 
@@ -186,6 +204,7 @@ def test_a_name_may_be_any_bytes(server: Server, root: Path) -> None:
     make_run(root / os.fsdecode(b"odd\xff\xfe"), name="odd")
     found = ask(server, "/")
     assert "/run/odd%FF%FE/" in found.text and ask(server, "/run/odd%FF%FE/").status == 200
+    assert ask(server, "/compare?run=odd%25FF%25FE&run=first").status == 200
 
 
 def test_what_stands_in_a_run_is_harmless(server: Server, root: Path) -> None:
@@ -325,6 +344,7 @@ def test_a_report_is_shown_as_a_stranger(server: Server, root: Path) -> None:
     assert "a report" in ask(server, "/").text
     found = ask(server, "/run/report/")
     assert "kNN 70 %" in found.text and found.headers["Content-Security-Policy"].startswith("sandbox allow-scripts; ")
+    assert ask(server, "/compare?run=report&run=first").status == 404
 
 
 def test_every_page_of_ours_bears_the_mark() -> None:
@@ -348,7 +368,7 @@ def test_nothing_is_written_into_the_folder(server: Server, root: Path) -> None:
         return {str(file): (file.stat().st_mtime_ns, file.stat().st_size) for file in [root, *root.rglob("*")]}
 
     before = everything()
-    for path in ("/", "/run/first/", "/nothing"):
+    for path in ("/", "/run/first/", "/compare?run=first&run=sweep/second", "/nothing"):
         ask(server, path)
     assert everything() == before
 

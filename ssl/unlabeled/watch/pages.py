@@ -11,7 +11,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-from unlabeled.page import run
+from unlabeled.page import compare, run
 from unlabeled.page.state import state
 from unlabeled.report import html
 from unlabeled.watch.found import PAGE, Found, survey
@@ -30,14 +30,17 @@ STRANGER = (
 
 
 class _Slot:
-    """A page, and what it was made of; `reader` knows what was read of the run's files."""
+    """A page, and what it was made of; `readers` know what was read of the files of its runs."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.page: Page | None = None
         self.mark: Any = None
         self.until = 0.0  # by then it may be made again
-        self.reader: run.Reader | None = None
+        self.readers: dict[Path, run.Reader] = {}
+
+    def reader(self, folder: Path) -> run.Reader:
+        return self.readers.setdefault(folder, run.Reader(folder))
 
 
 class Pages:
@@ -50,6 +53,14 @@ class Pages:
     def of(self, one: Found) -> Page:
         """The page of a run or a report. Raises OSError, ValueError."""
         return self._kept((one.path,), [one], _stored if one.kind == "report" else _written)
+
+    def comparison(self, several: Sequence[Found]) -> Page:
+        """Several runs beside each other. Raises OSError, ValueError."""
+        return self._kept(tuple(one.path for one in several), several, self._compared)
+
+    def _compared(self, slot: _Slot, *folders: Path) -> Page:
+        curves = {folder: slot.reader(folder).curves for folder in folders}
+        return _framed(html.write(compare.document(folders, curves), self.root, REFRESH, HOME))
 
     def _kept(self, key: tuple[str, ...], several: Sequence[Found], make: Callable[..., Page]) -> Page:
         with self._lock:
@@ -72,8 +83,7 @@ def _words(one: Found) -> str:
 
 
 def _written(slot: _Slot, folder: Path) -> Page:
-    slot.reader = slot.reader or run.Reader(folder)
-    return _framed(html.write(run.document(folder, slot.reader), folder, REFRESH, HOME))
+    return _framed(html.write(run.document(folder, slot.reader(folder)), folder, REFRESH, HOME))
 
 
 def _framed(text: str) -> Page:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import unquote
 
 from unlabeled.errors import first_line
 from unlabeled.watch.found import Found
@@ -16,6 +17,8 @@ from unlabeled.watch.listing import listing
 from unlabeled.watch.pages import Pages
 from unlabeled.watch.runs import Runs
 from unlabeled.watch.server import Refused
+
+FEWEST, MOST = 2, 12  # runs beside each other
 
 
 class Site:
@@ -45,6 +48,8 @@ class Site:
             return listing(self.name, self.runs)
         if path.startswith("/run/"):
             return self._one(path.removeprefix("/run/").removesuffix("/"))
+        if path == "/compare":
+            return self._several(list(dict.fromkeys(_unquoted(value) for name, value in query if name == "run")))
         raise Refused(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
 
     def _one(self, path: str) -> Page:
@@ -52,6 +57,15 @@ class Site:
             return self.pages.of(self._found(path))
         except (OSError, ValueError) as error:
             raise _refused([path], error) from error
+
+    def _several(self, paths: Sequence[str]) -> Page:
+        if not FEWEST <= len(paths) <= MOST:
+            words = f"{len(paths)} runs are ticked; {FEWEST} to {MOST} can be compared. Go back and tick them."
+            raise Refused(HTTPStatus.BAD_REQUEST, words)
+        try:
+            return self.pages.comparison([self._found(path, "run") for path in paths])
+        except (OSError, ValueError) as error:
+            raise _refused(paths, error) from error
 
     def _found(self, path: str, kind: str = "") -> Found:
         """What lies at a path. Raises Refused where nothing of that kind does, or it cannot be read."""
@@ -61,6 +75,11 @@ class Site:
         if listed.trouble:
             raise Refused(HTTPStatus.FORBIDDEN, f"{path or self.name} {listed.trouble}.")
         return listed.found
+
+
+def _unquoted(path: str) -> str:
+    """A path as the list writes it in its form: quoted, since it may hold any bytes."""
+    return unquote(path, errors="surrogateescape")
 
 
 def _refused(paths: Sequence[str], error: OSError | ValueError) -> Refused:
