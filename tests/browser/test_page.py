@@ -81,7 +81,7 @@ def test_every_visual_is_drawn(opened: Opened, written: Path) -> None:
     assert all(count("of several runs", f"series-{i}") > 100 for i in range(3))
     assert count("classes", "series-0") > 1000 and count("calibration", "series-0") > 30
     chart(page, "map of the images")
-    page.wait_for_function("atlases[0] && atlases[0].image")
+    page.wait_for_function("() => atlases[0] && atlases[0].image")
     page.wait_for_timeout(100)
     assert chart(page, "map of the images").locator("canvas").evaluate(COLOURS) > 200  # thumbnails
     chart(page, "many classes")
@@ -154,7 +154,7 @@ def test_charts_zoom_by_drag_wheel_and_buttons(opened: Opened, written: Path) ->
     figure.locator(".drawn").focus()
     figure.locator(".drawn").hover(position={"x": 200, "y": 80})
     page.mouse.wheel(0, -120)
-    page.wait_for_function("state.zooms.step")
+    page.wait_for_function("() => state.zooms.step")
 
 
 def test_a_chart_says_the_values_under_the_pointer(opened: Opened, written: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_chart_says_the_values_under_the_pointer(opened: Opened, written: Path
     figure = chart(page, "loss")
     x = page.evaluate("pixel(charts[0], 1200)")
     figure.locator(".drawn").hover(position={"x": x, "y": 80})
-    page.wait_for_function("document.querySelector('.legend .where')")
+    page.wait_for_function("() => document.querySelector('.legend .where')")
     legend = figure.locator(".legend").inner_text()
     assert "step 1,2" in legend and "<script>" in legend  # the mark at that step
     assert chart(page, "effective rank").locator(".cross").is_visible()
@@ -191,7 +191,7 @@ def test_frames_change_by_slider_buttons_and_keys(opened: Opened, written: Path)
 def test_the_map_is_searched_coloured_and_shows_neighbours(opened: Opened, written: Path) -> None:
     page = opened(written.as_uri())
     figure = chart(page, "map of the images")
-    page.wait_for_function("atlases[0].image")
+    page.wait_for_function("() => atlases[0].image")
     assert figure.locator(".classes .key").count() == 4
     figure.get_by_label("Colour by").select_option("cluster")
     assert figure.locator(".classes .key").count() == 37
@@ -353,7 +353,7 @@ def test_a_page_that_reads_itself_anew_keeps_what_was_set(
     page.evaluate("void setTimeout(renew)")
     page.get_by_text("It is done.").wait_for(state="attached")
     assert page.evaluate("window.marked") is (True if over == "http" else None)
-    page.wait_for_function("scrollY === 700")
+    page.wait_for_function("() => scrollY === 700")
     assert page.evaluate("state.zooms.step") == zoomed and page.locator("details[open]").count() == 1
     assert page.locator("figure[aria-label='reconstructions'] .frame:visible").get_attribute("data-name") == "step 3"
     assert chart(page, "map of the images").get_by_label("Colour by").input_value() == "cluster"

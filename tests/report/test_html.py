@@ -128,7 +128,7 @@ def test_a_series_stays_light(tmp_path: Path) -> None:
     assert set(inline.thinned(frames[:99])[:-1]) <= set(kept)  # most stay as the series grows
     assert inline.thinned(frames[:24]) == frames[:24] and inline.thinned([]) == []
     page = html.write(Document("", [Slides("a", frames), Slides("b", frames)]), tmp_path)
-    assert len(page) < 1.2 * inline.SERIES + 1_500_000
+    assert len(page) < 1.1 * inline.SERIES + 1_000_000
     found = Elements(page)
     assert all((a["src"] or "").startswith("data:image/jpeg") for a in found.all("img"))
     assert "of 100 are here" in found.text and found.all("div", "frame")[-1]["data-name"] == "step 99"

@@ -22,7 +22,7 @@ TYPES = {
 LARGE = 200_000  # bytes; a larger PNG becomes a JPEG if that is smaller
 QUALITY = 88  # of that JPEG
 FRAMES = 24  # at most of a series
-SERIES = 7_000_000  # bytes of all series of a page, about
+SERIES = 5_000_000  # characters of all series of a page, about
 
 
 def image(folder: Path, file: str) -> str | None:
@@ -60,8 +60,7 @@ def _read(path: Path, modified: int, size: int) -> str | None:
     if kind is None:
         return None
     if kind == "image/png" and size > LARGE:
-        smaller = _jpeg(content)
-        content, kind = (smaller, "image/jpeg") if len(smaller) < size else (content, kind)
+        content, kind = min((content, kind), (_jpeg(content), "image/jpeg"), key=lambda one: len(one[0]))
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

@@ -20,7 +20,9 @@ function chart(figure, part) {
   charts.push(self);
   draw(self);
   readout(self, null);
-  new ResizeObserver(() => self.drawn.resize()).observe(place);
+  sized(place, () => {
+    if (self.drawn.getWidth() !== place.clientWidth || self.drawn.getHeight() !== place.clientHeight) self.drawn.resize();
+  });
 }
 
 /** @param {Drawn} self */
@@ -126,10 +128,12 @@ function heights(part, from, to) {
   return { low: Math.floor(low / step) * step, high: Math.ceil(high / step) * step, step };
 }
 
+const compact = Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
+
 /** A number on an axis. @param {number} value */
 function short(value) {
   const size = Math.abs(value);
-  if (size >= 1e4) return Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 }).format(value);
+  if (size >= 1e4) return compact.format(value);
   return size !== 0 && size < 1e-3 ? value.toExponential(1).replace(".0", "") : String(Number(value.toPrecision(6)));
 }
 

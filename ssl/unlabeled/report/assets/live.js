@@ -4,19 +4,34 @@ const KINDS = { chart: chart, matrix: matrix, map: (/** @type {HTMLElement} */ f
 /** @type {Atlas[]} */
 let atlases = [];
 
-/** Everything in the main part, once for each time that it is read. */
-function enliven() {
+/** Everything in the main part, once for each time that it is read. Parts that are in view are drawn one by one, so that
+ * the first is seen soon; `atOnce` = together, so that what was seen before does not flicker. */
+function enliven(atOnce = false) {
+  sizes.forEach((observer) => observer.disconnect());
   charts.forEach(({ drawn }) => drawn.dispose());
-  [charts, atlases] = [[], []];
+  [charts, atlases, sizes] = [[], [], []];
   const parts = numbers();
+  /** @type {HTMLElement[]} */
+  const waiting = [];
+  const next = () => {
+    const figure = waiting.shift();
+    if (figure) begin(figure, parts);
+    if (waiting.length) requestAnimationFrame(next);
+  };
   const seen = new IntersectionObserver((entries) => {
+    const idle = !waiting.length;
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
       seen.unobserve(target);
-      begin(/** @type {HTMLElement} */ (target), parts);
+      waiting.push(/** @type {HTMLElement} */ (target));
     }
+    if (idle) next();
   }, { rootMargin: "300px" });
-  all("[data-numbers]").forEach((figure) => seen.observe(figure));
+  for (const figure of all("[data-numbers]")) {
+    const box = figure.getBoundingClientRect();
+    if (atOnce && box.bottom > 0 && box.top < innerHeight) begin(figure, parts);
+    else seen.observe(figure);
+  }
   all(".slides").forEach(slides);
   all("table.data").forEach((table, i) => sortable(table, i));
   all(".matrix").filter((figure) => figure.querySelector(".heat")).forEach(heat);
@@ -72,7 +87,8 @@ async function replace() {
   for (const part of ["main", "nav", ".top h1"]) one(part).replaceChildren(...one(part, page).childNodes);
   document.title = page.title;
   document.body.dataset.refresh = page.body.dataset.refresh || "";
-  enliven();
+  scrollTo({ top: state.top, behavior: "instant" });
+  enliven(true);
   scrollTo({ top: state.top, behavior: "instant" });
 }
 

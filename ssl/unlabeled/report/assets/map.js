@@ -41,8 +41,7 @@ class Atlas {
     /** @type {HTMLImageElement|null} */
     this.image = null;
     this.load();
-    new ResizeObserver(() => this.resize()).observe(this.box);
-    this.resize();
+    sized(this.box, () => this.resize());
     this.paint();
     this.choose(part.names.indexOf(this.kept.chosen || ""));
   }

@@ -117,6 +117,16 @@ function told(value) {
   return value.toLocaleString("en", { maximumSignificantDigits: Number.isInteger(value) ? 12 : 4 });
 }
 
+/** @type {ResizeObserver[]} */
+let sizes = []; // of what is in the page, until it is read anew
+
+/** @param {Element} element @param {() => void} changed called at first, and when the size of an element changes */
+function sized(element, changed) {
+  const observer = new ResizeObserver(changed);
+  sizes.push(observer);
+  observer.observe(element);
+}
+
 /** Numbers of the parts that programs draw, in the order of the page. @returns {any[]} */
 function numbers() {
   return JSON.parse(one("#data").textContent || "[]");
