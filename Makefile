@@ -22,6 +22,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 	$(BIN)/npm exec --yes --prefer-offline --loglevel=error --package=typescript@5.9.3 -- tsc -p ssl/unlabeled/report/assets
+	$(BIN)/npm exec --yes --prefer-offline --loglevel=error --package=typescript@5.9.3 -- tsc -p ssl/unlabeled/watch/assets
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
