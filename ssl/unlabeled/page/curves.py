@@ -53,7 +53,7 @@ class Curve:
         """The means over steps, at the last step of each bucket, with the range where buckets hold several readings."""
         with np.errstate(invalid="ignore"):
             mean = self.sums / self.counts
-        steps = [int(step) for step in self.steps]
+        steps = self.steps.tolist()  # whole numbers
         if self.width == 1:
             return Line(name, steps, _shown(mean))
         gap = self.counts == 0

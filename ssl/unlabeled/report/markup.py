@@ -150,6 +150,8 @@ def number(value: float) -> int | float | None:
 
 def jsonable(value: object) -> object:
     """Named tuples as dictionaries, numbers rounded, names on one line."""
+    if type(value) is float:  # most values are, and the page of a long run has a hundred thousand
+        return number(value)
     if isinstance(value, str):
         return one_line(value)
     if isinstance(value, Real):
