@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written_is_a_line(tmp_path: Path, capfd: pytest
 
 def test_a_map_costs_a_share_of_the_run() -> None:
     look = Look(pictures=2000)
-    assert look.most(steps=100, batch_size=64) == 128
+    assert look.most(steps=100, batch_size=64) == 64
     assert look.most(steps=10**6, batch_size=256) == 2000
     assert look.most(steps=1, batch_size=1) == 32
     assert Look(pictures=5).most(10**6, 256) == 5

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from unlabeled.look.plane import How
 
-SHARE = 50  # images trained on for each image of the map: its features cost about 1 % of the run at most
+SHARE = 100  # images trained on for each image of the map: its features cost about 1 % of the run at most
 FEWEST, LONG = 32, 2400.0  # images that a map has in any case; seconds of a run to which UMAP adds about 1 %
 
 
