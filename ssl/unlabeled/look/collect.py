@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -72,7 +73,7 @@ class _Pictures(Dataset[Seen]):
 def examples(source: Source, count: int, how: Prepared, seed: int) -> Examples:
     """The centre crops of up to `count` images that the seed draws. Raises UserError when none can be used."""
     crops: list[Tensor] = []
-    for number in stream(seed, Stream.LOOK, 0).permutation(len(source))[: TRIED * count].tolist():
+    for number in _drawn(stream(seed, Stream.LOOK, 0), len(source), TRIED * count).tolist():
         try:
             image = source.image(number)
         except BadSample:
@@ -88,9 +89,18 @@ def examples(source: Source, count: int, how: Prepared, seed: int) -> Examples:
 
 def choose(splits: Mapping[str, Source], most: int, seed: int) -> list[Picture]:
     """Up to `most` images of all splits, drawn by the seed, in the splits' order."""
-    everything = [Picture(name, number) for name, source in splits.items() for number in range(len(source))]
-    rows = np.sort(stream(seed, Stream.LOOK, 2).permutation(len(everything))[:most])
-    return [everything[row] for row in rows.tolist()]
+    names, ends = list(splits), np.cumsum([len(source) for source in splits.values()])
+    rows = np.sort(_drawn(stream(seed, Stream.LOOK, 2), int(ends[-1]), most))
+    of = np.searchsorted(ends, rows, side="right")
+    return [
+        Picture(names[split], row - int(ends[split] - len(splits[names[split]])))
+        for row, split in zip(rows.tolist(), of.tolist(), strict=True)
+    ]
+
+
+def _drawn(rng: np.random.Generator, n: int, most: int) -> NDArray[np.int64]:
+    """Up to `most` numbers below n, each once; `n` may be many millions."""
+    return rng.choice(n, min(n, most), replace=False)
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def principal(x: Tensor, count: int) -> Tensor:
     The largest entry of each direction is positive, so that nothing depends on the solver. Components beyond the rank
     are 0.
     """
-    x = x.detach().to("cpu", torch.float64)
+    x = x.detach().cpu().double()
     x = x - x.mean(0)
     wide = x.shape[1] > len(x)
     _, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)

@@ -14,7 +14,7 @@ from unlabeled.report.document import Figure, Part, Table, Text
 from unlabeled.report.visuals import Frame, Gallery, Map, Row, Sheet, Shown, Slides, Tone
 
 FOLDER, ABOUT = "look", "about.json"
-MOST_FRAMES = 24  # of one slider: every one is part of the page
+MOST_FRAMES = 12  # of one slider: every one is part of the page, 0.2 MB of 8 pictures
 LISTED = 20  # rows of a table
 MANY = 20  # pictures for each group of near-duplicates below which that is said
 TITLES = {"attention": "Where it looks", "pca": "Principal components of the patches"}
