@@ -40,7 +40,7 @@ def every_part(folder: Path, points: int = IMAGES, steps: int = 200) -> Document
     loss = Line("loss", at, falling, [y - 0.3 for y in falling], [y + 0.4 for y in falling])
     curves = [Line(name, at, [y + k / 3 for y in falling]) for k, name in enumerate(("mae", "dino", EVIL))]
     bars = Line("images", [0, 1, 2, 3], [40, 32, 18, 7])
-    dots = Line("bins", [0.1, 0.3, 0.5, 0.9], [0.2, 0.25, 0.55, 0.8])
+    dots = Line("bins", [0.1, 0.3, 0.5, 0.9], [0.2, 0.25, 0.55, 0.8], [0.1, 0.2, None, 0.7], [0.3, 0.4, None, 0.9])
     query = [Shown(0, "query", "strong"), Shown(7, "0.98", "note"), Shown(59, "0.95", "stop"), Shown(12, EVIL)]
     colours: dict[str, list[str] | list[float]] = {
         "class": [CLASSES[i % 4] for i in range(points)],
@@ -62,7 +62,7 @@ def every_part(folder: Path, points: int = IMAGES, steps: int = 200) -> Document
         Chart("loss", [loss], y="nats", marks=marks, text="What the method makes small."),
         Chart("effective rank", [Line("rank", at, gaps)], band=Band(0.2, 0.5, "as in runs that went well")),
         Chart("of several runs", curves),
-        Chart("classes", [bars], x="class", kind="bars"),
+        Chart("classes", [bars], x="class", kind="bars", names=CLASSES),
         Chart("calibration", [dots], x="confidence", y="accuracy", kind="dots"),
         Text("Images", "heading"),
         Slides("reconstructions", [Frame(f"step {i}", f"frame-{i}.png") for i in range(5)], "Above the image."),

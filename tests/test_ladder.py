@@ -75,6 +75,22 @@ def test_whether_pretraining_paid() -> None:
     assert verdict.lead(steps, Amount(0.1)) is None and said(steps).startswith("10 % of the labels: linear probe pays")
 
 
+def test_charts_have_every_rung_by_labels_and_by_cost() -> None:
+    more = [step._replace(fraction=1.0, accuracies=[one + 20 for one in step.accuracies]) for step in (CHEAP, DEAR)]
+    once = RungResult("majority", 0.1, [10.0], 3.0), RungResult("majority", 1.0, [12.0], 1.0)
+    amounts = [Amount(0.1), Amount(1.0)]
+    labels, cost = page.charts([CHEAP, *more, DEAR, *once, MIDDLE._replace(rung="knn", fraction=0.5)], amounts)
+    assert labels.names == ["10 %", "100 %"] and [line.name for line in labels.lines] == [
+        page.NAMES[rung] for rung in ("knn", "lora", "majority")
+    ]
+    assert (labels.lines[0].x, labels.lines[0].y) == ([0, 1], [51.0, 71.0])
+    deviation = math.sqrt(2)
+    assert labels.lines[0].low == pytest.approx([51 - deviation, 71 - deviation])
+    assert labels.lines[0].high == pytest.approx([51 + deviation, 71 + deviation])
+    assert (labels.lines[2].low, cost.lines[2].x, cost.lines[2].y) == ((), [1.0, 3.0], [12.0, 10.0])
+    assert page.charts([], []) == []
+
+
 def test_cells_and_titles_are_short() -> None:
     assert page.score(CHEAP) == "51.0 ± 1.4" and page.score(CHEAP._replace(accuracies=[50.0])) == "50.0"
     times = [page.duration(seconds, exact=True) for seconds in (0.04, 9.9, 10, 99, 600)]
@@ -120,6 +136,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     # the other rungs that are trained are climbed below
     changed = ["--rungs", "knn", "linear", "lora", "scratch"]
     changed += ["--set", "lora.task.strategy.rank=2", "pixels.epochs=1", "untrained.epochs=1"]
+    changed += ["--html", str(tmp_path / "ladder.html")]
     assert main([*arguments, *changed]) == 0
     content = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))
     found = {(step["rung"], step["fraction"]): step["accuracies"] for step in content["steps"]}
@@ -146,6 +163,9 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     recipe = (tmp_path / "out" / "lora_10pct_seed1" / "recipe.yaml").read_text(encoding="utf-8")
     assert "rank: 2" in recipe and "fraction_seed: 1" in recipe and "fraction: 0.1" in recipe
     assert set(content["pays"]) == {"10 %", "100 %"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000
+
+    pages = [file.read_text(encoding="utf-8") for file in (tmp_path / "out" / "index.html", tmp_path / "ladder.html")]
+    assert pages[0] == pages[1] and "Accuracy by cost" in pages[0] and "trained from scratch" in pages[0]
 
     # again: nothing is trained, the same is said
     monkeypatch.setattr(training, "opened", lambda *_: pytest.fail("trained again"))

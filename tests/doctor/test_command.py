@@ -292,7 +292,8 @@ def test_measures_for_real_and_leaves_nothing(
         rehearse(engine, pending)
 
     monkeypatch.setattr(Engine, "rehearse", noted)
-    found = report(capsys, recipe, f"run.workers={workers}", "run.accumulate=2", "--seconds", 0.01)
+    options = ("--seconds", 0.01, "--html", recipe.parent / "page" / "doctor.html")
+    found = report(capsys, recipe, f"run.workers={workers}", "run.accumulate=2", *options)
     documented = {"recipe", "stage", "verdict", "findings", "refused", "out_of_memory", "splits", "copies", "speed"}
     documented |= {"as_one", "time_limit", "cautions"}
     assert found.keys() - {"code"} == documented | {"versions"}
@@ -302,7 +303,9 @@ def test_measures_for_real_and_leaves_nothing(
     assert speed["batch"] == {"measured": 4, "run": 4} and speed["memory"]["peak"] > 10**7
     # three epochs of two steps, and one evaluation at the end
     assert (speed["time"]["steps"], speed["time"]["evaluations"]) == (6, 1)
-    assert sorted(path.name for path in recipe.parent.iterdir()) == ["pictures", "recipe.yaml"]
+    page = (recipe.parent / "page" / "doctor.html").read_text(encoding="utf-8")
+    assert f"verdict: {found['verdict']}" in page and '"names":["loader","model","together"' in page
+    assert sorted(path.name for path in recipe.parent.iterdir()) == ["page", "pictures", "recipe.yaml"]
 
 
 @pytest.mark.usefixtures("speed")

@@ -64,8 +64,13 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
     exports = [export(tmp_path / name, seed) for seed, name in enumerate("ab")]
     file = tmp_path / "results" / "few.json"
     options = ("--fractions", "1", "0.1", "--seeds", "2", "--pool", "mean", "--crop-pct", "1", "--baselines")
-    assert evaluate(*exports, "--data", str(pictures), *options, "--json", str(file)) == 0
+    assert (
+        evaluate(*exports, "--data", str(pictures), *options, "--json", str(file), "--html", str(tmp_path / "few.html"))
+        == 0
+    )
 
+    shown = (tmp_path / "few.html").read_text(encoding="utf-8")
+    assert "raw pixels 8x8" in shown and '"names":["kNN 10 %"' not in shown and '"linear 10 %"' in shown
     report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in report["rows"]}
     # two exports of one architecture share their baselines

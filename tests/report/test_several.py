@@ -6,12 +6,18 @@ import copy
 import json
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from unlabeled.__main__ import main
+from unlabeled.recipe.free import is_free
+from unlabeled.report.intervals import student
+from unlabeled.report.several import comparison, grouped, read_run
+from unlabeled.report.visuals import Chart
+from unlabeled.stages.finetune import FinetuneRecipe
 
 RESULT: dict[str, Any] = {
     "pictures": 1000,
@@ -64,8 +70,9 @@ def test_seeds_become_a_mean_with_its_error(tmp_path: Path, capsys: pytest.Captu
     accuracies = [50.0, 52.0, 57.0]
     runs = [seeded(tmp_path / f"full{s}", s, accuracy=a, cost__cpu_s=90 + 10 * s) for s, a in enumerate(accuracies)]
     other = write(tmp_path / "linear", protocol__task__mode="linear", accuracy=41.0, interval=[38.0, 44.0], top5=None)
-    files = tmp_path / "new" / "runs.json", tmp_path / "new" / "runs.md"
-    assert main(["report", *runs, other, "--json", str(files[0]), "--markdown", str(files[1])]) == 0
+    files = [tmp_path / "new" / f"runs.{ending}" for ending in ("json", "md", "html")]
+    options = zip(("--json", "--markdown", "--html"), map(str, files), strict=True)
+    assert main(["report", *runs, other, *(word for pair in options for word in pair)]) == 0
     deviation = statistics.stdev(accuracies)
     half = 4.302653 * deviation / 3**0.5  # Student's t of 95 %, two degrees of freedom, as in any table of it
     first, second = json.loads(files[0].read_text(encoding="utf-8"))["rows"]
@@ -86,7 +93,26 @@ def test_seeds_become_a_mean_with_its_error(tmp_path: Path, capsys: pytest.Captu
     assert rows[2][2:] == ["0, 1, 2", f"53.00 ± {deviation:.2f} [{low:.2f}, {high:.2f}]", *same, "100"]
     assert rows[3][2:5] == ["0", "41.00 [38.00, 44.00]", "-"]
     assert rows[-3] == ["", "1", "2"]
+    assert "With their 95 % intervals." in files[2].read_text(encoding="utf-8")
     assert rows[-1] == ["task.strategy.name", "full", "linear"]  # the only setting that sets them apart
+
+
+def test_a_chart_has_the_scores_of_every_row_with_their_intervals(tmp_path: Path) -> None:
+    accuracies = [50.0, 52.0, 57.0]
+    paths = [seeded(tmp_path / f"full{s}", s, accuracy=a) for s, a in enumerate(accuracies)]
+    paths.append(
+        write(tmp_path / "linear", protocol__task__mode="linear", accuracy=41.0, interval=[38.0, 44.0], top5=None)
+    )
+    chart = comparison(grouped([read_run(Path(path), partial(is_free, FinetuneRecipe)) for path in paths])).parts[-1]
+    assert isinstance(chart, Chart) and chart.names == ["1", "2"]
+    lines = {line.name: line for line in chart.lines}
+    accuracy, half = lines["accuracy"], student(accuracies)
+    assert accuracy.y == [53.0, 41.0] and [round(x) for x in accuracy.x] == [0, 1]
+    assert list(accuracy.low) == pytest.approx([53 - half, 38]) and list(accuracy.high) == pytest.approx(
+        [53 + half, 44]
+    )
+    assert len(lines["top-5"].x) == 1 and lines["balanced accuracy"].low[1] is None and "NLL, nats" not in lines
+    assert len({line.x[0] for line in chart.lines}) == len(chart.lines)  # none hides another
 
 
 def test_other_weights_or_labels_are_no_repetition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

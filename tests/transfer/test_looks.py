@@ -133,9 +133,9 @@ def test_the_page_shows_scores_errors_classes_and_maps(output: Path) -> None:
     assert {len(row.shown) for row in where.rows} <= {2, 3}
     assert max(one.place for row in where.rows for one in row.shown) < where.sheet.images
     table = next(part for part in found if isinstance(part, Table) and part.title.startswith("What each class"))
-    assert [float(row[1]) for row in table.rows] == sorted(float(row[1]) for row in table.rows)  # type: ignore[arg-type]
+    assert [float(row[2]) for row in table.rows] == sorted(float(row[2]) for row in table.rows)  # type: ignore[arg-type]
     names, counts = list(result["classes"].values()), np.array(result["confusion"])
-    for name, _, _, pictures, taken in table.rows:
+    for name, taken, _, _, pictures in table.rows:
         row = counts[names.index(name)].copy()  # type: ignore[arg-type]
         assert int(pictures) == row.sum()  # type: ignore[arg-type]
         row[names.index(name)] = 0  # type: ignore[arg-type]
@@ -172,7 +172,7 @@ def test_many_classes_have_their_diagram(output: Path, tmp_path: Path) -> None:
     found = parts(tmp_path)
     assert any(isinstance(part, Figure) and part.file == "confusion.png" for part in found)
     table = next(part for part in found if isinstance(part, Table) and part.title.startswith("What each class"))
-    assert table.rows == [("class 7", "12.5", "100.0", "8", "class 1199 5, class 3 2")]
+    assert table.rows == [("class 7", "class 1199 5, class 3 2", "12.5", "100.0", "8")]
 
 
 class Unreadable:

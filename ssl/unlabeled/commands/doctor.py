@@ -25,11 +25,11 @@ from unlabeled.doctor.speed import expect, measure
 from unlabeled.doctor.tables import check_split, write_copies, write_split
 from unlabeled.doctor.verdict import findings
 from unlabeled.errors import UserError
-from unlabeled.files import check_writable
+from unlabeled.files import check_writable, write_text
 from unlabeled.launch.stage import Stage
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import task
-from unlabeled.report import as_json, terminal
+from unlabeled.report import as_json, html, terminal
 from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.stages import load_any, stage_of
 from unlabeled.text import one_line
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = "with --split: keep pictures of one folder together, or those whose paths match alike ('patient(\\d+)')"
     add("--group", metavar="folder|REGEX", help=group)
     add("--val-share", type=float, default=0.2, help="with --split: share of the pictures in val (default 0.2)")
+    add("--html", type=user_path, metavar="FILE", help="write the report as a page here")
     add("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.hours > 0:
         raise UserError(f"--hours {args.hours:g}: expected more than 0")
     check_split(args)
-    check_writable({"--csv": args.csv, "--split": args.split})
+    check_writable({"--csv": args.csv, "--split": args.split, "--html": args.html})
     stage, recipe = stage_of(args.recipe, args.overrides)
     recipe, _ = stage.complete(recipe)
     data = Opened(recipe.data, IndexFolder(Path(recipe.output) / "index", write=False))
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     written = write_tables(args, recipe, compared)
     found = findings(recipe, facts)
     shown = page(recipe, facts, found)
+    if args.html is not None:
+        write_text(args.html, html.write(shown, args.html.parent))
     if args.json:
         print(as_json.write(shown), end="")
     else:

@@ -23,7 +23,7 @@ from unlabeled.launch.given import GIVEN, OF_DATA, data_of
 from unlabeled.launch.options import check_side, checked, device_of
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import Clock, duration, track
-from unlabeled.report import as_json, markdown, terminal
+from unlabeled.report import as_json, html, markdown, terminal
 from unlabeled.stages import load_any
 from unlabeled.text import say
 
@@ -55,17 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--baselines", action=argparse.BooleanOptionalAction, help=baselines)
     add("--json", type=user_path, metavar="FILE", help="write results and protocol here")
     add("--markdown", type=user_path, metavar="FILE", help="write the table here")
+    add("--html", type=user_path, metavar="FILE", help="write a page with the table and the scores as bars here")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     add("--workers", type=int, default=2, help="processes that load pictures (default 2)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print the table, write JSON and Markdown."""
+    """Evaluate, print the table, write JSON, Markdown and HTML."""
     from rich.console import Console
 
     asked, protocols = _evaluation(args), protocols_of(args.protocol, _changes(args))
     comparison = Comparison(protocols, asked.fractions, args.seeds, device_of(args.device), args.workers)
-    check_writable({"--json": args.json, "--markdown": args.markdown})
+    check_writable({"--json": args.json, "--markdown": args.markdown, "--html": args.html})
     console, clock = Console(), Clock()
     subjects = _subjects(args, comparison.device)
     rows = [comparison.row(subject) for subject in track(subjects, "encoders", len(subjects))]
@@ -81,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     for file, writer in ((args.json, as_json), (args.markdown, markdown)):
         if file is not None:
             write_text(file, writer.write(found))
+    if args.html is not None:
+        write_text(args.html, html.write(found._replace(title=f"evaluate {args.data}"), args.html.parent))
     return 0
 
 

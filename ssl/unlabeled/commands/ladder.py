@@ -12,7 +12,7 @@ from unlabeled.backbone.weights import prepare
 from unlabeled.environment import versions
 from unlabeled.errors import UserError
 from unlabeled.evaluate.splits import Preparation
-from unlabeled.files import claim, write_text
+from unlabeled.files import check_writable, claim, write_text
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.page import NAMES, page, plot, score
 from unlabeled.ladder.rungs import (
@@ -35,7 +35,7 @@ from unlabeled.launch.options import check_least, checked, device_of
 from unlabeled.launch.plan import number
 from unlabeled.paths import expand, user_path
 from unlabeled.progress import Clock, duration, track
-from unlabeled.report import as_json, markdown
+from unlabeled.report import as_json, html, markdown
 from unlabeled.stages import load_any
 from unlabeled.text import plain, say
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("export", type=expand, help="an export folder (runs/NAME/export)")
     add("data", type=expand, help=f"labelled pictures: {GIVEN}")
-    add("--out", type=user_path, help="folder of runs, table and plot (default runs/ladder_NAME)")
+    add("--out", type=user_path, help="folder of runs, table, plot and page (default runs/ladder_NAME)")
     add("--train", metavar="SPLIT", help="subfolder or split to train on (default train)")
     add("--val", metavar="SPLIT", help="subfolder or split to test on (default val)")
     add("--allow-overlap", action="store_true", help="allow test pictures that are training pictures too")
@@ -67,12 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--min-scale", type=float, default=0.4, help="least share of the area that a training crop has (default 0.4)")
     fields = "settings of probes, fields of the recipes of other rungs, and of the data (data.label=species)"
     add("--set", nargs="+", action="extend", default=[], metavar="RUNG.a.b=value", help=fields)
+    add("--html", type=user_path, metavar="FILE", help="write the page here too, beside index.html of --out")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     add("--workers", type=int, default=1, help="processes that load pictures (default 1)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Climb, and write ladder.json, ladder.md and ladder.png."""
+    """Climb, and write ladder.json, ladder.md, ladder.png and index.html."""
+    check_writable({"--html": options.html})
     climb, rungs = _climb(options)
     _check(options, climb, rungs)
     with claim(climb.out, "--out"):
@@ -163,11 +165,13 @@ def _write(options: argparse.Namespace, climb: Climb, results: list[RungResult])
         "export": climb.export,
         "data": climb.data.config.model_dump(mode="json"),
         "fingerprints": {"train": climb.data.train.fingerprint(), "val": climb.data.val.fingerprint()},
-        "options": {k: v for k, v in vars(options).items() if k not in ("run", "out", "export", "data")},
+        "options": {k: v for k, v in vars(options).items() if k not in ("run", "out", "export", "data", "html")},
         "versions": versions(),
     }
     found = page(title, results, done, data)
     write_text(climb.out / "ladder.json", as_json.write(found))
     if done:
         write_text(climb.out / "ladder.md", markdown.write(found))
+        for file in filter(None, (climb.out / "index.html", options.html)):
+            write_text(file, html.write(found, climb.out))
         plot([result for result in results if result.amount in done], done, title, climb.out / "ladder.png")

@@ -11,6 +11,7 @@ from unlabeled.doctor.verdict import Finding, sentence
 from unlabeled.environment import versions
 from unlabeled.launch.plan import Line, gigabytes, number
 from unlabeled.progress import duration
+from unlabeled.report import visuals
 from unlabeled.report.document import Cell, Document, Marked, Part, Table, Text
 from unlabeled.train.recipe import Recipe
 
@@ -27,7 +28,7 @@ def page(recipe: Recipe, facts: Facts, found: Sequence[Finding]) -> Document:
         overlap = f"exact {exact}, look the same {near} ({looked})"
         parts += [Text("train and val", "heading"), Table.facts([("overlap", overlap)])]
     if facts["speed"]:
-        parts += [Text("speed", "heading"), Table.facts(_speed(facts["speed"]))]
+        parts += [Text("speed", "heading"), Table.facts(_speed(facts["speed"])), _rates(facts["speed"])]
     verdict = sentence(found)
     judged: list[tuple[Cell, str]] = []
     for i, finding in enumerate(found, 1):
@@ -94,6 +95,13 @@ def _speed(speed: Facts) -> Iterator[Line]:
     if time["evaluations"]:
         evaluation = f", and about {duration(time['evaluation_s'])} for {number(time['evaluations'], 'evaluation')}"
     yield "time", f"{duration(time['training_s'])} for {number(time['steps'], 'step')}{evaluation}"
+
+
+def _rates(speed: Facts) -> visuals.Chart:
+    """The measured speeds as bars."""
+    found = {name: rate for name, rate in speed["images_per_s"].items() if rate}
+    lines = [visuals.Line("images/s", range(len(found)), list(found.values()))]
+    return visuals.Chart("Speed", lines, "", "images/s", "bars", names=list(found))
 
 
 def _range(quantiles: Facts, unit: str = "") -> str:

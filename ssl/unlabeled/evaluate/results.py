@@ -12,6 +12,7 @@ import numpy as np
 from unlabeled.evaluate.protocol import ACCURACY, Protocol, Score, scored
 from unlabeled.report.document import Document, Part, Table, Text
 from unlabeled.report.intervals import bootstrap, estimate
+from unlabeled.report.visuals import Chart, Line
 
 MOST_NAMED = 1000  # classes that are listed
 UNEVEN = 1.5  # from here on the largest class counts for clearly more than the smallest
@@ -180,8 +181,22 @@ def full(
         f"pictures or episodes]. {rows[0].train_size:,} training and {rows[0].test_size:,} test pictures. Protocols "
         f"{versions}."
     )
-    parts = [Table(head, cells), Text(meaning), *_uneven(rows), *_ious(rows), *map(Text, verdicts)]
+    parts = [Table(head, cells), Text(meaning), *_uneven(rows), *_charts(rows), *_ious(rows), *map(Text, verdicts)]
     return Document("", parts, data)
+
+
+def _charts(rows: Sequence[EncoderScores]) -> list[Part]:
+    """The scores of each unit as bars, those of an encoder in one colour."""
+    named: dict[str, list[Column]] = {}
+    for column in columns(rows):
+        unit = next(row.scores[column].unit for row in rows if column in row.scores)
+        named.setdefault(unit, []).append(column)
+    found: list[Part] = []
+    for unit, shown in named.items():
+        means = {row.name: [row.scores[one].mean if one in row.scores else None for one in shown] for row in rows}
+        lines = [Line(name, range(len(shown)), each) for name, each in means.items()]
+        found.append(Chart(unit, lines, "", kind="bars", names=[" ".join(one.heading) for one in shown]))
+    return found
 
 
 def _ious(rows: Sequence[EncoderScores]) -> list[Part]:

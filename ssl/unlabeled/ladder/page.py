@@ -13,6 +13,7 @@ from unlabeled.ladder.verdict import Lead, at, lead, pays, pretrained
 from unlabeled.progress import duration
 from unlabeled.report.document import Cell, Document, Marked, Table, Text
 from unlabeled.report.intervals import estimate
+from unlabeled.report.visuals import Chart, Line
 from unlabeled.text import drawable
 
 NAMES = {
@@ -54,7 +55,34 @@ def page(title: str, results: Sequence[RungResult], done: Sequence[Amount], data
         "pays": {one.short: pays(at(results, one)).rung for one in ready},
         "pretraining": {one.short: found._asdict() for one, found in leads.items()},
     }
-    return Document(title, [Text(MEANING), Table(head, rows), *sentences], content)
+    return Document(title, [Text(MEANING), Table(head, rows), *charts(results, done), *sentences], content)
+
+
+def charts(results: Sequence[RungResult], done: Sequence[Amount]) -> list[Chart]:
+    """Accuracy over the amount of labels and over the cost, a line for each rung."""
+    if not done:
+        return []
+    rungs = {result.rung: [one for one in results if one.rung == result.rung] for result in results}
+    own = {
+        rung: [next(one for one in found if one.amount == amount) for amount in done] for rung, found in rungs.items()
+    }
+    labels = [_line(rung, range(len(done)), found) for rung, found in own.items()]
+    seconds = {rung: sorted(found, key=lambda one: one.seconds) for rung, found in own.items()}
+    cost = [_line(rung, [round(one.seconds, 2) for one in found], found) for rung, found in seconds.items()]
+    accuracy, spread = "top-1 accuracy, %", "Means over seeds; bands and bars are one deviation up and down."
+    names = [amount.short for amount in done]
+    return [
+        Chart("Accuracy by labels", labels, "labels", accuracy, text=spread, names=names),
+        Chart("Accuracy by cost", cost, "CPU seconds of one seed", accuracy, "dots", text=spread),
+    ]
+
+
+def _line(rung: str, x: Sequence[float], results: Sequence[RungResult]) -> Line:
+    """The means of a rung, and a deviation around them where there are several seeds."""
+    line = Line(NAMES[rung], list(x), [one.mean for one in results])
+    if all(len(one.accuracies) == 1 for one in results):
+        return line
+    return line._replace(low=[one.mean - one.std for one in results], high=[one.mean + one.std for one in results])
 
 
 def _cell(results: Sequence[RungResult], rung: str) -> Cell:

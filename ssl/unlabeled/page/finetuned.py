@@ -44,8 +44,9 @@ def _parts(folder: Path, result: dict[str, Any]) -> Iterator[Part]:
     yield Text("Scores", "heading")
     yield page.scores(result)
     yield Text("Errors", "heading")
-    yield from _read(folder / LOOK / "errors.json", _errors)
-    yield from _read(folder / LOOK / "where.json", _where)
+    errors, where = _read(folder / LOOK / "errors.json", _errors), _read(folder / LOOK / "where.json", _where)
+    yield from [*(part for part in errors if not isinstance(part, Table)), *where]
+    yield from (part for part in errors if isinstance(part, Table))
     yield Text("Classes", "heading")
     yield from _classes(result)
     yield Text("Calibration", "heading")
@@ -75,15 +76,12 @@ def _errors(found: dict[str, Any]) -> Iterator[Part]:
     worst = [Shown(place, _wrong(pictures[place]), "stop") for place in found["worst"]]
     text = "Wrong classes of the highest probability, the most confident first. A wrong label shows here as well."
     yield Gallery("Worst errors", sheet, [Row("", worst)], text)
-    yield Table(
-        ("file", "class", "taken for", "probability, %"),
-        [_line(pictures[place]) for place in found["worst"]],
-        left=3,
-    )
     rows = [_confusion([(place, pictures[place]) for place in places]) for places in found["confused"] if places]
     if rows:
         text = "The classes of the lowest recall, the worst first, each with the class that it is mostly taken for."
         yield Gallery("Typical confusions", sheet, rows, text)
+    lines = [_line(pictures[place]) for place in found["worst"]]
+    yield Table(("file", "class", "taken for", "probability, %"), lines, left=3, title="Files of the worst errors")
 
 
 def _sheet(found: dict[str, Any]) -> Sheet:
@@ -133,11 +131,11 @@ def _classes(result: dict[str, Any]) -> Iterator[Part]:
         yield Figure("confusion.png", "confusion matrix, rows the true class")
     else:
         yield Matrix("Confusion", names, counts)
-    rows = sorted(_named(result, names), key=lambda row: float(row[1]))
+    rows = sorted(_named(result, names), key=lambda row: float(row[2]))
     if len(rows) > MOST_NAMED:
         yield Text(f"The {MOST_NAMED} classes of the lowest recall, of {len(rows):,}.")
-    head = ("class", "recall, %", "precision, %", "pictures", "taken for")
-    yield Table(head, rows[:MOST_NAMED], title="What each class is taken for")
+    head = ("class", "taken for", "recall, %", "precision, %", "pictures")
+    yield Table(head, rows[:MOST_NAMED], left=2, title="What each class is taken for")
 
 
 def _named(result: dict[str, Any], names: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -149,7 +147,7 @@ def _named(result: dict[str, Any], names: Sequence[str]) -> Iterator[tuple[str, 
         taken = ", ".join(f"{names[other]} {n:,}" for n, other in wrong[:MISTAKES])
         more = f" and {len(wrong) - MISTAKES} more" if len(wrong) > MISTAKES else ""
         shares = (result[measure][name] for measure in ("per_class", "precision"))
-        yield name, *(f"{share:.1f}" for share in shares), f"{sum(row.values()):,}", taken + more
+        yield name, taken + more, *(f"{share:.1f}" for share in shares), f"{sum(row.values()):,}"
 
 
 def reliability(result: dict[str, Any]) -> Chart:

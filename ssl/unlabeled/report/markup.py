@@ -107,7 +107,7 @@ class Markup:
     def _(self, part: Gallery) -> str:
         style, sheet = self._sheet(part.sheet)
         rows = "".join(_row(row, part.sheet, sheet) for row in part.rows)
-        return style + _figure("gallery", part.title, part.text, rows)
+        return style + _figure("gallery", part.title, part.text, f'<div class="rows">{rows}</div>')
 
     @part.register
     def _(self, part: Map) -> str:
@@ -240,7 +240,8 @@ def _counts(part: Matrix, name: str, counts: Sequence[int]) -> str:
 
 def _row(row: Row, sheet: Sheet, name: str) -> str:
     title = f"<h4>{said(row.title)}</h4>" if row.title else ""
-    return f'{title}<ul class="thumbs">{"".join(_thumb(shown, sheet, name) for shown in row.shown)}</ul>'
+    thumbs = "".join(_thumb(shown, sheet, name) for shown in row.shown)
+    return f'<div class="row">{title}<ul class="thumbs">{thumbs}</ul></div>'
 
 
 def _thumb(shown: Shown, sheet: Sheet, name: str) -> str:

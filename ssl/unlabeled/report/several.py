@@ -13,6 +13,7 @@ from unlabeled.errors import UserError
 from unlabeled.recipe import flat, updated
 from unlabeled.report.document import Document, Part, Table, Text
 from unlabeled.report.intervals import estimate, repeated, student
+from unlabeled.report.visuals import Chart, Line
 
 SCORES = ("accuracy", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
 HEADINGS = {"balanced_accuracy": "balanced accuracy", "top5": "top-5", "nll": "NLL, nats", "ece": "ECE"}
@@ -84,6 +85,13 @@ class Repetitions(NamedTuple):
         if score != "accuracy":
             return estimate(statistics.mean(values), _deviation(values), digits=digits)
         return repeated(values) if len(values) > 1 else estimate(values[0], interval=self.runs[0].result["interval"])
+
+    def interval(self, score: str) -> tuple[float, float] | None:
+        """95 %: Student's t over runs; of a single one, the accuracy's bootstrap; None where there is none."""
+        if len(values := self.values(score)) > 1:
+            mean, half = statistics.mean(values), student(values)
+            return mean - half, mean + half
+        return tuple(self.runs[0].result["interval"]) if score == "accuracy" else None
 
     def summary(self) -> dict[str, Any]:
         """As JSON."""
@@ -198,7 +206,21 @@ def comparison(rows: Sequence[Repetitions]) -> Document:
         lines = [[path, *map(in_words, values)] for path, values in apart.items()]
         numbers = [str(number) for number in range(1, len(rows) + 1)]
         parts += [Text("What sets them apart:"), Table(["", *numbers], lines)]
-    return Document("", parts, {"rows": [row.summary() for row in rows]})
+    return Document("", [*parts, _chart(rows, shown)], {"rows": [row.summary() for row in rows]})
+
+
+def _chart(rows: Sequence[Repetitions], shown: Sequence[str]) -> Chart:
+    """The scores in percent with their intervals, rows by their numbers; scores of one row stand side by side."""
+    scores = [name for name in shown if name not in DIGITS]
+    lines = []
+    for i, name in enumerate(scores):
+        having = [(number, row) for number, row in enumerate(rows) if row.values(name)]
+        at = [number + 0.6 * ((i + 0.5) / len(scores) - 0.5) for number, _ in having]
+        means = [statistics.mean(row.values(name)) for _, row in having]
+        ends = [row.interval(name) or (None, None) for _, row in having]
+        lines.append(Line(HEADINGS.get(name, name), at, means, *zip(*ends, strict=True)))
+    names = [str(number) for number in range(1, len(rows) + 1)]
+    return Chart("Scores", lines, "row of the table", "%", "dots", text="With their 95 % intervals.", names=names)
 
 
 def _deviation(values: Sequence[float]) -> float | None:

@@ -55,6 +55,7 @@ class Chart(NamedTuple):
         band: of healthy values.
         marks: on the x axis.
         text: explains the measure, below the title.
+        names: of the places 0, 1, 2, ... on the x axis; empty = it has numbers.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Chart(NamedTuple):
     band: Band | None = None
     marks: Sequence[Mark] = ()
     text: str = ""
+    names: Sequence[str] = ()
 
 
 class Matrix(NamedTuple):

@@ -40,8 +40,11 @@ function draw(self) {
       grid: { left: 4, right: 12, top: part.y ? 26 : 10, bottom: part.x ? 22 : 4, containLabel: true },
       xAxis: {
         ...axis, type: "value", min: from, max: to, name: part.x, nameLocation: "middle", nameGap: 26,
-        nameTextStyle: { color: text, fontSize: 11 }, splitLine: { show: false }, splitNumber: 4,
-        axisLabel: { ...axis.axisLabel, showMinLabel: part.kind === "lines", showMaxLabel: part.kind === "lines", formatter: short },
+        nameTextStyle: { color: text, fontSize: 11 }, splitLine: { show: false }, splitNumber: 4, interval: part.names.length ? 1 : undefined,
+        axisLabel: {
+          ...axis.axisLabel, showMinLabel: part.kind === "lines", showMaxLabel: part.kind === "lines",
+          formatter: (/** @type {number} */ at) => place(part, at),
+        },
       },
       yAxis: {
         ...axis, type: "value", min: low, max: high, name: part.y, nameTextStyle: { color: text, fontSize: 11, align: "left" },
@@ -51,6 +54,11 @@ function draw(self) {
     },
     { replaceMerge: ["series"] },
   );
+}
+
+/** A place of the x axis. @param {Chart} part @param {number} at */
+function place(part, at) {
+  return part.names.length ? (part.names[at] ?? "") : short(at);
 }
 
 /** The series of one line: between the smallest and the largest values, and the line.
@@ -64,6 +72,10 @@ function lines(part, line, shade, i) {
     symbolSize: part.kind === "dots" ? 7 : 5, barMaxWidth: 28,
   };
   if (!line.low.length) return [main];
+  if (part.kind === "dots") {
+    const ends = line.x.flatMap((x, at) => [[x, line.low[at]], [x, line.high[at]], [x, null]]);
+    return [{ type: "line", name: line.name, data: ends, symbol: "none", silent: true, lineStyle: { width: 1.5, color: shade }, z: 2 }, main];
+  }
   const bare = { type: "line", stack: `envelope-${i}`, stackStrategy: "all", symbol: "none", silent: true, lineStyle: { width: 0 }, z: 1 };
   const spread = line.x.map((_, at) => difference(line.high[at], line.low[at]));
   return [
@@ -159,7 +171,8 @@ function readout(self, x) {
     return key;
   });
   const focused = legend.contains(document.activeElement) ? Array.from(legend.children).indexOf(/** @type {any} */ (document.activeElement)) : -1;
-  const where = x === null ? [] : [make("span", { className: "where" }, `${part.x} ${told(Math.round(x * 100) / 100)}`)];
+  const at = x === null ? "" : part.names[Math.round(x)] ?? told(Math.round(x * 100) / 100);
+  const where = x === null ? [] : [make("span", { className: "where" }, `${part.x} ${at}`)];
   legend.replaceChildren(...items, ...where, ...(near ? [make("span", { className: `tone ${near.tone}` }, near.text)] : []));
   if (focused >= 0) /** @type {HTMLElement} */ (legend.children[focused])?.focus();
 }

@@ -4,7 +4,7 @@
  * @typedef {{name: string, x: number[], y: (number|null)[], low: (number|null)[], high: (number|null)[]}} Line
  * @typedef {{x: number, text: string, tone: string}} Mark
  * @typedef {{title: string, lines: Line[], x: string, y: string, kind: "lines"|"bars"|"dots",
- *   band: {low: number|null, high: number|null, text: string}|null, marks: Mark[], text: string}} Chart
+ *   band: {low: number|null, high: number|null, text: string}|null, marks: Mark[], text: string, names: string[]}} Chart
  * @typedef {{title: string, names: string[], counts: number[][], rows: string, columns: string}} Matrix
  * @typedef {{file: string, side: number, columns: number, images: number}} Sheet
  * @typedef {{title: string, points: [number, number][], names: string[], sheet: Sheet,
