@@ -70,7 +70,7 @@ def test_table_and_json(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFi
     )
 
     shown = (tmp_path / "few.html").read_text(encoding="utf-8")
-    assert "raw pixels 8x8" in shown and '"names":["kNN","linear","kNN 10 %","linear 10 %"]' in shown
+    assert "raw pixels 8x8" in shown and '"names":["kNN 100 %","linear 100 %","kNN 10 %","linear 10 %"]' in shown
     report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in report["rows"]}
     # two exports of one architecture share their baselines

@@ -62,7 +62,7 @@ function place(part, at) {
 }
 
 /** The series of one line: between the smallest and the largest values, and the line.
- * @param {Chart} part @param {Line} line @param {string} shade @param {number} i */
+ * @param {Chart} part @param {Line} line @param {string} shade @param {number} i @returns {object[]} */
 function lines(part, line, shade, i) {
   const type = { lines: "line", bars: "bar", dots: "scatter" }[part.kind];
   const few = line.x.length <= 30;
