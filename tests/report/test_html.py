@@ -87,6 +87,12 @@ def test_sections_of_one_name_have_their_own_addresses() -> None:
     assert [a["href"] for a in found.all("a")][1:] == [f"#{name}" for name in names]
 
 
+def test_a_part_with_the_name_of_its_section_does_not_repeat_it() -> None:
+    chart = Chart("Loss", [Line("a", [0], [1])])
+    found = of(Text("Loss", "heading"), chart, chart._replace(title="Other"))
+    assert len(found.all("h2")) == len(found.all("h3")) == 1 and found.all("figure")[0]["aria-label"] == "Loss"
+
+
 def test_numbers_are_short_and_json() -> None:
     line = Line("a", [0, 1234567, 2.0], [0.123456789, float("nan"), None], [float("inf"), -1e-9, 1])
     found = json.loads(of(Chart("t", [line])).scripts[1])[0]["lines"][0]

@@ -107,7 +107,9 @@ def _section(section: Section, markup: Markup) -> str:
     body = "".join(markup.together(kind, parts, not section.title) for kind, parts in groups)
     if not section.title:
         return f'<section class="lead" id="top" aria-label="Overview">{body}</section>\n'
-    return f'<section id="{section.name}"><h2>{said(section.title)}</h2>{body}</section>\n'
+    title = said(section.title)
+    body = body.replace(f"<h3>{title}</h3>", "", 1)  # a part that has the section's name does not repeat it
+    return f'<section id="{section.name}"><h2>{title}</h2>{body}</section>\n'
 
 
 def _island(numbers: list[object]) -> str:
