@@ -14,6 +14,7 @@ from unlabeled.report.document import Document, Marked, Table, Text
 from unlabeled.report.visuals import Band, Chart, Mark, Slides
 
 COLLAPSE = "it collapses <script> (teacher_entropy 6.9 since step 1)"
+STILL = "knn stands still: rates x 0.1 from here"
 NOW = 1_800_000_000.0
 
 
@@ -41,6 +42,8 @@ def folder(tmp_path: Path) -> Path:
         "events.jsonl",
         {"step": 0, "tone": "note", "text": "started", "state": "started"},
         {"step": 3, "tone": "warning", "text": "warning: it collapses <script> (teacher_entropy 6.9 since step 1)"},
+        {"step": 4, "tone": "note", "text": "skipped a.jpg", "image": "a.jpg"},
+        {"step": 5, "tone": "note", "text": "knn stands still: rates x 0.1 from here"},
         {"step": 8, "tone": "note", "text": "done", "state": "ended", "seconds": 61.0, "cpu_seconds": 100.0},
     )
     (tmp_path / "pictures").mkdir()
@@ -72,9 +75,9 @@ def test_what_stands_on_the_page_and_in_which_order(folder: Path) -> None:
         "Recipe",
     ]
     state, warnings = [part for part in found.parts if isinstance(part, Table)][:2]
-    assert list(state.rows[0]) == ["state", "ended after 8 steps, the last part took 61 s"]
+    assert list(state.rows[0]) == ["state", "ended after 8 steps, in 61 s"]
     assert list(state.rows[-1]) == ["kNN", "39 at step 8; highest 40.5 at step 4; 30 at the start"]
-    assert warnings.rows == [["3", Marked(COLLAPSE, "warning")]]
+    assert warnings.rows == [["5", Marked(STILL, "note")], ["3", Marked(COLLAPSE, "warning")]]
     assert Table.facts([("pictures", "12"), ("", "of <b>")]) in found.parts
     [course] = [part for part in found.parts if isinstance(part, Table) and "CPU time" in part.head]
     assert course.rows == [["0", "started", "", ""], ["8", "done", "61 s", "2 min"]]
@@ -86,8 +89,9 @@ def test_curves_have_bands_marks_and_a_start(folder: Path) -> None:
     found = charts(document(folder, now=NOW))
     assert list(found) == ["Loss", "kNN", "Entropy of the teacher", "odd one"]  # no step was skipped
     entropy = found["Entropy of the teacher"]
-    assert entropy.band == Band(None, 6.9, "ln 1024") and entropy.marks == found["Loss"].marks == [Mark(3, COLLAPSE)]
-    assert not found["kNN"].marks
+    assert entropy.band == Band(None, 6.9, "ln 1024") and entropy.marks == [Mark(3, COLLAPSE)]
+    assert found["kNN"].marks == [Mark(5, STILL, "note")]
+    assert found["Loss"].marks == [Mark(3, COLLAPSE), Mark(5, STILL, "note")]
     measured, start = found["kNN"].lines
     assert (measured.x, measured.y) == ([0, 4, 8], [30.0, 40.5, 39.0])
     assert (start.name, start.x, start.y) == ("start", [0, 8], [30.0, 30.0])

@@ -89,7 +89,7 @@ def test_it_ended_or_was_stopped(tmp_path: Path) -> None:
     found = state(run(tmp_path, steps=50, ago=9e5, events=[resumed, ended, noted]), NOW)
     assert (found.condition, found.words, found.tone) == (
         "ended",
-        "ended after 50 steps, the last part took 65 s",
+        "ended after 50 steps, in 65 s",
         None,
     )
 

@@ -22,7 +22,7 @@ def test_a_run_that_is_killed_and_goes_on(tmp_path: Path) -> None:
     events.add(0, "a checkpoint is refused")  # before it is known where the run goes on
     assert not file.exists()
     events.begin(0)
-    events.add(3, "skipped a", "note")
+    events.add(3, "skipped a", "note", image="a")
     events.add(7, "it collapses")
     with open(file, "a", encoding="utf-8") as opened:
         opened.write('{"step": 9, "to')  # and killed
@@ -39,6 +39,7 @@ def test_a_run_that_is_killed_and_goes_on(tmp_path: Path) -> None:
         (5, "warning", "falling back", None),
         (6, "warning", "stopped by SIGTERM", "stopped"),
     ]
+    assert read(file)[2]["image"] == "a"
     assert read(file)[-1]["seconds"] >= 0 and read(file)[-1]["cpu_seconds"] >= 0 and not said
 
 

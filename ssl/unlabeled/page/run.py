@@ -16,11 +16,11 @@ from unlabeled.page.measures import measure
 from unlabeled.page.state import State, data, is_run, state
 from unlabeled.progress import duration
 from unlabeled.report.document import Cell, Document, Marked, Part, Table, Text
-from unlabeled.report.visuals import Band, Frame, Mark, Slides
+from unlabeled.report.visuals import Band, Frame, Mark, Slides, Tone
 
 __all__ = ["Reader", "State", "data", "document", "is_run", "state"]
 
-LOUD = ("stop", "high", "warning")  # tones of events that stand at the top and on all curves
+LOUD = ("stop", "high", "warning")
 TIMES = ("seconds", "cpu_seconds")
 MOST_EVENTS, MOST_MARKS, MOST_SKIPPED = 100, 20, 200
 MOST_FRAMES, FRAME_BYTES = 16, 4 << 20  # of a series of images
@@ -94,22 +94,26 @@ def _score(curve: Curve) -> str:
 
 def _noticed(events: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
     """What a person should know of, newest first."""
-    if loud := _loud(events):
-        yield Text("Warnings", "heading")
-        rows: list[list[Cell]] = [[str(event.get("step", "")), Marked(_said(event), event["tone"])] for event in loud]
+    if told := _told(events):
+        yield Text("Warnings" if any(event.get("tone") in LOUD for event in told) else "Notes", "heading")
+        rows: list[list[Cell]] = [[str(event.get("step", "")), Marked(_said(event), _tone(event))] for event in told]
         yield Table(("step", "what"), rows[: -MOST_EVENTS - 1 : -1], left=2)
         if len(rows) > MOST_EVENTS:
             yield Text(f"The newest {MOST_EVENTS} of {len(rows):,}; events.jsonl has them all.")
 
 
 def _marks(events: Sequence[Mapping[str, Any]]) -> list[Mark]:
-    loud = [event for event in _loud(events) if type(event.get("step")) is int]
-    return [Mark(event["step"], _said(event), event["tone"]) for event in loud[-MOST_MARKS:]]
+    told = [event for event in _told(events) if type(event.get("step")) is int]
+    return [Mark(event["step"], _said(event), _tone(event)) for event in told[-MOST_MARKS:]]
 
 
-def _loud(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Warnings; how parts of the run ended is told elsewhere."""
-    return [event for event in events if event.get("tone") in LOUD and "state" not in event]
+def _told(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Events but for those that stand elsewhere: how parts of the run began and ended, and skipped images."""
+    return [event for event in events if "state" not in event and "image" not in event]
+
+
+def _tone(event: Mapping[str, Any]) -> Tone:
+    return event["tone"] if event.get("tone") in LOUD else "note"
 
 
 def _said(event: Mapping[str, Any]) -> str:

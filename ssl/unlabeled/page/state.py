@@ -141,10 +141,9 @@ def _words(
     if condition in ("stopped", "failed"):
         return said or f"{condition} at {step}"
     if condition == "ended":
+        part = "the last part " if facts.first_step else ""
         seconds = finite(event.get("seconds"))
-        return f"ended after {logged.step:,} steps" + (
-            "" if seconds is None else f", the last part took {duration(seconds)}"
-        )
+        return f"ended after {logged.step:,} steps" + ("" if seconds is None else f", {part}in {duration(seconds)}")
     if condition == "silent":
         return f"no sign of life for {duration(age)}, since {step} {AGAIN}. {GO_ON}"
     if condition == "waiting":

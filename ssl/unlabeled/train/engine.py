@@ -24,7 +24,6 @@ from unlabeled.nn.modes import evaluating
 from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.processes import gather_objects, on_main, raise_together, total
 from unlabeled.progress import Clock
-from unlabeled.report.visuals import Tone
 from unlabeled.signals import stop
 from unlabeled.train import snapshot, state
 from unlabeled.train.checkpoint import Checkpoints
@@ -284,15 +283,16 @@ class Engine:
         for found in gather_objects([bad for raw in pending for bad in raw.bad]):
             for key, reason in found:
                 if self.bad.add(key, reason, write=self.accelerator.is_main_process):
-                    self.tell(f"skipped {key}: {reason}", "note")
+                    self.display.say(f"skipped {key}: {reason}")
+                    self.events.add(self.step, f"skipped {key}: {reason}", "note", image=key)
         self.bad.check()
 
     # ---------------------------------------------------------------- what is said and kept
 
-    def tell(self, text: str, tone: Tone = "warning") -> None:
-        """Say a line, and keep it among the events of the run."""
+    def tell(self, text: str) -> None:
+        """Say a warning, and keep it among the events of the run."""
         self.display.say(text)
-        self.events.add(self.step, text, tone)
+        self.events.add(self.step, text)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0

@@ -33,7 +33,7 @@ class Events:
         self.file, self.say, self.clock = file, say, clock
         self.heard: Callable[[], None] = lambda: None
         self.state = ""
-        self._early: list[tuple[str, Tone]] = []
+        self._early: list[tuple[str, Tone, dict[str, Any]]] = []
 
     def begin(self, step: int) -> None:
         """Drop the events of later steps than `step`, of a run that was killed, and note what was said before."""
@@ -41,15 +41,15 @@ class Events:
             self._try(lambda file: cut_back(file, step))
         self.state = "started"
         self._write(step, f"resumed at step {step:,}" if step else "started", "note", state="started")
-        for text, tone in self._early:
-            self._write(step, text, tone)
+        for text, tone, more in self._early:
+            self._write(step, text, tone, **more)
 
-    def add(self, step: int, text: str, tone: Tone = "warning") -> None:
-        """Note an event of a step."""
+    def add(self, step: int, text: str, tone: Tone = "warning", **more: Any) -> None:
+        """Note an event of a step; `more` = further fields, such as the `image` that was skipped."""
         if self.state:
-            self._write(step, text, tone)
+            self._write(step, text, tone, **more)
         else:
-            self._early.append((text, tone))
+            self._early.append((text, tone, more))
 
     def end(self, step: int, text: str, how: Ends) -> None:
         """Note how this part of the run ended, once; a run that has not begun does not end."""
