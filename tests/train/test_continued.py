@@ -284,6 +284,10 @@ def test_a_teacher_is_slowed_and_a_fast_one_cautioned_against() -> None:
     assert slowed.momentum == 0.999 and [(line.field, line.yours) for line in lines] == [("method.momentum", 0.999)]
     assert not list(cautions(Continued(), slowed, 1e-3, 1e-4, ["head"]))
     assert Continued(momentum=0.9).slowed(config, [])[0] == config
+    fast = config.model_copy(update={"momentum": 0.98})  # it remembers 50 steps
+    assert not list(cautions(Continued(), fast, 1e-3, 1e-4, ["head"], steps=200))
+    (caution,) = cautions(Continued(), fast, 1e-3, 1e-4, ["head"], steps=400)
+    assert caution.code == "fast_teacher" and caution.advice == "set continued.momentum=0.99"
 
 
 def test_it_is_refused_without_weights_to_begin_with(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,10 +100,15 @@ def told(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class Evaluator:
-    """Computes the scores of an encoder on images of `shape` (height, width). Knows nothing of training."""
+    """Computes the scores of an encoder on images of `shape` (height, width). Knows nothing of training.
+
+    Attributes:
+        pictures: how many test images, or episodes, each score was the mean of, by name; without scores that are none.
+    """
 
     def __init__(self, evaluation: Evaluation, splits: Splits, shape: tuple[int, int]) -> None:
         self.evaluation, self.splits, self.shape = evaluation, splits, shape
+        self.pictures: dict[str, int] = {}
 
     def __call__(self, encoder: Encoder, pool: Pool | None = None) -> Iterator[tuple[str, float]]:
         """Yield ("knn", percent), ("linear", percent), then the same for smaller shares as "linear_1%".
@@ -120,7 +125,10 @@ class Evaluator:
         bench, protocols = Bench(encoder, self.splits, self.shape, pool=pool), self.evaluation.protocols
         bench.prepare(required(protocols, bench.pool, encoder.readable))
         for score, _, fraction, _ in runs(protocols, self.evaluation.fractions, bench):
-            yield scored(score.name, fraction), score.value
+            name = scored(score.name, fraction)
+            if score.each is not None:
+                self.pictures[name] = len(score.each)
+            yield name, score.value
 
 
 def required(protocols: Mapping[str, Protocol], pool: Pool, depth: int) -> list[FeatureSpec]:

@@ -8,7 +8,7 @@ still for lower layers (or low-rank additions learn in its place), and a teacher
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 from torch import nn
@@ -17,6 +17,7 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.lowrank import LowRank
 from unlabeled.nn.lowrank import ADDED
 from unlabeled.pretrain.rescale import Config, Rescaled
+from unlabeled.recipe.free import FREE
 
 MOMENTUM = 0.999  # of a teacher that begins well, at least
 Share = Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
@@ -36,6 +37,11 @@ class Continued(BaseModel, frozen=True, extra="forbid"):
     momentum: float = Field(MOMENTUM, ge=0, le=1, description="smallest momentum of a teacher at the start")
     lora: LowRank | None = Field(
         None, description="low-rank additions learn in place of the encoder's weights, merged at export; null = none"
+    )
+    keep: Annotated[Literal["best", "last"], FREE] = Field(
+        "best",
+        description="the encoder that is exported: that with the best score of `evaluate`, the one at the start among "
+        "them, or the last",
     )
 
     def slowed(self, config: Config, rescaled: Sequence[Rescaled]) -> tuple[Config, list[Rescaled]]:
@@ -132,7 +138,12 @@ def advice(settings: Continued | None) -> str:
 
 
 def cautions(
-    settings: Continued | None, config: BaseModel, peak: float, gentle: float | None, new: Sequence[str] = ()
+    settings: Continued | None,
+    config: BaseModel,
+    peak: float,
+    gentle: float | None,
+    new: Sequence[str] = (),
+    steps: int | None = None,
 ) -> Iterator[Caution]:
     """Settings of a run from scratch where a run begins with an encoder that has learnt.
 
@@ -142,6 +153,7 @@ def cautions(
         peak: learning rate after warm-up.
         gentle: the highest of the optimizer at which pretrained weights learn on; None = it is not known.
         new: parts of the method that do not begin with learnt weights.
+        steps: of the run: a teacher that remembers a quarter of them is slow; None = many.
     """
     rate = peak if settings is None else peak * settings.rate
     if gentle is not None and rate > gentle:
@@ -151,10 +163,11 @@ def cautions(
         )
         yield Caution("fast_encoder", text, f"set {field % (gentle / peak)}, or lower optim.base_lr")
     found = momentum_of(config)
-    if found is not None and found < MOMENTUM:
-        text = f"the teacher's momentum is {found:.4g}, as if from scratch: at least {MOMENTUM:g} keeps what init knows"
+    slow = MOMENTUM if steps is None else min(MOMENTUM, 1 - 4 / steps)
+    if found is not None and found < slow:
+        text = f"the teacher's momentum is {found:.4g}, as if from scratch: at least {slow:.4g} keeps what init knows"
         field = "method.momentum" if settings is None else "continued.momentum"
-        yield Caution("fast_teacher", text, f"set {field}={MOMENTUM:g}")
+        yield Caution("fast_teacher", text, f"set {field}={slow:.4g}")
     if new and (settings is None or not settings.hold):
         text = f"{', '.join(new)} and the encoder of init learn at once: gradients of parts that are new ruin it"
         yield Caution(

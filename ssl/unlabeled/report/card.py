@@ -19,6 +19,7 @@ class Made(NamedTuple):
         fingerprint: of those.
         steps, skipped, bad: steps taken, steps skipped, pictures that could not be read.
         begun: the weights that pretraining began with, in words; "" = none.
+        kept: the step of the weights, which scored best; None = the last.
         encoder: the address that fine-tuning started from.
         way: the name of its strategy, or of its task.
         classes: names, by number.
@@ -35,6 +36,7 @@ class Made(NamedTuple):
     skipped: int
     bad: int
     begun: str = ""
+    kept: int | None = None
     encoder: str = ""
     way: str = ""
     classes: Sequence[str] = ()
@@ -82,8 +84,9 @@ def _scored(made: Made) -> str:
 def _card(made: Made, title: str, body: str, loading: str) -> str:
     made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
     begun = f"- began with {markdown(made.begun)}\n" if made.begun else ""
+    kept = "" if made.kept is None else f", kept: step {made.kept:,}, whose score was best"
     return (
         f"# {markdown(f'{made.name}: {title}')}\n\n```python\n{loading}\n```\n\n"
         f"{body}\n\n## Made with\n\n- {made_with}\n- pictures: fingerprint {made.fingerprint}\n{begun}"
-        f"- {made.steps:,} steps, {made.skipped} skipped, {made.bad} bad pictures\n\n```yaml\n{made.recipe}```\n"
+        f"- {made.steps:,} steps, {made.skipped} skipped, {made.bad} bad pictures{kept}\n\n```yaml\n{made.recipe}```\n"
     )

@@ -45,7 +45,7 @@ from unlabeled.train.bar import Bar
 from unlabeled.train.beginning import Begun, begin
 from unlabeled.train.engine import Engine
 from unlabeled.train.following import following
-from unlabeled.train.job import Evaluate, Job
+from unlabeled.train.job import Job
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.state import split_heads
@@ -202,10 +202,16 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         return replace(job, build=build, begun=beginning.described(outline, Preprocessing.of(recipe.data, 1.0)))
 
     def scored(self, job: PretrainJob, accelerator: Accelerator) -> PretrainJob:
-        recipe, looking = job.recipe, _looking(job, accelerator.device)
+        recipe, evaluator = job.recipe, self._evaluator(job.recipe, job.data, accelerator)
+        looking = _looking(job, accelerator.device)
+
+        def scores(method: Any) -> Iterator[tuple[str, float]]:
+            assert evaluator is not None
+            return evaluator(method.evaluated(), method.pooling())
+
         return replace(
             job,
-            evaluate=self._evaluator(recipe, job.data, accelerator),
+            evaluate=None if evaluator is None else scores,
             facts={
                 "pictures": job.dataset.source.fingerprint(),
                 **({} if job.begun is None else {"init": job.begun.digest}),
@@ -214,10 +220,10 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
                 PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std), looking
             ),
             looking=looking,
-            bar=None if recipe.init is None else _bar(recipe, recipe.init),
+            bar=None if recipe.init is None else _bar(recipe, recipe.init, evaluator),
         )
 
-    def _evaluator(self, recipe: PretrainRecipe, data: Opened, accelerator: Accelerator) -> Evaluate | None:
+    def _evaluator(self, recipe: PretrainRecipe, data: Opened, accelerator: Accelerator) -> Evaluator | None:
         if recipe.evaluate is None:
             if recipe.data.has_val:  # not read now, but by whatever comes after this run
                 data.pictures("val")
@@ -229,12 +235,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         where = (accelerator.device, run.workers, accelerator.process_index, accelerator.num_processes)
         splits = Splits(evaluate, data, *where, labels=evaluate.needs_labels, timeout=run.timeout)
         evaluate.check(splits)
-        evaluator = Evaluator(evaluate, splits, recipe.method.views[0].shape)
-
-        def scores(method: Any) -> Iterator[tuple[str, float]]:
-            return evaluator(method.evaluated(), method.pooling())
-
-        return scores
+        return Evaluator(evaluate, splits, recipe.method.views[0].shape)
 
     def plan(self, job: PretrainJob, taken: Sequence[str]) -> list[Line]:
         recipe, source = job.recipe, job.dataset.source
@@ -247,7 +248,11 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
             *([("taken", f"from init: {', '.join(taken)}")] if taken else []),
             *([] if recipe.evaluate is None else [("evaluate", _evaluation(recipe.evaluate, job))]),
             *(("rescaled", f"{name}: paper {paper:g}, yours {own:.6g}: {why}") for name, paper, own, why in rescaled),
-            *([] if recipe.continued is None else [("continued", recipe.continued.in_words(job.steps))]),
+            *(
+                []
+                if recipe.continued is None
+                else [("continued", recipe.continued.in_words(job.steps)), ("keep", _kept(recipe, recipe.continued))]
+            ),
             *(("caution", f"{text}: {advice}") for _, text, advice in self.cautions(job)),
         ]
 
@@ -256,12 +261,15 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         if begun is None:
             return []
         peak = recipe.optim.peak(recipe.train.batch_size)
-        return list(cautions(recipe.continued, job.method, peak, recipe.optim.gentle, begun.new))
+        return list(cautions(recipe.continued, job.method, peak, recipe.optim.gentle, begun.new, job.steps))
 
     def finish(self, job: PretrainJob, engine: Engine) -> list[str]:
         recipe, output, export = job.recipe, engine.output, f"{engine.output}/export"
+        kept = engine.checkpoints.best if engine.use_best() else None
         method = cast("PretrainMethod", engine.whole_method())
         encoder, heads = split_heads(method)
+        if unlearnt := kept == 0 and job.begun is not None and bool(job.begun.new):
+            heads = {}
         address = encoder.address(encoder.model, export)
         how = recipe.evaluate or Evaluation()
         prepared = Preprocessing.of(recipe.data, how.crop_pct, how.interpolation, how.pool or method.pooling())
@@ -269,18 +277,21 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         counts = (len(source), job.facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
         begun = "" if job.begun is None else job.begun.words
         loading = encoder.loading(encoder.model, encoder.arguments, told=", num_classes=0")
-        facts = Made(recipe.name, dump(recipe), *counts, begun=begun)
-        card = pretrain_card(facts, recipe.method.name, engine.evaluated, loading)
+        facts = Made(recipe.name, dump(recipe), *counts, begun=begun, kept=kept)
+        found = engine.evaluated if kept is None or engine.bar is None else engine.bar.scores.best
+        card = pretrain_card(facts, recipe.method.name, found, loading)
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
         if (looking := job.looking) is not None:
-            on_main(engine.accelerator, lambda: looking.map(engine.step, method, engine.clock.seconds), whole=False)
-        compared = "" if engine.bar is None else engine.bar.verdict(engine.evaluated)
+            step = engine.step if kept is None else kept
+            on_main(engine.accelerator, lambda: looking.map(step, method, engine.clock.seconds), whole=False)
+        compared = "" if engine.bar is None else engine.bar.verdict(engine.evaluated, kept)
         return [
             f"done in {duration(engine.clock.seconds)}: {engine.step:,} steps, {engine.skipped} skipped, "
             f"{len(engine.bad.keys)} bad pictures",
             f"  encoder    {export}  ({encoder.loaded_by(encoder.model, export)})",
             f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
             *([compared] if compared else []),
+            *(["  heads      none are exported: those of the start were new"] if unlearnt else []),
             f"next: python -m unlabeled ladder {quote(address)} {_labelled(job)}   (which way to use it pays)",
         ]
 
@@ -329,10 +340,27 @@ def _looking(job: PretrainJob, device: torch.device) -> Looking | None:
     )
 
 
-def _bar(recipe: PretrainRecipe, init: str) -> Bar:
-    """What a run that begins with an encoder is compared with: scores in percent are better when they are higher."""
+def _in_percent(recipe: PretrainRecipe) -> list[str]:
+    """The protocols whose scores are in percent: these are better when they are higher."""
     protocols = {} if recipe.evaluate is None else recipe.evaluate.protocols
-    return Bar(init, [name for name, one in protocols.items() if one.unit.endswith("%")], advice(recipe.continued))
+    return [name for name, one in protocols.items() if one.unit.endswith("%")]
+
+
+def _kept(recipe: PretrainRecipe, continued: Continued) -> str:
+    """The weights that a run with a `continued:` section exports, for its plan."""
+    names = _in_percent(recipe)
+    if continued.keep == "last":
+        return "the last"
+    if names:
+        return f"the best by {names[0]} of the start and every evaluation"
+    return "the last: to keep the best, evaluate must have a score in percent, such as knn"
+
+
+def _bar(recipe: PretrainRecipe, init: str, evaluator: Evaluator | None) -> Bar:
+    """What a run that begins with an encoder is compared with."""
+    keep = recipe.continued is not None and recipe.continued.keep == "best"
+    pictures = None if evaluator is None else evaluator.pictures
+    return Bar(init, _in_percent(recipe), advice(recipe.continued), keep, pictures)
 
 
 def _labelled(job: PretrainJob) -> str:

@@ -140,12 +140,13 @@ class Engine:
             if verdict.bad or verdict.failed:
                 self._note_bad(pending, error)
             self._report(norm, feed, verdict.loss)
+            scored, drawn = self._is_scored(), self._is_drawn()
             due = self._due(self.job.recipe.run.checkpoint_every) or self.done or verdict.stop
-            if saves := due or self.checkpoints.best == self.step:
+            may_be_kept = scored and self.bar is not None and self.bar.keeps
+            if saves := due or may_be_kept or self.checkpoints.best == self.step:
                 self.save()  # before it is scored, which may take long
             if verdict.stop:
                 return False
-            scored, drawn = self._is_scored(), self._is_drawn()
             if (scored or drawn) and not self._evaluate(batch if drawn else None, scored):
                 if not saves:
                     self.save()
@@ -355,8 +356,12 @@ class Engine:
         self._compare(self.evaluated)
 
     def _compare(self, scores: Mapping[str, float]) -> None:
-        """Hold scores of this step against those of the encoder that the run began with."""
-        if self.bar is not None and (warning := self.bar.read(self.step, scores)):
+        """Hold scores of this step against those of the encoder that the run began with; the best may be kept."""
+        if self.bar is None:
+            return
+        warning = self.bar.read(self.step, scores)
+        self.checkpoints.best = self.bar.kept_step
+        if warning:
             self.tell(warning)
 
     def _look(self, watch: EarlyStopping) -> None:
@@ -380,16 +385,25 @@ class Engine:
         self.meter.pause(time.perf_counter() - before)
 
     def use_best(self) -> bool:
-        """Take the weights whose watched score was best, if they are readable; returns whether they are others."""
+        """Take the weights whose score was best, if they are readable; returns whether they are others."""
         best = self.checkpoints.best
         if best is None or best == self.step:
             return False
+        if best == 0:
+            state.load_model(self.method, self._beginning())
+            return True
         if (kept := self.checkpoints.read(best)) is None:
             self.tell(f"the best weights, of step {best:,}, are lost: those of the last step are used")
             self.checkpoints.best = None
             return False
         state.load_model(self.method, kept.tensors["model"])
         return True
+
+    def _beginning(self) -> state.Tensors:
+        """The whole weights before the first step, made again."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(self.job.recipe.seed)
+            return state.model_tensors(self.job.build())
 
     def whole_method(self) -> Method:
         """The method with whole weights: itself, or a copy where they are sharded (all processes must ask)."""

@@ -117,3 +117,4 @@ def restore_(engine: Running, checkpoint: Checkpoint) -> None:
         engine.checkpoints.best = engine.watch.kept_step
     if engine.bar is not None and saved.get("bar") is not None:
         engine.bar.restore(saved["bar"])
+        engine.checkpoints.best = engine.bar.kept_step
