@@ -1,5 +1,7 @@
 """How fast `unlabeled watch` answers: the list of many runs that have logged much, again, and the page of one.
 
+Wall-clock seconds are those of a machine with other work, too; CPU seconds are those of server and reader together.
+
 python benchmarks/watching.py                  # 200 runs of 100,000 logged steps
 python benchmarks/watching.py --runs 20 --steps 1000 --json
 """
@@ -16,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from common import finish, machine, median, peak_memory_mb, table
 
@@ -69,40 +71,41 @@ def make(root: Path, runs: int, steps: int) -> None:
         os.link(log, folder / "metrics.jsonl")
 
 
-def ask(server: Server, path: str, tag: str = "") -> tuple[float, int, bytes, str]:
-    """Seconds, status, body and tag of an answer."""
+class Took(NamedTuple):
+    """What an answer took, seconds by the clock and of the CPU; its body and tag."""
+
+    wall: float
+    cpu: float
+    body: bytes
+    tag: str
+
+
+def ask(server: Server, path: str, tag: str = "") -> Took:
+    """Ask once."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
-    began = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     connection.request("GET", path, headers={"If-None-Match": tag} if tag else {})
     answer = connection.getresponse()
     body = answer.read()
-    return time.perf_counter() - began, answer.status, body, answer.headers.get("ETag", "")
+    return Took(time.perf_counter() - wall, time.process_time() - cpu, body, answer.headers.get("ETag", ""))
 
 
-def measure(root: Path, rounds: int) -> dict[str, float]:
-    """Seconds of every kind of answer, medians over the rounds; and what they weigh, MB."""
+def measure(root: Path, rounds: int) -> tuple[dict[str, Took], dict[str, float]]:
+    """Every kind of answer, medians over the rounds; and what they weigh, MB."""
     listed.SEARCHED_FOR = 0.0  # every answer searches
+    path = f"/run/{sorted(root.glob('*/*'))[0].relative_to(root)}/"
     site = Site(root)
     with listen(8000, site.answer) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        first, _, body, tag = ask(server, "/")
-        again = _median(rounds, lambda: ask(server, "/", tag))
-        changed = _median(rounds, lambda: ask(server, "/"), before=lambda: log(root))
-        path = f"/run/{sorted(root.glob('*/*'))[0].relative_to(root)}/"
-        page, _, shown, page_tag = ask(server, path)
-        page_again = _median(rounds, lambda: ask(server, path, page_tag))
+        took = {"the list, first": (first := ask(server, "/"))}
+        took["the list, nothing changed"] = _median(rounds, lambda: ask(server, "/", first.tag))
+        took[f"the list, {CHANGED} runs have logged"] = _median(rounds, lambda: ask(server, "/"), lambda: log(root))
+        took["a page, first"] = page = ask(server, path)
+        took["a page, nothing changed"] = _median(rounds, lambda: ask(server, path, page.tag))
         server.shutdown()
         thread.join()
-    return {
-        "the list, first": first,
-        "the list, nothing changed": again,
-        f"the list, {CHANGED} runs have logged": changed,
-        "a page, first": page,
-        "a page, nothing changed": page_again,
-        "MB of the list": len(body) / 1e6,
-        "MB of a page": len(shown) / 1e6,
-    }
+    return took, {"the list": len(first.body) / 1e6, "a page": len(page.body) / 1e6}
 
 
 def log(root: Path) -> None:
@@ -111,14 +114,12 @@ def log(root: Path) -> None:
         (folder / "plan.json").touch()
 
 
-def _median(
-    rounds: int, answer: Callable[[], tuple[float, int, bytes, str]], before: Callable[[], None] = lambda: None
-) -> float:
-    seconds = []
+def _median(rounds: int, answer: Callable[[], Took], before: Callable[[], None] = lambda: None) -> Took:
+    found = []
     for _ in range(rounds):
         before()
-        seconds.append(answer()[0])
-    return median(seconds)
+        found.append(answer())
+    return found[0]._replace(wall=median([one.wall for one in found]), cpu=median([one.cpu for one in found]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,16 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         root = Path(folder) / "runs"
         root.mkdir()
         make(root, chosen.runs, chosen.steps)
-        result: dict[str, Any] = {"runs": chosen.runs, "steps": chosen.steps, **measure(root, chosen.rounds)}
-    result["MB of memory at most"] = peak_memory_mb()
-    print(machine())
-    print(
-        table(
-            ("", ""),
-            [[name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}"] for name, value in result.items()],
-        )
-    )
-    finish(chosen, result)
+        took, weights = measure(root, chosen.rounds)
+    print(f"{chosen.runs:,} runs of {chosen.steps:,} steps; {machine()}; {peak_memory_mb():.0f} MB of memory at most")
+    print(table(("answer", "s", "CPU s"), [[name, f"{one.wall:.3f}", f"{one.cpu:.3f}"] for name, one in took.items()]))
+    print(table(("", "MB"), [[name, f"{weight:.2f}"] for name, weight in weights.items()]))
+    result = {name: {"s": one.wall, "cpu_s": one.cpu} for name, one in took.items()}
+    finish(chosen, {"runs": chosen.runs, "steps": chosen.steps, "took": result, "mb": weights})
 
 
 if __name__ == "__main__":

@@ -119,6 +119,18 @@ def test_the_newest_scores(tmp_path: Path) -> None:
     assert (found.scores, found.loss, found.step) == ({"knn": 20.5}, 9.0, 4)
 
 
+def test_the_newest_scores_may_lie_far_back(tmp_path: Path) -> None:
+    folder = run(tmp_path)
+    lines = [{"step": i, "loss": 1 / i, "padding": "x" * 200} for i in range(1, 2001)]
+    lines[1200:1200] = [{"step": 1200, "knn": 41.5}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = state(folder, NOW)
+    assert found.scores == {"knn": 41.5} and (found.step, found.loss) == (2000, 1 / 2000)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as opened:
+        opened.write('{"step": 2001, "knn": 42.0}\n{"step": 2001, "loss": bro')
+    assert state(folder, NOW).scores == {"knn": 42.0} and state(folder, NOW).step == 2001
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\x00\xff\n", b"[" * 10**5, b'{"step": {}, "steps": "x", "started": "never"}\n']
 )

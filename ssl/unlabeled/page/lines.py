@@ -53,6 +53,11 @@ class Growing:
 def end(file: Path, size: int = END) -> list[dict[str, Any]]:
     """The objects at the end of a file of JSON lines, those that are broken or not ended yet left out; none where it
     cannot be read."""
+    return [found for found in _objects(last_lines(file, size)) if found]
+
+
+def last_lines(file: Path, size: int) -> list[bytes]:
+    """The lines of the last `size` bytes of a file, those that are cut left out; none where it cannot be read."""
     try:
         with _open(file) as opened:
             start = max(0, opened.seek(0, os.SEEK_END) - size)
@@ -60,7 +65,7 @@ def end(file: Path, size: int = END) -> list[dict[str, Any]]:
             lines = opened.read(size).split(b"\n")
     except OSError:
         return []
-    return [found for found in _objects(lines[1 if start else 0 : -1]) if found]
+    return lines[1 if start else 0 : -1]
 
 
 def _objects(lines: list[bytes]) -> list[dict[str, Any]]:

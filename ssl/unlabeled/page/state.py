@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from unlabeled.page.lines import end, finite, text, whole
+from unlabeled.files import json_object
+from unlabeled.page.lines import end, finite, last_lines, text, whole
 from unlabeled.progress import duration
 from unlabeled.report.visuals import Tone
 
 Condition = Literal["waiting", "running", "silent", "ended", "stopped", "failed"]
 TONES: dict[Condition, Tone] = {"silent": "warning", "stopped": "warning", "failed": "stop"}
+LOGGED = 1 << 18  # bytes of the end of metrics.jsonl: the newest evaluation may lie far back
 SILENT = 180.0  # seconds without a sign of life after which a run counts as killed
 INTERVALS = 5  # the same, in intervals between logged lines
 SIGNS = ("plan.json", "metrics.jsonl", "events.jsonl")  # the writer of the page touches the first as long as it lives
@@ -181,17 +184,24 @@ def _said(recipe: str, section: str, field: str) -> str:
 
 
 def _logged(folder: Path) -> Logged:
-    lines = [line for line in end(folder / "metrics.jsonl") if isinstance(line.get("step"), int)]
-    training = [line for line in lines if "loss" in line]
-    evaluated: Mapping[str, Any] = next((line for line in reversed(lines) if "loss" not in line), {})
+    lines = last_lines(folder / "metrics.jsonl", LOGGED)
+    training = list(islice(_newest(lines, training=True), 2))[::-1]
+    evaluated: Mapping[str, Any] = next(_newest(lines, training=False), {})
     scores = {name: value for name in evaluated if name != "step" and (value := finite(evaluated[name])) is not None}
     steps = [line["step"] for line in training[-2:]]
     return Logged(
-        step=lines[-1]["step"] if lines else 0,
+        step=max((line["step"] for line in (evaluated, *training) if line), default=0),
         training=training[-1] if training else {},
         scores=scores,
         every=steps[1] - steps[0] if len(steps) == 2 else 1,
     )
+
+
+def _newest(lines: Sequence[bytes], training: bool) -> Iterator[Mapping[str, Any]]:
+    """Yield the lines of training, or the others, from the end; only they are parsed."""
+    for line in reversed(lines):
+        if (b'"loss"' in line) is training and isinstance((found := json_object(line)).get("step"), int):
+            yield found
 
 
 def _pace(facts: Facts, logged: Logged, at: float | None) -> float | None:
