@@ -28,8 +28,6 @@ def _begun(x: Tensor, k: int, rng: np.random.Generator) -> Tensor:
     chosen = [int(rng.integers(len(x)))]
     while len(chosen) < k:
         away = torch.cdist(x, x[chosen]).amin(1).square().double().cpu().numpy()
-        if not away.sum() > 0:  # all vectors that are left lie on a centre
-            break
         chosen.append(
             int(np.searchsorted(np.cumsum(away), rng.random() * away.sum(), side="right").clip(0, len(x) - 1))
         )
