@@ -35,20 +35,21 @@ WAYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "rope": (ROPE, {"pool": "cls"}, "blocks.1.norm1"),
     "beit": ("beit_base_patch16_224", {"pool": "mean"}, "norm"),
     "swin": (SWIN, {"pool": "mean"}, "norm"),
-    "resnet": ("test_resnet", {"pool": "mean"}, "layer4"),
-    "efficientnet": ("test_efficientnet", {"pool": "mean"}, "bn2"),
+    "resnet": ("test_resnet", {"pool": "mean", "view": View(size=(96, 112))}, "layer4"),
+    "small images": ("test_resnet", {"pool": "mean"}, "layer2"),
+    "efficientnet": ("test_efficientnet", {"pool": "mean", "view": View(size=(96, 112))}, "bn2"),
 }
 
 
-def encoder(model: str) -> Encoder:
+def encoder(model: str, size: tuple[int, int] = SIZE) -> Encoder:
     torch.manual_seed(0)
     shape = SHAPES.get(model, {"patch_size": 8, "width": 16, "depth": 2, "heads": 2})
-    return EncoderConfig(model=model, **shape).build(SIZE)
+    return EncoderConfig(model=model, **shape).build(size)
 
 
 def classifier(model: str, settings: dict[str, Any]) -> Classifier:
-    task = Classifier(encoder(model), classifying(**{"view": View(size=SIZE), **settings}), [9] * CLASSES)
-    return stirred(task)
+    config = classifying(**{"view": View(size=SIZE), **settings})
+    return stirred(Classifier(encoder(model, config.view.shape), config, [9] * CLASSES))
 
 
 def stirred(task: Any) -> Any:
@@ -58,8 +59,8 @@ def stirred(task: Any) -> Any:
     return task.double().eval()
 
 
-def pictures(n: int = 3) -> Tensor:
-    return torch.randn(n, 3, *SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def pictures(n: int = 3, size: tuple[int, int] = SIZE) -> Tensor:
+    return torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def naive(task: Classifier, module: str, image: Tensor, chosen: int, grid: tuple[int, int]) -> Tensor:
@@ -90,7 +91,8 @@ def naive(task: Classifier, module: str, image: Tensor, chosen: int, grid: tuple
 @pytest.mark.parametrize("way", WAYS)
 def test_maps_are_those_of_plain_loops(way: str) -> None:
     model, settings, module = WAYS[way]
-    task, images, classes = classifier(model, settings), pictures(), [torch.tensor([0, 3, 1]), torch.tensor([2, 0, 1])]
+    task, classes = classifier(model, settings), [torch.tensor([0, 3, 1]), torch.tensor([2, 0, 1])]
+    images = pictures(size=task.config.view.shape)
     modes = [part.training for part in task.modules()]
     found = maps(task, images, classes)
     for each, chosen in zip(found, classes, strict=True):
@@ -122,7 +124,7 @@ def test_sweeps_trace_what_they_predict(model: str, pool: Any, blocks: int) -> N
     scores = task.predict(images)
     torch.testing.assert_close(task.traced(images).scores, scores)
     best, worst = maps(task, images, [scores.argmax(1), scores.argmin(1)])
-    assert best.shape == (9, *task.traced(images).grid) and (best + worst).any() and not torch.equal(best, worst)
+    assert best.shape == (9, 4, 6) and (best + worst).any() and not torch.equal(best, worst)
     torch.testing.assert_close(maps(task, images[4:5], [scores.argmax(1)[4:5]])[0], best[4:5])
 
 

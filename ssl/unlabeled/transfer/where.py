@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from unlabeled.nn.positions import Grid
 from unlabeled.transfer.task import Task
 
 BATCH = 8  # images whose maps are made at once
+FEWEST = 9  # positions of a map that shows something
 DIMMED, OPAQUE = 0.7, 0.65  # the brightness of a picture below its map, and the most that a map covers
 
 
@@ -32,29 +34,32 @@ def maps(task: Task, images: Tensor, classes: Sequence[Tensor]) -> list[Tensor]:
     """For each tensor of classes [B], the maps of their scores [B, rows, columns] for images [B, C, H, W].
 
     Activations are the last ones that the scores depend on: of the network's output, as of a CNN or where patches are
-    pooled, else of the patches that the last block reads, as where the class token alone is pooled. Raises ValueError
-    where scores depend on no position of either.
+    pooled; else of the patches that the last block reads, as where the class token alone is pooled. Where they have
+    less than `FEWEST` positions, as in small images, those of the deepest stage that has so many are taken. Raises
+    ValueError where scores depend on no position.
     """
-    found = [
-        _maps(task, *batch)
-        for batch in zip(images.split(BATCH), zip(*(each.split(BATCH) for each in classes), strict=True), strict=True)
-    ]
+    batches = zip(images.split(BATCH), zip(*(each.split(BATCH) for each in classes), strict=True), strict=True)
+    found = [_maps(task, *batch) for batch in batches]
     return [torch.cat(each) for each in zip(*found, strict=True)]
 
 
 def _maps(task: Task, images: Tensor, classes: Sequence[Tensor]) -> list[Tensor]:
     with torch.enable_grad(), evaluating(task):
-        with _noted(_norm_of_the_last_block(task.network)) as noted:
+        with _noted(_watched(task.network, (images.shape[-2], images.shape[-1]))) as noted:
             traced = task.traced(images.detach().requires_grad_())
-        layers = [layer for layer in (traced.last, *noted) if positions(layer, traced.grid) is not None]
-        chosen = [traced.scores.gather(1, each.unsqueeze(1)).sum() for each in classes]
-        for layer in layers:
-            grads = [torch.autograd.grad(score, layer, retain_graph=True, allow_unused=True)[0] for score in chosen]
-            at = [None if grad is None else positions(grad, traced.grid) for grad in grads]
-            read = positions(layer.detach(), traced.grid)
-            if read is not None and all(grad is not None and grad.any() for grad in at):
-                return [gradient_weighted(read, grad).unflatten(1, traced.grid) for grad in at if grad is not None]
-    raise ValueError("its scores depend on no position of its last map")
+        layers = [(traced.last, traced.grid), *((layer, grid or traced.grid) for layer, grid in noted)]
+        counts = [grid[0] * grid[1] for layer, grid in layers if positions(layer, grid) is not None]
+        fewest = min(FEWEST, max(counts, default=0))
+        scores = [traced.scores.gather(1, each.unsqueeze(1)).sum() for each in classes]
+        for layer, grid in layers:
+            read = positions(layer.detach(), grid)
+            if read is None or read.shape[1] < max(2, fewest):
+                continue
+            grads = [torch.autograd.grad(score, layer, retain_graph=True, allow_unused=True)[0] for score in scores]
+            at = [positions(grad, grid) for grad in grads if grad is not None and grad.any()]
+            if len(at) == len(scores) and all(grad is not None and grad.any() for grad in at):
+                return [gradient_weighted(read, grad).unflatten(1, grid) for grad in at if grad is not None]
+    raise ValueError("its scores depend on no position of its maps")
 
 
 def positions(layer: Tensor, grid: Grid) -> Tensor | None:
@@ -68,22 +73,40 @@ def positions(layer: Tensor, grid: Grid) -> Tensor | None:
     return layer[:, -count:] if layer.ndim == 3 and layer.shape[1] >= count > 1 else None
 
 
-def _norm_of_the_last_block(network: Any) -> nn.Module | None:
-    """The norm in front of the attention of a transformer's last block; None where there is no such."""
+def _watched(network: Any, size: Grid) -> Iterator[tuple[nn.Module, Grid | None]]:
+    """Parts of a timm model whose outputs may have a map, with its (rows, columns), None = those of the last map: the
+    norm in front of the last block's attention, then the stages, the deepest first."""
     blocks = getattr(network, "blocks", None)
-    return getattr(blocks[-1], "norm1", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
+    norm = getattr(blocks[-1], "norm1", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
+    if norm is not None:
+        yield norm, None
+    stages = getattr(network, "feature_info", None)
+    for stage in reversed(stages if isinstance(stages, list) else []):
+        rows, columns = (-(-side // stage["reduction"]) for side in size)
+        yield network.get_submodule(stage["module"]), (rows, columns)
 
 
 @contextmanager
-def _noted(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    """The outputs of a module, in a list that is filled as it runs."""
-    found: list[Tensor] = []
-    handle = None if module is None else module.register_forward_hook(lambda _, __, output: found.append(output))
+def _noted(watched: Iterable[tuple[nn.Module, Grid | None]]) -> Iterator[list[tuple[Tensor, Grid | None]]]:
+    """The outputs of modules with their grids, in this order, in a list that is complete at the end."""
+    kept: list[list[Tensor]] = []
+    grids, handles = [], []
+    for module, grid in watched:
+        kept.append(outputs := [])
+        grids.append(grid)
+        handles.append(module.register_forward_hook(partial(_keep, outputs)))
+    found: list[tuple[Tensor, Grid | None]] = []
     try:
         yield found
     finally:
-        if handle is not None:
+        for handle in handles:
             handle.remove()
+        found += [(outputs[0], grid) for outputs, grid in zip(kept, grids, strict=True) if outputs]
+
+
+def _keep(outputs: list[Tensor], _module: nn.Module, _inputs: Any, output: Any) -> None:
+    if isinstance(output, Tensor):
+        outputs.append(output)
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:
