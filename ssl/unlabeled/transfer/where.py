@@ -89,19 +89,17 @@ def _watched(network: Any, size: Grid) -> Iterator[tuple[nn.Module, Grid | None]
 @contextmanager
 def _noted(watched: Iterable[tuple[nn.Module, Grid | None]]) -> Iterator[list[tuple[Tensor, Grid | None]]]:
     """The outputs of modules with their grids, in this order, in a list that is complete at the end."""
-    kept: list[list[Tensor]] = []
-    grids, handles = [], []
-    for module, grid in watched:
-        kept.append(outputs := [])
-        grids.append(grid)
-        handles.append(module.register_forward_hook(partial(_keep, outputs)))
-    found: list[tuple[Tensor, Grid | None]] = []
+    parts, found = list(watched), list[tuple[Tensor, Grid | None]]()
+    kept = [list[Tensor]() for _ in parts]
+    handles = [
+        module.register_forward_hook(partial(_keep, outputs)) for (module, _), outputs in zip(parts, kept, strict=True)
+    ]
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
-        found += [(outputs[0], grid) for outputs, grid in zip(kept, grids, strict=True) if outputs]
+        found += [(outputs[0], grid) for outputs, (_, grid) in zip(kept, parts, strict=True) if outputs]
 
 
 def _keep(outputs: list[Tensor], _module: nn.Module, _inputs: Any, output: Any) -> None:
