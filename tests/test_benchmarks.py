@@ -33,6 +33,7 @@ import scale
 import step
 import tuning
 import views
+import watching
 
 every_method = pytest.mark.parametrize("name", contenders.METHODS)
 
@@ -219,3 +220,9 @@ def test_recipes_of_continued_pretraining_are_there(kind: continued.Kind) -> Non
     for name in (kind.source, kind.recipe):
         recipe = load(PretrainRecipe, ROOT / "recipes" / "pretrain" / f"{name}.yaml")
         assert (recipe.init is not None) == (name == kind.recipe)
+
+
+def test_watching(capsys: pytest.CaptureFixture[str]) -> None:
+    watching.main(["--runs", "3", "--steps", "40", "--rounds", "1", "--json"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["runs"] == 3 and len(result["took"]) == 5 and result["mb"]["a page"] > result["mb"]["the list"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,16 +14,20 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from PIL import Image
 from served import ask, make_run, serving
+from support import ROOT
 
+from unlabeled.launch.stage import OWN
 from unlabeled.page import run as page_of_run
 from unlabeled.report import html
-from unlabeled.report.document import Document, Text
+from unlabeled.report.document import Document, Figure, Text
 from unlabeled.watch import listing, pages, runs
 from unlabeled.watch.found import MARK
 from unlabeled.watch.server import Server
 from unlabeled.watch.site import Site
 
+FOLDERS = ("checkpoints", "export", "logs", "pictures", "look", ".export-writing", ".export-former")
 SECRET = "a secret that lies outside"
 NAMES = ["<script>alert(1)</script>", "a b&c=d?e#f%2e", "'\"><img src=x onerror=alert(1)>", "ünï", "new\nline"]
 
@@ -171,10 +176,6 @@ def test_a_page_that_names_files_outside_does_not_get_them(
     server: Server, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files that a run's own JSON may name, such as the sheet of a map."""
-    from PIL import Image
-
-    from unlabeled.report.document import Figure
-
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "outside.png")
     Image.new("RGB", (4, 4), (1, 2, 3)).save(root / "first" / "inside.png")
     shown = ["../../outside.png", str(tmp_path / "outside.png"), "inside.png"]
@@ -385,3 +386,42 @@ def test_live_runs_stand_first_and_the_newest_of_the_others(root: Path, monkeypa
     page = listing.listing("runs", runs.Runs(root.resolve())).body.decode()
     assert re.findall(r'<a href="/run/(\w+)/">', page) == ["a", "b", "new", "old"]
     assert "2 running" in page and re.search(r'<progress max="1" value="0.300">', page)
+
+
+OPENED: list[str] | None = None  # files that are opened, while it is a list
+
+
+def _note(event: str, arguments: tuple[object, ...]) -> None:
+    if OPENED is not None and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+        OPENED.append(os.fsdecode(arguments[0]))
+
+
+sys.addaudithook(_note)
+
+
+def test_pages_open_no_file_that_was_not_looked_at_before(
+    server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a run leaves, and more that it does not: only files of the run's own folder, `look` and `pictures`."""
+    run = root / "first"
+    for name in (*OWN, "look/map.json", "look/about.json", "look/errors.json", "look/errors.jpg", "look/where.png"):
+        file = run / name
+        if name in FOLDERS:
+            file.mkdir(exist_ok=True)
+            (file / "config.json").write_text("{}", encoding="utf-8")
+        elif not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_text('{"step": 1, "text": "a", "tone": "note", "state": "started"}\n', encoding="utf-8")
+    for kind in ("attention", "pca"):
+        Image.new("RGB", (4, 4)).save(run / "look" / f"{kind}-step-1.png")
+    Image.new("RGB", (4, 4)).save(run / "pictures" / "step-00000001.png")
+    monkeypatch.setattr(sys.modules[__name__], "OPENED", opened := [])
+    for path in ("/", "/run/first/", "/compare?run=first&run=sweep/second"):
+        assert ask(server, path).status == 200
+    monkeypatch.setattr(sys.modules[__name__], "OPENED", None)
+    inside = [Path(file).relative_to(root) for file in opened if file.startswith(str(root))]
+    read = {file.relative_to("first").parts for file in inside if file.is_relative_to("first")}
+    assert {("metrics.jsonl",), ("recipe.yaml",), ("events.jsonl",), ("pictures", "step-00000001.png")} <= read
+    assert {parts for parts in read if len(parts) > 1 and parts[0] not in ("look", "pictures")} == set()
+    outside = {file for file in opened if not file.startswith((str(root), str(ROOT), sys.prefix, sys.base_prefix))}
+    assert {file for file in outside if not file.startswith(("/etc/mime", "/usr/"))} == set()
