@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+TSC := $(BIN)/npm exec --yes --prefer-offline --loglevel=error --package=typescript@5.9.3 -- tsc
+PROGRAMS := $(wildcard ssl/unlabeled/*/assets)  # of pages, in JavaScript
 
 .PHONY: demo test setup lint types clean
 
@@ -21,8 +23,7 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
-	$(BIN)/npm exec --yes --prefer-offline --loglevel=error --package=typescript@5.9.3 -- tsc -p ssl/unlabeled/report/assets
-	$(BIN)/npm exec --yes --prefer-offline --loglevel=error --package=typescript@5.9.3 -- tsc -p ssl/unlabeled/watch/assets
+	for folder in $(PROGRAMS); do $(TSC) -p $$folder || exit 1; done
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -54,7 +54,10 @@ function headings() {
     for (const { target, isIntersecting } of entries) if (isIntersecting) mark(target.id);
   }, { rootMargin: "-15% 0px -80% 0px" });
   /** @param {string} id */
-  const mark = (id) => links.forEach((link, name) => link.toggleAttribute("aria-current", name === id));
+  const mark = (id) => links.forEach((link, name) => {
+    if (name === id) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  });
   all("main > section").forEach((section) => seen.observe(section));
 }
 
