@@ -289,6 +289,9 @@ def test_a_page_is_made_once_for_each_change(server: Server, root: Path, monkeyp
     (root / "first" / "export").mkdir()  # ended: its words do not change with time
     tag = ask(server, "/run/first/").headers["ETag"]
     assert ask(server, "/run/first/", If_None_Match=tag).status == 304 and len(made) == 1
+    for name in ("index.html", "index.html.writing"):  # the run's own page is made of the same files
+        (root / "first" / name).touch()
+    assert ask(server, "/run/first/").headers["ETag"] == tag and len(made) == 1
     with (root / "first" / "metrics.jsonl").open("a", encoding="utf-8") as opened:
         opened.write('{"step": 4, "loss": 0.0625}\n')
     again = ask(server, "/run/first/", If_None_Match=tag)
