@@ -21,12 +21,14 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.pretrain.method import METHODS
 from unlabeled.recipe import load
+from unlabeled.report import terminal
 from unlabeled.stages.pretrain import PretrainRecipe
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import colours
 import contenders
 import continued
+import demo
 import methods
 import probe
 import scale
@@ -226,3 +228,47 @@ def test_watching(capsys: pytest.CaptureFixture[str]) -> None:
     watching.main(["--runs", "3", "--steps", "40", "--rounds", "1", "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["runs"] == 3 and len(result["took"]) == 5 and result["mb"]["a page"] > result["mb"]["the list"] > 0
+
+
+def demo_scores(better: float) -> demo.Scores:
+    """Scores of a seed; the pretrained network's are `better` times the untrained one's."""
+    untrained = {"kNN": 20.0, "linear": 30.0, "fine-tuned": 25.0}
+    pretrained = {column: better * value for column, value in untrained.items()}
+    constant = dict.fromkeys(demo.COLUMNS[:2], 10.0)
+    return dict(zip(demo.ROWS, ({**constant, "kNN": 16.0}, constant, untrained, pretrained), strict=True))
+
+
+def test_the_demo_says_in_words_what_pretraining_was_worth() -> None:
+    one = terminal.write(demo.report([demo_scores(2.0)], labels=200))
+    assert "kNN 2.5 times raw pixels' and 2.0 times the untrained network's" in one
+    assert "200 labels 2.0 times from scratch" in one and "seeds" not in one
+    several = terminal.write(demo.report([demo_scores(1.0), demo_scores(2.0)], labels=200))
+    assert "2 seeds" in several and "30.0 (20.0 to 40.0)" in several
+    assert "200 labels 1.5 times from scratch" in several
+
+
+def test_the_demo_reads_what_its_stages_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    seed = demo.Seed(2)
+    names = ("most frequent", "raw pixels", "untrained", "runs/export")
+    rows = [
+        {"name": name, "scores": {key: {"mean": 10.0 * i + j} for j, key in enumerate(("knn", "linear"))}}
+        for i, name in enumerate(names)
+    ]
+    write(tmp_path / seed.pretrained / "evaluation.json", {"rows": rows})
+    for start, accuracy in (("scratch", 20.0), ("pretrained", 35.0)):
+        result = {"accuracy": accuracy, "protocol": {"labelled_pictures": 200}}
+        write(tmp_path / seed.finetuned(start) / "result.json", result)
+    assert seed.scores() == {
+        "most frequent class": {"kNN": 0.0, "linear": 1.0},
+        "raw pixels": {"kNN": 10.0, "linear": 11.0},
+        "untrained": {"kNN": 20.0, "linear": 21.0, "fine-tuned": 20.0},
+        "pretrained": {"kNN": 30.0, "linear": 31.0, "fine-tuned": 35.0},
+    }
+    assert demo.labels(seed) == 200
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON into a folder that may be new."""
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.shapes import OUTLINES, RADIUS, ShapesSource
+from unlabeled.data.sources.shapes import OUTLINES, PATTERNS, RADIUS, ShapesSource
 from unlabeled.data.sources.shapes import Config as Shapes
 
 # of the outlines in a disc of radius one, by schoolbook geometry
@@ -28,6 +28,20 @@ AREAS = {
     "heart": 1.08**2 + math.pi * 0.54**2,
     "arrow": 0.9**2 + 0.48 * 0.92,
     "hourglass": 2 * 0.66 * (0.66 + 2 * 0.08 * math.sqrt(2)),
+}
+
+# shares of the plane that patterns cover, likewise; three sets of lines leave triangles of inradius 1/3 - 0.1
+SHARES = {
+    "stripes": 0.5,
+    "checks": 0.5,
+    "dots": math.pi * 0.3**2,
+    "rings": math.pi * (0.4**2 - 0.2**2),
+    "grid": 1 - 0.76**2,
+    "bricks": 1 - 0.8 * 0.9,
+    "zigzag": 0.5,
+    "targets": 0.5,
+    "crosses": (2 * 0.54 * 1.86 - 0.54**2) / 2.4**2,
+    "mesh": 1 - 0.7**2,
 }
 
 
@@ -62,6 +76,9 @@ def test_what_is_drawn_is_pinned() -> None:
     source = Opened(Shapes()).train
     means = [source.image(i).float().mean().item() for i in (0, 1, 2, 9_999)]
     assert means == pytest.approx([141.50, 117.46, 57.65, 103.39], abs=0.01)
+    patterned = Opened(Shapes(kinds="patterns")).train
+    means = [patterned.image(i).float().mean().item() for i in (0, 1, 2, 9_999)]
+    assert means == pytest.approx([168.81, 106.94, 106.07, 98.10], abs=0.01)
 
 
 def test_splits_share_no_picture() -> None:
@@ -70,7 +87,7 @@ def test_splits_share_no_picture() -> None:
 
 
 def test_fingerprint_tells_apart_what_differs() -> None:
-    recipes = [Shapes(), Shapes(seed=1), Shapes(size=64), Shapes(train_size=10, val_size=10)]
+    recipes = [Shapes(), Shapes(kinds="patterns"), Shapes(seed=1), Shapes(size=64), Shapes(train_size=10, val_size=10)]
     prints = [Opened(recipe).split(split).fingerprint() for recipe in recipes for split in ("train", "val")]
     assert len(set(prints)) == len(prints)
     assert Opened(Shapes()).train.fingerprint() == prints[0]
@@ -84,6 +101,27 @@ def test_outlines_fit_the_unit_disc_and_have_their_area(name: str) -> None:
     assert 0.85 < np.hypot(x, y)[inside].max() < 1.03
     if name in AREAS:
         assert inside.mean() * 9 == pytest.approx(AREAS[name], rel=0.01)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns_cover_their_share_of_the_plane(name: str) -> None:
+    x, y = np.meshgrid(*[np.linspace(-12, 12, 800, dtype=np.float32)] * 2)
+    u, v = x * math.cos(0.3) + y * math.sin(0.3), y * math.cos(0.3) - x * math.sin(0.3)
+    assert (PATTERNS[name](u, v) <= 0).mean() == pytest.approx(SHARES[name], abs=0.01)
+
+
+def test_classes_may_be_patterns_behind_any_outline() -> None:
+    source = Opened(Shapes(kinds="patterns", train_size=200)).train
+    assert source.classes == tuple(PATTERNS) and np.bincount(source.labels).tolist() == [20] * 10
+    filled = [box_share(source.mask(i)) for i in range(0, 200, 10)]
+    assert min(filled) < 0.5 and max(filled) > 0.7
+    assert min(box_share(Opened(Shapes()).train.mask(i)) for i in range(0, 200, 10)) > 0.7  # circles alone
+
+
+def box_share(mask: Tensor) -> float:
+    """The share of its bounding box that a mask covers."""
+    rows, columns = torch.where(mask)
+    return len(rows) / ((rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)).item()
 
 
 def test_the_mask_is_the_object() -> None:
@@ -118,9 +156,10 @@ def test_size_is_only_resolution() -> None:
         assert (shrunk - small.image(i).float()).abs().mean() < 6
 
 
-def test_raw_pixels_do_not_tell_the_class() -> None:
+@pytest.mark.parametrize(("kinds", "most"), [("outlines", 0.25), ("patterns", 0.2)])
+def test_raw_pixels_do_not_tell_the_class(kinds: Literal["outlines", "patterns"], most: float) -> None:
     """Weighted kNN (k = 20, temperature 0.07) on normalised pixels stays near chance, which is 10 %."""
-    recipe = Shapes()
+    recipe = Shapes(kinds=kinds)
     train, val = Opened(recipe).train, Opened(recipe).val
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (recipe.mean, recipe.std))
     bank, queries = (
@@ -130,7 +169,7 @@ def test_raw_pixels_do_not_tell_the_class() -> None:
     similarity, nearest = (queries @ bank.T).topk(20)
     votes = F.one_hot(torch.from_numpy(train.labels)[nearest], 10) * (similarity / 0.07).exp().unsqueeze(-1)
     accuracy = (votes.sum(1).argmax(1) == torch.from_numpy(val.labels[:500])).float().mean()
-    assert accuracy < 0.25
+    assert accuracy < most
 
 
 @pytest.mark.parametrize(
@@ -140,6 +179,7 @@ def test_raw_pixels_do_not_tell_the_class() -> None:
         {"size": 513},
         {"train_size": 0},
         {"seed": -1},
+        {"kinds": "stripes"},
         {"max_bad_fraction": math.nan},
         {"std": (1, 0, 1)},
     ],

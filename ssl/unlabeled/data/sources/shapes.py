@@ -1,4 +1,4 @@
-"""A data set that needs no download: ten kinds of shapes, each image drawn from its number alone."""
+"""A data set that needs no download: ten kinds of shapes or of patterns, each image drawn from its number alone."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ BEND = (0.1, 1.0)
 CYCLES = 4.0
 TINT = 0.1
 CONTRAST = 0.4
+# patterns: periods in half a side
+PERIODS = (1.5, 3.0)
 
 
 # ---- outlines: signed distance (about; negative inside) of a shape that fits the unit disc, at points x, y
@@ -77,6 +79,53 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
+# ---- patterns: signed distance in periods (about; negative inside) of what repeats with period one, at points u, v
+
+
+def _offset(u: np.ndarray) -> np.ndarray:
+    """Difference from the nearest whole number, in [-0.5, 0.5]."""
+    return u - np.rint(u)
+
+
+def _beside(u: np.ndarray) -> np.ndarray:
+    """Distance from the nearest whole number, in [0, 0.5]."""
+    return np.abs(_offset(u))
+
+
+def _checks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    a, b = _beside(u) - 0.25, _beside(v) - 0.25
+    return np.maximum(np.minimum(a, b), -np.maximum(a, b))  # inside one set of stripes, not both
+
+
+def _bricks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    every_other = np.floor(v) - 2 * np.floor(v / 2)  # rows are shifted by half a brick, which is two periods long
+    return np.minimum(_beside(v), 2 * _beside(u / 2 + every_other / 2)) - 0.1
+
+
+def _crosses(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return OUTLINES["cross"](_offset(u) * 2.4, _offset(v) * 2.4) / 2.4
+
+
+def _mesh(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    # three sets of lines, each turned by a third of a circle
+    left, right = v * 0.8660254 - u * 0.5, v * -0.8660254 - u * 0.5
+    return np.minimum(np.minimum(_beside(u), _beside(left)), _beside(right)) - 0.1
+
+
+PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "stripes": lambda u, v: _beside(u) - 0.25,
+    "checks": _checks,
+    "dots": lambda u, v: _norm(_offset(u), _offset(v)) - 0.3,
+    "rings": lambda u, v: np.abs(_norm(_offset(u), _offset(v)) - 0.3) - 0.1,
+    "grid": lambda u, v: np.minimum(_beside(u), _beside(v)) - 0.12,
+    "bricks": _bricks,
+    "zigzag": lambda u, v: (_beside(u + _beside(v) * 1.2) - 0.25) * 0.64,
+    "targets": lambda u, v: _beside(_norm(u, v)) - 0.25,
+    "crosses": _crosses,
+    "mesh": _mesh,
+}
+
+
 # ---- the data set
 
 
@@ -84,12 +133,17 @@ class Config(SourceConfig):
     """The recipe's `data:` for images drawn on the fly: one textured shape over a cluttered background.
 
     The class is the outline alone: position, size, rotation, colours and textures are random, so that raw
-    pixels tell little about it and learning shows. The two splits share no image.
+    pixels tell little about it and learning shows. With `kinds: patterns` the class is the pattern of the
+    ground instead, as random in all else, and the outline is random too. The two splits share no image.
     """
 
     name: Literal["shapes"] = "shapes"
     train_size: int = Field(default=10_000, ge=1, le=100_000_000, description="images in the train split")
     val_size: int = Field(default=2_000, ge=1, le=100_000_000, description="images in the val split")
+    kinds: Literal["outlines", "patterns"] = Field(
+        default="outlines",
+        description="what the classes are: outlines of the shape, or patterns of the ground behind it",
+    )
     size: int = Field(default=32, ge=8, le=512, description="side of the square images, pixels")
     seed: int = Field(default=0, ge=0, lt=2**63, description="which images are drawn")
     max_bad_fraction: Annotated[float, FREE, AFTERWARDS] = Field(
@@ -113,17 +167,24 @@ class Config(SourceConfig):
 
     def source(self, split: Split, index: IndexFolder) -> ShapesSource:
         count = self.train_size if split == "train" else self.val_size
-        return ShapesSource(split, count, self.size, self.seed, self.order)
+        return ShapesSource(split, count, self.size, self.seed, self.order, self.kinds == "patterns")
 
 
 class ShapesSource(Source):
-    """Images of shapes by number; classes are the outlines and take turns. Image i depends on (seed, split, i); `size`
-    only sets its resolution. Pixels take arithmetic and square roots alone, which IEEE 754 rounds exactly: processors
-    agree on them."""
+    """Images of shapes by number; classes are the outlines, or the patterns of the ground, and take turns. Image i
+    depends on (seed, split, i); `size` only sets its resolution. Pixels take arithmetic and square roots alone, which
+    IEEE 754 rounds exactly: processors agree on them."""
 
-    classes: tuple[str, ...] = tuple(OUTLINES)
-
-    def __init__(self, split: Split, count: int, size: int, seed: int, order: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        count: int,
+        size: int,
+        seed: int,
+        order: tuple[str, ...] | None = None,
+        patterned: bool = False,
+    ) -> None:
+        self.patterned, self.classes = patterned, tuple(PATTERNS if patterned else OUTLINES)
         self.split, self.count, self.size, self.seed, self._order = split, count, size, seed, order
         self.labels = np.arange(count, dtype=np.int64) % len(self.classes)
         if order is not None:
@@ -141,6 +202,7 @@ class ShapesSource(Source):
 
     def fingerprint(self) -> str:
         recipe = f"shapes {VERSION} {self.split} {self.count} {self.size} {self.seed}"
+        recipe += " patterns" if self.patterned else ""
         recipe += "" if self._order is None else f" {self._order}"
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
@@ -151,6 +213,9 @@ class ShapesSource(Source):
         ground_wave, fill_wave = self._textures(random)
 
         picture = ground + _uniform(random, (3, 1, 1), -TINT, TINT) * ground_wave
+        if self.patterned:
+            ink = (ground + 0.5 + _uniform(random, (3, 1, 1), CONTRAST - 0.5, 0.5 - CONTRAST)) % 1
+            picture = _blend(picture, ink, self._pattern(i, random))
         distance, nearest = self._strokes(random)
         picture = _blend(picture, clutter[:, nearest], self._coverage(distance))
         picture = _blend(picture, fill + _uniform(random, (3, 1, 1), -TINT, TINT) * fill_wave, inside)
@@ -181,8 +246,16 @@ class ShapesSource(Source):
         centre_x, centre_y = _uniform(random, (2,), -1, 1) * (1 - radius)
         cos, sin = _turn(random, ()) / radius
         x, y = self._grid[0] - centre_x, self._grid[1] - centre_y
-        outline = tuple(OUTLINES.values())[i % len(OUTLINES)]
+        outline = tuple(OUTLINES.values())[random.integers(len(OUTLINES)) if self.patterned else i % len(OUTLINES)]
         return outline(x * cos + y * sin, y * cos - x * sin) * radius
+
+    def _pattern(self, i: int, random: np.random.Generator) -> np.ndarray:
+        """Coverage [size, size] by image i's pattern, turned, scaled and moved at random."""
+        periods = _uniform(random, (), *PERIODS)
+        cos, sin = _turn(random, ()) * periods
+        x, y = (axis - _uniform(random, (), -1, 1) for axis in self._grid)
+        pattern = tuple(PATTERNS.values())[i % len(PATTERNS)]
+        return self._coverage(pattern(x * cos + y * sin, y * cos - x * sin) / periods)
 
     def _colours(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ground [3, 1, 1], clutter [3, STROKES] and fill [3, 1, 1], far from the ground in every channel."""
