@@ -119,8 +119,9 @@ SWEEPS = [(VIT, "cls", 2), (VIT, "cls_mean", 2), (VIT, "mean_max", 1), ("test_re
 
 @pytest.mark.parametrize(("model", "pool", "blocks"), SWEEPS)
 def test_sweeps_trace_what_they_predict(model: str, pool: Any, blocks: int) -> None:
-    config = Config(view=View(size=SIZE), pools=(pool,), blocks=(blocks,))
+    config = Config(view=View(size=SIZE), pools=(pool,), blocks=(blocks,), rates=(0.1, 1.0, 2.0))
     task, images = stirred(LinearSweep(encoder(model), config, [9] * CLASSES)), pictures(9)
+    task.chosen = 1
     scores = task.predict(images)
     torch.testing.assert_close(task.traced(images).scores, scores)
     best, worst = maps(task, images, [scores.argmax(1), scores.argmin(1)])
