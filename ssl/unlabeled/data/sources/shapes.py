@@ -34,7 +34,8 @@ CYCLES = 4.0
 TINT = 0.1
 CONTRAST = 0.4
 # patterns: periods in half a side
-PERIODS = (1.5, 3.0)
+PERIODS = (2.0, 2.6)
+TURN = 0.3  # at most, either way, radians
 
 
 # ---- outlines: signed distance (about; negative inside) of a shape that fits the unit disc, at points x, y
@@ -133,8 +134,8 @@ class Config(SourceConfig):
     """The recipe's `data:` for images drawn on the fly: one textured shape over a cluttered background.
 
     The class is the outline alone: position, size, rotation, colours and textures are random, so that raw
-    pixels tell little about it and learning shows. With `kinds: patterns` the class is the pattern of the
-    ground instead, as random in all else, and the outline is random too. The two splits share no image.
+    pixels tell little about it and learning shows. With `kinds: patterns` a pattern fills the whole image in place of
+    the shape: its kind is the class, and contrast learns it in minutes. The two splits share no image.
     """
 
     name: Literal["shapes"] = "shapes"
@@ -142,7 +143,7 @@ class Config(SourceConfig):
     val_size: int = Field(default=2_000, ge=1, le=100_000_000, description="images in the val split")
     kinds: Literal["outlines", "patterns"] = Field(
         default="outlines",
-        description="what the classes are: outlines of the shape, or patterns of the ground behind it",
+        description="what the classes are: outlines of one shape, or patterns that fill the image",
     )
     size: int = Field(default=32, ge=8, le=512, description="side of the square images, pixels")
     seed: int = Field(default=0, ge=0, lt=2**63, description="which images are drawn")
@@ -171,9 +172,9 @@ class Config(SourceConfig):
 
 
 class ShapesSource(Source):
-    """Images of shapes by number; classes are the outlines, or the patterns of the ground, and take turns. Image i
-    depends on (seed, split, i); `size` only sets its resolution. Pixels take arithmetic and square roots alone, which
-    IEEE 754 rounds exactly: processors agree on them."""
+    """Images of shapes by number; classes are the outlines, or the patterns, and take turns. Image i depends on (seed,
+    split, i); `size` only sets its resolution. Pixels take arithmetic and square roots alone, which IEEE 754 rounds
+    exactly: processors agree on them."""
 
     def __init__(
         self,
@@ -208,22 +209,19 @@ class ShapesSource(Source):
 
     def image(self, i: int) -> Tensor:
         random = self._random(i)
-        inside = self._coverage(self._outline(i, random))
+        inside = self._coverage(self._figure(i, random))
         ground, clutter, fill = self._colours(random)
         ground_wave, fill_wave = self._textures(random)
 
         picture = ground + _uniform(random, (3, 1, 1), -TINT, TINT) * ground_wave
-        if self.patterned:
-            ink = (ground + 0.5 + _uniform(random, (3, 1, 1), CONTRAST - 0.5, 0.5 - CONTRAST)) % 1
-            picture = _blend(picture, ink, self._pattern(i, random))
         distance, nearest = self._strokes(random)
         picture = _blend(picture, clutter[:, nearest], self._coverage(distance))
         picture = _blend(picture, fill + _uniform(random, (3, 1, 1), -TINT, TINT) * fill_wave, inside)
         return torch.from_numpy((_unit(picture) * 255 + 0.5).astype(np.uint8))
 
     def mask(self, i: int) -> Tensor:
-        """Mask of the shape of image i: bool [size, size], True where it covers half of the pixel."""
-        return torch.from_numpy(self._outline(i, self._random(i)) <= 0)
+        """Mask of the shape, or the pattern, of image i: bool [size, size], True where it covers half of the pixel."""
+        return torch.from_numpy(self._figure(i, self._random(i)) <= 0)
 
     def _random(self, i: int) -> np.random.Generator:
         assert 0 <= i < self.count, f"picture {i} of {self.count}"
@@ -240,22 +238,26 @@ class ShapesSource(Source):
         t = _unit(0.5 - distance * (self.size / 2))
         return t * t * (3 - 2 * t)
 
+    def _figure(self, i: int, random: np.random.Generator) -> np.ndarray:
+        """Signed distance [size, size] to what makes the class of image i. Takes the first draws."""
+        return self._pattern(i, random) if self.patterned else self._outline(i, random)
+
     def _outline(self, i: int, random: np.random.Generator) -> np.ndarray:
-        """Signed distance [size, size] to the outline of image i's shape. Takes the first draws."""
+        """Signed distance [size, size] to the outline of image i's shape."""
         radius = _uniform(random, (), *RADIUS)
         centre_x, centre_y = _uniform(random, (2,), -1, 1) * (1 - radius)
         cos, sin = _turn(random, ()) / radius
         x, y = self._grid[0] - centre_x, self._grid[1] - centre_y
-        outline = tuple(OUTLINES.values())[random.integers(len(OUTLINES)) if self.patterned else i % len(OUTLINES)]
+        outline = tuple(OUTLINES.values())[i % len(OUTLINES)]
         return outline(x * cos + y * sin, y * cos - x * sin) * radius
 
     def _pattern(self, i: int, random: np.random.Generator) -> np.ndarray:
-        """Coverage [size, size] by image i's pattern, turned, scaled and moved at random."""
-        periods = _uniform(random, (), *PERIODS)
-        cos, sin = _turn(random, ()) * periods
+        """Signed distance [size, size] to image i's pattern, moved at random, turned and scaled a little."""
+        periods, angle = _uniform(random, (), *PERIODS), random.random() * 2 * TURN - TURN
+        along, across = np.float32(math.cos(angle)) * periods, np.float32(math.sin(angle)) * periods
         x, y = (axis - _uniform(random, (), -1, 1) for axis in self._grid)
         pattern = tuple(PATTERNS.values())[i % len(PATTERNS)]
-        return self._coverage(pattern(x * cos + y * sin, y * cos - x * sin) / periods)
+        return pattern(x * along + y * across, y * along - x * across) / periods
 
     def _colours(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ground [3, 1, 1], clutter [3, STROKES] and fill [3, 1, 1], far from the ground in every channel."""
