@@ -30,11 +30,11 @@ COLUMNS = ("kNN", "linear", "fine-tuned")
 Scores = dict[str, dict[str, float]]  # percent by row and column
 
 OPENING = """\
-Pictures of 32 px are drawn as they are needed: ten kinds of patterns (stripes, bricks, rings, ...). Colours, place, size
-and angle are random and clutter lies behind, so that pixels alone say little about the kind. A small ResNet is
+Pictures of 32 px are drawn as they are needed: ten kinds of patterns (stripes, bricks, rings, ...). Colours, place,
+size and angle are random and clutter lies behind, so that pixels alone say little about the kind. A small ResNet is
 pretrained on them without labels (SimCLR), and compared with raw pixels and the same network untrained: by nearest
 neighbours (kNN), by a linear classifier on top, and fine-tuned with few labels, against the same fine-tuning from
-scratch. It takes minutes on two CPU cores, and ends with a table and the page of the run."""
+scratch. It takes about five minutes on two CPU cores, and ends with a table and the page of the run."""
 
 
 class Seed(NamedTuple):

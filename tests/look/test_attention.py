@@ -101,21 +101,24 @@ def test_a_pooling_by_attention_shows_its_own_weights(model: str, changed: dict[
             torch.testing.assert_close(found.maps[image, 1 + head].flatten().double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_cnn_shows_the_norms_of_its_last_map() -> None:
-    encoder = make("resnet10t", {"img_size": (64, 96)})
-    pictures = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+@pytest.mark.parametrize(("size", "stage"), [((96, 128), -1), ((64, 96), -2), ((32, 32), -3)])
+def test_a_cnn_shows_the_norms_of_its_last_map_with_enough_positions(size: tuple[int, int], stage: int) -> None:
+    encoder = make("resnet10t", {"img_size": size})
+    pictures = torch.randn(2, 3, *size, dtype=torch.float64)
     found = attention.of(encoder, pictures)
-    assert (found.how, found.names) == (attention.NORM, ("norm",))
-    maps = encoder.eval().vit.forward_features(pictures)
+    assert found.names == ("norm",)
+    assert ("the last map" in found.how) == (stage == -1)
+    maps = encoder.eval().vit.forward_intermediates(pictures, intermediates_only=True)[stage]
+    assert found.maps.shape == (2, 1, *maps.shape[2:]) and found.maps[0, 0].numel() >= attention.FEWEST
     for image, row, column in ((0, 0, 0), (1, 1, 2), (0, 1, 1)):
         expected = math.sqrt(sum(value * value for value in maps[image, :, row, column].tolist()))
         assert found.maps[image, 0, row, column].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_vector_has_nothing_to_show() -> None:
-    encoder = make("resnet10t", {"img_size": (32, 32)})
+    encoder = make("resnet10t", {"img_size": (4, 4)})
     with pytest.raises(UserError, match="no positions"):
-        attention.of(encoder, torch.randn(1, 3, 32, 32, dtype=torch.float64))
+        attention.of(encoder, torch.randn(1, 3, 4, 4, dtype=torch.float64))
 
 
 def test_the_pool_map_is_what_timm_sums_values_with() -> None:

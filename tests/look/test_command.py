@@ -96,7 +96,7 @@ def test_pictures_of_a_recipe(home: Path, tmp_path: Path) -> None:
 
 def test_a_network_that_gives_vectors_is_mapped(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address, pictures = "scratch:timm:resnet10t", str(home / "pictures")
-    assert main(["look", address, pictures, str(tmp_path / "out"), "--image-size", "32", *SMALL]) == 0
+    assert main(["look", address, pictures, str(tmp_path / "out"), "--image-size", "4", *SMALL]) == 0
     assert "no positions to show" in capsys.readouterr().out
     assert len(read(tmp_path / "out").names) == COUNT - 1
 

@@ -11,7 +11,8 @@ from unlabeled.backbone.encoder import Encoder, Tokens
 from unlabeled.errors import UserError
 from unlabeled.nn.modes import evaluating
 
-NORM = "norm of the features at every position of the last map"
+NORM = "norm of the features at every position of {map}"
+FEWEST = 9  # positions of a map that is worth showing
 
 
 class Attention(NamedTuple):
@@ -40,22 +41,27 @@ def of(encoder: Encoder, images: Tensor) -> Attention:
     """
     with evaluating(encoder):
         tokens = encoder(images)
-        check_positions(encoder, tokens)
         found = encoder.looks(images, tokens)
-    if found is None:
-        return Attention(_placed(tokens.patches.float().norm(dim=2).unsqueeze(1), tokens), ("norm",), NORM)
+        if found is None:
+            last = last_map(encoder, images, tokens)
+            which = "the last map" if last.shape[2:] == tokens.grid else "the deepest map with enough positions"
+            return Attention(last.float().norm(dim=1, keepdim=True), ("norm",), NORM.format(map=which))
     heads, how = found
     maps = torch.cat([heads.mean(1, keepdim=True), heads], dim=1).float()
     names = ("mean", *(f"head {head + 1}" for head in range(heads.shape[1])))
-    return Attention(_placed(maps, tokens), names, how)
+    return Attention(maps.unflatten(2, tokens.grid), names, how)
 
 
-def check_positions(encoder: Encoder, tokens: Tokens) -> None:
-    """Raise UserError when the tokens of an encoder are no map."""
-    if tokens.grid == (1, 1):
+def last_map(encoder: Encoder, images: Tensor, tokens: Tokens) -> Tensor:
+    """The last map of an encoder [B, D, rows, columns], its patches; where it has less than `FEWEST` positions, as of
+    small images, the map of the deepest stage that has so many.
+
+    Raises UserError when there is no map of more than one position.
+    """
+    last = tokens.patches.mT.unflatten(2, tokens.grid)
+    if tokens.grid[0] * tokens.grid[1] >= FEWEST:
+        return last
+    enough = [stage for stage in encoder.stages(images) if stage.shape[2] * stage.shape[3] >= FEWEST]
+    if not enough and tokens.grid == (1, 1):
         raise UserError(f"{encoder.model} gives one vector for an image of this size: there are no positions to show")
-
-
-def _placed(maps: Tensor, tokens: Tokens) -> Tensor:
-    """Values of patches [B, M, N] as maps [B, M, rows, columns]."""
-    return maps.unflatten(2, tokens.grid)
+    return enough[-1] if enough else last

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.errors import UserError
-from unlabeled.look.attention import check_positions
+from unlabeled.look.attention import last_map
 from unlabeled.nn.modes import evaluating
 
 COLOURS = 3
@@ -20,17 +20,16 @@ LOW, HIGH = 0.02, 0.98  # quantiles of a component that become black and full co
 def of(encoder: Encoder, images: Tensor) -> Tensor:
     """The first three components of the patches of normalised images [B, C, H, W]: [B, rows, columns, 3] float64.
 
-    They are those of all images' patches together, see `principal`.
+    They are those of all images' patches together, see `principal`; of small images those of an earlier map, see
+    `last_map`.
 
     Raises UserError when the output has no positions, or is not finite.
     """
     with evaluating(encoder):
-        tokens = encoder(images)
-    check_positions(encoder, tokens)
-    if not torch.isfinite(tokens.patches).all():
+        patches = last_map(encoder, images, encoder(images)).movedim(1, -1)  # [B, rows, columns, D]
+    if not torch.isfinite(patches).all():
         raise UserError("the encoder's output is not finite")
-    found = principal(tokens.patches.flatten(0, 1), COLOURS)
-    return found.unflatten(0, (len(images), *tokens.grid))
+    return principal(patches.flatten(0, 2), COLOURS).unflatten(0, patches.shape[:3])
 
 
 def principal(x: Tensor, count: int) -> Tensor:
