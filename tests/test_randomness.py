@@ -18,6 +18,7 @@ NUMBERS = {
     "AUGMENTED": 0x1D4A,
     "SURVEY": 0xD0C7,
     "SPLIT": 0x5B117,
+    "LOOK": 0x100C,
 }
 
 

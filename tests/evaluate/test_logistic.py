@@ -89,7 +89,7 @@ def test_the_strength_is_chosen_on_held_out_pictures_alone(draw: Callable[..., F
     train, test = draw(60, 0), draw(300, 1)
     config = Logistic(l2=(1e-5, 1.0))
     hits, l2 = logistic_probe(train, test, 3, config)
-    (x, y), others = standardize(train, test)
+    (x, y, _), others = standardize(train, test)
     right = dict.fromkeys(config.l2, 0)
     for (held, kept), strength in itertools.product(hold_out(y.numpy(), 0), config.l2):
         alone = fit(x[kept].double(), y[kept], 3, strength).regression
