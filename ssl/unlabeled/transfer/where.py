@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.look.attention import FEWEST
 from unlabeled.nn.modes import evaluating
 from unlabeled.nn.positions import Grid
 from unlabeled.transfer.task import Task
 
 BATCH = 8  # images whose maps are made at once
-FEWEST = 9  # positions of a map that shows something
 DIMMED, OPAQUE = 0.7, 0.65  # the brightness of a picture below its map, and the most that a map covers
 
 
