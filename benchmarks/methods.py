@@ -113,7 +113,7 @@ def untrained_too(methods: Sequence[str]) -> dict[str, bool]:
 
 
 def probe(run: Run, data: str, untrained: bool, raw: bool) -> dict[str, dict[str, Any]]:
-    """What `python -m unlabeled evaluate` finds, by the name of the row: the method, and what else is asked for."""
+    """What `unlabeled evaluate` finds, by the name of the row: the method, and what else is asked for."""
     file = ROOT / Path(run.export).parent / "evaluation.json"
     exports = (run.export, *([f"scratch:{run.export}"] if untrained and not raw else []))
     options = (*PROBES, "--json", str(file))

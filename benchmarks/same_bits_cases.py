@@ -63,7 +63,7 @@ def finetune(
 
 
 def command(name: str, *arguments: str) -> Case:
-    """One of `python -m unlabeled`, which writes into `runs/NAME`."""
+    """One of `unlabeled`, which writes into `runs/NAME`."""
     return Case(name, ("-m", "unlabeled", *arguments), f"runs/{name}")
 
 

@@ -5,7 +5,7 @@
 The same views for all: MAE's single crop, MoCo v3's two, DINO's two large and eight small ones. Each contender takes
 the same files from memory, in turn; lightly's views are put together from its own transforms at the same settings. The
 decode limit is what torchvision's decoder alone reaches in the same rounds. `mae_cached` is MAE's crop from what
-`python -m unlabeled prepare` makes of the same files, against the others from the files themselves.
+`unlabeled prepare` makes of the same files, against the others from the files themselves.
 """
 
 from __future__ import annotations

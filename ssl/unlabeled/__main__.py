@@ -1,4 +1,4 @@
-"""All commands but the training: `python -m unlabeled COMMAND`."""
+"""All commands but the training: `unlabeled COMMAND`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m unlabeled", description=__doc__)
+    parser = argparse.ArgumentParser(prog="unlabeled", description=__doc__)
     commands = parser.add_subparsers(required=True)
     for name, summary in summaries().items():
         one = commands.add_parser(name, help=summary)

@@ -1,4 +1,4 @@
-"""The commands of `python -m unlabeled`: `commands/NAME.py` is the command NAME, found by its file name.
+"""The commands of `unlabeled`: `commands/NAME.py` is the command NAME, found by its file name.
 
 Each file has a `SUMMARY`, a line for `--help`, and two functions:
 

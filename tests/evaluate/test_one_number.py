@@ -128,7 +128,7 @@ def test_a_run_a_recipe_and_a_table_are_data_everywhere(home: Path, tmp_path: Pa
 
 def test_the_next_step_works_as_printed(home: Path, tmp_path: Path) -> None:
     said = (home / "table.txt").read_text(encoding="utf-8")
-    [printed] = re.findall(r"^next: python -m unlabeled (ladder .*?)   \(", said, re.M)
+    [printed] = re.findall(r"^next: unlabeled (ladder .*?)   \(", said, re.M)
     options = ["--rungs", "knn", "--fractions", "1", "--no-baselines", "--out", str(tmp_path / "ladder")]
     assert main([*shlex.split(printed), *options]) == 0
 

@@ -1,4 +1,4 @@
-"""`python -m unlabeled`: a signal or a lost worker ends a command with 75, and the same command does the rest."""
+"""`unlabeled`: a signal or a lost worker ends a command with 75, and the same command does the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m unlabeled look`: one page about what an encoder makes of pictures, whatever the pictures are."""
+"""`unlabeled look`: one page about what an encoder makes of pictures, whatever the pictures are."""
 
 from __future__ import annotations
 

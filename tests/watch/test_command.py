@@ -1,4 +1,4 @@
-"""`python -m unlabeled watch`: how it begins, what it says, how it ends."""
+"""`unlabeled watch`: how it begins, what it says, how it ends."""
 
 from __future__ import annotations
 

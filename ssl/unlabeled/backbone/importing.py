@@ -239,7 +239,7 @@ def known_model(family: Family, width: int, heads: int | None) -> tuple[str, int
         widths = ", ".join(map(str, family.known))
         raise UserError(
             f"no official model of {family.title} is {width} wide (only {widths}), so its number of heads is unknown. "
-            "Pass --heads to `python -m unlabeled import`, and name the folder that it writes."
+            "Pass --heads to `unlabeled import`, and name the folder that it writes."
         )
     if width % number:
         raise UserError(f"{number} heads do not divide a width of {width}")

@@ -1,4 +1,4 @@
-"""`python -m unlabeled doctor`: options, the order of things, output."""
+"""`unlabeled doctor`: options, the order of things, output."""
 
 from __future__ import annotations
 

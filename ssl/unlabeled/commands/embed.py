@@ -1,4 +1,4 @@
-"""`python -m unlabeled embed EXPORT DATA OUT`: features of every picture, labelled or not."""
+"""`unlabeled embed EXPORT DATA OUT`: features of every picture, labelled or not."""
 
 from __future__ import annotations
 

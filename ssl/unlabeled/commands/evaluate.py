@@ -1,4 +1,4 @@
-"""`python -m unlabeled evaluate`: protocols on frozen features of exported encoders, on all labels or a few."""
+"""`unlabeled evaluate`: protocols on frozen features of exported encoders, on all labels or a few."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m unlabeled export EXPORT OUT`: an export as a program that runs without this package."""
+"""`unlabeled export EXPORT OUT`: an export as a program that runs without this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m unlabeled import METHOD FILE OUT`: an official release becomes an export folder."""
+"""`unlabeled import METHOD FILE OUT`: an official release becomes an export folder."""
 
 from __future__ import annotations
 

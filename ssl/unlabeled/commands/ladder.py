@@ -1,4 +1,4 @@
-"""`python -m unlabeled ladder EXPORT DATA`: one encoder up the ladder of ways to use it."""
+"""`unlabeled ladder EXPORT DATA`: one encoder up the ladder of ways to use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m unlabeled look EXPORT PICTURES OUT`: one page about what an encoder makes of pictures."""
+"""`unlabeled look EXPORT PICTURES OUT`: one page about what an encoder makes of pictures."""
 
 from __future__ import annotations
 

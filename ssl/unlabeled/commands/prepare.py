@@ -1,4 +1,4 @@
-"""`python -m unlabeled prepare RECIPE data.cache=FOLDER`: options, a bar, and what was done."""
+"""`unlabeled prepare RECIPE data.cache=FOLDER`: options, a bar, and what was done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m unlabeled report RUN...`: compare fine-tuned runs, with mean and interval over seeds."""
+"""`unlabeled report RUN...`: compare fine-tuned runs, with mean and interval over seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m unlabeled watch RUNS`: all runs of a folder in the browser, on this machine alone."""
+"""`unlabeled watch RUNS`: all runs of a folder in the browser, on this machine alone."""
 
 from __future__ import annotations
 

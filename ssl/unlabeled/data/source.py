@@ -124,7 +124,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     name: str
     cache: Annotated[UserPath | None, FREE, AFTERWARDS] = Field(
         None,
-        description="folder of small copies to read instead, filled by `python -m unlabeled prepare RECIPE "
+        description="folder of small copies to read instead, filled by `unlabeled prepare RECIPE "
         "data.cache=FOLDER`; null = none",
     )
     max_bad_fraction: Annotated[float, FREE, AFTERWARDS] = Field(
@@ -135,7 +135,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         min_length=1,
         max_length=MAX_CHANNELS,
         description="per channel, subtracted from pixels in 0..1; as many as the images have channels. Unless set, "
-        "fine-tuning takes the encoder's, pretraining ImageNet's. `python -m unlabeled doctor RECIPE` measures it",
+        "fine-tuning takes the encoder's, pretraining ImageNet's. `unlabeled doctor RECIPE` measures it",
     )
     std: Annotated[tuple[Positive, ...], AFTERWARDS] = Field(
         (0.229, 0.224, 0.225),

@@ -1,4 +1,4 @@
-"""`python -m unlabeled doctor RECIPE [a.b=value ...]`: looks before the hours are spent.
+"""`unlabeled doctor RECIPE [a.b=value ...]`: looks before the hours are spent.
 
 It opens a sample of the pictures (all with `--full`), takes a few steps on this machine, and says what it found: in
 words, or with `--json` as one object:

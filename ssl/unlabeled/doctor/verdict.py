@@ -218,7 +218,7 @@ def _faster_loader(recipe: Recipe, speed: Facts, split: Facts) -> str:
     if split.get("larger_than_twice_crop", 0) >= MANY_LARGE and recipe.data.parts == (recipe.data,):
         return (
             "most pictures are far larger than the crops: make small copies once with "
-            "python -m unlabeled prepare RECIPE data.cache=FOLDER, and train with data.cache=FOLDER"
+            "unlabeled prepare RECIPE data.cache=FOLDER, and train with data.cache=FOLDER"
         )
     return "use a machine with more cores, or views that cost less"
 

@@ -9,7 +9,7 @@ from unlabeled.evaluate.results import Column, EncoderScores
 from unlabeled.report.intervals import bootstrap
 
 WHAT_TO_TRY = (
-    "What to try: other features (--pool mean, --set linear.blocks=[1,4]), fine-tuning (python -m unlabeled ladder), "
+    "What to try: other features (--pool mean, --set linear.blocks=[1,4]), fine-tuning (unlabeled ladder), "
     "more epochs or pictures, crops as large as what tells the classes apart, another method"
 )
 

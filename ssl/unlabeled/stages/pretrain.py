@@ -292,7 +292,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
             f"  metrics    {output}/metrics.jsonl   pictures {output}/pictures",
             *([compared] if compared else []),
             *(["  heads      none are exported: those of the start were new"] if unlearnt else []),
-            f"next: python -m unlabeled ladder {quote(address)} {_labelled(job)}   (which way to use it pays)",
+            f"next: unlabeled ladder {quote(address)} {_labelled(job)}   (which way to use it pays)",
         ]
 
     def evaluated(self, recipe: PretrainRecipe) -> tuple[Split, ...]:

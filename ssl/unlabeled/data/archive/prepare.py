@@ -1,4 +1,4 @@
-"""`python -m unlabeled prepare`: every image decoded once, made smaller and packed, so that training need not.
+"""`unlabeled prepare`: every image decoded once, made smaller and packed, so that training need not.
 
 Each tar is one piece of work: it is written beside its place, read back, and only then put there with a note of what
 is in it. Whatever ends the program, the same command goes on with the tars that are missing.

@@ -85,7 +85,7 @@ def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
     damaged."""
     record = Record.read(folder)
     found = listing.read(index_file(folder, split), ASKED)
-    again = f"Run `python -m unlabeled prepare RECIPE data.cache={folder}`"
+    again = f"Run `unlabeled prepare RECIPE data.cache={folder}`"
     if record is None or found is None:
         state = "has not been prepared" if record is None else f"lacks {split}.safetensors or has a damaged one"
         raise UserError(f"data.cache={str(folder)!r} {state}. {again}, or set data.cache=null.")
