@@ -6,11 +6,25 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_encoder"]
+
+# the module of each name; torch and timm take seconds to import, so they wait until they are asked for. Type checkers
+# read __init__.pyi
+_MODULES = {
+    "Embeddings": "interface.results",
+    "Model": "interface.model",
+    "Predictions": "interface.results",
+    "UserError": "errors",
+    "load": "interface.model",
+    "load_encoder": "backbone.weights",
+}
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    # torch and timm take seconds to import, so they wait until they are asked for
-    if name == "load_encoder":
-        return importlib.import_module("unlabeled.backbone.weights").load_encoder
-    raise AttributeError(f"module 'unlabeled' has no attribute {name!r}")
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

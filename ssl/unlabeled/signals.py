@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
@@ -97,3 +98,22 @@ class StopRequest:
 
 
 stop = StopRequest()
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Restore the handlers of signals that loaders set (`unlabeled.data.batch.workers`): for a program that is not
+    ours. Does nothing outside the main thread, where they set none."""
+    own = [getattr(signal, name) for name in ("SIGCHLD", "SIGALRM") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in own} if is_main_thread() else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # not set by Python
+                signal.signal(number, handler)
+
+
+def is_main_thread() -> bool:
+    """Whether this is the main thread, the only one that hears signals."""
+    return threading.current_thread() is threading.main_thread()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -15,11 +14,9 @@ from unlabeled.backbone.weights import prepare
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.data.opened import Opened
-from unlabeled.data.sources.files import Config as Files
-from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import Stopped, UserError
 from unlabeled.files import claim
-from unlabeled.launch.given import GIVEN, given, has_splits
+from unlabeled.launch.given import GIVEN, WHOLE, given, has_splits
 from unlabeled.launch.options import check_least, check_side, checked
 from unlabeled.paths import expand, user_path
 from unlabeled.processes import cores, gather_objects, on_main, raise_together
@@ -112,9 +109,7 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
     )
     if accelerator.is_main_process:
         say(f"{args.export}: {words}")
-    # without a recipe that knows of splits: all images
-    own: dict[Any, dict[str, Any]] = {Files: {"stray": "keep"}, Table: {"label": None, "split": None}}
-    config = given(args.data, load_any, how, {"train": args.prefix} if args.prefix else {}, args.overrides, own)
+    config = given(args.data, load_any, how, {"train": args.prefix} if args.prefix else {}, args.overrides, WHOLE)
     data = Opened(config, IndexFolder(args.out / "index"))
     # one process looks for images, the others read its index
     on_main(accelerator, lambda: data.split(args.split), whole=False)

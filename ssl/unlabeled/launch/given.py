@@ -31,6 +31,8 @@ TABLES = (".csv", ".tsv", *PARQUET)
 OF_DATA = "data."  # how settings of the images begin
 RECIPE = "recipe.yaml"  # as a run leaves it
 Load = Callable[[str, Sequence[str]], Recipe]
+# fields of sources of which all images are wanted, labelled or not, where no recipe knows of splits
+WHOLE: Mapping[type[SourceConfig], dict[str, Any]] = {Files: {"stray": "keep"}, Table: {"label": None, "split": None}}
 
 
 def given(

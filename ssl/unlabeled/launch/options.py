@@ -33,8 +33,8 @@ def check_side(encoder: Encoder, option: str, side: int | None) -> None:
     raise UserError(f"{found}. Use {near} or {near + patch}.")
 
 
-def device_of(name: str) -> torch.device:
-    """The device of `--device`. Raises UserError when it is not there."""
+def device_of(name: str, option: str = "--device ") -> torch.device:
+    """The device of `option`. Raises UserError when it is not there."""
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
@@ -42,7 +42,7 @@ def device_of(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"--device {name} cannot be used: {reason}. Use --device auto.") from error
+        raise UserError(f"{option}{name} cannot be used: {reason}. Use {option}auto.") from error
 
 
 def checked(model: type[M], **fields: Any) -> M:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,39 @@ class Note(BaseModel, frozen=True):
     sha256: str
     pictures: int
     bad: list[Bad]
+
+
+@torch.inference_mode()
+def features_of(encoder: Encoder, images: Tensor, pool: Pool, tokens: bool) -> list[Tensor]:
+    """Normalised images [B, C, h, w] to features [B, D] and, where asked for, patch tokens [B, N, D]."""
+    found = encoder(images)
+    features = read([found], parts(FeatureSpec(pool)), encoder.own)
+    return [features, found.patches] if tokens else [features]
+
+
+def batched(numbers: range, size: int) -> list[list[int]]:
+    """Cut numbers into batches, the last one shorter."""
+    return [list(numbers[i : i + size]) for i in range(0, len(numbers), size)]
+
+
+def encoded(
+    crops: CentreCrops,
+    batches: Sequence[Sequence[int]],
+    encode: Callable[[Tensor], list[Tensor]],
+    normalize: Normalize,
+    device: torch.device,
+    workers: int,
+) -> Generator[tuple[list[Tensor] | None, list[int], list[Bad]], None, None]:
+    """Pass batches of rows of `crops` through `encode`, which takes normalised images on the device. Yields for each
+    what comes out, None where no image can be used, the rows of the usable images, and the bad ones.
+
+    Raises Interrupted when a loader worker is lost.
+    """
+    loader = make_loader(crops, batches, workers=workers, device=device, timeout=WORKER_TIMEOUT, collate=stack_centred)
+    with Batches(loader) as made:
+        for pixels, used, _, refused in made:
+            out = None if pixels is None else encode(normalize(pixels.to(device, non_blocking=True)))
+            yield out, used, refused
 
 
 class Embedding:
@@ -185,34 +218,30 @@ class Embedding:
         """
         how = self.encoder.image_size, self.settings.crop_pct, self.settings.interpolation
         crops = CentreCrops(self.source, np.arange(len(self.source)), *how)
-        shards = [list(self._pictures(number)) for number in numbers]
-        parts = [[shard[i : i + batch_size] for i in range(0, len(shard), batch_size)] for shard in shards]
+        parts = [batched(self._pictures(number), batch_size) for number in numbers]
         batches = [batch for part in parts for batch in part]
-        normalize = Normalize(self.mean, self.std, self.device)
-        loader = make_loader(
-            crops, batches, workers=workers, device=self.device, timeout=WORKER_TIMEOUT, collate=stack_centred
-        )
-        with Batches(loader) as made:
+
+        def encode(images: Tensor) -> list[Tensor]:
+            with accelerator.autocast():
+                return self.encode(images)
+
+        made = encoded(crops, batches, encode, Normalize(self.mean, self.std, self.device), self.device, workers)
+        with closing(made):
             for number, part in zip(numbers, parts, strict=True):
                 good: list[int] = []
                 bad: list[Bad] = []
-                encoded = [self.nothing]
+                found = [self.nothing]
                 for batch in part:
-                    pixels, used, _, refused = next(made)
-                    if pixels is not None:
-                        with accelerator.autocast():
-                            encoded.append(self.encode(normalize(pixels.to(self.device, non_blocking=True))))
+                    features, used, refused = next(made)
+                    found += [] if features is None else [features]
                     good, bad = good + used, bad + refused
                     yield len(batch), refused
-                self._write(number, good, bad, [torch.cat(column).cpu() for column in zip(*encoded, strict=True)])
+                self._write(number, good, bad, [torch.cat(column).cpu() for column in zip(*found, strict=True)])
 
-    @torch.inference_mode()
     def encode(self, images: Tensor) -> list[Tensor]:
-        """Normalised images [B, C, h, w] to features [B, D] and, where asked for, patch tokens [B, N, D]."""
-        dtype, tokens = getattr(torch, self.settings.dtype), self.encoder(images)
-        features = read([tokens], parts(FeatureSpec(self.settings.pool)), self.encoder.own)
-        kept = [features, tokens.patches] if self.settings.tokens else [features]
-        return [part.to(dtype) for part in kept]
+        """See `features_of`."""
+        dtype = getattr(torch, self.settings.dtype)
+        return [part.to(dtype) for part in features_of(self.encoder, images, self.settings.pool, self.settings.tokens)]
 
     def _pictures(self, number: int) -> range:
         size = self.settings.shard

@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from unlabeled.data.decoding.memory import ADVICE, is_out_of_memory
 from unlabeled.errors import Interrupted, UserError
-from unlabeled.signals import STOP_SIGNALS
+from unlabeled.signals import STOP_SIGNALS, is_main_thread
 
 DYING = 10.0  # seconds between the end of a worker's connection and its own
 GOES_ON = "The same command goes on."
@@ -50,7 +49,7 @@ class Batches(Iterator[Any]):
         # a worker that a signal meets before it can ignore it would be lost
         with _held_back():
             self._iterator: Iterator[Any] = iter(loader)
-        if _hears() and hasattr(signal, "SIGCHLD"):
+        if is_main_thread() and hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, _on_child)
             signal.signal(signal.SIGALRM, _on_alarm)
 
@@ -127,16 +126,11 @@ class _TooLong(Exception):
     """Raised where a batch is waited for, when the time is over."""
 
 
-def _hears() -> bool:
-    """Whether this is the main thread, which signals reach."""
-    return threading.current_thread() is threading.main_thread()
-
-
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
     """Raise _TooLong inside after so many seconds; 0 = never. torch's own timeout does not reach into the receipt of a
     batch, of which a worker has sent a part only, or not yet the memory it lies in."""
-    if not seconds or not _hears() or not hasattr(signal, "setitimer"):
+    if not seconds or not is_main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -154,7 +148,7 @@ def _on_alarm(_number: int, _frame: FrameType | None) -> None:
 @contextmanager
 def _held_back() -> Iterator[None]:
     """Within, signals to stop wait; processes that are started inherit this, see `listen_to_nobody`."""
-    if not _hears() or not hasattr(signal, "pthread_sigmask"):
+    if not is_main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

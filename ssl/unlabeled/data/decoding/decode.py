@@ -81,7 +81,9 @@ def decode(
         raise BadSample(key, "the file is empty")
     target = Target(max_pixels, channels, value_range)
     try:
-        return _jpeg(data, target) if data.startswith(_JPEG) and target.photographs else _tensor(_pixels(data, target))
+        return (
+            _jpeg(data, target) if data.startswith(_JPEG) and target.photographs else tensor_of(_pixels(data, target))
+        )
     except UserError:
         raise
     except UnidentifiedImageError:
@@ -97,13 +99,13 @@ def from_pillow(
     """An image that somebody else opened: uint8 [channels, H, W], by the same rules. Raises BadSample for whatever is
     wrong with it."""
     try:
-        return _tensor(_converted(image, Target(max_pixels, channels, value_range)))
+        return tensor_of(_converted(image, Target(max_pixels, channels, value_range)))
     except Exception as error:
         raise_if_out_of_memory(error, key)
         raise BadSample(key, _reason(error)) from error
 
 
-def _tensor(pixels: Pixels) -> Tensor:
+def tensor_of(pixels: Pixels) -> Tensor:
     """[H, W, C] to [C, H, W]; memory that may not be written to is copied."""
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)
 
@@ -127,7 +129,7 @@ def _jpeg(data: bytes, target: Target) -> Tensor:
     # frombuffer wants memory that may be written to
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     rgb = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    return rgb if target.channels == RGB else _tensor(with_channels(rgb.permute(1, 2, 0).numpy(), GREY))
+    return rgb if target.channels == RGB else tensor_of(with_channels(rgb.permute(1, 2, 0).numpy(), GREY))
 
 
 def _tiff(data: bytes, target: Target) -> Pixels:
