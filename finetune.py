@@ -5,4 +5,4 @@ import sys
 from unlabeled.launch.program import main
 
 if __name__ == "__main__":
-    sys.exit(main("finetune"))
+    sys.exit(main("finetune", sys.argv[1:], last=True))

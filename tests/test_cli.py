@@ -142,9 +142,9 @@ def test_a_recipe_of_the_other_program(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "pretrain.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     (tmp_path / "finetune.yaml").write_text(TINY_FINETUNE, encoding="utf-8")
     said = refuse(capsys, "pretrain", [str(tmp_path / "finetune.yaml")])
-    assert "has `encoder`, so it is a recipe for finetune.py; this is pretrain.py" in said
+    assert "has `encoder`, so it is a recipe for `unlabeled finetune`; this is `unlabeled pretrain`" in said
     said = refuse(capsys, "finetune", [str(tmp_path / "pretrain.yaml")])
-    assert "has `method`, so it is a recipe for pretrain.py; this is finetune.py" in said
+    assert "has `method`, so it is a recipe for `unlabeled pretrain`; this is `unlabeled finetune`" in said
 
 
 def test_outputs_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

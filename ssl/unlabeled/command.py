@@ -1,6 +1,7 @@
 """The commands of `unlabeled`: `commands/NAME.py` is the command NAME, found by its file name.
 
-Each file has a `SUMMARY`, a line for `--help`, and two functions:
+The programs `pretrain` and `finetune` are the files of `stages/`, see `unlabeled.launch.program`. A command has a
+`SUMMARY`, a line for `--help`, and two functions:
 
     add_arguments(parser: argparse.ArgumentParser) -> None
     run(options: argparse.Namespace) -> int                      the exit code; UserError when an option cannot be used
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import os
+import sys
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -26,10 +29,24 @@ class Command(Protocol):
     def run(self, options: argparse.Namespace) -> int: ...
 
 
+STAGES = Path(__file__).parent / "stages"  # importing the package would import torch
+
+
+def started() -> str:
+    """What was typed to start this process, for usage lines: `unlabeled`, or `python -m unlabeled`."""
+    return "python -m unlabeled" if os.path.basename(sys.argv[0]) == "__main__.py" else "unlabeled"
+
+
+def programs() -> list[str]:
+    """The names of the stages, which read a recipe and train."""
+    return sorted((file.stem for file in STAGES.glob("[a-z]*.py")), reverse=True)
+
+
 def summaries() -> dict[str, str]:
-    """The summary of every command by its name. The files are read, not imported: torch takes seconds."""
-    files = {file.stem: file for folder in commands.__path__ for file in Path(folder).glob("[a-z]*.py")}
-    trees = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in sorted(files.items())}
+    """The summary of every program and command by its name. The files are read, not imported: torch takes seconds."""
+    files = [STAGES / f"{name}.py" for name in programs()]
+    files += [file for folder in commands.__path__ for file in sorted(Path(folder).glob("[a-z]*.py"))]
+    trees = {file.stem: ast.parse(file.read_text(encoding="utf-8")) for file in files}
     lines = [(name, line) for name, tree in trees.items() for line in tree.body if isinstance(line, ast.Assign)]
     return {name: ast.literal_eval(line.value) for name, line in lines if ast.unparse(line.targets[0]) == "SUMMARY"}
 

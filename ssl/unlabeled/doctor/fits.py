@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from unlabeled.errors import UserError
 from unlabeled.launch.forecast import Work, count_work, per_picture
 from unlabeled.launch.plan import on_meta
 from unlabeled.progress import duration
+from unlabeled.recipe.shipped import called, find
 from unlabeled.train.job import Job
 from unlabeled.train.recipe import Recipe
 
@@ -120,7 +120,7 @@ def _crops(changed: Changed, recipe: Recipe, machine: Machine, limit: float) -> 
 
 def _recipes(load: Load, set_up: Set, path: str, recipe: Recipe, machine: Machine, limit: float) -> Iterator[str]:
     """Recipes for pretraining by the same method that fit, on these pictures, those that take the longest first."""
-    own = Path(path).resolve()
+    own = find(path).resolve()
     # all of the folder `recipes` that the recipe lies in; of its own folder, where there is none
     root = next((folder for folder in own.parents if folder.name == "recipes"), None)
     found = []
@@ -137,6 +137,5 @@ def _recipes(load: Load, set_up: Set, path: str, recipe: Recipe, machine: Machin
             continue
         if seconds <= limit:
             side = max(max(view.shape) for view in other.views.values())
-            near = os.path.relpath(file) if file.is_relative_to(Path.cwd()) else file  # as it is typed here
-            found.append((seconds, f"{near}: crops of {side} px, {other.train.epochs:g} epochs"))
+            found.append((seconds, f"{called(file)}: crops of {side} px, {other.train.epochs:g} epochs"))
     yield from (f"{text} (about {duration(seconds)})" for seconds, text in sorted(found, reverse=True)[:MOST])

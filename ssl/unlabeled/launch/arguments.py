@@ -1,4 +1,4 @@
-"""The command line of pretrain.py and finetune.py."""
+"""The command line of `unlabeled pretrain` and `unlabeled finetune`, which pretrain.py and finetune.py are, too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from unlabeled.command import started
 from unlabeled.errors import UserError
 from unlabeled.launch.remembered import keep
 from unlabeled.paths import expand
@@ -16,19 +17,18 @@ from unlabeled.signals import EXIT_BAD_INPUT
 
 EPILOG = """exit codes: 0 done; 2 bad recipe or data; 75 stopped by SIGTERM, SIGUSR1, SIGHUP, Ctrl-C or for a lost
 loader worker, after a checkpoint if any step was made: the same command goes on from there. Several processes, on GPUs
-or a CPU: accelerate launch --multi_gpu --num_processes N pretrain.py ..., or torchrun --nproc_per_node N ...
+or a CPU: accelerate launch --multi_gpu --num_processes N -m unlabeled pretrain ..., or
+torchrun --nproc_per_node N -m unlabeled pretrain ...
 """
 
 
-def parse(
-    name: str, summary: str, describe: Callable[[str], str], arguments: Sequence[str] | None
-) -> argparse.Namespace:
+def parse(name: str, summary: str, describe: Callable[[str], str], arguments: Sequence[str]) -> argparse.Namespace:
     """Read a command line; `--help` and mistakes end the process.
 
     Args:
         name, summary: of the stage.
         describe: the text of `--help` about a section of its recipes; "" = all of them.
-        arguments: None = this process's own.
+        arguments: of the command line.
     """
 
     class Help(argparse.Action):
@@ -40,18 +40,18 @@ def parse(
                     text = describe(section)
             except UserError as error:
                 parser.exit(EXIT_BAD_INPUT, f"error: {error}\n")
-            keep(name, sys.argv[1:] if arguments is None else arguments, text)
+            keep(name, arguments, text)
             print(text)
             parser.exit()
 
     parser = argparse.ArgumentParser(
-        prog=f"{name}.py",
-        description=summary,
+        prog=typed(name),
+        description=f"{summary.capitalize()}.",
         epilog=EPILOG,
         add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", type=expand, help="a YAML file, see recipes/")
+    parser.add_argument("recipe", type=expand, help="a YAML file, or a name of `unlabeled recipes list`")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
     parser.add_argument(
         "-h",
@@ -75,6 +75,12 @@ def parse(
     if options.fresh and options.extend is not None:
         parser.error("--fresh starts over and --extend goes on: choose one")
     return options
+
+
+def typed(name: str) -> str:
+    """A program as it was started, for its usage line."""
+    script = os.path.basename(sys.argv[0])
+    return script if script == f"{name}.py" else f"{started()} {name}"
 
 
 def _epochs(text: str) -> float:

@@ -21,11 +21,12 @@ from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import UserError
 from unlabeled.launch.options import checked
 from unlabeled.recipe import parse
+from unlabeled.recipe.shipped import FILES, is_shipped
 from unlabeled.train.recipe import Recipe
 
 GIVEN = (
-    "a folder, a tar, a glob of tars, a table (.csv, .tsv, .parquet), 'shapes', a recipe (.yaml) or a run's folder "
-    "(runs/NAME)"
+    "a folder, a tar, a glob of tars, a table (.csv, .tsv, .parquet), 'shapes', a recipe (.yaml, or a name of "
+    "`unlabeled recipes list`) or a run's folder (runs/NAME)"
 )
 TABLES = (".csv", ".tsv", *PARQUET)
 OF_DATA = "data."  # how settings of the images begin
@@ -59,7 +60,7 @@ def given(
     said = {change.partition("=")[0].removeprefix(OF_DATA) for change in changes}
     if (Path(what) / RECIPE).is_file():
         data = _recipes(str(Path(what) / RECIPE), load, splits, changes)
-    elif what.endswith((".yaml", ".yml")):
+    elif _is_recipe(what):
         data = _recipes(what, load, splits, changes)
         said = data.model_fields_set
     else:
@@ -88,7 +89,11 @@ def data_of(args: argparse.Namespace, load: Load, how: Preprocessing) -> Opened:
 
 def has_splits(what: str) -> bool:
     """Whether what was given knows of pictures to train on and others to evaluate on: a recipe, a run, or `shapes`."""
-    return what == "shapes" or what.endswith((".yaml", ".yml")) or (Path(what) / RECIPE).is_file()
+    return what == "shapes" or _is_recipe(what) or (Path(what) / RECIPE).is_file()
+
+
+def _is_recipe(what: str) -> bool:
+    return what.endswith(FILES) or is_shipped(what)
 
 
 def _section(what: str, side: int) -> tuple[type[SourceConfig], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The programs pretrain.py and finetune.py: a stage by its name, signals, and errors without tracebacks.
+"""The programs `pretrain` and `finetune`: a stage by its name, signals, and errors without tracebacks.
 
 Nothing that takes long to import is imported here, so that signals are heard from the start.
 """
@@ -43,24 +43,23 @@ class Engine(Protocol):
 class Program(Protocol):
     """A stage as it is known here, see `unlabeled.launch.stage`."""
 
-    def launched(
-        self, arguments: Sequence[str] | None
-    ) -> AbstractContextManager[tuple[Engine, Callable[[], None]] | None]:
+    def launched(self, arguments: Sequence[str]) -> AbstractContextManager[tuple[Engine, Callable[[], None]] | None]:
         """The engine of a command line, ready to run, and the function that writes its results."""
 
 
-def main(name: str, arguments: Sequence[str] | None = None) -> int:
+def main(name: str, arguments: Sequence[str], *, last: bool = False) -> int:
     """Run one stage; returns the exit code.
 
     Args:
         name: of its file in `unlabeled.stages`.
-        arguments: of the command line; None = this process's own, which then ends deaf to signals.
+        arguments: of the command line.
+        last: whether the process ends after it, deaf to signals.
     """
-    return exit_code(lambda: _run(name, arguments), last=arguments is None, where=" before the first step")
+    return exit_code(lambda: _run(name, arguments), last=last, where=" before the first step")
 
 
-def _run(name: str, arguments: Sequence[str] | None) -> int:
-    if (text := recall(name, sys.argv[1:] if arguments is None else arguments)) is not None:
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if (text := recall(name, arguments)) is not None:
         print(text)
         return EXIT_DONE
     stage: Program = importlib.import_module(f"unlabeled.stages.{name}").STAGE

@@ -31,6 +31,7 @@ from unlabeled.pretrain.continued import Caution
 from unlabeled.pretrain.method import Method
 from unlabeled.processes import cores, on_main
 from unlabeled.recipe import describe, dump, load, said
+from unlabeled.recipe.shipped import find
 from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
 from unlabeled.train.recipe import Recipe, Run
@@ -116,18 +117,19 @@ class Stage(ABC, Generic[R, J]):
         return describe(self.recipe_type, section)
 
     @contextmanager
-    def launched(self, arguments: Sequence[str] | None) -> Iterator[tuple[Engine, Callable[[], None]] | None]:
+    def launched(self, arguments: Sequence[str]) -> Iterator[tuple[Engine, Callable[[], None]] | None]:
         """Read a recipe, print the plan, and hand over the engine where an earlier run stopped, and its `finish`.
 
         None after `--dry-run`.
         """
         options = parse(self.name, self.summary, self.describe, arguments)
-        _refuse_the_other_programs(self, options.recipe)
-        recipe, followed = self.load(options.recipe, options.overrides)
+        file = find(options.recipe, self.name)
+        _refuse_the_other_programs(self, file)
+        recipe, followed = self.load(file, options.overrides)
         output, asked = Path(recipe.output), recipe.train.epochs
         epochs = asked if options.fresh else length(output, asked, options.extend)
         if epochs != asked:
-            recipe, followed = self.load(options.recipe, [*options.overrides, f"train.epochs={epochs!r}"])
+            recipe, followed = self.load(file, [*options.overrides, f"train.epochs={epochs!r}"])
         recipe, taken = self.complete(recipe)
         run, train = recipe.run, recipe.train
         notes = _notes(run, train.precision)
@@ -192,11 +194,12 @@ def opened(
         lock.close()
 
 
-def _refuse_the_other_programs(stage: Stage[R, J], path: str) -> None:
+def _refuse_the_other_programs(stage: Stage[R, J], path: Path) -> None:
     found = said(path)
     for field, program in {"method": "pretrain", "encoder": "finetune", "task": "finetune"}.items():
         if field in found and field not in stage.recipe_type.model_fields:
-            raise UserError(f"{path} has `{field}`, so it is a recipe for {program}.py; this is {stage.name}.py.")
+            right, here = f"unlabeled {program}", f"unlabeled {stage.name}"
+            raise UserError(f"{path} has `{field}`, so it is a recipe for `{right}`; this is `{here}`.")
 
 
 def _notes(run: Run, precision: str) -> list[Line]:

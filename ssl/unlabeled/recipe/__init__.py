@@ -17,6 +17,7 @@ from unlabeled.recipe.draft import Draft
 from unlabeled.recipe.faults import RecipeError, report, suggest
 from unlabeled.recipe.help import describe
 from unlabeled.recipe.renamed import updated
+from unlabeled.recipe.shipped import find, is_shipped
 from unlabeled.recipe.writer import dump
 
 __all__ = [
@@ -42,7 +43,7 @@ def load(schema: type[R], path: str | Path, overrides: Sequence[str] = ()) -> R:
 
     Args:
         schema: the frozen pydantic model that the file must fit.
-        path: a UTF-8 YAML file of at most `MAX_BYTES` bytes.
+        path: a UTF-8 YAML file of at most `MAX_BYTES` bytes, or the name of a recipe that comes with the package.
         overrides: `a.b=value`, applied in order; the value is read as YAML, or as text where it is no YAML.
             A number picks an element of a list: `views.0.count=2`. Where a section gets another `name`, fields of the
             file that only its old kind has are dropped.
@@ -50,7 +51,7 @@ def load(schema: type[R], path: str | Path, overrides: Sequence[str] = ()) -> R:
     Raises:
         RecipeError: listing everything wrong with the file, its fields and the overrides.
     """
-    return parse(schema, _read(Path(path)), overrides, where=str(path))
+    return parse(schema, _read(find(str(path))), overrides, where=str(path))
 
 
 def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str = "recipe") -> R:
@@ -69,7 +70,7 @@ def parse(schema: type[R], text: str, overrides: Sequence[str] = (), where: str 
 
 def said(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What a recipe file says, not validated, to tell by it what kind of recipe it is; nothing where it is no YAML."""
-    draft = Draft(_read(Path(path)))
+    draft = Draft(_read(find(str(path))))
     for override in overrides:
         draft.override(override)
     return draft.data
@@ -83,6 +84,8 @@ def _read(path: Path) -> str:
         raise RecipeError(f"{path}: expected a recipe file, found a folder") from None
     except FileNotFoundError:
         near = suggest(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        if is_shipped(path.stem):
+            near = f". A recipe of that name comes with unlabeled: write {path.stem}"
         raise RecipeError(f"{path}: no such recipe{near}") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None

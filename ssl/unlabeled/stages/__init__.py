@@ -22,7 +22,7 @@ def stage_of(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage[Rec
         name = "finetune"
     else:
         raise UserError(
-            f"{path} is no recipe: expected `method` (for pretrain.py) or `encoder` (for finetune.py), "
+            f"{path} is no recipe: expected `method` (for pretraining) or `encoder` (for fine-tuning), "
             f"found {', '.join(sorted(names))}"
         )
     stage: Stage[Recipe, Job] = importlib.import_module(f"{__name__}.{name}").STAGE

@@ -45,6 +45,8 @@ from unlabeled.transfer.start import check_preprocessing, is_said, load_start, o
 from unlabeled.transfer.task import TASKS, Task, TaskConfig
 from unlabeled.transfer.tasks import classify
 
+SUMMARY = "fine-tune a pretrained encoder on labelled pictures"
+
 
 class Scoring(BaseModel, frozen=True, extra="forbid"):
     """When fine-tuning is scored on `data.val`; it always is at the end."""
@@ -120,7 +122,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
     """The transfer stage."""
 
     name = "finetune"
-    summary = "Fine-tune a pretrained encoder on labelled pictures."
+    summary = SUMMARY
     recipe_type = FinetuneRecipe
 
     def complete(self, recipe: FinetuneRecipe) -> tuple[FinetuneRecipe, Sequence[str]]:

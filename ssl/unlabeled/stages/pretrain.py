@@ -50,6 +50,8 @@ from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.state import split_heads
 
+SUMMARY = "pretrain an encoder on pictures without labels"
+
 
 class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
     """A recipe for pretrain.py."""
@@ -149,7 +151,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
     """The pretraining stage."""
 
     name = "pretrain"
-    summary = "Pretrain an encoder on pictures without labels."
+    summary = SUMMARY
     recipe_type = PretrainRecipe
 
     def load(self, path: str | Path, overrides: Sequence[str] = ()) -> tuple[PretrainRecipe, Sequence[str]]:
