@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each sets up its own .venv first.
+# Three commands: `make demo`, `make test` and `make docs`. Each sets up its own .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +7,17 @@ READY := $(VENV)/ready
 TSC := $(BIN)/npm exec --yes --prefer-offline --loglevel=error --fetch-retries=1 --package=typescript@5.9.3 -- tsc
 PROGRAMS := $(wildcard ssl/unlabeled/*/assets)  # of pages, in JavaScript
 
-.PHONY: demo test setup lint types clean
+.PHONY: demo test docs setup lint types clean
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py
 
 test: $(READY) lint types
 	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+
+docs: $(READY)
+	@$(BIN)/python -c "import zensical, mkdocstrings_handlers.python" 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[docs]"
+	cd docs && ../$(BIN)/python -m make
 
 setup: $(READY)
 
@@ -34,4 +38,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site build/docs .pytest_cache .mypy_cache .ruff_cache
