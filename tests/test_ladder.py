@@ -111,7 +111,7 @@ def export(tmp_path: Path) -> str:
 
 @pytest.fixture
 def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("unlabeled.commands.ladder.data_of", lambda *_: Opened(FEW))
+    monkeypatch.setattr("unlabeled.work.ladder.data_of", lambda *_: Opened(FEW))
     flags = [
         "--fractions",
         "0.1",

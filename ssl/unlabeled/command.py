@@ -5,6 +5,9 @@ The programs `pretrain` and `finetune` are the files of `stages/`, see `unlabele
 
     add_arguments(parser: argparse.ArgumentParser) -> None
     run(options: argparse.Namespace) -> int                      the exit code; UserError when an option cannot be used
+
+The completion of shells imports them all, and `--help` one, so none imports torch or timm: `run` imports its work,
+which stands beside what it drives, or in `work/NAME.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,19 @@ from typing import Protocol, cast
 
 from unlabeled import commands
 
+# help texts of several commands
+EXPORT = "an export folder (runs/NAME/export)"
+ADDRESSES = f"{EXPORT}, METHOD:FILE.pth, timm:NAME, or PACKAGE.MODULE:NAME:FOLDER"
+GIVEN = (
+    "a folder, a tar, a glob of tars, a table (.csv, .tsv, .parquet), 'shapes', a recipe (.yaml, or a name of "
+    "`unlabeled recipes list`) or a run's folder (runs/NAME)"
+)
+RECIPE = "a YAML file, or a name of `unlabeled recipes list`"
+
+
+PACKAGE = Path(__file__).parent
+STAGES = PACKAGE / "stages"  # importing the package would import torch
+
 
 class Command(Protocol):
     """The module of a command."""
@@ -27,9 +43,6 @@ class Command(Protocol):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
     def run(self, options: argparse.Namespace) -> int: ...
-
-
-STAGES = Path(__file__).parent / "stages"  # importing the package would import torch
 
 
 def started() -> str:
@@ -49,6 +62,11 @@ def summaries() -> dict[str, str]:
     trees = {file.stem: ast.parse(file.read_text(encoding="utf-8")) for file in files}
     lines = [(name, line) for name, tree in trees.items() for line in tree.body if isinstance(line, ast.Assign)]
     return {name: ast.literal_eval(line.value) for name, line in lines if ast.unparse(line.targets[0]) == "SUMMARY"}
+
+
+def kinds(folder: str) -> list[str]:
+    """The names of the files in a folder of kinds, such as `evaluate/protocols`, without importing them."""
+    return sorted(file.stem for file in (PACKAGE / folder).glob("[a-z]*.py"))
 
 
 def command(name: str) -> Command:

@@ -15,7 +15,7 @@ from support import TINY_PRETRAIN, checkpoint_bytes, launch
 from unlabeled.__main__ import main
 from unlabeled.data.archive import prepare as module
 from unlabeled.data.archive.prepare import Packed, prepare, shrink
-from unlabeled.data.archive.prepared import Settings
+from unlabeled.data.archive.storing import Settings
 from unlabeled.data.decoding.decode import decode
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_PIXELS, Source

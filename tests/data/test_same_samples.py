@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from unlabeled.data.archive.prepare import prepare
-from unlabeled.data.archive.prepared import Settings
+from unlabeled.data.archive.storing import Settings
 from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate, make_loader
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.masks.random import Config as RandomMask

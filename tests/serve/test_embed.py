@@ -137,7 +137,7 @@ def process(rank: int, world: int, autocast: Any = nullcontext) -> Any:
 def test_mixed_precision_rounds(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounding = {"no": nullcontext, "bf16": partial(torch.autocast, "cpu", torch.bfloat16)}
     monkeypatch.setattr(
-        "unlabeled.commands.embed.make_accelerator", lambda _, precision, *rest: process(0, 1, rounding[precision])
+        "unlabeled.work.embed.make_accelerator", lambda _, precision, *rest: process(0, 1, rounding[precision])
     )
     assert embed(home, tmp_path / "whole") == 0 and embed(home, tmp_path / "mixed", "--precision", "bf16") == 0
     exact, rounded = (whole(tmp_path / name).features for name in ("whole", "mixed"))
@@ -205,7 +205,7 @@ def test_two_processes_write_the_same_bytes(home: Path, tmp_path: Path) -> None:
 
 
 def test_each_process_makes_its_share_of_the_files(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlabeled.commands.embed.make_accelerator", lambda *_: process(1, 2))
+    monkeypatch.setattr("unlabeled.work.embed.make_accelerator", lambda *_: process(1, 2))
     monkeypatch.setattr(Embedding, "finish", lambda _: None)
     for missing in ([1, 3], [1, 2, 3]):  # of five files the second and the fourth, then of the other three one
         assert embed(home, tmp_path) == 0

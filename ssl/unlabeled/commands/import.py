@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from unlabeled.backbone.importing import importer_names
-from unlabeled.backbone.weights import import_official
+from unlabeled.command import kinds
 from unlabeled.errors import UserError
 from unlabeled.paths import user_path
 from unlabeled.text import one_line
@@ -16,7 +15,7 @@ SUMMARY = "official weights into an export folder"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `import`."""
     add = parser.add_argument
-    add("method", choices=importer_names(), help="method whose release it is")
+    add("method", choices=kinds("backbone/importers"), help="method whose release it is")
     add("file", type=user_path, help="the official .pth")
     add("out", type=user_path, help="folder to write")
     add("--heads", type=int, help="attention heads, where the width does not tell")
@@ -26,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the folder."""
+    from unlabeled.backbone.weights import import_official
+
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} is there already. Choose another folder, or remove it.")
     fields = import_official(options.method, options.file, options.out, options.heads, options.key, options.norm_eps)

@@ -3,61 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeAlias, get_args
 
-from rich.console import Console
-
-from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.pooling import Pool, encoder_features
-from unlabeled.backbone.weights import prepare
-from unlabeled.data.archive.listing import Split
-from unlabeled.data.batch.loader import Normalize
-from unlabeled.data.opened import Opened
-from unlabeled.data.source import Source, SourceConfig
-from unlabeled.data.sources.files import Config as Files
-from unlabeled.data.sources.table import Config as Tables
-from unlabeled.errors import UserError
-from unlabeled.evaluate.features import WORKER_TIMEOUT
-from unlabeled.evaluate.splits import Preparation
-from unlabeled.files import remove, write_text
-from unlabeled.launch.given import GIVEN, RECIPE, given, has_splits
-from unlabeled.launch.options import check_least, check_side, checked, device_of
-from unlabeled.look.collect import Prepared, choose, describe, examples
-from unlabeled.look.mapped import Mapped
-from unlabeled.look.mapping import mapped
-from unlabeled.look.parts import FOLDER, parts
-from unlabeled.look.plane import How
-from unlabeled.look.writing import write_attention, write_components, write_map
+from unlabeled.command import ADDRESSES, GIVEN
 from unlabeled.paths import expand, user_path
-from unlabeled.report import html, terminal
-from unlabeled.report.document import Document, Table, Text
-from unlabeled.stages import load_any
-from unlabeled.text import say
 
 SUMMARY = "attention, components, neighbours and a map of pictures through an encoder, as one page"
-
-PAGE = "index.html"
-# of images that no recipe describes: all, labelled or not
-OWN: dict[type[SourceConfig], dict[str, Any]] = {Files: {"stray": "keep"}, Tables: {"label": None, "split": None}}
-Sources: TypeAlias = tuple[dict[str, Source], SourceConfig]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `look`."""
     add = parser.add_argument
-    addresses = "METHOD:FILE.pth, timm:NAME, or PACKAGE.MODULE:NAME:FOLDER"
-    add("export", type=expand, help=f"an export folder (runs/NAME/export), {addresses}")
+    add("export", type=expand, help=ADDRESSES)
     add("pictures", type=expand, help=f"labelled or not: {GIVEN}")
-    add("out", type=user_path, help=f"folder for {PAGE} and the files that it shows; what it shows already is replaced")
+    add("out", type=user_path, help="folder for index.html and its files; what an earlier look left is replaced")
     add("overrides", nargs="*", metavar="a.b=value", help="fields to change, such as data.label=species")
     splits = "splits, or subfolders, to take pictures from (default: those named train, val and the like, or all)"
     add("--split", nargs="+", metavar="NAME", help=splits)
     add("--most", type=int, default=10_000, metavar="N", help="pictures to map at most (default 10000)")
     add("--queries", type=int, default=12, help="pictures whose nearest neighbours are shown (default 12)")
     add("--examples", type=int, default=8, help="pictures whose attention and components are drawn (default 8)")
-    add("--map", choices=get_args(How), default="auto", help="the plane: UMAP, or principal components (default auto)")
+    planes = "the plane: UMAP, or principal components (default auto)"
+    add("--map", choices=("auto", "umap", "pca"), default="auto", help=planes)
     add("--pool", choices=("cls", "mean", "mean_max", "cls_mean"), help="pooling of tokens (default: as exported)")
     add("--image-size", type=int, metavar="SIDE", help="another size; position embeddings are resampled")
     add("--crop-pct", type=float, help="share of the side that is kept (default: as exported)")
@@ -66,78 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=2, help="processes that load pictures (default 2)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Look, write the page, print what can be printed of it."""
-    check_least(args, image_size=1, most=2, queries=0, examples=0, seed=0, workers=0)
-    encoder, how, words = prepare(args.export, args.image_size, crop_pct=args.crop_pct, pool=args.pool)
-    check_side(encoder, "--image-size", args.image_size)
-    asked = checked(Preparation, pool=how.pool, crop_pct=how.crop_pct, interpolation=how.interpolation)
-    say(f"{args.export}: {words}")
-    encoder = encoder.to(device := device_of(args.device)).eval()
-    sources, config = _sources(args, lambda splits: given(args.pictures, load_any, how, splits, args.overrides, OWN))
-    _make_room(args.out)
-    normalize = Normalize(config.mean, config.std, device)
-    prepared = Prepared(encoder.image_size, asked.crop_pct, asked.interpolation, normalize, device)
-    refused = _draw(args, encoder, sources, prepared)
-    found = _map(args, encoder, sources, prepared, how.pool or encoder.default_pool)
-    document = _document(args, words, found, refused)
-    write_text(args.out / PAGE, html.write(document, args.out))
-    printed = [part for part in document.parts if not (isinstance(part, Text) and part.kind == "heading")]
-    terminal.show(Console(), Document(document.title, printed))
-    say(f"the page is {args.out / PAGE}")
-    return 0
+    from unlabeled.work.look import run
 
-
-def _sources(args: argparse.Namespace, config_of: Callable[[Mapping[str, str]], SourceConfig]) -> Sources:
-    """The images of every split by its name, and how they are normalised."""
-    if has_splits(args.pictures):
-        data = Opened(config_of({}))
-        there: list[Split] = ["val", "train"] if data.config.has_val else ["train"]
-        if unknown := sorted({*(args.split or ())} - {*there}):
-            raise UserError(f"--split {unknown[0]}: {args.pictures} has {' and '.join(there)}")
-        return {name: data.pictures(name) for name in there if name in (args.split or there)}, data.config
-    names = args.split or [""]
-    found = {name: Opened(config_of({"train": name} if name else {})) for name in names}
-    if not args.split and (like_splits := found[""].config.read_as_one(found[""].train)):
-        found = {name: Opened(config_of({"train": name})) for name in like_splits}
-    return {name: one.train for name, one in found.items()}, next(iter(found.values())).config
-
-
-def _make_room(out: Path) -> None:
-    """Remove what an earlier look left. Raises UserError where something else lies there."""
-    if (out / RECIPE).exists():
-        raise UserError(f"OUT {out} is the folder of a run, which has such a page of its own. Choose another folder.")
-    if (out / PAGE).exists() and not (out / FOLDER).is_dir():
-        raise UserError(f"OUT {out} holds a page of something else, {PAGE}. Choose another folder.")
-    remove(out / FOLDER)
-
-
-def _draw(args: argparse.Namespace, encoder: Encoder, sources: Mapping[str, Source], how: Prepared) -> str:
-    """Draw attention and components; returns why there are none, '' where there are."""
-    if not args.examples:
-        return ""
-    shown = examples(next(iter(sources.values())), args.examples, how, args.seed)
-    try:
-        for draw in (write_attention, write_components):
-            draw(args.out / FOLDER, None, encoder, shown)
-    except UserError as error:  # a vector has no positions
-        return f"No attention and no components: {error}."
-    return ""
-
-
-def _map(
-    args: argparse.Namespace, encoder: Encoder, sources: Mapping[str, Source], how: Prepared, pool: Pool
-) -> Mapped:
-    chosen = choose(sources, args.most, args.seed)
-    images, thumbs = describe(encoder_features(encoder, pool), sources, chosen, how, args.workers, WORKER_TIMEOUT)
-    everything = sum(map(len, sources.values()))
-    about = f"{len(images.names):,} of {everything:,} pictures of {args.pictures}"
-    found = mapped(images, args.map, args.seed, args.queries, about)
-    write_map(args.out / FOLDER, found, thumbs)
-    return found
-
-
-def _document(args: argparse.Namespace, prepared: str, found: Mapped, refused: str) -> Document:
-    facts = [("encoder", f"{args.export}; {prepared}"), ("pictures", found.about), ("map", found.plane)]
-    told = [Text(refused)] if refused else []
-    return Document(f"A look at {args.export}", [Table.facts(facts), *told, *parts(args.out)])
+    return run(options)

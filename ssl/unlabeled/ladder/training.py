@@ -12,7 +12,8 @@ from unlabeled.accelerator import make_accelerator
 from unlabeled.data.opened import Opened
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.ladder.amount import Amount
-from unlabeled.ladder.rungs import TUNED, Climb, RungResult
+from unlabeled.ladder.rungs import Climb, RungResult
+from unlabeled.ladder.ways import TUNED
 from unlabeled.launch.stage import opened
 from unlabeled.recipe import RecipeError, differences, format_differences, load, parse
 from unlabeled.recipe.free import is_free

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from unlabeled.ladder.amount import Amount
-from unlabeled.ladder.rungs import UNPRETRAINED, RungResult
+from unlabeled.ladder.rungs import RungResult
+from unlabeled.ladder.ways import UNPRETRAINED
 
 
 class Lead(NamedTuple):

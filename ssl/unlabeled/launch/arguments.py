@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from unlabeled.command import started
+from unlabeled.command import RECIPE, started
 from unlabeled.errors import UserError
 from unlabeled.launch.remembered import keep
 from unlabeled.paths import expand
@@ -51,7 +51,7 @@ def parse(name: str, summary: str, describe: Callable[[str], str], arguments: Se
         add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", type=expand, help="a YAML file, or a name of `unlabeled recipes list`")
+    parser.add_argument("recipe", type=expand, help=RECIPE)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields to change")
     parser.add_argument(
         "-h",

@@ -24,10 +24,6 @@ from unlabeled.recipe import parse
 from unlabeled.recipe.shipped import FILES, is_shipped
 from unlabeled.train.recipe import Recipe
 
-GIVEN = (
-    "a folder, a tar, a glob of tars, a table (.csv, .tsv, .parquet), 'shapes', a recipe (.yaml, or a name of "
-    "`unlabeled recipes list`) or a run's folder (runs/NAME)"
-)
 TABLES = (".csv", ".tsv", *PARQUET)
 OF_DATA = "data."  # how settings of the images begin
 RECIPE = "recipe.yaml"  # as a run leaves it
@@ -47,7 +43,7 @@ def given(
     """Find the images, scaled and normalised as an export was trained.
 
     Args:
-        what: see GIVEN.
+        what: see `unlabeled.command.GIVEN`.
         load: reads a recipe of any stage, with changes.
         how: the export's.
         splits: names of `train` and `val`; None = as the recipe says, else the same word.

@@ -29,7 +29,8 @@ from torch import Tensor
 from unlabeled.data.archive import listing
 from unlabeled.data.archive.index import IndexBuilder
 from unlabeled.data.archive.listing import IndexFolder, Listing, Split, Stamp
-from unlabeled.data.archive.prepared import ASKED, Record, Settings, different, fingerprint, index_file, which
+from unlabeled.data.archive.prepared import ASKED, Record, different, fingerprint, index_file, which
+from unlabeled.data.archive.storing import Settings
 from unlabeled.data.decoding.decode import decode
 from unlabeled.data.source import MAX_PIXELS, Source, SourceConfig
 from unlabeled.data.view.views import resize

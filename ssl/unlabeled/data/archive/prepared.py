@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from unlabeled.data.archive import listing
 from unlabeled.data.archive.index import Index
 from unlabeled.data.archive.listing import Listing, Split, digest
 from unlabeled.data.archive.pictures import Pictures, Tars
+from unlabeled.data.archive.storing import Settings
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.source import AFTERWARDS, MAX_PIXELS, SourceConfig
 from unlabeled.errors import UserError
@@ -28,15 +29,6 @@ from unlabeled.recipe.free import marked
 
 RECORD = "prepared.json"
 ASKED = "prepared"
-
-
-class Settings(BaseModel, frozen=True, extra="forbid"):
-    """How images are stored."""
-
-    short_side: int = Field(256, ge=16, description="pixels; larger images are made smaller, none larger")
-    format: Literal["raw", "jpeg"] = Field("raw", description="raw = .npy, read fastest; jpeg = an eighth of the space")
-    quality: int = Field(92, ge=1, le=100, description="of a JPEG")
-    shard: int = Field(1024, ge=1, description="images per tar")
 
 
 class Record(BaseModel, frozen=True, extra="forbid"):

@@ -1,0 +1,103 @@
+"""The work of `unlabeled embed`: features of every picture, labelled or not."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from unlabeled.accelerator import make_accelerator
+from unlabeled.backbone.weights import prepare
+from unlabeled.data.archive.listing import IndexFolder
+from unlabeled.data.archive.skipped import in_words
+from unlabeled.data.opened import Opened
+from unlabeled.errors import Stopped, UserError
+from unlabeled.files import claim
+from unlabeled.launch.given import WHOLE, given, has_splits
+from unlabeled.launch.options import check_least, check_side, checked
+from unlabeled.processes import cores, gather_objects, on_main, raise_together
+from unlabeled.progress import Clock, duration, task
+from unlabeled.serve.embed import Bad, Embedding, Settings
+from unlabeled.serve.shards import check_format
+from unlabeled.signals import stop
+from unlabeled.stages import load_any
+from unlabeled.text import say
+
+SHOWN = 5
+TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another's last file
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed, with a line on how fast it goes."""
+    check_least(args, batch_size=1, size=1, workers=0)
+    args.workers = max(1, min(8, cores() - 1)) if args.workers is None else args.workers
+    accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))
+    try:
+        _embed(args, accelerator)
+    except OSError as error:
+        raise UserError(f"{args.out}: {error.strerror or error}. Make room; the same command goes on.") from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    clock = Clock()
+    lock = on_main(accelerator, lambda: claim(args.out, "OUT"))
+    embedding = _opened(args, accelerator)
+    split = args.split if has_splits(args.data) else args.prefix or None
+    about = {"export": args.export, "data": args.data, "split": split}
+    on_main(accelerator, lambda: embedding.claim(about))
+    missing = gather_objects(on_main(accelerator, embedding.missing, whole=False))[0]  # before anyone begins
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    error: BaseException | None = None
+    try:
+        with stop.alone():
+            _show(embedding.run(mine, accelerator, args.batch_size, args.workers), accelerator, embedding, mine)
+    except (UserError, OSError, Stopped) as caught:
+        error = caught
+    raise_together(error)
+    made = on_main(accelerator, embedding.finish)
+    if made:
+        bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
+        bad += f"; {in_words(Counter(made['skipped']))}" if made["skipped"] else ""
+        what = f"features of {made['written']:,} pictures in {len(made['files'])} files{bad}"
+        say(f"done in {duration(clock.seconds)}: {what}")
+    if lock:
+        lock.close()
+
+
+def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
+    check_format(args.format)
+    encoder, how, words = prepare(args.export, args.size, crop_pct=args.crop_pct, pool=args.pool)
+    check_side(encoder, "--size", args.size)
+    settings = checked(
+        Settings,
+        **{name: getattr(how, name) for name in ("pool", "crop_pct", "interpolation")},
+        **{name: getattr(args, name) for name in ("tokens", "dtype", "precision", "format", "shard")},
+    )
+    if accelerator.is_main_process:
+        say(f"{args.export}: {words}")
+    config = given(args.data, load_any, how, {"train": args.prefix} if args.prefix else {}, args.overrides, WHOLE)
+    data = Opened(config, IndexFolder(args.out / "index"))
+    # one process looks for images, the others read its index
+    on_main(accelerator, lambda: data.split(args.split), whole=False)
+    source = data.split(args.split)
+    return Embedding(encoder.to(accelerator.device), source, config.mean, config.std, settings, args.out)
+
+
+def _show(
+    done: Iterator[tuple[int, list[Bad]]], accelerator: Accelerator, embedding: Embedding, numbers: list[int]
+) -> None:
+    """Do the work, and say on the main process how far it is and what was skipped."""
+    shown, most = task("embedding", embedding.count(numbers)), SHOWN
+    for count, bad in done:
+        shown.advance(count)
+        for key, reason in bad[:most] if accelerator.is_main_process else ():
+            say(f"skipped {key}: {reason}")
+        most = max(0, most - len(bad))
+    shown.close()
