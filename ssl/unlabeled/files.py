@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
+import logging
 import os
+import platform
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from unlabeled.errors import UserError
+
+LOCK = ".lock"
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -131,22 +139,44 @@ def sync(folder: Path) -> None:
 def claim(folder: Path, field: str) -> IO[str]:
     """Make the folder that a recipe's `field` names; lock it as long as this process lives or the result is open.
 
+    The file of the lock says who has it, see `claimant`. Some file systems of clusters have no locks: that is logged.
+
     Raises:
         UserError: it cannot be written to, or another process has it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held until the process ends
+        lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held until the process ends
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}. Choose another {field}.") from error
     try:
         # lockf, not flock: loader workers must not inherit it and hold it for seconds after a killed run
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        lock.close()
-        said = f"another run is writing to {folder}. Wait for it, stop it, or choose another {field}."
-        raise UserError(said) from error
+        if error.errno not in WITHOUT_LOCKS:
+            lock.close()
+            who = claimant(folder).rpartition(",")[0]
+            said = f"another run is writing to {folder}{who and f' ({who})'}. Wait for it, stop it, or choose another "
+            raise UserError(f"{said}{field}.") from error
+        log.warning("%s has no locks (%s): start no second run there", folder, error.strerror)
+    with suppress(OSError):  # a full disk is met where something worth writing is written
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}, {time.time_ns()}")
+        lock.flush()
+        os.fsync(lock.fileno())
     return lock
+
+
+def claimant(folder: Path) -> str:
+    """The process that claims a folder or did last, its machine, and when (ns); '' where this machine sees none.
+
+    The process that has the folder must not ask: closing the file gives up its lock.
+    """
+    try:
+        os.listdir(folder)  # a network file system may remember that there was no such file
+        return (folder / LOCK).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def json_lines(file: Path) -> Iterator[dict[str, Any]]:

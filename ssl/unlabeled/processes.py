@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 from unlabeled.errors import Interrupted, Stopped, UserError
+from unlabeled.files import claim, claimant
 from unlabeled.signals import stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+SEEN_WITHIN = 10.0  # seconds that a network file system may take to show a file
 
 
 def total(accelerator: Accelerator, values: Tensor) -> Tensor:
@@ -57,15 +63,43 @@ def on_main(accelerator: Accelerator, action: Callable[[], T], *, whole: bool = 
     Where it is `whole`, a signal waits until it is done, as when files are written.
     """
     result: T | None = None
-    error: BaseException | None = None
-    if accelerator.is_main_process:
-        try:
+    with together():
+        if accelerator.is_main_process:
             with stop.later() if whole else stop.alone():
                 result = action()
-        except (UserError, OSError, Stopped) as caught:
-            error = caught
-    raise_together(error)
     return result
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Work that every process does alone, with one exchange at its end: an error of one is raised on all."""
+    error: BaseException | None = None
+    try:
+        yield
+    except (UserError, OSError, Stopped) as caught:
+        error = caught
+    raise_together(error)
+
+
+def claim_together(accelerator: Accelerator, folder: Path, field: str) -> IO[str] | None:
+    """Lock the folder that all processes share, see `unlabeled.files.claim`; the lock is the main process's.
+
+    Raises:
+        UserError: it cannot be had; or a process on another machine does not see it.
+    """
+    lock = on_main(accelerator, lambda: claim(folder, field))
+    own = f"process {os.getpid()} on {platform.node()}"
+    holder, where = gather_objects((own, str(folder.absolute())))[0]
+    with together():
+        end = time.monotonic() + SEEN_WITHIN
+        while not accelerator.is_main_process and not claimant(folder).startswith(f"{holder},"):
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{platform.node()} does not see in {folder.absolute()} what {holder} has written to {where}. All "
+                    f"machines must see one folder: set {field} to one on a file system that they share."
+                )
+            time.sleep(0.2)
+    return lock
 
 
 def cores() -> int:

@@ -21,6 +21,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
+EXIT_LOST = 69
+"""Another process of the run has ended: what happened is said there (EX_UNAVAILABLE of sysexits.h)."""
 EXIT_STOPPED = 75
 """Stopped by a signal or an `Interrupted` error: the same command resumes (EX_TEMPFAIL of sysexits.h)."""
 

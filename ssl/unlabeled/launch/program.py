@@ -8,16 +8,17 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from unlabeled.errors import Interrupted, Stopped, UserError
+from unlabeled.errors import Interrupted, Stopped, UserError, first_line
 from unlabeled.launch.remembered import recall
 from unlabeled.progress import Bars
-from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, stop
+from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_LOST, EXIT_STOPPED, stop
 from unlabeled.streams import make_lasting
 from unlabeled.text import escape_logs, plain
 
@@ -102,9 +103,20 @@ def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:
                 raise
             mend = "Make room" if error.errno in DISK_TROUBLE else "Move it away, or mend it"
             code = _said(f"error: cannot write: {error}. {mend}; the same command goes on from there.", EXIT_BAD_INPUT)
+        except RuntimeError as error:
+            if not _is_lost(error):
+                raise
+            lost = f"the connection to another process of this run is lost ({first_line(error)})"
+            mend = "The first error of the others says why. The same command goes on from the newest checkpoint."
+            code = _said(f"error: {platform.node()}, process {os.environ.get('RANK')}: {lost}. {mend}", EXIT_LOST)
         if last:
             stop.ignore()
     return code
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether it is of torch.distributed: gloo's have no class of their own."""
+    return "DistError" in (kind.__name__ for kind in type(error).__mro__) or "gloo/transport" in str(error)
 
 
 def _said(text: str, code: int) -> int:

@@ -21,15 +21,15 @@ from unlabeled.data.opened import Opened
 from unlabeled.environment import overruled
 from unlabeled.errors import UserError, first_line
 from unlabeled.evaluate.features import Encode
-from unlabeled.files import claim, remove, write_text
-from unlabeled.launch import forecast
+from unlabeled.files import remove, write_text
+from unlabeled.launch import forecast, nodes
 from unlabeled.launch.arguments import parse
 from unlabeled.launch.plan import Line, format_plan, on_meta, plan
 from unlabeled.launch.record import recorded
 from unlabeled.launch.resume import length, resume
 from unlabeled.pretrain.continued import Caution
 from unlabeled.pretrain.method import Method
-from unlabeled.processes import cores, on_main
+from unlabeled.processes import claim_together, cores, on_main, together
 from unlabeled.recipe import describe, dump, load, said
 from unlabeled.recipe.shipped import find
 from unlabeled.train.engine import Engine
@@ -136,15 +136,18 @@ class Stage(ABC, Generic[R, J]):
         accelerator = make_accelerator(
             run.device, train.precision, run.timeout, list(run.trackers), str(output), planning=options.dry_run
         )
-        data = Opened(recipe.data, IndexFolder(output / "index", write=not options.dry_run))
+        writes = accelerator.is_main_process and not options.dry_run  # copies on other machines have other dates
+        data = Opened(recipe.data, IndexFolder(output / "index", writes))
         try:
             # one process looks for images, the others read its index
             on_main(accelerator, lambda: data.train, whole=False)
-            job = self.scored(self.job(recipe, data), accelerator)
+            with together():
+                job = self.scored(self.job(recipe, data), accelerator)
+            machines = nodes.agree(job)
             if options.dry_run:
                 notes = [_time(job, accelerator), *notes]
             told = plan(job, self.plan(job, [*followed, *taken]), accelerator.num_processes, str(accelerator.device))
-            lines = [*told, *_left_out(job), *notes]
+            lines = [*told, *_left_out(job), *machines, *notes]
             text = format_plan(f"{recipe.name} ({self.name})", lines)
             if accelerator.is_main_process:
                 print(text, file=sys.stderr, flush=True)
@@ -181,7 +184,7 @@ def opened(
     `lines` of the plan are for the page of the run.
     """
     output = Path(job.recipe.output)
-    lock = on_main(accelerator, lambda: claim(output, "run.output"))
+    lock = claim_together(accelerator, output, "run.output")
     if fresh:
         on_main(accelerator, lambda: _make_room(output, force))
     engine = Engine(job, accelerator, output)

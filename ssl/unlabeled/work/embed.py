@@ -10,21 +10,23 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from unlabeled.accelerator import make_accelerator
+from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.weights import prepare
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.data.opened import Opened
-from unlabeled.errors import Stopped, UserError
-from unlabeled.files import claim
+from unlabeled.errors import UserError
 from unlabeled.launch.given import WHOLE, given, has_splits
+from unlabeled.launch.nodes import agree_on
 from unlabeled.launch.options import check_least, check_side, checked
-from unlabeled.processes import cores, gather_objects, on_main, raise_together
+from unlabeled.processes import claim_together, gather_objects, on_main, together
 from unlabeled.progress import Clock, duration, task
 from unlabeled.serve.embed import Bad, Embedding, Settings
 from unlabeled.serve.shards import check_format
 from unlabeled.signals import stop
 from unlabeled.stages import load_any
 from unlabeled.text import say
+from unlabeled.train.recipe import spare_cores
 
 SHOWN = 5
 TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another's last file
@@ -33,7 +35,7 @@ TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another'
 def run(args: argparse.Namespace) -> int:
     """Embed, with a line on how fast it goes."""
     check_least(args, batch_size=1, size=1, workers=0)
-    args.workers = max(1, min(8, cores() - 1)) if args.workers is None else args.workers
+    args.workers = spare_cores() if args.workers is None else args.workers
     accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))
     try:
         _embed(args, accelerator)
@@ -47,20 +49,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     clock = Clock()
-    lock = on_main(accelerator, lambda: claim(args.out, "OUT"))
-    embedding = _opened(args, accelerator)
+    lock = claim_together(accelerator, args.out, "OUT")
+    with together():
+        encoder, settings, data = _opened(args, accelerator.is_main_process)
+    # one process looks for images, the others read its index
+    on_main(accelerator, lambda: data.split(args.split), whole=False)
+    with together():
+        mean, std = data.config.mean, data.config.std
+        embedding = Embedding(encoder.to(accelerator.device), data.split(args.split), mean, std, settings, args.out)
+        asked = embedding.asked()
+    agree_on(asked, "pictures, weights or settings")
     split = args.split if has_splits(args.data) else args.prefix or None
     about = {"export": args.export, "data": args.data, "split": split}
     on_main(accelerator, lambda: embedding.claim(about))
     missing = gather_objects(on_main(accelerator, embedding.missing, whole=False))[0]  # before anyone begins
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    error: BaseException | None = None
-    try:
-        with stop.alone():
-            _show(embedding.run(mine, accelerator, args.batch_size, args.workers), accelerator, embedding, mine)
-    except (UserError, OSError, Stopped) as caught:
-        error = caught
-    raise_together(error)
+    with together(), stop.alone():
+        _show(embedding.run(mine, accelerator, args.batch_size, args.workers), accelerator, embedding, mine)
     made = on_main(accelerator, embedding.finish)
     if made:
         bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
@@ -71,7 +76,7 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
         lock.close()
 
 
-def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
+def _opened(args: argparse.Namespace, main: bool) -> tuple[Encoder, Settings, Opened]:
     check_format(args.format)
     encoder, how, words = prepare(args.export, args.size, crop_pct=args.crop_pct, pool=args.pool)
     check_side(encoder, "--size", args.size)
@@ -80,14 +85,10 @@ def _opened(args: argparse.Namespace, accelerator: Accelerator) -> Embedding:
         **{name: getattr(how, name) for name in ("pool", "crop_pct", "interpolation")},
         **{name: getattr(args, name) for name in ("tokens", "dtype", "precision", "format", "shard")},
     )
-    if accelerator.is_main_process:
+    if main:
         say(f"{args.export}: {words}")
     config = given(args.data, load_any, how, {"train": args.prefix} if args.prefix else {}, args.overrides, WHOLE)
-    data = Opened(config, IndexFolder(args.out / "index"))
-    # one process looks for images, the others read its index
-    on_main(accelerator, lambda: data.split(args.split), whole=False)
-    source = data.split(args.split)
-    return Embedding(encoder.to(accelerator.device), source, config.mean, config.std, settings, args.out)
+    return encoder, settings, Opened(config, IndexFolder(args.out / "index", write=main))
 
 
 def _show(

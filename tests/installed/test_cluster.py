@@ -1,0 +1,143 @@
+"""The files of `deploy/` and the launchers of several nodes, end to end on this machine, to the bits of a quiet run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from slurm import Slurm, until
+from support import ROOT, TINY_PRETRAIN, checkpoint_bytes, free_port, launch, metrics
+
+LAST = 300
+MORE = ["train.epochs=60", "run.checkpoint_every=1000"]
+BIN = Path(sys.executable).parent
+INSTALLED = {"PYTHONPATH": str(ROOT / "ssl"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe, and a run of two processes that nothing happened to."""
+    home = tmp_path_factory.mktemp("cluster")
+    (home / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    assert launch("pretrain", words(home, home / "quiet"), world=2) == [0, 0]
+    return home
+
+
+def words(home: Path, output: Path) -> list[str]:
+    return [str(home / "tiny.yaml"), f"run.output={output}", *MORE]
+
+
+def program(home: Path, output: Path) -> list[str]:
+    return [sys.executable, str(ROOT / "pretrain.py"), *words(home, output)]
+
+
+def steps(output: Path) -> int:
+    return metrics(output)[-1]["step"] if (output / "metrics.jsonl").exists() and metrics(output) else 0
+
+
+def same_bits(home: Path, output: Path) -> bool:
+    return checkpoint_bytes(output, LAST) == checkpoint_bytes(home / "quiet", LAST)
+
+
+def test_slurm_time_limit_then_preemption_then_the_end(home: Path, tmp_path: Path) -> None:
+    slurm, output, before = Slurm(tmp_path / "slurm", nodes=2), tmp_path / "run", 0
+    for attempt in range(3):
+        job = slurm.start(ROOT / "deploy" / "slurm.sh", *program(home, output), **INSTALLED)
+        if attempt < 2:
+            until(lambda before=before: steps(output) >= before + 5)
+            if attempt == 0:
+                os.kill(job.pid, signal.SIGUSR1)  # the batch shell, before the time limit
+            else:
+                for task in slurm.tasks():  # the step, when a job of higher priority takes its nodes
+                    os.kill(task, signal.SIGTERM)
+        said = job.communicate(timeout=120)[1]
+        assert (job.returncode, slurm.requeued) == (0, attempt < 2), said
+        assert "Traceback" not in said and "nodes" in said
+        before = steps(output)
+    assert before == LAST and same_bits(home, output)
+
+
+def nodes(commands: Sequence[Sequence[str]], homes: Path, **variables: str) -> list[subprocess.Popen[str]]:
+    """A launcher per node, each with its own folders; the second starts later."""
+    started = []
+    for number, command in enumerate(commands):
+        folder = homes / f"node-{number}"
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
+        own = {"TMPDIR": str(folder / "tmp"), "HOME": str(folder), "JOB_COMPLETION_INDEX": str(number)}
+        log = open(folder / "log", "w", encoding="utf-8")  # noqa: SIM115 - the process writes there
+        how = {"cwd": folder, "stdout": log, "stderr": log, "env": os.environ | INSTALLED | own | variables}
+        started.append(subprocess.Popen(list(command), **how))  # type: ignore[call-overload]
+        time.sleep(3 * (number == 0))
+    return started
+
+
+def ended(started: Sequence[subprocess.Popen[str]], homes: Path) -> list[int]:
+    codes = [process.wait(120) for process in started]
+    for log in sorted(homes.glob("node-*/log")):
+        print(log.read_text(encoding="utf-8"))
+    return codes
+
+
+def test_the_pods_of_kubernetes(home: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    _, job = YAML(typ="safe", pure=True).load_all((ROOT / "deploy" / "kubernetes.yaml").read_text(encoding="utf-8"))
+    told = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    first = told.index("unlabeled")
+    ours = {"python": sys.executable, "/app/deploy/node.py": str(ROOT / "deploy" / "node.py")}
+    start = [ours.get(word, word) for word in told[:first] if not word.startswith(("--processes", "--address"))]
+    for attempt in range(2):
+        pod = [*start, "--processes=1", f"--address=127.0.0.1:{free_port()}", *program(home, output)]
+        pods = nodes([pod] * job["spec"]["completions"], tmp_path)
+        if attempt == 0:
+            until(lambda: steps(output) >= 5)
+            pods[1].send_signal(signal.SIGTERM)  # one is evicted
+        assert ended(pods, tmp_path) == ([75, 75], [0, 0])[attempt]
+    assert same_bits(home, output)
+
+
+def test_torchrun_goes_on_after_a_process_was_killed(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, port = tmp_path / "run", free_port()
+    how = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+    command = [str(BIN / "torchrun"), *how, "--rdzv-id=1", "--max-restarts=2", *program(home, output)[1:]]
+    agents = nodes([[*command, "run.checkpoint_every=20"]] * 2, tmp_path)
+    until(lambda: steps(output) >= 25)
+    [victim] = children(agents[1].pid)
+    os.kill(victim, signal.SIGKILL)
+    assert ended(agents, tmp_path) == [0, 0]
+    said = capsys.readouterr().out
+    assert "the connection to another process of this run is lost" in said and "resuming from" in said
+    assert same_bits(home, output)
+
+
+def children(process: int) -> list[int]:
+    file = Path(f"/proc/{process}/task/{process}/children")
+    return [int(word) for word in file.read_text(encoding="utf-8").split()]
+
+
+def test_accelerate_on_two_machines(home: Path, tmp_path: Path) -> None:
+    """Each with its own file of `accelerate config`, as in docs/cluster.md."""
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    config = text.partition("```yaml\n")[2].partition("```")[0]
+    own = {"main_process_ip: node0": "main_process_ip: 127.0.0.1", "num_processes: 16": "num_processes: 2"}
+    own["main_process_port: 29500"] = f"main_process_port: {free_port()}"
+    commands = []
+    for number in range(2):
+        changed = config
+        for old, new in (own | {"machine_rank: 0": f"machine_rank: {number}"}).items():
+            assert old in config
+            changed = changed.replace(old, new)
+        file = tmp_path / f"machine-{number}.yaml"
+        file.write_text(changed, encoding="utf-8")
+        launcher = [str(BIN / "accelerate"), "launch", "--config_file", str(file)]
+        commands.append([*launcher, *program(home, tmp_path / "run")[1:]])
+    assert ended(nodes(commands, tmp_path), tmp_path) == [0, 0]
+    assert same_bits(home, tmp_path / "run")
