@@ -1,4 +1,4 @@
-# Three commands: `make demo`, `make test` and `make docs`. Each sets up its own .venv first.
+# `make demo`, `make test`, `make installed` (a second stage of tests, minutes) and `make docs`. Each sets up its own .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +7,16 @@ READY := $(VENV)/ready
 TSC := $(BIN)/npm exec --yes --prefer-offline --loglevel=error --fetch-retries=1 --package=typescript@5.9.3 -- tsc
 PROGRAMS := $(wildcard ssl/unlabeled/*/assets)  # of pages, in JavaScript
 
-.PHONY: demo test docs setup lint types clean
+.PHONY: demo test installed docs setup lint types clean
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py
 
 test: $(READY) lint types
-	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests --ignore=tests/installed -n 2 --dist worksteal
+
+installed: $(READY)
+	$(BIN)/python -m pytest tests/installed
 
 docs: $(READY)
 	@$(BIN)/python -c "import zensical, mkdocstrings_handlers.python" 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[docs]"

@@ -125,6 +125,20 @@ def _member(function: Callable[[int], Any], rank: int, world: int, folder: str) 
     dist.destroy_process_group()
 
 
+def on_own_node(home: Path, per_node: int = 1) -> None:
+    """Move this process to the folder of its node, `node-0` for the first `per_node` ranks and so on."""
+    node, local = divmod(int(os.environ.get("RANK", "0")), per_node)
+    folder = home / f"node-{node}"
+    for name, below in {"TMPDIR": "tmp", "HOME": "home", "XDG_CACHE_HOME": "home/cache"}.items():
+        os.environ[name] = str(folder / below)
+        (folder / below).mkdir(exist_ok=True, parents=True)
+    tempfile.tempdir = None
+    if "RANK" in os.environ:
+        os.environ |= {"LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(per_node)}
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: node + 1])
+    os.chdir(folder)
+
+
 def shard() -> None:
     """Let Accelerate shard: on CPUs it would take DDP whatever its configuration says."""
     from accelerate import Accelerator, FullyShardedDataParallelPlugin

@@ -8,12 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 from slurm import Slurm, until
-from support import ROOT, TINY_PRETRAIN, checkpoint_bytes, free_port, launch, metrics
+from support import (
+    ROOT,
+    TINY_FINETUNE,
+    TINY_PRETRAIN,
+    assert_close_weights,
+    checkpoint_bytes,
+    free_port,
+    launch,
+    metrics,
+    on_own_node,
+)
 
 LAST = 300
 MORE = ["train.epochs=60", "run.checkpoint_every=1000"]
@@ -121,6 +132,36 @@ def test_torchrun_goes_on_after_a_process_was_killed(
 def children(process: int) -> list[int]:
     file = Path(f"/proc/{process}/task/{process}/children")
     return [int(word) for word in file.read_text(encoding="utf-8").split()]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_two_nodes_with_two_processes_learn_what_one_process_does(home: Path, tmp_path: Path, stage: str) -> None:
+    quiet, more = ["train.epochs=4", "optim.base_lr=0.003"], ["method.encoder.drop_path=0.0"]
+    if stage == "finetune":
+        assert launch("pretrain", [*words(home, tmp_path / "begin"), *quiet, *more]) == [0]
+        recipe, more = (
+            TINY_FINETUNE.replace("UNSET", str(tmp_path / "begin" / "export")),
+            ["task.strategy.drop_path=0.0"],
+        )
+        (home / "finetune.yaml").write_text(recipe, encoding="utf-8")
+    recipe_file = str(home / ("tiny.yaml" if stage == "pretrain" else "finetune.yaml"))
+    for world in (1, 4):
+        arguments = [recipe_file, f"run.output={tmp_path / f'of-{world}'}", *quiet, *more]
+        assert launch(stage, arguments, world=world, hook=partial(on_own_node, tmp_path, 2)) == [0] * world
+    one, four = ([line["loss"] for line in metrics(tmp_path / f"of-{world}") if "loss" in line] for world in (1, 4))
+    assert four == pytest.approx(one, rel=1e-4) and len(one) == 20
+    assert_close_weights(tmp_path / "of-1", tmp_path / "of-4", 18)
+
+
+def test_embed_on_two_nodes(home: Path, tmp_path: Path) -> None:
+    start = [sys.executable, str(ROOT / "deploy" / "node.py")]
+    how = ["embed", str(home / "quiet" / "export"), str(home / "quiet"), "--shard", "8", "--workers", "0"]
+    for count in (1, 2):
+        embed = [sys.executable, "-m", "unlabeled", *how[:3], str(tmp_path / f"of-{count}"), *how[3:]]
+        launcher = [*start, f"--nodes={count}", f"--address=127.0.0.1:{free_port()}", *embed]
+        assert ended(nodes([launcher] * count, tmp_path), tmp_path) == [0] * count
+    one, two = ({file.name: file.read_bytes() for file in (tmp_path / f"of-{n}").glob("features-*")} for n in (1, 2))
+    assert len(one) == 6 and one == two
 
 
 def test_accelerate_on_two_machines(home: Path, tmp_path: Path) -> None:

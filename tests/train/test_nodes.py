@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import TINY_PRETRAIN, assert_close_weights, launch, metrics
+from support import TINY_PRETRAIN, assert_close_weights, launch, metrics, on_own_node
 
 LOST = 69
 MORE = ["train.epochs=1", "method.encoder.drop_path=0.0"]
 LAST = 5
-
-
-def on_own_node(home: Path, per_node: int = 1) -> None:
-    """Move this process to the folder of its node, `node-0` for the first `per_node` ranks and so on."""
-    node, local = divmod(int(os.environ.get("RANK", "0")), per_node)
-    folder = home / f"node-{node}"
-    for name, below in {"TMPDIR": "tmp", "HOME": "home", "XDG_CACHE_HOME": "home/cache"}.items():
-        os.environ[name] = str(folder / below)
-        (folder / below).mkdir(exist_ok=True, parents=True)
-    tempfile.tempdir = None
-    if "RANK" in os.environ:
-        os.environ |= {"LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(per_node)}
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: node + 1])
-    os.chdir(folder)
 
 
 def hurried(home: Path) -> None:
