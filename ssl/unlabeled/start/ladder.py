@@ -1,0 +1,66 @@
+"""The plan of the ladder: which labels it climbs on, and what it costs."""
+
+from __future__ import annotations
+
+import os
+from shlex import quote
+from typing import NamedTuple
+
+from unlabeled.start.facts import Facts
+from unlabeled.start.opening import Place
+from unlabeled.start.timing import Pace
+
+STEPS, BATCH, SEEDS = 300, 32, 3
+TUNED = {"cnn": 1, "vit": 3}  # rungs that are trained
+PASSES = 2  # over all labelled pictures: by the encoder and by an untrained one
+FEW, MANY = 20, 50  # labelled pictures of a class
+TESTED = 0.2  # share of the labelled pictures that is tested on
+
+
+class Ladder(NamedTuple):
+    """A command, and its duration in seconds; None = not measured."""
+
+    command: str
+    seconds: float | None
+
+
+def ladder(
+    run: str, labelled: Place, facts: Facts, own: bool, transformer: bool, pace: Pace | None, crops: float
+) -> Ladder | None:
+    """How to climb with the encoder of `run`.
+
+    Args:
+        run: folder of the run.
+        labelled: the labelled pictures.
+        own: whether these are the pictures of the run.
+        transformer: whether the encoder is one.
+        pace: of pretraining.
+        crops: large crops that pretraining makes of a picture, by area.
+    """
+    if labelled.labels != "splits":
+        return None
+    amounts = _amounts(facts.each)
+    data = run if own else labelled.path
+    names = (
+        ""
+        if own or labelled.fields["name"] == "table"
+        else "".join(
+            f" --{split} {quote(str(labelled.fields[split]))}"
+            for split in ("train", "val")
+            if labelled.fields[split] != split
+        )
+    )
+    options = f"{names} {amounts} --seeds {SEEDS} --steps {STEPS} --batch-size {BATCH}"
+    command = f"unlabeled ladder {quote(os.path.join(run, 'export'))} {quote(data)}{options}"
+    if pace is None:
+        return Ladder(command, None)
+    encode = pace.speed.encode or pace.real
+    runs = SEEDS * len(amounts.split()[1:]) * TUNED["vit" if transformer else "cnn"]
+    tuning = runs * (STEPS * BATCH / (crops * pace.real) + TESTED * labelled.labelled / encode)
+    return Ladder(command, PASSES * labelled.labelled / encode + tuning)
+
+
+def _amounts(each: int) -> str:
+    if each >= MANY:
+        return "--fractions 0.1 1"
+    return "--fractions 0.3 1" if each >= FEW else "--fractions 1"

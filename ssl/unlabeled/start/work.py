@@ -1,0 +1,198 @@
+"""The order of things: look, choose, measure, write, explain."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from unlabeled.data.opened import Opened
+from unlabeled.errors import UserError
+from unlabeled.files import check_writable, write_text
+from unlabeled.launch.stage import Stage
+from unlabeled.report import as_json, terminal
+from unlabeled.signals import EXIT_DONE
+from unlabeled.start import recipe as writing
+from unlabeled.start.cautions import Known, cautions
+from unlabeled.start.facts import Facts
+from unlabeled.start.ladder import Ladder, ladder
+from unlabeled.start.looking import Looked, look
+from unlabeled.start.machine import Machine, machine
+from unlabeled.start.opening import Place, place
+from unlabeled.start.page import Started, page
+from unlabeled.start.recipe import Built, Length, built
+from unlabeled.start.rules import Rule, choose, document
+from unlabeled.start.timing import GUESS, Pace, length, paced
+from unlabeled.start.weights import Weights, at_hand
+from unlabeled.train.job import Job
+
+LIGHT = 30  # million parameters of weights for a CPU
+Pretraining = Stage[Any, Any]
+
+
+class Draft(NamedTuple):
+    """What a recipe is made of, but for its length."""
+
+    name: str
+    facts: Facts
+    chosen: Mapping[str, Rule]
+    place: Place
+    looked: Looked
+    weights: Weights | None
+
+    def built(self, length: Length) -> Built:
+        """The recipe of so many epochs."""
+        return built(*self, length)
+
+
+def start(options: argparse.Namespace, stage: Pretraining) -> int:
+    """Write a recipe for the pictures, and print why and what comes next."""
+    if options.rules:
+        shown = document()
+        print(as_json.write(shown), end="") if options.json else terminal.show(Console(), shown)
+        return EXIT_DONE
+    _check(options)
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    with offline():
+        started = _started(options, stage, busy)
+    shown = page(started)
+    if options.json:
+        print(as_json.write(shown), end="")
+    else:
+        terminal.show(Console(), shown)
+    return EXIT_DONE
+
+
+def _started(options: argparse.Namespace, stage: Pretraining, busy: float) -> Started:
+    """Everything up to the written recipe."""
+    found = place(options.pictures)
+    labelled = found if options.labels is None else _labels(options.labels)
+    here = machine(options.device)
+    draft = drafted(options, found, labelled, here)
+    pace = _paced(stage, draft) if here.here else None
+    planned = length(draft.facts, draft.chosen, pace, _scored(found))
+    made = draft.built(planned)
+    written = _text(draft, made, options.out)
+    job = _job(stage, written)
+    write_text(options.out, written)
+    known = Known(draft.facts, draft.chosen, found, draft.looked, planned, pace is not None, busy)
+    climbed = _ladder(draft, labelled, pace, job, own=labelled is found)
+    return Started(options.out, made.fields, made.reasons, here, known, cautions(known), pace, climbed)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep the hub of Hugging Face from fetching anything."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.pictures is None:
+        raise UserError("unlabeled start PICTURES: name a folder of pictures, a tar, a glob of tars or a table")
+    if not 1 <= options.minutes <= 1e6:
+        raise UserError(f"--minutes {options.minutes:g}: expected at least 1")
+    if options.out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {options.out}: expected a name that ends in .yaml")
+    if os.path.lexists(options.out) and not options.force and not options.out.is_dir():
+        raise UserError(
+            f"{options.out} exists, and may be yours. Add --force to write over it, or name another: --out FILE.yaml"
+        )
+    check_writable({"--out": options.out})
+
+
+def _labels(path: str) -> Place:
+    found = place(path)
+    if found.labels not in ("splits", "flat"):
+        expected = "expected folders of classes (train/CLASS and val/CLASS), or a table with a column of labels"
+        raise UserError(f"--labels {path} has no labels; {expected}")
+    return found
+
+
+def drafted(options: argparse.Namespace, found: Place, labelled: Place, here: Machine) -> Draft:
+    """Look at the pictures, and choose."""
+    looked = look(found.config)
+    hand = at_hand(found.path, LIGHT if here.device == "cpu" else float("inf"))
+    weights = hand[0] if hand else None
+    labels = found.labels if labelled is found else "elsewhere"
+    facts = Facts(
+        pictures=len(looked.source),
+        side=looked.side,
+        device=here.device,
+        cores=here.cores,
+        minutes=options.minutes,
+        channels=looked.stored.channels,
+        grey=looked.grey,
+        wide=looked.stored.bits > 8,
+        plain=looked.plain,
+        labels=labels,
+        classes=labelled.classes,
+        each=labelled.each,
+        gpus=here.gpus,
+        memory=here.memory,
+        bf16=here.bf16,
+        weights="none" if weights is None else weights.kind,
+        millions=0 if weights is None else weights.millions,
+    )
+    return Draft(named(found.path), facts, choose(facts), found, looked, weights)
+
+
+def named(path: str) -> str:
+    """The name of a run on the pictures at a path, of which there is no run yet."""
+    stem = re.sub(r"(\.tar|\.csv|\.tsv|\.parquet)$", "", os.path.basename(path.rstrip("/")), flags=re.IGNORECASE)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("_.-") or "pictures"
+    names = [name, *(f"{name}_{i}" for i in range(2, 1000))]
+    return next(one for one in names if not os.path.lexists(Path("runs") / one))
+
+
+def _text(draft: Draft, made: Built, out: Path) -> str:
+    head = [
+        f"Pretraining on {draft.place.path}, by `unlabeled start`. A field is followed by why it is so.",
+        "",
+        f"  command   unlabeled pretrain {quote(str(out))}",
+    ]
+    return writing.text(head, made)
+
+
+def _job(stage: Pretraining, text: str, *changes: str) -> Job:
+    """The job of a recipe, on the pictures themselves. Raises UserError when it is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(text, encoding="utf-8")
+        recipe, _ = stage.load(file, changes)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache": None})})
+    return stage.job(recipe, Opened(recipe.data))
+
+
+def _paced(stage: Pretraining, draft: Draft) -> Pace:
+    text = _text(draft, draft.built(GUESS), Path("recipe.yaml"))
+
+    def job_of(threads: int | None) -> Job:
+        return _job(stage, text, "evaluate=null", *([] if threads is None else [f"run.threads={threads}"]))
+
+    return paced(job_of, draft.facts, stage.encoder)
+
+
+def _scored(found: Place) -> int:
+    return found.labelled if found.labels == "splits" else 0
+
+
+def _ladder(draft: Draft, labelled: Place, pace: Pace | None, job: Job, own: bool) -> Ladder | None:
+    large = job.dataset.views[0].shape[0]
+    crops = sum(view.count * (view.shape[0] / large) ** 2 for view in job.dataset.views)
+    transformer = job.dataset.patch > 1 and (draft.weights is None or draft.weights.kind == "vit")
+    return ladder(job.recipe.output, labelled, draft.facts, own, transformer, pace, crops)

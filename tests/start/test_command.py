@@ -1,0 +1,210 @@
+"""`unlabeled start` on small folders: the recipe is whole, valid and explained; what a person should know is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictured import classes, drawn, grid, photos
+from PIL import Image
+
+from unlabeled.__main__ import main
+from unlabeled.doctor.speed import Speed
+from unlabeled.recipe import load
+from unlabeled.stages.pretrain import PretrainRecipe
+from unlabeled.start import timing
+
+FAST = Speed(loader=4000, model=1000, together=1000, encode=4000, batch=8, peak=10**9)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own, an empty cache, a measured speed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timing, "measure", lambda *_: FAST)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def started(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    """What `--json` says, all of standard output."""
+    assert main(["start", "--json", "--device", "cpu", *map(str, words)]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def codes(found: dict[str, Any]) -> list[str]:
+    return [caution["code"] for caution in found["cautions"] if caution["code"] not in ("few", "busy", "short", "tiny")]
+
+
+def written() -> PretrainRecipe:
+    return load(PretrainRecipe, "recipe.yaml")
+
+
+def test_a_flat_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = started(capsys, photos(tmp_path / "my photos"))
+    recipe, text = written(), Path("recipe.yaml").read_text(encoding="utf-8")
+    assert (recipe.name, recipe.method.name, recipe.data.path) == ("my_photos", "simclr", str(tmp_path / "my photos"))
+    assert recipe.evaluate is None and found["ladder"] is None and codes(found) == []
+    assert recipe.views["method.view"].size == 32 and recipe.train.batch_size == 8
+    for choice in ("recipe", "network", "size", "batch", "precision", "workers", "evaluate"):
+        assert found["choices"][choice]["because"] in " ".join(text.split("\n# ")), f"no reason for {choice}"
+    assert found["commands"][0] == "unlabeled pretrain recipe.yaml"
+    assert set(found["facts"]) >= {"pictures", "side", "cores"} and found["time"]["measured"]
+
+
+def test_epochs_are_those_that_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos(tmp_path / "a", 16)
+    for minutes in (2, 3):
+        found = started(capsys, folder, "--minutes", minutes, "--force")
+        assert found["time"]["epochs"] == 300, "the table allows no more"
+    monkeypatch.setattr(timing, "measure", lambda *_: FAST._replace(loader=20, model=10, together=10))
+    found = started(capsys, folder, "--minutes", 2, "--force")
+    assert found["time"]["epochs"] == pytest.approx((120 - 20) * 10 * 0.95 / 16, abs=0.6)
+    assert found["time"]["seconds"] == pytest.approx(100, rel=0.02)
+    assert load(PretrainRecipe, "recipe.yaml").train.epochs == found["time"]["epochs"]
+
+
+def test_labels_are_evaluated_on_and_the_ladder_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes(tmp_path / "set" / "train", 12)
+    classes(tmp_path / "set" / "val", 2, first=500)
+    found = started(capsys, tmp_path / "set")
+    recipe = written()
+    assert (recipe.data.train, recipe.data.val) == ("train", "val")
+    assert recipe.evaluate is not None and list(recipe.evaluate.protocols) == ["knn"] and recipe.evaluate.every
+    assert found["ladder"]["command"].startswith("unlabeled ladder runs/set/export runs/set --fractions ")
+    assert found["ladder"]["seconds"] > 0 and found["commands"][-1] == found["ladder"]["command"]
+    assert "labels" in codes(found)
+
+
+def test_labels_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes(tmp_path / "set" / "training", 8)
+    classes(tmp_path / "set" / "test", 2, first=500)
+    found = started(capsys, photos(tmp_path / "a"), "--labels", tmp_path / "set")
+    expected = f"unlabeled ladder runs/a/export {tmp_path / 'set'} --train training --val test "
+    assert found["ladder"]["command"].startswith(expected) and "few_labels" in codes(found)
+    assert main(["start", str(tmp_path / "a"), "--labels", str(tmp_path / "a"), "--force"]) == 2
+    assert "has no labels; expected folders of classes" in capsys.readouterr().err
+
+
+def test_grey_as_rgb_is_read_as_one_channel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(12):
+        (tmp_path / "g").mkdir(exist_ok=True)
+        Image.fromarray(np.repeat(drawn(i, 100, 1), 3, axis=2)).save(tmp_path / "g" / f"{i}.png")
+    assert codes(started(capsys, tmp_path / "g")) == ["grey"]
+    recipe = written()
+    assert recipe.data.channels == recipe.method.backbone.channels == 1
+
+
+def test_bands_and_wide_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "b").mkdir()
+    for i in range(12):
+        np.save(tmp_path / "b" / f"{i}.npy", drawn(i, 100, 6).astype(np.uint16) * 40)
+    assert codes(started(capsys, tmp_path / "b")) == ["bits", "bands"]
+    data = written().data
+    assert data.channels == 6 and data.value_range[1] == pytest.approx(10_000, rel=0.05)  # type: ignore[attr-defined]
+
+
+def test_copies_and_mixed_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos(photos(tmp_path / "a", side=300), 12, first=50, side=60)
+    for i in range(12):
+        Image.fromarray(drawn(90 + i, 300)).save(tmp_path / "a" / f"large{i}.png")
+    shutil.copy(tmp_path / "a" / "3.png", tmp_path / "a" / "copy.png")
+    assert codes(started(capsys, tmp_path / "a")) == ["mixed", "copies"]
+
+
+def test_large_pictures_get_small_copies_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = started(capsys, photos(tmp_path / "a", 8, side=640))
+    assert written().data.cache == "cache/a"
+    assert found["commands"][:2] == ["unlabeled prepare recipe.yaml", "unlabeled pretrain recipe.yaml"]
+
+
+def test_a_gpu_that_is_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["start", str(photos(tmp_path / "a", side=240)), "--device", "cuda", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["time"] == {**found["time"], "measured": False, "seconds": None, "epochs": 100}
+    assert "unmeasured" in codes(found)
+    recipe = written()
+    assert (recipe.train.precision, recipe.run.device, recipe.run.compile) == ("bf16", "auto", True)
+
+
+def test_what_a_person_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["start", str(photos(tmp_path / "a")), "--device", "cpu"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "12 pictures in",
+        "from scratch: no weights are at hand",
+        "unlabeled watch runs",
+        "few: pretraining from",
+    ):
+        assert part in text
+    assert main(["start", "--rules"]) == 0
+    assert "device = cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name a folder of pictures"),
+        (["a", "--minutes", "0"], "--minutes 0: expected at least 1"),
+        (["a", "--out", "r.txt"], "expected a name that ends in .yaml"),
+        (["a", "--out", "old.yaml"], "old.yaml exists, and may be yours. Add --force"),
+        (["a", "--out", "/proc/no/r.yaml"], "--out /proc/no/r.yaml cannot be written"),
+        (["a", "--out", "folder.yaml"], "--out folder.yaml is a folder"),
+        (["empty"], "no pictures in"),
+    ],
+)
+def test_errors(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "old.yaml").write_text("mine", encoding="utf-8")
+    assert main(["start", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "old.yaml").read_text(encoding="utf-8") == "mine" and not Path("recipe.yaml").exists()
+
+
+def test_weights_in_the_cache_begin_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of timm's in the form of the hub's cache, of a revision that no network is asked about."""
+    from unlabeled.backbone import weights
+
+    folder = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(bytes(1_400_000))
+    address, original = "timm:test_resnet.r160_in1k", weights._from_timm
+    monkeypatch.setattr(weights, "_from_timm", lambda *args, **more: original(*args, **{**more, "pretrained": False}))
+    found = started(capsys, photos(tmp_path / "a", side=100))
+    assert found["begin"] == address and found["choices"]["begin"]["value"] == "weights"
+    text = Path("recipe.yaml").read_text(encoding="utf-8")
+    assert "continued:" in text and "encoder:" not in text and "mean:" not in text
+
+
+def test_every_choice_gives_a_valid_recipe(tmp_path: Path) -> None:
+    """Over a grid of facts, by the types of recipes; weights aside, which need files."""
+    from unlabeled.recipe import parse
+    from unlabeled.start.looking import look
+    from unlabeled.start.opening import place
+    from unlabeled.start.recipe import built, text
+    from unlabeled.start.rules import choose
+    from unlabeled.start.timing import GUESS
+
+    seen: set[str] = set()
+    found = place(str(photos(tmp_path / "a")))
+    looked = look(found.config)
+    for facts in grid():
+        if facts.weights != "none" or facts.labels != "none":
+            continue
+        channels = 1 if facts.grey else facts.channels
+        here = looked._replace(mean=[0.5] * channels, std=[0.2] * channels)
+        chosen = choose(facts)
+        key = repr([channels, *(chosen[field].take for field in ("recipe", "network", "patch", "size", "precision"))])
+        if key not in seen:
+            seen.add(key)
+            parse(PretrainRecipe, text(["x"], built("x", facts, chosen, found, here, None, GUESS)))
+    assert len(seen) > 20
