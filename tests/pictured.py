@@ -21,7 +21,7 @@ MACHINES = (
     ("cuda", 32, 80.0, True),
 )
 KINDS = ((3, False, False, True), (3, True, False, False), (1, False, True, False), (6, False, True, False))
-WEIGHTS = (("none", 0.0), ("cnn", 11.0), ("vit", 86.0))
+WEIGHTS = (("none", 0.0), ("free", 11.0), ("sized", 86.0))
 
 
 def drawn(number: int, side: int = 40, bands: int = 3) -> np.ndarray:

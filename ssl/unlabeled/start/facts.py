@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Labels = Literal["none", "splits", "flat", "albums", "elsewhere"]
-Kind = Literal["none", "cnn", "vit"]
+Kind = Literal["none", "sized", "free"]
 
 
 class Facts(NamedTuple):
@@ -28,7 +28,7 @@ class Facts(NamedTuple):
         bf16: whether the GPU computes in bfloat16.
         cores: CPU cores that may be used.
         minutes: that pretraining may take.
-        weights: the kind of network whose weights are at hand.
+        weights: of which network weights are at hand: `sized` = with positions that belong to a size, `free` = without.
         millions: parameters of that network.
     """
 

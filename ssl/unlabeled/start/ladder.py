@@ -11,7 +11,7 @@ from unlabeled.start.opening import Place
 from unlabeled.start.timing import Pace
 
 STEPS, BATCH, SEEDS = 300, 32, 3
-TUNED = {"cnn": 1, "vit": 3}  # rungs that are trained
+TUNED, TUNED_TOKENS = 1, 3  # rungs that are trained, of a network of maps and of tokens
 PASSES = 2  # over all labelled pictures: by the encoder and by an untrained one
 FEW, MANY = 20, 50  # labelled pictures of a class
 TESTED = 0.2  # share of the labelled pictures that is tested on
@@ -55,7 +55,7 @@ def ladder(
     if pace is None:
         return Ladder(command, None)
     encode = pace.speed.encode or pace.real
-    runs = SEEDS * len(amounts.split()[1:]) * TUNED["vit" if transformer else "cnn"]
+    runs = SEEDS * len(amounts.split()[1:]) * (TUNED_TOKENS if transformer else TUNED)
     tuning = runs * (STEPS * BATCH / (crops * pace.real) + TESTED * labelled.labelled / encode)
     return Ladder(command, PASSES * labelled.labelled / encode + tuning)
 

@@ -98,7 +98,7 @@ def _method(base: dict[str, Any], facts: Facts, chosen: Mapping[str, Rule], begi
     """The method's section with its crops and its network."""
     large, channels = int(chosen["size"].take), 1 if facts.grey and begins is None else facts.channels
     network, patch = str(chosen["network"].take), int(chosen["patch"].take)
-    transformer = begins is None and family_of(network).can_read(network, "cls", 1)
+    transformer = begins is None and of_tokens(chosen, None)
     unit = begins.patch if begins is not None else patch if transformer else 1
     method: dict[str, Any] = {}
     for field, value in base.items():
@@ -113,6 +113,14 @@ def _method(base: dict[str, Any], facts: Facts, chosen: Mapping[str, Rule], begi
             value |= {"channels": channels} if channels != 3 else {}
         method[field] = value
     return method
+
+
+def of_tokens(chosen: Mapping[str, Rule], weights: Weights | None) -> bool:
+    """Whether the network is a transformer."""
+    if weights is not None and chosen["begin"].take == "weights":
+        return weights.kind == "sized"
+    network = str(chosen["network"].take)
+    return family_of(network).can_read(network, "cls", 1)
 
 
 def _colours(view: dict[str, Any], channels: int) -> dict[str, Any]:
@@ -134,7 +142,7 @@ def _reasons(method: dict[str, Any], why: dict[str, str], begins: Weights | None
 def _beginning(begins: Weights | None, method: dict[str, Any], facts: Facts) -> dict[str, Any]:
     if begins is None:
         return {}
-    adapt = [*(["size"] if begins.kind == "vit" else []), *(["channels"] if facts.channels != 3 else [])]
+    adapt = [*(["size"] if begins.kind == "sized" else []), *(["channels"] if facts.channels != 3 else [])]
     more = {"adapt": adapt} if adapt else {}
     return {"init": begins.address, **more, "continued": {"hold": HOLD, "rate": 0.1, "layer_decay": 0.9}}
 

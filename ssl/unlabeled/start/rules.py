@@ -1,13 +1,14 @@
 """Every choice of `unlabeled start` as one table: of the rows of a field, the first whose conditions all hold.
 
-A condition is `FACT SIGN VALUE`, see `unlabeled.start.facts`; several are separated by commas, none holds always. The
-last row of a field has none. `unlabeled start --rules` prints the table, docs/start.md has it.
+A condition is `FACT SIGN VALUE`, see `unlabeled.start.facts`, or is about a field further up; several are separated by
+commas, none holds always. The last row of a field has none. `unlabeled start --rules` prints the table, docs/start.md
+has it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from unlabeled.report.document import Document, Table, Text
@@ -38,18 +39,18 @@ class Rule(NamedTuple):
     because: str
     evidence: str
 
-    def holds(self, facts: Facts) -> bool:
-        """Whether all conditions hold."""
-        return all(_holds(condition.split(), facts) for condition in filter(None, self.when.split(", ")))
+    def holds(self, facts: Facts, chosen: Mapping[str, Rule]) -> bool:
+        """Whether all conditions hold, of facts and of fields that were chosen before."""
+        return all(_holds(condition.split(), facts, chosen) for condition in filter(None, self.when.split(", ")))
 
     def reason(self, facts: Facts) -> str:
         """The reason with the facts filled in."""
         return self.because.format(**facts._asdict(), core_minutes=facts.core_minutes)
 
 
-def _holds(condition: list[str], facts: Facts) -> bool:
+def _holds(condition: list[str], facts: Facts, chosen: Mapping[str, Rule]) -> bool:
     name, sign, text = condition
-    found = getattr(facts, name)
+    found = chosen[name].take if name in chosen else getattr(facts, name)
     value = text == "yes" if isinstance(found, bool) else type(found)(text)
     return SIGNS[sign](found, value)
 
@@ -57,6 +58,12 @@ def _holds(condition: list[str], facts: Facts) -> bool:
 # fmt: off
 SMALL = "pictures of {side} px: larger crops would only enlarge them"
 RULES = (
+    # weights to begin with
+    Rule("begin", "weights = none", "scratch", "no weights are at hand", ARITHMETIC),
+    Rule("begin", "channels >= 4", "scratch", "weights of three channels do not fit {channels} bands", ARITHMETIC),
+    Rule("begin", "device = cpu, millions >= 30", "scratch",
+         "the weights at hand have {millions:.0f} M parameters: too slow for a CPU", ARITHMETIC),
+    Rule("begin", "", "weights", "weights that have learnt know more than {minutes:g} minutes can teach", CONTINUED),
     # a recipe that is shipped: method, augmentations, heads and optimizer are taken from it
     Rule("recipe", "device = cuda, channels >= 4", "mae_vits16_multispectral_1gpu",
          "{channels} bands: MAE hides patches, and needs no changes of colour", PAPER),
@@ -66,16 +73,10 @@ RULES = (
          "{pictures:,} pictures and a GPU: DINO, which learns from small batches", PAPER),
     Rule("recipe", "channels = 1", "medical_grey_cpu",
          "one channel: SimCLR, which changes brightness and crops alone", METHODS),
-    Rule("recipe", "grey = yes, weights = none", "medical_grey_cpu",
+    Rule("recipe", "grey = yes, begin = scratch", "medical_grey_cpu",
          "no colours: SimCLR, which changes brightness and crops alone", METHODS),
     Rule("recipe", "", "photos_cpu",
          "in minutes SimCLR, which tells pictures apart, learns more than MAE or DINO", METHODS),
-    # weights to begin with
-    Rule("begin", "weights = none", "scratch", "no weights are at hand", ARITHMETIC),
-    Rule("begin", "channels >= 4", "scratch", "weights of three channels do not fit {channels} bands", ARITHMETIC),
-    Rule("begin", "device = cpu, millions >= 30", "scratch",
-         "the weights at hand have {millions:.0f} M parameters: too slow for a CPU", ARITHMETIC),
-    Rule("begin", "", "weights", "weights that have learnt know more than {minutes:g} minutes can teach", CONTINUED),
     # the network, where it begins from scratch
     Rule("network", "device = cpu, core_minutes < 20", "test_resnet",
          "{core_minutes:.0f} minutes of one core: the smallest ResNet", UNMEASURED),
@@ -124,8 +125,7 @@ RULES = (
     Rule("compile", "device = cuda, minutes >= 30", "true", "compiling takes minutes, then steps are faster", PAPER),
     Rule("compile", "", "false", "compiling takes minutes, and would not pay here", LOG),
     # mean and standard deviation that pictures are normalised by
-    Rule("normalise", "weights = cnn, channels < 4", "theirs", "as the weights were trained", ARITHMETIC),
-    Rule("normalise", "weights = vit, channels < 4", "theirs", "as the weights were trained", ARITHMETIC),
+    Rule("normalise", "begin = weights", "theirs", "as the weights were trained", ARITHMETIC),
     Rule("normalise", "channels = 3, grey = no, wide = no, plain = yes", "imagenet",
          "ImageNet's: those of these pictures are near", ARITHMETIC),
     Rule("normalise", "", "measured", "measured on these pictures", ARITHMETIC),
@@ -140,7 +140,7 @@ RULES = (
          "an encoder that learnt from such bands, where there is one", CONTINUED),
     Rule("second", "device = cuda, pictures >= 5000", "mae_vits16_1gpu",
          "where most of a picture matters more than its subject, as in scans and tiles", PAPER),
-    Rule("second", "weights = none, channels < 4", "init=timm:resnet18.a1_in1k",
+    Rule("second", "begin = scratch, channels < 4", "init=timm:resnet18.a1_in1k",
          "where public weights may be fetched: 47 MB once, and less to learn here", CONTINUED),
     Rule("second", "channels >= 4", "mae_vits16_multispectral_1gpu", "on a machine with a GPU", PAPER),
     Rule("second", "", "scratch", "without init and continued: where pictures are unlike photos", CONTINUED),
@@ -151,7 +151,10 @@ FIELDS = tuple(dict.fromkeys(rule.field for rule in RULES))
 
 def choose(facts: Facts) -> dict[str, Rule]:
     """The row of every field."""
-    return {field: next(rule for rule in RULES if rule.field == field and rule.holds(facts)) for field in FIELDS}
+    chosen: dict[str, Rule] = {}
+    for field in FIELDS:
+        chosen[field] = next(rule for rule in RULES if rule.field == field and rule.holds(facts, chosen))
+    return chosen
 
 
 def document() -> Document:

@@ -26,7 +26,7 @@ class Weights(NamedTuple):
 
     Attributes:
         address: as `init` takes it.
-        kind: cnn or vit.
+        kind: see `unlabeled.start.facts.Facts.weights`.
         millions: of parameters.
         patch: sides of crops are multiples of it, pixels.
         why: how it was found, in words.
@@ -83,8 +83,8 @@ def _described(address: str, architecture: str, size: int, why: str) -> Iterator
     """The network at an address, from its name and the bytes of its weights; nothing where crops of any size do not
     suit it."""
     family = family_of(architecture)
-    kind: Kind = "vit" if family.can_read(architecture, "cls", 1) else "cnn"
-    if kind == "cnn" and family.sized(architecture):
+    kind: Kind = "sized" if family.sized(architecture) else "free"
+    if kind == "sized" and not family.can_read(architecture, "cls", 1):
         return
     patch = family.crop_multiple(architecture, family.patch_size_of(architecture))
     yield Weights(address, kind, size / BYTES, patch, why)

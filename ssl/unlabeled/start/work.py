@@ -28,7 +28,7 @@ from unlabeled.start.looking import Looked, look
 from unlabeled.start.machine import Machine, machine
 from unlabeled.start.opening import Place, place
 from unlabeled.start.page import Started, page
-from unlabeled.start.recipe import Built, Length, built
+from unlabeled.start.recipe import Built, Length, built, of_tokens
 from unlabeled.start.rules import Rule, choose, document
 from unlabeled.start.timing import GUESS, Pace, length, paced
 from unlabeled.start.weights import Weights, at_hand
@@ -194,5 +194,4 @@ def _scored(found: Place) -> int:
 def _ladder(draft: Draft, labelled: Place, pace: Pace | None, job: Job, own: bool) -> Ladder | None:
     large = job.dataset.views[0].shape[0]
     crops = sum(view.count * (view.shape[0] / large) ** 2 for view in job.dataset.views)
-    transformer = job.dataset.patch > 1 and (draft.weights is None or draft.weights.kind == "vit")
-    return ladder(job.recipe.output, labelled, draft.facts, own, transformer, pace, crops)
+    return ladder(job.recipe.output, labelled, draft.facts, own, of_tokens(draft.chosen, draft.weights), pace, crops)
