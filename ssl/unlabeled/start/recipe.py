@@ -48,7 +48,9 @@ def built(
     length: Length,
 ) -> Built:
     """A whole recipe from a shipped one, changed by what the rules chose."""
-    base = YAML(typ="safe", pure=True).load(shipped.find(str(chosen["recipe"].take), "pretrain").read_text("utf-8"))
+    base = YAML(typ="safe", pure=True).load(
+        shipped.find(str(chosen["recipe"].take), "pretrain").read_text(encoding="utf-8")
+    )
     why = {field: rule.reason(facts) for field, rule in chosen.items()}
     begins = weights if chosen["begin"].take == "weights" else None
     data, reasons = _data(chosen, place, looked, begins, why, name)
