@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Look, choose, measure, write the recipe, explain it."""
-    from unlabeled.stages.pretrain import STAGE
-    from unlabeled.start.work import start
+    from unlabeled.work.start import run
 
-    return start(options, STAGE)
+    return run(options)

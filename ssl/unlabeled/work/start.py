@@ -1,4 +1,4 @@
-"""The order of things: look, choose, measure, write, explain."""
+"""The work of `unlabeled start`: look, choose, measure, write, explain."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from unlabeled.files import check_writable, write_text
 from unlabeled.launch.stage import Stage
 from unlabeled.report import as_json, terminal
 from unlabeled.signals import EXIT_DONE
+from unlabeled.stages.pretrain import STAGE
 from unlabeled.start import recipe as writing
 from unlabeled.start.cautions import Known, cautions
 from unlabeled.start.facts import Facts
@@ -53,7 +54,7 @@ class Draft(NamedTuple):
         return built(*self, length)
 
 
-def start(options: argparse.Namespace, stage: Pretraining) -> int:
+def run(options: argparse.Namespace) -> int:
     """Write a recipe for the pictures, and print why and what comes next."""
     if options.rules:
         shown = document()
@@ -62,7 +63,7 @@ def start(options: argparse.Namespace, stage: Pretraining) -> int:
     _check(options)
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with offline():
-        started = _started(options, stage, busy)
+        started = _started(options, STAGE, busy)
     shown = page(started)
     if options.json:
         print(as_json.write(shown), end="")
