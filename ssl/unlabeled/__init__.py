@@ -13,16 +13,23 @@ _MODULES = {
     "Embeddings": "interface.results",
     "Model": "interface.model",
     "Predictions": "interface.results",
+    "Run": "interface.runs",
+    "Scores": "interface.scores",
+    "Stopped": "errors",
     "UserError": "errors",
+    "finetune": "interface.runs",
     "load": "interface.model",
     "load_encoder": "backbone.weights",
 }
+_PACKAGES = ("evaluate", "pretrain")  # that are functions, too
 __all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

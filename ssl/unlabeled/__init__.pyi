@@ -1,9 +1,15 @@
 # the names that `__init__.py` imports when they are asked for, for type checkers
 from unlabeled.backbone.weights import load_encoder as load_encoder
+from unlabeled.errors import Stopped as Stopped
 from unlabeled.errors import UserError as UserError
 from unlabeled.interface.model import Model as Model
 from unlabeled.interface.model import load as load
 from unlabeled.interface.results import Embeddings as Embeddings
 from unlabeled.interface.results import Predictions as Predictions
+from unlabeled.interface.runs import Run as Run
+from unlabeled.interface.runs import finetune as finetune
+from unlabeled.interface.runs import pretrain as pretrain
+from unlabeled.interface.scores import Scores as Scores
+from unlabeled.interface.scores import evaluate as evaluate
 
 __version__: str

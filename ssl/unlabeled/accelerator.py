@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -53,6 +55,25 @@ def make_accelerator(
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("FSDP version 1 loses the names of parameters. Launch with --fsdp_version 2.")
     return accelerator
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Let Accelerators be made within as in a new process, and put back after it what they and the engine change for
+    the whole process: Accelerate's state and torch's number of threads."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    before, threads = [dict(one) for one in states], torch.get_num_threads()
+    for one in states:
+        one.clear()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for one, values in zip(states, before, strict=True):
+            one.clear()
+            one.update(values)
 
 
 def cannot_run(device: str, precision: str) -> str | None:

@@ -28,7 +28,8 @@ EXIT_STOPPED = 75
 
 
 class StopRequest:
-    """Notes the first signal while entered, and raises it where the program may end; later signals are ignored."""
+    """Notes the first signal while entered, and raises it where the program may end; later signals are ignored. In
+    another thread than the main one no signal is heard."""
 
     def __init__(self) -> None:
         self.received: str | None = None  # name of the signal
@@ -45,7 +46,7 @@ class StopRequest:
             self._may_end, self._alone, self._process = False, False, os.getpid()
             # `nohup` ignores the end of a terminal, and so does the program then
             ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
-            heard = [number for number in STOP_SIGNALS if number not in ignored]
+            heard = [number for number in STOP_SIGNALS if number not in ignored] if is_main_thread() else []
             self._before = {number: signal.signal(number, self._hear) for number in heard}
         return self
 

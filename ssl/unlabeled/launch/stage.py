@@ -118,25 +118,41 @@ class Stage(ABC, Generic[R, J]):
 
     @contextmanager
     def launched(self, arguments: Sequence[str]) -> Iterator[tuple[Engine, Callable[[], None]] | None]:
+        """What `begun` gives for a command line."""
+        options = parse(self.name, self.summary, self.describe, arguments)
+        how = {name: getattr(options, name) for name in ("dry_run", "fresh", "force", "extend")}
+        with self.begun(options.recipe, options.overrides, **how) as found:
+            yield found
+
+    @contextmanager
+    def begun(
+        self,
+        word: str,
+        overrides: Sequence[str],
+        *,
+        dry_run: bool = False,
+        fresh: bool = False,
+        force: bool = False,
+        extend: float | None = None,
+    ) -> Iterator[tuple[Engine, Callable[[], None]] | None]:
         """Read a recipe, print the plan, and hand over the engine where an earlier run stopped, and its `finish`.
 
-        None after `--dry-run`.
+        None after a dry run. The arguments are those of the command line.
         """
-        options = parse(self.name, self.summary, self.describe, arguments)
-        file = find(options.recipe, self.name)
+        file = find(word, self.name)
         _refuse_the_other_programs(self, file)
-        recipe, followed = self.load(file, options.overrides)
+        recipe, followed = self.load(file, overrides)
         output, asked = Path(recipe.output), recipe.train.epochs
-        epochs = asked if options.fresh else length(output, asked, options.extend)
+        epochs = asked if fresh else length(output, asked, extend)
         if epochs != asked:
-            recipe, followed = self.load(file, [*options.overrides, f"train.epochs={epochs!r}"])
+            recipe, followed = self.load(file, [*overrides, f"train.epochs={epochs!r}"])
         recipe, taken = self.complete(recipe)
         run, train = recipe.run, recipe.train
         notes = _notes(run, train.precision)
         accelerator = make_accelerator(
-            run.device, train.precision, run.timeout, list(run.trackers), str(output), planning=options.dry_run
+            run.device, train.precision, run.timeout, list(run.trackers), str(output), planning=dry_run
         )
-        writes = accelerator.is_main_process and not options.dry_run  # copies on other machines have other dates
+        writes = accelerator.is_main_process and not dry_run  # copies on other machines have other dates
         data = Opened(recipe.data, IndexFolder(output / "index", writes))
         try:
             # one process looks for images, the others read its index
@@ -144,19 +160,17 @@ class Stage(ABC, Generic[R, J]):
             with together():
                 job = self.scored(self.job(recipe, data), accelerator)
             machines = nodes.agree(job)
-            if options.dry_run:
+            if dry_run:
                 notes = [_time(job, accelerator), *notes]
             told = plan(job, self.plan(job, [*followed, *taken]), accelerator.num_processes, str(accelerator.device))
             lines = [*told, *_left_out(job), *machines, *notes]
             text = format_plan(f"{recipe.name} ({self.name})", lines)
             if accelerator.is_main_process:
                 print(text, file=sys.stderr, flush=True)
-            if options.dry_run:
+            if dry_run:
                 yield None
                 return
-            with opened(
-                job, accelerator, options.fresh, options.force, epochs != asked, options.extend, lines
-            ) as engine:
+            with opened(job, accelerator, fresh, force, epochs != asked, extend, lines) as engine:
 
                 def finish() -> None:
                     for line in self.finish(job, engine):

@@ -64,11 +64,11 @@ def document(folder: Path, reader: Reader | None = None, now: float | None = Non
     now = time.time() if now is None else now
     found, plan, curves = state(folder, now), whole(folder / "plan.json"), reader.curves
     parts: list[Part] = [
-        Table.facts(_standing(found, curves, now)),
+        Table.facts(standing(found, curves, now)),
         *_noticed(reader.events),
         *finetuned.parts(folder),
         *charts({"": curves}, _bands(plan), _marks(reader.events)),
-        *_drawn(folder),
+        *drawn(folder),
         *look(folder),
         *_skipped(reader),
         *_made(folder, plan, reader.events),
@@ -77,7 +77,7 @@ def document(folder: Path, reader: Reader | None = None, now: float | None = Non
     return Document(f"{found.name}{kind}", parts, data(found))
 
 
-def _standing(found: State, curves: Curves, now: float) -> Iterator[tuple[Any, str]]:
+def standing(found: State, curves: Curves, now: float) -> Iterator[tuple[Any, str]]:
     """Where the run stands, and its scores so far."""
     yield ("state" if found.tone is None else Marked("state", found.tone)), found.words
     yield "as of", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
@@ -131,7 +131,7 @@ def _bands(plan: Mapping[str, Any]) -> dict[str, Band]:
     }
 
 
-def _drawn(folder: Path) -> Iterator[Part]:
+def drawn(folder: Path) -> Iterator[Part]:
     """Reconstructions or crops over time."""
     if frames := _frames(folder, "pictures"):
         yield Text("What it sees and draws", "heading")
