@@ -13,6 +13,7 @@ import torch
 from unlabeled.accelerator import apart
 from unlabeled.errors import Stopped, UserError
 from unlabeled.files import json_object
+from unlabeled.interface import fragment
 from unlabeled.interface.changes import Overrides, Recipe, as_file, changes_of, in_python, of_data, setting
 from unlabeled.interface.model import Model, load
 from unlabeled.launch.stage import Stage
@@ -20,7 +21,6 @@ from unlabeled.page.brief import brief
 from unlabeled.page.state import state
 from unlabeled.page.writing import NAME
 from unlabeled.progress import Bars, current
-from unlabeled.report import fragment
 from unlabeled.signals import handlers_kept, stop
 from unlabeled.stages import finetune as finetuning
 from unlabeled.stages import pretrain as pretraining

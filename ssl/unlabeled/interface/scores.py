@@ -15,6 +15,7 @@ from unlabeled.evaluate.evaluation import DEFAULT
 from unlabeled.evaluate.protocol import Protocol
 from unlabeled.evaluate.results import EncoderScores, full
 from unlabeled.files import write_text
+from unlabeled.interface import fragment
 from unlabeled.interface.changes import Overrides, changes_of, in_python
 from unlabeled.interface.model import Model
 from unlabeled.interface.runs import Encoded, Run, address_of
@@ -22,7 +23,7 @@ from unlabeled.launch.given import data_of
 from unlabeled.launch.options import device_of
 from unlabeled.paths import expand
 from unlabeled.progress import Bars, current, track
-from unlabeled.report import fragment, html
+from unlabeled.report import html
 from unlabeled.signals import handlers_kept
 from unlabeled.stages import load_any
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unlabeled.report import fragment
+from unlabeled.interface import fragment
 from unlabeled.report.document import Document, Table, Text
 from unlabeled.report.visuals import Chart, Frame, Line, Slides
 
