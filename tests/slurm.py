@@ -72,7 +72,7 @@ def options(script: Path) -> dict[str, str]:
     return {name: shlex.split(value)[0] if value else "" for name, value in lines}
 
 
-def until(ready: Callable[[], bool], seconds: float = 100.0) -> None:
+def until(ready: Callable[[], bool], seconds: float = 400.0) -> None:
     """Wait for a condition."""
     end = time.monotonic() + seconds
     while not ready():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from make import recipes, results, written
+from make import errors, recipes, results, written
 from make.links import LINK, broken, broken_site, missing_files
 from make.navigation import ordered
 from make.recipes import Head
@@ -15,7 +15,7 @@ GENERATED = ("commands.md", "fields.md")  # whole pages made from the programs, 
 
 
 def sources() -> dict[str, str]:
-    return written.pages(ROOT) | recipes.pages(ROOT) | results.pages(ROOT)
+    return written.pages(ROOT) | recipes.pages(ROOT) | results.pages(ROOT) | errors.pages(ROOT)
 
 
 def test_links_and_anchors_lead_somewhere() -> None:
@@ -38,7 +38,7 @@ def test_files_that_are_named_exist() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     pages = written.pages(ROOT)
-    sections = ordered([*pages, "recipes/index.md", "results/index.md", *GENERATED])
+    sections = ordered([*pages, "recipes/index.md", "results/index.md", "errors.md", *GENERATED])
     named = [page for found in sections.values() for page in found]
     assert len(named) == len(set(named)) and set(pages) <= set(named)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from make import commands, recipes, results, written
+from make import commands, errors, recipes, results, written
 from make.links import broken_site, missing_files
 from make.navigation import settings
 
@@ -22,7 +22,7 @@ WORK = ROOT / "build" / "docs"
 def assembled() -> Path:
     """The folder of settings and pages that the site is built from, made anew."""
     shutil.rmtree(WORK, ignore_errors=True)
-    texts = written.pages(ROOT) | recipes.pages(ROOT) | results.pages(ROOT) | commands.pages()
+    texts = written.pages(ROOT) | recipes.pages(ROOT) | results.pages(ROOT) | errors.pages(ROOT) | commands.pages()
     for name, text in texts.items():
         file = WORK / "pages" / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,9 @@ def make_accelerator(
             ],
         )
     except (ValueError, ImportError, NotImplementedError) as error:  # by the environment, or the device
-        raise UserError(f"Accelerate cannot start: {error}") from error
+        raise UserError(
+            f"Accelerate cannot start: {error}. Unset what is wrong, or run `accelerate config` again."
+        ) from error
     stop.several = accelerator.num_processes > 1
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("FSDP version 1 loses the names of parameters. Launch with --fsdp_version 2.")

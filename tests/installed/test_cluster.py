@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from support import (
     on_own_node,
 )
 
-LAST = 300
-MORE = ["train.epochs=60", "run.checkpoint_every=1000"]
+LAST = 150
+MORE = ["train.epochs=30", "run.checkpoint_every=1000"]
+STARTED: list[subprocess.Popen[str]] = []
 BIN = Path(sys.executable).parent
 INSTALLED = {"PYTHONPATH": str(ROOT / "ssl"), "OMP_NUM_THREADS": "1"}
 
@@ -39,6 +41,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     assert launch("pretrain", words(home, home / "quiet"), world=2) == [0, 0]
     return home
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    """End what a test that failed has started: torchrun ends its processes, which are in sessions of their own."""
+    yield
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in (process for process in STARTED if process.poll() is None):
+            os.killpg(process.pid, number)
+        for process in STARTED:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+    STARTED.clear()
 
 
 def words(home: Path, output: Path) -> list[str]:
@@ -61,6 +76,7 @@ def test_slurm_time_limit_then_preemption_then_the_end(home: Path, tmp_path: Pat
     slurm, output, before = Slurm(tmp_path / "slurm", nodes=2), tmp_path / "run", 0
     for attempt in range(3):
         job = slurm.start(ROOT / "deploy" / "slurm.sh", *program(home, output), **INSTALLED)
+        STARTED.append(job)
         if attempt < 2:
             until(lambda before=before: steps(output) >= before + 5)
             if attempt == 0:
@@ -68,7 +84,7 @@ def test_slurm_time_limit_then_preemption_then_the_end(home: Path, tmp_path: Pat
             else:
                 for task in slurm.tasks():  # the step, when a job of higher priority takes its nodes
                     os.kill(task, signal.SIGTERM)
-        said = job.communicate(timeout=120)[1]
+        said = job.communicate(timeout=400)[1]
         assert (job.returncode, slurm.requeued) == (0, attempt < 2), said
         assert "Traceback" not in said and "nodes" in said
         before = steps(output)
@@ -84,13 +100,15 @@ def nodes(commands: Sequence[Sequence[str]], homes: Path, **variables: str) -> l
         own = {"TMPDIR": str(folder / "tmp"), "HOME": str(folder), "JOB_COMPLETION_INDEX": str(number)}
         log = open(folder / "log", "w", encoding="utf-8")  # noqa: SIM115 - the process writes there
         how = {"cwd": folder, "stdout": log, "stderr": log, "env": os.environ | INSTALLED | own | variables}
+        how["start_new_session"] = True
         started.append(subprocess.Popen(list(command), **how))  # type: ignore[call-overload]
         time.sleep(3 * (number == 0))
+    STARTED.extend(started)
     return started
 
 
 def ended(started: Sequence[subprocess.Popen[str]], homes: Path) -> list[int]:
-    codes = [process.wait(120) for process in started]
+    codes = [process.wait(400) for process in started]
     for log in sorted(homes.glob("node-*/log")):
         print(log.read_text(encoding="utf-8"))
     return codes

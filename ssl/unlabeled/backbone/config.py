@@ -211,7 +211,9 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         Raises ValueError when the patch size does not divide the image size, or the model cannot be wrapped.
         """
         if any(side % self.crop_multiple for side in image_size):
-            raise ValueError(f"patch_size {self.patch_size} does not divide an image of {image_size} pixels")
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide an image of {image_size} pixels: set one that does"
+            )
         arguments = self._arguments(image_size, pooled)
         encoder = build_encoder(self.model, arguments, self.interpolation, self.drop_path)
         encoder.configure_(self.model_dump())

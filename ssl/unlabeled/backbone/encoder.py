@@ -427,7 +427,9 @@ def fit_channels(weights: Tensors, model: Any) -> Tensors:
         first = f"{layer}.weight"
         found, channels = weights[first].shape[1], model.get_parameter(first).shape[1]
         if found not in (3, channels):
-            raise UserError(f"the encoder sees {found} channels, pictures have {channels}. Only RGB's can be fitted.")
+            raise UserError(
+                f"the encoder sees {found} channels, pictures have {channels}. Only RGB's can be fitted: use one."
+            )
         if found != channels:
             fitted[first] = adapt_input_conv(channels, weights[first])
     return fitted

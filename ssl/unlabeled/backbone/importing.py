@@ -40,6 +40,7 @@ LAYOUTS: dict[tuple[tuple[int, ...], bool], str] = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 SIDE = 224
+OTHER = "Name the method that the file is of (`unlabeled import --help`), or download the file again."
 
 
 class Family(NamedTuple):
@@ -108,7 +109,9 @@ def read(
         if isinstance(error, UserError):
             raise
         # an official file has all that `convert` takes for granted
-        raise UserError(f"{file} is not {module.FAMILY.title}: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(
+            f"{file} is not {module.FAMILY.title}: {type(error).__name__}: {first_line(error)}. {OTHER}"
+        ) from error
 
 
 def with_eps(imported: Imported, eps: float) -> Imported:
@@ -160,7 +163,7 @@ def sort(family: Family, weights: Any, rules: Sequence[Rule]) -> tuple[Tensors, 
         else:
             sorted_[rule.to][rule.ours + name.removeprefix(rule.official)] = tensor
     if stray:
-        raise UserError(f"not {family.title}: unexpected {some(stray)}")
+        raise UserError(f"not {family.title}: unexpected {some(stray)}. {OTHER}")
     return sorted_["encoder"], sorted_["heads"]
 
 
@@ -177,7 +180,7 @@ def any_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[
     model = LAYOUTS.get((blocks, "layer1.0.conv3.weight" in encoder))
     if model is None or "conv1.weight" not in encoder:
         known = ", ".join(LAYOUTS.values())
-        raise UserError(f"not {family.title}: a ResNet with stages of {blocks} blocks is none of {known}")
+        raise UserError(f"not {family.title}: a ResNet with stages of {blocks} blocks is none of {known}. {OTHER}")
     return model, {"img_size": [SIDE, SIDE], "in_chans": shape_of(family, encoder, "conv1.weight", 4)[1]}
 
 
@@ -207,7 +210,9 @@ def block_arguments(encoder: Tensors, width: int) -> dict[str, Any]:
 def patch_shape(family: Family, encoder: Tensors) -> tuple[int, int, int]:
     """(width, channels, patch size) of an encoder's weights."""
     if "patch_embed.proj.weight" not in encoder or not depth_of(family, encoder):
-        raise UserError(f"not {family.title}: missing patch_embed.proj.weight or blocks.*, found {some(encoder)}")
+        raise UserError(
+            f"not {family.title}: missing patch_embed.proj.weight or blocks.*, found {some(encoder)}. {OTHER}"
+        )
     width, channels, patch, _ = shape_of(family, encoder, "patch_embed.proj.weight", 4)
     return width, channels, patch
 
@@ -242,7 +247,7 @@ def known_model(family: Family, width: int, heads: int | None) -> tuple[str, int
             "Pass --heads to `unlabeled import`, and name the folder that it writes."
         )
     if width % number:
-        raise UserError(f"{number} heads do not divide a width of {width}")
+        raise UserError(f"{number} heads do not divide a width of {width}. Give --heads another number.")
     return model, number
 
 
@@ -259,13 +264,15 @@ def checked(
         with torch.device("meta"):
             model = build_encoder(architecture, arguments)
     except Exception as error:  # timm's networks raise what they like
-        raise UserError(f"not {family.title}: {architecture} cannot be built with {arguments}: {error}") from error
+        raise UserError(
+            f"not {family.title}: {architecture} cannot be built with {arguments}: {error}. {OTHER}"
+        ) from error
     expected = model.vit.state_dict()
     if expected.keys() != encoder.keys():
         missing, unexpected = expected.keys() - encoder.keys(), encoder.keys() - expected.keys()
-        raise UserError(f"not {family.title}: missing {some(missing)}, unexpected {some(unexpected)}")
+        raise UserError(f"not {family.title}: missing {some(missing)}, unexpected {some(unexpected)}. {OTHER}")
     if wrong := [f"{name} {list(t.shape)}" for name, t in encoder.items() if t.shape != expected[name].shape]:
-        raise UserError(f"not {family.title}: shapes {some(wrong)} do not fit {architecture} with {arguments}")
+        raise UserError(f"not {family.title}: shapes {some(wrong)} do not fit {architecture} with {arguments}. {OTHER}")
     if broken := [n for n, t in encoder.items() if t.is_floating_point() != expected[n].is_floating_point()]:
         raise UserError(f"not {family.title}: {some(broken)} are {encoder[broken[0]].dtype}, expected fractions")
     if broken := [name for name, tensor in encoder.items() if not tensor.isfinite().all()]:

@@ -86,7 +86,9 @@ class Reading(NamedTuple):
                 "to what it is, or encoder.layer to the layer to read"
             )
         if self.prefix and kind != "tokens":
-            raise UserError(f"encoder.prefix={self.prefix} is of a sequence of tokens, its output is a {kind}")
+            raise UserError(
+                f"encoder.prefix={self.prefix} is of a sequence of tokens, its output is a {kind}. Set it to 0."
+            )
         if kind == "tokens":
             grid = self._grid(output.shape[1] - self.prefix, images)
             return Tokens(output[:, : self.prefix], output[:, self.prefix :], grid)

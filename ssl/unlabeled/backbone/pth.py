@@ -24,7 +24,7 @@ SHARED = 4  # times that weights may be stored under several names
 def read_pth(file: Path) -> dict[str, Any]:
     """The content of a `.pth`. Raises UserError when it is missing, or holds anything that would have to be run."""
     if not file.is_file():
-        raise UserError(f"no file {file}")
+        raise UserError(f"no file {file}. Name a .pth that is there.")
     try:
         _refuse_packed(file)
         # training checkpoints hold their settings: argparse's, or yacs's, which become ordered dicts
@@ -41,7 +41,9 @@ def read_pth(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} holds a {type(loaded).__name__}, expected a dict of weights")
     sizes = sum(_size(name, tensor) for name, tensor in _tensors("", loaded))
     if sizes > SHARED * file.stat().st_size:
-        raise UserError(f"{file} is refused: its tensors are {sizes:,} bytes, the file has {file.stat().st_size:,}")
+        raise UserError(
+            f"{file} is refused: its tensors are {sizes:,} bytes, the file has {file.stat().st_size:,}. Take another."
+        )
     return loaded
 
 

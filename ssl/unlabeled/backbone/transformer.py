@@ -90,7 +90,7 @@ class Transformer(Encoder, ABC):
         if name in ("depth", "heads") and isinstance(value, tuple):
             raise ValueError(f"'{others['model']}' has no stages: expected one number, found {list(value)}")
         if name == "heads" and value and (width := others.get("width")) and width % value:
-            raise ValueError(f"{value} heads do not divide a width of {width}")
+            raise ValueError(f"{value} heads do not divide a width of {width}: set one that does")
         if name == "positions" and value not in (*cls.positions, "learned"):
             instead = f"{', '.join(cls.positions)} or learned"
             raise ValueError(f"'{others['model']}' has no {value} positions: expected {instead}")

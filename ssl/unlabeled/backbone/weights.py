@@ -150,7 +150,7 @@ def _as_timm_says(name: str, scratch: bool) -> Preprocessing:
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # of a name after the dot
-        raise UserError(f"timm has no such weights of '{name}': {error}") from error
+        raise UserError(f"timm has no such weights of '{name}': {error}. Name others.") from error
     if config is None:
         return IMAGENET
     of_mae = name.removeprefix(architecture).startswith(".mae")
@@ -181,7 +181,7 @@ def _timms_architecture(name: str) -> str:
 
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        raise UserError(f"timm has no model '{name}'")
+        raise UserError(f"timm has no model '{name}'. Take a name of timm.list_models().")
     return architecture
 
 
@@ -229,7 +229,9 @@ def _from_timm(name: str, image_size: Size, channels: int | None, pretrained: bo
     try:
         vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **({} if pretrained else family.bare))
     except Exception as error:  # a hub, a network or a file: whatever it was, the person must hear it
-        raise UserError(f"timm cannot load the weights of '{name}': {error}") from error
+        raise UserError(
+            f"timm cannot load the weights of '{name}': {error}. Mend the network, or name others."
+        ) from error
     arguments = {**family.arguments_from(vit), "in_chans": vit.in_chans}
     return _build(architecture, arguments, dict(vit.state_dict()), image_size, channels)
 

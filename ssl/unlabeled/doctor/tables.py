@@ -38,7 +38,9 @@ def check_split(args: argparse.Namespace) -> None:
     try:
         re.compile(args.group)
     except re.error as error:
-        raise UserError(f"--group {args.group!r} is neither 'folder' nor a regular expression: {error}") from error
+        raise UserError(
+            f"--group {args.group!r} is neither 'folder' nor a regular expression: {error}. Mend it."
+        ) from error
 
 
 def write_copies(file: Path, compared: Compared) -> str:

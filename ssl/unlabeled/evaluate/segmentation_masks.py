@@ -145,7 +145,8 @@ def open_scenes(data: Opened, split: Split, **how: Any) -> Scenes:
     beside = data.config.masks()
     if beside is None:
         raise UserError(
-            f"segmentation needs masks beside pictures in a folder or a tar, found data {data.config.name!r}."
+            f"segmentation needs masks beside pictures in a folder or a tar, found data {data.config.name!r}. "
+            "Set data.name=files."
         )
     try:
         masks = Opened(beside).original(split)

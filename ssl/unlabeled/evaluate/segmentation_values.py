@@ -158,7 +158,7 @@ def _numbered(counts: Mapping[int, Held], ignore: int | None) -> Coding:
     if len(counts) > MOST_WITHOUT_ASKING and VOID - 10 < max(counts) <= VOID:
         raise UserError(
             f"masks hold {len(counts)} values from {min(counts)} to {max(counts)}: {shares(counts)}. "
-            f"{_threshold(counts)} If there are so many classes: segmentation.classes={max(counts) + 1}."
+            f"{_threshold(counts)} If there are so many classes, set segmentation.classes={max(counts) + 1}."
         )
     for unlabelled in (ignore,) if ignore is not None else (None, VOID):
         found = [value for value in counts if value != unlabelled]

@@ -192,7 +192,7 @@ class Model:
                 shown.advance(len(batch))
             shown.close()
         if not made:
-            raise UserError(f"none of {len(source)} images can be used, the first: {': '.join(bad[0])}")
+            raise UserError(f"none of {len(source)} images can be used, the first: {': '.join(bad[0])}. Look at them.")
         return [torch.cat(column) for column in zip(*made, strict=True)], used, bad
 
     def __repr__(self) -> str:

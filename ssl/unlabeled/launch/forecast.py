@@ -150,7 +150,7 @@ def _part(method: Method, dataset: ViewDataset) -> tuple[nn.Module, tuple[int, .
     height, width = dataset.views[0].shape
     network: Any = next((part for part in method.modules() if hasattr(part, "forward_features")), None)
     if network is None:
-        raise UserError("the method has no network of timm's to measure")
+        raise UserError("the method has no network of timm's to measure. Look at its first steps instead")
     if hasattr(network, "patch_embed") and hasattr(network, "blocks"):
         return network.blocks[0], (height // dataset.patch * (width // dataset.patch), network.embed_dim)
     return network, (next(p for p in network.parameters() if p.ndim == 4).shape[1], height, width)

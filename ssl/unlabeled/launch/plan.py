@@ -163,7 +163,7 @@ def on_meta(build: Callable[[], Method]) -> Method:
         except UserError:
             raise
         except ValueError as error:  # timm has networks that only its own code can run
-            raise UserError(f"this network cannot be built: {error}") from error
+            raise UserError(f"this network cannot be built: {error}. Change method.encoder.") from error
     return method  # type: ignore[return-value]
 
 

@@ -216,7 +216,7 @@ def _refuse_the_other_programs(stage: Stage[R, J], path: Path) -> None:
     for field, program in {"method": "pretrain", "encoder": "finetune", "task": "finetune"}.items():
         if field in found and field not in stage.recipe_type.model_fields:
             right, here = f"unlabeled {program}", f"unlabeled {stage.name}"
-            raise UserError(f"{path} has `{field}`, so it is a recipe for `{right}`; this is `{here}`.")
+            raise UserError(f"{path} has `{field}`, so it is a recipe for `{right}`; this is `{here}`. Use the other.")
 
 
 def _notes(run: Run, precision: str) -> list[Line]:

@@ -63,5 +63,8 @@ def last_map(encoder: Encoder, images: Tensor, tokens: Tokens) -> Tensor:
         return last
     enough = [stage for stage in encoder.stages(images) if stage.shape[2] * stage.shape[3] >= FEWEST]
     if not enough and tokens.grid == (1, 1):
-        raise UserError(f"{encoder.model} gives one vector for an image of this size: there are no positions to show")
+        raise UserError(
+            f"{encoder.model} gives one vector for an image of this size: there are no positions to show. Use a larger "
+            "size."
+        )
     return enough[-1] if enough else last

@@ -82,7 +82,9 @@ def examples(source: Source, count: int, how: Prepared, seed: int) -> Examples:
         if len(crops) == count:
             break
     if not crops:
-        raise UserError("none of the pictures that were drawn can be used")
+        raise UserError(
+            "none of the pictures that were drawn can be used. Look at them: `unlabeled doctor` names what is wrong."
+        )
     pixels = torch.stack(crops)
     return Examples(pixels, how.normalize(pixels.to(how.device)))
 
@@ -133,7 +135,9 @@ def describe(
                 rows += good
                 thumbs.append(small)
     if not rows:
-        raise UserError(f"none of the {len(chosen)} pictures can be used")
+        raise UserError(
+            f"none of the {len(chosen)} pictures can be used. Look at them: `unlabeled doctor` names what is wrong."
+        )
     used = [chosen[row] for row in rows]
     sheet = Thumbs(torch.cat(thumbs), columns_for(len(rows)))
     return Described(

@@ -28,7 +28,7 @@ def of(encoder: Encoder, images: Tensor) -> Tensor:
     with evaluating(encoder):
         patches = last_map(encoder, images, encoder(images)).movedim(1, -1)  # [B, rows, columns, D]
     if not torch.isfinite(patches).all():
-        raise UserError("the encoder's output is not finite")
+        raise UserError("the encoder's output is not finite. Take an earlier checkpoint or export.")
     return principal(patches.flatten(0, 2), COLOURS).unflatten(0, patches.shape[:3])
 
 

@@ -39,7 +39,7 @@ def heat(maps: Tensor, tile: tuple[int, int]) -> Tensor:
     """Maps [B, M, rows, columns] as tiles [B, M, 3, h, w], each in colours from its least to its largest value."""
     values = maps.detach().float().cpu()
     if not torch.isfinite(values).all():
-        raise UserError("the encoder's output is not finite")
+        raise UserError("the encoder's output is not finite. Take an earlier checkpoint or export.")
     low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
     shares = torch.where(high > low, (values - low) / (high - low), 0.0).numpy()
     places = np.linspace(0, 1, len(HEAT))

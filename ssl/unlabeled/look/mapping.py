@@ -54,7 +54,7 @@ def mapped(images: Described, how: How, seed: int, queries: int, about: str, ste
     if len(images.names) < 2:
         raise UserError(f"{len(images.names)} pictures can be used; expected at least 2 to map")
     if not torch.isfinite(images.features).all():
-        raise UserError("the features are not finite")
+        raise UserError("the features are not finite. Take an earlier checkpoint or export.")
     x, rng = directions(images.features), stream(seed, Stream.LOOK, 1)
     near = nearest(x, max(NEAREST, SHOWN))
     voters = Neighbours(near.cosines[:, :NEAREST], near.numbers[:, :NEAREST])

@@ -129,7 +129,7 @@ def read_run(path: Path, is_free: Callable[[str], bool]) -> Finished:
         settings[ENCODER[1]] = protocol["fingerprints"]["encoder"]
         return Finished(str(path), result, settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is no result of finetune.py: {error}") from error
+        raise UserError(f"{file} is no result of finetune.py: {error}. Leave it out, or run it again.") from error
 
 
 def grouped(runs: Sequence[Finished], over_encoders: bool = False) -> list[Repetitions]:

@@ -185,7 +185,8 @@ def network(export: Path, config: dict[str, Any]) -> nn.Module:
         head = read_weights(export / "heads.safetensors")
         return Headed(model, family, kind, head).eval()
     except Exception as error:  # a file, a name or a shape
-        raise UserError(f"the linear head of {export} cannot be loaded: {first_line(error)}") from error
+        said = f"the linear head of {export} cannot be loaded: {first_line(error)}. Export it again."
+        raise UserError(said) from error
 
 
 class Headed(nn.Module):

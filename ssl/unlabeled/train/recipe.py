@@ -99,7 +99,9 @@ class Recipe(BaseModel, ABC, frozen=True, extra="forbid"):
     def _warmup_fits(cls, optim: Optim, info: ValidationInfo) -> Optim:
         train = info.data.get("train")
         if train is not None and optim.warmup_epochs > train.epochs:
-            raise ValueError(f"warmup_epochs {optim.warmup_epochs} is longer than the run of {train.epochs} epochs")
+            raise ValueError(
+                f"warmup_epochs {optim.warmup_epochs} is longer than the run of {train.epochs} epochs: lower it"
+            )
         return optim
 
     @model_validator(mode="after")

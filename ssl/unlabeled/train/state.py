@@ -20,6 +20,8 @@ from unlabeled.processes import gather_objects
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+AGAIN = "Start over with --fresh --force, or take the version of this program that wrote it."
+
 
 def model_tensors(model: nn.Module) -> Tensors:
     """Parameters and buffers by name, unsharded. Call it on all processes."""
@@ -31,10 +33,14 @@ def load_model(model: nn.Module, tensors: Tensors) -> None:
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
-        raise UserError(f"the model and the file do not match: missing {missing[:5]}, unexpected {unexpected[:5]}")
+        raise UserError(
+            f"the model and the file do not match: missing {missing[:5]}, unexpected {unexpected[:5]}. {AGAIN}"
+        )
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
-            raise UserError(f"the model has {name} of shape {list(tensor.shape)}, the file {list(tensors[name].shape)}")
+            raise UserError(
+                f"the model has {name} of shape {list(tensor.shape)}, the file {list(tensors[name].shape)}. {AGAIN}"
+            )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(sharded_like(tensors[name], tensor))
@@ -84,7 +90,7 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> 
     for full_key, value in tensors.items():
         name, _, key = full_key.rpartition("/")
         if name not in parameters:
-            raise UserError(f"the checkpoint's optimizer knows '{name}', the model does not")
+            raise UserError(f"the checkpoint's optimizer knows '{name}', the model does not. {AGAIN}")
         parameter = parameters[name]
         # moments are sharded like their parameter, counters are not
         if value.shape == parameter.shape:

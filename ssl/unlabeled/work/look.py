@@ -68,7 +68,7 @@ def _sources(args: argparse.Namespace, config_of: Callable[[Mapping[str, str]], 
         data = Opened(config_of({}))
         there: list[Split] = ["val", "train"] if data.config.has_val else ["train"]
         if unknown := sorted({*(args.split or ())} - {*there}):
-            raise UserError(f"--split {unknown[0]}: {args.pictures} has {' and '.join(there)}")
+            raise UserError(f"--split {unknown[0]}: {args.pictures} has {' and '.join(there)}. Choose one of these.")
         return {name: data.pictures(name) for name in there if name in (args.split or there)}, data.config
     names = args.split or [""]
     found = {name: Opened(config_of({"train": name} if name else {})) for name in names}

@@ -263,7 +263,9 @@ def check_heads(heads: Sequence[int], others: Mapping[str, Any]) -> None:
         raise ValueError(f"expected heads for each of {stages} stages, found {list(heads)}")
     for stage, number in enumerate(heads):
         if (width << stage) % number:
-            raise ValueError(f"{number} heads do not divide a width of {width << stage}, that of stage {stage + 1}")
+            raise ValueError(
+                f"{number} heads do not divide a width of {width << stage}, that of stage {stage + 1}: change it"
+            )
 
 
 def window_of(offsets: int, grid: Grid) -> Grid:

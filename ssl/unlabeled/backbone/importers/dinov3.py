@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.backbone.importing import (
+    OTHER,
     SIDE,
     Family,
     Imported,
@@ -105,7 +106,9 @@ def _heads(periods: Tensor | None, width: int, told: int | None) -> int | None:
         return told
     channels = 4 * shape_of(FAMILY, {PERIODS: periods}, PERIODS, 1)[0]
     if width % channels:
-        raise UserError(f"not {FAMILY.title}: {PERIODS} are of heads of {channels} channels, the width is {width}")
+        raise UserError(
+            f"not {FAMILY.title}: {PERIODS} are of heads of {channels} channels, the width is {width}. {OTHER}"
+        )
     if told not in (None, width // channels):
         raise UserError(f"the rotary positions are of {width // channels} heads, found --heads {told}. Leave it out.")
     return width // channels

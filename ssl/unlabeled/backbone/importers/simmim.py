@@ -85,7 +85,7 @@ def _positions(encoder: Tensors, width: int, heads: int | None) -> tuple[int, in
     if table is None:
         if "pos_embed" not in encoder:
             raise UserError(
-                f"not {FAMILY.title}: missing {SHARED} or pos_embed. Only pretraining checkpoints of the ViT are read."
+                f"not {FAMILY.title}: missing {SHARED} or pos_embed. Name the pretraining checkpoint of the ViT."
             )
         tokens = shape_of(FAMILY, encoder, "pos_embed", 3)[1]
         return round((tokens - 1) ** 0.5), known_model(FAMILY, width, heads)[1]

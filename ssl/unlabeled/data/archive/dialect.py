@@ -141,7 +141,7 @@ def _place(path: str, first: list[str], column: Column, header: bool) -> int:
     if number is not None:
         if 0 <= number < len(first):
             return number
-        raise UserError(f"{path!r} has no column {number}; it has {_listed(first)}")
+        raise UserError(f"{path!r} has no column {number}; it has {_listed(first)}. Choose one of these.")
     if not header:
         raise UserError(
             f"{path!r} has no header (data.header=false), so columns have numbers, found {show(column)}; it has "

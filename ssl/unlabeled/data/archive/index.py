@@ -210,7 +210,9 @@ def _listing(folder: bytes) -> list[bytes]:
         with os.scandir(folder) as entries:
             return sorted(e.name + b"/" if e.is_dir() else e.name for e in entries)
     except OSError as error:
-        raise UserError(f"the folder {os.fsdecode(folder)!r} cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"the folder {os.fsdecode(folder)!r} cannot be read: {error.strerror}. Make it readable."
+        ) from error
 
 
 def file_size(path: bytes) -> int | None:

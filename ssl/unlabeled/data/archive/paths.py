@@ -24,7 +24,7 @@ def entries(paths: Sequence[str]) -> list[str]:
         each = [_matches(one) for one in spelt]
         if lacking := [one for one, there in zip(spelt, each, strict=True) if not there]:
             first, count = lacking[0], len(lacking)
-            many = f"{count:,} of the {len(spelt):,} archives of {path!r} do not exist, the first: {first!r}"
+            many = f"{count:,} of the {len(spelt):,} archives of {path!r} do not exist, the first: {first!r}. Add them."
             expected = "expected a folder, a .tar or a glob of tars (data.path, data.val_path or DATA)"
             raise UserError(many if len(spelt) > 1 else f"{path!r} does not exist; {expected}")
         found += [one for there in each for one in there]

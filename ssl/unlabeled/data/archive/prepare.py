@@ -167,7 +167,9 @@ class Preparation:
                 written.seek(start)
                 data = written.read(size)
                 if zlib.crc32(data) != checksum:
-                    raise UserError(f"{file} does not hold what was written to it at byte {start}: is the disk sound?")
+                    raise UserError(
+                        f"{file} does not hold what was written to it at byte {start}. Check the disk, or take another."
+                    )
                 if i not in unusable:
                     decode(data, MAX_PIXELS, self.source.key(i), self.channels)
 

@@ -115,7 +115,7 @@ def _tried(path: str, read: Callable[[], T], for_good: tuple[type[Exception], ..
         except http.Changed:
             raise _changed(path) from None
         except for_good as error:
-            raise UserError(f"{path!r} cannot be read: {first_line(error)}") from error
+            raise UserError(f"{path!r} cannot be read: {first_line(error)}. Mend the address or the rights.") from error
         except Exception as error:  # every file system raises its own
             if wait is None:
                 raise Interrupted(f"{path!r} cannot be read: {first_line(error)}. {AGAIN}") from error
@@ -161,5 +161,5 @@ def _system_of(pid: int, path: str) -> tuple[Any, str]:
     except OSError as error:  # some connect at once
         raise Interrupted(f"{path!r} cannot be reached: {first_line(error)}. {AGAIN}") from error
     except Exception as error:  # every file system raises its own
-        raise UserError(f"{path!r} cannot be reached: {first_line(error)}") from error
+        raise UserError(f"{path!r} cannot be reached: {first_line(error)}. Mend the address or the rights.") from error
     return system, name

@@ -34,7 +34,8 @@ def read_rows(path: str, asked: Dialect) -> Iterator[Row]:
                     )
             yield row
     except OSError as error:
-        raise UserError(f"data.path={path!r} cannot be read: {error.strerror or error}") from error
+        said = f"data.path={path!r} cannot be read: {error.strerror or error}. Name a table that can be."
+        raise UserError(said) from error
 
 
 def _csv(path: str, asked: Dialect) -> Iterator[Row]:
@@ -104,4 +105,6 @@ def _parquet(path: str, asked: Dialect) -> Iterator[Row]:
     except (pyarrow.ArrowException, ArithmeticError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # not pyarrow's, the disk's
             raise
-        raise UserError(f"data.path={path!r} is no Parquet file: {show(first_line(error), 200)}") from error
+        raise UserError(
+            f"data.path={path!r} is no Parquet file: {show(first_line(error), 200)}. Write it again."
+        ) from error

@@ -110,7 +110,7 @@ def _open_local(path: str) -> BinaryIO:
         # a small buffer: of large members only the headers are read
         return open(path, "rb", buffering=1 << 14)
     except OSError as error:
-        raise UserError(f"the archive {path!r} cannot be read: {error.strerror}") from error
+        raise UserError(f"the archive {path!r} cannot be read: {error.strerror}. Make it readable.") from error
 
 
 def _members(file: BinaryIO, path: str, total: int) -> Iterator[Member]:
@@ -127,7 +127,9 @@ def _members(file: BinaryIO, path: str, total: int) -> Iterator[Member]:
                 f"{size:,} bytes, {total - start:,} are left. Copy the archive again"
             )
         if extends and size > EXTENSION_BYTES:
-            raise UserError(f"{path!r} is corrupt: at byte {position} a name or its like claims {size:,} bytes")
+            raise UserError(
+                f"{path!r} is corrupt: at byte {position} a name or its like claims {size:,} bytes. Copy it again."
+            )
         if extends:
             override |= _override(header, file, path, size)
         else:

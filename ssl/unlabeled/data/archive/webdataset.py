@@ -85,7 +85,9 @@ class Beside:
         elif self.others:
             say_once(f"{path}: labels belong to names up to the last dot, where WebDataset looks for the first")
         if self._lacking and self._lacking == self.labels + self.others:
-            raise UserError(f"no .{ending} file has the key {self.key!r}; the first has {self._keys}")
+            raise UserError(
+                f"no .{ending} file has the key {self.key!r}; the first has {self._keys}. Name it in data.label."
+            )
 
     def _label(self, file: BinaryIO, path: str, member: Member) -> Any:
         name, start, size = member
@@ -97,7 +99,7 @@ class Beside:
             label = self._value(json.loads(text)) if self.key else text.strip()
         except (ValueError, TypeError, RecursionError) as error:
             why = first_line(error)
-            raise UserError(f"{path!r}: {readable(name)!r} holds no {self.key or 'text'}: {why}") from error
+            raise UserError(f"{path!r}: {readable(name)!r} holds no {self.key or 'text'}: {why}. Mend it.") from error
         if isinstance(label, str) and (len(label) > LONGEST or "\0" in label):
             raise UserError(
                 f"{path!r}: {readable(name)!r} holds a label of {len(label):,} characters, {show(label)}; expected at "

@@ -101,7 +101,10 @@ class ViewDataset(Dataset[Sample]):
                 return self.source.image(used), used, bad
             except BadSample as error:
                 bad.append((error.key, error.reason))
-        raise UserError(f"{len(bad)} pictures in a row cannot be used, the last: {one_line(': '.join(bad[-1]))}")
+        last = one_line(": ".join(bad[-1]))
+        raise UserError(
+            f"{len(bad)} pictures in a row cannot be used, the last: {last}. Look at them, and at data.path."
+        )
 
 
 def collate(samples: Sequence[Sample]) -> RawBatch:

@@ -106,7 +106,10 @@ def read_classes(path: str) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise UserError(f"data.classes={path!r} is no UTF-8 at byte {error.start}. Save it as UTF-8") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"data.classes={path!r} cannot be read: {getattr(error, 'strerror', error)}") from error
+        why = getattr(error, "strerror", error)
+        raise UserError(
+            f"data.classes={path!r} cannot be read: {why}. Name a text file with a class a line."
+        ) from error
     names = [name for name in map(canonical, lines) if name]
     _refuse_long(names)
     if not names:

@@ -27,7 +27,9 @@ class Config(FixedMask, frozen=True, extra="forbid"):
                 f"a mask unit of {unit} pixels is not a multiple of the patch size {patch}. Set unit={patch}"
             )
         if any(side % unit for side in size):
-            raise ValueError(f"a mask unit of {unit} pixels does not divide a crop of {size[0]}x{size[1]}")
+            raise ValueError(
+                f"a mask unit of {unit} pixels does not divide a crop of {size[0]}x{size[1]}: set one that does"
+            )
         self.must_leave_both(size[0] // unit * (size[1] // unit), size)
 
     def patch(self, patch: int, smallest: int) -> int:

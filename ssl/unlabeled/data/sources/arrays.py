@@ -63,7 +63,7 @@ class ArraySource(Source):
             target.check_bands(1 if len(shape) == 3 else shape[layout.index("C")])
         except ValueError as error:
             raise UserError(
-                f"{path!r} in the layout {layout} has {error}: as many as data.mean and data.std have values"
+                f"{path!r} in the layout {layout} has {error}: give data.mean and data.std as many values"
             ) from error
         self.classes, self.labels = numbered([None] * len(self) if labels is None else self._named(labels), order)
 
@@ -124,6 +124,6 @@ def _loaded(path: str) -> NDArray[Any]:
         local_identity(path)
         return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
-        raise UserError(f"{path!r} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path!r} cannot be read: {error.strerror or error}. Name a file that can be.") from error
     except Exception as error:  # numpy raises of any kind where a header says what cannot be
-        raise UserError(f"{path!r} is no plain .npy file: {first_line(error)}") from error
+        raise UserError(f"{path!r} is no plain .npy file: {first_line(error)}. Write it by numpy.save.") from error

@@ -131,7 +131,9 @@ def _loaded(path: str, config: str | None, revision: str | None, split: str) -> 
             else datasets.load_dataset(path, config, revision=revision, split=split)
         )
     except Exception as error:  # the library raises whatever its loaders, the network and the hub raise
-        raise UserError(f"the data set {path!r}, split {split!r}, cannot be had: {first_line(error)}") from error
+        raise UserError(
+            f"the data set {path!r}, split {split!r}, cannot be had: {first_line(error)}. Mend its name."
+        ) from error
     splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or ALONE): found}
     # what was loaded by name is what was asked for: `train[:10%]` is a part of a split
     if saved and split not in splits:

@@ -91,7 +91,7 @@ class Config(EncodedConfig):
             if not values:
                 raise UserError(f"{self.path!r} has no rows below its columns; expected one for each picture")
             found = f"[{', '.join(map(show, sorted(values)[:10]))}]"
-            raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {found}")
+            raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {found}. Choose one of these.")
         return Listing.of(builder.build(), *numbered(labels, self.order), (stamp,), named=True)
 
 
@@ -99,4 +99,5 @@ def _stamp(path: str) -> Stamp:
     try:
         return Stamp(path, *local_identity(path))
     except OSError as error:
-        raise UserError(f"data.path={path!r} cannot be read: {error.strerror or error}") from error
+        said = f"data.path={path!r} cannot be read: {error.strerror or error}. Name a table that can be."
+        raise UserError(said) from error

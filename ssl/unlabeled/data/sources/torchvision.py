@@ -63,7 +63,7 @@ class Config(EncodedConfig):
             dataset = getattr(torchvision.datasets, self.dataset)(self.root, **arguments)
         except Exception as error:  # each class raises its own
             problem = f"{self.dataset} in {self.root!r} with {arguments} cannot be had"
-            raise UserError(f"{problem}: {first_line(error)}") from error
+            raise UserError(f"{problem}: {first_line(error)}. Mend data.root, or put the files there.") from error
         return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.target, self.order)
 
 
