@@ -101,7 +101,8 @@ def look(config: EncodedConfig, seed: int = 0) -> Looked:
     shown.close()
     if not len(found):
         raise UserError(
-            f"none of {len(source):,} pictures can be read, such as {found.bad[0].key}: {found.bad[0].reason}"
+            f"none of {len(source):,} pictures can be read, such as {found.bad[0].key}: {found.bad[0].reason}. "
+            "Name a folder of others."
         )
     compared = compare(found, None)
     pairs = () if compared is None else (*compared.copies.exact[:, 1], *compared.copies.near[:, 1])
@@ -140,7 +141,7 @@ def as_stored(source: Source) -> Stored:
             bits.append(16 if values.dtype.kind in "ui" and values.dtype.itemsize == 2 else 32)
             ranges.append(np.percentile(values[np.isfinite(values)], OUTER))
     if not bands:
-        raise UserError(f"none of {len(source):,} pictures can be read, such as {first}")
+        raise UserError(f"none of {len(source):,} pictures can be read, such as {first}. Name others.")
     channels = _together(bands)
     fitting = sum(n for count, n in bands.items() if count == channels or {count, channels} <= {1, 3})
     cost = float(np.mean(reading)), float(np.mean(decoding))

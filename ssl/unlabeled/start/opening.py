@@ -160,7 +160,8 @@ def _table(path: str) -> Place:
     image = image or next((name for name in names if _is_file(path, row, name)), None)
     if image is None:
         raise UserError(
-            f"no column of {path} has paths of files; found the columns {', '.join(names)}, the first row {row}"
+            f"no column of {path} has paths of files; found the columns {', '.join(names)}, the first row {row}. "
+            "Give one of them the paths."
         )
     label, split = (next((lower[name] for name in some if name in lower), None) for some in (LABEL, SPLIT))
     fields: dict[str, Any] = {"name": "table", "path": path, "image": image, "label": label}
