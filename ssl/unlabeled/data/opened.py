@@ -10,6 +10,7 @@ import numpy as np
 
 from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.archive.prepared import open_prepared, summary
+from unlabeled.data.label.holdout import Divided, divide
 from unlabeled.data.label.overlap import refuse_shared
 from unlabeled.data.source import Source, SourceConfig
 from unlabeled.errors import UserError
@@ -22,6 +23,7 @@ class Opened:
 
     def __init__(self, config: SourceConfig, index: IndexFolder | None = None) -> None:
         self.config, self.index = config, index or IndexFolder()
+        self._others: dict[str, Opened] = {}
 
     @cached_property
     def train(self) -> Source:
@@ -48,7 +50,21 @@ class Opened:
 
     def original(self, split: Split) -> Source:
         """The same, never from the cache."""
-        return self.config.source(split, self.index)
+        return self.config.source(split, self.index) if self.divided is None else self.divided.side(split)
+
+    @cached_property
+    def divided(self) -> Divided | None:
+        """All images in two sides, where a share of them is held out."""
+        share, seed = self.config.share, self.config.split_seed
+        return None if share is None else divide(self.config.source("train", self.index), share, seed)
+
+    def other(self, field: str, config: SourceConfig | None) -> Opened:
+        """The section of another field, its index below this one's; None = this one."""
+        if config is None:
+            return self
+        if field not in self._others:
+            self._others[field] = Opened(config, self.index.part(field))
+        return self._others[field]
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Opened:
         """The same images under another normalisation of as many channels; open splits stay open."""

@@ -42,6 +42,12 @@ VALUE_RANGE: Any = Field(
 )
 
 
+NORMALISED = ("mean", "std", "value_range")  # the fields that decide what an encoder sees of an image
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, strict=True)]
+HOLDS_OUT = (
+    "share of every class that is held out of the images to train on, to evaluate on, such as 0.2, where no split is "
+    "made yet; at least one image on each side where a class has two; equal files stay together"
+)
 AFTERWARDS = Mark("says how images are used, not which they are: small copies do not depend on it")
 
 
@@ -50,7 +56,7 @@ class Source(ABC):
 
     labels: NDArray[np.int64]  # [n] int64, -1 where unknown
     classes: tuple[str, ...]  # class names by number; () when unlabelled
-    encoded: ClassVar[bool] = False  # whether `read` gives the encoded bytes of an image
+    encoded: bool = False  # whether `read` gives the encoded bytes of an image
 
     @abstractmethod
     def __len__(self) -> int:
@@ -73,7 +79,7 @@ class Source(ABC):
         return b""
 
     def name(self, i: int) -> bytes:
-        """The path of image i below its split."""
+        """The name of image i in its split, wherever that lies: a path below it, or a number."""
         return self.key(i).encode()
 
     def file(self, i: int) -> bytes | None:
@@ -156,6 +162,12 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         "natural order of those that occur (2 before 10)",
     )
 
+    # small copies are made of a split that was held out as it is; see `share`
+    split: Annotated[Share | None, AFTERWARDS] = Field(None, description=f"{HOLDS_OUT}; null = none")
+    split_seed: Annotated[int, AFTERWARDS] = Field(
+        0, ge=0, lt=2**32, description="which images `split` holds out: runs of other seeds share them"
+    )
+
     @model_validator(mode="after")
     def _one_of_each(self) -> SourceConfig:
         if len(self.mean) != len(self.std):
@@ -165,10 +177,21 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_val(self) -> SourceConfig:
+        if self.share is not None and self.names_val:
+            said = {name: getattr(self, name, None) for name in ("val", "val_path")}
+            named = " ".join(f"data.{name}=null" for name, value in said.items() if value is not None)
+            raise ValueError(
+                f"split={self.share:g} holds a share of train out to evaluate on, and there are pictures for that "
+                f"already. Leave split out, or these: {named or 'this kind of data always has them'}"
+            )
+        return self
+
     @abstractmethod
     def source(self, split: Split, index: IndexFolder) -> Source:
         """The images of a split, their labels numbered on their own; `index` keeps what a scan finds. `val` is asked
-        for only where there is one. Raises UserError when they cannot be had."""
+        for only where `names_val`. Raises UserError when they cannot be had."""
 
     @property
     def channels(self) -> int:
@@ -181,14 +204,41 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         return None if self.classes is None else read_classes(self.classes)
 
     @property
+    def share(self) -> float | None:
+        """Share of every class that is held out of `train` as `val`; None = none is."""
+        return self.split
+
+    @property
+    def names_val(self) -> bool:
+        """Whether a field says which images to evaluate on."""
+        return getattr(self, "val", None) is not None
+
+    @property
     def has_val(self) -> bool:
         """Whether there are images to evaluate on."""
-        return getattr(self, "val", None) is not None
+        return self.share is not None or self.names_val
 
     @property
     def parts(self) -> Sequence[SourceConfig]:
         """The sources that this one joins; itself alone unless it is a mixture."""
         return (self,)
+
+    def normalised_as(self, other: SourceConfig, field: str) -> Self:
+        """The same images with the normalisation and the values of another section.
+
+        Raises:
+            ValueError: this one, which the recipe calls `field`, says otherwise, or has no such channels.
+        """
+        shared = [name for name in NORMALISED if name in type(self).model_fields and name in type(other).model_fields]
+        for name in shared:
+            found, expected = getattr(self, name), getattr(other, name)
+            if name in self.model_fields_set and found != expected:
+                raise ValueError(
+                    f"{field}.{name} is {_list(found)}, and data.{name} is {_list(expected)}: an encoder sees pictures "
+                    f"of both in the same way. Leave {field}.{name} out"
+                )
+        self.check_channels(other.channels)
+        return self.model_copy(update={name: getattr(other, name) for name in shared})
 
     def check_channels(self, channels: int) -> None:
         """Raise ValueError when images of this kind cannot have so many channels."""
@@ -200,6 +250,10 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     def masks(self) -> SourceConfig | None:
         """Masks of class numbers that lie beside the images, as a source of their own; None = not of this kind."""
         return None
+
+
+def _list(values: tuple[float, ...] | None) -> list[float] | None:
+    return None if values is None else list(values)
 
 
 class EncodedConfig(SourceConfig):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +16,7 @@ from unlabeled.data.source import Source
 from unlabeled.doctor.compared import Compared
 from unlabeled.doctor.duplicates import groups
 from unlabeled.errors import UserError
-from unlabeled.files import replacing
+from unlabeled.files import write_csv
 from unlabeled.randomness import Stream, stream
 from unlabeled.text import spreadsheet
 
@@ -51,7 +49,7 @@ def write_copies(file: Path, compared: Compared) -> str:
         for kind, pairs in compared.copies._asdict().items()
         for first, copy in pairs.tolist()
     ]
-    _write(file, COPIES, ([spreadsheet(cell) for cell in row] for row in rows))
+    write_csv(file, COPIES, ([spreadsheet(cell) for cell in row] for row in rows))
     leaks = sum(row[1] != row[4] for row in rows)
     return f"{file}: {len(rows):,} copies, {leaks:,} of them leaks from one split to the other"
 
@@ -77,7 +75,7 @@ def write_split(file: Path, compared: Compared, group: str | None, share: float,
             "--val-share, or group less."
         )
     splits = np.where(held_out, "val", "train")
-    _write(file, TABLE, zip(paths, labels, splits.tolist(), map(str, group_of.tolist()), strict=True))
+    write_csv(file, TABLE, zip(paths, labels, splits.tolist(), map(str, group_of.tolist()), strict=True))
     count, kinds = int(held_out.sum()), len(np.unique(group_of))
     label = ", label: label" if any(labels) else ""
     matched = "" if group is None else f"; {sum(name is not None for name in named):,} paths match --group"
@@ -131,10 +129,3 @@ def _named(paths: Sequence[str], group: str | None) -> list[str | None]:
         return [os.path.dirname(path) for path in paths]
     found = [re.search(group, path) for path in paths]
     return [match and "\0".join(part or "" for part in (match.groups() or (match[0],))) for match in found]
-
-
-def _write(file: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # a path that is no UTF-8 is written as it is: tables are read in the same way
-    with replacing(file) as new, new.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out:
-        csv.writer(out).writerows([head, *rows])

@@ -6,12 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, WrapValidator, create_model, model_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_serializer,
+)
 from pydantic_core import PydanticKnownError
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Pool
+from unlabeled.data.archive.listing import digest
+from unlabeled.data.source import AnyData
 from unlabeled.errors import UserError
 from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.protocol import PROTOCOLS, AnyProtocol, Protocol, Score, scored
@@ -21,6 +31,11 @@ DEFAULT = ("knn", "linear")
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 IN_ORDER = sorted(PROTOCOLS.names(), key=lambda name: getattr(PROTOCOLS.kind(name), "order", 0))
 M = TypeVar("M", bound=BaseModel)
+
+
+def _in_folders(value: Any) -> Any:
+    """The section that a path alone stands for."""
+    return {"name": "files", "path": value, "train": "train", "val": "val"} if isinstance(value, str) else value
 
 
 def _with_name(value: Any, handler: Any) -> Any:
@@ -53,6 +68,11 @@ class Evaluation(Preparation, frozen=True, extra="allow"):
     __pydantic_extra__: dict[str, Annotated[AnyProtocol, WrapValidator(_with_name)]]
     extra_kind: ClassVar[Any] = AnyProtocol
 
+    data: Annotated[AnyData | None, BeforeValidator(_in_folders)] = Field(
+        None,
+        description="labelled pictures to fit and test on that lie elsewhere: a section like `data`, or only a folder "
+        "with train/CLASS/ and val/CLASS/; null = those of `data`. They are normalised as `data` is",
+    )
     every: int | None = Field(None, ge=1, description="steps between evaluations; null = only at the end")
     fractions: tuple[Fraction, ...] = Field(
         (1.0,), min_length=1, description="shares of the training labels to use, each its own result"
@@ -109,6 +129,11 @@ class Evaluator:
     def __init__(self, evaluation: Evaluation, splits: Splits, shape: tuple[int, int]) -> None:
         self.evaluation, self.splits, self.shape = evaluation, splits, shape
         self.pictures: dict[str, int] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images of both splits."""
+        return digest([source.fingerprint().encode() for source in self.splits.sources])
 
     def __call__(self, encoder: Encoder, pool: Pool | None = None) -> Iterator[tuple[str, float]]:
         """Yield ("knn", percent), ("linear", percent), then the same for smaller shares as "linear_1%".

@@ -148,10 +148,11 @@ def open_scenes(data: Opened, split: Split, **how: Any) -> Scenes:
             f"segmentation needs masks beside pictures in a folder or a tar, found data {data.config.name!r}. "
             "Set data.name=files."
         )
+    where = split if data.divided is None else "train"  # of all images, where a share of them is held out
     try:
-        masks = Opened(beside).original(split)
+        masks = Opened(beside).original(where)
     except UserError as error:
-        prefix = getattr(data.config, split)
+        prefix = getattr(data.config, where)
         raise UserError(
             f"segmentation needs the masks of {split}: for every {prefix}/a/x.jpg a {prefix}_masks/a/x.png of class "
             f"numbers. But: {error}"

@@ -20,12 +20,13 @@ from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.data.sources.table import Config as Table
 from unlabeled.errors import UserError
 from unlabeled.launch.options import checked
-from unlabeled.recipe import parse
+from unlabeled.recipe import parse, said
 from unlabeled.recipe.shipped import FILES, is_shipped
-from unlabeled.train.recipe import Recipe
+from unlabeled.train.recipe import ELSEWHERE, Recipe
 
 TABLES = (".csv", ".tsv", *PARQUET)
 OF_DATA = "data."  # how settings of the images begin
+SPLIT = f"{OF_DATA}split"
 RECIPE = "recipe.yaml"  # as a run leaves it
 Load = Callable[[str, Sequence[str]], Recipe]
 # fields of sources of which all images are wanted, labelled or not, where no recipe knows of splits
@@ -39,6 +40,7 @@ def given(
     splits: Mapping[str, str | None],
     changes: Sequence[str] = (),
     own: Mapping[type[SourceConfig], dict[str, Any]] = MappingProxyType({}),
+    labelled: bool = False,
 ) -> SourceConfig:
     """Find the images, scaled and normalised as an export was trained.
 
@@ -48,28 +50,32 @@ def given(
         how: the export's.
         splits: names of `train` and `val`; None = as the recipe says, else the same word.
         changes: `data.a=value`, fields of the `data:` section.
-        own: fields of it by kind of source, where `what` is neither a recipe nor a run.
+        own: fields of it by kind of source, where `what` is neither a recipe nor a run, and no share is held out.
+        labelled: whether those are wanted that a recipe is judged by, where they lie elsewhere.
 
     Raises:
         UserError: it is none of these, or a field does not fit.
     """
-    said = {change.partition("=")[0].removeprefix(OF_DATA) for change in changes}
+    told = {change.partition("=")[0].removeprefix(OF_DATA) for change in changes}
     if (Path(what) / RECIPE).is_file():
-        data = _recipes(str(Path(what) / RECIPE), load, splits, changes)
+        data = _recipes(str(Path(what) / RECIPE), load, splits, changes, labelled)
     elif _is_recipe(what):
-        data = _recipes(what, load, splits, changes)
-        said = data.model_fields_set
+        data = _recipes(what, load, splits, changes, labelled)
+        told = data.model_fields_set
     else:
         kind, fields = _section(what, max(how.size or (0,)))
-        named = {name: value if value is not None else name for name, value in splits.items()}
-        fields |= (named if kind is not Shapes else {}) | own.get(kind, {})
+        if holds_out(changes):  # labels decide, whatever the command: all see the same two sides
+            fields |= {name: value for name, value in splits.items() if value is not None}
+        else:
+            named = {name: value if value is not None else name for name, value in splits.items()}
+            fields |= (named if kind is not Shapes else {}) | own.get(kind, {})
         if changes:
             schema: Any = create_model("Given", data=(kind, ...))
             parsed: Any = parse(schema, json.dumps({"data": fields}), changes, where="data")
             data = cast("SourceConfig", parsed.data)
         else:
             data = checked(kind, **fields)
-    return _prepared(what, data, how, said)
+    return _prepared(what, data, how, told)
 
 
 def data_of(args: argparse.Namespace, load: Load, how: Preprocessing) -> Opened:
@@ -77,19 +83,32 @@ def data_of(args: argparse.Namespace, load: Load, how: Preprocessing) -> Opened:
     changes = [change for change in args.set if change.startswith(OF_DATA)]
     if args.allow_overlap:
         changes.append("data.allow_overlap=true")
-    data = given(args.data, load, how, {"train": args.train, "val": args.val}, changes)
+    data = given(args.data, load, how, {"train": args.train, "val": args.val}, changes, labelled=True)
     if not data.has_val:
-        raise UserError(f"{args.data} has no pictures to test on: data.val is null, expected {data.what_val_is}")
+        raise UserError(
+            f"{args.data} has no pictures to test on: data.val is null, expected {data.what_val_is}; or hold a share "
+            "of every class out: --set data.split=0.2"
+        )
     return Opened(data)
 
 
-def has_splits(what: str) -> bool:
-    """Whether what was given knows of pictures to train on and others to evaluate on: a recipe, a run, or `shapes`."""
-    return what == "shapes" or _is_recipe(what) or (Path(what) / RECIPE).is_file()
+def has_splits(what: str, changes: Sequence[str] = ()) -> bool:
+    """Whether what was given, changed so, knows of pictures to train on and others to evaluate on: a recipe, a run,
+    `shapes`, or a share that is held out."""
+    return what == "shapes" or _is_recipe(what) or (Path(what) / RECIPE).is_file() or holds_out(changes)
 
 
 def _is_recipe(what: str) -> bool:
     return what.endswith(FILES) or is_shipped(what)
+
+
+def holds_out(changes: Sequence[str]) -> bool:
+    """Whether changes ask for a share to be held out: the last `data.split` is a number between 0 and 1."""
+    shares = [value for name, _, value in (change.partition("=") for change in changes) if name.strip() == SPLIT]
+    try:
+        return 0 < float(shares[-1]) < 1 if shares else False
+    except ValueError:  # a column
+        return False
 
 
 def _section(what: str, side: int) -> tuple[type[SourceConfig], dict[str, Any]]:
@@ -101,9 +120,20 @@ def _section(what: str, side: int) -> tuple[type[SourceConfig], dict[str, Any]]:
     return Files, {"path": what}
 
 
-def _recipes(path: str, load: Load, splits: Mapping[str, str | None], changes: Sequence[str]) -> SourceConfig:
-    told = [f"data.{name}={json.dumps(value)}" for name, value in splits.items() if value is not None]
-    return load(path, [*told, *changes]).data
+def _recipes(
+    path: str, load: Load, splits: Mapping[str, str | None], changes: Sequence[str], labelled: bool
+) -> SourceConfig:
+    told = [f"{OF_DATA}{name}={json.dumps(value)}" for name, value in splits.items() if value is not None]
+    if not (labelled and _judged_elsewhere(said(path))):
+        return load(path, [*told, *changes]).data
+    below = ELSEWHERE.removesuffix(OF_DATA.rstrip("."))
+    recipe = load(path, [f"{below}{change}" for change in (*told, *changes)])
+    return recipe.elsewhere or recipe.data
+
+
+def _judged_elsewhere(recipe: Mapping[str, Any]) -> bool:
+    evaluate = recipe.get("evaluate")
+    return isinstance(evaluate, Mapping) and evaluate.get("data") is not None
 
 
 def _prepared(what: str, data: SourceConfig, how: Preprocessing, said: set[str]) -> SourceConfig:

@@ -109,10 +109,17 @@ def _refuse_other_recipe(
 
 def _refuse_other_pictures(engine: Engine, job: Job, saved: dict[str, Any]) -> None:
     facts = saved["facts"]
-    if {**job.facts, **facts} == job.facts:  # what an older version did not note cannot be told
+    # what an older version did not note cannot be told, and labelled pictures may come and go
+    changed = [name for name, value in job.facts.items() if facts.get(name, value) != value]
+    if not changed:
         return
-    if facts.get("pictures") == job.facts.get("pictures"):
-        [name] = [name for name, value in job.facts.items() if value != facts.get(name)]
+    if "pictures" not in changed:
+        name = changed[0]
+        if "." in name:
+            raise UserError(
+                f"{engine.output} holds a run that was evaluated on other pictures than {name} has now: names, sizes "
+                f"or labels have changed, so scores could not be compared. {ADVICE}"
+            )
         weights = f"{name}={dict(job.recipe)[name]}"
         raise UserError(f"{engine.output} holds a run that began with other weights than {weights} has now. {ADVICE}")
     now, then = len(job.dataset.source), saved.get("samples")

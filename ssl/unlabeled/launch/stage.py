@@ -27,6 +27,7 @@ from unlabeled.launch.arguments import parse
 from unlabeled.launch.plan import Line, format_plan, on_meta, plan
 from unlabeled.launch.record import recorded
 from unlabeled.launch.resume import length, resume
+from unlabeled.launch.sides import TABLE, held_out, write_sides
 from unlabeled.pretrain.continued import Caution
 from unlabeled.pretrain.method import Method
 from unlabeled.processes import claim_together, cores, on_main, together
@@ -34,7 +35,7 @@ from unlabeled.recipe import describe, dump, load, said
 from unlabeled.recipe.shipped import find
 from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
-from unlabeled.train.recipe import Recipe, Run
+from unlabeled.train.recipe import ELSEWHERE, Recipe, Run
 
 R = TypeVar("R", bound=Recipe)
 J = TypeVar("J", bound=Job)
@@ -55,6 +56,8 @@ OWN = (
     "metrics.jsonl",
     "bad_samples.jsonl",
     "recipe.yaml",
+    TABLE,
+    f"evaluate_{TABLE}",
     "result.json",
     "result.md",
     "confusion.png",
@@ -205,6 +208,8 @@ def opened(
     resume(engine, longer, extend)
     if accelerator.is_main_process:
         write_text(output / "recipe.yaml", dump(job.recipe))
+        write_sides(output / TABLE, job.data)
+        write_sides(output / f"evaluate_{TABLE}", job.data.other(ELSEWHERE, job.recipe.elsewhere))
     with recorded(engine, lines):
         yield engine
     if lock:
@@ -244,10 +249,14 @@ def _time(job: Job, accelerator: Accelerator) -> Line:
 def _left_out(job: Job) -> Iterator[Line]:
     """Lines of the plan about files and images that are not used, or used although they may not be meant to be."""
     config, train = job.recipe.data, job.dataset.source
+    labelled = job.data.other(ELSEWHERE, job.recipe.elsewhere)
+    yield from (("split", f"{text}; listed in {job.recipe.output}/{TABLE}") for text in held_out(job.data))
+    if labelled is not job.data:
+        yield from (("split", f"{ELSEWHERE}: {text}") for text in held_out(labelled))
     splits = {"train": train}
-    if config.has_val and job.evaluate is not None:
+    if labelled.config.has_val and job.evaluate is not None:
         with suppress(UserError):  # images without labels will do where an evaluation reads none
-            splits["val"] = job.data.val
+            splits["val"] = labelled.val
     yield from (("skipped", f"{name}: {in_words(n)}") for name, source in splits.items() if (n := source.skipped))
     if count := train.unlabelled:
         yield "unlabelled", f"{count:,} of the pictures of train have no label and are left out"

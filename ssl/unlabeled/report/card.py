@@ -24,6 +24,7 @@ class Made(NamedTuple):
         way: the name of its strategy, or of its task.
         classes: names, by number.
         order: the file that orders them; None = nobody did.
+        held_out: what the run held out of the pictures, in words; "" = nothing.
         accuracy: percent.
         scored: how many pictures that is of.
     """
@@ -41,6 +42,7 @@ class Made(NamedTuple):
     way: str = ""
     classes: Sequence[str] = ()
     order: str | None = None
+    held_out: str = ""
     accuracy: float = 0.0
     scored: int = 0
 
@@ -83,10 +85,11 @@ def _scored(made: Made) -> str:
 
 def _card(made: Made, title: str, body: str, loading: str) -> str:
     made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
+    held_out = f"- {markdown(made.held_out)}\n" if made.held_out else ""
     begun = f"- began with {markdown(made.begun)}\n" if made.begun else ""
     kept = "" if made.kept is None else f", kept: step {made.kept:,}, whose score was best"
     return (
         f"# {markdown(f'{made.name}: {title}')}\n\n```python\n{loading}\n```\n\n"
-        f"{body}\n\n## Made with\n\n- {made_with}\n- pictures: fingerprint {made.fingerprint}\n{begun}"
+        f"{body}\n\n## Made with\n\n- {made_with}\n- pictures: fingerprint {made.fingerprint}\n{held_out}{begun}"
         f"- {made.steps:,} steps, {made.skipped} skipped, {made.bad} bad pictures{kept}\n\n```yaml\n{made.recipe}```\n"
     )

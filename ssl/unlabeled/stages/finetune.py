@@ -24,6 +24,7 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Encode
 from unlabeled.launch.plan import Line, on_meta
+from unlabeled.launch.sides import held_out
 from unlabeled.launch.stage import Stage
 from unlabeled.paths import UserPath
 from unlabeled.pretrain.method import Method
@@ -273,6 +274,7 @@ def made(recipe: FinetuneRecipe, engine: Engine, result: dict[str, Any]) -> Made
         way=recipe.task.way,
         classes=source.classes,
         order=recipe.data.classes,
+        held_out="; ".join(held_out(engine.job.data)),
         accuracy=result["accuracy"],
         scored=result["pictures"],
     )

@@ -21,13 +21,14 @@ from unlabeled.data.archive.listing import Split
 from unlabeled.data.batch.loader import Normalize, ViewDataset
 from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
 from unlabeled.data.opened import Opened, location
-from unlabeled.data.source import Source
+from unlabeled.data.source import Source, SourceConfig
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator
 from unlabeled.evaluate.features import Encode
 from unlabeled.evaluate.splits import Splits
 from unlabeled.launch.plan import Line, on_meta
+from unlabeled.launch.sides import held_out
 from unlabeled.launch.stage import Stage
 from unlabeled.look.collect import Prepared
 from unlabeled.look.during import Looking, Pictures
@@ -47,7 +48,7 @@ from unlabeled.train.engine import Engine
 from unlabeled.train.following import following
 from unlabeled.train.job import Job
 from unlabeled.train.pictures import PictureWriter
-from unlabeled.train.recipe import Recipe
+from unlabeled.train.recipe import ELSEWHERE, Recipe
 from unlabeled.train.state import split_heads
 
 SUMMARY = "pretrain an encoder on pictures without labels"
@@ -93,6 +94,13 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
             )
         return method
 
+    @field_validator("evaluate")
+    @classmethod
+    def _seen_alike(cls, evaluate: Evaluation | None, info: ValidationInfo) -> Evaluation | None:
+        if evaluate is None or evaluate.data is None or "data" not in info.data:
+            return evaluate
+        return evaluate.model_copy(update={"data": evaluate.data.normalised_as(info.data["data"], ELSEWHERE)})
+
     @field_validator("continued")
     @classmethod
     def _continues_something(cls, continued: Continued | None, info: ValidationInfo) -> Continued | None:
@@ -107,6 +115,10 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
     @property
     def views(self) -> dict[str, View]:
         return {f"method.{name}": value for name, value in self.method if isinstance(value, View)}
+
+    @property
+    def elsewhere(self) -> SourceConfig | None:
+        return None if self.evaluate is None else self.evaluate.data
 
     @property
     def evaluated_every(self) -> int | None:
@@ -216,6 +228,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
             evaluate=None if evaluator is None else scores,
             facts={
                 "pictures": job.dataset.source.fingerprint(),
+                **({} if evaluator is None or recipe.elsewhere is None else {ELSEWHERE: evaluator.fingerprint}),
                 **({} if job.begun is None else {"init": job.begun.digest}),
             },
             picture=Pictures(
@@ -230,12 +243,23 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
             if recipe.data.has_val:  # not read now, but by whatever comes after this run
                 data.pictures("val")
             return None
-        if not recipe.data.has_val:
-            raise UserError("evaluate needs labelled pictures, but data.val is null. Set data.val, or evaluate=null.")
+        labelled = data.other(ELSEWHERE, recipe.elsewhere)
+        if recipe.elsewhere is not None and not recipe.elsewhere.has_val:
+            raise UserError(
+                f"{ELSEWHERE} has no pictures to test on: expected {recipe.elsewhere.what_val_is}, or a share of every "
+                f"class that is held out: {ELSEWHERE}.split=0.2"
+            )
+        if not labelled.config.has_val:
+            raise UserError(
+                "evaluate needs labelled pictures, but data.val is null. Set data.val, hold a share of every class out "
+                "of train (data.split=0.2), or name other labelled pictures (evaluate.data=FOLDER); or evaluate=null."
+            )
+        # one process looks for images, the others read its index
+        on_main(accelerator, lambda: labelled.pictures("train"), whole=False)
         evaluate, run = recipe.evaluate, recipe.run
         evaluate.check_reads(recipe.method.backbone)
         where = (accelerator.device, run.workers, accelerator.process_index, accelerator.num_processes)
-        splits = Splits(evaluate, data, *where, labels=evaluate.needs_labels, timeout=run.timeout)
+        splits = Splits(evaluate, labelled, *where, labels=evaluate.needs_labels, timeout=run.timeout)
         evaluate.check(splits)
         return Evaluator(evaluate, splits, recipe.method.views[0].shape)
 
@@ -279,7 +303,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         counts = (len(source), job.facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
         begun = "" if job.begun is None else job.begun.words
         loading = encoder.loading(encoder.model, encoder.arguments, told=", num_classes=0")
-        facts = Made(recipe.name, dump(recipe), *counts, begun=begun, kept=kept)
+        facts = Made(recipe.name, dump(recipe), *counts, begun=begun, kept=kept, held_out="; ".join(held_out(job.data)))
         found = engine.evaluated if kept is None or engine.bar is None else engine.bar.scores.best
         card = pretrain_card(facts, recipe.method.name, found, loading)
         on_main(engine.accelerator, lambda: export_encoder(output / "export", encoder, prepared, card, heads))
@@ -302,7 +326,11 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
 
     def check_evaluation(self, recipe: PretrainRecipe, data: Opened) -> None:
         if (evaluate := recipe.evaluate) is not None:
-            evaluate.check(Splits(evaluate, data, torch.device("cpu"), labels=evaluate.needs_labels))
+            evaluate.check(
+                Splits(
+                    evaluate, data.other(ELSEWHERE, recipe.elsewhere), torch.device("cpu"), labels=evaluate.needs_labels
+                )
+            )
 
     def encoder(self, job: PretrainJob, method: Method) -> Encode:
         how = job.recipe.evaluate or Evaluation()
@@ -315,7 +343,12 @@ def _evaluation(how: Evaluation, job: PretrainJob) -> str:
     method, names = job.recipe.method, ", ".join(how.protocols)
     height, width = method.views[0].shape
     pool = how.pool or f"{cast('PretrainMethod', on_meta(job.build)).pooling()} (as {method.name} is evaluated)"
-    return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}"
+    on = ""
+    if how.data is not None:
+        labelled = job.data.other(ELSEWHERE, how.data)
+        train, test = len(labelled.pictures("train")), len(labelled.pictures("val"))
+        on = f"; fitted on {train:,} and tested on {test:,} pictures of {ELSEWHERE} ({location(how.data)})"
+    return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}{on}"
 
 
 def _looking(job: PretrainJob, device: torch.device) -> Looking | None:
@@ -326,7 +359,8 @@ def _looking(job: PretrainJob, device: torch.device) -> Looking | None:
     how, normalize = recipe.evaluate or Evaluation(), Normalize(recipe.data.mean, recipe.data.std, device)
 
     def sources() -> dict[str, Source]:
-        val = {"val": job.data.pictures("val")} if recipe.data.has_val else {}
+        labelled = job.data.other(ELSEWHERE, recipe.elsewhere)
+        val = {"val": labelled.pictures("val")} if labelled.config.has_val else {}
         return {**val, "train": job.dataset.source}
 
     return Looking(
@@ -368,7 +402,8 @@ def _bar(recipe: PretrainRecipe, init: str, evaluator: Evaluator | None) -> Bar:
 def _labelled(job: PretrainJob) -> str:
     """The DATA of a command that needs labelled images: the run itself where it has some."""
     with suppress(UserError):  # of labels that were not asked for and do not fit
-        if job.recipe.data.has_val and job.data.train.classes and job.data.val.classes:
+        labelled = job.data.other(ELSEWHERE, job.recipe.elsewhere)
+        if labelled.config.has_val and labelled.train.classes and labelled.val.classes:
             return quote(job.recipe.output)
     return "LABELLED"
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from unlabeled.data.source import AnyData
+from unlabeled.data.source import AnyData, SourceConfig
 from unlabeled.data.view.views import View
 from unlabeled.paths import UserPath
 from unlabeled.pretrain.method import Progress
@@ -20,6 +20,7 @@ from unlabeled.train.optimizer import AnyOptim, Optim
 from unlabeled.train.optimizers import adamw
 from unlabeled.train.watch import Watching
 
+ELSEWHERE = "evaluate.data"
 Tracker = Literal["tensorboard", "mlflow"]
 
 
@@ -121,6 +122,11 @@ class Recipe(BaseModel, ABC, frozen=True, extra="forbid"):
     @property
     def evaluated_every(self) -> int | None:
         """Steps between evaluations; None = only at the end."""
+        return None
+
+    @property
+    def elsewhere(self) -> SourceConfig | None:
+        """The labelled images that pretraining is judged by, at ELSEWHERE; None = they are those of `data`."""
         return None
 
     @property

@@ -39,7 +39,10 @@ def labelled(data: Opened, amount: Amount) -> Labelled:
     Raises UserError when labels are missing or do not match, or there are fewer than asked for.
     """
     if not data.config.has_val:
-        raise UserError("fine-tuning reports accuracy on data.val, which is null. Set it to the labelled split.")
+        raise UserError(
+            "fine-tuning reports accuracy on data.val, which is null. Set it to the labelled split, or hold a share of "
+            "every class out of train: data.split=0.2"
+        )
     source = data.train
     if not source.classes:
         raise UserError(

@@ -33,7 +33,7 @@ from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.stages import load_any, stage_of
 from unlabeled.text import one_line
 from unlabeled.train.job import Job
-from unlabeled.train.recipe import Recipe
+from unlabeled.train.recipe import ELSEWHERE, Recipe
 
 T = TypeVar("T")
 
@@ -101,7 +101,8 @@ def examine(
 
     training_pictures = data.train
     scored = stage.evaluated(recipe)
-    val = attempt(lambda: data.val) if recipe.data.has_val or scored else None
+    labelled = data.other(ELSEWHERE, recipe.elsewhere)
+    val = attempt(lambda: labelled.val) if labelled.config.has_val or scored else None
     if val is not None:
         attempt(lambda: stage.check_evaluation(recipe, data))
     job = attempt(lambda: stage.job(recipe, data))
@@ -122,7 +123,7 @@ def examine(
         "speed": None,
     }
     if job is not None and not refused:
-        evaluated = 0 if val is None else sum(len(splits[split]) for split in scored)
+        evaluated = 0 if val is None else sum(len(labelled.split(split)) for split in scored)
         try:
             facts["speed"] = attempt(partial(_speed, stage, job, seconds, evaluated))
         except torch.OutOfMemoryError:

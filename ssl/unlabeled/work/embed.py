@@ -59,7 +59,7 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
         embedding = Embedding(encoder.to(accelerator.device), data.split(args.split), mean, std, settings, args.out)
         asked = embedding.asked()
     agree_on(asked, "pictures, weights or settings")
-    split = args.split if has_splits(args.data) else args.prefix or None
+    split = args.split if has_splits(args.data, args.overrides) else args.prefix or None
     about = {"export": args.export, "data": args.data, "split": split}
     on_main(accelerator, lambda: embedding.claim(about))
     missing = gather_objects(on_main(accelerator, embedding.missing, whole=False))[0]  # before anyone begins

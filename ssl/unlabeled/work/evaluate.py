@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from unlabeled.backbone.weights import prepare
+from unlabeled.data.source import SourceConfig
 from unlabeled.environment import versions
 from unlabeled.errors import UserError
 from unlabeled.evaluate.baselines import summary, verdict
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     everything = [*rows, *baselines]
     terminal.show(console, brief(everything, protocols, verdicts))
     over = {row.name: summary(row, baselines) for row in rows} if baselines else {}
-    about = _protocol(args, asked, comparison)
+    about = _protocol(args, asked, comparison, subjects[0].data.config)
     data = {"protocol": about, "rows": [row.summary() for row in everything], "over_baselines": over}
     found = full(everything, protocols, verdicts, data)
     for file, writer in ((args.json, as_json), (args.markdown, markdown)):
@@ -107,14 +108,18 @@ def _baselines(
     return [*found, guessed] if guessed else found
 
 
-def _protocol(args: argparse.Namespace, asked: Evaluation, comparison: Comparison) -> dict[str, Any]:
+def _protocol(
+    args: argparse.Namespace, asked: Evaluation, comparison: Comparison, config: SourceConfig
+) -> dict[str, Any]:
     """Everything needed to repeat the numbers."""
+    share = config.share
     protocols = comparison.protocols
     settings = {name: told(name, protocol.model_dump(mode="json")) for name, protocol in protocols.items()}
     return {
         "data": args.data,
         "train": args.train,
         "val": args.val,
+        **({} if share is None else {"held_out": {"share": share, "seed": config.split_seed}}),
         "seeds": list(range(args.seeds)),
         "image_size": args.image_size,
         "protocols": {name: protocol.version for name, protocol in protocols.items()},

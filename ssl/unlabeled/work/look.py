@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _sources(args: argparse.Namespace, config_of: Callable[[Mapping[str, str]], SourceConfig]) -> Sources:
     """The images of every split by its name, and how they are normalised."""
-    if has_splits(args.pictures):
+    if has_splits(args.pictures, args.overrides):
         data = Opened(config_of({}))
         there: list[Split] = ["val", "train"] if data.config.has_val else ["train"]
         if unknown := sorted({*(args.split or ())} - {*there}):

@@ -28,7 +28,8 @@ def run(options: argparse.Namespace) -> int:
     if workers < 1:
         raise UserError(f"--workers {options.workers}: expected at least 1")
     recipe = load_any(options.recipe, options.overrides)
-    sources = [(part, Path(part.cache)) for part in recipe.data.parts if part.cache is not None]
+    parts = [part for data in filter(None, (recipe.data, recipe.elsewhere)) for part in data.parts]
+    sources = [(part, Path(part.cache)) for part in parts if part.cache is not None]
     if not sources:
         field = "data.cache" if len(recipe.data.parts) == 1 else "data.sources.0.cache"
         raise UserError(f"{field} is null; expected the folder to fill, such as {field}=/fast/disk/pictures")

@@ -151,14 +151,18 @@ def _place(path: str, first: list[str], column: Column, header: bool) -> int:
         raise UserError(f"{path!r} has the column {show(column)} {first.count(str(column))} times; expected it once.")
     if column not in first:
         refuse_other_encodings(path, 1, list(first), first)
-        raise UserError(f"{path!r} has no column {show(column)}; it has {some_of(first, str(column))}. {_mend(first)}")
+        raise UserError(
+            f"{path!r} has no column {show(column)}; it has {some_of(first, str(column))}. {_mend(first, column)}"
+        )
     return first.index(str(column))
 
 
-def _mend(first: list[str]) -> str:
+def _mend(first: list[str], column: Column) -> str:
     if any(map(_is_path, first)):
         return f"If its first line is a row already, {_listed(first)}, set data.header=false data.image=0 data.label=1"
-    return "Set data.image, data.label and data.split to its columns, by name or by number from 0."
+    share = "data.split=0.2 data.val=null holds out a fifth of each class (evaluate and ladder: --set data.split=0.2)"
+    unsplit = f" If no column tells splits apart, {share}." if column == "split" else ""
+    return f"Set data.image, data.label and data.split to its columns, by name or by number from 0.{unsplit}"
 
 
 def _listed(first: list[str]) -> str:

@@ -102,12 +102,12 @@ class IndexFolder:
     def __init__(self, folder: Path | None = None, write: bool = True) -> None:
         self.folder, self.write = folder, write
         self._known: dict[tuple[Split, str], Listing] = {}
-        self._parts: dict[int, IndexFolder] = {}
+        self._parts: dict[int | str, IndexFolder] = {}
 
-    def part(self, number: int) -> IndexFolder:
-        """The folder of a part of a mixture, below this one."""
-        below = None if self.folder is None else self.folder / str(number)
-        return self._parts.setdefault(number, IndexFolder(below, self.write))
+    def part(self, name: int | str) -> IndexFolder:
+        """The folder of a part of a mixture by its number, or of another section by its field, below this one."""
+        below = None if self.folder is None else self.folder / str(name)
+        return self._parts.setdefault(name, IndexFolder(below, self.write))
 
     def listings(self, asked: dict[Split, CacheKey], scan: Callable[[], dict[Split, Listing]]) -> dict[Split, Listing]:
         """The asked listings as they are known or kept; `scan` finds all of them where one is missing or stale."""

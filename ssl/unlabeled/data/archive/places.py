@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from unlabeled.data.archive.skipped import BESIDE, conversion, in_words
 from unlabeled.data.archive.tar import local_identity, scan_tars
 from unlabeled.data.archive.webdataset import ALL, Beside
 from unlabeled.data.label.labels import numbered
+from unlabeled.data.label.overlap import HELD_OUT, LEARNT
 from unlabeled.errors import UserError
 
 FOLDERS = "folders"
@@ -131,7 +132,15 @@ def _shown(paths: Paths, prefix: str = "") -> str:
     return ", ".join(os.path.join(path, prefix).rstrip("/") or "/" for path in paths)
 
 
-def nothing_found(paths: Paths, prefix: str, how: Reading, skipped: Counter[str]) -> str:
+def nothing_found(paths: Paths, prefix: str, how: Reading, skipped: Counter[str], asked: Mapping[str, str]) -> str:
+    """Say that there are no images under a prefix; `asked` are the fields that name prefixes, and what they should be
+    where a share is held out."""
+    if prefix and (classes := _classes(paths)):
+        words = " ".join(["data.split=0.2", *(f"{name}={value}" for name, value in asked.items())])
+        return (
+            f"no {prefix}/ in {_shown(paths)!r}: found {len(classes):,} class folders, such as {classes[0]!r}. Split "
+            f"them, a fifth of each class to evaluate on: {words} (evaluate and ladder: --set data.split=0.2)"
+        )
     problem = f"no pictures in {_shown(paths)!r}"
     if how.part not in (None, ALL):
         problem += f" whose names go on with {how.part!r} after the first dot (data.part)"
@@ -142,11 +151,19 @@ def nothing_found(paths: Paths, prefix: str, how: Reading, skipped: Counter[str]
     return problem + conversion(skipped, roots_of(folders_of(paths), prefix))
 
 
+def _classes(paths: Paths) -> list[str]:
+    """The first folders at paths where they may be classes: at least two, none of them named like a split."""
+    folders = _first_folders(paths)
+    return folders if len(folders) > 1 and not {folder.lower() for folder in folders} & (LEARNT | HELD_OUT) else []
+
+
 def _prefixes(paths: Paths, most: int = 10) -> str:
     """The first folders that exist at paths, for people."""
-    [listing] = scan_places(paths, [""], Reading(stray="keep"))
-    index = listing.pictures
-    names = (index.name(i).partition(b"/") for i in range(len(index)))
-    folders = sorted({folder for folder, slash, _ in names if slash})
-    shown = [repr(readable(folder)) for folder in folders[:most]]
+    folders = _first_folders(paths)
+    shown = [repr(folder) for folder in folders[:most]]
     return ", ".join([*shown, "..."] if len(folders) > most else shown)
+
+
+def _first_folders(paths: Paths) -> list[str]:
+    [listing] = scan_places(paths, [""], Reading(stray="keep"))
+    return sorted(map(readable, listing.pictures.folders()[0]))

@@ -32,6 +32,7 @@ from unlabeled.data.archive.listing import IndexFolder, Listing, Split, Stamp
 from unlabeled.data.archive.prepared import ASKED, Record, different, fingerprint, index_file, which
 from unlabeled.data.archive.storing import Settings
 from unlabeled.data.decoding.decode import decode
+from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_PIXELS, Source, SourceConfig
 from unlabeled.data.view.views import resize
 from unlabeled.errors import BadSample, Interrupted, Stopped, UserError
@@ -223,8 +224,8 @@ def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) 
     # classes are numbered when the folder is opened
     data = data.model_copy(update={"classes": None})
     splits: tuple[Split, ...] = ("train", "val") if data.has_val else ("train",)
-    index = IndexFolder(folder / "index")
-    sources = {split: data.source(split, index) for split in splits}
+    opened = Opened(data, IndexFolder(folder / "index"))
+    sources = {split: opened.original(split) for split in splits}
     fingerprints = {split: source.fingerprint() for split, source in sources.items()}
     _claim(folder, Record(settings=settings, data=which(data), fingerprints=fingerprints))
     for split, source in sources.items():

@@ -67,8 +67,8 @@ def overlap(train: Source, test: Source) -> Shared:
 
 def _overlap(train: Source, test: Source) -> Shared:
     looked, rows, read = _to_read(train, test)
-    known = {digest: i for i, digest in _digests(train, read)}
-    found = [(test.key(i), train.key(known[digest])) for i, digest in _digests(test, rows) if digest in known]
+    known = {digest: i for i, digest in digests(train, read)}
+    found = [(test.key(i), train.key(known[digest])) for i, digest in digests(test, rows) if digest in known]
     return Shared(looked, found)
 
 
@@ -99,8 +99,8 @@ def _alike(train: Source, test: Source, rows: Rows) -> Iterator[Rows]:
     yield from (order[start:end] for start, end in zip(*ends, strict=True))
 
 
-def _digests(source: Source, rows: Rows) -> list[tuple[int, bytes]]:
-    """(number, digest) of images; those that cannot be read are left out."""
+def digests(source: Source, rows: Rows) -> list[tuple[int, bytes]]:
+    """(number, digest of the bytes) of images, in order; those that cannot be read are left out."""
     numbers = rows.tolist()
     # files may lie far away
     with ThreadPoolExecutor(AT_ONCE if source.encoded else 1) as pool:

@@ -101,6 +101,9 @@ class ArraySource(Source):
     def key(self, i: int) -> str:
         return f"{self.path}[{i}]"
 
+    def name(self, i: int) -> bytes:
+        return b"%d" % i
+
     def image(self, i: int) -> Tensor:
         values = np.asarray(self._pictures[i])
         if values.ndim == 2:

@@ -89,14 +89,14 @@ class Config(EncodedConfig):
         return self
 
     @property
-    def has_val(self) -> bool:
+    def names_val(self) -> bool:
         return self.val is not None or self.val_path is not None
 
     @property
     def _places(self) -> dict[Split, tuple[Paths, str]]:
         """Paths and prefix of each split."""
         places: dict[Split, tuple[Paths, str]] = {"train": (_several(self.path), self.train)}
-        if self.has_val:
+        if self.names_val:
             places["val"] = _several(self.val_path or self.path), self.val or ""
         return places
 
@@ -128,7 +128,9 @@ class Config(EncodedConfig):
         cannot be used (see `scan_tars`)."""
         (paths, prefix), listing = self._places[split], self._listings(index)[split]
         if not len(listing.pictures):
-            raise UserError(nothing_found(paths, prefix, self._reading, listing.pictures.skipped))
+            instead = {"data.train": ".", "data.val": "null", "data.val_path": "null"}
+            asked = {name: value for name, value in instead.items() if getattr(self, name.removeprefix("data."))}
+            raise UserError(nothing_found(paths, prefix, self._reading, listing.pictures.skipped, asked))
         if listing.files:
             return Pictures(Tars(listing.files, os.fsencode(prefix)), listing, self.target)
         return Pictures(Folder(*roots_of(folders_of(paths), prefix)), listing, self.target)

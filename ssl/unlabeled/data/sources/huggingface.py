@@ -96,6 +96,9 @@ class HuggingFaceSource(Source):
     def key(self, i: int) -> str:
         return f"{self._name}[{i}]"
 
+    def name(self, i: int) -> bytes:
+        return b"%d" % i
+
     def image(self, i: int) -> Tensor:
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
+from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 
 from unlabeled.data.archive.listing import IndexFolder, Split, digest
@@ -19,7 +20,8 @@ from unlabeled.data.source import SOURCES, Positive, Source, SourceConfig
 from unlabeled.registry import ByFile
 
 Single = Annotated[SourceConfig, ByFile(SOURCES.package, SourceConfig, without=("mixture",))]
-SHARED = frozenset(SourceConfig.model_fields) - {"name", "cache"}
+OWN = ("cache", "split", "split_seed")
+SHARED = frozenset(SourceConfig.model_fields) - {"name", *OWN}
 
 
 class MixtureSource(Source):
@@ -108,12 +110,13 @@ class Config(SourceConfig):
             raise ValueError(f"expected a weight per source, found {len(self.weights)} for {len(self.sources)}")
         return self
 
-    @field_validator("cache")
+    @field_validator("cache", "split")
     @classmethod
-    def _no_cache(cls, cache: str | None) -> str | None:
-        if cache is not None:
-            raise ValueError(f"a mixture has no cache of its own, found {cache!r}: give one to each of its sources")
-        return cache
+    def _not_its_own(cls, value: str | float | None, info: ValidationInfo) -> str | float | None:
+        if value is not None:
+            name = info.field_name
+            raise ValueError(f"a mixture has no {name} of its own, found {value!r}: give one to each of its sources")
+        return value
 
     @model_validator(mode="after")
     def _all_have_its_channels(self) -> Config:
@@ -122,7 +125,7 @@ class Config(SourceConfig):
         return self
 
     @property
-    def has_val(self) -> bool:
+    def names_val(self) -> bool:
         return any(source.has_val for source in self.sources)
 
     @cached_property

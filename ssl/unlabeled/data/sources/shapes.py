@@ -163,7 +163,7 @@ class Config(SourceConfig):
             )
 
     @property
-    def has_val(self) -> bool:
+    def names_val(self) -> bool:
         return True
 
     def source(self, split: Split, index: IndexFolder) -> ShapesSource:

@@ -14,7 +14,7 @@ from unlabeled.data.archive.pictures import Folder, Pictures
 from unlabeled.data.archive.rows import read_rows
 from unlabeled.data.archive.tar import local_identity
 from unlabeled.data.label.labels import numbered
-from unlabeled.data.source import EncodedConfig
+from unlabeled.data.source import HOLDS_OUT, EncodedConfig, Share
 from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
 from unlabeled.recipe.faults import show
@@ -39,8 +39,9 @@ class Config(EncodedConfig):
     )
     image: str | NonNegativeInt = Field("path", description="column of the images' paths, by name or number")
     label: str | NonNegativeInt | None = Field(None, description="column of the labels; null = unlabelled")
-    split: str | NonNegativeInt | None = Field(
-        None, description="column that tells splits apart; null = all rows are trained on"
+    split: Share | str | NonNegativeInt | None = Field(  # type: ignore[assignment]  # a column, too
+        None,
+        description=f"column that tells splits apart; a number between 0 and 1: {HOLDS_OUT}; null = all are train",
     )
     train: str = Field("train", description="value of `split` in the rows to train on")
     val: str | None = Field(None, description="value of `split` in the labelled rows to evaluate on; null = none")
@@ -52,7 +53,7 @@ class Config(EncodedConfig):
 
     @model_validator(mode="after")
     def _val_has_a_column(self) -> Config:
-        if self.val is not None and self.split is None:
+        if self.val is not None and self._column is None and self.share is None:
             raise ValueError(f"val={self.val!r} is a value of the column `split`, which is null: expected its name")
         return self
 
@@ -64,16 +65,25 @@ class Config(EncodedConfig):
         return Pictures(Folder(root), listings[split], self.target)
 
     @property
+    def share(self) -> float | None:
+        return self.split if isinstance(self.split, float) else None
+
+    @property
+    def _column(self) -> str | int | None:
+        """The column that tells splits apart."""
+        return None if isinstance(self.split, float) else self.split
+
+    @property
     def _root(self) -> str:
         return self.root or os.path.dirname(self.path) or "."
 
     @property
     def _dialect(self) -> Dialect:
-        columns = [self.image, *(column for column in (self.label, self.split) if column is not None)]
+        columns = [self.image, *(column for column in (self.label, self._column) if column is not None)]
         return Dialect(columns, self.header, self.separator, os.fsencode(self._root))
 
     def _wanted(self, split: Split) -> str | None:
-        return None if self.split is None else self.train if split == "train" else self.val
+        return None if self._column is None else self.train if split == "train" else self.val
 
     def _scan(self, split: Split) -> Listing:
         wanted, root = self._wanted(split), os.fsencode(self._root)
@@ -90,8 +100,8 @@ class Config(EncodedConfig):
         if not labels:
             if not values:
                 raise UserError(f"{self.path!r} has no rows below its columns; expected one for each picture")
-            found = f"[{', '.join(map(show, sorted(values)[:10]))}]"
-            raise UserError(f"no row of {self.path!r} has {self.split}={wanted!r}; found {found}. Choose one of these.")
+            found = f"[{', '.join(map(show, sorted(values)[:10]))}]. Choose one of these."
+            raise UserError(f"no row of {self.path!r} has {self._column}={wanted!r}; found {found}")
         return Listing.of(builder.build(), *numbered(labels, self.order), (stamp,), named=True)
 
 

@@ -93,6 +93,9 @@ class TorchVisionSource(Source):
     def key(self, i: int) -> str:
         return f"{self._name}[{i}]"
 
+    def name(self, i: int) -> bytes:
+        return b"%d" % i
+
     def image(self, i: int) -> Tensor:
         try:
             picture = self._dataset[i][0]
