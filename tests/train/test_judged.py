@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support import TINY_PRETRAIN, launch, metrics
+from support import TINY_FINETUNE, TINY_PRETRAIN, launch, metrics
 
 from unlabeled.__main__ import main
 from unlabeled.data.opened import Opened
@@ -22,6 +22,7 @@ from unlabeled.stages.pretrain import PretrainRecipe
 KNN = "evaluate={knn: {k: 3}, linear: null, crop_pct: 1.0}"
 # weights stay as they are drawn, so that one process and two have the very same scores
 STILL = ("optim.base_lr=1e-30", "optim.weight_decay=0", "train.epochs=1", "run.page=false", "look=null")
+SEEN = "look={examples: 0, queries: 0, map: pca}"
 
 
 def fill(folder: Path, count: int, first: int = 0) -> None:
@@ -87,6 +88,17 @@ def test_a_run_keeps_its_share_for_tests(split: Path) -> None:
     assert words in (split / "run" / "export" / "README.md").read_text(encoding="utf-8")
 
 
+def test_fine_tuning_is_scored_on_the_same_pictures(split: Path) -> None:
+    recipe = split / "finetune.yaml"
+    recipe.write_text(TINY_FINETUNE, encoding="utf-8")
+    data = f"data={{name: files, path: {split / 'all'}, split: 0.3}}"
+    changes = [f"encoder={split / 'run' / 'export'}", data, f"run.output={split / 'tuned'}", *STILL]
+    assert launch("finetune", [str(recipe), *changes]) == [0]
+    result = json.loads((split / "tuned" / "result.json").read_text(encoding="utf-8"))
+    assert result["pictures"] == 12 and result["protocol"]["data"]["split"] == 0.3
+    assert (split / "tuned" / "split.csv").read_bytes() == (split / "run" / "split.csv").read_bytes()
+
+
 def test_every_command_has_the_same_split(split: Path, tmp_path: Path) -> None:
     run = split / "run"
     listed = Opened(Table(path=str(run / "split.csv"), label="label", split="split", val="val"))
@@ -129,7 +141,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flatten(home / "unlabelled", 12, first=500)
     fill(home / "labelled" / "train", 14)
     fill(home / "labelled" / "val", 6, first=200)
-    assert start(home, "run", *own(home), *STILL) == [0]
+    assert start(home, "run", *own(home), *STILL, SEEN) == [0]
     return home
 
 
@@ -144,6 +156,8 @@ def test_probes_are_of_the_other_pictures(elsewhere: Path, capfd: pytest.Capture
     plan = dict(json.loads((run / "plan.json").read_text(encoding="utf-8"))["lines"])
     assert plan["pictures"].startswith("24 from files")
     assert plan["evaluate"].endswith("fitted on 28 and tested on 12 pictures of evaluate.data (files)")
+    seen = json.loads((run / "look" / "map.json").read_text(encoding="utf-8"))
+    assert set(seen["words"]["class"]) == {"dark", "light"}
 
 
 def test_two_processes_have_the_same_scores_by_a_section_with_a_split(elsewhere: Path) -> None:

@@ -361,7 +361,8 @@ def _looking(job: PretrainJob, device: torch.device) -> Looking | None:
     def sources() -> dict[str, Source]:
         labelled = job.data.other(ELSEWHERE, recipe.elsewhere)
         val = {"val": labelled.pictures("val")} if labelled.config.has_val else {}
-        return {**val, "train": job.dataset.source}
+        train = job.dataset.source if recipe.elsewhere is None else labelled.pictures("train")
+        return {**val, "train": train}
 
     return Looking(
         recipe.look,
