@@ -11,12 +11,8 @@ import logging
 import os
 import platform
 import shutil
-<<<<<<< HEAD
 import time
-from collections.abc import Iterator, Mapping
-=======
 from collections.abc import Iterable, Iterator, Mapping, Sequence
->>>>>>> c8ca26a (A share of every class is held out by data.split; evaluate.data names labelled pictures elsewhere)
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
