@@ -206,4 +206,4 @@ def test_help_of_no_section_suggests_one(capsys: pytest.CaptureFixture[str]) -> 
     assert ended.value.code == 2 and "recipes have no such field" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main("pretrain", ["--help", str(RECIPES[0])])
-    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: pretrain.py")
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: unlabeled pretrain")

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+import accelerate
 import pytest
+import timm
+import torch
 from support import ROOT, TINY_PRETRAIN
 
+import unlabeled
 from unlabeled import command
 from unlabeled.__main__ import main
 from unlabeled.backbone.folder import IMAGENET
 from unlabeled.errors import UserError
 from unlabeled.launch.given import given, has_splits
 from unlabeled.recipe import said, shipped
+from unlabeled.recipe.header import header
 from unlabeled.stages import load_any
 
 RECIPES = ROOT / "recipes"
@@ -101,6 +108,91 @@ def test_every_stage_is_a_program() -> None:
 
 def test_usage_names_what_was_typed() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT / "ssl")}
-    for typed, shown in ((["-m", "unlabeled"], "python -m unlabeled"), (["-m", "unlabeled", "watch"], "watch")):
-        done = subprocess.run([sys.executable, *typed, "--help"], env=env, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith("usage: python -m unlabeled ") and shown in done.stdout
+    for script, usage in (
+        (["-m", "unlabeled"], "python -m unlabeled pretrain"),
+        ([str(ROOT / "pretrain.py")], "pretrain.py"),
+    ):
+        words = ["pretrain", "--help"] if script[0] == "-m" else ["--help"]
+        done = subprocess.run([sys.executable, *script, *words], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"usage: {usage} [-h") and f"{usage} --help SECTION" in done.stdout
+
+
+def test_without_a_word_it_says_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "unlabeled recipes list" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("word", "said"), [("pretrian", "Did you mean 'pretrain'?"), ("zzz", "Commands: pretrain, ")])
+def test_a_command_that_is_none(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([word, "x"])
+    assert ended.value.code == 2 and f"{word!r} is no command" in (told := capsys.readouterr().err) and said in told
+
+
+def test_the_version_is_that_of_the_package_and_of_what_decides_results(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    told = capsys.readouterr().out
+    assert told.startswith(f"unlabeled {unlabeled.__version__} (") and told.count("\n") == 1
+    for package in (torch, timm, accelerate):
+        assert f"{package.__name__} {metadata.version(package.__name__)}" in told
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_the_command_of_a_recipe_starts_it(name: str) -> None:
+    text = shipped.names()[name].read_text(encoding="utf-8")
+    stage, word = re.findall(r"#   command .*?\bunlabeled (pretrain|finetune) (\S+)", text)[0]
+    assert shipped.find(word, stage) == shipped.names()[name]
+    assert stage == ("pretrain" if "\nmethod:" in text else "finetune")
+
+
+def test_recipes_are_listed_by_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "list"]) == 0
+    everything = capsys.readouterr().out
+    for name, file in shipped.names().items():
+        row = next(line for line in everything.splitlines() if line.startswith(f"  {shipped.called(file)} "))
+        found = header(file)
+        assert name and all(part and part in row for part in found)
+    assert main(["recipes", "list", "MAE", "1gpu"]) == 0
+    chosen = capsys.readouterr().out
+    assert "mae_vits16_1gpu" in chosen and "simclr_vits16_1gpu" not in chosen and "mae_cifar10" not in chosen
+    assert main(["recipes", "list", "no such thing"]) == 2
+
+
+def test_a_recipe_is_shown_and_copied_and_nothing_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (RECIPES / "demo" / "mae_shapes.yaml").read_text(encoding="utf-8")
+    assert main(["recipes", "show", "mae_shapes"]) == 0
+    assert capsys.readouterr().out == text
+    Path("folder").mkdir()
+    for words, file in (([], "mae_shapes.yaml"), (["mine.yaml"], "mine.yaml"), (["folder"], "folder/mae_shapes.yaml")):
+        assert main(["recipes", "copy", "mae_shapes", *words]) == 0
+        assert Path(file).read_text(encoding="utf-8") == text
+        assert f"unlabeled pretrain {file}" in capsys.readouterr().out
+        Path(file).write_text("mine", encoding="utf-8")
+        assert main(["recipes", "copy", "mae_shapes", *words]) == 2
+        assert Path(file).read_text(encoding="utf-8") == "mine" and "is there already" in capsys.readouterr().err
+    assert main(["recipes", "copy", "mae_shapes", "nowhere/x.yaml"]) == 2
+    assert "nowhere/x.yaml cannot be written" in capsys.readouterr().err
+
+
+COMPLETE = """source ./script
+try() { COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); COMPREPLY=(); _shtab_unlabeled; echo "${COMPREPLY[@]}"; }
+try unlabeled rec
+try unlabeled pretrain mae_vits16_1
+try unlabeled recipes show finetune_sh
+try unlabeled finetune --ext
+try unlabeled look --map u
+try unlabeled doctor mine
+"""
+
+
+def test_shells_complete_commands_options_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert "mae_vits16_1gpu" in script and "--fresh" in script and "python -m" not in script
+    assert main(["completion", "bash"]) == 0
+    Path("script").write_text(capsys.readouterr().out, encoding="utf-8")
+    Path("mine.yaml").touch()
+    found = subprocess.run(["bash", "-c", COMPLETE], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found == ["recipes", "mae_vits16_1gpu", "finetune_shapes", "--extend", "umap", "mine.yaml"]

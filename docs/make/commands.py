@@ -22,7 +22,7 @@ def pages() -> dict[str, str]:
 
 
 def shown(*words: str) -> str:
-    """What `unlabeled WORDS --help` prints, without the fields of recipes."""
+    """What `unlabeled WORDS --help` prints."""
     columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), WIDTH
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
@@ -30,7 +30,7 @@ def shown(*words: str) -> str:
     os.environ.pop("COLUMNS")
     if columns is not None:
         os.environ["COLUMNS"] = columns
-    return text.getvalue().split("\nrecipe fields:")[0].rstrip()
+    return text.getvalue().rstrip()
 
 
 def _commands() -> Iterator[str]:
@@ -43,7 +43,7 @@ def _commands() -> Iterator[str]:
 def _fields() -> Iterator[str]:
     yield from ("# Fields of a recipe", "")
     yield from (
-        "Name, type, default and meaning, as `unlabeled pretrain --help` and `unlabeled finetune --help` print them;",
+        "Name, type, default and meaning, as `unlabeled pretrain --help all` and `unlabeled finetune --help all` do;",
         "",
     )
     yield from ("with `--help SECTION` one section. `a.b=value` behind a recipe changes a field.", "")

@@ -30,6 +30,7 @@ SECTIONS = {
         "methods/ibot.md",
     ],
     "How to": [
+        "install.md",
         "start.md",
         "data.md",
         "begin.md",

@@ -7,10 +7,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from unlabeled.command import command, programs, started, summaries
+from unlabeled.command import command, parser, programs, summaries
+from unlabeled.errors import suggest
 from unlabeled.launch import program
-
-DESCRIPTION = "Self-supervised pretraining for images: from a folder of pictures to a timm backbone."
+from unlabeled.signals import EXIT_DONE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,18 +22,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog=started(), description=DESCRIPTION)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, summary in summaries().items():
-        one = commands.add_parser(name, help=summary)
+    def fill(name: str, one: argparse.ArgumentParser) -> None:
         if name in words[:1]:  # the others are not imported
             chosen = command(name)
             chosen.add_arguments(one)
             one.set_defaults(run=chosen.run)
-    options, rest = parser.parse_known_args(words)
+
+    whole = parser(fill)
+    if not words:
+        whole.print_help()
+        return EXIT_DONE
+    known = summaries()
+    if not words[0].startswith("-") and words[0] not in known:
+        shown = ", ".join(known)
+        whole.error(f"{words[0]!r} is no command{suggest(words[0], known) or f'. Commands: {shown}'}")
+    options, rest = whole.parse_known_args(words)
     # argparse takes no positional after an option: `doctor RECIPE --json a.b=value`
     if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{_mend(options, rest)}")
+        whole.error(f"unrecognized arguments: {' '.join(rest)}{_mend(options, rest)}")
     if rest:
         options.overrides += rest
     return int(options.run(options))

@@ -15,13 +15,20 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from unlabeled import commands
+from unlabeled import __version__, commands
+from unlabeled.environment import versions
 
+DESCRIPTION = "Self-supervised pretraining for images: from a folder of pictures to a timm backbone."
+EPILOG = """first steps:
+  unlabeled recipes list                                       what can be trained, and what it costs
+  unlabeled pretrain mae_vits16_1gpu data.path=/pictures       an encoder from pictures without labels
+  unlabeled COMMAND --help
+"""
 # help texts of several commands
 EXPORT = "an export folder (runs/NAME/export)"
 ADDRESSES = f"{EXPORT}, METHOD:FILE.pth, timm:NAME, or PACKAGE.MODULE:NAME:FOLDER"
@@ -47,12 +54,32 @@ class Command(Protocol):
 
 def started() -> str:
     """What was typed to start this process, for usage lines: `unlabeled`, or `python -m unlabeled`."""
-    return "python -m unlabeled" if os.path.basename(sys.argv[0]) == "__main__.py" else "unlabeled"
+    return "python -m unlabeled" if Path(sys.argv[0]).absolute() == PACKAGE / "__main__.py" else "unlabeled"
 
 
 def programs() -> list[str]:
     """The names of the stages, which read a recipe and train."""
     return sorted((file.stem for file in STAGES.glob("[a-z]*.py")), reverse=True)
+
+
+def parser(fill: Callable[[str, argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
+    """The command line of `unlabeled`; `fill` adds the options of a command, by its name."""
+    whole = argparse.ArgumentParser(
+        prog=started(), description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    whole.add_argument("--version", action=_Version, nargs=0, help="show the versions that decide results, and stop")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for name, summary in summaries().items():
+        fill(name, commands.add_parser(name, help=summary, add_help=name not in programs()))
+    return whole
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        found = versions()
+        names = ("torch", "timm", "accelerate", "python")
+        print(f"unlabeled {__version__} ({', '.join(f'{name} {found[name]}' for name in names)})")
+        parser.exit()
 
 
 def summaries() -> dict[str, str]:

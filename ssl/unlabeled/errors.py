@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """An error that says what was found, what was expected and how to mend it."""
@@ -29,3 +32,9 @@ class BadSample(Exception):
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}"
+
+
+def suggest(word: object, names: Iterable[str]) -> str:
+    """A sentence that offers the nearest of `names`; empty when none is near."""
+    near = difflib.get_close_matches(str(word), list(names), n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""

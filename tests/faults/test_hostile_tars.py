@@ -115,4 +115,4 @@ def test_labels_beyond_reason(tmp_path: Path) -> None:
 def test_a_result_that_is_none(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "result.json").write_text(text, encoding="utf-8")
     assert main(["report", str(tmp_path)]) == 2
-    assert "is no result of finetune.py" in capsys.readouterr().err
+    assert "is no result of `unlabeled finetune`" in capsys.readouterr().err

@@ -165,4 +165,4 @@ def test_a_run_without_a_result_is_named(tmp_path: Path, capsys: pytest.CaptureF
     for text in ("{", "[]", '{"protocol": {}}'):
         (tmp_path / "result.json").write_text(text, encoding="utf-8")
         assert main(["report", str(tmp_path)]) == 2
-        assert "is no result of finetune.py" in capsys.readouterr().err
+        assert "is no result of `unlabeled finetune`" in capsys.readouterr().err

@@ -271,7 +271,7 @@ def existing(path: str | Path) -> Path:
         )
     folder = readable(Path(expand(str(path))))
     if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
-        mend = "Pretrain first, or name the folder that pretrain.py printed (runs/NAME/export)."
+        mend = "Pretrain first, or name the folder that `unlabeled pretrain` printed (runs/NAME/export)."
         if (folder / "export/config.json").is_file():
             mend = f"It is a run's folder: name {folder / 'export'}."
         raise UserError(f"{folder} is not an export: {' and '.join(missing)} not found. {mend}")

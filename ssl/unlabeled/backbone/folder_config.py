@@ -159,7 +159,8 @@ def read_config(folder: Path, code: str | None = None) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {first_line(error)}. {AGAIN}") from error
     if missing := _missing(config, FIELDS) or _missing(config["pretrained_cfg"], PREPARED_FIELDS):
         raise UserError(
-            f"{file} is not what pretrain.py and finetune.py write: {', '.join(missing)} not found in it. {AGAIN}"
+            f"{file} is not what `unlabeled pretrain` and `unlabeled finetune` write: {', '.join(missing)} not found "
+            f"in it. {AGAIN}"
         )
     _check(file, config)
     _check_code(folder, config["architecture"], code)

@@ -1,4 +1,4 @@
-"""Rungs that are trained: each a complete recipe for finetune.py."""
+"""Rungs that are trained: each a complete recipe for `unlabeled finetune`."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from unlabeled.errors import Interrupted, Stopped, UserError, first_line
-from unlabeled.launch.remembered import recall
+from unlabeled.launch.arguments import parse
 from unlabeled.progress import Bars
 from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE, EXIT_LOST, EXIT_STOPPED, stop
 from unlabeled.streams import make_lasting
@@ -44,7 +44,12 @@ class Engine(Protocol):
 class Program(Protocol):
     """A stage as it is known here, see `unlabeled.launch.stage`."""
 
-    def launched(self, arguments: Sequence[str]) -> AbstractContextManager[tuple[Engine, Callable[[], None]] | None]:
+    def describe(self, section: str) -> str:
+        """The text about a section of its recipes; "" = about all fields."""
+
+    def begun(
+        self, word: str, overrides: Sequence[str], **how: Any
+    ) -> AbstractContextManager[tuple[Engine, Callable[[], None]] | None]:
         """The engine of a command line, ready to run, and the function that writes its results."""
 
 
@@ -60,18 +65,21 @@ def main(name: str, arguments: Sequence[str], *, last: bool = False) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
-    if (text := recall(name, arguments)) is not None:
-        print(text)
-        return EXIT_DONE
-    stage: Program = importlib.import_module(f"unlabeled.stages.{name}").STAGE
-    with stage.launched(arguments) as launched:
-        if launched is None:
+    options = parse(name, arguments, lambda section: _stage(name).describe(section))
+    how = {word: getattr(options, word) for word in ("dry_run", "fresh", "force", "extend")}
+    with _stage(name).begun(options.recipe, options.overrides, **how) as begun:
+        if begun is None:
             return EXIT_DONE
-        engine, finish = launched
+        engine, finish = begun
         if not engine.run():
             return EXIT_STOPPED
         finish()
     return EXIT_DONE
+
+
+def _stage(name: str) -> Program:
+    stage: Program = importlib.import_module(f"unlabeled.stages.{name}").STAGE
+    return stage
 
 
 def exit_code(run: Callable[[], int], *, last: bool, where: str = "") -> int:

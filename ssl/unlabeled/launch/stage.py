@@ -23,11 +23,11 @@ from unlabeled.errors import UserError, first_line
 from unlabeled.evaluate.features import Encode
 from unlabeled.files import remove, write_text
 from unlabeled.launch import forecast, nodes
-from unlabeled.launch.arguments import parse
 from unlabeled.launch.plan import Line, format_plan, on_meta, plan
 from unlabeled.launch.record import recorded
 from unlabeled.launch.resume import length, resume
 from unlabeled.launch.sides import TABLE, held_out, write_sides
+from unlabeled.paths import expand
 from unlabeled.pretrain.continued import Caution
 from unlabeled.pretrain.method import Method
 from unlabeled.processes import claim_together, cores, on_main, together
@@ -72,7 +72,6 @@ class Stage(ABC, Generic[R, J]):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
     recipe_type: type[R]
 
     def load(self, path: str | Path, overrides: Sequence[str] = ()) -> tuple[R, Sequence[str]]:
@@ -120,14 +119,6 @@ class Stage(ABC, Generic[R, J]):
         return describe(self.recipe_type, section)
 
     @contextmanager
-    def launched(self, arguments: Sequence[str]) -> Iterator[tuple[Engine, Callable[[], None]] | None]:
-        """What `begun` gives for a command line."""
-        options = parse(self.name, self.summary, self.describe, arguments)
-        how = {name: getattr(options, name) for name in ("dry_run", "fresh", "force", "extend")}
-        with self.begun(options.recipe, options.overrides, **how) as found:
-            yield found
-
-    @contextmanager
     def begun(
         self,
         word: str,
@@ -142,7 +133,7 @@ class Stage(ABC, Generic[R, J]):
 
         None after a dry run. The arguments are those of the command line.
         """
-        file = find(word, self.name)
+        file = find(expand(word), self.name)
         _refuse_the_other_programs(self, file)
         recipe, followed = self.load(file, overrides)
         output, asked = Path(recipe.output), recipe.train.epochs

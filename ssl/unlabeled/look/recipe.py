@@ -1,4 +1,4 @@
-"""The `look:` section of recipes for pretrain.py."""
+"""The `look:` section of recipes for `unlabeled pretrain`."""
 
 from __future__ import annotations
 

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from unlabeled.errors import suggest
 from unlabeled.recipe.changes import differences, flat, format_differences
 from unlabeled.recipe.draft import Draft
-from unlabeled.recipe.faults import RecipeError, report, suggest
+from unlabeled.recipe.faults import RecipeError, report
 from unlabeled.recipe.help import describe
 from unlabeled.recipe.renamed import updated
 from unlabeled.recipe.shipped import find, is_shipped

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from unlabeled.recipe.faults import WHOLE_FILE, Fault, Place, dotted, look_up, show, suggest
+from unlabeled.errors import suggest
+from unlabeled.recipe.faults import WHOLE_FILE, Fault, Place, dotted, look_up, show
 from unlabeled.recipe.kinds import Kind, inner_kind, is_model, kind_of, members_of, options_of, tagged
 from unlabeled.recipe.words import spell_out, words
 

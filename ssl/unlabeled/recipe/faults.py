@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from collections.abc import Iterable
@@ -72,9 +71,3 @@ def show(value: object, width: int = 60) -> str:
     else:
         text = repr(str(value)) if isinstance(value, str | PurePath) else repr(value)
     return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def suggest(word: object, names: Iterable[str]) -> str:
-    """A sentence that offers the nearest of `names`; empty when none is near."""
-    near = difflib.get_close_matches(str(word), list(names), n=1)
-    return f". Did you mean {near[0]!r}?" if near else ""

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from unlabeled.errors import UserError
-from unlabeled.recipe.faults import show, suggest
+from unlabeled.errors import UserError, suggest
+from unlabeled.recipe.faults import show
 from unlabeled.recipe.kinds import Kind, is_model, kind_of, members_of, options_of, tagged, unwrap
 from unlabeled.recipe.words import words
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from unlabeled.errors import UserError
-from unlabeled.recipe.faults import suggest
+from unlabeled.errors import UserError, suggest
 
 PACKAGE = Path(__file__).parents[1]
 FILES = (".yaml", ".yml")  # what ends so is a file

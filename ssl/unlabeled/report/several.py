@@ -114,9 +114,9 @@ def read_run(path: Path, is_free: Callable[[str], bool]) -> Finished:
     """
     file = path if path.is_file() else path / "result.json"
     if not path.exists():
-        raise UserError(f"{path} does not exist; expected the folder of a finished run of finetune.py, runs/NAME.")
+        raise UserError(f"{path} does not exist; expected the folder of a fine-tuned run, runs/NAME.")
     if not file.is_file():
-        said = f"{path} has no result.json: expected the folder of a finished run of finetune.py"
+        said = f"{path} has no result.json: expected the folder of a run that `unlabeled finetune` finished"
         raise UserError(f"{said}. Finish it: the same command goes on.")
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -129,7 +129,8 @@ def read_run(path: Path, is_free: Callable[[str], bool]) -> Finished:
         settings[ENCODER[1]] = protocol["fingerprints"]["encoder"]
         return Finished(str(path), result, settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is no result of finetune.py: {error}. Leave it out, or run it again.") from error
+        said = f"{file} is no result of `unlabeled finetune`: {error}. Leave it out, or run it again."
+        raise UserError(said) from error
 
 
 def grouped(runs: Sequence[Finished], over_encoders: bool = False) -> list[Repetitions]:

@@ -59,8 +59,8 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
     export = Path(folder)
     if not (export / "config.json").is_file():
         raise UserError(
-            f"{export} is not an export: config.json not found. Name the folder that pretrain.py or finetune.py "
-            "printed (runs/NAME/export)."
+            f"{export} is not an export: config.json not found. Name the folder that pretraining or "
+            "fine-tuning printed (runs/NAME/export)."
         )
     config = read_config(export, code)
     model = Prepared(network(export, config), config["pretrained_cfg"], pixels).eval()

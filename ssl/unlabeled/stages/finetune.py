@@ -56,7 +56,7 @@ class Scoring(BaseModel, frozen=True, extra="forbid"):
 
 
 class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
-    """A recipe for finetune.py."""
+    """A recipe for `unlabeled finetune`."""
 
     encoder: UserPath = Field(
         description="the backbone: an export folder, METHOD:FILE.pth of an official release "
@@ -111,7 +111,7 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneJob(Job):
-    """The job of a recipe for finetune.py."""
+    """The job of a recipe for `unlabeled finetune`."""
 
     recipe: FinetuneRecipe
     images: Labelled
@@ -123,7 +123,6 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
     """The transfer stage."""
 
     name = "finetune"
-    summary = SUMMARY
     recipe_type = FinetuneRecipe
 
     def complete(self, recipe: FinetuneRecipe) -> tuple[FinetuneRecipe, Sequence[str]]:

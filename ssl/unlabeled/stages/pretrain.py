@@ -55,7 +55,7 @@ SUMMARY = "pretrain an encoder on pictures without labels"
 
 
 class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
-    """A recipe for pretrain.py."""
+    """A recipe for `unlabeled pretrain`."""
 
     method: AnyMethod = Field(description="what is learnt and from what")
     init: UserPath | None = Field(
@@ -149,7 +149,7 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainJob(Job):
-    """The job of a recipe for pretrain.py."""
+    """The job of a recipe for `unlabeled pretrain`."""
 
     recipe: PretrainRecipe
     method: MethodConfig  # with the values of this run
@@ -163,7 +163,6 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
     """The pretraining stage."""
 
     name = "pretrain"
-    summary = SUMMARY
     recipe_type = PretrainRecipe
 
     def load(self, path: str | Path, overrides: Sequence[str] = ()) -> tuple[PretrainRecipe, Sequence[str]]:

@@ -110,7 +110,7 @@ class Recipe(BaseModel, ABC, frozen=True, extra="forbid"):
         schedule = self.optim.schedule
         if schedule.lowering is not None and self.watching is None:
             raise ValueError(
-                f"optim.schedule {schedule.name} needs a score to watch: set watch: {{every: STEPS}} (finetune.py)"
+                f"optim.schedule {schedule.name} needs a score to watch: set watch: {{every: STEPS}} (in fine-tuning)"
             )
         return self
 

@@ -33,7 +33,7 @@ TEXT = (
 
 
 class Look(BaseModel, frozen=True, extra="forbid"):
-    """The `look:` section of recipes for finetune.py: pictures for the page, made at the end; they change no result."""
+    """The `look:` section of fine-tuning: pictures for the page, made at the end; they change no result."""
 
     errors: int = Field(
         24, ge=0, le=48, description="wrong pictures of the highest probability that are shown; 0 = no errors at all"
