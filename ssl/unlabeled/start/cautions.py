@@ -96,7 +96,7 @@ def _values(known: Known) -> Iterator[Caution]:
 def _labels(known: Known) -> Iterator[Caution]:
     facts, place = known.facts, known.place
     if facts.labels in ("flat", "splits"):
-        text = f"labels found: {place.note}. Pretraining does not use them"
+        text = f"{place.note}: pretraining does not use labels"
         mend = (
             ""
             if facts.labels == "splits"

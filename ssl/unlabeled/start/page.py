@@ -14,6 +14,7 @@ from unlabeled.report.document import Cell, Document, Marked, Part, Table, Text
 from unlabeled.start.cautions import Known
 from unlabeled.start.ladder import Ladder
 from unlabeled.start.machine import Machine
+from unlabeled.start.opening import Place
 from unlabeled.start.rules import Rule
 from unlabeled.start.timing import Pace, seconds_of
 from unlabeled.start.weights import earlier_runs
@@ -26,6 +27,7 @@ class Started(NamedTuple):
     fields: Mapping[str, Any]
     reasons: Mapping[str, str]
     machine: Machine
+    labelled: Place
     known: Known
     cautions: Sequence[Caution]
     pace: Pace | None
@@ -60,8 +62,15 @@ def _found(started: Started) -> Iterator[Line]:
     sample = "" if looked.found.looked == count else f"; {looked.found.looked:,} of them looked at"
     size = f"short side {looked.side} px (median), {kind}, {stored.bits} bits"
     yield "pictures", f"{number(count, 'picture')} in {place.path}: {size}{sample}"
-    yield "labels", place.note or "none"
-    gpu = f"{here.gpus} x {here.name}, {here.memory:.0f} GB" if here.device == "cuda" else "no GPU used"
+    labelled = started.labelled
+    yield "labels", (labelled.note or "none") + ("" if labelled is place else f", in {labelled.path}")
+    gpu = (
+        f"{here.gpus} x {here.name}, {here.memory:.0f} GB"
+        if here.device == "cuda"
+        else "no GPU"
+        if started.machine.device == "cpu"
+        else started.machine.device
+    )
     yield (
         "machine",
         f"{number(here.cores, 'core')}, {gpu}" + ("" if here.device == "cuda" else f", {here.memory:.0f} GB of memory"),
@@ -91,18 +100,23 @@ def _chosen(started: Started) -> Iterator[Line]:
 def commands(started: Started) -> list[tuple[str, str]]:
     """Commands to type next, with what they are for."""
     out, fields, seconds = quote(str(started.out)), started.fields, started.seconds
-    run = f"runs/{fields['name']}"
     multiple = f"accelerate launch --multi_gpu --num_processes {started.machine.gpus} -m unlabeled pretrain {out}"
     pretrain = multiple if started.machine.gpus > 1 else f"unlabeled pretrain {out}"
     small = [(f"unlabeled prepare {out}", "small copies of the pictures, once")] if "cache" in fields["data"] else []
     main = (pretrain, "time not measured" if seconds is None else f"about {duration(seconds)}")
     if (climb := started.ladder) is None:
-        tuned = f"unlabeled finetune photos_few_labels encoder={quote(run + '/export')} data.path=LABELLED"
-        last = (tuned, "when there are labels")
+        last = (tuning(fields), "when there are labels")
     else:
         cost = "" if climb.seconds is None else f", about {duration(climb.seconds)}"
         last = (climb.command, f"which way to use it pays{cost}")
     return [*small, main, ("unlabeled watch runs", "beside it"), last]
+
+
+def tuning(fields: Mapping[str, Any]) -> str:
+    """The command of fine-tuning the encoder of a run, when there are labels."""
+    large = next(value["size"] for value in fields["method"].values() if isinstance(value, dict) and "size" in value)
+    export = quote(f"runs/{fields['name']}/export")
+    return f"unlabeled finetune photos_few_labels encoder={export} task.view.size={large} data.path=LABELLED"
 
 
 def _data(started: Started, typed: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unlabeled.backbone.build import family_of
 from unlabeled.backbone.folder import opened
@@ -47,15 +47,22 @@ def at_hand(path: str, most: float) -> list[Weights]:
 
 
 def earlier_runs() -> list[str]:
-    """The exports under ./runs, the newest first."""
-    found = [file.parent for file in Path("runs").glob("*/export/config.json")]
+    """The exports of pretraining under ./runs, the newest first."""
+    found = [file.parent for file in Path("runs").glob("*/export/config.json") if "method" in _recipe(file.parent)]
     return [str(folder) for folder in sorted(found, key=lambda folder: -folder.stat().st_mtime)]
+
+
+def _recipe(export: Path) -> dict[str, Any]:
+    """What the recipe of an export says; nothing where there is none."""
+    with suppress(UserError):
+        return said(export.parent / "recipe.yaml")
+    return {}
 
 
 def _earlier(path: str) -> Iterator[Weights]:
     for export in earlier_runs():
         with suppress(UserError, OSError):
-            data = said(Path(export).parent / "recipe.yaml").get("data")
+            data = _recipe(Path(export)).get("data")
             if isinstance(data, dict) and isinstance(data.get("path"), str) and _same(data["path"], path):
                 _, config = opened(export)
                 size = os.path.getsize(Path(export) / FILES[0])

@@ -28,7 +28,7 @@ from unlabeled.start.ladder import Ladder, ladder
 from unlabeled.start.looking import Looked, look
 from unlabeled.start.machine import Machine, machine
 from unlabeled.start.opening import Place, place
-from unlabeled.start.page import Started, page
+from unlabeled.start.page import Started, page, tuning
 from unlabeled.start.recipe import Built, Length, built, of_tokens
 from unlabeled.start.rules import Rule, choose, document
 from unlabeled.start.timing import GUESS, Pace, length, paced
@@ -86,7 +86,7 @@ def _started(options: argparse.Namespace, stage: Pretraining, busy: float) -> St
     write_text(options.out, written)
     known = Known(draft.facts, draft.chosen, found, draft.looked, planned, pace is not None, busy)
     climbed = _ladder(draft, labelled, pace, job, own=labelled is found)
-    return Started(options.out, made.fields, made.reasons, here, known, cautions(known), pace, climbed)
+    return Started(options.out, made.fields, made.reasons, here, labelled, known, cautions(known), pace, climbed)
 
 
 @contextmanager
@@ -161,10 +161,16 @@ def named(path: str) -> str:
 
 
 def _text(draft: Draft, made: Built, out: Path) -> str:
+    second = draft.chosen["second"]
     head = [
-        f"Pretraining on {draft.place.path}, by `unlabeled start`. A field is followed by why it is so.",
+        f"Pretraining on {draft.place.path}, by `unlabeled start`: a field is followed by the reason for it.",
         "",
         f"  command   unlabeled pretrain {quote(str(out))}",
+        f"  cost      {made.reasons['train.epochs']}",
+        f"  else      {second.take}: {second.reason(draft.facts)}",
+        f"  then      {tuning(made.fields)}   (when there are labels)",
+        "  source    `unlabeled start --rules`; the method's settings are those of the recipe "
+        f"{draft.chosen['recipe'].take}",
     ]
     return writing.text(head, made)
 
