@@ -48,7 +48,7 @@ def classes(folder: Path, count: int = 6, first: int = 0, names: tuple[str, ...]
 
 def grid() -> Iterator[Facts]:
     """Machines, pictures, times and weights in all combinations."""
-    minutes, labels = (5, 30, 240), ("none", "splits", "albums")
+    minutes, labels = (5, 30, 240), ("none", "splits", "flat", "albums", "elsewhere")
     for parts in itertools.product(SETS, MACHINES, KINDS, WEIGHTS, minutes, labels):
         (
             (pictures, side),

@@ -81,12 +81,22 @@ def test_labels_are_evaluated_on_and_the_ladder_is_planned(tmp_path: Path, capsy
     assert "labels" in codes(found)
 
 
+def test_a_fifth_of_folders_of_classes_is_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = started(capsys, classes(tmp_path / "set", 10))
+    data = written().data
+    assert (data.split, data.has_val) == (0.2, True) and written().evaluate is not None
+    assert found["facts"]["labels"] == "flat" and found["ladder"]["command"].count("runs/set") == 2
+
+
 def test_labels_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classes(tmp_path / "set" / "training", 8)
     classes(tmp_path / "set" / "test", 2, first=500)
     found = started(capsys, photos(tmp_path / "a"), "--labels", tmp_path / "set")
-    expected = f"unlabeled ladder runs/a/export {tmp_path / 'set'} --train training --val test "
-    assert found["ladder"]["command"].startswith(expected) and "few_labels" in codes(found)
+    assert found["ladder"]["command"].startswith("unlabeled ladder runs/a/export runs/a ")
+    assert found["choices"]["evaluate"]["value"] == "knn" and "few_labels" in codes(found)
+    elsewhere = written().evaluate.data  # type: ignore[union-attr]
+    assert (elsewhere.path, elsewhere.train, elsewhere.val) == (str(tmp_path / "set"), "training", "test")
+    assert elsewhere.mean == written().data.mean
     assert main(["start", str(tmp_path / "a"), "--labels", str(tmp_path / "a"), "--force"]) == 2
     assert "has no labels; expected folders of classes" in capsys.readouterr().err
 
@@ -206,5 +216,5 @@ def test_every_choice_gives_a_valid_recipe(tmp_path: Path) -> None:
         key = repr([channels, *(chosen[field].take for field in ("recipe", "network", "size"))])
         if key not in seen:
             seen.add(key)
-            parse(PretrainRecipe, text(["x"], built("x", facts, chosen, found, here, None, GUESS)))
+            parse(PretrainRecipe, text(["x"], built("x", facts, chosen, found, here, None, None, GUESS)))
     assert len(seen) > 20

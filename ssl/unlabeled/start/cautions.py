@@ -97,12 +97,7 @@ def _labels(known: Known) -> Iterator[Caution]:
     facts, place = known.facts, known.place
     if facts.labels in ("flat", "splits"):
         text = f"{place.note}: pretraining does not use labels"
-        mend = (
-            ""
-            if facts.labels == "splits"
-            else "; put a fifth of each class into val/CLASS, the rest into train/CLASS, to compare"
-        )
-        yield Caution("labels", text, f"`unlabeled ladder` and `unlabeled finetune` do{mend}")
+        yield Caution("labels", text, "`unlabeled ladder` and `unlabeled finetune` do")
     if facts.labels == "albums":
         yield Caution("albums", place.note, "if they are classes, put them into a folder train, and others into val")
     if 0 < facts.each < FEW_LABELS:

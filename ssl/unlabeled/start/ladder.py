@@ -25,33 +25,21 @@ class Ladder(NamedTuple):
 
 
 def ladder(
-    run: str, labelled: Place, facts: Facts, own: bool, transformer: bool, pace: Pace | None, crops: float
+    run: str, labelled: Place, facts: Facts, transformer: bool, pace: Pace | None, crops: float
 ) -> Ladder | None:
-    """How to climb with the encoder of `run`.
+    """How to climb with the encoder of `run`, on the labelled pictures that its recipe names; None without.
 
     Args:
         run: folder of the run.
         labelled: the labelled pictures.
-        own: whether these are the pictures of the run.
         transformer: whether the encoder is one.
         pace: of pretraining.
         crops: large crops that pretraining makes of a picture, by area.
     """
-    if labelled.labels != "splits":
+    if labelled.labels not in ("splits", "flat"):
         return None
-    amounts = _amounts(facts.each)
-    data = run if own else labelled.path
-    names = (
-        ""
-        if own or labelled.fields["name"] == "table"
-        else "".join(
-            f" --{split} {quote(str(labelled.fields[split]))}"
-            for split in ("train", "val")
-            if labelled.fields[split] != split
-        )
-    )
-    options = f"{names} {amounts} --seeds {SEEDS} --steps {STEPS} --batch-size {BATCH}"
-    command = f"unlabeled ladder {quote(os.path.join(run, 'export'))} {quote(data)}{options}"
+    amounts, where = _amounts(facts.each), f"{quote(os.path.join(run, 'export'))} {quote(run)}"
+    command = f"unlabeled ladder {where} {amounts} --seeds {SEEDS} --steps {STEPS} --batch-size {BATCH}"
     if pace is None:
         return Ladder(command, None)
     encode = pace.speed.encode or pace.real

@@ -23,6 +23,7 @@ from unlabeled.launch.plan import number
 from unlabeled.start.facts import Labels
 from unlabeled.start.layout import Splits, counts, kind, splits
 
+HELD = 0.2  # share of every class that is evaluated on, where nothing else says
 FEWEST = 8  # pictures: the smallest batch
 # endings of what holds pictures and is not read, and how they are taken out
 PACKED = {
@@ -115,8 +116,10 @@ def _files(path: str) -> Place:
     classes = len(whole.classes) if labels == "flat" else 0
     if np.mean(whole.labels < 0) > 0 and whole.classes:  # pictures beside folders are learnt from, too
         fields["stray"] = "keep"
+    if labels == "flat":
+        fields["split"] = HELD
     notes = {
-        "flat": f"{classes} folders look like classes; there is no val",
+        "flat": f"{classes} folders look like classes; a fifth of each is held out to evaluate on",
         "albums": f"{len(whole.classes)} folders look like albums, not classes: they are not used",
     }
     return Place(path, config, fields, labels, classes, each, len(whole) if classes else 0, notes.get(labels, ""))
@@ -173,6 +176,9 @@ def _table(path: str) -> Place:
         return Place(path, config, fields)
     each, note = int(np.median(counts(train))), f"{len(train.classes)} classes in the column {label}"
     labels: Labels = "splits" if config.has_val else "flat"
+    if labels == "flat":
+        fields["split"] = HELD
+        note += "; a fifth of each is held out to evaluate on"
     return Place(path, config, fields, labels, len(train.classes), each, int((train.labels >= 0).sum()), note)
 
 

@@ -64,17 +64,11 @@ def _found(started: Started) -> Iterator[Line]:
     yield "pictures", f"{number(count, 'picture')} in {place.path}: {size}{sample}"
     labelled = started.labelled
     yield "labels", (labelled.note or "none") + ("" if labelled is place else f", in {labelled.path}")
-    gpu = (
-        f"{here.gpus} x {here.name}, {here.memory:.0f} GB"
-        if here.device == "cuda"
-        else "no GPU"
-        if started.machine.device == "cpu"
-        else started.machine.device
-    )
-    yield (
-        "machine",
-        f"{number(here.cores, 'core')}, {gpu}" + ("" if here.device == "cuda" else f", {here.memory:.0f} GB of memory"),
-    )
+    if here.device == "cuda":
+        yield "machine", f"{number(here.cores, 'core')}, {here.gpus} x {here.name}, {here.memory:.0f} GB"
+    else:
+        gpu = "no GPU" if here.device == "cpu" else here.device
+        yield "machine", f"{number(here.cores, 'core')}, {gpu}, {here.memory:.0f} GB of memory"
 
 
 def _chosen(started: Started) -> Iterator[Line]:

@@ -45,9 +45,11 @@ def built(
     place: Place,
     looked: Looked,
     weights: Weights | None,
+    labelled: Place | None,
     length: Length,
 ) -> Built:
-    """A whole recipe from a shipped one, changed by what the rules chose."""
+    """A whole recipe from a shipped one, changed by what the rules chose; `labelled` are pictures elsewhere to evaluate
+    on."""
     base = YAML(typ="safe", pure=True).load(
         shipped.find(str(chosen["recipe"].take), "pretrain").read_text(encoding="utf-8")
     )
@@ -59,7 +61,7 @@ def built(
     beginning = _beginning(begins, method, facts)
     reasons |= {"init": f"{why['begin']}; {'' if begins is None else begins.why}".rstrip("; ")} if beginning else {}
     fields = {"name": name, "seed": 0, "data": data, "method": method, **beginning}
-    fields |= _training(base, chosen, length) | {"evaluate": _evaluate(chosen, length)}
+    fields |= _training(base, chosen, length) | {"evaluate": _evaluate(chosen, length, labelled)}
     fields["run"] = _run(facts, chosen, length)
     reasons |= {
         "optim.warmup_epochs": "a tenth of the run",
@@ -92,7 +94,7 @@ def _data(
         fields |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
         reasons["data.mean"] = why["normalise"]
     if place.note:
-        reasons["data.val"] = place.note
+        reasons["data.split" if "split" in fields else "data.val"] = place.note
     return fields, reasons
 
 
@@ -156,10 +158,11 @@ def _training(base: dict[str, Any], chosen: Mapping[str, Rule], length: Length) 
     return {"optim": optim, "train": {"epochs": epochs, "batch_size": batch, "precision": precision}}
 
 
-def _evaluate(chosen: Mapping[str, Rule], length: Length) -> dict[str, Any] | None:
+def _evaluate(chosen: Mapping[str, Rule], length: Length, labelled: Place | None) -> dict[str, Any] | None:
     if chosen["evaluate"].take == "nothing":
         return None
-    return {"every": max(1, length.steps // 4), "pool": "mean", "crop_pct": 1.0, "knn": {}, "linear": None}
+    elsewhere = {} if labelled is None else {"data": labelled.fields}
+    return {"every": max(1, length.steps // 4), **elsewhere, "pool": "mean", "crop_pct": 1.0, "knn": {}, "linear": None}
 
 
 def _run(facts: Facts, chosen: Mapping[str, Rule], length: Length) -> dict[str, Any]:

@@ -134,6 +134,8 @@ RULES = (
     Rule("copies", "", "false", "pictures of {side} px are read as they are", ARITHMETIC),
     # scores while it trains
     Rule("evaluate", "labels = splits", "knn", "{classes} classes in train and val: kNN tells what is learnt", METHODS),
+    Rule("evaluate", "labels = flat", "knn", "{classes} classes: kNN on a fifth that is held out", METHODS),
+    Rule("evaluate", "labels = elsewhere", "knn", "{classes} classes in other pictures: kNN on those", METHODS),
     Rule("evaluate", "", "nothing", "no labelled train and val: see loss and pictures on the run's page", ARITHMETIC),
     # the second best, and when to take it
     Rule("second", "device = cuda, channels >= 4", "init=RUN/export",

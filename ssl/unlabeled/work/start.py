@@ -48,6 +48,7 @@ class Draft(NamedTuple):
     place: Place
     looked: Looked
     weights: Weights | None
+    labelled: Place | None  # pictures elsewhere to evaluate on
 
     def built(self, length: Length) -> Built:
         """The recipe of so many epochs."""
@@ -79,13 +80,13 @@ def _started(options: argparse.Namespace, stage: Pretraining, busy: float) -> St
     here = machine(options.device)
     draft = drafted(options, found, labelled, here)
     pace = _paced(stage, draft) if here.here else None
-    planned = length(draft.facts, draft.chosen, pace, _scored(found))
+    planned = length(draft.facts, draft.chosen, pace, _scored(labelled))
     made = draft.built(planned)
     written = _text(draft, made, options.out)
     job = _job(stage, written)
     write_text(options.out, written)
     known = Known(draft.facts, draft.chosen, found, draft.looked, planned, pace is not None, busy)
-    climbed = _ladder(draft, labelled, pace, job, own=labelled is found)
+    climbed = _ladder(draft, labelled, pace, job)
     return Started(options.out, made.fields, made.reasons, here, labelled, known, cautions(known), pace, climbed)
 
 
@@ -149,7 +150,9 @@ def drafted(options: argparse.Namespace, found: Place, labelled: Place, here: Ma
         weights="none" if weights is None else weights.kind,
         millions=0 if weights is None else weights.millions,
     )
-    return Draft(named(found.path), facts, choose(facts), found, looked, weights)
+    return Draft(
+        named(found.path), facts, choose(facts), found, looked, weights, None if labelled is found else labelled
+    )
 
 
 def named(path: str) -> str:
@@ -194,11 +197,11 @@ def _paced(stage: Pretraining, draft: Draft) -> Pace:
     return paced(job_of, draft.facts, stage.encoder)
 
 
-def _scored(found: Place) -> int:
-    return found.labelled if found.labels == "splits" else 0
+def _scored(labelled: Place) -> int:
+    return labelled.labelled if labelled.labels in ("splits", "flat") else 0
 
 
-def _ladder(draft: Draft, labelled: Place, pace: Pace | None, job: Job, own: bool) -> Ladder | None:
+def _ladder(draft: Draft, labelled: Place, pace: Pace | None, job: Job) -> Ladder | None:
     large = job.dataset.views[0].shape[0]
     crops = sum(view.count * (view.shape[0] / large) ** 2 for view in job.dataset.views)
-    return ladder(job.recipe.output, labelled, draft.facts, own, of_tokens(draft.chosen, draft.weights), pace, crops)
+    return ladder(job.recipe.output, labelled, draft.facts, of_tokens(draft.chosen, draft.weights), pace, crops)
