@@ -108,7 +108,7 @@ def _files(path: str) -> Place:
         whole = Opened(config).train
     except UserError as error:
         raise UserError(f"{first_line(error)}{_packed_in(path)}") from error
-    fields = {"name": "files", "path": path, "train": "", "val": None}
+    fields: dict[str, Any] = {"name": "files", "path": path, "train": "", "val": None}
     if (named := splits(whole.classes)) is not None:
         return _split(path, named, fields)
     labels = kind(whole)
