@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import io
 import itertools
 import json
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ import colours
 import contenders
 import continued
 import demo
+import first_hour
+import kinds
 import methods
 import probe
 import scale
@@ -272,3 +276,65 @@ def write(file: Path, content: dict[str, Any]) -> None:
     """Write JSON into a folder that may be new."""
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture
+def surfaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tar of two kinds of stripes, 20 pictures to learn from and 4 to test on, as `kinds` writes it."""
+    monkeypatch.setattr(kinds, "SPLITS", {"train": 20, "test": 4})
+    grey = np.indices((64, 160)).sum(0)
+    areas = {"wide": grey % 16 * 15, "narrow": grey % 4 * 60}
+
+    def drawn() -> Iterator[kinds.Picture]:
+        for name, area in areas.items():
+            halves = ([area[:, :80].astype(np.uint8)], [area[:, 80:].astype(np.uint8)])
+            yield from kinds.patches(name, halves, classes=2)
+
+    assert kinds.write(tmp_path / "textures.tar", drawn()) == 24
+    return tmp_path
+
+
+def test_patches_of_a_split_come_from_its_own_areas() -> None:
+    area = np.arange(4 * 64 * 200).reshape(4 * 64, 200) % 251
+    left, right = area[:, :100].astype(np.uint8), (area[:, 100:] * 0).astype(np.uint8)
+    for name, picture in kinds.patches("a", ([left, left], [right]), classes=400):
+        assert isinstance(picture, Image.Image) and picture.size == (64, 64)
+        assert (np.asarray(picture).max() > 0) == name.startswith("train/a/")
+
+
+def test_a_volume_is_read_in_its_own_order() -> None:
+    values = np.arange(24, dtype="<i2").reshape(2, 3, 4)
+    head = bytearray(352)
+    head[40:48], head[70:72], head[108:112] = (
+        np.array(x, kind).tobytes() for x, kind in (([3, 2, 3, 4], "<i2"), (4, "<i2"), (352, "<f4"))
+    )
+    assert (kinds.volume(gzip.compress(bytes(head) + values.tobytes(order="F"))) == values).all()
+
+
+@pytest.mark.parametrize("name", first_hour.CONTENDERS)
+def test_contenders_of_the_first_hour_are_recipes(name: str) -> None:
+    contender = first_hour.CONTENDERS[name]
+    recipe = load(PretrainRecipe, first_hour.recipe_of("pretrain", contender.recipe), [*contender.fields])
+    sizes = {view.size for view in recipe.views.values()}
+    assert contender.size in sizes and sizes <= {contender.size, contender.size // 2}
+    assert recipe.method.backbone.model.startswith(("vit", "beit") if contender.network == "vit" else ("test_r", "r"))
+
+
+def test_a_cell_of_the_first_hour(surfaces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One contender on one kind; the same command runs nothing again."""
+    small = (*first_hour.CONTENDERS["simclr_tiny"].fields, "train.batch_size=4")
+    monkeypatch.setattr(first_hour, "CONTENDERS", {"tiny": first_hour.Contender("simclr_resnet_cifar10", small)})
+    monkeypatch.setattr(first_hour, "step_seconds", lambda *_: 30.0)
+    monkeypatch.setattr(first_hour, "USUAL_SHOTS", (4,))
+    monkeypatch.setattr(first_hour, "TUNED_STEPS", (1,))
+    monkeypatch.setattr(first_hour, "SEEDS", (0,))
+    out = surfaces / "found.json"
+    command = [str(surfaces), "--kinds", "textures", "photos", "--budgets", "1", "--contenders", "tiny"]
+    for _ in range(2):
+        first_hour.main([*command, "--out", str(out), "--runs", str(surfaces / "runs")])
+        monkeypatch.setattr(first_hour, "pretrain", None)
+    found = json.loads(out.read_text(encoding="utf-8"))
+    scratch = "textures/scratch test_resnet 4x96 mean 64px"
+    assert set(found) == {"machine", "textures/tiny/step", "textures/tiny/1", scratch, "textures/pixels"}
+    assert found["textures/tiny/1"]["steps"] == 2 and found["textures/pixels"].keys() == {"knn"}
+    assert found[scratch].keys() == {"knn", "linear", "linear_4", "tuned_4"}
