@@ -54,6 +54,9 @@ QUIET = ("run.threads=1", "run.workers=0", "run.page=false", "run.log_every=10",
 PROBE = ("linear.lrs=[0.003,0.01,0.03,0.1,0.3]", "linear.max_steps=300")
 
 
+Scores = dict[str, float | list[float]]  # by judge; of fine-tuning one a seed
+
+
 class Contender(NamedTuple):
     """A way to pretrain.
 
@@ -123,19 +126,19 @@ class Place(NamedTuple):
 def pretrain(place: Place, name: str, contender: Contender, steps: int) -> float:
     """CPU seconds of a run of so many steps; warm-up keeps its share of the shipped recipe: a tenth."""
     train = Opened(files_of(place)).train
-    epochs = steps / (len(train) // batch_of(contender))
+    epochs = steps / (len(train) // recipe_of(contender).train.batch_size)
     length = (f"train.epochs={epochs:.10g}", f"optim.warmup_epochs={epochs / 10:.10g}", "evaluate=null")
-    return place.program("pretrain", name, recipe_of("pretrain", contender.recipe), *length, *contender.fields)
+    return place.program("pretrain", name, file_of("pretrain", contender.recipe), *length, *contender.fields)
 
 
-def recipe_of(stage: str, name: str) -> str:
-    """A shipped recipe."""
+def file_of(stage: str, name: str) -> str:
+    """Where a shipped recipe lies."""
     return str(ROOT / "recipes" / stage / f"{name}.yaml")
 
 
-def batch_of(contender: Contender) -> int:
-    """Pictures of a step."""
-    return load(PretrainRecipe, recipe_of("pretrain", contender.recipe), [*contender.fields]).train.batch_size
+def recipe_of(contender: Contender) -> PretrainRecipe:
+    """The recipe that is run."""
+    return load(PretrainRecipe, file_of("pretrain", contender.recipe), contender.fields)
 
 
 def files_of(place: Place) -> Files:
@@ -149,12 +152,12 @@ def step_seconds(place: Place, name: str, contender: Contender) -> float:
     return (more - few) / (TRIAL_STEPS[2] - TRIAL_STEPS[1])
 
 
-def probes(place: Place, encoder: Any, contender: Contender, size: int) -> dict[str, float]:
+def probes(place: Place, encoder: Any, contender: Contender, size: int) -> Scores:
     """kNN and linear probes of an encoder; of raw pixels kNN alone, since a probe of so many values takes minutes."""
     preparation = Preparation(pool=contender.pool, crop_pct=1.0)
     bench = Bench(encoder, Splits(preparation, Opened(files_of(place)), torch.device("cpu")), (size, size))
     knn, linear = protocols_of(["knn", "linear"], PROBE).values()
-    found = {"knn": measured("knn", knn, bench)[0].value}
+    found: Scores = {"knn": measured("knn", knn, bench)[0].value}
     if isinstance(encoder, Pixels):
         return found
     found["linear"] = measured("linear", linear, bench)[0].value
@@ -164,18 +167,17 @@ def probes(place: Place, encoder: Any, contender: Contender, size: int) -> dict[
     return found
 
 
-def tuned(place: Place, name: str, encoder: str, contender: Contender) -> Iterator[tuple[str, list[float]]]:
-    """Accuracies of fine-tuning with few labels, one a seed."""
-    classes = len(Opened(files_of(place)).train.classes)
+def tuned(place: Place, name: str, encoder: str, contender: Contender) -> Scores:
+    """Accuracies of fine-tuning with few labels."""
+    classes, found = len(Opened(files_of(place)).train.classes), {}
     for shots, steps in zip(place.shots, TUNED_STEPS, strict=True):
         batch = min(TUNED_BATCH, shots * classes // 4)
         epochs = steps / (shots * classes // batch)
         length = (f"train.epochs={epochs:.10g}", f"optim.warmup_epochs={epochs / 10:.10g}")
         few = (f"task.shots={shots}", f"train.batch_size={batch}", *length)
-        yield (
-            f"tuned_{shots}",
-            [tune(place, f"{name}_{shots}_{seed}", seed, encoder, contender, *few) for seed in SEEDS],
-        )
+        runs = {seed: f"{name}_{shots}_{seed}" for seed in SEEDS}
+        found[f"tuned_{shots}"] = [tune(place, run, seed, encoder, contender, *few) for seed, run in runs.items()]
+    return {**found}
 
 
 def tune(place: Place, name: str, seed: int, encoder: str, contender: Contender, *few: str) -> float:
@@ -183,7 +185,7 @@ def tune(place: Place, name: str, seed: int, encoder: str, contender: Contender,
     fields = (f"encoder={encoder}", f"seed={seed}", f"task.fraction_seed={seed}", f"task.pool={contender.pool}")
     rate = f"optim.base_lr={RATES[contender.network]}"
     more = ("optim.lr_rule=none", rate, f"task.view.size={contender.size}", "look=null")
-    place.program("finetune", name, recipe_of("finetune", "full_cifar10"), *fields, *more, *few)
+    place.program("finetune", name, file_of("finetune", "full_cifar10"), *fields, *more, *few)
     return float(json.loads((place.runs / name / "result.json").read_text(encoding="utf-8"))["accuracy"])
 
 
@@ -205,32 +207,28 @@ class Results:
 
 
 def cell(results: Results, place: Place, name: str, budget: float) -> None:
-    """Run what is missing of a contender on a kind: its time per step, its baselines, then the budget itself."""
-    contender, about = CONTENDERS[name], f"{place.kind}/{name}"
+    """Run what is missing of a contender on a kind: its time per step, the budget itself, then its baselines."""
+    contender, about, run = CONTENDERS[name], f"{place.kind}/{name}", f"{name}_{budget:g}min"
+    export = str(place.runs / run / "export")
     if f"{about}/step" not in results:
         results.add(f"{about}/step", step_seconds(place, name, contender))
-    run = f"{name}_{budget:g}min"
     if f"{about}/{budget:g}" not in results:
         steps = max(1, round(60 * budget / results.found[f"{about}/step"]))
-        seconds = pretrain(place, run, contender, steps)
-        export = place.runs / run / "export"
-        scores = {**probes(place, load_encoder(str(export)), contender, contender.size)}
-        scores |= dict(tuned(place, f"{run}_tuned", str(export), contender))
-        results.add(f"{about}/{budget:g}", {"steps": steps, "cpu_minutes": seconds / 60, **scores})
-    twin = network_of(place, run, contender)
-    if f"{place.kind}/{twin}" not in results:
-        export = place.runs / run / "export"
-        scores = {**probes(place, untrained_twin(load_encoder(str(export))), contender, contender.size)}
-        scores |= dict(tuned(place, f"{name}_scratch", f"scratch:{export}", contender))
-        results.add(f"{place.kind}/{twin}", scores)
+        cost = {"steps": steps, "cpu_minutes": pretrain(place, run, contender, steps) / 60}
+        scores = probes(place, load_encoder(export), contender, contender.size)
+        results.add(f"{about}/{budget:g}", {**cost, **scores, **tuned(place, f"{run}_tuned", export, contender)})
+    if (twin := f"{place.kind}/{network_of(contender)}") not in results:
+        scores = probes(place, untrained_twin(load_encoder(export)), contender, contender.size)
+        results.add(twin, {**scores, **tuned(place, f"{name}_scratch", f"scratch:{export}", contender)})
     if f"{place.kind}/pixels" not in results:
         results.add(f"{place.kind}/pixels", probes(place, Pixels(), contender, PIXELS_SIDE))
 
 
-def network_of(place: Place, run: str, contender: Contender) -> str:
+def network_of(contender: Contender) -> str:
     """The name of the network with new weights that a contender is compared with."""
-    encoder = load_encoder(str(place.runs / run / "export"))
-    return f"scratch {encoder.model} {encoder.depth}x{encoder.width} {contender.pool} {contender.size}px"
+    network = recipe_of(contender).method.backbone
+    size = f" {network.depth}x{network.width}" if network.depth else ""
+    return f"new {network.model}{size} {contender.pool} {contender.size}px"
 
 
 def rows(found: dict[str, Any]) -> Iterator[list[str]]:

@@ -314,7 +314,7 @@ def test_a_volume_is_read_in_its_own_order() -> None:
 @pytest.mark.parametrize("name", first_hour.CONTENDERS)
 def test_contenders_of_the_first_hour_are_recipes(name: str) -> None:
     contender = first_hour.CONTENDERS[name]
-    recipe = load(PretrainRecipe, first_hour.recipe_of("pretrain", contender.recipe), [*contender.fields])
+    recipe = first_hour.recipe_of(contender)
     sizes = {view.size for view in recipe.views.values()}
     assert contender.size in sizes and sizes <= {contender.size, contender.size // 2}
     assert recipe.method.backbone.model.startswith(("vit", "beit") if contender.network == "vit" else ("test_r", "r"))
@@ -334,7 +334,7 @@ def test_a_cell_of_the_first_hour(surfaces: Path, monkeypatch: pytest.MonkeyPatc
         first_hour.main([*command, "--out", str(out), "--runs", str(surfaces / "runs")])
         monkeypatch.setattr(first_hour, "pretrain", None)
     found = json.loads(out.read_text(encoding="utf-8"))
-    scratch = "textures/scratch test_resnet 4x96 mean 64px"
+    scratch = "textures/new test_resnet mean 64px"
     assert set(found) == {"machine", "textures/tiny/step", "textures/tiny/1", scratch, "textures/pixels"}
     assert found["textures/tiny/1"]["steps"] == 2 and found["textures/pixels"].keys() == {"knn"}
     assert found[scratch].keys() == {"knn", "linear", "linear_4", "tuned_4"}
