@@ -107,7 +107,7 @@ def main() -> None:
 def run_engine(job: Job, output: Path, turns: Turns) -> None:
     """The engine from its first step to its last, the final checkpoint left out."""
     recipe = job.recipe
-    engine = Engine(job, make_accelerator(recipe.run.device, recipe.train.precision, 600, [], str(output)), output)
+    engine = Engine(job, make_accelerator(recipe.run.device, recipe.train.precision, 600), output)
     engine.save = lambda: None  # type: ignore[method-assign]
     engine.display.bars = Bars(active=False)
     engine.display.show = lambda step, *_: turns(step)  # type: ignore[method-assign]

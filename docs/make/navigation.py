@@ -39,6 +39,7 @@ SECTIONS = {
         "python.md",
         "search.md",
         "trackers.md",
+        "hub.md",
         "look.md",
         "page.md",
         "watch.md",

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # read __init__.pyi
 _MODULES = {
     "Embeddings": "interface.results",
+    "Index": "search.index",
     "Model": "interface.model",
     "Predictions": "interface.results",
     "Run": "interface.runs",
@@ -20,6 +21,7 @@ _MODULES = {
     "finetune": "interface.runs",
     "load": "interface.model",
     "load_encoder": "backbone.weights",
+    "push_to_hub": "serve.hub",
 }
 _PACKAGES = ("evaluate", "pretrain")  # that are functions, too
 __all__ = ["__version__", *_MODULES]

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def make_accelerator(
-    device: str, precision: str, timeout: float, trackers: list[str], folder: str, *, planning: bool = False
-) -> Accelerator:
+def make_accelerator(device: str, precision: str, timeout: float, *, planning: bool = False) -> Accelerator:
     """Make the Accelerator for a device: `auto` takes an accelerator if there is one, else the CPU.
 
     Precision, accumulation and compilation in the environment are dropped, see `unlabeled.environment`. With
@@ -31,7 +29,6 @@ def make_accelerator(
         UserError: the device is missing, or lacks the precision; the environment asks for an unsupported way to train.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
-    from accelerate.utils import ProjectConfiguration
 
     if not planning and (reason := cannot_run(device, precision)):
         raise UserError(reason)
@@ -41,8 +38,6 @@ def make_accelerator(
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no" if planning else precision,
-            log_with=trackers or None,
-            project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/logs"),
             kwargs_handlers=[
                 # another process may be waiting for a worker for `timeout` itself
                 InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout)),

@@ -31,7 +31,7 @@ EPILOG = """first steps:
 """
 # help texts of several commands
 EXPORT = "an export folder (runs/NAME/export)"
-ADDRESSES = f"{EXPORT}, METHOD:FILE.pth, timm:NAME, or PACKAGE.MODULE:NAME:FOLDER"
+ADDRESSES = f"{EXPORT}, METHOD:FILE.pth, timm:NAME, hf-hub:OWNER/NAME, or PACKAGE.MODULE:NAME:FOLDER"
 GIVEN = (
     "a folder, a tar, a glob of tars, a table (.csv, .tsv, .parquet), 'shapes', a recipe (.yaml, or a name of "
     "`unlabeled recipes list`) or a run's folder (runs/NAME)"

@@ -50,7 +50,7 @@ def engine_of(name: str, folder: Path, settings: Continued) -> Engine:
         return method
 
     dataset = ViewDataset(data.train, recipe.method.views, recipe.method.mask_patch, recipe.seed)
-    made = Engine(Job(recipe, build, data, dataset), make_accelerator("cpu", "no", 60.0, [], str(folder)), folder)
+    made = Engine(Job(recipe, build, data, dataset), make_accelerator("cpu", "no", 60.0), folder)
     made.total_steps = LAST
     made.model.train()
     return made

@@ -35,7 +35,7 @@ def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any], **more: An
             **more,
         }
     )
-    accelerator = make_accelerator("cpu", "no", 60.0, [], str(folder))
+    accelerator = make_accelerator("cpu", "no", 60.0)
     return Engine(STAGE.scored(STAGE.job(recipe, Opened(recipe.data)), accelerator), accelerator, folder / "run")
 
 

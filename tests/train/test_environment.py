@@ -154,7 +154,7 @@ def test_other_ways_to_train_are_refused(name: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv(name, "true")
     with pytest.raises(UserError, match=f"{name}=true in the environment: "):
-        make_accelerator("cpu", "no", 60.0, [], ".")
+        make_accelerator("cpu", "no", 60.0)
     for word in NOTHING:
         monkeypatch.setenv(name, word)
         drop()
@@ -176,7 +176,7 @@ def test_a_device_of_the_recipe_is_not_replaced(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setenv(ON_CPU, "true")
     with pytest.raises(UserError, match="cuda, but ACCELERATE_USE_CPU asks for a CPU"):
-        make_accelerator("cuda", "no", 60.0, [], ".")
+        make_accelerator("cuda", "no", 60.0)
 
 
 @pytest.mark.parametrize("change", ["train.precision=fp16", "run.device=cuda"])

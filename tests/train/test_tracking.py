@@ -18,6 +18,7 @@ from support import TINY_PRETRAIN, launch, metrics
 from unlabeled.data.batch.bad import BadSamples
 from unlabeled.errors import UserError
 from unlabeled.train import tracking
+from unlabeled.train.tracker import check_installed
 from unlabeled.train.tracking import MetricsFile
 
 BOTH = "run.trackers=[tensorboard,mlflow]"
@@ -34,18 +35,18 @@ def lose_mlflow() -> None:
 
 
 def unplug(folder: Path) -> None:
-    """Trackers that fail from the third time on."""
-    from accelerate import Accelerator
+    """An mlflow that fails from the third time on."""
+    import mlflow
 
     keep_mlflow_in(folder)
-    log = Accelerator.log
+    log = mlflow.log_metrics
 
-    def fail(self: Any, values: dict[str, Any], step: int) -> None:
+    def fail(values: dict[str, Any], step: int) -> None:
         if step > 2:
             raise ConnectionError("the server is gone")
-        log(self, values, step)
+        log(values, step=step)
 
-    Accelerator.log = fail  # type: ignore[method-assign,assignment]
+    mlflow.log_metrics = fail
 
 
 @pytest.fixture
@@ -90,8 +91,39 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     output = tmp_path / "run"
     hook = partial(unplug, tmp_path / "mlflow")
     assert launch("pretrain", [recipe, f"run.output={output}", BOTH], hook=hook) == [0]
-    assert capsys.readouterr().err.count("trackers are switched off: the server is gone") == 1
+    assert capsys.readouterr().err.count("mlflow is switched off: the server is gone") == 1
     assert len(metrics(output)) == 15
+    assert [step for step, _ in in_tensorboard(output)] == list(range(1, 16))  # the other goes on
+
+
+def test_a_killed_run_goes_on_where_its_trackers_know_it(tmp_path: Path, recipe: str) -> None:
+    output, store = tmp_path / "run", tmp_path / "mlflow"
+    hook, arguments = partial(keep_mlflow_in, store), [recipe, f"run.output={output}", BOTH]
+    assert launch("pretrain", arguments, hook=hook, kill={"step": 8}) == [-9]
+    assert launch("pretrain", arguments, hook=hook) == [0]
+    expected = [(line["step"], line["loss"]) for line in metrics(output)]
+    assert in_tensorboard(output) == [(step, pytest.approx(loss)) for step, loss in expected]
+    # one run, with the steps after the checkpoint twice
+    [file] = store.glob("*/*/metrics/loss")
+    logged = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    sent = [(int(step), float(value)) for _, value, step, *_ in logged]
+    assert sent == expected[:7] + expected[6:]  # killed before the eighth was logged
+
+
+def test_a_run_that_starts_over_is_a_new_one(tmp_path: Path, recipe: str) -> None:
+    output, store = tmp_path / "run", tmp_path / "mlflow"
+    hook, arguments = partial(keep_mlflow_in, store), [recipe, f"run.output={output}", BOTH, "train.epochs=1"]
+    assert launch("pretrain", arguments, hook=hook) == [0]
+    assert launch("pretrain", [*arguments, "--fresh", "--force"], hook=hook) == [0]
+    assert len(list(store.glob("*/*/metrics/loss"))) == 2
+
+
+def test_a_tracker_that_is_not_installed_is_the_users_error(
+    tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed here. Run `pip install tensorboard mlflow`"):
+        check_installed(["tensorboard", "mlflow"])
 
 
 def test_a_tracker_that_cannot_start_is_the_users_error(
@@ -101,6 +133,15 @@ def test_a_tracker_that_cannot_start_is_the_users_error(
     assert launch("pretrain", arguments, hook=lose_mlflow) == [2]
     said = capsys.readouterr().err
     assert "cannot start mlflow" in said and "Traceback" not in said
+
+
+def in_tensorboard(output: Path) -> list[tuple[int, float]]:
+    """(step, loss) in the event files of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "logs" / "tiny"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("loss")]
 
 
 def line(step: int, **more: Any) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +29,7 @@ from unlabeled.report.classification import Outcomes
 from unlabeled.report.document import Figure, Part, Table, Text
 from unlabeled.report.visuals import Chart, Gallery, Matrix
 from unlabeled.stages.finetune import FinetuneRecipe
+from unlabeled.transfer import errors
 from unlabeled.transfer.errors import OF_EACH, choose
 from unlabeled.transfer.looks import Look, write_looks
 
@@ -64,7 +67,7 @@ def test_errors_are_those_of_a_plain_search(n: int, classes: int) -> None:
     ]
     wrong = sorted((one for one in everything if one[1] != one[2]), key=lambda one: -one[3])
     chosen = choose(found, numbers, worst=20, right=8)
-    assert chosen.worst == wrong[:20]
+    assert chosen.worst == wrong[:20] and errors.wrong(found, numbers) == wrong
 
     recall = {c: np.mean([one[1] == one[2] for one in everything if one[1] == c] or [2]) for c in range(classes)}
     order = [c for c in sorted(recall, key=lambda c: (recall[c], c)) if any(one[1] == c for one in wrong)]
@@ -111,6 +114,23 @@ def test_a_run_leaves_its_worst_errors(output: Path) -> None:
         tile = sheet[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
         crop = center_crop(val.image(number), (16, 16), 1.0, "bicubic")
         assert (tile - thumbnail(crop, side)).abs().mean() < 6  # JPEG
+
+
+def test_a_run_leaves_a_table_of_all_errors(output: Path) -> None:
+    result = json.loads((output / "result.json").read_text(encoding="utf-8"))
+    with (output / "errors.csv").open(newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    counts = np.asarray(result["confusion"])
+    assert len(rows) == counts.sum() - counts.trace()
+    names = list(result["classes"].values())
+    for true, predicted in itertools.permutations(range(len(names)), 2):
+        mine = [row for row in rows if (row["true"], row["predicted"]) == (names[true], names[predicted])]
+        assert len(mine) == counts[true, predicted]
+    probabilities = [float(row["probability"]) for row in rows]
+    assert probabilities == sorted(probabilities, reverse=True)
+    shown = json.loads((output / "look" / "errors.json").read_text(encoding="utf-8"))
+    worst = [shown["pictures"][place] for place in shown["worst"]]
+    assert [row["picture"] for row in rows[: len(worst)]] == [one["file"] for one in worst]
 
 
 def visuals(folder: Path) -> dict[str, Part]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from unlabeled.backbone.build import family_of
 from unlabeled.backbone.encoder import Encoder, Pool, Tensors
 from unlabeled.backbone.folder_config import AGAIN, read_config
+from unlabeled.backbone.hub import PREFIX, downloaded
 from unlabeled.backbone.outside import PATH, split_address
 from unlabeled.errors import UserError, first_line
 from unlabeled.files import readable, replacing_folder
@@ -251,8 +252,8 @@ def check_fits(model: nn.Module, weights: Tensors) -> None:
 
 
 def opened(address: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of an export and the content of its `config.json`, for an address: FOLDER, or of a network outside
-    timm PACKAGE.MODULE:NAME:FOLDER.
+    """The folder of an export and the content of its `config.json`, for an address: FOLDER, hf-hub:OWNER/NAME, or of a
+    network outside timm PACKAGE.MODULE:NAME: and one of these.
 
     Only the address decides what code is imported. Raises UserError when there is no export, or it is of a network
     outside timm and the address does not name its code.
@@ -269,7 +270,7 @@ def existing(path: str | Path) -> Path:
             f"{path} names the code of a network and no weights. Name an export too, {path}:runs/NAME/export, or "
             f"scratch:{path} for random weights."
         )
-    folder = readable(Path(expand(str(path))))
+    folder = downloaded(str(path)) if str(path).startswith(PREFIX) else readable(Path(expand(str(path))))
     if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
         mend = "Pretrain first, or name the folder that `unlabeled pretrain` printed (runs/NAME/export)."
         if (folder / "export/config.json").is_file():

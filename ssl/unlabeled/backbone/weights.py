@@ -1,5 +1,5 @@
-"""Encoders by address: an export folder, `METHOD:FILE.pth`, `timm:NAME`, `PACKAGE.MODULE:NAME:FOLDER`, or one of these
-with random weights."""
+"""Encoders by address: an export folder, `hf-hub:OWNER/NAME`, `METHOD:FILE.pth`, `timm:NAME`,
+`PACKAGE.MODULE:NAME:FOLDER`, or one of these with random weights."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ OFFICIAL = (".pth", ".pt", ".pth.tar")  # endings of official files
 
 @steady
 def load_encoder(path: str | Path, image_size: Size = None, channels: int | None = None) -> Encoder:
-    """An encoder from an export folder, an official `METHOD:FILE.pth` (MAE's also without its name), `timm:NAME`, or
-    with random weights `scratch:FOLDER` or `scratch:timm:NAME`. Of a network outside timm the address names the code:
-    `PACKAGE.MODULE:NAME:FOLDER`, or with random weights `scratch:PACKAGE.MODULE:NAME`.
+    """An encoder from an export folder, from the hub `hf-hub:OWNER/NAME`, an official `METHOD:FILE.pth` (MAE's also
+    without its name), `timm:NAME`, or with random weights `scratch:FOLDER` or `scratch:timm:NAME`. Of a network outside
+    timm the address names the code: `PACKAGE.MODULE:NAME:FOLDER`, or with random weights `scratch:PACKAGE.MODULE:NAME`.
 
     Positions are resampled to `image_size`; the first convolution is summed or repeated (timm's rule) for `channels`.
     None = as exported. Raises UserError when nothing loadable is there, or weights and architecture do not match.

@@ -76,7 +76,7 @@ def _train(recipe: FinetuneRecipe) -> dict[str, Any]:
     output = Path(recipe.output)
     if not (output / "result.json").exists():
         stage, run = Finetune(), recipe.run
-        accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout, [], recipe.output)
+        accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout)
         job = stage.scored(stage.job(recipe, Opened(recipe.data)), accelerator)
         with opened(job, accelerator) as engine:
             if not engine.run():

@@ -12,9 +12,10 @@ from typing import Any, cast
 from pydantic import create_model
 
 from unlabeled.backbone.folder import Preprocessing
+from unlabeled.data.archive.listing import Split
 from unlabeled.data.archive.rows import PARQUET
 from unlabeled.data.opened import Opened
-from unlabeled.data.source import SourceConfig
+from unlabeled.data.source import Source, SourceConfig
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.data.sources.table import Config as Table
@@ -109,6 +110,30 @@ def holds_out(changes: Sequence[str]) -> bool:
         return 0 < float(shares[-1]) < 1 if shares else False
     except ValueError:  # a column
         return False
+
+
+def splits_of(
+    what: str,
+    asked: Sequence[str] | None,
+    changes: Sequence[str],
+    config_of: Callable[[Mapping[str, str]], SourceConfig],
+) -> tuple[dict[str, Source], SourceConfig]:
+    """The images of every split by its name, and how they are normalised; without `asked` of those named train, val and
+    the like, or of all images as one, which is called ''.
+
+    `config_of` finds the images as `given` does, with these changes, for names of splits. Raises UserError when there is
+    no such split.
+    """
+    if has_splits(what, changes):
+        data = Opened(config_of({}))
+        there: list[Split] = ["val", "train"] if data.config.has_val else ["train"]
+        if unknown := sorted({*(asked or ())} - {*there}):
+            raise UserError(f"--split {unknown[0]}: {what} has {' and '.join(there)}. Choose one of these.")
+        return {name: data.pictures(name) for name in there if name in (asked or there)}, data.config
+    found = {name: Opened(config_of({"train": name} if name else {})) for name in asked or [""]}
+    if not asked and (like_splits := found[""].config.read_as_one(found[""].train)):
+        found = {name: Opened(config_of({"train": name})) for name in like_splits}
+    return {name: one.train for name, one in found.items()}, next(iter(found.values())).config
 
 
 def _section(what: str, side: int) -> tuple[type[SourceConfig], dict[str, Any]]:

@@ -36,6 +36,7 @@ from unlabeled.recipe.shipped import find
 from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
 from unlabeled.train.recipe import ELSEWHERE, Recipe, Run
+from unlabeled.train.tracker import check_installed
 
 R = TypeVar("R", bound=Recipe)
 J = TypeVar("J", bound=Job)
@@ -60,6 +61,7 @@ OWN = (
     f"evaluate_{TABLE}",
     "result.json",
     "result.md",
+    "errors.csv",
     "confusion.png",
     "reliability.png",
 )
@@ -143,9 +145,9 @@ class Stage(ABC, Generic[R, J]):
         recipe, taken = self.complete(recipe)
         run, train = recipe.run, recipe.train
         notes = _notes(run, train.precision)
-        accelerator = make_accelerator(
-            run.device, train.precision, run.timeout, list(run.trackers), str(output), planning=dry_run
-        )
+        if not dry_run:
+            check_installed(run.trackers)
+        accelerator = make_accelerator(run.device, train.precision, run.timeout, planning=dry_run)
         writes = accelerator.is_main_process and not dry_run  # copies on other machines have other dates
         data = Opened(recipe.data, IndexFolder(output / "index", writes))
         try:

@@ -128,7 +128,7 @@ class Embedding:
         """
         file, asked = self.folder / MANIFEST, self.asked()
         if file.exists():
-            before = _read(file)
+            before = read_manifest(file)
             if others := different(flat(before["asked"]), flat(asked)):
                 raise UserError(f"{self.folder} holds other features: {others}. Choose another folder, or remove it.")
             _write(file, {**before, **about})
@@ -154,7 +154,7 @@ class Embedding:
 
     def missing(self) -> list[int]:
         """Numbers of shards that are missing or damaged; every file is read once, and damaged ones are logged."""
-        manifest = _read(self.folder / MANIFEST)
+        manifest = read_manifest(self.folder / MANIFEST)
         there = [number for number in self.shards if self._file(number).exists()]
         checked = track(there, "checking what is there", len(there))
         good = {number for number in checked if self._intact(number, manifest)}
@@ -166,7 +166,7 @@ class Embedding:
 
     def finish(self) -> dict[str, Any]:
         """Complete the manifest, which replaces the notes, and list the bad images."""
-        manifest, notes = _read(self.folder / MANIFEST), {}
+        manifest, notes = read_manifest(self.folder / MANIFEST), {}
         for number in self.shards:
             if (note := self._noted(number, manifest)) is None:
                 raise Interrupted(f"{self._file(number)} is gone or has changed. The same command makes it again.")
@@ -259,7 +259,8 @@ class Embedding:
         return dict(zip(("features", "tokens"), parts, strict=False))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_manifest(file: Path) -> dict[str, Any]:
+    """What is known of features. Raises UserError when it cannot be read."""
     found = _object(file)
     if not isinstance(found.get("asked"), dict) or not isinstance(found.get("files"), dict):
         raise UserError(f"{file} cannot be read, or is no manifest of features. Remove {file.parent}, and embed again.")

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, first_line
 from unlabeled.files import replacing
 
 Format = Literal["safetensors", "parquet"]
@@ -60,6 +64,54 @@ class Shard(NamedTuple):
             "features": _lists(self.features),
         }
         return pa.table(named if self.tokens is None else {**named, "tokens": _lists(self.tokens)})
+
+
+class Stored:
+    """A file of features that was written; the features are read when they are asked for.
+
+    Attributes: see `Shard`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        with _told(file):
+            if file.suffix == ".parquet":
+                table = _pyarrow("parquet").read_table(file, columns=["index", "key", "label"])
+                self.keys: list[str] = table["key"].to_pylist()
+                self.index, self.label = (
+                    torch.from_numpy(table[name].to_numpy().copy()) for name in ("index", "label")
+                )
+                return
+            with safe_open(file, "pt") as opened:
+                self.keys = json.loads(opened.metadata()["keys"])
+                self.index, self.label = opened.get_tensor("index"), opened.get_tensor("label")
+
+    @property
+    def features(self) -> Tensor:
+        """[m, D], read now."""
+        with _told(self.file):
+            if self.file.suffix == ".parquet":
+                column = _pyarrow("parquet").read_table(self.file, columns=["features"])["features"].combine_chunks()
+                return torch.from_numpy(column.flatten().to_numpy().reshape(len(self.keys), -1).copy())
+            with safe_open(self.file, "pt") as opened:
+                found: Tensor = opened.get_tensor("features")
+                return found
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Errors of a file that cannot be read, in words."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of any kind, where a file is damaged
+        raise UserError(
+            f"{file} cannot be read: {first_line(error)}. Run the same `unlabeled embed` command again."
+        ) from error
 
 
 def check_format(name: Format) -> None:

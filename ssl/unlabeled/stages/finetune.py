@@ -60,7 +60,8 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
 
     encoder: UserPath = Field(
         description="the backbone: an export folder, METHOD:FILE.pth of an official release "
-        f"({', '.join(f'{name}:' for name in importer_names())}), or timm:NAME; scratch:FOLDER or scratch:timm:NAME "
+        f"({', '.join(f'{name}:' for name in importer_names())}), timm:NAME, or hf-hub:OWNER/NAME (an export that "
+        "`unlabeled push` sent there); scratch:FOLDER or scratch:timm:NAME "
         "for an architecture with random weights; PACKAGE.MODULE:NAME:FOLDER for an export of a network outside timm"
     )
     adapt: tuple[Literal["size", "channels"], ...] = Field(
@@ -221,7 +222,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         return [
             f"done in {duration(engine.clock.seconds)}: accuracy {result['accuracy']:.2f} % on "
             f"{result['pictures']:,} pictures{best}",
-            f"  result     {output}/result.json, result.md, confusion.png, reliability.png",
+            f"  result     {output}/result.json, result.md, errors.csv, confusion.png, reliability.png",
             f"  classifier {output}/export  ({load})"
             if whole
             else f"  backbone   {output}/export  ({load}), the linear head is in heads.safetensors",

@@ -61,7 +61,8 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
     init: UserPath | None = Field(
         None,
         description="weights to begin with: an export folder (its heads too where they fit), a fine-tuned one, "
-        f"METHOD:FILE.pth of an official release ({', '.join(f'{name}:' for name in importer_names())}), or timm:NAME. "
+        f"METHOD:FILE.pth of an official release ({', '.join(f'{name}:' for name in importer_names())}), timm:NAME, or "
+        "hf-hub:OWNER/NAME. "
         "Fields of method.encoder follow from it unless set; null = from scratch",
     )
     adapt: tuple[Literal["size", "channels"], ...] = Field(

@@ -45,7 +45,7 @@ def paced(job_of: Callable[[int | None], Job], facts: Facts, encoder: Callable[[
 
 def _measured(job: Job, threads: int | None, encoder: Callable[[Job, Method], Encode]) -> Pace:
     recipe = job.recipe
-    accelerator = make_accelerator(recipe.run.device, recipe.train.precision, recipe.run.timeout, [], recipe.output)
+    accelerator = make_accelerator(recipe.run.device, recipe.train.precision, recipe.run.timeout)
     return Pace(measure(job, accelerator, SECONDS, partial(encoder, job)), threads)
 
 

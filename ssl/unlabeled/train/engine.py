@@ -30,7 +30,8 @@ from unlabeled.train.checkpoint import Checkpoints
 from unlabeled.train.events import Events
 from unlabeled.train.job import Job
 from unlabeled.train.optim import clip_gradients, param_groups, set_rates
-from unlabeled.train.tracking import Averages, Diagnosis, Display, Meter, MetricsFile, Trackers, scores_at
+from unlabeled.train.tracker import Trackers
+from unlabeled.train.tracking import Averages, Diagnosis, Display, Meter, MetricsFile, scores_at
 from unlabeled.train.watch import EarlyStopping
 
 
@@ -88,7 +89,7 @@ class Engine:
         self.meter, self.averages = Meter(), Averages()
         self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.tell)
         self.metrics: MetricsFile | None = None  # of the main process, while it runs
-        self.trackers = Trackers(accelerator, self.tell)
+        self.trackers = Trackers(accelerator, run.trackers, self.tell)
 
     # ---------------------------------------------------------------- a run
 
@@ -100,7 +101,7 @@ class Engine:
         """
         self.metrics = on_main(self.accelerator, lambda: MetricsFile(self.output / "metrics.jsonl", self.step))
         self.events.begin(self.step)
-        self.trackers.start(self.job.recipe.name, self.job.recipe)
+        self.trackers.start(self.job.recipe.name, self.job.recipe, self.output / "logs", self.step)
         self.model.train()
         feed = self._feed()
         self.meter.reset(feed)

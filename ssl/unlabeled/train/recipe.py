@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -18,10 +18,14 @@ from unlabeled.processes import cores
 from unlabeled.recipe.free import FREE
 from unlabeled.train.optimizer import AnyOptim, Optim
 from unlabeled.train.optimizers import adamw
+from unlabeled.train.tracker import tracker_names
 from unlabeled.train.watch import Watching
 
 ELSEWHERE = "evaluate.data"
-Tracker = Literal["tensorboard", "mlflow"]
+if TYPE_CHECKING:
+    Tracker = str
+else:
+    Tracker = Literal[tuple(tracker_names())]
 
 
 class Train(BaseModel, frozen=True, extra="forbid"):
@@ -74,7 +78,9 @@ class Run(BaseModel, frozen=True, extra="forbid"):
         True,
         description="write index.html, a page that shows how the run goes, into the output folder while it goes on",
     )
-    trackers: tuple[Tracker, ...] = Field((), description="also log to tensorboard, mlflow, or both")
+    trackers: tuple[Tracker, ...] = Field(
+        (), description="also log to these, any number at once; each needs the Python package of its name"
+    )
     max_skipped: int = Field(20, ge=1, description="steps in a row with a non-finite loss or gradient before stopping")
     timeout: float = Field(
         600,

@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl, trackers, a line or a bar on the terminal, and warnings about failures in them."""
+"""Logs of a run: metrics.jsonl, a line or a bar on the terminal, and warnings about failures in them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel
 from torch import Tensor
 
 from unlabeled import progress
@@ -20,7 +19,7 @@ from unlabeled.data.batch.loader import Feed
 from unlabeled.errors import UserError
 from unlabeled.files import end_line, json_object
 from unlabeled.pretrain.method import Symptom
-from unlabeled.processes import on_main, total
+from unlabeled.processes import total
 from unlabeled.progress import Bars, duration
 
 Values = Mapping[str, float]
@@ -149,59 +148,6 @@ class Display:
             self.say("  ".join(filter(None, [f"step {step}/{self.total}", epochs, loss_now, self.speed, left])))
 
 
-class Trackers:
-    """Accelerate's trackers (TensorBoard, MLflow), any number at once. A failure is said once, and ends tracking."""
-
-    def __init__(self, accelerator: Accelerator, say: Callable[[str], None] = print) -> None:
-        self.accelerator, self.say, self.active = accelerator, say, bool(accelerator.log_with)
-
-    def start(self, name: str, recipe: BaseModel) -> None:
-        """Begin a run of this name and recipe. Call it on all processes.
-
-        Raises:
-            UserError: one cannot be started.
-        """
-        on_main(self.accelerator, lambda: self._start(name, recipe) if self.active else None)
-
-    def _start(self, name: str, recipe: BaseModel) -> None:
-        try:
-            self.accelerator.init_trackers(name, config={k: str(v) for k, v in flatten(recipe.model_dump()).items()})
-        except Exception as error:  # a server, a database, a package that is half there: the person must hear it
-            named = " and ".join(map(str, self.accelerator.log_with))
-            raise UserError(
-                f"cannot start {named}: {error}. Mend it (MLflow reads MLFLOW_TRACKING_URI), or set run.trackers=[]."
-            ) from error
-
-    def log(self, step: int, values: Values) -> None:
-        self._try(lambda: self.accelerator.log(dict(values), step=step))
-
-    def show(self, step: int, file: Path) -> None:
-        """Send a PNG: as an image to TensorBoard, as an artifact to MLflow."""
-        self._try(lambda: self._show(step, file))
-
-    def _show(self, step: int, file: Path) -> None:
-        import torchvision
-
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                image = torchvision.io.read_image(str(file)).unsqueeze(0).numpy()
-                tracker.log_images({file.parent.name: image}, step=step)
-            else:
-                tracker.log_artifact(str(file), file.parent.name)
-
-    def close(self) -> None:
-        self._try(self.accelerator.end_training)
-
-    def _try(self, action: Callable[[], None]) -> None:
-        if not self.active:
-            return
-        try:
-            action()
-        except Exception as error:  # a server that is gone must not end a run of days
-            self.active = False
-            self.say(f"trackers are switched off: {error}. metrics.jsonl goes on.")
-
-
 class Diagnosis:
     """Warns, once per run, of each of a method's `symptoms` that holds for `READINGS` logged readings in a row."""
 
@@ -223,14 +169,6 @@ class Diagnosis:
                 del self._since[symptom]
                 found = f"{symptom.metric} {value:.4g} since step {since[0]}"
                 self.say(f"warning: {symptom.meaning} ({found}). {symptom.advice}")
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings into one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
 
 
 def cut_back(file: Path, step: int) -> None:

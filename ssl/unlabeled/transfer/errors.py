@@ -3,6 +3,7 @@ that are right."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -37,22 +38,29 @@ class Chosen(NamedTuple):
     right: list[Judged]
 
 
+def wrong(outcomes: Outcomes, numbers: Tensor) -> list[Judged]:
+    """All wrong images, the highest confidence first; `numbers` [n] are theirs in their source."""
+    order = outcomes.confidence.argsort(descending=True, stable=True)
+    return _judged(outcomes, numbers, order[(outcomes.predicted != outcomes.labels)[order]])
+
+
 def choose(outcomes: Outcomes, numbers: Tensor, worst: int, right: int) -> Chosen:
     """Choose from the outcomes of n images with these numbers [n] in their source; the same for the same outcomes.
 
     `worst` and `right` are how many there are of these at most.
     """
-    wrong = outcomes.predicted != outcomes.labels
+    missed = outcomes.predicted != outcomes.labels
     order = outcomes.confidence.argsort(descending=True, stable=True)
-
-    def judged(rows: Tensor) -> list[Judged]:
-        columns = (numbers, outcomes.labels, outcomes.predicted, outcomes.confidence)
-        return [Judged(*row) for row in zip(*(column[rows].tolist() for column in columns), strict=True)]
-
-    rows, correct = order[wrong[order]], order[~wrong[order]]
+    judged = partial(_judged, outcomes, numbers)
+    rows, correct = order[missed[order]], order[~missed[order]]
     spread = torch.linspace(0, len(correct) - 1, min(right, len(correct))).round().long()
-    confused = [judged(_typical(outcomes, rows, true)) for true in _hardest(outcomes.labels, wrong)]
+    confused = [judged(_typical(outcomes, rows, true)) for true in _hardest(outcomes.labels, missed)]
     return Chosen(judged(rows[:worst]), confused, judged(correct[spread]))
+
+
+def _judged(outcomes: Outcomes, numbers: Tensor, rows: Tensor) -> list[Judged]:
+    columns = (numbers, outcomes.labels, outcomes.predicted, outcomes.confidence)
+    return [Judged(*row) for row in zip(*(column[rows].tolist() for column in columns), strict=True)]
 
 
 def _hardest(labels: Tensor, wrong: Tensor) -> list[int]:

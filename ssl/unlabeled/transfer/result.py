@@ -13,7 +13,7 @@ from torch import Tensor
 from unlabeled.data.source import Source
 from unlabeled.environment import versions
 from unlabeled.errors import UserError
-from unlabeled.files import json_lines, write_text
+from unlabeled.files import json_lines, write_csv, write_text
 from unlabeled.progress import Clock
 from unlabeled.report import as_json, markdown
 from unlabeled.report.calibration import Reliability
@@ -22,12 +22,15 @@ from unlabeled.report.confusion import Confusion
 from unlabeled.report.page import page
 from unlabeled.report.per_class import MOST_CURVES, auroc
 from unlabeled.report.plots import draw_confusion, draw_reliability
+from unlabeled.text import spreadsheet
 from unlabeled.train.engine import Engine
+from unlabeled.transfer.errors import wrong
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.task import Choice, Task
 
 # the version changes when the same recipe would be scored otherwise
 PROTOCOL = {"name": "finetune", "version": "1"}
+ERRORS = ("picture", "true", "predicted", "probability")
 
 
 class Scorer:
@@ -88,8 +91,9 @@ def class_counts(labels: np.ndarray, num_classes: int) -> torch.Tensor:
 
 
 def write_result(output: Path, told: dict[str, Any], engine: Engine, scorer: Scorer) -> None:
-    """Write `result.json`, `result.md` and two diagrams; `told` is the recipe as JSON. Raises OSError."""
+    """Write `result.json`, `result.md`, `errors.csv` and two diagrams; `told` is the recipe as JSON. Raises OSError."""
     assert scorer.latest is not None
+    write_errors(output / "errors.csv", scorer)
     content = result_of(told, engine, scorer, scorer.latest)
     report = page(content)
     write_text(output / "result.json", as_json.write(report, compact=True))
@@ -98,6 +102,16 @@ def write_result(output: Path, told: dict[str, Any], engine: Engine, scorer: Sco
     draw_confusion(output / "confusion.png", *scorer.confusion.drawn(scorer.classes), title)
     bins = Reliability(**{name: torch.tensor(values) for name, values in content["reliability"].items()})
     draw_reliability(output / "reliability.png", bins, title)
+
+
+def write_errors(file: Path, scorer: Scorer) -> None:
+    """Write all wrong pictures of the newest score as a table, those of the highest probability first."""
+    assert scorer.numbers is not None
+    found = [
+        (scorer.source.key(one.number), scorer.classes[one.true], scorer.classes[one.predicted], one.probability)
+        for one in wrong(scorer.outcomes, scorer.numbers)
+    ]
+    write_csv(file, ERRORS, ([*map(spreadsheet, names), f"{probability:.6f}"] for *names, probability in found))
 
 
 def result_of(told: dict[str, Any], engine: Engine, scorer: Scorer, result: dict[str, Any]) -> dict[str, Any]:

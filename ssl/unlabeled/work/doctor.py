@@ -142,7 +142,7 @@ def _surveys(recipe: Recipe, splits: dict[str, Source], most: int | None) -> dic
 
 def _speed(stage: Stage[Recipe, Job], job: Job, seconds: float, evaluated: int) -> Facts:
     recipe, expected = job.recipe, expect(job)
-    accelerator = make_accelerator(recipe.run.device, recipe.train.precision, recipe.run.timeout, [], recipe.output)
+    accelerator = make_accelerator(recipe.run.device, recipe.train.precision, recipe.run.timeout)
     encoder = (lambda method: stage.encoder(job, method)) if evaluated else None
     speed = measure(job, accelerator, seconds, encoder)
     return speed_facts(recipe, expected, speed, accelerator.device, evaluated)

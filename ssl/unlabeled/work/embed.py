@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Embed, with a line on how fast it goes."""
     check_least(args, batch_size=1, size=1, workers=0)
     args.workers = spare_cores() if args.workers is None else args.workers
-    accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2, [], str(args.out))
+    accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2)
     try:
         _embed(args, accelerator)
     except OSError as error:
@@ -60,7 +60,7 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
         asked = embedding.asked()
     agree_on(asked, "pictures, weights or settings")
     split = args.split if has_splits(args.data, args.overrides) else args.prefix or None
-    about = {"export": args.export, "data": args.data, "split": split}
+    about = {"export": args.export, "data": args.data, "split": split, "fields": args.overrides}
     on_main(accelerator, lambda: embedding.claim(about))
     missing = gather_objects(on_main(accelerator, embedding.missing, whole=False))[0]  # before anyone begins
     mine = missing[accelerator.process_index :: accelerator.num_processes]

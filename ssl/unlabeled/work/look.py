@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from rich.console import Console
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import Pool, encoder_features
 from unlabeled.backbone.weights import prepare
-from unlabeled.data.archive.listing import Split
 from unlabeled.data.batch.loader import Normalize
-from unlabeled.data.opened import Opened
-from unlabeled.data.source import Source, SourceConfig
-from unlabeled.data.sources.files import Config as Files
-from unlabeled.data.sources.table import Config as Tables
+from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import WORKER_TIMEOUT
 from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import remove, write_text
-from unlabeled.launch.given import RECIPE, given, has_splits
+from unlabeled.launch.given import RECIPE, WHOLE, given, splits_of
 from unlabeled.launch.options import check_least, check_side, checked, device_of
 from unlabeled.look.collect import Prepared, choose, describe, examples
 from unlabeled.look.mapped import Mapped
@@ -35,9 +30,6 @@ from unlabeled.stages import load_any
 from unlabeled.text import say
 
 PAGE = "index.html"
-# of images that no recipe describes: all, labelled or not
-OWN: dict[type[SourceConfig], dict[str, Any]] = {Files: {"stray": "keep"}, Tables: {"label": None, "split": None}}
-Sources: TypeAlias = tuple[dict[str, Source], SourceConfig]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +40,12 @@ def run(args: argparse.Namespace) -> int:
     asked = checked(Preparation, pool=how.pool, crop_pct=how.crop_pct, interpolation=how.interpolation)
     say(f"{args.export}: {words}")
     encoder = encoder.to(device := device_of(args.device)).eval()
-    sources, config = _sources(args, lambda splits: given(args.pictures, load_any, how, splits, args.overrides, OWN))
+    sources, config = splits_of(
+        args.pictures,
+        args.split,
+        args.overrides,
+        lambda splits: given(args.pictures, load_any, how, splits, args.overrides, WHOLE),
+    )
     _make_room(args.out)
     normalize = Normalize(config.mean, config.std, device)
     prepared = Prepared(encoder.image_size, asked.crop_pct, asked.interpolation, normalize, device)
@@ -60,21 +57,6 @@ def run(args: argparse.Namespace) -> int:
     terminal.show(Console(), Document(document.title, printed))
     say(f"the page is {args.out / PAGE}")
     return 0
-
-
-def _sources(args: argparse.Namespace, config_of: Callable[[Mapping[str, str]], SourceConfig]) -> Sources:
-    """The images of every split by its name, and how they are normalised."""
-    if has_splits(args.pictures, args.overrides):
-        data = Opened(config_of({}))
-        there: list[Split] = ["val", "train"] if data.config.has_val else ["train"]
-        if unknown := sorted({*(args.split or ())} - {*there}):
-            raise UserError(f"--split {unknown[0]}: {args.pictures} has {' and '.join(there)}. Choose one of these.")
-        return {name: data.pictures(name) for name in there if name in (args.split or there)}, data.config
-    names = args.split or [""]
-    found = {name: Opened(config_of({"train": name} if name else {})) for name in names}
-    if not args.split and (like_splits := found[""].config.read_as_one(found[""].train)):
-        found = {name: Opened(config_of({"train": name})) for name in like_splits}
-    return {name: one.train for name, one in found.items()}, next(iter(found.values())).config
 
 
 def _make_room(out: Path) -> None:

@@ -1,0 +1,1 @@
+"""Kinds of trackers, one a file."""
