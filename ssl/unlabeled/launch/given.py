@@ -121,8 +121,8 @@ def splits_of(
     """The images of every split by its name, and how they are normalised; without `asked` of those named train, val and
     the like, or of all images as one, which is called ''.
 
-    `config_of` finds the images as `given` does, with these changes, for names of splits. Raises UserError when there is
-    no such split.
+    `config_of` finds the images as `given` does, with these changes, for names of splits. Raises UserError when there
+    is no such split.
     """
     if has_splits(what, changes):
         data = Opened(config_of({}))
