@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from make import commands, errors, recipes, results, written
+from make import commands, errors, methods, recipes, results, written
 from make.links import broken_site, missing_files
 from make.navigation import settings
 
@@ -26,7 +26,7 @@ def assembled() -> Path:
     for name, text in texts.items():
         file = WORK / "pages" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        file.write_text(methods.filled(text, ROOT), encoding="utf-8")
     shutil.copytree(ROOT / "docs" / "pictures", WORK / "pages" / "pictures")
     for picture in (ROOT / "benchmarks" / "results").glob("*.png"):
         shutil.copy(picture, WORK / "pages" / "results")
