@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
 from make.recipes import Head
+
 from unlabeled.pretrain.method import METHODS, Symptom
 
 MARK = re.compile(r"^<!-- (symptoms|recipes|fidelity) of (\w+) -->$", re.MULTILINE)
