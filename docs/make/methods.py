@@ -9,11 +9,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from make.recipes import Head
 
-from unlabeled.pretrain.method import METHODS, Symptom
+from unlabeled.pretrain.method import METHODS, MethodConfig, Symptom
 
 MARK = re.compile(r"^<!-- (symptoms|recipes|fidelity) of (\w+) -->$", re.MULTILINE)
 
@@ -26,8 +27,9 @@ def filled(text: str, root: Path) -> str:
 
 def _symptoms(name: str, root: Path) -> Iterator[str]:
     """A table of the collapses that a run of the method's defaults warns of."""
+    config = cast(MethodConfig, METHODS.kind(name)())
     with torch.device("meta"):  # nothing is computed
-        symptoms = METHODS.kind(name)().build().symptoms()
+        symptoms = config.build().symptoms()
     yield from ("| when | the run says | and what to turn |", "|---|---|---|")
     for symptom in symptoms:
         yield f"| `{symptom.metric}` {_range(symptom)} | {symptom.meaning} | {symptom.advice} |"
