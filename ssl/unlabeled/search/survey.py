@@ -111,14 +111,15 @@ def _labels(found: Survey, sheet: Sheet) -> Iterator[Part]:
         yield Text("No picture has more neighbours of one other class than of its own.")
         return
     text = (
-        f"{len(found.doubts):,} pictures have more neighbours of one other class than of their own. Each row begins "
+        f"{len(found.doubts):,} pictures have more neighbours of one other class than of their own. Each row of the page begins "
         f"with one; then its nearest neighbours with their cosine. All of them: {LABELS}."
     )
     names, classes = found.images.names, found.classes
     rows = [
         Row(f"{names[one.number]}: {_words(found, one)}", _around(found, one.number)) for one in found.doubts[:SHOWN]
     ]
-    yield Gallery("Labels that are likely wrong", sheet, rows, text)
+    yield Text(text)
+    yield Gallery("Labels that are likely wrong", sheet, rows)
     named = [
         (names[one.number], classes[one.label], classes[one.likely], f"{one.share:.2f}")
         for one in found.doubts[:LISTED]
@@ -148,4 +149,5 @@ def _copies(found: Survey, sheet: Sheet) -> Iterator[Part]:
     for one in found.groups[:SHOWN]:
         shown = [Shown(number, " ".join(found.about(number)[:2]).strip()) for number in one.numbers[:MEMBERS]]
         rows.append(Row(f"{one.cosine:.3f}", shown))
-    yield Gallery("Near-duplicates", sheet, rows, text)
+    yield Text(text)
+    yield Gallery("Near-duplicates", sheet, rows)
