@@ -111,8 +111,8 @@ def _labels(found: Survey, sheet: Sheet) -> Iterator[Part]:
         yield Text("No picture has more neighbours of one other class than of its own.")
         return
     text = (
-        f"{len(found.doubts):,} pictures have more neighbours of one other class than of their own. Each row of the page begins "
-        f"with one; then its nearest neighbours with their cosine. All of them: {LABELS}."
+        f"{len(found.doubts):,} pictures have more neighbours of one other class than of their own. Each row of "
+        f"the page begins with one; then its nearest neighbours with their cosine. All of them: {LABELS}."
     )
     names, classes = found.images.names, found.classes
     rows = [
