@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
 def _list(words: list[str]) -> None:
     rows = [(name.rpartition("/")[0], *row) for name, file in names().items() if _has(row := _row(file), name, words)]
     if not rows:
-        raise UserError(f"no recipe has the words {' '.join(words)}. `unlabeled recipes list` without words shows all.")
+        raise UserError(f"no recipe has the words {' '.join(words)}. Leave them out to see all recipes.")
     parts: list[Text | Table] = []
     for folder, group in groupby(rows, key=lambda row: row[0]):
         parts += [Text(folder, "heading"), Table.facts([(name, text) for _, name, text in group])]
