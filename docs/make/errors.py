@@ -40,7 +40,7 @@ VERBS = (
 )
 FIX = re.compile(
     rf"(?:(?<=[.;:,] )|(?<=, or )|(?<= and )|^)(?i:{VERBS})\b"
-    r"|\b[Ee]xpected\b|\b[Tt]he same command\b|\bmust\b|\bpip install\b|`unlabeled [a-z ]+` shows"
+    r"|\b[Ee]xpected\b|\b[Tt]he same command\b|\bmust\b|\bpip install\b|`unlabeled [a-z ]+`[a-z ]* shows"
     r"|(?:(?<=\. )|(?<=\n))‹[^›]+›\.?$|‹(?:near|hint|mend)›$"  # put together elsewhere
 )
 WITHIN = ("must",)  # stands in the middle of its clause
