@@ -18,9 +18,9 @@ from support import TINY_FINETUNE, TINY_PRETRAIN
 from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import Preprocessing, export_encoder
-from unlabeled.commands import doctor as command
 from unlabeled.doctor.speed import Speed
 from unlabeled.train.engine import Engine
+from unlabeled.work import doctor as command
 
 SHAPES = "{name: shapes, train_size: 42, val_size: 20, size: 16}"
 FAST_LOADER = Speed(loader=1000, model=100, together=95, encode=300, batch=8, peak=10**9)

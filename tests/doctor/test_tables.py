@@ -14,11 +14,11 @@ from PIL import Image
 from support import TINY_PRETRAIN
 
 from unlabeled.__main__ import main
-from unlabeled.commands import doctor as command
 from unlabeled.data.opened import Opened
 from unlabeled.data.sources.table import Config as Table
 from unlabeled.doctor.speed import Speed
 from unlabeled.doctor.tables import grouped_split
+from unlabeled.work import doctor as command
 
 SHAPES = "{name: shapes, train_size: 42, val_size: 20, size: 16}"
 

@@ -17,7 +17,6 @@ from PIL import Image
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.backbone.weights import load_encoder
-from unlabeled.commands import evaluate as command
 from unlabeled.commands.evaluate import add_arguments, run
 from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Config as Files
@@ -30,6 +29,7 @@ from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.protocols.knn import Config as Knn
 from unlabeled.evaluate.results import Column, EncoderScores, Result
 from unlabeled.report.intervals import bootstrap
+from unlabeled.work import evaluate as command
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from unlabeled import text
 from unlabeled.__main__ import main
 from unlabeled.backbone.build import build_encoder
 from unlabeled.backbone.folder import IMAGENET, timm_config, write_export
-from unlabeled.commands import doctor as command
 from unlabeled.doctor.speed import Speed
 from unlabeled.errors import UserError
 from unlabeled.evaluate.results import EncoderScores, brief, full
@@ -36,6 +35,7 @@ from unlabeled.progress import Bars
 from unlabeled.report import markdown, terminal
 from unlabeled.report.document import Document, Table
 from unlabeled.report.plots import draw_confusion
+from unlabeled.work import doctor as command
 
 HOSTILE = (
     "\x1b]0;title\x07\x1b[2J\x1b[31mred",

@@ -162,9 +162,8 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         "natural order of those that occur (2 before 10)",
     )
 
-    # small copies are made of a split that was held out as it is; see `share`
-    split: Annotated[Share | None, AFTERWARDS] = Field(None, description=f"{HOLDS_OUT}; null = none")
-    split_seed: Annotated[int, AFTERWARDS] = Field(
+    split: Share | None = Field(None, description=f"{HOLDS_OUT}; null = none")
+    split_seed: int = Field(
         0, ge=0, lt=2**32, description="which images `split` holds out: runs of other seeds share them"
     )
 

@@ -251,10 +251,9 @@ def _claim(folder: Path, record: Record) -> None:
     before = Record.read(folder)
     if before is None:
         record.write(folder)
-    elif before != record:
-        what = different(before.data, record.data) or different(
-            before.settings.model_dump(), record.settings.model_dump()
-        )
+        return
+    what = different(before.data, record.data) or different(before.settings.model_dump(), record.settings.model_dump())
+    if what or before.fingerprints != record.fingerprints:
         raise UserError(
             f"{folder} was prepared otherwise: {what or 'the pictures themselves have changed'}. "
             "Choose another folder, or remove it."

@@ -68,9 +68,9 @@ def index_file(folder: Path, split: Split) -> Path:
 
 def which(data: SourceConfig) -> dict[str, Any]:
     """The fields of a `data:` section that decide its images and the meaning of their values."""
-    said = data.model_dump(mode="json", exclude=marked(type(data), AFTERWARDS))
-    held_out = {} if data.share is None else {"split": data.share, "split_seed": data.split_seed}
-    return {**said, **held_out, "channels": data.channels}
+    unused = {"split_seed"} if data.share is None else set()
+    said = data.model_dump(mode="json", exclude=marked(type(data), AFTERWARDS) | unused)
+    return {**said, "channels": data.channels}
 
 
 def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
