@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # the module of each name; torch and timm take seconds to import, so they wait until they are asked for. Type checkers
 # read __init__.pyi
 _MODULES = {
+    "Embedder": "interface.transformer",
     "Embeddings": "interface.results",
     "Index": "search.index",
     "Model": "interface.model",

@@ -11,6 +11,7 @@ from unlabeled.interface.runs import finetune as finetune
 from unlabeled.interface.runs import pretrain as pretrain
 from unlabeled.interface.scores import Scores as Scores
 from unlabeled.interface.scores import evaluate as evaluate
+from unlabeled.interface.transformer import Embedder as Embedder
 from unlabeled.search.index import Index as Index
 from unlabeled.serve.hub import push_to_hub as push_to_hub
 

@@ -68,6 +68,7 @@ def settings(name: str, home: Path) -> dict[str, Any]:
         "arrays": {**arrays, **labels},
         "table": {"path": str(home / "table.csv"), "label": "label", "split": "split", "val": "val"},
         "huggingface": {"path": str(home / "saved"), "label": "label", "val": "val"},
+        "dataset": {"path": "torchvision.datasets:ImageFolder", "train": {"root": str(home / "train")}},
         "torchvision": {"dataset": "ImageFolder", "root": str(home / "train"), "train": {}},
     }.get(name, {})
 

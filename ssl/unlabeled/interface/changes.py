@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
+from unlabeled.data.sources.dataset import give, is_dataset
 from unlabeled.errors import Interrupted, Stopped, UserError
 from unlabeled.launch.given import TABLES
 from unlabeled.recipe import RecipeError
@@ -87,15 +88,29 @@ def _json(value: object) -> str:
     return json.dumps(value, default=plain)
 
 
-def of_data(data: Any) -> list[str]:
-    """Changes that replace the pictures of a recipe; other fields of its `data:` stay where the kind has them."""
+def of_data(data: Any, labels: bool = False) -> list[str]:
+    """Changes that replace the pictures of a recipe; other fields of its `data:` stay where the kind has them.
+
+    `labels` are read from the items of a data set where it has no attribute for them."""
     if data is None:
         return []
+    if isinstance(data, Mapping) and is_dataset(data.get("train")):
+        return _of_datasets(data["train"], data.get("val"), labels, data.keys() - {"train", "val"})
     if isinstance(data, Mapping | BaseModel):
         return setting("data", data)
+    if is_dataset(data):
+        return _of_datasets(data, None, labels, ())
     if not isinstance(data, str | Path):
         raise UserError(
-            f"data is a {type(data).__name__}; expected a folder, tars, a table, or the fields of `data:` in a recipe"
+            f"data is a {type(data).__name__}; expected a folder, tars, a table, a data set with items by number, or "
+            "the fields of `data:` in a recipe"
         )
     kind = "table" if str(data).lower().endswith(TABLES) else "files"
     return [f"data.name={kind}", f"data.path={_json(str(data))}"]
+
+
+def _of_datasets(train: Any, val: Any, labels: bool, others: Collection[str]) -> list[str]:
+    if others:
+        raise UserError(f"data has {', '.join(sorted(others))} beside data sets; expected train and val alone")
+    fields = give(train, val)
+    return [*(f"data.{name}={_json(value)}" for name, value in fields.items()), *(["data.labels=true"] * labels)]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from unlabeled.backbone.address import find
 from unlabeled.backbone.encoder import Encoder, Pool
@@ -17,8 +18,10 @@ from unlabeled.backbone.folder import Preprocessing, opened
 from unlabeled.backbone.pooling import FeatureSpec, check
 from unlabeled.backbone.weights import OFFICIAL, fitted, prepare, preprocessing_of
 from unlabeled.data.batch.loader import Normalize
+from unlabeled.data.decoding.bands import Target
 from unlabeled.data.opened import Opened
-from unlabeled.data.source import Source
+from unlabeled.data.source import MAX_PIXELS, Source
+from unlabeled.data.sources.dataset import DatasetSource
 from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Bad, CentreCrops
@@ -96,7 +99,7 @@ class Model:
         Args:
             images: a Pillow image, the path of an image, an array [H, W, C] or tensor [C, H, W] (uint8, uint16, or
                 floats in 0..1), a list of one of these, an array [N, H, W, C] or tensor [N, C, H, W]; or a folder,
-                tars, a table or a recipe, as `unlabeled embed` takes them.
+                tars, a table or a recipe, as `unlabeled embed` takes them, or a torch `Dataset`.
             pool: cls, mean, cls_mean, mean_max or own; None = as exported.
             tokens: whether the patch tokens are given, too.
             batch_size: images at a time.
@@ -154,8 +157,11 @@ class Model:
     def _source(self, images: Any) -> Source:
         if isinstance(images, str | Path) and not is_image_file(images):
             return Opened(given(expand(str(images)), load_any, self.how, {}, (), WHOLE)).train
-        bounds = self.how.value_range
-        return Held(images_in(images), self.encoder.channels, None if bounds is None else (bounds[0], bounds[1]))
+        bounds, channels = self.how.value_range, self.encoder.channels
+        value_range = None if bounds is None else (bounds[0], bounds[1])
+        if isinstance(images, Dataset):
+            return DatasetSource(images, type(images).__name__, Target(MAX_PIXELS, channels, value_range))
+        return Held(images_in(images), channels, value_range)
 
     def _passed(
         self, source: Source, encode: Callable[[Tensor], list[Tensor]], batch_size: int, workers: int | None

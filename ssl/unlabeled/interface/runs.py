@@ -90,7 +90,8 @@ def pretrain(
 
     Args:
         recipe: a file, the name of a recipe that comes with the package, or its fields.
-        data: pictures: a folder, tars, a table, or fields of `data:`; None = the recipe's.
+        data: pictures: a folder, tars, a table, a torch `Dataset` (or `{"train": DATASET, "val": DATASET}`), or fields
+            of `data:`; None = the recipe's.
         output: folder of the run; None = the recipe's, runs/NAME.
         overrides: fields to change: `{"train.epochs": 3}`, or `["train.epochs=3"]`.
         fresh: whether an earlier run in the folder is removed first.
@@ -120,7 +121,12 @@ def finetune(
     see `pretrain`.
     """
     address = None if encoder is None else address_of(encoder)
-    changes = [*setting("encoder", address), *of_data(data), *changes_of(overrides), *setting("run.output", output)]
+    changes = [
+        *setting("encoder", address),
+        *of_data(data, labels=True),
+        *changes_of(overrides),
+        *setting("run.output", output),
+    ]
     return _run(finetuning.STAGE, recipe, changes, fresh, extend)
 
 

@@ -14,14 +14,12 @@ from unlabeled.data.archive.listing import IndexFolder, Split, digest, sample_nu
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.decoding.decode import from_pillow
 from unlabeled.data.decoding.memory import raise_if_out_of_memory
-from unlabeled.data.label.labels import is_missing, numbered, renumbered
+from unlabeled.data.label.attached import attached
 from unlabeled.data.source import EncodedConfig, Source
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.paths import UserPath
 from unlabeled.recipe.free import FREE
 
-# where torchvision's classes keep their labels
-LABELS = ("targets", "labels", "_labels", "_targets", "y")
 Arguments = dict[str, bool | int | float | str]
 
 
@@ -77,15 +75,8 @@ class TorchVisionSource(Source):
         self.classes: tuple[str, ...] = ()
         self.labels: NDArray[np.int64] = np.full(len(dataset), -1, np.int64)
         self._dataset, self._name, self._target = dataset, name, target
-        found = next((getattr(dataset, name) for name in LABELS if hasattr(dataset, name)), None)
-        if found is None or len(found) != len(dataset):
-            return
-        values = np.asarray(found).tolist()
-        names, known = getattr(dataset, "classes", ()), [value for value in values if not is_missing(value)]
-        if known and all(isinstance(value, int) and value < len(names) for value in known):
-            self.classes, self.labels = renumbered(list(map(str, names)), np.asarray(found, np.int64), order)
-        else:
-            self.classes, self.labels = numbered(values, order)
+        if (found := attached(dataset, order)) is not None:
+            self.classes, self.labels = found
 
     def __len__(self) -> int:
         return len(self._dataset)
