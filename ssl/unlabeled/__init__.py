@@ -25,7 +25,7 @@ _MODULES = {
     "push_to_hub": "serve.hub",
 }
 _PACKAGES = ("evaluate", "pretrain")  # that are functions, too
-__all__ = ["__version__", *_MODULES]
+__all__ = ["__version__", *_MODULES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:

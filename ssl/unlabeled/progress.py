@@ -36,7 +36,8 @@ class Bars:
         from rich.console import Console  # rich takes long to import, and signals must be heard before
 
         self.active, self.clock = active, clock
-        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        # in a notebook rich would make a piece of HTML of every line
+        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False)
         self.progress = _progress(self.console) if active and self.console.is_terminal else None
         self.said = clock()
         self._outer: list[Bars | None] = []
