@@ -59,7 +59,9 @@ def faiss() -> Any:
     try:
         import faiss as library
     except ImportError as error:
-        raise UserError("an index needs FAISS: `pip install faiss-cpu`. Without --build, search does without") from error
+        raise UserError(
+            "an index needs FAISS: `pip install faiss-cpu`. Without --build, search does without"
+        ) from error
     return library
 
 
