@@ -19,7 +19,6 @@ installed: $(READY)
 	$(BIN)/python -m pytest tests/installed
 
 docs: $(READY)
-	@$(BIN)/python -c "import zensical, mkdocstrings_handlers.python" 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[docs]"
 	cd docs && ../$(BIN)/python -m make
 
 setup: $(READY)
