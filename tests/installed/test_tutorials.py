@@ -122,13 +122,12 @@ def commands(text: str) -> Iterator[str]:
 
 
 def smaller(command: str) -> str:
-    """A command with the words of `SMALLER`, of a loop at the end of its body."""
+    """A command with the words of `SMALLER`."""
     for old, new in INSTEAD.items():
         command = command.replace(old, new)
     rows = [more for pattern, more in SMALLER if re.search(pattern, command)]
     more = " ".join(shlex.quote(word) for row in rows for word in re.findall(r"\S+=\{[^}]*\}|\S+", row))
-    body, done, rest = command.partition("; done")
-    return f"{body} {more}{done}{rest}"
+    return f"{command} {more}"
 
 
 @pytest.fixture
@@ -150,7 +149,7 @@ def run(command: str, folder: Path, shell: dict[str, str]) -> tuple[int | None, 
     words = shlex.split(command, comments=True)
     if words[0] == "unlabeled" and not {"|", "||", ">", "&&"} & set(words):
         return commanded.command(words[1:], folder)
-    done = subprocess.run(["bash", "-c", command], cwd=folder, env=shell, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=shell, capture_output=True, text=True, timeout=500)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -171,11 +170,6 @@ def test_a_command_that_fails_is_found(tmp_path: Path, shell: dict[str, str]) ->
     (command,) = commands("```sh\nunlabeled doctor mae_vits16_1gpu \\\n  data.path=nowhere\n```\n")
     code, text = run(smaller(command), tmp_path, shell)
     assert code == 2 and "nowhere" in text
-
-
-def test_words_go_to_the_end_of_a_loop() -> None:
-    looped = smaller("for s in 1; do unlabeled finetune vits16_1gpu; done")
-    assert re.fullmatch(r"for s in 1; do unlabeled finetune vits16_1gpu run\.device=cpu .+; done", looped)
 
 
 def test_every_page_has_its_pictures() -> None:
