@@ -13,7 +13,7 @@ from unlabeled.recipe import describe
 from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.stages.pretrain import PretrainRecipe
 
-WIDTH = "100"  # columns of the texts
+WIDTH = "88"  # columns of the texts
 
 
 def pages() -> dict[str, str]:
@@ -43,10 +43,9 @@ def _commands() -> Iterator[str]:
 def _fields() -> Iterator[str]:
     yield from ("# Fields of a recipe", "")
     yield from (
-        "Name, type, default and meaning, as `unlabeled pretrain --help all` and `unlabeled finetune --help all` do;",
-        "",
+        "Name, type, default and meaning, as `unlabeled pretrain --help all` and `unlabeled finetune --help all`",
     )
-    yield from ("with `--help SECTION` one section. `a.b=value` behind a recipe changes a field.", "")
+    yield from ("print them; `--help SECTION` prints one section. `a.b=value` behind a recipe changes a field.", "")
     for title, schema in (("Pretraining", PretrainRecipe), ("Fine-tuning", FinetuneRecipe)):
         yield from (f"## {title}", "")
         for section in schema.model_fields:

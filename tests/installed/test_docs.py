@@ -51,7 +51,7 @@ def test_every_recipe_command_method_and_contract_is_there(site: Path) -> None:
     assert methods == {file.stem for file in (site / "methods").glob("*.html")} - {"index"}
     assert "explained</code> at or below 0.02" in (site / "methods" / "mae.html").read_text(encoding="utf-8")
     api = (site / "api.html").read_text(encoding="utf-8")
-    assert all(name in api for name in ("load_encoder", "PretrainMethod", "exports", "Strategy"))
+    assert all(name in api for name in ("load_encoder", "Embeddings", "PretrainMethod", "exports", "Strategy"))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
