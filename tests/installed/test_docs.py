@@ -86,7 +86,5 @@ def test_search_finds_a_page(address: str) -> None:
         page.keyboard.press("/")
         page.wait_for_timeout(500)
         page.keyboard.type("teacher_entropy", delay=30)
-        page.get_by_text("DINO").first.wait_for(timeout=20_000)
-        found = page.inner_text("body")
+        page.get_by_text(re.compile(r"^\s*[1-9]\d* results?")).first.wait_for(timeout=60_000)
         browser.close()
-    assert "unavailable" not in found and re.search(r"\d+ results?", found)
