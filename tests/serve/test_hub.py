@@ -12,8 +12,10 @@ import pytest
 import timm
 import torch
 from hub import TOKEN, Hub, hub_on_loopback
+from PIL import Image
 from ruamel.yaml import YAML
 
+from unlabeled.__main__ import main
 from unlabeled.backbone.address import find
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import IMAGENET, export_encoder
@@ -171,6 +173,23 @@ def test_without_a_network_what_was_downloaded_serves(
             load_encoder("hf-hub:me/other")
         with pytest.raises(UserError, match=r"cannot be pushed to me/tiny: .* HF_HUB_OFFLINE count"):
             push_to_hub(export, "me/tiny")
+
+
+def test_commands_take_and_give_the_address(
+    hub: Hub, export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(export), "me/tiny", "--license", "mit", "--message", "From the shell"]) == 0
+    assert "timm.create_model('hf-hub:me/tiny', pretrained=True)" in capsys.readouterr().out
+    assert hub.repos["me/tiny"].messages == ["From the shell"]
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "pictures" / "red.png")
+    told = [str(tmp_path / "pictures"), str(tmp_path / "features"), "--device", "cpu", "--workers", "0"]
+    assert main(["embed", "hf-hub:me/tiny", *told]) == 0
+    assert json.loads((tmp_path / "features" / "manifest.json").read_text())["export"] == "hf-hub:me/tiny"
+    hub.fail = "/api/"
+    assert main(["push", str(export), "me/tiny"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be pushed to me/tiny" in said and "Traceback" not in said
 
 
 def test_cards_say_what_a_network_is_for(export: Path) -> None:

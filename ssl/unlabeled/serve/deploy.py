@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.build import family_of
 from unlabeled.backbone.encoder import Encoder, Tokens
-from unlabeled.backbone.folder import load_timm, read_weights
-from unlabeled.backbone.folder_config import read_config
-from unlabeled.backbone.outside import split_address
+from unlabeled.backbone.folder import load_timm, opened, read_weights
 from unlabeled.backbone.pooling import FeatureSpec, parts, read
 from unlabeled.environment import versions
 from unlabeled.errors import UserError, first_line
@@ -55,15 +53,8 @@ def deploy(export: Path, out: Path, format: Format, pixels: Pixels = "normalised
         raise UserError(f"{out} is there already. Choose another folder, or remove it.")
     if format == "onnx":
         check_onnx()
-    code, folder = split_address(str(export))
-    export = Path(folder)
-    if not (export / "config.json").is_file():
-        raise UserError(
-            f"{export} is not an export: config.json not found. Name the folder that pretraining or "
-            "fine-tuning printed (runs/NAME/export)."
-        )
-    config = read_config(export, code)
-    model = Prepared(network(export, config), config["pretrained_cfg"], pixels).eval()
+    folder, config = opened(export)
+    model = Prepared(network(folder, config), config["pretrained_cfg"], pixels).eval()
     try:
         with replacing_folder(out) as temporary:
             return _fill(temporary, model, config, format)
