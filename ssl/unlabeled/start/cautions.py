@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from unlabeled.start.rules import Rule
 FEW, TINY, MIXED = 500, 48, 4  # pictures; pixels; ratio of long and short sides among them
 COPIES, UNREADABLE = 0.01, 0.01  # shares of the pictures
 FEW_LABELS = 10  # of a class
-SHORT = 500  # steps
+SHORT = 1000  # steps: of 350, few-label fine-tuning of photos gained nothing that can be told from chance
 SLOW = 2.0  # reading over decoding
 BUSY = 0.7  # load over cores
 
@@ -114,11 +115,12 @@ def _run(known: Known) -> Iterator[Caution]:
     if known.measured and facts.device == "cpu" and known.busy > BUSY * facts.cores:
         text = f"other programs use the cores (load {known.busy:.1f} on {facts.cores}): the measured speed is too low"
         yield Caution("busy", text, "start again when they have ended: more epochs will fit")
-    if known.measured and length.steps < SHORT:
-        text = f"{facts.minutes:g} minutes are {length.steps:,} steps ({length.epochs:g} epochs): too short to pay"
-        yield Caution(
-            "short", text, f"give it more time: --minutes {facts.minutes * SHORT / max(1, length.steps) * 2:.0f}"
+    if known.measured and length.steps < SHORT and length.epochs < int(known.chosen["most_epochs"].take):
+        text = (
+            f"{facts.minutes:g} minutes are {length.steps:,} steps ({length.epochs:g} epochs): so few may gain nothing"
         )
+        minutes = math.ceil(facts.minutes * SHORT / max(1, length.steps))
+        yield Caution("short", text, f"give it more time (--minutes {minutes}), or fewer cores to other programs")
     if not known.measured:
         text = "nothing was measured on a GPU: epochs and time are not known"
         yield Caution("unmeasured", text, "run `unlabeled doctor RECIPE` on the machine with the GPU")
