@@ -17,6 +17,12 @@ from unlabeled.doctor.speed import Speed
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
 from unlabeled.start import timing
+from unlabeled.start.facts import Facts
+from unlabeled.start.looking import look
+from unlabeled.start.opening import place
+from unlabeled.start.recipe import built
+from unlabeled.start.rules import choose
+from unlabeled.start.timing import GUESS, Pace
 
 FAST = Speed(loader=4000, model=1000, together=1000, encode=4000, batch=8, peak=10**9)
 
@@ -55,18 +61,15 @@ def test_a_flat_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert set(found["facts"]) >= {"pictures", "side", "cores"} and found["time"]["measured"]
 
 
-def test_epochs_are_those_that_fit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = photos(tmp_path / "a", 16)
-    for minutes in (2, 3):
-        found = started(capsys, folder, "--minutes", minutes, "--force")
-        assert found["time"]["epochs"] == 300, "the table allows no more"
-    monkeypatch.setattr(timing, "measure", lambda *_: FAST._replace(loader=20, model=10, together=10))
-    found = started(capsys, folder, "--minutes", 2, "--force")
-    assert found["time"]["epochs"] == pytest.approx((120 - 20) * 10 * 0.95 / 16, abs=0.6)
-    assert found["time"]["seconds"] == pytest.approx(100, rel=0.02)
-    assert load(PretrainRecipe, "recipe.yaml").train.epochs == found["time"]["epochs"]
+def test_epochs_are_those_that_fit() -> None:
+    facts = Facts(pictures=2000, side=160, device="cpu", cores=2, minutes=30)
+    slow, quick = (Pace(FAST._replace(loader=100 * rate, model=rate, together=rate), 1) for rate in (50, 5000))
+    found = timing.length(facts, choose(facts), slow, 0)
+    assert found.epochs == round((1800 - 20) * 50 * 0.95 / 2000) == 42 and found.steps == 42 * 31
+    scored = timing.length(facts, choose(facts), slow, 40_000)  # four evaluations of ten seconds each
+    assert scored.epochs == round((1800 - 20 - 40) * 50 * 0.95 / 2000)
+    assert timing.length(facts, choose(facts), quick, 0).epochs == 800, "the table allows no more"
+    assert timing.length(facts._replace(minutes=1), choose(facts), slow, 0).epochs == 0.9
 
 
 def test_labels_are_evaluated_on_and_the_ladder_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,13 +200,6 @@ def test_weights_in_the_cache_begin_a_run(
 
 def test_every_choice_gives_a_valid_recipe(tmp_path: Path) -> None:
     """Over a grid of facts, by the types of recipes; weights aside, which need files."""
-    from unlabeled.recipe import parse
-    from unlabeled.start.looking import look
-    from unlabeled.start.opening import place
-    from unlabeled.start.recipe import built, text
-    from unlabeled.start.rules import choose
-    from unlabeled.start.timing import GUESS
-
     seen: set[str] = set()
     found = place(str(photos(tmp_path / "a")))
     looked = look(found.config)
@@ -216,5 +212,5 @@ def test_every_choice_gives_a_valid_recipe(tmp_path: Path) -> None:
         key = repr([channels, *(chosen[field].take for field in ("recipe", "network", "size"))])
         if key not in seen:
             seen.add(key)
-            parse(PretrainRecipe, text(["x"], built("x", facts, chosen, found, here, None, None, GUESS)))
+            PretrainRecipe.model_validate(built("x", facts, chosen, found, here, None, None, GUESS).fields)
     assert len(seen) > 20

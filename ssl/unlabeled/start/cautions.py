@@ -116,9 +116,7 @@ def _run(known: Known) -> Iterator[Caution]:
         text = f"other programs use the cores (load {known.busy:.1f} on {facts.cores}): the measured speed is too low"
         yield Caution("busy", text, "start again when they have ended: more epochs will fit")
     if known.measured and length.steps < SHORT and length.epochs < int(known.chosen["most_epochs"].take):
-        text = (
-            f"{facts.minutes:g} minutes are {length.steps:,} steps ({length.epochs:g} epochs): so few may gain nothing"
-        )
+        text = f"{facts.minutes:g} minutes are {length.steps:,} steps ({length.epochs:g} epochs): they may gain nothing"
         minutes = math.ceil(facts.minutes * SHORT / max(1, length.steps))
         yield Caution("short", text, f"give it more time (--minutes {minutes}), or fewer cores to other programs")
     if not known.measured:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -37,16 +38,18 @@ class Pace(NamedTuple):
         return KEPT * self.speed.real
 
 
-def paced(job_of: Callable[[int | None], Job], facts: Facts, encoder: Callable[[Job, Method], Encode]) -> Pace:
+def paced(job: Job, facts: Facts, encoder: Callable[[Job, Method], Encode]) -> Pace:
     """Measure a recipe with one thread and with all cores, on a CPU; returns the faster."""
     threads = [None] if facts.device != "cpu" else sorted({1, facts.cores})
-    return max((_measured(job_of(count), count, encoder) for count in threads), key=lambda pace: pace.real)
+    return max((_measured(job, count, encoder) for count in threads), key=lambda pace: pace.real)
 
 
 def _measured(job: Job, threads: int | None, encoder: Callable[[Job, Method], Encode]) -> Pace:
-    recipe = job.recipe
-    accelerator = make_accelerator(recipe.run.device, recipe.train.precision, recipe.run.timeout)
-    return Pace(measure(job, accelerator, SECONDS, partial(encoder, job)), threads)
+    run = job.recipe.run.model_copy(update={"threads": threads})
+    recipe = job.recipe.model_copy(update={"run": run})
+    accelerator = make_accelerator(run.device, recipe.train.precision, run.timeout)
+    timed = replace(job, recipe=recipe)
+    return Pace(measure(timed, accelerator, SECONDS, partial(encoder, timed)), threads)
 
 
 def length(facts: Facts, chosen: Mapping[str, Rule], pace: Pace | None, scored: int) -> Length:

@@ -190,11 +190,7 @@ def _job(stage: Pretraining, text: str, *changes: str) -> Job:
 
 def _paced(stage: Pretraining, draft: Draft) -> Pace:
     text = _text(draft, draft.built(GUESS), Path("recipe.yaml"))
-
-    def job_of(threads: int | None) -> Job:
-        return _job(stage, text, "evaluate=null", *([] if threads is None else [f"run.threads={threads}"]))
-
-    return paced(job_of, draft.facts, stage.encoder)
+    return paced(_job(stage, text, "evaluate=null"), draft.facts, stage.encoder)
 
 
 def _scored(labelled: Place) -> int:
