@@ -131,7 +131,7 @@ def test_copies_and_mixed_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_large_pictures_get_small_copies_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = started(capsys, photos(tmp_path / "a", 8, side=640))
+    found = started(capsys, photos(tmp_path / "a", side=640))
     assert written().data.cache == "cache/a"
     assert found["commands"][:2] == ["unlabeled prepare recipe.yaml", "unlabeled pretrain recipe.yaml"]
 

@@ -40,7 +40,7 @@ def test_folders_with_pictures_beside_them_or_one_each_are_albums(tmp_path: Path
     Image.fromarray(drawn(999)).save(beside / "loose.png")
     found = place(str(beside))
     assert found.labels == "albums" and found.fields["stray"] == "keep"
-    assert place(str(classes(tmp_path / "one", 1, names=tuple("abcdefgh")))).labels == "albums"
+    assert place(str(classes(tmp_path / "one", 1, names=tuple("abcdefghijkl")))).labels == "albums"
 
 
 def test_train_and_val_with_classes(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def spoiled(folder: Path) -> Path:
     [
         (lambda folder: folder, "no pictures in .*Expected files ending in"),
         (lambda folder: folder / "nothing", "does not exist; expected a folder"),
-        (lambda folder: photos(folder, 1), r"has 1 picture; expected at least 8"),
+        (lambda folder: photos(folder, 1), r"has 1 picture; expected at least 12"),
         (lambda folder: photos(folder, 1) / "0.png", "is one picture; expected a folder"),
         (spoiled, r"1 \.mp4: take the pictures out of each by: mkdir FOLDER && ffmpeg"),
         (lambda folder: spoiled(folder) / "movie.mp4", r"movie.mp4 is not read; .*ffmpeg -i \S*movie.mp4"),

@@ -24,7 +24,7 @@ from unlabeled.start.facts import Labels
 from unlabeled.start.layout import Splits, counts, kind, splits
 
 HELD = 0.2  # share of every class that is evaluated on, where nothing else says
-FEWEST = 8  # pictures: the smallest batch
+FEWEST = 12  # pictures: a batch of 8 where some are held out
 # endings of what holds pictures and is not read, and how they are taken out
 PACKED = {
     ".zip": "unzip FILE -d FOLDER",

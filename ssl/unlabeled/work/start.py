@@ -27,7 +27,7 @@ from unlabeled.start.facts import Facts
 from unlabeled.start.ladder import Ladder, ladder
 from unlabeled.start.looking import Looked, look
 from unlabeled.start.machine import Machine, machine
-from unlabeled.start.opening import Place, place
+from unlabeled.start.opening import HELD, Place, place
 from unlabeled.start.page import Started, page, tuning
 from unlabeled.start.recipe import Built, Length, built, of_tokens
 from unlabeled.start.rules import Rule, choose, document
@@ -132,7 +132,7 @@ def drafted(options: argparse.Namespace, found: Place, labelled: Place, here: Ma
     weights = hand[0] if hand else None
     labels = found.labels if labelled is found else "elsewhere"
     facts = Facts(
-        pictures=len(looked.source),
+        pictures=len(looked.source) - (round(HELD * found.labelled) if found.labels == "flat" else 0),
         side=looked.side,
         device=here.device,
         cores=here.cores,
