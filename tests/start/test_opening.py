@@ -68,11 +68,11 @@ def test_a_tar(tmp_path: Path) -> None:
 
 
 def test_tables(tmp_path: Path) -> None:
-    photos(tmp_path / "a")
-    rows = [f"{i},a/{i}.png,{'cd'[i % 2]},{'train' if i < 10 else 'test'}" for i in range(12)]
+    photos(tmp_path / "a", 14)
+    rows = [f"{i},a/{i}.png,{'cd'[i % 2]},{'train' if i < 12 else 'test'}" for i in range(14)]
     (tmp_path / "t.csv").write_text("\n".join(["number,file,species,set", *rows]), encoding="utf-8")
     found = place(str(tmp_path / "t.csv"))
-    assert (found.labels, found.classes, found.each) == ("splits", 2, 5)
+    assert (found.labels, found.classes, found.each) == ("splits", 2, 6)
     told = {"image": "file", "label": "species", "split": "set", "train": "train", "val": "test"}
     assert told.items() <= found.fields.items()
     (tmp_path / "u.tsv").write_text("odd\n" + "\n".join(f"a/{i}.png" for i in range(12)), encoding="utf-8")
