@@ -56,7 +56,8 @@ method:
   decoder: {name: self, width: 16, depth: 1, heads: 2}
 optim: {name: adamw, base_lr: 0.03, warmup_epochs: 1}
 train: {epochs: 3, batch_size: 8}
-run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100}
+run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100, page: false}
+look: null
 """
 
 TINY_FINETUNE = """
@@ -66,8 +67,14 @@ data: {name: shapes, train_size: 42, val_size: 20, size: 16}
 task: {strategy: {name: full, drop_path: 0.3}, view: {size: 16}, crop_pct: 1.0, mixing: {mixup: 0.5, cutmix: 0.5}}
 optim: {name: adamw, base_lr: 0.03, warmup_epochs: 1}
 train: {epochs: 3, batch_size: 8}
-run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100}
+run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 3, keep_last: 100, page: false}
+look: null
 """
+
+# the same, with the page and the look of a run
+SHOWN_PRETRAIN, SHOWN_FINETUNE = (
+    text.replace(", page: false", "").replace("look: null\n", "") for text in (TINY_PRETRAIN, TINY_FINETUNE)
+)
 
 
 def launch(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from ruamel.yaml import YAML
-from support import TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes
+from support import SHOWN_FINETUNE, SHOWN_PRETRAIN, checkpoint_bytes
 
 import unlabeled
 from unlabeled.__main__ import main
@@ -23,7 +23,7 @@ from unlabeled.train.engine import Engine
 
 PLAIN: dict[str, Any] = {"look": None, "run.page": False, "run.keep_last": 1}
 STEPS = 15
-TINY, TINY_TUNED = (YAML(typ="safe").load(text) for text in (TINY_PRETRAIN, TINY_FINETUNE))
+TINY, TINY_TUNED = (YAML(typ="safe").load(text) for text in (SHOWN_PRETRAIN, SHOWN_FINETUNE))
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM)
 
 
@@ -48,7 +48,7 @@ def at_step(number: int, act: Callable[[], None]) -> Iterator[None]:
 def typed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the command."""
     folder = tmp_path_factory.mktemp("typed")
-    (folder / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    (folder / "tiny.yaml").write_text(SHOWN_PRETRAIN, encoding="utf-8")
     changes = ["look=null", "run.page=false", "run.keep_last=1", f"run.output={folder / 'run'}"]
     assert main(["pretrain", str(folder / "tiny.yaml"), *changes]) == 0
     return folder

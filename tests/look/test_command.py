@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import TINY_PRETRAIN
+from support import SHOWN_PRETRAIN
 
 from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
@@ -87,7 +87,7 @@ def test_pictures_without_classes_and_the_same_again(home: Path, tmp_path: Path)
 
 
 def test_pictures_of_a_recipe(home: Path, tmp_path: Path) -> None:
-    (recipe := home / "tiny.yaml").write_text(TINY_PRETRAIN)
+    (recipe := home / "tiny.yaml").write_text(SHOWN_PRETRAIN)
     assert look(home, tmp_path / "out", "--split", "val", pictures="tiny.yaml") == 0
     assert len(read(tmp_path / "out").names) == 20
     assert look(home, tmp_path / "out", "--split", "test", pictures="tiny.yaml") == 2

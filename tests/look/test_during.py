@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import TINY_PRETRAIN, metrics, weights
+from support import SHOWN_PRETRAIN, metrics, weights
 
 from unlabeled.backbone.weights import load_encoder
 from unlabeled.data.batch.loader import Normalize
@@ -25,7 +25,7 @@ DRAWN = ("run.pictures_every=8", "look.examples=3", "look.pictures=40", "look.qu
 
 
 def pretrain(output: Path, *overrides: str) -> Path:
-    (recipe := output.with_suffix(".yaml")).write_text(TINY_PRETRAIN)
+    (recipe := output.with_suffix(".yaml")).write_text(SHOWN_PRETRAIN)
     assert main("pretrain", [str(recipe), f"run.output={output}", *overrides]) == 0
     return output
 
@@ -107,7 +107,7 @@ def test_trouble_is_one_line(
 def test_a_folder_that_cannot_be_written_is_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (output := tmp_path / "run").mkdir()
     (output / "look").write_text("a file in the way")
-    (tmp_path / "run.yaml").write_text(TINY_PRETRAIN)
+    (tmp_path / "run.yaml").write_text(SHOWN_PRETRAIN)
     assert main("pretrain", [str(tmp_path / "run.yaml"), f"run.output={output}", *DRAWN, "train.epochs=1"]) == 0
     assert "look: no map: " in capfd.readouterr().err
 

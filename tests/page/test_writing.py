@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TINY_PRETRAIN, checkpoint_bytes, launch, metrics
+from support import SHOWN_PRETRAIN, checkpoint_bytes, launch, metrics
 
 from unlabeled.page import writing
 from unlabeled.page.state import state
@@ -129,7 +129,7 @@ def break_pages() -> None:
 
 def test_a_run_is_the_same_with_and_without_and_says_how_it_went(tmp_path: Path) -> None:
     """In one process, and in two; where its files cannot be written, and where it is killed and goes on."""
-    (tmp_path / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(SHOWN_PRETRAIN, encoding="utf-8")
 
     def run(name: str, *more: str, **how: Any) -> Path:
         codes = launch("pretrain", [str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / name}", *more], **how)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import TINY_FINETUNE, launch
+from support import SHOWN_FINETUNE, launch
 from torch import Tensor
 
 from unlabeled.backbone.config import EncoderConfig
@@ -40,7 +40,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny: Any = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2}
     encoder = EncoderConfig(model="vit_tiny_patch16_224", **tiny).build((16, 16))
     export_encoder(home / "export", encoder, IMAGENET, "# card\n", {})
-    recipe = TINY_FINETUNE.replace("UNSET", str(home / "export")).replace("val_size: 20", "val_size: 60")
+    recipe = SHOWN_FINETUNE.replace("UNSET", str(home / "export")).replace("val_size: 20", "val_size: 60")
     (home / "finetune.yaml").write_text(recipe, encoding="utf-8")
     settings = [f"run.output={home / 'run'}", "train.epochs=1", "optim.warmup_epochs=0"]
     assert launch("finetune", [str(home / "finetune.yaml"), *settings]) == [0]
