@@ -156,7 +156,8 @@ def children(process: int) -> list[int]:
 def test_two_nodes_with_two_processes_learn_what_one_process_does(home: Path, tmp_path: Path, stage: str) -> None:
     quiet, more = ["train.epochs=4", "optim.base_lr=0.003"], ["method.encoder.drop_path=0.0"]
     if stage == "finetune":
-        assert launch("pretrain", [*words(home, tmp_path / "begin"), *quiet, *more]) == [0]
+        begin = [str(home / "tiny.yaml"), f"run.output={tmp_path / 'begin'}", *quiet, *more]
+        assert launch("pretrain", begin) == [0]
         recipe, more = (
             TINY_FINETUNE.replace("UNSET", str(tmp_path / "begin" / "export")),
             ["task.strategy.drop_path=0.0"],
@@ -168,7 +169,8 @@ def test_two_nodes_with_two_processes_learn_what_one_process_does(home: Path, tm
         assert launch(stage, arguments, world=world, hook=partial(on_own_node, tmp_path, 2)) == [0] * world
     one, four = ([line["loss"] for line in metrics(tmp_path / f"of-{world}") if "loss" in line] for world in (1, 4))
     assert four == pytest.approx(one, rel=1e-4) and len(one) == 20
-    assert_close_weights(tmp_path / "of-1", tmp_path / "of-4", 18)
+    if stage == "pretrain":
+        assert_close_weights(tmp_path / "of-1", tmp_path / "of-4", 18)
 
 
 def test_embed_on_two_nodes(home: Path, tmp_path: Path) -> None:
