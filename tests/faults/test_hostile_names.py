@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from support import TINY_FINETUNE, TINY_PRETRAIN, launch
+from support import SHOWN_FINETUNE, TINY_PRETRAIN, launch
 
 from unlabeled import text
 from unlabeled.__main__ import main
@@ -235,7 +235,7 @@ def export(tmp_path: Path) -> Path:
 def test_finetuning_evaluating_and_reporting(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = fill(tmp_path / "pictures")
     data = f"{{name: files, path: {pictures}, train: train, val: val, max_bad_fraction: 1.0}}"
-    recipe = TINY_FINETUNE.replace("{name: shapes, train_size: 42, val_size: 20, size: 16}", data)
+    recipe = SHOWN_FINETUNE.replace("{name: shapes, train_size: 42, val_size: 20, size: 16}", data)
     (tmp_path / "r.yaml").write_text(recipe.replace("epochs: 3", "epochs: 1"), encoding="utf-8")
     run = tmp_path / "run"
     assert launch("finetune", [str(tmp_path / "r.yaml"), f"encoder={export}", f"run.output={run}"]) == [0], (
