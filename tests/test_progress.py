@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 
 import pytest
 from rich.console import Console
@@ -118,3 +119,17 @@ def test_a_narrow_terminal_shows_count_loss_and_time_left_on_one_line(name: str)
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (720, "12 min"), (12240, "3.4 h"), (181440, "2.1 d")])
 def test_durations_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_notebook_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        """Says that it is a terminal, as a notebook's does."""
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", Screen())
+    monkeypatch.setenv("TERM", "xterm")
+    assert Bars().progress is not None
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert Bars().progress is None and not Bars().console.is_jupyter

@@ -36,8 +36,11 @@ class Bars:
         from rich.console import Console  # rich takes long to import, and signals must be heard before
 
         self.active, self.clock = active, clock
-        # in a notebook rich would make a piece of HTML of every line
-        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False)
+        # a notebook says that it is a terminal, and rich would make HTML of every line: it gets lines of text
+        plain = False if "ipykernel" in sys.modules else None
+        self.console = console or Console(
+            file=sys.stderr, highlight=False, soft_wrap=True, force_terminal=plain, force_jupyter=plain
+        )
         self.progress = _progress(self.console) if active and self.console.is_terminal else None
         self.said = clock()
         self._outer: list[Bars | None] = []
