@@ -108,7 +108,11 @@ def _method(base: dict[str, Any], facts: Facts, chosen: Mapping[str, Rule], begi
     for field, value in base.items():
         if isinstance(value, dict) and "size" in value:
             share = LOCAL if field == "local" else 1
-            value = {**value, "size": max(1, round(share * large / unit)) * unit, **_colours(value, channels)}
+            value = {
+                **value,
+                "size": max(1, round(share * large / unit)) * unit,
+                **_colours(value, channels == 3 and chosen["colours"].take == "changed"),
+            }
         if field == "encoder":
             if begins is not None:
                 continue
@@ -127,9 +131,9 @@ def of_tokens(chosen: Mapping[str, Rule], weights: Weights | None) -> bool:
     return family_of(network).can_read(network, "cls", 1)
 
 
-def _colours(view: dict[str, Any], channels: int) -> dict[str, Any]:
-    """What only RGB can have done to it is left out for other channels."""
-    if channels == 3 or "jitter" not in view:
+def _colours(view: dict[str, Any], changed: bool) -> dict[str, Any]:
+    """Without what changes colours, which only RGB has, unless they are `changed`."""
+    if changed or "jitter" not in view:
         return {}
     return {"jitter": [*view["jitter"][:2], 0.0, 0.0], "grayscale": 0.0}
 
@@ -137,6 +141,8 @@ def _colours(view: dict[str, Any], channels: int) -> dict[str, Any]:
 def _reasons(method: dict[str, Any], why: dict[str, str], begins: Weights | None) -> Iterator[tuple[str, str]]:
     first = next(field for field, value in method.items() if isinstance(value, dict) and "size" in value)
     yield f"method.{first}.size", why["size"]
+    if "jitter" in method[first]:
+        yield f"method.{first}.jitter", why["colours"]
     if begins is None:
         yield "method.encoder.model", why["network"]
         if "patch_size" in method["encoder"]:

@@ -19,6 +19,7 @@ SIGNS: dict[str, Callable[[Any, Any], bool]] = {"=": operator.eq, "<": operator.
 METHODS = "benchmarks/results/2026-11-24_methods.md"
 CONTINUED = "benchmarks/results/2026-11-29_continued.md"
 LOG = "benchmarks/LOG.md"
+FIRST_HOUR = "benchmarks/first_hour.py"
 PAPER, ARITHMETIC, UNMEASURED = "the papers", "arithmetic", "not measured"
 
 
@@ -79,7 +80,7 @@ RULES = (
          "in minutes SimCLR, which tells pictures apart, learns more than MAE or DINO", METHODS),
     # the network, where it begins from scratch
     Rule("network", "device = cpu, core_minutes < 20", "test_resnet",
-         "{minutes:g} minutes of {cores} cores: the smallest ResNet", UNMEASURED),
+         "{minutes:g} minutes of {cores} cores: the smallest ResNet", FIRST_HOUR),
     Rule("network", "device = cpu, core_minutes < 480", "resnet10t",
          "{minutes:g} minutes of {cores} cores: a ResNet of 10 layers, which learns faster than a ViT", METHODS),
     Rule("network", "device = cpu", "resnet18",
@@ -103,6 +104,11 @@ RULES = (
     Rule("size", "device = mps", 96, "a GPU of a laptop: 96 px", UNMEASURED),
     Rule("size", "side < 224", 160, SMALL, ARITHMETIC),
     Rule("size", "", 224, "the papers' size", PAPER),
+    # colours of the crops
+    Rule("colours", "recipe = photos_1gpu", "changed", "jitter and grey: over many epochs, as in the papers", PAPER),
+    Rule("colours", "recipe = ibot_vits16_1gpu", "changed", "jitter and grey: over many epochs, as in the papers", PAPER),
+    Rule("colours", "", "kept",
+         "saturation and hue are kept: in minutes photos and satellite pictures are learnt better so", FIRST_HOUR),
     # pictures in a step
     Rule("batch", "pictures < 64", 8, "{pictures:,} pictures: small batches make more steps", LOG),
     Rule("batch", "device = cpu, pictures < 640", 32, "{pictures:,} pictures: small batches make more steps", LOG),
