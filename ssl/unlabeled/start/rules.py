@@ -105,8 +105,8 @@ RULES = (
     Rule("size", "side < 224", 160, SMALL, ARITHMETIC),
     Rule("size", "", 224, "the papers' size", PAPER),
     # colours of the crops
-    Rule("colours", "recipe = photos_1gpu", "changed", "jitter and grey: over many epochs, as in the papers", PAPER),
-    Rule("colours", "recipe = ibot_vits16_1gpu", "changed", "jitter and grey: over many epochs, as in the papers", PAPER),
+    Rule("colours", "recipe = photos_1gpu", "changed", "jitter and grey, as in the papers: there is time", PAPER),
+    Rule("colours", "recipe = ibot_vits16_1gpu", "changed", "jitter and grey, as in the papers: there is time", PAPER),
     Rule("colours", "", "kept",
          "saturation and hue are kept: in minutes photos and satellite pictures are learnt better so", FIRST_HOUR),
     # pictures in a step
