@@ -81,10 +81,12 @@ def sized(*views: str, size: int = 64) -> tuple[str, ...]:
 
 
 TINY = "method.encoder.model=test_resnet"
+COLOURS = ("method.view.jitter=[0.4,0.4,0.0,0.0]", "method.view.grayscale=0.0")  # views keep them
 VIT = ("method.encoder.patch_size=8", "method.encoder.width=192", "method.encoder.depth=4", "method.encoder.heads=3")
 GLOBAL, LOCAL = sized("global_1", "global_2"), ("method.local.size=32",)
 CONTENDERS = {
     "simclr_tiny": Contender("simclr_resnet_cifar10", (*sized("view"), TINY)),
+    "simclr_colours": Contender("simclr_resnet_cifar10", (*sized("view"), TINY, *COLOURS)),
     "mae_vit": Contender("mae_cifar10", (*sized("view"), *VIT), network="vit"),
     "mocov3_tiny": Contender("mocov3_resnet_cifar10", (*sized("first", "second"), TINY)),
     "dino_tiny": Contender("dino_resnet_cifar10", (*GLOBAL, *LOCAL, TINY)),
