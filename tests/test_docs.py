@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from make import errors, recipes, results, written
 from make.links import LINK, broken, broken_site, missing_files
 from make.navigation import ordered
 from make.recipes import Head
+
+from unlabeled.command import summaries
+from unlabeled.page.measures import BY_NAME
 
 ROOT = Path(__file__).parents[1]
 GENERATED = ("commands.md", "fields.md")  # whole pages made from the programs, which take seconds to import
@@ -41,6 +45,28 @@ def test_every_page_is_in_the_navigation() -> None:
     sections = ordered([*pages, "recipes/index.md", "results/index.md", "errors.md", *GENERATED])
     named = [page for found in sections.values() for page in found]
     assert len(named) == len(set(named)) and set(pages) <= set(named)
+
+
+def test_commands_of_the_pages_exist() -> None:
+    known = {*summaries(), "--version"}
+    blocks = r"^```sh\n(.*?)^```|^((?: {4}\S.*\n)+)"
+    for name, text in written.pages(ROOT).items():
+        shown = "\n".join("\n".join(found) for found in re.findall(blocks, text, re.MULTILINE | re.DOTALL))
+        named = re.findall(r"^ *unlabeled ([\w-]+)", shown, re.MULTILINE)
+        assert set(named) <= known, name
+
+
+def test_every_method_has_a_guide_whose_measures_are_known() -> None:
+    guides = {file.stem: file for file in (ROOT / "docs" / "methods").glob("*.md")}
+    methods = {file.stem for file in (ROOT / "ssl" / "unlabeled" / "pretrain" / "methods").glob("[a-z]*.py")}
+    assert guides.keys() == methods | {"index"}
+    for name in methods:
+        text = guides[name].read_text(encoding="utf-8")
+        assert all(f"<!-- {part} of {name} -->" in text for part in ("symptoms", "recipes", "fidelity"))
+        healthy = text.partition("## Healthy values")[2].partition("\n## ")[0]
+        rows = re.findall(r"^\| (`.*?) \|", healthy, re.MULTILINE)
+        measures = {one for row in rows for one in re.findall(r"`(\w+)`", row)}
+        assert measures and measures <= BY_NAME.keys(), name
 
 
 @pytest.mark.parametrize(
