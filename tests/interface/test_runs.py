@@ -58,7 +58,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> unlabeled.Run:
     """A run with pictures, two evaluations and a page."""
     folder, evaluate = tmp_path_factory.mktemp("scored"), {"every": 8, "linear": {"epochs": 2}}
-    changes = {"evaluate": evaluate, "look": None}
+    changes = {"evaluate": evaluate, "run.page": True}
     return unlabeled.pretrain(TINY, output=folder / "run", overrides=changes)
 
 
