@@ -20,7 +20,6 @@ else:
 
 SOURCES = ("ssl", "recipes", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-SHARED = ("torch", "torchvision")  # gigabytes: those of this environment
 
 
 class Environment(NamedTuple):
@@ -59,20 +58,13 @@ def build(folder: Path) -> tuple[Path, Path]:
     return wheel, archive
 
 
-def environment(folder: Path, wheel: Path, packages: Sequence[str] = ()) -> Environment:
-    """An environment with the wheel and with `packages`; all others are those of this environment."""
+def environment(folder: Path, wheel: Path) -> Environment:
+    """An environment with the wheel; all other packages are those of this environment."""
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
     made = Environment(folder / "venv" / "bin" / "python", folder / "empty")
     made.folder.mkdir()
     place = made.run(["python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).stdout.strip()
     # the folder of packages alone: its .pth files, such as that of an editable install, are not read
     (Path(place) / "others.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    made.run(["python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(wheel), *packages])
+    made.run(["python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(wheel)])
     return made
-
-
-def lowest(*extras: str) -> list[str]:
-    """The lowest version of every dependency and of those of `extras`, but for the large ones."""
-    project = PROJECT["project"]
-    asked = [*project["dependencies"], *(one for name in extras for one in project["optional-dependencies"][name])]
-    return [one.replace(">=", "==") for one in asked if one.partition(">=")[0] not in SHARED]
