@@ -19,7 +19,7 @@ SIGNS: dict[str, Callable[[Any, Any], bool]] = {"=": operator.eq, "<": operator.
 METHODS = "benchmarks/results/2026-11-24_methods.md"
 CONTINUED = "benchmarks/results/2026-11-29_continued.md"
 LOG = "benchmarks/LOG.md"
-FIRST_HOUR = "benchmarks/first_hour.py"
+FIRST_HOUR = "benchmarks/results/2026-11-30_first_hour.md"
 PAPER, ARITHMETIC, UNMEASURED = "the papers", "arithmetic", "not measured"
 
 
