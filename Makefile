@@ -16,7 +16,7 @@ test: $(READY) lint types
 	$(BIN)/python -m pytest tests --ignore=tests/installed -n 2 --dist worksteal
 
 installed: $(READY)
-	$(BIN)/python -m pytest tests/installed
+	$(BIN)/python -m pytest tests/installed -n 2 --dist loadscope
 
 docs: $(READY)
 	cd docs && ../$(BIN)/python -m make

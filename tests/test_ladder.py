@@ -24,7 +24,7 @@ from unlabeled.evaluate.evaluation import Evaluation
 from unlabeled.evaluate.protocols.knn import Config as Knn
 from unlabeled.evaluate.protocols.linear import Config as Linear
 from unlabeled.evaluate.splits import Splits
-from unlabeled.ladder import page, rungs, training, verdict
+from unlabeled.ladder import page, rungs, training, verdict, ways
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.rungs import RungResult
 from unlabeled.report.document import Text
@@ -142,7 +142,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     found = {(step["rung"], step["fraction"]): step["accuracies"] for step in content["steps"]}
     climbed = (*rungs.BASELINES, "knn", "linear", "lora", "scratch")
     assert set(found) == {(rung, fraction) for rung in climbed for fraction in (0.1, 1.0)}
-    read = (*rungs.BASELINES, *rungs.PROBES)
+    read = (*rungs.BASELINES, *ways.PROBES)
     assert all(len(scores) == (1 if key in {(rung, 1.0) for rung in read} else 2) for key, scores in found.items())
     train, val = (Opened(FEW).split(split) for split in ("train", "val"))
     assert found["majority", 1.0] == [100 * np.mean(val.labels == np.bincount(train.labels).argmax())]
@@ -181,7 +181,7 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
     climb = rungs.Climb(
         export, Opened(FEW), (16, 16), how, torch.device("cpu"), Path("out"), amounts, 3, 40, 64, 0.3, changes
     )
-    made = {rung: training.recipe_of(climb, rung, Amount(0.1), 3) for rung in rungs.TUNED}
+    made = {rung: training.recipe_of(climb, rung, Amount(0.1), 3) for rung in ways.TUNED}
     for recipe in made.values():
         assert recipe.seed == recipe.task.fraction_seed == 3 and recipe.task.fraction == 0.1
         # 20 labels in batches of a quarter: ten epochs of four steps, one of them warm-up

@@ -15,7 +15,7 @@ from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
-from unlabeled.command import command, summaries
+from unlabeled.command import command, programs, summaries
 from unlabeled.data.sources.table import Config as Table
 from unlabeled.paths import expand, user_path
 from unlabeled.recipe import parse
@@ -31,7 +31,7 @@ NO_PATHS = {
 # positionals and options of text that are no paths
 NO_PATH_OPTIONS = {
     *("overrides", "train", "val", "protocol", "set", "device", "prefix", "rungs", "split", "method", "format", "help"),
-    "group",
+    *("group", "license", "message", "repo", "revision"),
 }
 
 
@@ -68,7 +68,7 @@ def _texts(kind: Kind, place: str, name: str, seen: tuple[Any, ...]) -> Iterator
             for inner in get_args(member.type):
                 if inner is not Ellipsis:
                     yield from _texts(unwrap(inner), place, name, seen)
-        elif member.type is str:
+        elif member.type is str and not any(getattr(rule, "pattern", None) for rule in member.rules):
             yield place, name, any(isinstance(rule, AfterValidator) and rule.func is expand for rule in member.rules)
 
 
@@ -96,7 +96,7 @@ def parsers(monkeypatch: pytest.MonkeyPatch) -> dict[str, argparse.ArgumentParse
 
     with pytest.raises(KeyboardInterrupt):
         cli.main("pretrain", [])
-    found = {name: argparse.ArgumentParser(name) for name in summaries()}
+    found = {name: argparse.ArgumentParser(name) for name in summaries() if name not in programs()}
     for name, parser in found.items():
         command(name).add_arguments(parser)
     return {**found, "pretrain.py": caught[0]}

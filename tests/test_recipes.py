@@ -188,7 +188,7 @@ def test_an_empty_split_says_what_it_became_and_how_to_mean_the_folder_itself() 
         ("method.mae", "method.view\n", "method.decoder.width", "global_1"),
         ("method.head", "method.name=dino:\nmethod.head", "method.name=ibot:\nmethod.head", "global_1"),
         ("run.workers", "run.workers  integer >= 0", "processes that make samples", "accumulate"),
-        ("data.sources.0.path", "data.sources.N.name=files:\n", "data.sources.N.path", "mean"),
+        ("data.sources.0.path", "data.sources.N.name=dataset:\n", "data.sources.N.path", "mean"),
         ("evaluate", "evaluate  mapping or null = null", "evaluate.every", "momentum"),
     ],
 )

@@ -74,7 +74,7 @@ def test_encoded_pictures(make: Any, folder: Path) -> None:
 def test_arrays(folder: Path) -> None:
     file = str(folder / "array" / "x.npy")
     assert Opened(Arrays(train=file, **normal(4))).train.image(1).permute(1, 2, 0).tolist() == RGBA[1].tolist()
-    with pytest.raises(UserError, match=r"has 4 bands, expected 3: as many as data\.mean and data\.std have values"):
+    with pytest.raises(UserError, match=r"has 4 bands, expected 3: give data\.mean and data\.std as many values"):
         _ = Opened(Arrays(train=file)).train
     tall = np.array([[[[0.0, 2.0], [4.0, -1.0]]], [[[1.0, 1.0], [1.0, np.nan]]]], np.float32)
     np.save(file, tall)

@@ -167,8 +167,9 @@ def test_diagrams_of_any_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) 
 
 SAFE = {"one_line", "plain", "dumps", "table", "write"}
 OWN_WORDS = {
-    "launch/stage.py:launched": "escaped by format_plan",
-    "commands/ladder.py:run": "names of rungs",
+    "launch/stage.py:begun": "escaped by format_plan",
+    "work/ladder.py:run": "names of rungs",
+    "command.py:__call__": "versions",
     "launch/arguments.py:parse": "the help",
     "launch/arguments.py:__call__": "the help",
     "launch/program.py:_run": "the help",

@@ -62,5 +62,5 @@ def test_a_large_index_says_its_recall(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_faiss_the_person_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(UserError, match=r"pip install faiss-cpu. Without --build"):
+    with pytest.raises(UserError, match=r"pip install faiss-cpu`. Without --build"):
         build(lambda: iter(()), 0, 8)
