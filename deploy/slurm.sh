@@ -20,7 +20,7 @@
 #SBATCH --signal=B:USR1@180
 set -uo pipefail
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 address=$first:$((20000 + SLURM_JOB_ID % 20000))
 node=${NODE_PY:-$SLURM_SUBMIT_DIR/deploy/node.py}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes it from sbatch

@@ -32,4 +32,4 @@ def _command(words: list[str], folder: str, said: str) -> None:
     os.chdir(folder)
     sys.argv = ["unlabeled", *words]
     torch.set_num_threads(1)
-    main()
+    sys.exit(main())

@@ -243,6 +243,11 @@ def test_shots(arguments: list[str], tmp_path: Path) -> None:
     train, _ = bench.few(1.0, 1, shots=3).features()
     assert torch.equal(train.x, bench.features()[0].x[kept])
     assert "3 labels a class" in (tmp_path / "out" / "ladder.md").read_text(encoding="utf-8")
+    assert main(few) == 0  # a hundredth of the labels would leave classes without a picture
+    steps = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
+    assert [step["fraction"] for step in steps] == [0.1, 1.0] and np.bincount(Opened(FEW).train.labels).min() in range(
+        5, 50
+    )
     assert main([*few, "--shots", "1", "--fractions", "1"]) == 0
     steps = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
     assert [(step["shots"], step["fraction"]) for step in steps] == [(1, 1.0), (None, 1.0)]

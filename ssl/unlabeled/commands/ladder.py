@@ -14,6 +14,7 @@ SUMMARY = "from kNN to fine-tuning: which way to use an encoder pays"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ladder`."""
     add = parser.add_argument
+    shares = "shares of the labels to train on (default those of 0.01 0.1 1 that leave a picture of every class)"
     add("export", type=expand, help=EXPORT)
     add("data", type=expand, help=f"labelled pictures: {GIVEN}")
     add("--out", type=user_path, help="folder of runs, table, plot and page (default runs/ladder_NAME)")
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rungs", nargs="+", choices=WAYS, help="rungs to climb (default: all that the network has)")
     without = "leave out the most frequent class, raw pixels and the untrained network"
     add("--no-baselines", dest="baselines", action="store_false", help=without)
-    add("--fractions", nargs="+", type=float, help="shares of the labels to train on (default 0.01 0.1 1)")
+    add("--fractions", nargs="+", type=float, help=shares)
     add("--shots", nargs="+", type=int, default=[], help="labels of each class, besides shares or in place of them")
     add("--seeds", type=int, default=3, help="repetitions with other labels, heads, orders and crops (default 3)")
     add("--steps", type=int, default=1000, help="optimizer steps of a trained rung (default 1000)")

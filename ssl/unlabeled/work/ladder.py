@@ -7,8 +7,11 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.weights import prepare
+from unlabeled.data.opened import Opened
 from unlabeled.environment import versions
 from unlabeled.errors import UserError
 from unlabeled.evaluate.splits import Preparation
@@ -54,7 +57,8 @@ def _climb(options: argparse.Namespace) -> tuple[Climb, list[str]]:
     say(f"{options.export}: {words}")
     options.rungs = [*(BASELINES if options.baselines else ()), *_possible(options.rungs, encoder)]
     out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
-    amounts, data, device = _amounts(options), data_of(options, load_any, how), device_of(options.device)
+    data, device = data_of(options, load_any, how), device_of(options.device)
+    amounts = _amounts(options, data)
     given = {name: getattr(options, name) for name in ("seeds", "steps", "batch_size", "min_scale", "workers")}
     dropping = [rung for rung, (strategy, *_) in TUNED.items() if "drop_path" in strategy and not encoder.drops_paths]
     changes = [*(f"{rung}.task.strategy.drop_path=0" for rung in dropping), *options.set]
@@ -62,12 +66,22 @@ def _climb(options: argparse.Namespace) -> tuple[Climb, list[str]]:
     return climb, options.rungs
 
 
-def _amounts(options: argparse.Namespace) -> list[Amount]:
+def _amounts(options: argparse.Namespace, data: Opened) -> list[Amount]:
     """Amounts of labels, the fewest first. Raises UserError when a number makes no sense."""
     if options.shots and min(options.shots) < 1:
         raise UserError(f"--shots {min(options.shots)}: expected at least 1")
-    fractions = options.fractions or ([] if options.shots else FRACTIONS)
+    fractions = options.fractions or ([] if options.shots else _usual(data))
     return [*(Amount(shots=n) for n in sorted(set(options.shots))), *(Amount(f) for f in sorted(set(fractions)))]
+
+
+def _usual(data: Opened) -> list[float]:
+    """The shares of the labels that are tried unasked: those that leave a picture of every class."""
+    labels = data.train.labels
+    fewest = int(np.unique(labels[labels >= 0], return_counts=True)[1].min(initial=len(labels)))
+    fractions = [fraction for fraction in FRACTIONS if np.rint(fraction * fewest) >= 1 or fraction == 1]
+    if len(fractions) < len(FRACTIONS):
+        say(f"labels: smaller shares would leave classes without a picture (the smallest has {fewest})")
+    return fractions
 
 
 def _possible(asked: list[str] | None, encoder: Encoder) -> list[str]:
