@@ -80,7 +80,7 @@ def test_trackio_knows_every_step_of_a_killed_run(tmp_path: Path, python_with_tr
     assert before == list(range(1, len(before) + 1)) and set(sent) <= {*expected}
     assert {*expected[6:]} <= set(sent)
     shown = {row["step"]: row["pictures"] for row in logged if "pictures" in row}
-    assert sorted(shown) == [6, 12, 15]
+    assert {12, 15} <= {*shown} <= {6, 12, 15}
     for step, picture in shown.items():
         [file] = Path(store).rglob(Path(picture["file_path"]).name)
         assert picture["_type"] == "trackio.image" and file.stat().st_size > 0, step
