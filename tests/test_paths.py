@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 import pytest
 import torch
 from pydantic import AfterValidator, BaseModel
+from support import TINY_PRETRAIN
 
 from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
@@ -110,9 +111,10 @@ def test_every_option_that_is_a_path_expands_it(monkeypatch: pytest.MonkeyPatch)
                 expanded.add((name, action.dest))
             elif action.type in (None, str, Path) and action.nargs != 0 and not action.choices:
                 others.add((name, action.dest))
-    assert not {(name, dest) for name, dest in others if dest not in NO_PATH_OPTIONS}
+    # the programs expand their recipe later: their options import nothing that is slow
+    assert {(name, dest) for name, dest in others if dest not in NO_PATH_OPTIONS} == {("pretrain.py", "recipe")}
     named = {("evaluate", "exports"), ("evaluate", "data"), ("ladder", "out"), ("embed", "out"), ("report", "runs")}
-    assert {*named, ("import", "file"), ("pretrain.py", "recipe"), ("doctor", "recipe")} <= expanded
+    assert {*named, ("import", "file"), ("doctor", "recipe")} <= expanded
 
 
 def test_an_encoder_and_an_output_at_home(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +124,8 @@ def test_an_encoder_and_an_output_at_home(home: Path, capsys: pytest.CaptureFixt
         assert torch.equal(load_encoder(path).vit.norm.weight, tiny.vit.norm.weight)
         assert preprocessing_of(path).size == (8, 8)
     text = "name: it\nencoder: scratch:~/export\ndata: {name: shapes}\nrun: {output: ~/runs}"
+    (home / "it.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
+    assert main(["pretrain", "~/it.yaml", "--dry-run"]) == 0
     recipe = parse(FinetuneRecipe, text)
     assert (recipe.encoder, recipe.output) == (f"scratch:{home}/export", f"{home}/runs")
     arguments = ["embed", "~/export", "shapes", "~/out", "--split", "val", "--device", "cpu", "--workers", "0"]

@@ -13,7 +13,6 @@ from unlabeled.command import RECIPE, started, summaries
 from unlabeled.errors import UserError
 from unlabeled.launch.outline import fields
 from unlabeled.launch.remembered import keep, recall
-from unlabeled.paths import expand
 from unlabeled.signals import EXIT_BAD_INPUT
 
 ALL = "all"  # a word after --help that is no section
@@ -61,7 +60,7 @@ def parse(name: str, arguments: Sequence[str], describe: Callable[[str], str]) -
 def add_arguments(parser: argparse.ArgumentParser, help_action: str | type[argparse.Action]) -> None:
     """The options of both programs; `help_action` is what argparse does at `--help`."""
     add = parser.add_argument
-    add("recipe", type=expand, help=RECIPE)
+    add("recipe", help=RECIPE)
     add("overrides", nargs="*", metavar="a.b=value", help="fields to change")
     shown = f"show this, or the fields of a section such as optim.schedule or method.mae, or `{ALL}`, and stop"
     add("-h", "--help", action=help_action, nargs="?", metavar="SECTION", help=shown)
