@@ -39,6 +39,11 @@ class Subject(NamedTuple):
     preparation: Preparation
 
 
+def opened_once(data: Opened, subjects: Sequence[Subject]) -> Opened:
+    """The images of an earlier subject where they are the same: those are looked for once."""
+    return next((other.data for other in subjects if other.data.config == data.config), data)
+
+
 class Comparison(NamedTuple):
     """Everything that encoders are compared with: protocols by the names of their scores, shares of the labels, draws.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from unlabeled.backbone.encoder import Pool
 from unlabeled.backbone.weights import prepare
 from unlabeled.evaluate.baselines import verdict
-from unlabeled.evaluate.comparison import Comparison, Subject, prepared_as, protocols_of, rivals
+from unlabeled.evaluate.comparison import Comparison, Subject, opened_once, prepared_as, protocols_of, rivals
 from unlabeled.evaluate.evaluation import DEFAULT
 from unlabeled.evaluate.protocol import Protocol
 from unlabeled.evaluate.results import EncoderScores, full
@@ -103,11 +103,11 @@ def evaluate(
         if current() is None:
             stack.enter_context(Bars())
         comparison = Comparison(chosen, list(fractions), seeds, device_of(device, "device="), workers)
-        subjects = []
+        subjects: list[Subject] = []
         for one in [encoder] if isinstance(encoder, str | Path | Run | Model) else encoder:
             network, how, _ = prepare(address := expand(address_of(one)), image_size, crop_pct=crop_pct, pool=pool)
             options = {"data": str(data), "set": changes, "train": train, "val": val, "allow_overlap": False}
-            opened = data_of(argparse.Namespace(**options), load_any, how)
+            opened = opened_once(data_of(argparse.Namespace(**options), load_any, how), subjects)
             subjects.append(
                 Subject(address, network.to(comparison.device), network.image_size, opened, prepared_as(how))
             )

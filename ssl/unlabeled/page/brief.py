@@ -11,11 +11,11 @@ from unlabeled.page.charts import charts
 from unlabeled.page.curves import Curves
 from unlabeled.page.run import drawn, standing
 from unlabeled.page.state import data, state
+from unlabeled.page.writing import NAME
 from unlabeled.report.document import Document, Part, Table, Text
 from unlabeled.report.visuals import Chart
 
 LOSS = "loss"
-WRITTEN = "index.html"
 
 
 def brief(folder: Path) -> Document:
@@ -24,7 +24,7 @@ def brief(folder: Path) -> Document:
     now = time.time()
     found = state(folder, now)
     kind = f" ({found.kind})" if found.kind else ""
-    facts = [*standing(found, curves, now), ("export", str(folder / "export")), ("page", str(folder / WRITTEN))]
+    facts = [*standing(found, curves, now), ("export", str(folder / "export")), ("page", str(folder / NAME))]
     parts = [Table.facts(facts), *_scores(folder), *_charts(curves), *drawn(folder)]
     return Document(f"{found.name}{kind}", [part for part in parts if not isinstance(part, Text)], data(found))
 

@@ -12,8 +12,6 @@ from unlabeled.data.label.overlap import HELD_OUT, LEARNT
 from unlabeled.data.source import Source
 from unlabeled.start.facts import Labels
 
-# folders to evaluate on, the best first
-VALS = ("val", "valid", "validation", "dev", "eval", "test", "testing", "tst", "holdout", "held_out")
 LEAST = 3  # pictures of the median folder of classes
 # names that cameras, people and programs give to albums: years and dates, DCIM, numbered parts
 ALBUM = re.compile(
@@ -21,7 +19,6 @@ ALBUM = re.compile(
     r"(img|image|images|photos?|pictures?|pics?|data|part|shard|batch|album|roll|folder|misc|unsorted)[-_ ]?\d*",
     re.IGNORECASE,
 )
-assert set(VALS) == HELD_OUT
 
 
 class Splits(NamedTuple):
@@ -34,7 +31,7 @@ class Splits(NamedTuple):
 def splits(names: Sequence[str]) -> Splits | None:
     """The folders among names that are splits; None without one of each."""
     train = [name for name in names if name.lower() in LEARNT]
-    val = sorted((name for name in names if name.lower() in HELD_OUT), key=lambda name: VALS.index(name.lower()))
+    val = sorted((name for name in names if name.lower() in HELD_OUT), key=lambda name: HELD_OUT.index(name.lower()))
     return Splits(train[0], val[0]) if train and val else None
 
 

@@ -5,28 +5,28 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unlabeled.backbone.folder import IMAGENET
 from unlabeled.data.archive.listing import sample_numbers
 from unlabeled.data.decoding import npy, tiff
 from unlabeled.data.decoding.bands import Target
+from unlabeled.data.label.holdout import grouped, may_be_equal
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_CHANNELS, EncodedConfig, Source
 from unlabeled.doctor.compared import compare
 from unlabeled.doctor.pictures import Survey, survey
-from unlabeled.errors import BadSample, UserError
+from unlabeled.errors import UserError
 from unlabeled.progress import task
 
 SECONDS, MOST = 8.0, 2000  # that the survey may take, about; pictures that it looks at
 COMPARED = 4000  # files of equal size that are read to find copies
 COLOURLESS, SHARE = 1 / 255, 0.95  # difference of channels, and share of the pictures, to be called grey
 OUTER = (0.1, 99.9)  # percent of the values of a picture that are black and white at most
-RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 NEAR_MEAN, NEAR_STD = 0.1, 1.5  # differences that do not matter
 
 
@@ -81,10 +81,10 @@ class Looked(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether mean and standard deviation are near ImageNet's."""
-        if len(self.mean) != len(RGB_MEAN):
+        if len(self.mean) != len(IMAGENET.mean):
             return False
-        off = max(abs(ours - theirs) for ours, theirs in zip(self.mean, RGB_MEAN, strict=True))
-        ratios = [ours / theirs for ours, theirs in zip(self.std, RGB_STD, strict=True)]
+        off = max(abs(ours - theirs) for ours, theirs in zip(self.mean, IMAGENET.mean, strict=True))
+        ratios = [ours / theirs for ours, theirs in zip(self.std, IMAGENET.std, strict=True)]
         return off <= NEAR_MEAN and all(1 / NEAR_STD <= ratio <= NEAR_STD for ratio in ratios)
 
 
@@ -194,17 +194,7 @@ def _of_tiff(data: bytes) -> NDArray[Any]:
 
 def equal_files(source: Source) -> int:
     """The number of files that are equal to another one: those of equal size are compared, at most COMPARED."""
-    sizes = source.marks
-    if sizes is None or not source.encoded:
+    if source.marks is None or not source.encoded:
         return 0
-    _, place, times = np.unique(sizes, return_inverse=True, return_counts=True)
-    numbers = np.flatnonzero(times[place] > 1)[:COMPARED].tolist()
-    seen = Counter((int(sizes[i]), digest) for i in numbers if (digest := _digest(source, i)) is not None)
-    return sum(times - 1 for times in seen.values())
-
-
-def _digest(source: Source, i: int) -> bytes | None:
-    try:
-        return blake2b(source.read(i), digest_size=16).digest()
-    except BadSample:
-        return None
+    group = grouped(source, may_be_equal(source)[:COMPARED])
+    return len(group) - len(np.unique(group))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 
 from unlabeled.backbone.build import family_of
+from unlabeled.backbone.folder import IMAGENET
 from unlabeled.recipe import shipped
 from unlabeled.recipe.writer import as_yaml
 from unlabeled.start.facts import Facts
@@ -87,11 +88,10 @@ def _data(
     if looked.stored.value_range is not None:
         fields["value_range"] = list(looked.stored.value_range)
         reasons["data.value_range"] = f"{looked.stored.bits} bits: these values become 0 and 255, measured"
-    if begins is None and chosen["normalise"].take != "imagenet":
-        fields |= {"mean": looked.mean, "std": looked.std}
-        reasons["data.mean"] = why["normalise"]
-    elif begins is None:
-        fields |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    if begins is None:
+        usual = chosen["normalise"].take == "imagenet"
+        mean, std = (IMAGENET.mean, IMAGENET.std) if usual else (looked.mean, looked.std)
+        fields |= {"mean": list(mean), "std": list(std)}
         reasons["data.mean"] = why["normalise"]
     if place.note:
         reasons["data.split" if "split" in fields else "data.val"] = place.note

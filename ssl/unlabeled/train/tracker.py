@@ -12,13 +12,14 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from pydantic import BaseModel
 
 from unlabeled.errors import UserError, first_line
 from unlabeled.processes import on_main
+from unlabeled.recipe import flat
 
 PACKAGE = "unlabeled.train.trackers"
 
@@ -86,7 +87,7 @@ class Trackers:
         Raises:
             UserError: one cannot be started.
         """
-        fields = {key: str(value) for key, value in flatten(recipe.model_dump()).items()}
+        fields = {key: str(value) for key, value in flat(recipe.model_dump()).items()}
         on_main(self.accelerator, lambda: self._start(Tracked(name, folder, fields, step)))
 
     def _start(self, tracked: Tracked) -> None:
@@ -121,11 +122,3 @@ class Trackers:
         except Exception as error:  # a server that is gone must not end a run of days
             del self._live[name]
             self.say(f"{name} is switched off: {first_line(error)}. metrics.jsonl goes on.")
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings into one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat

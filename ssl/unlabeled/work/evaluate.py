@@ -14,7 +14,7 @@ from unlabeled.data.source import SourceConfig
 from unlabeled.environment import versions
 from unlabeled.errors import UserError
 from unlabeled.evaluate.baselines import summary, verdict
-from unlabeled.evaluate.comparison import Comparison, Subject, prepared_as, protocols_of, rivals
+from unlabeled.evaluate.comparison import Comparison, Subject, opened_once, prepared_as, protocols_of, rivals
 from unlabeled.evaluate.evaluation import Evaluation, told
 from unlabeled.evaluate.results import EncoderScores, brief, full
 from unlabeled.evaluate.splits import Preparation
@@ -83,8 +83,7 @@ def _subjects(args: argparse.Namespace, device: torch.device) -> list[Subject]:
         encoder, how, words = prepare(path, side, crop_pct=args.crop_pct, pool=args.pool)
         check_side(encoder, "--image-size", side)
         say(f"{path}: {words}")
-        data = data_of(args, load_any, how)
-        data = next((other.data for other in subjects if other.data.config == data.config), data)
+        data = opened_once(data_of(args, load_any, how), subjects)
         subjects.append(Subject(path, encoder.to(device), encoder.image_size, data, prepared_as(how)))
     return subjects
 

@@ -8,16 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from unlabeled.backbone.pooling import encoder_features
-from unlabeled.backbone.weights import prepare
-from unlabeled.data.batch.loader import Normalize
 from unlabeled.errors import UserError
-from unlabeled.evaluate.features import WORKER_TIMEOUT
-from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import write_text
-from unlabeled.launch.given import RECIPE, WHOLE, given, splits_of
-from unlabeled.launch.options import check_least, check_side, checked, device_of
-from unlabeled.look.collect import Prepared, choose, describe
+from unlabeled.launch.given import RECIPE
+from unlabeled.launch.options import check_least
+from unlabeled.launch.shown import shown
 from unlabeled.look.thumbnails import Thumbs, write_sheet
 from unlabeled.report import html, terminal
 from unlabeled.report.visuals import Sheet
@@ -35,26 +30,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--threshold {args.threshold:g}: expected a cosine above 0 and at most 1")
     if (args.out / RECIPE).exists():
         raise UserError(f"OUT {args.out} is the folder of a run. Choose another folder.")
-    encoder, how, words = prepare(args.export, args.image_size, crop_pct=args.crop_pct, pool=args.pool)
-    check_side(encoder, "--image-size", args.image_size)
-    asked = checked(Preparation, pool=how.pool, crop_pct=how.crop_pct, interpolation=how.interpolation)
-    encoder = encoder.to(device := device_of(args.device)).eval()
-    sources, config = splits_of(
-        args.pictures,
-        args.split,
-        args.overrides,
-        lambda splits: given(args.pictures, load_any, how, splits, args.overrides, WHOLE),
-    )
-    normalize = Normalize(config.mean, config.std, device)
-    prepared = Prepared(encoder.image_size, asked.crop_pct, asked.interpolation, normalize, device)
-    encode = encoder_features(encoder, how.pool or encoder.default_pool)
-    chosen = choose(sources, args.most, args.seed)
-    images, thumbs = describe(encode, sources, chosen, prepared, args.workers, WORKER_TIMEOUT)
+    seen = shown(args, load_any)
+    images, thumbs, about = seen.described(args.most, args.seed, args.workers)
     found = survey(images, args.k, args.threshold)
-    everything = sum(map(len, sources.values()))
     facts = [
-        ("encoder", f"{args.export}; {words}"),
-        ("pictures", f"{len(images.names):,} of {everything:,} of {args.pictures}"),
+        ("encoder", f"{args.export}; {seen.words}"),
+        ("pictures", about),
         ("left out", f"{images.left_out:,} that cannot be used"),
         ("tables", f"{NEAR}: the {found.near.numbers.shape[1]} nearest of each"),
         ("", f"{COPIES}: pictures with a cosine of at least {args.threshold:g}"),

@@ -154,7 +154,7 @@ def nothing_found(paths: Paths, prefix: str, how: Reading, skipped: Counter[str]
 def _classes(paths: Paths) -> list[str]:
     """The first folders at paths where they may be classes: at least two, none of them named like a split."""
     folders = _first_folders(paths)
-    return folders if len(folders) > 1 and not {folder.lower() for folder in folders} & (LEARNT | HELD_OUT) else []
+    return folders if len(folders) > 1 and not {folder.lower() for folder in folders} & {*LEARNT, *HELD_OUT} else []
 
 
 def _prefixes(paths: Paths, most: int = 10) -> str:

@@ -171,19 +171,29 @@ def _runs(ascending: Rows) -> Iterator[tuple[int, int, int]]:
 def equal(source: Source) -> tuple[Rows, int | None]:
     """A number for every image [n], shared by those of the same bytes, and how many images have such a copy: None where
     more than READ would have to be read to know, all then having numbers of their own."""
-    numbers, marks = np.arange(len(source)), source.marks
-    candidates = numbers
-    if marks is not None:
-        _, place, count = np.unique(marks, return_inverse=True, return_counts=True)
-        candidates = numbers[count[place] > 1]
+    candidates = may_be_equal(source)
     if len(candidates) > READ:
-        return numbers, None
-    first: dict[bytes, int] = {}
-    group = numbers.copy()
-    for i, digest in digests(source, candidates):
-        group[i] = first.setdefault(digest, i)
+        return np.arange(len(source)), None
+    group = grouped(source, candidates)
     _, place, count = np.unique(group, return_inverse=True, return_counts=True)
     return group, int((count[place] > 1).sum())
+
+
+def may_be_equal(source: Source) -> Rows:
+    """The images that may be equal to another one, by what is known without reading them; all where nothing is."""
+    if (marks := source.marks) is None:
+        return np.arange(len(source))
+    _, place, count = np.unique(marks, return_inverse=True, return_counts=True)
+    return np.flatnonzero(count[place] > 1)
+
+
+def grouped(source: Source, candidates: Rows) -> Rows:
+    """A number for every image [n], shared by those of the `candidates` that have the same bytes."""
+    first: dict[bytes, int] = {}
+    group = np.arange(len(source))
+    for i, digest in digests(source, candidates):
+        group[i] = first.setdefault(digest, i)
+    return group
 
 
 def _composed(name: bytes) -> bytes:
