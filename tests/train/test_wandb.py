@@ -95,7 +95,7 @@ def test_values_and_pictures_are_in_its_file_and_a_run_goes_on_as_the_same(
     anew.log(1, {"loss": 0.5})
     anew.close()
     files = sorted(logs.glob("wandb/offline-run-*/*.wandb"))
-    known = [record.run.run_id for one in files for record in records(one) if record.HasField("run")]
+    known = [one.stem.removeprefix("run-") for one in files]  # by name: the last records may be on their way
     assert len(files) == 3 and len(set(known)) == 2 and known[:2] == [run.run_id] * 2, (files, known)
     assert rows(files[1]) == [{"loss": 0.25, "step": 2}]
 
