@@ -91,6 +91,7 @@ CONTENDERS = {
     "mocov3_tiny": Contender("mocov3_resnet_cifar10", (*sized("first", "second"), TINY)),
     "dino_tiny": Contender("dino_resnet_cifar10", (*GLOBAL, *LOCAL, TINY)),
     "simclr_resnet10": Contender("simclr_resnet_cifar10", sized("view")),
+    "simclr_resnet10_colours": Contender("simclr_resnet_cifar10", (*sized("view"), *COLOURS)),
     "mocov3_resnet10": Contender("mocov3_resnet_cifar10", sized("first", "second")),
     "simclr_resnet18": Contender("simclr_resnet_cifar10", (*sized("view"), "method.encoder.model=resnet18")),
     "simclr_96": Contender("simclr_resnet_cifar10", (*sized("view", size=96), TINY), size=96),
