@@ -103,7 +103,7 @@ def test_the_command_writes_tables_and_a_page(home: Path, tmp_path: Path, capsys
     text = (out / "index.html").read_text(encoding="utf-8")
     assert "1 of them have pictures of several splits" in text and "data:image/jpeg" in text
     said = " ".join(capsys.readouterr().out.split())
-    assert "wrong.png" in said and "1 groups" in said and "have more neighbours of one other class" in said
+    assert "train/green/wrong.png" in said and "1 groups" in said and "have more neighbours of one other class" in said
     assert (
         main(["neighbours", str(home / "export"), str(home / "pictures" / "train" / "red"), str(out / "flat"), *told])
         == 0

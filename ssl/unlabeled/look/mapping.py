@@ -45,6 +45,17 @@ class Described(NamedTuple):
     side: int
     left_out: int
 
+    @property
+    def root(self) -> str:
+        """The folder of all files; '' = none is common. Names need not be paths."""
+        return self.names[0][: 1 + os.path.commonprefix(self.names).rfind("/")]  # noqa: RUF071
+
+    @property
+    def short(self) -> list[str]:
+        """Names below the folder of all."""
+        root = self.root
+        return [name.removeprefix(root) for name in self.names]
+
 
 def mapped(images: Described, how: How, seed: int, queries: int, about: str, step: int | None = None) -> Mapped:
     """Find neighbours, outliers and near-duplicates, and put the images on a plane; the same for the same seed.
@@ -65,15 +76,13 @@ def mapped(images: Described, how: How, seed: int, queries: int, about: str, ste
     number = {name: i for i, name in enumerate(known)}
     labels = torch.tensor([number[name] if name else -1 for name in images.classes])
     classes = [name or UNLABELLED for name in images.classes] if known else []
-    # of the names below their common folder; they need not be paths
-    begins = 1 + os.path.commonprefix(images.names).rfind("/")  # noqa: RUF071
     words = {"class": classes, "split": list(images.splits), "cluster": cluster}
     return Mapped(
         about=about,
         plane=flat.words,
         step=step,
-        root=images.names[0][:begins],
-        names=[name[begins:] for name in images.names],
+        root=images.root,
+        names=images.short,
         points=[(float(f"{a:.5g}"), float(f"{b:.5g}")) for a, b in flat.points.tolist()],
         thumbnails=Thumbnails(side=images.side, columns=columns_for(len(x))),
         words={name: values for name, values in words.items() if values},

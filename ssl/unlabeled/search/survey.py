@@ -112,9 +112,10 @@ def _labels(found: Survey, sheet: Sheet) -> Iterator[Part]:
         return
     text = (
         f"{len(found.doubts):,} pictures have more neighbours of one other class than of their own. Each row of "
-        f"the page begins with one; then its nearest neighbours with their cosine. All of them: {LABELS}."
+        f"the page begins with one; then its nearest neighbours with their cosine. All of them: {LABELS}. "
+        f"Files are below {found.images.root or '/'}"
     )
-    names, classes = found.images.names, found.classes
+    names, classes = found.images.short, found.classes
     rows = [
         Row(f"{names[one.number]}: {_words(found, one)}", _around(found, one.number)) for one in found.doubts[:SHOWN]
     ]
@@ -145,9 +146,9 @@ def _copies(found: Survey, sheet: Sheet) -> Iterator[Part]:
     several = sum(len({found.about(number)[1] for number in one.numbers}) > 1 for one in found.groups)
     across = f" {several:,} of them have pictures of several splits: a score of one of these says too much."
     text = f"{len(found.groups):,} groups.{across if several else ''} All of them: {COPIES}."
-    rows = []
+    names, rows = found.images.short, []
     for one in found.groups[:SHOWN]:
-        shown = [Shown(number, " ".join(found.about(number)[:2]).strip()) for number in one.numbers[:MEMBERS]]
+        shown = [Shown(number, f"{names[number]} {found.about(number)[1]}".strip()) for number in one.numbers[:MEMBERS]]
         rows.append(Row(f"{one.cosine:.3f}", shown))
     yield Text(text)
     yield Gallery("Near-duplicates", sheet, rows)
