@@ -55,6 +55,12 @@ def test_a_laptop_with_two_thousand_photos_gets_contrast_with_a_small_network(co
     assert taken["network"] in ("test_resnet", "resnet10t") and taken["size"] in (64, 96)
 
 
+@pytest.mark.parametrize(("cores", "words"), [(1, "30 minutes of 1 core:"), (2, "30 minutes of 2 cores:")])
+def test_reasons_count_in_words(cores: int, words: str) -> None:
+    facts = Facts(pictures=2000, side=160, device="cpu", cores=cores, minutes=30)
+    assert choose(facts)["network"].reason(facts).startswith(words)
+
+
 def test_the_documentation_has_the_table() -> None:
     text = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
     table = document().parts[-1]
