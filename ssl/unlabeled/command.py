@@ -25,8 +25,9 @@ from unlabeled.environment import versions
 
 DESCRIPTION = "Self-supervised pretraining for images: from a folder of pictures to a timm backbone."
 EPILOG = """first steps:
-  unlabeled recipes list                                       what can be trained, and what it costs
-  unlabeled pretrain mae_vits16_1gpu data.path=/pictures       an encoder from pictures without labels
+  unlabeled start PICTURES           looks at your pictures and this machine, and writes recipe.yaml
+  unlabeled pretrain recipe.yaml     an encoder from these pictures, without labels
+  unlabeled recipes list             what else can be trained, and what it costs
   unlabeled COMMAND --help
 """
 # help texts of several commands

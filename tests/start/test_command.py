@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,21 @@ def test_copies_and_mixed_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for i in range(12):
         Image.fromarray(drawn(90 + i, 300)).save(tmp_path / "a" / f"large{i}.png")
     shutil.copy(tmp_path / "a" / "3.png", tmp_path / "a" / "copy.png")
-    assert codes(started(capsys, tmp_path / "a")) == ["mixed", "copies"]
+    found = started(capsys, tmp_path / "a")
+    assert codes(found) == ["mixed", "copies"]
+    assert any("`unlabeled doctor recipe.yaml --csv copies.csv`" in one["advice"] for one in found["cautions"])
+
+
+@pytest.mark.parametrize(("alpha", "said"), [(0, ["transparent"]), (255, [])])
+def test_transparent_parts_are_said(
+    alpha: int, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    for i in range(12):
+        image = Image.fromarray(drawn(i, 100)).convert("RGBA")
+        image.putpixel((3, 5), (0, 0, 0, alpha))
+        (image.quantize(64) if i < 4 else image).save(tmp_path / "a" / f"{i}.png")
+    assert codes(started(capsys, tmp_path / "a")) == said
 
 
 def test_large_pictures_get_small_copies_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +185,8 @@ def test_what_a_person_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["a", "--out", "/proc/no/r.yaml"], "--out /proc/no/r.yaml cannot be written"),
         (["a", "--out", "folder.yaml"], "--out folder.yaml is a folder"),
         (["empty"], "no pictures in"),
+        (["b", "--out", "old.yaml"], "'b' does not exist; expected a folder"),
+        (["a", "--labels", "b"], "'b' does not exist; expected a folder"),
     ],
 )
 def test_errors(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,6 +197,14 @@ def test_errors(words: list[str], said: str, tmp_path: Path, capsys: pytest.Capt
     assert main(["start", *words]) == 2
     assert said in capsys.readouterr().err
     assert (tmp_path / "old.yaml").read_text(encoding="utf-8") == "mine" and not Path("recipe.yaml").exists()
+
+
+def test_errors_of_options_are_found_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "recipe.yaml").touch()
+    code = "import sys; from unlabeled.__main__ import main; print(main(['start', 'a']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n" and "recipe.yaml exists" in done.stderr
 
 
 def test_weights_in_the_cache_begin_a_run(

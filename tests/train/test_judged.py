@@ -155,6 +155,7 @@ def test_probes_are_of_the_other_pictures(elsewhere: Path, capfd: pytest.Capture
     assert judged(run / "export", run) == judged(run / "export", elsewhere / "labelled") == last(run)
     plan = dict(json.loads((run / "plan.json").read_text(encoding="utf-8"))["lines"])
     assert plan["pictures"].startswith("24 from files")
+    assert plan["evaluate"].startswith("knn (always the most frequent class: 50.0 %); size ")
     assert plan["evaluate"].endswith("fitted on 28 and tested on 12 pictures of evaluate.data (files)")
     seen = json.loads((run / "look" / "map.json").read_text(encoding="utf-8"))
     assert set(seen["words"]["class"]) == {"dark", "light"}

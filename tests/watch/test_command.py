@@ -60,7 +60,7 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("nowhere", [], "nowhere does not exist; expected a folder with runs in it, such as runs"),
+        ("nowhere", [], "nowhere does not exist; expected a folder with runs in it. `unlabeled pretrain` makes runs"),
         ("file", [], "file is a file; expected a folder with runs in it"),
         ("file/below", [], "file/below does not exist"),
         ("", ["--port", "0"], "--port 0: expected a number from 1 to 65535"),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 
+from unlabeled.data.archive.paths import entries
+from unlabeled.errors import UserError
+from unlabeled.files import check_writable
 from unlabeled.paths import expand, user_path
 
 SUMMARY = "look at a folder of pictures and write a recipe that suits it and this machine"
@@ -24,6 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Look, choose, measure, write the recipe, explain it."""
+    if not options.rules:
+        _check(options)
     from unlabeled.work.start import run
 
     return run(options)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise UserError for what the options alone show to be wrong, before torch is imported."""
+    if options.pictures is None:
+        raise UserError("unlabeled start PICTURES: name a folder of pictures, a tar, a glob of tars or a table")
+    for path in filter(None, (options.pictures, options.labels)):
+        entries([path])
+    if not 1 <= options.minutes <= 1e6:
+        raise UserError(f"--minutes {options.minutes:g}: expected at least 1")
+    if options.out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {options.out}: expected a name that ends in .yaml")
+    if os.path.lexists(options.out) and not options.force and not options.out.is_dir():
+        raise UserError(
+            f"{options.out} exists, and may be yours. Add --force to write over it, or name another: --out FILE.yaml"
+        )
+    check_writable({"--out": options.out})

@@ -50,7 +50,10 @@ def run(options: argparse.Namespace) -> int:
 def _check(folder: Path) -> None:
     """Raise UserError where there is no folder to read."""
     if not folder.exists():
-        raise UserError(f"{folder} does not exist; expected a folder with runs in it, such as runs.")
+        raise UserError(
+            f"{folder.absolute()} does not exist; expected a folder with runs in it. `unlabeled pretrain` makes runs "
+            "where it is started, after its first lines: watch there, and then."
+        )
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder with runs in it, such as {folder.parent}.")
     if not os.access(folder, os.R_OK | os.X_OK):

@@ -182,8 +182,8 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
             said = {name: getattr(self, name, None) for name in ("val", "val_path")}
             named = " ".join(f"data.{name}=null" for name, value in said.items() if value is not None)
             raise ValueError(
-                f"split={self.share:g} holds a share of train out to evaluate on, and there are pictures for that "
-                f"already. Leave split out, or these: {named or 'this kind of data always has them'}"
+                f"split={self.share:g} holds a share of train out to evaluate on, and other fields name pictures for "
+                f"that. Leave split out, or these: {named or 'this kind of data always has them'}"
             )
         return self
 

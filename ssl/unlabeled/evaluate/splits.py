@@ -124,3 +124,12 @@ class Splits:
             for source in self.sources
         )
         return train, val
+
+
+def most_frequent(labelled: Opened) -> float:
+    """The accuracy in percent of naming the most frequent class of train for every picture of val. Raises UserError
+    where one has no labels."""
+    train, val = (source.labels[source.labels >= 0] for source in (labelled.train, labelled.val))
+    if not len(train) or not len(val):
+        raise UserError("pictures to evaluate on have no labels; expected some in train and in val")
+    return 100 * float(np.mean(val == np.bincount(train).argmax()))

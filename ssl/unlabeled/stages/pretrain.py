@@ -26,7 +26,8 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.evaluate.evaluation import Evaluation, Evaluator
 from unlabeled.evaluate.features import Encode
-from unlabeled.evaluate.splits import Splits
+from unlabeled.evaluate.protocol import ACCURACY
+from unlabeled.evaluate.splits import Splits, most_frequent
 from unlabeled.launch.plan import Line, on_meta
 from unlabeled.launch.sides import held_out
 from unlabeled.launch.stage import Stage
@@ -343,12 +344,14 @@ def _evaluation(how: Evaluation, job: PretrainJob) -> str:
     method, names = job.recipe.method, ", ".join(how.protocols)
     height, width = method.views[0].shape
     pool = how.pool or f"{cast('PretrainMethod', on_meta(job.build)).pooling()} (as {method.name} is evaluated)"
-    on = ""
+    labelled, on, level = job.data.other(ELSEWHERE, how.data), "", ""
+    if any(protocol.unit == ACCURACY for protocol in how.protocols.values()):
+        with suppress(UserError):  # which the evaluation raises, too
+            level = f" (always the most frequent class: {most_frequent(labelled):.1f} %)"
     if how.data is not None:
-        labelled = job.data.other(ELSEWHERE, how.data)
         train, test = len(labelled.pictures("train")), len(labelled.pictures("val"))
         on = f"; fitted on {train:,} and tested on {test:,} pictures of {ELSEWHERE} ({location(how.data)})"
-    return f"{names}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}{on}"
+    return f"{names}{level}; size {height}x{width}, crop {how.crop_pct:g}, {how.interpolation}, pooling {pool}{on}"
 
 
 def _looking(job: PretrainJob, device: torch.device) -> Looking | None:

@@ -33,12 +33,13 @@ class Known(NamedTuple):
     looked: Looked
     length: Length
     measured: bool
+    recipe: str  # the file that is written
     busy: float = 0  # processes that wanted a core before this one began
 
 
 def cautions(known: Known) -> list[Caution]:
     """All cautions, what the pictures are first."""
-    return [*_amount(known), *_pictures(known.looked), *_values(known), *_labels(known), *_run(known)]
+    return [*_amount(known), *_pictures(known.looked, known.recipe), *_values(known), *_labels(known), *_run(known)]
 
 
 def _amount(known: Known) -> Iterator[Caution]:
@@ -53,7 +54,7 @@ def _amount(known: Known) -> Iterator[Caution]:
         yield Caution("few", text, "begin with public weights (init=timm:NAME), or collect more pictures")
 
 
-def _pictures(looked: Looked) -> Iterator[Caution]:
+def _pictures(looked: Looked, recipe: str) -> Iterator[Caution]:
     found, source = looked.found, looked.source
     short = np.minimum(found.height, found.width)
     low, high = np.percentile(short, (5, 95))
@@ -67,7 +68,9 @@ def _pictures(looked: Looked) -> Iterator[Caution]:
     if copies >= COPIES:
         alike = f"of {len(found):,} pictures looked at {looked.alike:,} look like another"
         text = f"{looked.copies:,} files are equal to another one; {alike}"
-        yield Caution("copies", text, "remove them: `unlabeled doctor RECIPE --csv copies.csv` lists them")
+        yield Caution(
+            "copies", text, f"remove what is there twice: `unlabeled doctor {recipe} --csv copies.csv` lists them"
+        )
     if found.bad:
         bad = found.bad[0]
         text = (
@@ -82,6 +85,11 @@ def _values(known: Known) -> Iterator[Caution]:
     if stored.others:
         text = f"{100 * stored.others:.0f} % of the pictures have another number of channels than {stored.channels}"
         yield Caution("channels", text, "they are skipped: keep pictures of one kind in a folder of their own")
+    if stored.clear:
+        text = (
+            f"{100 * stored.clear:.0f} % of the pictures have transparent parts, seen in the colours below, often black"
+        )
+        yield Caution("transparent", text, "paste them on one background if those colours differ and mean nothing")
     if stored.value_range is not None:
         low, high = stored.value_range
         text = f"pictures have {stored.bits} bits: values of {low:g} to {high:g} become 0 to 255, measured on a sample"
@@ -121,4 +129,4 @@ def _run(known: Known) -> Iterator[Caution]:
         yield Caution("short", text, f"give it more time (--minutes {minutes}), or fewer cores to other programs")
     if not known.measured:
         text = "nothing was measured on a GPU: epochs and time are not known"
-        yield Caution("unmeasured", text, "run `unlabeled doctor RECIPE` on the machine with the GPU")
+        yield Caution("unmeasured", text, f"run `unlabeled doctor {known.recipe}` on the machine with the GPU")

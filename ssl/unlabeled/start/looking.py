@@ -38,6 +38,7 @@ class Stored(NamedTuple):
         others: share of the sample with another number.
         bits: 8, 16 or 32 (floats).
         value_range: values that become 0 and 255; None = 8 bits.
+        clear: share of the sample that is transparent somewhere.
         reading, decoding: seconds of a picture.
     """
 
@@ -45,6 +46,7 @@ class Stored(NamedTuple):
     others: float
     bits: int
     value_range: tuple[float, float] | None
+    clear: float
     reading: float
     decoding: float
 
@@ -123,7 +125,7 @@ def as_stored(source: Source) -> Stored:
     """Channels, bits, range of values and cost of pictures, from up to 64 of them. Raises UserError when none can be
     read."""
     bands: Counter[int] = Counter()
-    bits, ranges, reading, decoding, first = [8], [], [], [], ""
+    bits, ranges, reading, decoding, first, clear = [8], [], [], [], "", 0
     for i in sample_numbers(len(source)).tolist():
         try:
             began = time.perf_counter()
@@ -131,6 +133,7 @@ def as_stored(source: Source) -> Stored:
             reading.append(time.perf_counter() - began)
             values = values_of(data)
             decoding.append(time.perf_counter() - began - reading[-1])
+            clear += values.shape[2] == 3 and _see_through(data)
         except UserError:
             raise
         except Exception as error:  # whatever is wrong with a picture: the survey counts it
@@ -145,7 +148,7 @@ def as_stored(source: Source) -> Stored:
     channels = _together(bands)
     fitting = sum(n for count, n in bands.items() if count == channels or {count, channels} <= {1, 3})
     cost = float(np.mean(reading)), float(np.mean(decoding))
-    return Stored(channels, 1 - fitting / bands.total(), max(bits), _range(ranges), *cost)
+    return Stored(channels, 1 - fitting / bands.total(), max(bits), _range(ranges), clear / bands.total(), *cost)
 
 
 def _together(bands: Counter[int]) -> int:
@@ -179,6 +182,14 @@ def values_of(data: bytes) -> NDArray[Any]:
         )
         values = np.asarray(colours.convert("L") if image.mode == "1" else colours)
     return values if values.ndim == 3 else values[:, :, None]
+
+
+def _see_through(data: bytes) -> bool:
+    """Whether a picture of colours has transparent parts, which are read in the colours stored below them."""
+    if data.startswith((npy.MAGIC, *tiff.MAGICS)):
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
 
 
 def _of_tiff(data: bytes) -> NDArray[Any]:

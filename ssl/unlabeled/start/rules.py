@@ -150,7 +150,8 @@ RULES = (
     Rule("second", "device = cuda, pictures >= 5000", "mae_vits16_1gpu",
          "where most of a picture matters more than its subject, as in scans and tiles", PAPER),
     Rule("second", "begin = scratch, channels < 4", "timm:resnet18.a1_in1k",
-         "public weights: fetch them once (docs/start.md) and start again", CONTINUED),
+         "public weights. Fetch them once, then start again: python -c "
+         "\"import timm; timm.create_model('resnet18.a1_in1k', pretrained=True)\"", CONTINUED),
     Rule("second", "channels >= 4", "mae_vits16_multispectral_1gpu", "on a machine with a GPU", PAPER),
     Rule("second", "", "scratch", "without init and continued: where pictures are unlike photos", CONTINUED),
 )

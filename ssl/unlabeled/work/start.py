@@ -16,7 +16,7 @@ from rich.console import Console
 
 from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
-from unlabeled.files import check_writable, write_text
+from unlabeled.files import write_text
 from unlabeled.launch.stage import Stage
 from unlabeled.report import as_json, terminal
 from unlabeled.signals import EXIT_DONE
@@ -61,7 +61,6 @@ def run(options: argparse.Namespace) -> int:
         shown = document()
         print(as_json.write(shown), end="") if options.json else terminal.show(Console(), shown)
         return EXIT_DONE
-    _check(options)
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with offline():
         started = _started(options, STAGE, busy)
@@ -85,7 +84,8 @@ def _started(options: argparse.Namespace, stage: Pretraining, busy: float) -> St
     written = _text(draft, made, options.out)
     job = _job(stage, written)
     write_text(options.out, written)
-    known = Known(draft.facts, draft.chosen, found, draft.looked, planned, pace is not None, busy)
+    recipe = quote(str(options.out))
+    known = Known(draft.facts, draft.chosen, found, draft.looked, planned, pace is not None, recipe, busy)
     climbed = _ladder(draft, labelled, pace, job)
     return Started(options.out, made.fields, made.reasons, here, labelled, known, cautions(known), pace, climbed)
 
@@ -101,20 +101,6 @@ def offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _check(options: argparse.Namespace) -> None:
-    if options.pictures is None:
-        raise UserError("unlabeled start PICTURES: name a folder of pictures, a tar, a glob of tars or a table")
-    if not 1 <= options.minutes <= 1e6:
-        raise UserError(f"--minutes {options.minutes:g}: expected at least 1")
-    if options.out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--out {options.out}: expected a name that ends in .yaml")
-    if os.path.lexists(options.out) and not options.force and not options.out.is_dir():
-        raise UserError(
-            f"{options.out} exists, and may be yours. Add --force to write over it, or name another: --out FILE.yaml"
-        )
-    check_writable({"--out": options.out})
 
 
 def _labels(path: str) -> Place:
