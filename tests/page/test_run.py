@@ -89,6 +89,8 @@ def test_curves_have_bands_marks_and_a_start(folder: Path) -> None:
     found = charts(document(folder, now=NOW))
     assert list(found) == ["Loss", "kNN", "Entropy of the teacher", "odd one"]  # no step was skipped
     entropy = found["Entropy of the teacher"]
+    assert entropy.text.startswith("teacher_entropy: ") and found["kNN"].text.startswith("Accuracy of")
+    assert found["odd one"].text == ""
     assert entropy.band == Band(None, 6.9, "ln 1024") and entropy.marks == [Mark(3, COLLAPSE)]
     assert found["kNN"].marks == [Mark(5, STILL, "note")]
     assert found["Loss"].marks == [Mark(3, COLLAPSE), Mark(5, STILL, "note")]

@@ -176,8 +176,10 @@ def test_a_run_goes_on_with_the_same_labels_alone(
     for name in ("run", "labelled"):
         shutil.copytree(elsewhere / name, tmp_path / name)
     again = [*own(elsewhere, str(tmp_path / "labelled")), *STILL]
-    assert start(tmp_path, "run", *again) == [0]
-    assert f"next: unlabeled ladder {tmp_path}/run/export {tmp_path}/run " in capfd.readouterr().err
+    assert start(tmp_path, "run", *again, "run.page=true") == [0]
+    said = capfd.readouterr().err
+    assert f"next: unlabeled ladder {tmp_path}/run/export {tmp_path}/run " in said
+    assert f"\n  page       {tmp_path}/run/index.html\n" in said
     fill(tmp_path / "labelled" / "val", 1, first=999)
     assert start(tmp_path, "run", *again) == [2]
     said = "was evaluated on other pictures than evaluate.data has now"

@@ -52,7 +52,8 @@ def plan(job: Job, own: Iterable[Line], processes: int, device: str) -> Iterator
     parts = f"{gigabytes(weights)} weights and optimizer, {gigabytes(kept)} activations{_twice(recipe)}"
     yield "memory", f"about {gigabytes(weights + kept)} per process: {parts}"
     yield "device", _device(recipe, device)
-    yield "output", f"{recipe.output}, a checkpoint every {recipe.run.checkpoint_every:,} steps"
+    page = " (its page is index.html)" if recipe.run.page else ""
+    yield "output", f"{recipe.output}{page}, a checkpoint every {recipe.run.checkpoint_every:,} steps"
 
 
 def check_accumulation(method: Method, batch_size: int, micro_batches: int) -> None:

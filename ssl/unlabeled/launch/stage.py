@@ -169,7 +169,9 @@ class Stage(ABC, Generic[R, J]):
             with opened(job, accelerator, fresh, force, epochs != asked, extend, lines) as engine:
 
                 def finish() -> None:
-                    for line in self.finish(job, engine):
+                    done, *made = self.finish(job, engine)
+                    page = [f"  page       {output}/index.html"] if run.page else []
+                    for line in (done, *page, *made):
                         engine.display.say(line)
 
                 yield engine, finish

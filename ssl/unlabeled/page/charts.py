@@ -35,7 +35,13 @@ def charts(
             named = [
                 mark for mark in marks if one.name == "loss" or re.search(rf"\b{re.escape(one.name)}\b", mark.text)
             ]
-            yield Chart(one.title, lines, y=one.unit, band=band, marks=named, text=one.text)
+            yield Chart(one.title, lines, y=one.unit, band=band, marks=named, text=_named(one))
+
+
+def _named(measure: Measure) -> str:
+    """The explanation behind the name that recipes, warnings and `metrics.jsonl` have for the measure."""
+    named = "" if measure.name.replace("_", " ").lower() == measure.title.lower() else measure.name
+    return ": ".join(filter(None, (named, measure.text)))
 
 
 def _lines(measure: Measure, runs: Mapping[str, Curves]) -> list[Line]:
