@@ -17,7 +17,8 @@ from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_weights
 from unlabeled.errors import UserError
 from unlabeled.interface.model import load
-from unlabeled.search.answers import answers
+from unlabeled.report.document import Table
+from unlabeled.search.answers import answers, table
 from unlabeled.search.index import Index
 
 ARGUMENTS = {"img_size": (16, 16), "in_chans": 3, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -64,6 +65,11 @@ def test_the_nearest_are_those_of_the_features(home: Path, tmp_path: Path, kind:
     # by its name it is not its own neighbour
     [one] = answers(index, [hits[0].name], 4)
     assert [hit.name for hit in one.hits] == [hit.name for hit in hits[1:]]
+    parts = table([one, one._replace(hits=[hit._replace(label="") for hit in one.hits])], index).parts
+    assert [part.head for part in parts if isinstance(part, Table)] == [("picture", "class", "similarity")] * 2
+    [_, unlabelled] = table([one._replace(hits=[hits[0]._replace(label="")])], index).parts
+    assert isinstance(unlabelled, Table) and unlabelled.head == ("picture", "similarity")
+    assert len(unlabelled.rows[0]) == 2 and unlabelled.title == f"like {hits[0].name}"
 
 
 def test_the_command_says_it_in_a_table_json_and_a_page(

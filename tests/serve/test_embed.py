@@ -156,6 +156,7 @@ def test_the_manifest_says_what_it_is(home: Path, tmp_path: Path, capsys: pytest
     assert sorted(Path(key).stem for key in bad) == ["04", "11"]
     said = capsys.readouterr().err
     assert "features of 21 pictures in 5 files, 2 cannot be used" in said and "done in" in said and "skipped" in said
+    assert f"next: unlabeled search {tmp_path} --like" in said
     assert not list(tmp_path.glob("*.writing")) and not list(tmp_path.glob("features-*.json"))
 
 

@@ -19,7 +19,7 @@ from unlabeled.interface.held import Held
 from unlabeled.launch.given import WHOLE, given, has_splits
 from unlabeled.look.thumbnails import Thumbs, columns_for, side_for, thumbnail, write_sheet
 from unlabeled.report import html
-from unlabeled.report.document import Document, Table, Text
+from unlabeled.report.document import Document, Part, Table, Text
 from unlabeled.report.visuals import Gallery, Row, Sheet, Shown
 from unlabeled.search.index import Hit, Index
 from unlabeled.stages import load_any
@@ -62,13 +62,13 @@ def how(index: Index) -> str:
 
 
 def table(found: Sequence[Answer], index: Index) -> Document:
-    """The answers as a report."""
-    rows = [
-        (one.query if place == 0 else "", hit.name, hit.label, f"{hit.similarity:.4f}")
-        for one in found
-        for place, hit in enumerate(one.hits)
-    ]
-    return Document(TITLE, [Text(how(index)), Table(("like", "picture", "class", "similarity"), rows, left=3)])
+    """The answers as a report, with classes where there are some."""
+    head = ("picture", *["class"] * any(hit.label for one in found for hit in one.hits), "similarity")
+    parts: list[Part] = [Text(how(index))]
+    for one in found:
+        rows = [(hit.name, *[hit.label] * (len(head) - 2), f"{hit.similarity:.4f}") for hit in one.hits]
+        parts.append(Table(head, rows, len(head) - 1, f"like {one.query}"))
+    return Document(TITLE, parts)
 
 
 def as_json(found: Sequence[Answer], index: Index) -> str:

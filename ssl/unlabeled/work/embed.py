@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator
+from shlex import quote
 
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from unlabeled.errors import UserError
 from unlabeled.launch.given import WHOLE, given, has_splits
 from unlabeled.launch.nodes import agree_on
 from unlabeled.launch.options import check_least, check_side, checked
+from unlabeled.launch.plan import number
 from unlabeled.processes import claim_together, gather_objects, on_main, together
 from unlabeled.progress import Clock, duration, task
 from unlabeled.serve.embed import Bad, Embedding, Settings
@@ -70,8 +72,9 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     if made:
         bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
         bad += f"; {in_words(Counter(made['skipped']))}" if made["skipped"] else ""
-        what = f"features of {made['written']:,} pictures in {len(made['files'])} files{bad}"
+        what = f"features of {made['written']:,} pictures in {number(len(made['files']), 'file')}{bad}"
         say(f"done in {duration(clock.seconds)}: {what}")
+        say(f"next: unlabeled search {quote(str(args.out))} --like PICTURE   (the pictures that look most like it)")
     if lock:
         lock.close()
 
