@@ -8,6 +8,7 @@ TSC := $(BIN)/npm exec --yes --prefer-offline --loglevel=error --fetch-retries=1
 PROGRAMS := $(wildcard ssl/unlabeled/*/assets)  # of pages, in JavaScript
 
 .PHONY: demo test installed docs setup lint types clean
+unexport PYTHONDONTWRITEBYTECODE  # each process of the tests would compile the package again
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py

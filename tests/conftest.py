@@ -9,6 +9,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from support import without_diagrams
 
 from unlabeled.data.mask import MASKS
 from unlabeled.data.source import SOURCES
@@ -82,3 +83,8 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_diagrams() -> None:
+    without_diagrams()

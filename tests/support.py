@@ -75,6 +75,15 @@ look: null
 SHOWN_PRETRAIN, SHOWN_FINETUNE = (
     text.replace(", page: false", "").replace("look: null\n", "") for text in (TINY_PRETRAIN, TINY_FINETUNE)
 )
+# for runs of which only the numbers matter
+UNSHOWN = ("look=null", "run.page=false")
+
+
+def without_diagrams() -> None:
+    """Leave the two diagrams of a fine-tuned run empty: drawing them takes half of a tiny run."""
+    from unlabeled.transfer import result
+
+    result.draw_confusion = result.draw_reliability = lambda file, *_: file.touch()  # type: ignore[assignment]
 
 
 def launch(
@@ -84,6 +93,7 @@ def launch(
     world: int = 1,
     kill: dict[str, Any] | None = None,
     hook: Any = None,
+    diagrams: bool = False,
 ) -> list[int]:
     """Run a stage in `world` fresh processes; returns their exit codes (-9 where killed).
 
@@ -94,11 +104,14 @@ def launch(
         kill: `{"step": n}` sends SIGKILL after step n, `{"save": n, "at": WHERE}` during the save of step n;
             `"signal"` names another signal, `"ranks"` which processes.
         hook: called with nothing in each process before it starts.
+        diagrams: whether a fine-tuned run draws them.
     """
     port = free_port()
     with tempfile.NamedTemporaryFile("r") as said:
         processes = [
-            CONTEXT.Process(target=_child, args=(stage, list(arguments), rank, world, port, kill, hook, said.name))
+            CONTEXT.Process(
+                target=_child, args=(stage, list(arguments), rank, world, port, kill, hook, diagrams, said.name)
+            )
             for rank in range(world)
         ]
         for process in processes:
@@ -211,6 +224,7 @@ def _child(
     port: int,
     kill: dict[str, Any] | None,
     hook: Any,
+    diagrams: bool,
     said: str,
 ) -> None:
     import torch
@@ -230,6 +244,8 @@ def _child(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+    if not diagrams:
+        without_diagrams()
     if hook is not None:
         hook()
     if kill is not None and rank in kill.get("ranks", range(world)):

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import strangers
 import torch
-from support import ROOT, checkpoint_bytes, classifying, launch, metrics
+from support import ROOT, UNSHOWN, checkpoint_bytes, classifying, launch, metrics
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -413,13 +413,14 @@ def run(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_resumes_exactly(home: Path, run: Path, tmp_path: Path) -> None:
     path = partial(sys.path.insert, 0, str(home))
-    assert launch("pretrain", arguments(tmp_path), kill={"step": 3}, hook=path) == [-9]
-    assert launch("pretrain", arguments(tmp_path), hook=path) == [0]
+    assert launch("pretrain", [*arguments(tmp_path), *UNSHOWN], kill={"step": 3}, hook=path) == [-9]
+    assert launch("pretrain", [*arguments(tmp_path), *UNSHOWN], hook=path) == [0]
     assert checkpoint_bytes(tmp_path, LAST) == checkpoint_bytes(run, LAST)
 
 
 def test_two_processes_learn_what_one_does(home: Path, run: Path, tmp_path: Path) -> None:
-    assert launch("pretrain", arguments(tmp_path), world=2, hook=partial(sys.path.insert, 0, str(home))) == [0, 0]
+    path = partial(sys.path.insert, 0, str(home))
+    assert launch("pretrain", [*arguments(tmp_path), *UNSHOWN], world=2, hook=path) == [0, 0]
     one, two = ([line["loss"] for line in metrics(output) if "loss" in line] for output in (run, tmp_path))
     assert two == pytest.approx(one, rel=1e-5)
 
@@ -466,7 +467,7 @@ def test_is_evaluated_embedded_and_fine_tuned(home: Path, run: Path, tmp_path: P
     assert main(["evaluate", address, "--data", str(run), *probes]) == 0
     assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert main(["embed", address, str(run), str(tmp_path / "features"), "--device", "cpu", "--workers", "0"]) == 0
-    told = [f"encoder={address}", f"run.output={tmp_path / 'tuned'}", "task.fraction=1.0", *TINY, *QUIET]
+    told = [f"encoder={address}", f"run.output={tmp_path / 'tuned'}", "task.fraction=1.0", *TINY, *QUIET, *UNSHOWN]
     recipe = str(RECIPES / "finetune_shapes.yaml")
     assert launch("finetune", [recipe, *told], hook=partial(sys.path.insert, 0, str(home))) == [0]
     assert json.loads((tmp_path / "tuned" / "result.json").read_text(encoding="utf-8"))["pictures"] == 20

@@ -16,7 +16,7 @@ import outside
 import pytest
 import timm
 import torch
-from support import ROOT, checkpoint_bytes, launch, metrics
+from support import ROOT, UNSHOWN, checkpoint_bytes, launch, metrics
 
 from unlabeled.backbone.folder import IMAGENET
 from unlabeled.data.archive.listing import IndexFolder
@@ -58,7 +58,7 @@ def inside(home: Path) -> Any:
 
 
 def test_pretrains_and_resumes_to_the_same_bits(home: Path, run: Path) -> None:
-    arguments = [str(home / "pretrain.yaml"), f"run.output={home / 'again'}"]
+    arguments = [str(home / "pretrain.yaml"), f"run.output={home / 'again'}", *UNSHOWN]
     assert launch("pretrain", arguments, kill={"step": 5}, hook=inside(home)) == [-9]
     assert launch("pretrain", arguments, hook=inside(home)) == [0]
     assert checkpoint_bytes(home / "again", LAST) == checkpoint_bytes(run, LAST)

@@ -81,8 +81,9 @@ def messages(package: Path) -> Iterator[Message]:
             there = constants.get(imported.module or "", {})
             known |= {alias.name: there[alias.name] for alias in imported.names if alias.name in there}
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-            texts = _texts(ast.walk(function), known)
-            for call in sorted(_raised(function), key=lambda call: call.lineno):
+            raised = sorted(_raised(function), key=lambda call: call.lineno)
+            texts = _texts(ast.walk(function), known) if raised else known
+            for call in raised:
                 name = file.relative_to(package).as_posix()
                 yield Message(name, call.lineno, ast.unparse(call.func), _text(call.args[0], texts))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from support import ROOT, TINY_FINETUNE, checkpoint_bytes, launch, metrics, on_processes
+from support import ROOT, TINY_FINETUNE, UNSHOWN, checkpoint_bytes, launch, metrics, on_processes
 from torch import Tensor
 
 from unlabeled.backbone.config import EncoderConfig
@@ -179,14 +179,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_resumes_exactly(whole: Path, tmp_path: Path) -> None:
-    arguments = [RECIPE, f"run.output={tmp_path}", *TINY, *QUIET]
+    arguments = [RECIPE, f"run.output={tmp_path}", *TINY, *QUIET, *UNSHOWN]
     assert launch("pretrain", arguments, kill={"step": 5}) == [-9]
     assert launch("pretrain", arguments) == [0]
     assert checkpoint_bytes(tmp_path, LAST) == checkpoint_bytes(whole, LAST)
 
 
 def test_two_processes_learn_what_one_does(whole: Path, tmp_path: Path) -> None:
-    arguments = [RECIPE, f"run.output={tmp_path}", *TINY, *QUIET]
+    arguments = [RECIPE, f"run.output={tmp_path}", *TINY, *QUIET, *UNSHOWN]
     assert launch("pretrain", arguments, world=2) == [0, 0]
     one, two = ([line["loss"] for line in metrics(output) if "loss" in line] for output in (whole, tmp_path))
     assert two == pytest.approx(one, rel=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, launch, metrics
+from support import ROOT, UNSHOWN, launch, metrics
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.view.views import View
@@ -22,7 +22,7 @@ SHORT = ["data.train_size=80", "data.val_size=20", "data.size=16", "train.batch_
 LONG = "train.epochs=24"
 SMALL = [f"method.encoder.{field}" for field in ("width=32", "depth=2", "heads=2")]
 STEADY = ["optim.lr_rule=none", "optim.warmup_epochs=1", "evaluate=null"]
-QUIET = ["run.device=cpu", "run.workers=0", "run.log_every=5", "run.threads=1"]
+QUIET = [*UNSHOWN, "run.device=cpu", "run.workers=0", "run.log_every=5", "run.threads=1"]
 PROTOTYPES = 64
 # with few pictures and a sharp temperature, similarities at random cost more than ln N for longer than this
 CALM = {"simclr": ["method.temperature=0.5"]}

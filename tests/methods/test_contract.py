@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from every_method import LAST, QUIET, SMALL, START, batch_of, build, every_method, on_a_gpu, recipe_file
-from support import assert_close_weights, checkpoint_bytes, launch, metrics
+from support import UNSHOWN, assert_close_weights, checkpoint_bytes, launch, metrics
 
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.pretrain.method import METHODS
@@ -76,7 +76,7 @@ def arguments(name: str, output: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed run of each method, made when first asked for."""
+    """The folder of an undisturbed run of each method, made when first asked for; it alone is looked at."""
     return tmp_path_factory.mktemp("contract")
 
 
@@ -89,15 +89,15 @@ def undisturbed(runs: Path, name: str) -> Path:
 @every_method
 def test_resumes_exactly(name: str, runs: Path, tmp_path: Path) -> None:
     whole = undisturbed(runs, name)
-    assert launch("pretrain", arguments(name, tmp_path, "run.workers=1"), kill={"step": 5}) == [-9]
-    assert launch("pretrain", arguments(name, tmp_path)) == [0]
+    assert launch("pretrain", arguments(name, tmp_path, "run.workers=1", *UNSHOWN), kill={"step": 5}) == [-9]
+    assert launch("pretrain", arguments(name, tmp_path, *UNSHOWN)) == [0]
     assert checkpoint_bytes(tmp_path, LAST) == checkpoint_bytes(whole, LAST)
 
 
 @every_method
 def test_two_processes_learn_what_one_does(name: str, runs: Path, tmp_path: Path) -> None:
     whole = undisturbed(runs, name)
-    assert launch("pretrain", arguments(name, tmp_path), world=2) == [0, 0]
+    assert launch("pretrain", arguments(name, tmp_path, *UNSHOWN), world=2) == [0, 0]
     one, two = ([line["loss"] for line in metrics(output)] for output in (whole, tmp_path))
     assert two == pytest.approx(one, rel=1e-5)
     assert_close_weights(whole, tmp_path, LAST)

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from every_method import LAST, QUIET, SMALL, START, batch_of, build, on_a_gpu, recipe_file, share_of
-from support import assert_close_weights, checkpoint_bytes, launch, metrics, on_processes
+from support import UNSHOWN, assert_close_weights, checkpoint_bytes, launch, metrics, on_processes
 from torch import Tensor
 
 from unlabeled.backbone.folder import IMAGENET, export_encoder
@@ -92,7 +92,7 @@ def test_two_processes_are_one() -> None:
 
 
 def arguments(output: Path, *more: str) -> list[str]:
-    return [str(recipe_file("mae")), f"run.output={output}", *SMALL, *QUIET, encoder(DINOV3), *more]
+    return [str(recipe_file("mae")), f"run.output={output}", *SMALL, *QUIET, *UNSHOWN, encoder(DINOV3), *more]
 
 
 def test_resumes_exactly_and_two_processes_learn_what_one_does(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from every_method import LAST, QUIET, SMALL, START, batch_of, build, on_a_gpu, recipe_file, share_of
-from support import TINY_FINETUNE, checkpoint_bytes, launch, on_processes
+from support import TINY_FINETUNE, UNSHOWN, checkpoint_bytes, launch, on_processes
 from torch import Tensor
 
 from unlabeled.backbone.folder import IMAGENET, export_encoder
@@ -107,8 +107,8 @@ def arguments(case: str, output: Path) -> list[str]:
 def test_resumes_exactly_and_its_export_is_fine_tuned(case: str, tmp_path: Path) -> None:
     whole, killed, tuned = tmp_path / "whole", tmp_path / "killed", tmp_path / "tuned"
     assert launch("pretrain", arguments(case, whole)) == [0]
-    assert launch("pretrain", arguments(case, killed), kill={"step": 5}) == [-9]
-    assert launch("pretrain", arguments(case, killed)) == [0]
+    assert launch("pretrain", [*arguments(case, killed), *UNSHOWN], kill={"step": 5}) == [-9]
+    assert launch("pretrain", [*arguments(case, killed), *UNSHOWN]) == [0]
     assert checkpoint_bytes(killed, LAST) == checkpoint_bytes(whole, LAST)
 
     # at another size, with layer decay: Swin's windows and Hiera's positions are fitted

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from support import assert_close_weights, checkpoint_bytes, launch
+from support import UNSHOWN, assert_close_weights, checkpoint_bytes, launch
 from timm.models import _registry
 from torch import nn
 
@@ -46,7 +46,7 @@ SMALL = {
     "simclr": ["method.hidden=16", "method.dim=8"],
 }
 VIEWS = {"mae": "view", "simmim": "view", "simclr": "view", "mocov3": "first second", "dino": "global_1 global_2"}
-QUIET = ["run.device=cpu", "run.workers=0", "run.log_every=1"]
+QUIET = [*UNSHOWN, "run.device=cpu", "run.workers=0", "run.log_every=1"]
 BARE = "{home}/bare"
 GREY = "mean: [0.5], std: [0.2]"
 RECIPE = """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from support import ROOT, assert_close_weights, checkpoint_bytes, launch, served
+from support import ROOT, UNSHOWN, assert_close_weights, checkpoint_bytes, launch, served
 
 COUNT, SIDE, LAST = 12, 20, 6
 QUIET = {"device": "cpu", "workers": 1, "log_every": 1, "checkpoint_every": 2, "threads": 1}
@@ -126,7 +126,7 @@ def test_a_run_from_a_remote_tar_is_the_local_one(tmp_path: Path) -> None:
     file = str(recipe_file(tmp_path, tar(tmp_path)))
     assert launch("pretrain", [file, f"run.output={tmp_path}/local"]) == [0]
     with served(tmp_path) as address:
-        there = [file, f"data.path={address}/x.tar"]
+        there = [file, f"data.path={address}/x.tar", *UNSHOWN]
         for output, world in (("remote", 1), ("shared", 2)):
             arguments = [*there, f"run.output={tmp_path}/{output}"]
             assert launch("pretrain", arguments, kill={"step": 3}) == [-9]
@@ -142,6 +142,7 @@ KINDS = [folder, tar, table, arrays, hugging_face, mixture, four_bands, five_pag
 def test_a_run_from_it_resumes_exactly(make: Callable[[Path], Data], tmp_path: Path) -> None:
     file = str(recipe_file(tmp_path, make(tmp_path)))
     assert launch("pretrain", [file, f"run.output={tmp_path}/whole"]) == [0]
-    assert launch("pretrain", [file, f"run.output={tmp_path}/cut"], kill={"step": 3}) == [-9]
-    assert launch("pretrain", [file, f"run.output={tmp_path}/cut", "run.workers=0"]) == [0]
+    cut = [file, f"run.output={tmp_path}/cut", *UNSHOWN]
+    assert launch("pretrain", cut, kill={"step": 3}) == [-9]
+    assert launch("pretrain", [*cut, "run.workers=0"]) == [0]
     assert checkpoint_bytes(tmp_path / "cut", LAST) == checkpoint_bytes(tmp_path / "whole", LAST)

@@ -39,7 +39,8 @@ method:
   dim: 4
 optim: {name: adamw, base_lr: 0.03, warmup_epochs: 0}
 train: {epochs: 3, batch_size: 8}
-run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 100, keep_last: 1}
+run: {device: cpu, workers: 0, log_every: 1, checkpoint_every: 100, keep_last: 1, page: false}
+look: null
 """
 
 

@@ -25,7 +25,8 @@ data: {name: shapes, train_size: 16, val_size: 8, size: 16}
 method: {name: simclr, view: {count: 2, size: 16}, encoder: {model: test_resnet, drop_path: 0.3}, hidden: 16, dim: 8}
 optim: {name: adamw, base_lr: 0.03, warmup_epochs: 0}
 train: {epochs: 1, batch_size: 8}
-run: {device: cpu, workers: 0}
+run: {device: cpu, workers: 0, page: false}
+look: null
 """
 
 

@@ -49,7 +49,7 @@ PARTS = {"train": "x", "train_labels": "y", "val": "vx", "val_labels": "vy"}
 
 def test_twenty_thousand_classes(tmp_path: Path, arguments: list[str]) -> None:
     limited = partial(at, "unlabeled.train.engine:Engine.__init__", leave_room)
-    assert launch("finetune", arguments, hook=limited) == [0]
+    assert launch("finetune", arguments, hook=limited, diagrams=True) == [0]
     result: dict[str, Any] = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert result["pictures"] == 600 and "confusion" not in result and len(result["confused"]) == 20
     assert all(sum(row.values()) == 1 for row in result["confused"].values())

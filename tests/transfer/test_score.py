@@ -43,7 +43,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
         TINY_FINETUNE.replace("UNSET", str(home / "pretrain" / "export")), encoding="utf-8"
     )
     for stage in ("pretrain", "finetune"):
-        assert launch(stage, [str(home / f"{stage}.yaml"), f"run.output={home / stage}"]) == [0]
+        assert launch(stage, [str(home / f"{stage}.yaml"), f"run.output={home / stage}"], diagrams=True) == [0]
     return home / "finetune"
 
 

@@ -6,6 +6,7 @@ They lie at the top of a checkout, and inside the package once it is installed.
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from unlabeled.errors import UserError, suggest
@@ -20,6 +21,7 @@ def folder() -> Path:
     return inside if inside.is_dir() else PACKAGE.parents[1] / "recipes"
 
 
+@cache
 def names() -> dict[str, Path]:
     """The file of every recipe that comes with the package, by its folder and stem."""
     root = folder()

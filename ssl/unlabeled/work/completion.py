@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 import shtab
@@ -29,18 +30,18 @@ end"""
 
 def run(options: argparse.Namespace) -> int:
     """Print the script."""
-    whole = parser(_fill)
+    whole = parser(partial(_fill, _recipes()))
     whole.prog = "unlabeled"
     print(shtab.complete(whole, options.shell))
     return EXIT_DONE
 
 
-def _fill(name: str, one: argparse.ArgumentParser) -> None:
+def _fill(recipes: dict[str, Any], name: str, one: argparse.ArgumentParser) -> None:
     if name in programs():
         arguments.add_arguments(one, "store")
     else:
         command(name).add_arguments(one)
-    _complete(one, _recipes())
+    _complete(one, recipes)
 
 
 def _complete(one: argparse.ArgumentParser, recipes: dict[str, Any]) -> None:
