@@ -18,8 +18,10 @@ from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.weights import load_weights
 from unlabeled.look.mapping import Described
 from unlabeled.look.neighbours import Neighbours
+from unlabeled.report.document import Text
+from unlabeled.report.visuals import Sheet
 from unlabeled.search.doubt import doubtful
-from unlabeled.search.survey import survey
+from unlabeled.search.survey import Survey, page, survey
 
 ARGUMENTS = {"img_size": (16, 16), "in_chans": 3, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -60,6 +62,14 @@ def test_labels_that_were_changed_are_found() -> None:
     assert sorted(one.number for one in found.doubts) == [4, 33, 71]
     assert all(found.classes[one.likely] == "abc"[true[one.number]] for one in found.doubts)
     assert found.groups == []
+    assert not any("of the labels" in told for told in texts(found))
+    mixed = survey(found.images._replace(classes=["abc"[i] for i in (torch.arange(90) // 7 % 3).tolist()]), 10, 0.999)
+    assert f"This is {100 * len(mixed.doubts) / 90:.0f} % of the labels" in " ".join(texts(mixed))
+
+
+def texts(found: Survey) -> list[str]:
+    sheet = Sheet("a.jpg", 32, 10, len(found.images.names))
+    return [part.text for part in page(found, sheet, []).parts if isinstance(part, Text)]
 
 
 def test_without_labels_nothing_is_doubted() -> None:

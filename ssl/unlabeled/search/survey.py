@@ -27,6 +27,7 @@ NEAR, COPIES, LABELS = "neighbours.csv", "duplicates.csv", "labels.csv"
 NEAR_HEAD = ("picture", "split", "class", "rank", "neighbour", "neighbour_split", "neighbour_class", "similarity")
 COPIES_HEAD = ("group", "picture", "split", "class", "similarity")
 LABELS_HEAD = ("picture", "split", "class", "likely", "share_likely", "share_class")
+MANY = 0.1  # share of the labels: so many are seldom wrong
 SHOWN, MEMBERS, LISTED = 30, 8, 20  # rows of a gallery, pictures in one, rows of a table
 
 
@@ -115,17 +116,21 @@ def _labels(found: Survey, sheet: Sheet) -> Iterator[Part]:
         f"the page begins with one; then its nearest neighbours with their cosine. All of them: {LABELS}. "
         f"Files are below {found.images.root or '/'}"
     )
+    share = len(found.doubts) / sum(map(bool, found.images.classes))
     names, classes = found.images.short, found.classes
     rows = [
         Row(f"{names[one.number]}: {_words(found, one)}", _around(found, one.number)) for one in found.doubts[:SHOWN]
     ]
     yield Text(text)
+    if share > MANY:
+        doubt = "so many are seldom wrong. Either the encoder does not tell these classes apart, or one is far larger"
+        yield Text(f"This is {100 * share:.0f} % of the labels, and {doubt} than the others.")
     yield Gallery("Labels that are likely wrong", sheet, rows)
     named = [
         (names[one.number], classes[one.label], classes[one.likely], f"{one.share:.2f}")
         for one in found.doubts[:LISTED]
     ]
-    yield Table(("picture", "class", "likely", "share of neighbours"), named, left=3)
+    yield Table(("picture", "class", "likely", "share of\nneighbours"), named, left=3)
 
 
 def _words(found: Survey, one: Doubt) -> str:

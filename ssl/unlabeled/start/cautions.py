@@ -86,10 +86,8 @@ def _values(known: Known) -> Iterator[Caution]:
         text = f"{100 * stored.others:.0f} % of the pictures have another number of channels than {stored.channels}"
         yield Caution("channels", text, "they are skipped: keep pictures of one kind in a folder of their own")
     if stored.clear:
-        text = (
-            f"{100 * stored.clear:.0f} % of the pictures have transparent parts, seen in the colours below, often black"
-        )
-        yield Caution("transparent", text, "paste them on one background if those colours differ and mean nothing")
+        text = f"{100 * stored.clear:.0f} % of the pictures have transparent parts: hidden colours are learnt, too"
+        yield Caution("transparent", text, "paste them on one background first, as Pillow's Image.alpha_composite does")
     if stored.value_range is not None:
         low, high = stored.value_range
         text = f"pictures have {stored.bits} bits: values of {low:g} to {high:g} become 0 to 255, measured on a sample"
