@@ -206,7 +206,7 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
 def test_a_rung_of_another_recipe_is_refused(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*arguments, "--rungs", "knn", "attentive", "--no-baselines"]
+    arguments = [*arguments, "--rungs", "knn", "attentive", "--no-baselines", "--fractions", "1", "--seeds", "1"]
     assert main(arguments) == 0
     left = {name: (tmp_path / "out" / name).read_bytes() for name in ("ladder.json", "ladder.md", "ladder.png")}
     assert main([*arguments, "--set", "attentive.optim.base_lr=0.5", "knn.k=1"]) == 2
