@@ -186,6 +186,8 @@ def test_what_a_person_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["a", "--out", "folder.yaml"], "--out folder.yaml is a folder"),
         (["empty"], "no pictures in"),
         (["b", "--out", "old.yaml"], "'b' does not exist; expected a folder"),
+        (["empti/"], ". Did you mean 'empty'?"),
+        (["no/where"], "(data.path, data.val_path or DATA)\n"),
         (["a", "--labels", "b"], "'b' does not exist; expected a folder"),
     ],
 )

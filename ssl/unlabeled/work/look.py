@@ -64,6 +64,8 @@ def _draw(args: argparse.Namespace, seen: Shown) -> str:
 
 def _map(args: argparse.Namespace, seen: Shown) -> Mapped:
     images, thumbs, about = seen.described(args.most, args.seed, args.workers)
+    if args.map != "pca":
+        say("drawing the map: UMAP, where it is installed, compiles for half a minute; --map pca does not")
     found = mapped(images, args.map, args.seed, args.queries, about)
     write_map(args.out / FOLDER, found, thumbs)
     return found

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from unlabeled.data.archive.remote import is_remote, matching
-from unlabeled.errors import UserError
+from unlabeled.errors import UserError, suggest
 
 MANY, DEEP = 100_000, 50  # names that braces may spell, and braces in one
+COMPARED = 1000  # names beside one that does not exist
 Paths = tuple[str, ...]
 
 
@@ -26,13 +27,23 @@ def entries(paths: Sequence[str]) -> list[str]:
             first, count = lacking[0], len(lacking)
             many = f"{count:,} of the {len(spelt):,} archives of {path!r} do not exist, the first: {first!r}. Add them."
             expected = "expected a folder, a .tar or a glob of tars (data.path, data.val_path or DATA)"
-            raise UserError(many if len(spelt) > 1 else f"{path!r} does not exist; {expected}")
+            raise UserError(many if len(spelt) > 1 else f"{path!r} does not exist; {expected}{_near(path)}")
         found += [one for there in each for one in there]
     places = [one if is_remote(one) else os.path.realpath(one) for one in found]
     if len(set(places)) < len(places):
         twice = next(one for i, one in enumerate(found) if places[i] in places[:i])
         raise UserError(f"{twice!r} is named twice in {list(paths)}; expected every folder and archive once")
     return found
+
+
+def _near(path: str) -> str:
+    """The name beside it that a path may have meant, as a question; '' = none."""
+    folder, name = os.path.split(path.rstrip("/"))
+    try:
+        with os.scandir(folder or ".") as found:
+            return suggest(name, [one.name for one in itertools.islice(found, COMPARED)])
+    except OSError:
+        return ""
 
 
 def _matches(path: str) -> list[str]:
