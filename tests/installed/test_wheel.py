@@ -74,6 +74,11 @@ def test_the_version_is_said(fresh: Environment, built: tuple[Path, Path]) -> No
     assert fresh.unlabeled("--version").startswith(f"unlabeled {built[0].name.split('-')[1]} (")
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_the_names_of_recipes(fresh: Environment, shell: str) -> None:
+    assert "mae_vits16_1gpu" in fresh.unlabeled("completion", shell)
+
+
 def test_from_pictures_to_a_classifier_by_the_names_of_recipes(fresh: Environment) -> None:
     fresh.unlabeled("pretrain", "mae_shapes", *SMALL)
     run = fresh.folder / "runs" / "mae_shapes"
