@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from ruamel.yaml import YAML
 from support import SHOWN_FINETUNE, SHOWN_PRETRAIN, checkpoint_bytes
 
 import unlabeled
 from unlabeled.__main__ import main
+from unlabeled.interface.changes import of_data
+from unlabeled.recipe.shipped import find
+from unlabeled.stages.pretrain import STAGE as PRETRAIN
 from unlabeled.train.engine import Engine
 
 PLAIN: dict[str, Any] = {"look": None, "run.page": False, "run.keep_last": 1}
@@ -191,3 +195,9 @@ def test_functions_that_are_packages() -> None:
     assert "protocols" in inspect.signature(unlabeled.evaluate).parameters
     assert unlabeled.pretrain.method.PretrainMethod is PretrainMethod  # type: ignore[attr-defined]
     assert unlabeled.evaluate.evaluation is evaluation  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("data", [[(Image.new("RGB", (8, 8)), 0)] * 4, {"train": [(Image.new("RGB", (8, 8)), 0)] * 4}])
+def test_recipes_of_folders_take_data_sets(data: Any) -> None:
+    recipe, _ = PRETRAIN.load(find("photos_cpu"), of_data(data))
+    assert recipe.data.name == "dataset" and recipe.data.model_dump()["train"] == {}

@@ -140,7 +140,7 @@ def give(train: Any, val: Any = None) -> dict[str, Any]:
         if dataset is not None:
             check(dataset, f"the data set of {split}")
     _given[path, "train"], _given[path, "val"] = train, val
-    return {"name": "dataset", "path": path, "val": None if val is None else {}}
+    return {"name": "dataset", "path": path, "train": {}, "val": None if val is None else {}}
 
 
 def is_dataset(given: object) -> bool:
