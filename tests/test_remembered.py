@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import subprocess
 import sys
-from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 
 import pytest
-from support import ROOT, on_processes
+from support import ROOT
 
 from unlabeled.launch import remembered
 from unlabeled.launch.outline import fields
-from unlabeled.launch.program import main
 from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.stages.pretrain import PretrainRecipe
 
@@ -33,24 +29,16 @@ print("torch" in sys.modules)
 
 def shown(name: str, words: list[str], cache: Path) -> tuple[str, bool]:
     """The text of a command line, and whether torch was imported for it."""
-    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT / "ssl"), "COLUMNS": "80"}
+    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT / "ssl")}
     script = [sys.executable, "-c", SHOWN.format(name=name, words=words)]
     *text, torch = subprocess.run(script, check=True, capture_output=True, text=True, env=env).stdout.splitlines()
     return "\n".join(text), torch == "True"
 
 
-def made(words: list[str], cache: Path, _: int) -> str:
-    """The text where nothing is remembered, in a process that has imported all it needs."""
-    os.environ |= {"XDG_CACHE_HOME": str(cache), "COLUMNS": "80"}
-    with redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
-        main("finetune", words)
-    return "\n".join(said.getvalue().splitlines())
-
-
 def test_help_is_made_once(tmp_path: Path) -> None:
     for words in (["--help", "all"], ["-h", "optim.schedule"]):
-        [text] = on_processes(partial(made, words, tmp_path), 1)
-        assert "milestones" in text
+        text, slow = shown("finetune", words, tmp_path)
+        assert slow and "milestones" in text
         assert shown("finetune", words, tmp_path) == (text, False)
 
 
