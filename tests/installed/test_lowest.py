@@ -1,4 +1,4 @@
-"""The lowest versions that pyproject.toml allows can be installed together, and the command starts with them alone."""
+"""The lowest versions that pyproject.toml allows: every command works with them and with no other package."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from importlib import metadata
 import pytest
 from package import PROJECT, SHARED, Environment, lowest
 from packaging.version import Version
+from support import ROOT
 
 # the others take minutes to install or to import
-EXTRAS = ("tensorboard", "search", "data", "sklearn")
+EXTRAS = ("tensorboard", "search", "data", "onnx", "sklearn")
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +38,8 @@ def test_other_packages_are_not_seen(low: Environment) -> None:
 
 def test_a_shell_completes_the_names_of_recipes(low: Environment) -> None:
     assert "function _unlabeled_recipes\n" in low.run(["python", "-m", "unlabeled", "completion", "fish"]).stdout
+
+
+def test_every_command_works(low: Environment) -> None:
+    done = low.run(["python", str(ROOT / "tests" / "every_command.py")])
+    assert done.stdout.endswith("done\n")

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from every_command import pictures
 from package import SOURCES, Environment, build, environment
 from support import ROOT
 
@@ -79,6 +80,12 @@ def test_a_shell_completes_the_names_of_recipes(fresh: Environment, shell: str) 
     assert "mae_vits16_1gpu" in fresh.unlabeled("completion", shell)
 
 
+def test_a_recipe_is_written_for_pictures(fresh: Environment) -> None:
+    pictures(fresh.folder / "pictures")
+    assert "unlabeled pretrain recipe.yaml" in fresh.unlabeled("start", "pictures", "--minutes", "5")
+    fresh.unlabeled("pretrain", "recipe.yaml", "--dry-run")
+
+
 def test_from_pictures_to_a_classifier_by_the_names_of_recipes(fresh: Environment) -> None:
     fresh.unlabeled("pretrain", "mae_shapes", *SMALL)
     run = fresh.folder / "runs" / "mae_shapes"
@@ -89,3 +96,5 @@ def test_from_pictures_to_a_classifier_by_the_names_of_recipes(fresh: Environmen
     words = ("encoder=runs/mae_shapes/export", "task.view.size=32", "task.fraction=1")
     fresh.unlabeled("finetune", "finetune_shapes", *words, *SMALL)
     assert (fresh.folder / "runs" / "finetune_shapes" / "result.json").is_file()
+    fresh.unlabeled("embed", "runs/mae_shapes/export", "mae_shapes", "features", "data.train_size=64")
+    assert (fresh.folder / "features" / "manifest.json").is_file()

@@ -21,7 +21,7 @@ from PIL import features
 
 from unlabeled.errors import UserError
 
-AVIF = bool(features.check("avif"))
+AVIF = "avif" in features.modules and features.check_module("avif")  # older Pillow does not know it, and would warn
 HIDDEN, NO_ENDING, NO_FILE = "hidden", "without an ending", "pipes, sockets and devices"
 ENDINGS = b".jpg .jpeg .jpe .jfif .jif .jfi .png .webp .avif .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .npy".split()
 EXTENSIONS = tuple(ending for ending in ENDINGS if AVIF or ending != b".avif")
