@@ -19,8 +19,8 @@ from unlabeled.__main__ import main
 from unlabeled.command import summaries
 
 SIZES = ("data.train_size=32", "data.val_size=32")
-SMALL = ("train.epochs=1", "train.batch_size=16", "run.device=cpu", "run.workers=0", "evaluate=null")
-SMALL = (*SIZES, *SMALL, "optim.warmup_epochs=0")
+QUIET = ("run.device=cpu", "run.workers=0", "evaluate=null")
+SMALL = (*SIZES, "train.epochs=1", "train.batch_size=16", "optim.warmup_epochs=0", *QUIET)
 VIT, CNN, TUNED = "runs/mae_shapes/export", "runs/simclr_resnet_shapes/export", "runs/finetune_shapes/export"
 
 

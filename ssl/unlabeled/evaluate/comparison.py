@@ -6,7 +6,6 @@ import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import create_model
 
@@ -21,7 +20,7 @@ from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import required, runs
 from unlabeled.evaluate.protocol import ACCURACY, PROTOCOLS, Protocol, Score
 from unlabeled.evaluate.results import Column, EncoderScores, Result, with_recalls
-from unlabeled.evaluate.splits import Preparation, Splits
+from unlabeled.evaluate.splits import Preparation, Splits, most_frequent
 from unlabeled.nn.measures import spectral_rank
 from unlabeled.progress import Clock
 from unlabeled.recipe import parse
@@ -102,8 +101,7 @@ class Comparison(NamedTuple):
         if not any(protocol.unit == ACCURACY for protocol in self.protocols.values()):
             return None
         sources = Splits(subject.preparation, subject.data, self.device, self.workers).sources
-        train, test = (source.labels[source.labels >= 0] for source in sources)
-        each = 100.0 * (test == np.bincount(train).argmax())
+        train, test, each = most_frequent(*sources)
         score = with_recalls(Score("majority", float(each.mean()), each), test, sources[0].classes)
         scores = {
             column: Result(result.labels, [score._replace(name=column.name)], result.unit)

@@ -347,7 +347,8 @@ def _evaluation(how: Evaluation, job: PretrainJob) -> str:
     labelled, on, level = job.data.other(ELSEWHERE, how.data), "", ""
     if any(protocol.unit == ACCURACY for protocol in how.protocols.values()):
         with suppress(UserError):  # which the evaluation raises, too
-            level = f" (always the most frequent class: {most_frequent(labelled):.1f} %)"
+            right = most_frequent(labelled.train, labelled.val)[-1]
+            level = f" (always the most frequent class: {right.mean():.1f} %)"
     if how.data is not None:
         train, test = len(labelled.pictures("train")), len(labelled.pictures("val"))
         on = f"; fitted on {train:,} and tested on {test:,} pictures of {ELSEWHERE} ({location(how.data)})"

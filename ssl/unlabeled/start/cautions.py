@@ -39,7 +39,7 @@ class Known(NamedTuple):
 
 def cautions(known: Known) -> list[Caution]:
     """All cautions, what the pictures are first."""
-    return [*_amount(known), *_pictures(known.looked, known.recipe), *_values(known), *_labels(known), *_run(known)]
+    return [*_amount(known), *_pictures(known), *_values(known), *_labels(known), *_run(known)]
 
 
 def _amount(known: Known) -> Iterator[Caution]:
@@ -54,8 +54,8 @@ def _amount(known: Known) -> Iterator[Caution]:
         yield Caution("few", text, "begin with public weights (init=timm:NAME), or collect more pictures")
 
 
-def _pictures(looked: Looked, recipe: str) -> Iterator[Caution]:
-    found, source = looked.found, looked.source
+def _pictures(known: Known) -> Iterator[Caution]:
+    looked, found, source = known.looked, known.looked.found, known.looked.source
     short = np.minimum(found.height, found.width)
     low, high = np.percentile(short, (5, 95))
     if looked.side < TINY:
@@ -69,7 +69,7 @@ def _pictures(looked: Looked, recipe: str) -> Iterator[Caution]:
         alike = f"of {len(found):,} pictures looked at {looked.alike:,} look like another"
         text = f"{looked.copies:,} files are equal to another one; {alike}"
         yield Caution(
-            "copies", text, f"remove what is there twice: `unlabeled doctor {recipe} --csv copies.csv` lists them"
+            "copies", text, f"remove what is there twice: `unlabeled doctor {known.recipe} --csv copies.csv` lists them"
         )
     if found.bad:
         bad = found.bad[0]
