@@ -98,7 +98,7 @@ def launch(
     """Run a stage in `world` fresh processes; returns their exit codes (-9 where killed).
 
     Args:
-        stage: pretrain or finetune.
+        stage: pretrain or finetune, or another command.
         arguments: of the command line.
         world: number of gloo processes.
         kill: `{"step": n}` sends SIGKILL after step n, `{"save": n, "at": WHERE}` during the save of step n;
@@ -250,9 +250,9 @@ def _child(
         hook()
     if kill is not None and rank in kill.get("ranks", range(world)):
         _arm(kill)
-    from unlabeled.launch.program import main
+    from unlabeled.__main__ import main
 
-    sys.exit(main(stage, arguments))
+    sys.exit(main([stage, *arguments]))
 
 
 def _arm(kill: dict[str, Any]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
@@ -22,6 +23,45 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SEEN_WITHIN = 10.0  # seconds that a network file system may take to show a file
+
+
+class Group(NamedTuple):
+    """This process among those that a launcher started, for work without an accelerator; named as in Accelerate."""
+
+    process_index: int = 0
+    num_processes: int = 1
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.process_index == 0
+
+
+ALONE = Group()
+
+
+@contextmanager
+def joined(timeout: float) -> Iterator[Group]:
+    """Join the processes of a launcher (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) by gloo, on CPUs; a process
+    without a launcher is alone. A process waits for another at most `timeout` seconds."""
+    if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def everywhere(group: Group | Accelerator, find: Callable[[], T]) -> T:
+    """The value that `find` gives on the main process, on all."""
+    found: T = gather_objects(on_main(group, find, whole=False))[0]
+    return found
+
+
+def share(group: Group | Accelerator, numbers: Sequence[int]) -> list[int]:
+    """This process's share of some numbers: every n-th among n processes."""
+    return list(numbers[group.process_index :: group.num_processes])
 
 
 def total(accelerator: Accelerator, values: Tensor) -> Tensor:
@@ -57,14 +97,14 @@ def raise_together(error: BaseException | None) -> None:
             raise (Interrupted if interrupted else UserError)(f"process {rank}: {text}")
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], T], *, whole: bool = True) -> T | None:
+def on_main(group: Group | Accelerator, action: Callable[[], T], *, whole: bool = True) -> T | None:
     """Run an action on the main process only; its error is raised on all. Returns None on the others.
 
     Where it is `whole`, a signal waits until it is done, as when files are written.
     """
     result: T | None = None
     with together():
-        if accelerator.is_main_process:
+        if group.is_main_process:
             with stop.later() if whole else stop.alone():
                 result = action()
     return result
@@ -81,18 +121,18 @@ def together() -> Iterator[None]:
     raise_together(error)
 
 
-def claim_together(accelerator: Accelerator, folder: Path, field: str) -> IO[str] | None:
+def claim_together(group: Group | Accelerator, folder: Path, field: str) -> IO[str] | None:
     """Lock the folder that all processes share, see `unlabeled.files.claim`; the lock is the main process's.
 
     Raises:
         UserError: it cannot be had; or a process on another machine does not see it.
     """
-    lock = on_main(accelerator, lambda: claim(folder, field))
+    lock = on_main(group, lambda: claim(folder, field))
     own = f"process {os.getpid()} on {platform.node()}"
     holder, where = gather_objects((own, str(folder.absolute())))[0]
     with together():
         end = time.monotonic() + SEEN_WITHIN
-        while not accelerator.is_main_process and not claimant(folder).startswith(f"{holder},"):
+        while not group.is_main_process and not claimant(folder).startswith(f"{holder},"):
             if time.monotonic() > end:
                 raise UserError(
                     f"{platform.node()} does not see in {folder.absolute()} what {holder} has written to {where}. All "
@@ -105,3 +145,8 @@ def claim_together(accelerator: Accelerator, folder: Path, field: str) -> IO[str
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_each() -> int:
+    """CPU cores for each of the processes that a launcher has started on this machine, at least one."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +17,11 @@ from PIL import Image
 from support import TINY_PRETRAIN, checkpoint_bytes, launch
 
 from unlabeled.__main__ import main
+from unlabeled.data.archive import listing
 from unlabeled.data.archive import prepare as module
+from unlabeled.data.archive.index import Index
 from unlabeled.data.archive.prepare import Packed, prepare, shrink
+from unlabeled.data.archive.prepared import ASKED, index_file
 from unlabeled.data.archive.storing import Settings
 from unlabeled.data.decoding.decode import decode
 from unlabeled.data.opened import Opened
@@ -101,6 +108,40 @@ def test_workers_do_not_change_it(pictures: Files, tmp_path: Path) -> None:
     done(pictures, tmp_path / "one")
     done(pictures, tmp_path / "two", workers=2)
     assert tars(tmp_path / "one") == tars(tmp_path / "two")
+
+
+def killed_while_packing() -> None:
+    """Kill the second process when it has made a tar, and before its note."""
+    packing = module.Preparation._check
+
+    def check(self: module.Preparation, *arguments: Any) -> None:
+        packing(self, *arguments)
+        if os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    module.Preparation._check = check  # type: ignore[method-assign]
+
+
+def test_any_number_of_processes_makes_the_same(
+    pictures: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"train": "a", "val": "b", "max_bad_fraction": 0.5}
+    list(prepare(Files(path=pictures.path, **fields), tmp_path / "one", SMALL, 1))  # type: ignore[arg-type]
+    recipe, shapes = tmp_path / "tiny.yaml", "{name: shapes, train_size: 42, val_size: 20, size: 16}"
+    data = json.dumps({"name": "files", "path": pictures.path, **fields})
+    recipe.write_text(TINY_PRETRAIN.replace(shapes, data), encoding="utf-8")
+    command = [str(recipe), f"data.cache={tmp_path / 'several'}", "--shard=3", "--short-side=32", "--workers=1"]
+    assert launch("prepare", command, world=2, hook=killed_while_packing) == [69, -9]
+    assert len(list((tmp_path / "several").glob("train-*.tar"))) == 1
+    assert launch("prepare", command, world=3) == [0, 0, 0]
+    assert tars(tmp_path / "several") == tars(tmp_path / "one") and len(tars(tmp_path / "one")) == 6
+    for split in ("train", "val"):
+        one, several = (listing.read(index_file(tmp_path / name, split), ASKED) for name in ("one", "several"))
+        assert one is not None and several is not None and several.fingerprint == one.fingerprint
+        assert several.files == one.files
+        for name in Index.COLUMNS:
+            assert np.array_equal(getattr(several.pictures, name), getattr(one.pictures, name))
+    assert capsys.readouterr().err.count("train with it") == 1, "one process speaks"
 
 
 def test_what_was_interrupted_goes_on(pictures: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
         said = f"{field.description} (default {field.default})"
         add(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default, help=said)
-    add("--workers", type=int, help="processes (default: one per core)")
+    add("--workers", type=int, help="processes (default: one per core of this machine)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -167,6 +168,7 @@ class Embedding:
     def finish(self) -> dict[str, Any]:
         """Complete the manifest, which replaces the notes, and list the bad images."""
         manifest, notes = read_manifest(self.folder / MANIFEST), {}
+        os.listdir(self.folder)  # a network file system may remember that there were no such files
         for number in self.shards:
             if (note := self._noted(number, manifest)) is None:
                 raise Interrupted(f"{self._file(number)} is gone or has changed. The same command makes it again.")

@@ -21,7 +21,7 @@ from unlabeled.launch.given import WHOLE, given, has_splits
 from unlabeled.launch.nodes import agree_on
 from unlabeled.launch.options import check_least, check_side, checked
 from unlabeled.launch.plan import number
-from unlabeled.processes import claim_together, gather_objects, on_main, together
+from unlabeled.processes import claim_together, everywhere, on_main, share, together
 from unlabeled.progress import Clock, duration, task
 from unlabeled.serve.embed import Bad, Embedding, Settings
 from unlabeled.serve.shards import check_format
@@ -64,8 +64,7 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     split = args.split if has_splits(args.data, args.overrides) else args.prefix or None
     about = {"export": args.export, "data": args.data, "split": split, "fields": args.overrides}
     on_main(accelerator, lambda: embedding.claim(about))
-    missing = gather_objects(on_main(accelerator, embedding.missing, whole=False))[0]  # before anyone begins
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    mine = share(accelerator, everywhere(accelerator, embedding.missing))  # before anyone begins
     with together(), stop.alone():
         _show(embedding.run(mine, accelerator, args.batch_size, args.workers), accelerator, embedding, mine)
     made = on_main(accelerator, embedding.finish)

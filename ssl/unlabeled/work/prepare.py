@@ -11,20 +11,20 @@ from unlabeled.data.archive.prepared import summary
 from unlabeled.data.archive.storing import Settings
 from unlabeled.data.source import SourceConfig
 from unlabeled.errors import UserError
-from unlabeled.files import claim
 from unlabeled.launch.options import checked
-from unlabeled.processes import cores
+from unlabeled.processes import Group, claim_together, cores_each, joined
 from unlabeled.progress import Clock, Task, duration, task
 from unlabeled.stages import load_any
 from unlabeled.text import say
 
 SHOWN = 5
+TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another's last tar
 
 
 def run(options: argparse.Namespace) -> int:
     """Prepare every source of a recipe that has a cache."""
     settings = checked(Settings, **{name: getattr(options, name) for name in Settings.model_fields})
-    workers = cores() if options.workers is None else options.workers
+    workers = cores_each() if options.workers is None else options.workers
     if workers < 1:
         raise UserError(f"--workers {options.workers}: expected at least 1")
     recipe = load_any(options.recipe, options.overrides)
@@ -33,30 +33,34 @@ def run(options: argparse.Namespace) -> int:
     if not sources:
         field = "data.cache" if len(recipe.data.parts) == 1 else "data.sources.0.cache"
         raise UserError(f"{field} is null; expected the folder to fill, such as {field}=/fast/disk/pictures")
-    for data, folder in sources:
-        lock = claim(folder, "data.cache")
-        try:
-            _prepare(data, folder, settings, workers)
-        except OSError as error:
-            problem = error.strerror or str(error)
-            raise UserError(f"cannot write to {folder}: {problem}. Make room; the same command goes on.") from error
-        lock.close()
+    with joined(TIMEOUT) as group:
+        for data, folder in sources:
+            lock = claim_together(group, folder, "data.cache")
+            try:
+                _prepare(data, folder, settings, workers, group)
+            except OSError as error:
+                problem = error.strerror or str(error)
+                raise UserError(f"cannot write to {folder}: {problem}. Make room; the same command goes on.") from error
+            if lock:
+                lock.close()
     return 0
 
 
-def _prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) -> None:
+def _prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int, group: Group) -> None:
     """Prepare one source, with a bar for each split."""
     clock, shown = Clock(), 0
     tasks: dict[Split, Task] = {}
-    for packed in prepare(data, folder, settings, workers):
+    for packed in prepare(data, folder, settings, workers, group):
         if packed.split not in tasks:
             tasks[packed.split] = task(f"preparing {packed.split}", packed.total)
         tasks[packed.split].advance(packed.pictures - tasks[packed.split].done)
-        for key, reason in packed.bad[: SHOWN - shown]:
+        for key, reason in packed.bad[: SHOWN - shown] if group.is_main_process else ():
             say(f"cannot be used: {key}: {reason}")
         shown = min(SHOWN, shown + len(packed.bad))
     for done in tasks.values():
         done.close()
+    if not group.is_main_process:
+        return
     size = sum(file.stat().st_size for file in folder.glob("*.tar"))
     bad = sum(file.read_text(encoding="utf-8").count("\n") for file in folder.glob("*_bad.jsonl"))
     unusable = f", {bad} pictures cannot be used: {folder}/*_bad.jsonl" if bad else ""

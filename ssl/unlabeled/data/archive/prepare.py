@@ -9,20 +9,16 @@ from __future__ import annotations
 import io
 import json
 import logging
-import multiprocessing
 import os
-import sys
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -35,10 +31,13 @@ from unlabeled.data.decoding.decode import decode
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_PIXELS, Source, SourceConfig
 from unlabeled.data.view.views import resize
-from unlabeled.errors import BadSample, Interrupted, Stopped, UserError
+from unlabeled.errors import BadSample, Interrupted, UserError
 from unlabeled.files import replacing
 from unlabeled.manifest import sha256_of
+from unlabeled.processes import ALONE, Group, everywhere, gather_objects, on_main, share, together
 from unlabeled.progress import track
+from unlabeled.sharing.shards import DEFAULT, Resources, each_shard
+from unlabeled.signals import stop
 
 log = logging.getLogger(__name__)
 ENDINGS = {"raw": "npy", "jpeg": "jpg"}
@@ -98,6 +97,11 @@ class Preparation:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
+    def packed(self, numbers: Sequence[int]) -> Iterator[tuple[int, Done]]:
+        """Write some tars; yields each number with what was written."""
+        for number in numbers:
+            yield number, self.pack(number)
+
     def pack(self, number: int) -> Done:
         with replacing(self._tar(number)) as temporary:
             done = self._write(temporary, self.pictures(number))
@@ -109,9 +113,10 @@ class Preparation:
     def finish(self) -> None:
         """Write the index of all tars, which replaces the notes on each, and the list of bad images."""
         builder, stamps, bad = IndexBuilder(), [], []
+        os.listdir(self.folder)  # a network file system may remember that there were no such files
         for number in range(self.tars):
-            done = self.done(number)
-            assert done is not None, "finished before it was done"
+            if (done := self.done(number)) is None:
+                raise Interrupted(f"{self._tar(number)} is gone or has changed. The same command makes it again.")
             stamps.append(Stamp(self._tar(number).name, done.size, _tag(done.sha256)))
             bad += [json.dumps({"key": self.source.key(i), "reason": reason}) + "\n" for i, reason in done.bad]
             for i, start, size in zip(self.pictures(number), done.starts, done.sizes, strict=True):
@@ -218,28 +223,45 @@ def encode(picture: Tensor, settings: Settings) -> bytes:
 # ---------------------------------------------------------------- all of it
 
 
-def prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int) -> Iterator[Packed]:
-    """Fill a folder with a source's images, tar after tar, from where an earlier try stopped. Raises UserError when the
-    folder was prepared from other images or in another way, or the disk is full."""
+def prepare(
+    data: SourceConfig,
+    folder: Path,
+    settings: Settings,
+    workers: int,
+    group: Group = ALONE,
+    engine: str = DEFAULT,
+) -> Iterator[Packed]:
+    """Fill a folder with a source's images, tar after tar, from where an earlier try stopped. Every process of a group
+    makes its share, and hears of that alone.
+
+    Raises:
+        UserError: the folder was prepared from other images or in another way, or the disk is full.
+    """
     # classes are numbered when the folder is opened
     data = data.model_copy(update={"classes": None})
     splits: tuple[Split, ...] = ("train", "val") if data.has_val else ("train",)
-    opened = Opened(data, IndexFolder(folder / "index"))
-    sources = {split: opened.original(split) for split in splits}
-    fingerprints = {split: source.fingerprint() for split, source in sources.items()}
-    _claim(folder, Record(settings=settings, data=which(data), fingerprints=fingerprints))
+    opened = Opened(data, IndexFolder(folder / "index", write=group.is_main_process))
+    # one process looks for images, the others read its index
+    on_main(group, lambda: [opened.original(split) for split in splits], whole=False)
+    with together():
+        sources = {split: opened.original(split) for split in splits}
+        fingerprints = {split: source.fingerprint() for split, source in sources.items()}
+    _agree(fingerprints)
+    on_main(group, lambda: _claim(folder, Record(settings=settings, data=which(data), fingerprints=fingerprints)))
     for split, source in sources.items():
         preparation = Preparation(source, split, folder, settings, data.channels)
-        missing = preparation.missing()
-        yield from _packed(preparation, missing, workers)
-        if preparation.index is None:
-            preparation.finish()
-        else:
-            preparation.mended(missing)
+        missing = everywhere(group, preparation.missing)
+        mine = share(group, missing)
+        with together(), stop.alone():
+            yield from _packed(
+                preparation, missing, mine, each_shard(engine, mine, preparation.packed, Resources(workers))
+            )
+        on_main(group, preparation.finish if preparation.index is None else partial(preparation.mended, missing))
 
 
 class Packed(NamedTuple):
-    """How far it is: images packed of all in a split, and what was found bad in the newest tar."""
+    """How far it is: images packed of all in a split, but for other processes' shares, and what was found bad in the
+    newest tar."""
 
     split: Split
     pictures: int
@@ -260,46 +282,26 @@ def _claim(folder: Path, record: Record) -> None:
         )
 
 
-def _packed(preparation: Preparation, missing: list[int], workers: int) -> Iterator[Packed]:
-    count = len(preparation.source) - sum(len(preparation.pictures(number)) for number in missing)
-    yield Packed(preparation.split, count, len(preparation.source), [])
-    for number, done in _pack_all(preparation, missing, workers):
+def _agree(fingerprints: dict[Split, str]) -> None:
+    """Raise UserError on all processes where one has found other images."""
+    for rank, found in enumerate(seen := gather_objects(fingerprints)):
+        if found != seen[0]:
+            raise UserError(
+                f"process {rank} has other pictures than process 0. Every process must read the same files: put them "
+                "on a file system that all machines share, or copy them again."
+            )
+
+
+def _packed(
+    preparation: Preparation, missing: Sequence[int], mine: Sequence[int], done: Iterable[tuple[int, Done]]
+) -> Iterator[Packed]:
+    def pictures(numbers: Sequence[int]) -> int:
+        return sum(len(preparation.pictures(number)) for number in numbers)
+
+    count = len(preparation.source) - pictures(missing)
+    total = count + pictures(mine)
+    yield Packed(preparation.split, count, total, [])
+    for number, found in done:
         count += len(preparation.pictures(number))
-        bad = [(preparation.source.key(i), reason) for i, reason in done.bad]
-        yield Packed(preparation.split, count, len(preparation.source), bad)
-
-
-def _pack_all(preparation: Preparation, numbers: list[int], workers: int) -> Iterator[tuple[int, Done]]:
-    """Every tar as soon as it is done."""
-    if workers < 2 or len(numbers) < 2:
-        yield from ((number, preparation.pack(number)) for number in numbers)
-        return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _inherit, (preparation,))
-    try:
-        futures = {pool.submit(_pack, number): number for number in numbers}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        advice = "out of memory? Use fewer --workers; the same command goes on"
-        raise Interrupted(f"a worker was killed: {advice}") from error
-    except Stopped:
-        for process in list(pool._processes.values()):
-            process.kill()  # a tar may take minutes, and is begun anew
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_inherited: Preparation
-
-
-def _inherit(preparation: Preparation) -> None:
-    # handed over once, not with every task: it holds the index
-    global _inherited
-    _inherited = preparation
-    torch.set_num_threads(1)
-
-
-def _pack(number: int) -> Done:
-    return _inherited.pack(number)
+        bad = [(preparation.source.key(i), reason) for i, reason in found.bad]
+        yield Packed(preparation.split, count, total, bad)

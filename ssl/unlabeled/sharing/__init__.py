@@ -1,0 +1,1 @@
+"""Work on numbered shards, by an engine that a command line names."""
