@@ -46,6 +46,32 @@ def test_ema_averages_every_parameter_and_no_buffer() -> None:
         torch.testing.assert_close(tensor, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_ema_equals_one_parameter_after_the_other_to_the_bit_even_where_parameters_are_replaced() -> None:
+    teacher, student = pair()
+    for network in (teacher, student):
+        network.twin = network.mlp[0]  # a second name for the same parameters
+    naive = [parameter.detach().clone() for parameter in teacher.parameters()]
+    for step in range(3):
+        for parameter in student.parameters():
+            parameter.data = torch.randn_like(parameter)
+        if step == 1:  # as when weights are sharded
+            for network in (teacher, student):
+                network.last_layer.weight_v = nn.Parameter(network.last_layer.weight_v.detach().clone())
+        ema_(teacher, student, 0.7)
+        for kept, followed in zip(naive, student.parameters(), strict=True):
+            kept.lerp_(followed.detach(), 1 - 0.7)
+    assert all(torch.equal(*found) for found in zip(naive, teacher.parameters(), strict=True))
+
+
+def test_a_teacher_may_change_the_student_that_it_follows() -> None:
+    teacher, student = pair()
+    other = pair()[1]
+    for followed in (student, other):
+        nn.init.constant_(followed.last_layer.weight_v, 3.0 if followed is student else 7.0)
+        ema_(teacher, followed, 0.0)
+    assert (teacher.last_layer.weight_v == 7).all()
+
+
 def test_centre_does_not_depend_on_micro_batches() -> None:
     logits = torch.randn(6, 5)
     whole, parts = Centre(5, 0.8), Centre(5, 0.8)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.data.batch.batch import Batch
 from unlabeled.pretrain.method import Method, Output, Progress
@@ -49,6 +50,36 @@ def test_clipping(by: str) -> None:
     norm = clip_gradients(method, 5.0, by)  # type: ignore[arg-type]
     torch.testing.assert_close([p.grad for p in method.parameters()], clipped(groups, 5.0))
     torch.testing.assert_close(norm, torch.cat([g.flatten() for g in gradients]).norm())
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operators that are called within."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_clipping_by_tensor_equals_one_after_the_other_to_the_bit_at_a_fixed_number_of_calls() -> None:
+    torch.manual_seed(0)
+    calls = []
+    for count in (3, 60):
+        method = Two()
+        method.body = nn.ParameterList(torch.zeros(i % 7 + 1, 5) for i in range(count))  # type: ignore[assignment]
+        for parameter in method.parameters():
+            parameter.grad = torch.randn_like(parameter) * 10 ** torch.empty(()).uniform_(-3, 1)
+        gradients = [p.grad.clone() for p in method.parameters() if p.grad is not None]
+        scales = [(0.5 / (torch.linalg.vector_norm(g) + 1e-6)).clamp(max=1.0) for g in gradients]
+        with Counted() as counted:
+            clip_gradients(method, 0.5, "tensor")
+        assert all(
+            torch.equal(p.grad, g * scale)  # type: ignore[arg-type]
+            for p, g, scale in zip(method.parameters(), gradients, scales, strict=True)
+        )
+        calls.append(counted.calls)
+    assert calls[0] == calls[1] < 12
 
 
 @pytest.mark.parametrize(

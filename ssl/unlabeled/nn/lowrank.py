@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ADDED = ("lora_down", "lora_up")
+V = TypeVar("V")
 
 
 class LowRankLinear(nn.Linear):
@@ -40,20 +45,35 @@ class LowRankLinear(nn.Linear):
 
 def merged_parameters(network: nn.Module) -> dict[str, Tensor]:
     """The parameters by name of the plain network that computes the same: low-rank products are added to weights."""
-    return _merged(network, dict(network.named_parameters()))
+    return {name: read() for name, read in merged_readers(network).items()}
+
+
+def readers(network: nn.Module) -> dict[str, Callable[[], Any]]:
+    """Functions that return each parameter of a network, by name. They stay right when a parameter is replaced by
+    another (moved, sharded), not when a module is."""
+    places = (name.rpartition(".") for name, _ in network.named_parameters())
+    return {
+        f"{owner}{dot}{own}": partial(network.get_submodule(owner)._parameters.__getitem__, own)
+        for owner, dot, own in places
+    }
+
+
+def merged_readers(network: nn.Module) -> dict[str, Callable[[], Any]]:
+    """As `readers`, for the plain network that computes the same."""
+    return _merged(network, readers(network), lambda layer: layer.merged_weight)
 
 
 @torch.no_grad()
 def merged_state(network: nn.Module) -> dict[str, Tensor]:
     """The state dict of the plain network that computes the same."""
-    return _merged(network, network.state_dict())
+    return _merged(network, network.state_dict(), LowRankLinear.merged_weight)
 
 
-def _merged(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(ADDED)}
+def _merged(network: nn.Module, values: Mapping[str, V], weight: Callable[[LowRankLinear], V]) -> dict[str, V]:
+    plain = {name: value for name, value in values.items() if not name.endswith(ADDED)}
     for name, layer in network.named_modules():
         if isinstance(layer, LowRankLinear):
-            plain[f"{name}.weight" if name else "weight"] = layer.merged_weight()
+            plain[f"{name}.weight" if name else "weight"] = weight(layer)
     return plain
 
 

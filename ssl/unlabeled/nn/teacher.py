@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
+
 import torch
 from torch import Tensor, nn
 
 from unlabeled.nn.collectives import sum_over_processes
-from unlabeled.nn.lowrank import ADDED, merged_parameters
+from unlabeled.nn.lowrank import ADDED, merged_readers, readers
+
+
+class Pair(NamedTuple):
+    """A student, and what returns each parameter of its teacher and the one that it follows."""
+
+    student: ref[nn.Module]
+    own: list[Callable[[], Any]]
+    followed: list[Callable[[], Any]]
+
+
+_pairs: WeakKeyDictionary[nn.Module, Pair] = WeakKeyDictionary()  # by teacher: to search modules takes milliseconds
 
 
 @torch.no_grad()
@@ -28,12 +43,21 @@ def ema_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """p_t <- m p_t + (1 - m) p_s for every parameter of the teacher, weight-norm gains included; buffers stay.
 
     Computed as p_t + (1 - m) (p_s - p_t): equal parameters stay bit-identical. A teacher without low-rank additions
-    follows the sums of weights and additions of a student that has them.
+    follows the sums of weights and additions of a student that has them. Parameters are found in the first call: later
+    they may be replaced by others, the modules that own them may not.
     """
-    names, parameters = zip(*teacher.named_parameters(), strict=True)
-    alike = any(name.endswith(ADDED) for name in names)
-    source = dict(student.named_parameters()) if alike else merged_parameters(student)
-    torch._foreach_lerp_(list(parameters), [source[name] for name in names], 1 - momentum)
+    pair = _pairs.get(teacher)
+    if pair is None or pair.student() is not student:
+        pair = _pairs[teacher] = _paired(teacher, student)
+    own, followed = ([read() for read in side] for side in (pair.own, pair.followed))
+    torch._foreach_lerp_(own, followed, 1 - momentum)
+
+
+def _paired(teacher: nn.Module, student: nn.Module) -> Pair:
+    own = readers(teacher)
+    alike = any(name.endswith(ADDED) for name in own)
+    source = readers(student) if alike else merged_readers(student)
+    return Pair(ref(student), list(own.values()), [source[name] for name in own])
 
 
 class Centre(nn.Module):

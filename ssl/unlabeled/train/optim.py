@@ -83,9 +83,9 @@ def clip_gradients(method: Method, limit: float | None, by: ClipBy, value: float
         groups = [[p for p in group if p.grad is not None] for group in method.clip_groups()]
         return torch.linalg.vector_norm(torch.stack([_clip(group, limit) for group in groups]))
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
-    torch._foreach_mul_(gradients, [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
-    return torch.linalg.vector_norm(torch.stack(list(norms)))
+    norms = torch.stack(torch._foreach_norm(gradients))  # so that the scales of all cost no more than that of one
+    torch._foreach_mul_(gradients, (limit / (norms + 1e-6)).clamp(max=1.0).unbind())
+    return torch.linalg.vector_norm(norms)
 
 
 def _clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
