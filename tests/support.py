@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -287,12 +288,35 @@ def _arm(kill: dict[str, Any]) -> None:
     checkpoint.Checkpoints.save = armed_save  # type: ignore[method-assign]
 
 
+class Asked:
+    """The requests of a server: `names` of files in their order, and the `most` that were answered at once."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.now = self.most = 0
+
+    @contextmanager
+    def answering(self, name: str) -> Iterator[None]:
+        self.names.append(name)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        yield
+        self.now -= 1
+
+
 class _Ranges(http.server.SimpleHTTPRequestHandler):
-    """Serves files whole or in ranges; a name in `fails` is refused so many times."""
+    """Serves files whole or in ranges after some seconds; a name in `fails` is refused so many times."""
 
     fails: ClassVar[dict[str, int]] = {}
+    asked: Asked
+    latency = 0.0
 
     def do_GET(self) -> None:
+        with self.asked.answering(os.path.basename(self.path)):
+            time.sleep(self.latency)
+            self._answer()
+
+    def _answer(self) -> None:
         file, asked = Path(self.translate_path(self.path)), self.headers.get("Range")
         if self.fails.get(file.name, 0) > 0 and asked:
             self.fails[file.name] -= 1
@@ -316,9 +340,13 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder: Path, fails: dict[str, int] | None = None) -> Iterator[str]:
-    """A folder over HTTP on the loopback: its address. `fails` says which file refuses how many more ranges."""
-    handler = type("Handler", (_Ranges,), {"fails": {} if fails is None else fails})
+def served(
+    folder: Path, fails: dict[str, int] | None = None, asked: Asked | None = None, latency: float = 0.0
+) -> Iterator[str]:
+    """A folder over HTTP on the loopback: its address. `fails` says which file refuses how many more ranges, `asked`
+    notes the requests, each of which is answered after `latency` seconds."""
+    own = {"fails": {} if fails is None else fails, "asked": asked or Asked(), "latency": latency}
+    handler = type("Handler", (_Ranges,), own)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -15,7 +15,7 @@ from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.stages.pretrain import PretrainRecipe
 
 FREE = ("run", "data.allow_overlap", "data.path", "data.val_path", "data.root", "data.cache", "data.classes")
-FREE += ("data.max_bad_fraction", "evaluate", "look")
+FREE += ("data.max_bad_fraction", "data.connections", "evaluate", "look")
 
 
 def paths(kind: Kind, prefix: str = "") -> Iterator[str]:
@@ -41,4 +41,7 @@ def test_parts_of_a_mixture_and_what_is_no_field_are_not(path: str) -> None:
 
 @pytest.mark.parametrize("schema", [SourceConfig, files.Config, shapes.Config])
 def test_small_copies_do_not_depend_on_these(schema: type[SourceConfig]) -> None:
-    assert marked(schema, AFTERWARDS) == {"allow_overlap", "cache", "classes", "mean", "std", "max_bad_fraction"}
+    own = {"connections"} & set(schema.model_fields)
+    assert own == ({"connections"} if schema is files.Config else set())
+    shared = {"allow_overlap", "cache", "classes", "mean", "std", "max_bad_fraction"}
+    assert marked(schema, AFTERWARDS) == shared | own

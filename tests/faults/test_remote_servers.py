@@ -364,7 +364,7 @@ def test_a_run_whose_server_goes_ends_with_75_and_goes_on(tmp_path: Path) -> Non
         ).replace("batch_size: 8", "batch_size: 2")
         (tmp_path / "r.yaml").write_text(recipe, encoding="utf-8")
         run = [str(tmp_path / "r.yaml"), f"run.output={tmp_path / 'run'}", "run.workers=1", "train.epochs=2"]
-        answers += [well] * 8 + [refuses(503)] * 1000
+        answers += [well] * 4 + [refuses(503)] * 1000
         assert launch("pretrain", run, hook=impatient_run) == [75]
         answers.clear()
         assert launch("pretrain", run, hook=impatient_run) == [0]

@@ -66,6 +66,11 @@ class Source(ABC):
     def image(self, i: int) -> Tensor:
         """Image i: uint8 [C, H, W], C the channels of its config. Raises BadSample and nothing else."""
 
+    def ahead(self, numbers: Sequence[int]) -> Source:
+        """The same images, where they lie far away those of these numbers already on their way: they will be asked for
+        next, in this order."""
+        return self
+
     @abstractmethod
     def key(self, i: int) -> str:
         """The name of image i for people: a path, or an archive and a member in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +62,12 @@ class CentreCrops(Dataset[Centred]):
     ) -> None:
         self.source, self.indices = source, indices
         self.shape, self.crop_pct, self.interpolation = shape, crop_pct, interpolation
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Centred]:
+        """The images of a batch, those that lie far away read side by side."""
+        near = copy(self)
+        near.source = self.source.ahead(self.indices[list(rows)].tolist())
+        return [near[row] for row in rows]
 
     def __getitem__(self, row: int) -> Centred:
         label = int(self.source.labels[index := int(self.indices[row])])

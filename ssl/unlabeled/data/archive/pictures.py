@@ -6,6 +6,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from unlabeled.data.archive.http import Identity
 from unlabeled.data.archive.index import Index, readable
 from unlabeled.data.archive.listing import Listing, Stamp
-from unlabeled.data.archive.remote import is_remote, read_range
+from unlabeled.data.archive.remote import CONNECTIONS, Ahead, Piece, is_remote, read_range
 from unlabeled.data.archive.tar import local_identity
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.decoding.decode import decode
@@ -58,6 +59,11 @@ class Pictures(Source):
     def file(self, i: int) -> bytes | None:
         return self._place.path(self._index, i) if isinstance(self._place, Folder) else None
 
+    def ahead(self, numbers: Sequence[int]) -> Source:
+        other = copy(self)
+        other._place = self._place.ahead(self._index, numbers)
+        return other
+
     def image(self, i: int) -> Tensor:
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
@@ -89,6 +95,10 @@ class Folder:
     def path(self, index: Index, i: int) -> bytes:
         return os.path.join(self.roots[index.place(i)], index.name(i))
 
+    def ahead(self, _index: Index, _numbers: Sequence[int]) -> Folder:
+        """Itself: the system reads files ahead."""
+        return self
+
     def read(self, index: Index, i: int) -> bytes:
         """The bytes of image i, and no more than one beyond its indexed size."""
         with open(self.path(index, i), "rb") as file:
@@ -96,22 +106,36 @@ class Folder:
 
 
 class Tars:
-    """Reads members of tars where they lie, here or elsewhere, through what each process opens for itself."""
+    """Reads members of tars where they lie, here or elsewhere, through what each process opens for itself; elsewhere
+    through so many `connections` where it is known which come next."""
 
-    def __init__(self, shards: Sequence[Stamp], prefix: bytes) -> None:
+    def __init__(self, shards: Sequence[Stamp], prefix: bytes, connections: int = CONNECTIONS) -> None:
         self.shards, below = tuple(shards), b"/" + prefix if prefix else b""
         self.roots = [os.fsencode(shard.path) + below for shard in shards]
+        self._connections, self._remote = connections, any(is_remote(shard.path) for shard in shards)
+        self._ahead: Ahead | None = None
 
     def path(self, index: Index, i: int) -> bytes:
         """The archive's path and the member's name."""
         return b"%b/%b" % (self.roots[index.shards[i]], index.name(i))
+
+    def ahead(self, index: Index, numbers: Sequence[int]) -> Tars:
+        """The same tars, those of the images that lie elsewhere already on their way."""
+        if not self._remote:
+            return self
+        shards = ((self.shards[index.shards[i]], i) for i in numbers)
+        pieces = [_piece(shard, index, i) for shard, i in shards if is_remote(shard.path) and index.sizes[i]]
+        other = copy(self)
+        other._ahead = Ahead(pieces, self._connections)
+        return other
 
     def read(self, index: Index, i: int) -> bytes | None:
         """The bytes of image i, None where the archive is not the one that was indexed. Raises UserError when a remote
         archive is not, or (Interrupted) cannot be had."""
         shard = self.shards[index.shards[i]]
         if is_remote(shard.path):
-            return read_range(shard.path, int(index.starts[i]), int(index.sizes[i]), Identity(shard.size, shard.tag))
+            piece = _piece(shard, index, i)
+            return read_range(*piece) if self._ahead is None else self._ahead.take(piece)
         descriptor = _descriptor(os.getpid(), shard).number
         if local_identity(descriptor) != (shard.size, shard.tag):
             return None
@@ -121,6 +145,10 @@ class Tars:
         while len(data) < size and (more := os.pread(descriptor, size - len(data), start + len(data))):
             data += more
         return data
+
+
+def _piece(shard: Stamp, index: Index, i: int) -> Piece:
+    return Piece(shard.path, int(index.starts[i]), int(index.sizes[i]), Identity(shard.size, shard.tag))
 
 
 class _Descriptor:

@@ -141,9 +141,10 @@ class Preparation:
 
     def _write(self, file: Path, pictures: range) -> Done:
         done = Done(0, "", [], [], [], [])
+        source = self.source.ahead(pictures)
         with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in pictures:
-                data, problem = self._stored(i)
+                data, problem = self._stored(source, i)
                 member = tarfile.TarInfo(f"{i:09d}.{ENDINGS[self.settings.format]}")
                 member.size = len(data)
                 done.starts.append(tar.offset + tarfile.BLOCKSIZE)
@@ -154,14 +155,14 @@ class Preparation:
                     done.bad.append((i, problem))
         return done._replace(size=file.stat().st_size)
 
-    def _stored(self, i: int) -> tuple[bytes, str | None]:
+    def _stored(self, source: Source, i: int) -> tuple[bytes, str | None]:
         """Encoded bytes of image i; if it cannot be decoded, its original bytes (it will fail alike) and the reason."""
         try:
-            return encode(shrink(self.source.image(i), self.settings.short_side), self.settings), None
+            return encode(shrink(source.image(i), self.settings.short_side), self.settings), None
         except BadSample as error:
             data = b""
             with suppress(BadSample):
-                data = self.source.read(i)
+                data = source.read(i)
             return data, error.reason
 
     def _check(self, file: Path, done: Done, pictures: range) -> None:

@@ -6,22 +6,29 @@ import functools
 import io
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from unlabeled.data.archive import http
 from unlabeled.data.archive.http import Identity
 from unlabeled.errors import Interrupted, UserError, first_line
+from unlabeled.signals import stop
 
-HEADERS = 1 << 16  # bytes fetched at a time while headers are read
+HEADERS = 1 << 16  # bytes fetched at first while headers are read
+RANGE = 1 << 22  # bytes of the largest range that is asked for to save others
+NEAR = 1 << 20  # headers so many bytes apart are read in one range: a request takes longer
+GAP = 1 << 17  # so are pictures, which come side by side anyhow
+HELD = 1 << 28  # bytes read before they are asked for
 AT_ONCE = 16  # files asked about
+CONNECTIONS = 32  # ranges asked for at once by one process
 WAITS = (0.2, 1.0, 5.0, 15.0)  # seconds before a range is asked for again
 SYSTEMS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # what fsspec needs, by how a path begins
 AGAIN = "Nothing is lost: the same command goes on when it can be had again."
 TAGS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 def is_remote(path: str) -> bool:
@@ -29,16 +36,17 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def open_remote(path: str) -> BinaryIO:
-    """A file to read from its beginning. Raises UserError when it cannot be had."""
-    return io.BufferedReader(_Ranges(path, identity(path)), HEADERS)
+def open_remote(path: str, file: Identity) -> BinaryIO:
+    """A file to read from its beginning."""
+    return io.BufferedReader(_Ranges(path, file), RANGE)
 
 
 class _Ranges(io.RawIOBase):
-    """A file that lies elsewhere, read where it is asked for."""
+    """A file that lies elsewhere, read where it is asked for: in ever larger ranges while what is asked for lies near
+    the last one, as headers of small members do."""
 
     def __init__(self, path: str, file: Identity) -> None:
-        self._path, self._file, self._at = path, file, 0
+        self._path, self._file, self._at, self._end, self._asked = path, file, 0, 0, HEADERS // 2
 
     def readable(self) -> bool:
         return True
@@ -51,10 +59,12 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self._file.size - self._at))
+        near = 0 <= self._at - self._end < NEAR
+        self._asked = min(2 * self._asked, RANGE) if near else HEADERS
+        size = max(0, min(self._asked, len(buffer), self._file.size - self._at))
         if size:
             buffer[:size] = read_range(self._path, self._at, size, self._file)
-            self._at += size
+            self._at = self._end = self._at + size
         return size
 
 
@@ -77,8 +87,16 @@ def _info(system: Any, name: str) -> Identity:
 
 def identities(paths: Sequence[str]) -> list[Identity]:
     """`identity` of many files, asked for side by side."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(identity, paths))
+    return list(side_by_side(identity, paths))
+
+
+def side_by_side(ask: Callable[[S], T], whom: Iterable[S]) -> Iterator[T]:
+    """The answers for each, in order, of AT_ONCE asked at a time. Where the caller ends early, no more are asked."""
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        yield from pool.map(ask, whom)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -107,9 +125,102 @@ def _cut(system: Any, name: str, start: int, size: int) -> bytes:
     return data
 
 
+class Piece(NamedTuple):
+    """A part of a file, as `read_range` takes it."""
+
+    path: str
+    start: int
+    size: int
+    file: Identity
+
+
+class _Range:
+    """Neighbouring pieces of a file, read at once."""
+
+    def __init__(self, first: Piece) -> None:
+        self.path, self.start, _, self.file = first
+        self.end, self.left = self.start, 0  # `left`: how many are still to be taken
+        self.coming: Future[bytes] | None = None
+
+    def takes(self, piece: Piece) -> bool:
+        """Whether a piece that begins later is worth one range with these."""
+        whole = piece.start + piece.size - self.start
+        return piece.path == self.path and piece.start - self.end <= GAP and whole <= RANGE
+
+    def add(self, piece: Piece) -> None:
+        self.end, self.left = max(self.end, piece.start + piece.size), self.left + 1
+
+
+class Ahead:
+    """Pieces of remote files that are read side by side before they are taken, neighbours in one range, at most about
+    HELD bytes at a time.
+
+    Args:
+        pieces: in the order in which they will be taken.
+        connections: the most ranges asked for at once.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], connections: int) -> None:
+        self._threads, self._held = _threads_of(os.getpid(), connections), 0
+        self._ranges = joined(pieces)
+        self._waiting = deque(dict.fromkeys(self._ranges[piece] for piece in pieces))
+        self._begin()
+
+    def take(self, piece: Piece) -> bytes:
+        """The bytes of a piece, read now where they were not to come. Raises as `read_range`."""
+        whole = self._ranges.get(piece)
+        if whole is None or not whole.left:
+            return read_range(*piece)
+        coming = whole.coming or self._ask(whole)
+        start = piece.start - whole.start
+        data = coming.result()[start : start + piece.size]
+        whole.left -= 1
+        if not whole.left:
+            whole.coming, self._held = None, self._held - (whole.end - whole.start)
+            self._begin()
+        return data
+
+    def _begin(self) -> None:
+        """Ask for the next ranges, as many as may be held."""
+        while self._waiting and self._held + self._waiting[0].end - self._waiting[0].start <= HELD:
+            whole = self._waiting.popleft()
+            if whole.left and whole.coming is None:
+                self._ask(whole)
+
+    def _ask(self, whole: _Range) -> Future[bytes]:
+        size = whole.end - whole.start
+        self._held += size
+        whole.coming = self._threads.submit(read_range, whole.path, whole.start, size, whole.file)
+        return whole.coming
+
+    def __del__(self) -> None:
+        for whole in self._ranges.values():
+            if whole.coming is not None:
+                whole.coming.cancel()
+
+
+def joined(pieces: Sequence[Piece]) -> dict[Piece, _Range]:
+    """The range in which each piece is read."""
+    ranges: dict[Piece, _Range] = {}
+    whole = None
+    for piece in sorted(pieces):
+        if whole is None or not whole.takes(piece):
+            whole = _Range(piece)
+        whole.add(piece)
+        ranges[piece] = whole
+    return ranges
+
+
+@functools.lru_cache(maxsize=4)
+def _threads_of(pid: int, number: int) -> ThreadPoolExecutor:
+    """Threads of this process: they do not outlive a fork."""
+    return ThreadPoolExecutor(number)
+
+
 def _tried(path: str, read: Callable[[], T], for_good: tuple[type[Exception], ...] = ()) -> T:
     """Call `read`, again after a while unless an error is `for_good`: networks and servers fail."""
     for wait in (*WAITS, None):
+        stop.check()  # in a thread that reads for the main one
         try:
             return read()
         except http.Changed:

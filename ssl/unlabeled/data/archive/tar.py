@@ -92,7 +92,7 @@ def local_identity(file: int | str) -> tuple[int, str]:
 
 
 def _open_tar(path: str) -> BinaryIO:
-    file = open_remote(path) if is_remote(path) else _open_local(path)
+    file = open_remote(path, identity(path)) if is_remote(path) else _open_local(path)
     magic = file.read(6)
     for start, compression in _COMPRESSED.items():
         if magic.startswith(start):

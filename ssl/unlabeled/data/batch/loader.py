@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,6 +78,12 @@ class ViewDataset(Dataset[Sample]):
 
     def __post_init__(self) -> None:
         self.masked_crops = sum(view.count for view in self.views if view.mask is not None)
+
+    def __getitems__(self, positions: Sequence[Position]) -> list[Sample]:
+        """The samples of a batch, images that lie far away read side by side."""
+        near = copy(self)
+        near.source = self.source.ahead([position.index % len(self.source) for position in positions])
+        return [near[position] for position in positions]
 
     def __getitem__(self, position: Position) -> Sample:
         image, used, bad = self._good_image(position.index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 from torch import Tensor
@@ -38,6 +39,11 @@ class Part(Source):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def ahead(self, numbers: Sequence[int]) -> Source:
+        other = copy(self)
+        other.source = self.source.ahead(self.indices[list(numbers)].tolist())
+        return other
 
     def image(self, i: int) -> Tensor:
         return self.source.image(int(self.indices[i]))

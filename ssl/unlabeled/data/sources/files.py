@@ -23,8 +23,9 @@ from unlabeled.data.archive.places import (
     scan_places,
     stamps_of,
 )
+from unlabeled.data.archive.remote import CONNECTIONS
 from unlabeled.data.label.overlap import read_as_one
-from unlabeled.data.source import EncodedConfig, Source, SourceConfig
+from unlabeled.data.source import AFTERWARDS, EncodedConfig, Source, SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
 from unlabeled.recipe.free import FREE
@@ -66,6 +67,13 @@ class Config(EncodedConfig):
         "error",
         description="what becomes of images that lie beside the folders of classes: error = stop and name them, skip "
         "= leave them out, keep = use them without a label",
+    )
+
+    connections: Annotated[int, FREE, AFTERWARDS] = Field(
+        CONNECTIONS,
+        ge=1,
+        le=100,
+        description="pictures on https://, s3:// and the like that a worker asks for at once",
     )
 
     @field_validator("train", "val")
@@ -132,7 +140,7 @@ class Config(EncodedConfig):
             asked = {name: value for name, value in instead.items() if getattr(self, name.removeprefix("data."))}
             raise UserError(nothing_found(paths, prefix, self._reading, listing.pictures.skipped, asked))
         if listing.files:
-            return Pictures(Tars(listing.files, os.fsencode(prefix)), listing, self.target)
+            return Pictures(Tars(listing.files, os.fsencode(prefix), self.connections), listing, self.target)
         return Pictures(Folder(*roots_of(folders_of(paths), prefix)), listing, self.target)
 
     def read_as_one(self, source: Source) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
@@ -70,6 +71,14 @@ class MixtureSource(Source):
         part = int(np.searchsorted(self.starts, i, side="right")) - 1
         source = self.sources[part]
         return source, int(i - self.starts[part]) % len(source)
+
+    def ahead(self, numbers: Sequence[int]) -> Source:
+        asked: dict[Source, list[int]] = {source: [] for source in self.sources}
+        for source, number in map(self.place, numbers):
+            asked[source].append(number)
+        other = copy(self)
+        other.sources = tuple(source.ahead(asked[source]) for source in self.sources)
+        return other
 
     def key(self, i: int) -> str:
         source, number = self.place(i)
