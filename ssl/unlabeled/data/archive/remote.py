@@ -28,7 +28,8 @@ SYSTEMS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # what f
 AGAIN = "Nothing is lost: the same command goes on when it can be had again."
 TAGS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def is_remote(path: str) -> bool:
