@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.source import Source
 from unlabeled.data.view.augment import Erased, draw_erased, rand_augment
 from unlabeled.data.view.views import View
 from unlabeled.doctor.speed import _repeated
@@ -34,7 +35,7 @@ def picture(height: int = 32, width: int = 48) -> Tensor:
     return torch.randint(0, 256, (3, height, width), generator=rng, dtype=torch.uint8)
 
 
-class Pictures:
+class Pictures(Source):
     """A source of noise."""
 
     classes: tuple[str, ...] = ("a",)

@@ -23,6 +23,7 @@ from unlabeled.data.masks.fixed_block import Config as FixedBlockMask
 from unlabeled.data.masks.inverse import Config as InverseMask
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.masks.stratified_block import Config as StratifiedBlockMask
+from unlabeled.data.source import Source
 from unlabeled.data.view.views import View
 from unlabeled.pretrain.methods.mae import Config as MAE
 
@@ -148,7 +149,7 @@ def test_an_inverse_keeps_what_the_other_hides() -> None:
 # shared out over a global batch
 
 
-class Flat:
+class Flat(Source):
     """A source of flat pictures."""
 
     classes: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from unlabeled.data.batch.bad import BadSamples
 from unlabeled.data.batch.loader import Normalize, RawBatch, ViewDataset, collate, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
 from unlabeled.data.masks.random import Config as RandomMask
+from unlabeled.data.source import Source
 from unlabeled.data.view.views import View
 from unlabeled.errors import BadSample, UserError
 
@@ -26,7 +27,7 @@ VIEWS = (View(size=32, mask=RandomMask(ratio=0.5)), View(size=(16, 24), count=2)
 POSITIONS = [Position(epoch, index) for epoch in (0, 3) for index in (4, 0, 9, 2)]
 
 
-class Noise:
+class Noise(Source):
     """A source of noise, some of it bad."""
 
     classes: tuple[str, ...] = ("a", "b")

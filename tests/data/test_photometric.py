@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as V2
 
 from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.source import Source
 from unlabeled.data.view.percrop import Blurs, recolour_and_normalize, turn_hue_
 from unlabeled.data.view.photometric import DRAWS as UNIFORMS
 from unlabeled.data.view.photometric import Photometric, blur, box_radius, jitter, luminance, solarize, turn_hue
@@ -270,7 +271,7 @@ def test_blurs_in_blocks_are_blurs_of_any_side(side: int, kernel: int | None, wi
         torch.testing.assert_close(blurs.apply(crop[:1], i), blurred[:1], rtol=0, atol=2e-6)
 
 
-class Pictures:
+class Pictures(Source):
     """A source of a few pictures."""
 
     classes: tuple[str, ...] = ()
