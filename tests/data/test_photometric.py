@@ -13,10 +13,11 @@ from PIL import Image, ImageFilter
 from pydantic import ValidationError
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional as V1
 from torchvision.transforms.v2 import functional as V2
 
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
 from unlabeled.data.source import Source
 from unlabeled.data.view.percrop import Blurs, recolour_and_normalize, turn_hue_
@@ -334,6 +335,38 @@ def test_colouring_never_waits_for_the_device(kernel: int | None, fused: bool) -
         blurred = torch.empty(2, dtype=torch.int64, device="cuda")  # as the loader knows from the host
         found = recolour(pixels, colours.map(lambda tensor: torch.empty_like(tensor, device="cuda")), blurred)
     assert found.device.type == "cuda" and found.shape == (4, 3, 16, 16)
+
+
+class Copies(TorchDispatchMode):
+    """Type and size of every tensor that is copied to a device within; nothing may wait for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        assert func not in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default)
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and found.device.type == "cuda":
+            self.copied.append((str(args[0].dtype), args[0].numel()))
+        return found
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_nothing_but_the_collated_batch_is_copied_to_the_device(fused: bool) -> None:
+    view = EVERYTHING.model_copy(update={"count": 3, "fused": fused})
+    samples = [view.sample(picture, np.random.default_rng(i), 8) for i, picture in enumerate(pictures(4, 40, 50))]
+    raw = collate([Sample([crops], 0, i, []) for i, crops in enumerate(samples)])
+    (crops,) = raw.crops
+    assert crops.colours is not None and crops.colours.blur is not None and crops.blurred is not None
+    expected = [(i, c) for c in range(3) for i in range(4) if samples[i].colours.blur[c] > 0]  # type: ignore[union-attr, index]
+    assert [divmod(int(at), 4)[::-1] for at in crops.blurred] == expected and len(expected) > 2
+    device, own = torch.device("cuda"), (crops.pixels, crops.blurred, *crops.colours, raw.labels, raw.index)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        normalize = Normalize([0.5] * 3, [0.5] * 3, device)
+        with Copies() as copies:
+            assert to_device(raw, device, normalize).views[0].pixels.shape == (3, 4, 3, 16, 16)
+    assert sorted(copies.copied) == sorted((str(t.dtype), t.numel()) for t in own if isinstance(t, Tensor))
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,10 @@ def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
     for crop in raw.crops:
         extra = {name: getattr(crop, name) for name in ("mask", "colours", "erased")}
         extra = {name: None if part is None else part.map(take) for name, part in extra.items()}
-        crops.append(crop._replace(pixels=take(crop.pixels), **extra))
+        blurred = None if extra["colours"] is None else extra["colours"].blurred()
+        if blurred is not None and device.type == "cuda":
+            blurred = blurred.pin_memory()
+        crops.append(crop._replace(pixels=take(crop.pixels), blurred=blurred, **extra))
     return RawBatch(crops, take(raw.labels), take(raw.index), [])
 
 

@@ -127,11 +127,13 @@ def _stack_crops(crops: Sequence[Crops]) -> Crops:
     masks = [crop.mask for crop in crops if crop.mask is not None]
     colours = [crop.colours for crop in crops if crop.colours is not None]
     erased = [crop.erased for crop in crops if crop.erased is not None]
+    coloured = Photometric.stack(colours) if colours else None
     return Crops(
         default_collate([crop.pixels for crop in crops]),  # in a worker straight into memory that is shared
         PatchMask.stack(masks) if masks else None,
-        Photometric.stack(colours) if colours else None,
+        coloured,
         Erased.stack(erased) if erased else None,
+        None if coloured is None else coloured.blurred(),  # here, so that they are pinned with the rest
     )
 
 
@@ -160,8 +162,9 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
         return tensor.to(device, non_blocking=True).transpose(0, 1)
 
     views = []
-    for pixels, mask, colours, erased in raw.crops:
-        finished = normalize(move(pixels)) if colours is None else _recoloured(move(pixels), colours, normalize)
+    for pixels, mask, colours, erased, blurred in raw.crops:
+        uncoloured = move(pixels)
+        finished = normalize(uncoloured) if colours is None else _recoloured(uncoloured, colours, blurred, normalize)
         if erased is not None:
             erase_(finished, erased)
         hidden = None if mask is None else int(mask.hidden.sum())  # still on the host: nothing is waited for
@@ -171,17 +174,17 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
     return Batch(views, labels, index, mix)
 
 
-def _recoloured(pixels: Tensor, drawn: Photometric, normalize: Normalize) -> Tensor:
+def _recoloured(pixels: Tensor, drawn: Photometric, blurred: Tensor | None, normalize: Normalize) -> Tensor:
     """Views [count, B, C, H, W] on the device recoloured in the way that suits it, and normalised. What was drawn has
-    leading axes [B, count] and is on the host, which thereby knows how many are blurred."""
+    leading axes [B, count] and is on the host, which thereby knows how many are `blurred`."""
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(pixels.device, non_blocking=True)
 
     drawn = drawn.map(lambda tensor: tensor.transpose(0, 1))
     if pixels.device.type != "cpu":
-        blurred = None if drawn.blur is None else move(drawn.blur.flatten().nonzero().flatten())
-        return normalize(recolour(pixels.float() / 255, drawn.map(move), blurred) * 255)
+        which = None if blurred is None else move(blurred)
+        return normalize(recolour(pixels.float() / 255, drawn.map(move), which) * 255)
     crops, drawn = pixels.flatten(0, 1), drawn.map(lambda tensor: tensor.flatten(0, 1))
     return recolour_and_normalize(crops, drawn, normalize.scale, normalize.shift).view_as(pixels)
 

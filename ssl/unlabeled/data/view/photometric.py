@@ -44,6 +44,11 @@ class Photometric(NamedTuple):
         values: list[Any] = [function(value) if isinstance(value, Tensor) else value for value in self]
         return Photometric(*values)
 
+    def blurred(self) -> Tensor | None:
+        """The crops to blur of a batch with leading axes [B, count]: [K] int64, counted as on the device, where they
+        are [count, B]; None = the view never blurs."""
+        return None if self.blur is None else self.blur.T.flatten().nonzero().flatten()
+
     @staticmethod
     def stack(drawn: Sequence[Photometric]) -> Photometric:
         """Several crops of one view with a new leading axis."""

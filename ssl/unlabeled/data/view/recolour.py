@@ -68,7 +68,7 @@ def compose(means: Tensor, drawn: Photometric) -> tuple[Tensor, Tensor]:
         drawn: with the same leading axes.
     """
     channels = means.shape[-1]
-    weights = torch.tensor(luma(channels), device=means.device)
+    weights = torch.stack([means.new_full((), weight) for weight in luma(channels)])  # nothing is copied to the device
     same = torch.eye(channels, device=means.device)
     matrix = same.expand(*means.shape[:-1], channels, channels)
     offset = torch.zeros_like(means)
@@ -108,5 +108,5 @@ def _maps(factors: Tensor, weights: Tensor) -> Tensor:
 def _hue(turn: Tensor) -> Tensor:
     """Turns [..., 1, 1] of a circle about the grey axis, as matrices [..., 3, 3] of RGB: a third takes red to green."""
     angle, same = 2 * math.pi * turn, torch.eye(3, device=turn.device)
-    cross = torch.tensor(((0.0, -1, 1), (1, 0, -1), (-1, 1, 0)), device=turn.device) / math.sqrt(3)
+    cross = (same.roll(1, 0) - same.roll(-1, 0)) / math.sqrt(3)
     return angle.cos() * same + (1 - angle.cos()) / 3 + angle.sin() * cross

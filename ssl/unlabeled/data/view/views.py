@@ -47,6 +47,7 @@ class Crops(NamedTuple):
     mask: PatchMask | None
     colours: Photometric | None = None
     erased: Erased | None = None
+    blurred: Tensor | None = None  # of a batch, see `Photometric.blurred`
 
 
 class View(BaseModel, frozen=True, extra="forbid"):
