@@ -28,9 +28,10 @@ from unlabeled.data.archive.index import Index
 from unlabeled.data.archive.listing import IndexFolder, Listing
 from unlabeled.data.archive.pictures import Folder, Pictures
 from unlabeled.data.batch.loader import make_loader
-from unlabeled.data.batch.sampler import EpochSampler, Position, epoch_order
+from unlabeled.data.batch.sampler import EpochSampler, Position
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.opened import Opened
+from unlabeled.data.orders.shuffle import epoch_order
 from unlabeled.data.sources.files import Config as Files
 
 WORKERS, BATCH, MOST = 4, 1000, 1_000_000

@@ -32,6 +32,7 @@ MODES = re.compile(rf"\bmode\b\s*(?:==|!=|(?:not )?in)\s*[(\[{{]?\s*[\"'](?:{WAY
 KINDS = {
     "method": r"(pretrain/)?methods/[a-z]\w+",
     "mask": r"data/masks/[a-z]\w+",
+    "order": r"data/orders/[a-z]\w+",
     "source": r"data/(sources/[a-z]\w+|sources|table|huggingface|tv|arrays|shapes)",
     "protocol": r"evaluate/(protocols/[a-z]\w+|cka|fewshot|knn|labelfree|linear|logistic|retrieval|segmentation)",
     "importer": r"(backbone/)?importers/(dino|dinov2|ibot|mae|mocov3|simmim)",

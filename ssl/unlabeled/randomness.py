@@ -15,6 +15,9 @@ class Stream(IntEnum):
 
     SAMPLE = 0x5A37  # crops, colours and masks of one image; key: epoch, index, turn
     ORDER = 0x0DE2  # permutation of an epoch; key: epoch
+    KEYED = 0x6EED  # keys of a keyed permutation of an epoch; key: epoch
+    SHARDS = 0x5AD5  # keys of the permutation of shards of an epoch; key: epoch
+    WINDOW = 0x717D  # keys of the permutation of a window of shards; key: epoch, window
     BALANCE = 0xBA1A  # permutation of a class-balanced epoch; key: epoch
     SLOT = 0x91AC  # mask ratios over the crops of a global batch; key: step
     MIX = 0x317  # mixup and CutMix of a pair; key: step, pair

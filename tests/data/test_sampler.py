@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from unlabeled.data.batch.loader import ViewDataset, sample_rng
-from unlabeled.data.batch.sampler import EpochSampler, Order, Position, epoch_order
+from unlabeled.data.batch.sampler import EpochSampler, Order, Position
 from unlabeled.data.opened import Opened
+from unlabeled.data.orders.shuffle import epoch_order
 from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError

@@ -18,6 +18,8 @@ from typing_extensions import Self
 from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.decoding.bands import Target
 from unlabeled.data.label.labels import read_classes
+from unlabeled.data.order import AnyOrder, Rows
+from unlabeled.data.orders import shuffle
 from unlabeled.paths import UserPath
 from unlabeled.recipe.free import FREE, Mark
 from unlabeled.registry import ByFile
@@ -111,6 +113,12 @@ class Source(ABC):
         return (self,)
 
     @property
+    def shards(self) -> Rows:
+        """The numbers at which shards of images begin, and the number of all [S + 1]; one shard unless images lie in
+        tars."""
+        return np.array([0, len(self)])
+
+    @property
     def marks(self) -> NDArray[np.int64] | None:
         """A number for every image [n], equal where images are; None = unknown."""
         return None
@@ -167,6 +175,9 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         "natural order of those that occur (2 before 10)",
     )
 
+    order: Annotated[AnyOrder, AFTERWARDS] = Field(
+        shuffle.Config(), description="which image to train on comes when; another order is another run"
+    )
     split: Share | None = Field(None, description=f"{HOLDS_OUT}; null = none")
     split_seed: int = Field(
         0, ge=0, lt=2**32, description="which images `split` holds out: runs of other seeds share them"
@@ -203,7 +214,7 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         return len(self.mean)
 
     @cached_property
-    def order(self) -> tuple[str, ...] | None:
+    def numbering(self) -> tuple[str, ...] | None:
         """The names of all classes by number, where a file pins them. Raises UserError when the file cannot be used."""
         return None if self.classes is None else read_classes(self.classes)
 

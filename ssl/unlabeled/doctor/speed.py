@@ -117,7 +117,8 @@ def memory_of(device: torch.device) -> int:
 def _feed(recipe: Recipe, dataset: ViewDataset, device: torch.device) -> Feed:
     """The images of the run in small batches."""
     count, size = len(dataset.source), min(DRAWN, recipe.train.batch_size)
-    sampler = EpochSampler(count, size, FOREVER, seed=dataset.seed, order=dataset.order)
+    order, base, shards = dataset.order, dataset.base, dataset.source.shards
+    sampler = EpochSampler(count, size, FOREVER, seed=dataset.seed, order=order, base=base, shards=shards)
     return Feed(dataset, sampler, workers=recipe.run.workers, timeout=recipe.run.timeout, device=device)
 
 

@@ -45,6 +45,8 @@ def plan(job: Job, own: Iterable[Line], processes: int, device: str) -> Iterator
             yield name, f"{millions(part.parameters())} parameters, {millions(trained)} of them trained"
     word = "process" if processes == 1 else "processes"
     yield "steps", f"{total_steps(epochs, per_epoch):,} = {epochs:g} epochs of {per_epoch:,} steps"
+    if (order := dataset.base.describe(dataset.source.shards)) is not None:
+        yield "order", order
     yield "batch", f"{batch} = {micro} per process x {processes} {word} x {accumulate} accumulation"
     yield "lr", _rate(recipe)
     yield "optimizer", _optimizer(recipe, method)

@@ -190,7 +190,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         if recipe.continued is not None:
             config, rescaled = recipe.continued.slowed(config, rescaled)
 
-        dataset = ViewDataset(source, config.views, config.mask_patch, recipe.seed)
+        dataset = ViewDataset(source, config.views, config.mask_patch, recipe.seed, base=recipe.data.order)
         job = PretrainJob(
             recipe=recipe,
             build=config.build,

@@ -276,6 +276,8 @@ class Engine:
             world=self.accelerator.num_processes,
             accumulate=run.accumulate,
             order=dataset.order,
+            base=dataset.base,
+            shards=dataset.source.shards,
         )
         return Feed(dataset, sampler, workers=run.workers, timeout=run.timeout, device=self.device)
 

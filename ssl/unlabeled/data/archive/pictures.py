@@ -42,6 +42,10 @@ class Pictures(Source):
         return len(self._index)
 
     @property
+    def shards(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.flatnonzero(np.diff(self._index.shards)) + 1, [len(self)]])
+
+    @property
     def marks(self) -> NDArray[np.int64]:
         """The sizes of the files [n], bytes."""
         return self._index.sizes

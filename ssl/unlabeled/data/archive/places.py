@@ -28,7 +28,7 @@ _ENDINGS = " ".join(ending.decode() for ending in EXTENSIONS)
 
 
 class Reading(NamedTuple):
-    """How the labels of a folder or of tars are found: see the fields of `Files`, and `SourceConfig.order`."""
+    """How the labels of a folder or of tars are found: see the fields of `Files`, and `SourceConfig.numbering`."""
 
     labels: str = FOLDERS
     stray: Stray = "error"

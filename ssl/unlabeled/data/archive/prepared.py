@@ -88,8 +88,8 @@ def open_prepared(data: SourceConfig, folder: Path, split: Split) -> Pictures:
         raise UserError(
             f"data.cache={str(folder)!r} was prepared from other pictures: {others}. {again} to another folder."
         )
-    if data.order is not None:
-        found = found.renumbered(data.order)
+    if data.numbering is not None:
+        found = found.renumbered(data.numbering)
     return Pictures(PreparedTars(_located(folder, found), b""), found, Target(MAX_PIXELS, data.channels))
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from unlabeled.data.batch.batch import Batch, ViewBatch
-from unlabeled.data.batch.sampler import EpochSampler, Order, Position
+from unlabeled.data.batch.sampler import SHUFFLE, EpochSampler, Order, Position
 from unlabeled.data.batch.workers import Batches, end_where_batches_cannot_be_sent, listen_to_nobody
 from unlabeled.data.mask import Place
+from unlabeled.data.order import EpochOrder
 from unlabeled.data.source import Source
 from unlabeled.data.view.augment import Erased, erase_
 from unlabeled.data.view.mixing import Mixing, stack
@@ -66,7 +67,8 @@ def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Ge
 class ViewDataset(Dataset[Sample]):
     """Samples of a source cut into views. A bad image is replaced by the next good one of the source.
 
-    Images of the first view are mixed with their neighbours; `order` says which make up an epoch, None = each once.
+    Images of the first view are mixed with their neighbours; `order` says which make up an epoch, None = each once,
+    `base` which comes when.
     """
 
     source: Source
@@ -75,6 +77,7 @@ class ViewDataset(Dataset[Sample]):
     seed: int
     mixing: Mixing = UNMIXED
     order: Order | None = None
+    base: EpochOrder = SHUFFLE
 
     def __post_init__(self) -> None:
         self.masked_crops = sum(view.count for view in self.views if view.mask is not None)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from unlabeled.data.order import EpochOrder, Numbers, Rows
+from unlabeled.data.orders import shuffle
 from unlabeled.errors import UserError
 from unlabeled.randomness import Stream, stream
 
@@ -26,9 +30,8 @@ class Position(NamedTuple):
     turn: int = 0  # how often the sample has come before in this epoch; each time it is cropped anew
 
 
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation of n from (seed, epoch)."""
-    return np.argsort(stream(seed, Stream.ORDER, epoch).random(n), kind="stable")
+T = TypeVar("T")
+SHUFFLE = shuffle.Config()
 
 
 class Order(NamedTuple):
@@ -52,19 +55,20 @@ class Order(NamedTuple):
         """Whether samples may come more than once in an epoch."""
         return self.repeats > 1 or self.balanced(epoch)
 
-    def of(self, seed: int, epoch: int) -> np.ndarray:
-        """The n samples of an epoch, from (seed, epoch) alone."""
+    def of(self, seed: int, epoch: int, base: EpochOrder = SHUFFLE, shards: Rows | None = None) -> np.ndarray:
+        """The n samples of an epoch, from (seed, epoch) alone; `base` is the order of those that come once each."""
         n = len(self.labels)
-        drawn = self._evenly(seed, epoch) if self.balanced(epoch) else epoch_order(n, seed, epoch)
+        shards = np.array([0, n]) if shards is None else shards
+        shuffled = base.epoch(shards, seed, epoch)(np.arange(n))
+        drawn = self._evenly(shuffled, seed, epoch) if self.balanced(epoch) else shuffled
         return np.repeat(drawn[: math.ceil(n / self.repeats)], self.repeats)[:n]
 
-    def _evenly(self, seed: int, epoch: int) -> np.ndarray:
+    def _evenly(self, shuffled: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         classes, counts = np.unique(self.labels, return_counts=True)
         # slots in proportion to the weights: cumulative shares are rounded, so that each is at most one off
         weights = counts ** (0.5 if self.balance == "sqrt" else 0.0)
         ends = np.rint(np.cumsum(weights) / weights.sum() * len(self.labels)).astype(np.int64)
         slots = np.diff(ends, prepend=0)
-        shuffled = epoch_order(len(self.labels), seed, epoch)
         # a class goes round its samples until its slots are full
         rows = [np.resize(shuffled[self.labels[shuffled] == c], n) for c, n in zip(classes, slots, strict=True)]
         return stream(seed, Stream.BALANCE, epoch).permutation(np.concatenate(rows))
@@ -79,13 +83,55 @@ def turns_of(order: np.ndarray) -> np.ndarray:
     return turns
 
 
+class Epoch(NamedTuple):
+    """The samples of an epoch by their positions."""
+
+    numbers: Numbers
+    turns: np.ndarray | None = None  # [n] of each position; None = every sample comes once
+
+    def at(self, positions: Rows) -> tuple[list[int], list[int]]:
+        """Numbers and turns of the samples at positions [m]."""
+        turns = [0] * len(positions) if self.turns is None else self.turns[positions].tolist()
+        return self.numbers(positions).tolist(), turns
+
+
+class Ahead(Generic[T]):
+    """Makes the next one of a numbered series in a thread while the present one is used.
+
+    Args:
+        make: called with a number.
+        last: the number that nothing is made after.
+    """
+
+    def __init__(self, make: Callable[[int], T], last: int) -> None:
+        self.make, self.last = make, last
+        self._made: dict[int, Future[T]] = {}
+
+    def __call__(self, number: int) -> T:
+        """The one of a number; the next one is begun. Raises what making it raised."""
+        made = self._made.pop(number, None)
+        value = self.make(number) if made is None else made.result()
+        if number < self.last:
+            future = self._made[number + 1] = Future()
+            # a program that ends does not wait for it
+            threading.Thread(target=self._make, args=(number + 1, future), daemon=True).start()
+        return value
+
+    def _make(self, number: int, future: Future[T]) -> None:
+        try:
+            future.set_result(self.make(number))
+        except BaseException as error:
+            future.set_exception(error)
+
+
 @dataclass(eq=False)
 class EpochSampler(Sampler[list[Position]]):
     """Micro-batches of one rank, from step `start` on, of a run of `total_steps` over n samples.
 
-    Global batch s of epoch e is rows [sB, (s+1)B) of the epoch's order (None = each sample once); rank r of `world`
-    takes its contiguous slice, in `accumulate` micro-batches; the tail of an epoch is dropped. Raises UserError when
-    the batch is larger than the data, or does not divide among ranks and micro-batches.
+    Global batch s of epoch e is rows [sB, (s+1)B) of the epoch's order, `base` of the `shards` (None = one), in which
+    samples may come more than once (`order`; None = each once); rank r of `world` takes its contiguous slice, in
+    `accumulate` micro-batches; the tail of an epoch is dropped. Raises UserError when the batch is larger than the
+    data, or does not divide among ranks and micro-batches.
     """
 
     n: int
@@ -98,6 +144,8 @@ class EpochSampler(Sampler[list[Position]]):
     world: int = 1
     accumulate: int = 1
     order: Order | None = None
+    base: EpochOrder = SHUFFLE
+    shards: Rows | None = None
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = steps_per_epoch(self.n, self.batch_size)
@@ -106,29 +154,29 @@ class EpochSampler(Sampler[list[Position]]):
     def __len__(self) -> int:
         return (self.total_steps - self.start) * self.accumulate
 
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples of an epoch and the turn of each."""
+    def _epoch(self, epoch: int) -> Epoch:
+        shards = np.array([0, self.n]) if self.shards is None else self.shards
         if self.order is None or not self.order.again(epoch):
-            return epoch_order(self.n, self.seed, epoch), np.zeros(self.n, dtype=np.int8)
-        order = self.order.of(self.seed, epoch)
+            return Epoch(self.base.epoch(shards, self.seed, epoch))
+        order = self.order.of(self.seed, epoch, self.base, shards)
         turns, batches = turns_of(order), np.arange(len(order)) // self.batch_size
         # within a batch all repeated samples come once, then all of them again: mixup's partners, which are neighbours,
         # are different images
         rows = np.lexsort((turns % self.order.repeats, batches))
-        return order[rows], turns[rows]
+        return Epoch(order[rows].__getitem__, turns[rows])
 
     def __iter__(self) -> Iterator[list[Position]]:
-        order_of, order, turns = -1, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        epochs = Ahead(self._epoch, (self.total_steps - 1) // self.steps_per_epoch)
+        order_of, order = -1, Epoch(np.copy)
         for step in range(self.start, self.total_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != order_of:
-                order_of, (order, turns) = epoch, self._order(epoch)
-            here = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            indices, turn = order[here], turns[here]
+                order_of, order = epoch, epochs(epoch)
             for micro in range(self.accumulate):
                 first = (self.rank * self.accumulate + micro) * self.micro_batch
-                rows = range(first, first + self.micro_batch)
-                yield [Position(epoch, int(indices[r]), step, r, self.batch_size, int(turn[r])) for r in rows]
+                rows = np.arange(first, first + self.micro_batch)
+                samples = zip(rows.tolist(), *order.at(batch * self.batch_size + rows), strict=True)
+                yield [Position(epoch, index, step, row, self.batch_size, turn) for row, index, turn in samples]
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

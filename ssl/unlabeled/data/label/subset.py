@@ -16,7 +16,7 @@ from unlabeled.randomness import Stream, stream
 
 
 class Part(Source):
-    """A source over chosen images of another, by their numbers [m] int64."""
+    """A source over chosen images of another, by their numbers [m] int64, ascending."""
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         self.source, self.indices = source, indices
@@ -29,6 +29,10 @@ class Part(Source):
     @property
     def unlabelled(self) -> int:
         return int((self.source.labels < 0).sum())
+
+    @property
+    def shards(self) -> np.ndarray:
+        return np.searchsorted(self.indices, self.source.shards)
 
     @property
     def skipped(self) -> Counter[str]:

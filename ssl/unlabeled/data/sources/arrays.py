@@ -42,7 +42,7 @@ class Config(SourceConfig):
         pictures, labels = (self.train, self.train_labels) if split == "train" else (self.val, self.val_labels)
         assert pictures is not None, "asked for only where there is one"
         target = Target(sys.maxsize, self.channels, self.value_range)
-        return ArraySource(pictures, labels, self.layout, target, self.order)
+        return ArraySource(pictures, labels, self.layout, target, self.numbering)
 
 
 class ArraySource(Source):

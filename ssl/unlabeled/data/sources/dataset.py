@@ -56,7 +56,7 @@ class Config(EncodedConfig):
         arguments = self.train if split == "train" else self.val
         assert arguments is not None, "asked for only where there are some"
         return DatasetSource(
-            _found(self.path, split, arguments), f"{self.path}/{split}", self.target, self.order, self.labels
+            _found(self.path, split, arguments), f"{self.path}/{split}", self.target, self.numbering, self.labels
         )
 
 

@@ -110,7 +110,7 @@ class Config(EncodedConfig):
 
     @property
     def _reading(self) -> Reading:
-        return Reading(self.labels, self.stray, self.part and self.part.lower(), self.order)
+        return Reading(self.labels, self.stray, self.part and self.part.lower(), self.numbering)
 
     def _listings(self, index: IndexFolder) -> dict[Split, Listing]:
         stamps = cache(stamps_of)  # archives that hold both splits are asked about once

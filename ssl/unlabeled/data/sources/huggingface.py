@@ -50,7 +50,7 @@ class Config(EncodedConfig):
                 f"{self.path!r} has no column {', '.join(map(show, missing))}; it has "
                 f"{some_of(table.column_names, missing[0])}. Set data.image and data.label."
             )
-        return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.target, self.order)
+        return HuggingFaceSource(table, f"{self.path}/{name}", self.image, self.label, self.target, self.numbering)
 
 
 class HuggingFaceSource(Source):

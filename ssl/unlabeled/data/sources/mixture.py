@@ -59,6 +59,15 @@ class MixtureSource(Source):
         return self.sources
 
     @property
+    def shards(self) -> NDArray[np.int64]:
+        found = []
+        for source, start, end in zip(self.sources, self.starts[:-1], self.starts[1:], strict=True):
+            # a part that repeats goes through its shards again
+            begins = np.arange(start, end, len(source))[:, None] + source.shards[:-1]
+            found.append(begins[begins < end])
+        return np.concatenate([*found, self.starts[-1:]])
+
+    @property
     def skipped(self) -> Counter[str]:
         return sum((part.skipped for part in self.sources), Counter())
 
@@ -154,4 +163,4 @@ class Config(SourceConfig):
             for number, part in enumerate(self.parts)
             if split == "train" or part.has_val
         ]
-        return MixtureSource(parts, self.weights if split == "train" else None, self.order)
+        return MixtureSource(parts, self.weights if split == "train" else None, self.numbering)

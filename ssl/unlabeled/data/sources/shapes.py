@@ -168,7 +168,7 @@ class Config(SourceConfig):
 
     def source(self, split: Split, index: IndexFolder) -> ShapesSource:
         count = self.train_size if split == "train" else self.val_size
-        return ShapesSource(split, count, self.size, self.seed, self.order, self.kinds == "patterns")
+        return ShapesSource(split, count, self.size, self.seed, self.numbering, self.kinds == "patterns")
 
 
 class ShapesSource(Source):

@@ -59,7 +59,7 @@ class Config(EncodedConfig):
 
     def source(self, split: Split, index: IndexFolder) -> Pictures:
         path, root = self.path, os.fsencode(self._root)
-        text = repr([path, self._dialect, self._wanted(split), self.order])
+        text = repr([path, self._dialect, self._wanted(split), self.numbering])
         asked = {split: CacheKey(text, lambda listing: None if (_stamp(path),) == listing.files else path)}
         listings = index.listings(asked, lambda: {split: self._scan(split)})
         return Pictures(Folder(root), listings[split], self.target)
@@ -102,7 +102,7 @@ class Config(EncodedConfig):
                 raise UserError(f"{self.path!r} has no rows below its columns; expected one for each picture")
             found = f"[{', '.join(map(show, sorted(values)[:10]))}]. Choose one of these."
             raise UserError(f"no row of {self.path!r} has {self._column}={wanted!r}; found {found}")
-        return Listing.of(builder.build(), *numbered(labels, self.order), (stamp,), named=True)
+        return Listing.of(builder.build(), *numbered(labels, self.numbering), (stamp,), named=True)
 
 
 def _stamp(path: str) -> Stamp:

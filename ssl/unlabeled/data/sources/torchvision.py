@@ -62,7 +62,7 @@ class Config(EncodedConfig):
         except Exception as error:  # each class raises its own
             problem = f"{self.dataset} in {self.root!r} with {arguments} cannot be had"
             raise UserError(f"{problem}: {first_line(error)}. Mend data.root, or put the files there.") from error
-        return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.target, self.order)
+        return TorchVisionSource(dataset, f"{self.dataset}/{split}", self.target, self.numbering)
 
 
 class TorchVisionSource(Source):
