@@ -26,7 +26,7 @@ class Permutation:
         self.n = n
         rows = math.isqrt(n - 1) + 1
         self.rows, self.columns = np.uint64(rows), np.uint64(-(-n // rows))
-        self.keys = keys.bit_generator.random_raw(ROUNDS)  # type: ignore[attr-defined]
+        self.keys = keys.bit_generator.random_raw(ROUNDS)
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The numbers at positions [m] below n: [m]."""
