@@ -180,16 +180,21 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
 def _recoloured(pixels: Tensor, drawn: Photometric, blurred: Tensor | None, normalize: Normalize) -> Tensor:
     """Views [count, B, C, H, W] on the device recoloured in the way that suits it, and normalised. What was drawn has
     leading axes [B, count] and is on the host, which thereby knows how many are `blurred`."""
+    drawn = drawn.map(lambda tensor: tensor.transpose(0, 1))
+    if pixels.device.type != "cpu":
+        return recoloured_at_once(pixels, drawn, blurred, normalize)
+    crops, drawn = pixels.flatten(0, 1), drawn.map(lambda tensor: tensor.flatten(0, 1))
+    return recolour_and_normalize(crops, drawn, normalize.scale, normalize.shift).view_as(pixels)
+
+
+def recoloured_at_once(pixels: Tensor, drawn: Photometric, blurred: Tensor | None, normalize: Normalize) -> Tensor:
+    """As `_recoloured`, all crops together, which suits a GPU; what was drawn has leading axes [count, B]."""
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(pixels.device, non_blocking=True)
 
-    drawn = drawn.map(lambda tensor: tensor.transpose(0, 1))
-    if pixels.device.type != "cpu":
-        which = None if blurred is None else move(blurred)
-        return normalize(recolour(pixels.float() / 255, drawn.map(move), which) * 255)
-    crops, drawn = pixels.flatten(0, 1), drawn.map(lambda tensor: tensor.flatten(0, 1))
-    return recolour_and_normalize(crops, drawn, normalize.scale, normalize.shift).view_as(pixels)
+    which = None if blurred is None else move(blurred)
+    return normalize(recolour(pixels.float() / 255, drawn.map(move), which) * 255)
 
 
 def _begin(_worker: int) -> None:

@@ -1,0 +1,99 @@
+"""What a step asks of a GPU, by operators on fake tensors: a change that launches, moves or holds more, or that lets
+the host wait, is refused on a machine without one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from every_method import recipe_of
+from support import ROOT
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from counting import Counting, chunked, count_step
+
+from unlabeled.pretrain.method import METHODS, Output
+from unlabeled.pretrain.methods import mae
+
+SHALLOW = ("method.encoder.depth=1", "train.precision=bf16")
+DINOV2 = (
+    *("method.patch_head={prototypes: 64, hidden: 32, bottleneck: 16}", "method.patch_centre=hidden"),
+    *("method.koleo=0.1", "optim.clip=3.0", "optim.clip_by=part"),
+)
+
+
+class Case(NamedTuple):
+    """A demo recipe with other fields, and the most that its first step on eight pictures may take."""
+
+    method: str
+    fields: tuple[str, ...]
+    launches: int
+    mb: float  # read and written
+    peak_mb: float
+
+
+CASES = {
+    "mae": Case("mae", SHALLOW, 354, 30, 3.4),
+    "simmim": Case("simmim", SHALLOW, 270, 48, 4.6),
+    "simclr": Case("simclr", SHALLOW, 455, 71.3, 6.8),
+    "mocov3": Case("mocov3", SHALLOW, 732, 95.9, 9.8),
+    "mocov3 of a CNN": Case("mocov3", ("method.encoder={model: test_resnet}", "train.precision=bf16"), 1158, 87.3, 9.1),
+    "dino": Case("dino", SHALLOW, 1129, 145.3, 13.5),
+    "ibot": Case("ibot", SHALLOW, 1229, 181.7, 13.4),
+    "dinov2": Case("ibot", (*SHALLOW, *DINOV2), 1308, 154.6, 11.4),
+    "dinov3": Case("ibot", (*SHALLOW, *DINOV2, "method.targets=sinkhorn"), 1324, 156.2, 11.4),
+}
+AGREEING = {"engine.py:_agree"}  # the one function that may wait for the device
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_asks_no_more_of_a_gpu_than_it_did(name: str) -> None:
+    case = CASES[name]
+    count = count_step(recipe_of(case.method, *case.fields), 8, warm=False)
+    assert set(count.waits) <= AGREEING, "the host waits for the device"
+    found = {"launches": count.launches, "mb": count.bytes / 1e6, "peak_mb": count.peak / 1e6}
+    assert {what: value for what, value in found.items() if value > getattr(case, what)} == {}
+
+
+def test_every_method_is_counted() -> None:
+    assert {case.method for case in CASES.values()} == set(METHODS.names())
+
+
+def test_waits_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss whose value is read, as by a log line."""
+    forward = mae.MAE.forward
+
+    def read(self: mae.MAE, *given: Any) -> Output:
+        output = forward(self, *given)
+        assert output.loss.item() == 0 and not output.loss.view(1).nonzero().numel()
+        return output
+
+    monkeypatch.setattr(mae.MAE, "forward", read)
+    waits = count_step(recipe_of("mae", *SHALLOW), 8, warm=False).waits
+    assert [one for one in waits if one not in AGREEING] == ["test_counts.py:read"] * 2
+
+
+def test_operators_by_hand() -> None:
+    """A product [2, 3] x [3, 4] in float32, twice; 24 values of 4 bytes are read or written by an addition in place."""
+    counting = Counting()
+    with FakeTensorMode(), counting:
+        a, b = torch.empty(2, 3), torch.empty(3, 4)
+        held = counting.held
+        counting.begin()
+        c = a @ b
+        c = (a @ b).view(4, 2).add_(1)
+        assert counting.count.launches == 3 and counting.count.flop == 2 * 2 * (2 * 3 * 4)
+        assert counting.count.bytes == 4 * (2 * (6 + 12 + 8) + 2 * 8)
+        assert counting.count.peak == held + 2 * 4 * 8 and counting.held == held + 4 * 8
+        del c
+        assert counting.held == held and not counting.count.waits
+
+
+def test_lists_are_launched_by_chunks() -> None:
+    """As `multi_tensor_apply` does: 110 tensors of one list, or 320 chunks of 65,536 values."""
+    assert chunked([1] * 110, 110) == 1 and chunked([1] * 111, 110) == 2
+    assert chunked([65536 * 320], 110) == 1 and chunked([65536 * 320 + 1, 1], 110) == 2
+    assert chunked([], 110) == 0
