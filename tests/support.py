@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -125,10 +126,13 @@ def launch(
     return codes  # type: ignore[return-value]
 
 
-def on_processes(function: Callable[[int], Any], world: int = 2) -> list[Any]:
-    """What `function(rank)` returns in each of `world` fresh processes of one gloo group."""
+def on_processes(function: Callable[[int], Any], world: int = 2, timeout: float = 1800) -> list[Any]:
+    """What `function(rank)` returns in each of `world` fresh processes of one gloo group, whose exchanges have so many
+    seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        processes = [CONTEXT.Process(target=_member, args=(function, rank, world, folder)) for rank in range(world)]
+        processes = [
+            CONTEXT.Process(target=_member, args=(function, rank, world, folder, timeout)) for rank in range(world)
+        ]
         for process in processes:
             process.start()
         for process in processes:
@@ -137,11 +141,12 @@ def on_processes(function: Callable[[int], Any], world: int = 2) -> list[Any]:
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _member(function: Callable[[int], Any], rank: int, world: int, folder: str) -> None:
+def _member(function: Callable[[int], Any], rank: int, world: int, folder: str, timeout: float) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    place, seconds = f"file://{folder}/store", timedelta(seconds=timeout)
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world, timeout=seconds)
     torch.save(function(rank), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

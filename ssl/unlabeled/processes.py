@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SEEN_WITHIN = 10.0  # seconds that a network file system may take to show a file
+LOOKS = 1.0  # seconds between looks whether another process is done, at most
+_long = itertools.count()  # the same on all processes: work that takes long is named by its number
 
 
 class Group(NamedTuple):
@@ -100,14 +103,33 @@ def raise_together(error: BaseException | None) -> None:
 def on_main(group: Group | Accelerator, action: Callable[[], T], *, whole: bool = True) -> T | None:
     """Run an action on the main process only; its error is raised on all. Returns None on the others.
 
-    Where it is `whole`, a signal waits until it is done, as when files are written.
+    Where it is `whole`, a signal waits until it is done, as when files are written. Where it is not, it may take longer
+    than the timeout of exchanges: pictures are looked for, or many are read.
     """
     result: T | None = None
-    with together():
+    with together(), nullcontext() if whole else _however_long(group):
         if group.is_main_process:
             with stop.later() if whole else stop.alone():
                 result = action()
     return result
+
+
+@contextmanager
+def _however_long(group: Group | Accelerator) -> Iterator[None]:
+    """The others leave it after the main process has, without an exchange, which has a timeout: they ask the store by
+    which the processes found each other, now and then."""
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    store, key, wait = dist.distributed_c10d._get_default_store(), f"unlabeled/{next(_long)}", 0.01
+    try:
+        yield
+    finally:
+        if group.is_main_process:
+            store.set(key, "done")
+        while not store.check([key]):
+            time.sleep(wait)
+            wait = min(1.5 * wait, LOOKS)
 
 
 @contextmanager

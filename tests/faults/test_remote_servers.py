@@ -34,13 +34,15 @@ Answer = Callable[["Server", bytes, int, int], None]
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Sends one file, in ranges, as `answers` say one after the other, then well."""
+    """Sends one file, in ranges, as `answers` say one after the other, then well; it has no manifest beside it."""
 
     data: bytes
     answers: list[Answer]
     etag = '"first"'
 
     def do_GET(self) -> None:
+        if self.path.endswith(".manifest"):
+            return self.head(404, {"Content-Length": 0})
         first, last = map(int, self.headers.get("Range", "bytes=0-0").removeprefix("bytes=").split("-"))
         answer = self.answers.pop(0) if self.answers else well
         answer(self, self.data, first, last)

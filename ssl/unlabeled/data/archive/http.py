@@ -31,7 +31,7 @@ class Unsuitable(Exception):
 def read(system: Any, url: str, start: int, size: int, file: Identity | None = None) -> tuple[bytes, Identity]:
     """The bytes [start, start + size) of a file, size at least 1, through a file system of fsspec's; and the file.
 
-    `file` is as it was seen first; None = this is the first time.
+    `file` is as it was seen first; None = this is the first time, when the file may end before.
 
     Raises:
         Changed: it is another file by now.
@@ -48,6 +48,8 @@ def read(system: Any, url: str, start: int, size: int, file: Identity | None = N
         raise Changed
     _refuse_other_kinds(status, headers)
     sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", "").strip(), re.ASCII | re.I)
+    if sent is not None and file is None and sent[3] != "*":
+        size = min(size, int(sent[3]) - start)
     if sent is None or (int(sent[1]), int(sent[2])) != (start, start + size - 1):
         found = headers.get("Content-Range", "no Content-Range")
         raise ValueError(f"asked for bytes {start}-{start + size - 1}, was sent {found[:80]}")

@@ -170,7 +170,16 @@ def save(file: Path, listing: Listing, asked: str) -> None:
 def read(file: Path, asked: str) -> Listing | None:
     """A listing, mapped into memory; None where there is none, of something else, or damaged."""
     try:
-        metadata, columns = _mapped(file)
+        with file.open("rb") as opened:
+            return parsed(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), asked)
+    except (OSError, ValueError):
+        return None
+
+
+def parsed(data: bytes | mmap.mmap, asked: str) -> Listing | None:
+    """The listing of a file's bytes; None where it is of something else, or damaged."""
+    try:
+        metadata, columns = _columns(data)
         header = json.loads(metadata["listing"])
         if (header["format"], header["asked"]) != (FORMAT, asked):
             return None
@@ -180,7 +189,7 @@ def read(file: Path, asked: str) -> Listing | None:
         files = tuple(Stamp(*stamp) for stamp in header["files"])
         folders = _index(columns, "folders", Counter())
         return Listing(pictures, tuple(header["classes"]), columns["labels"], files, folders, header["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -197,10 +206,8 @@ def _hash(header: str, columns: dict[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _mapped(file: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """Metadata and 1-D columns of a safetensors file, read-only views of the file in memory."""
-    with file.open("rb") as opened:
-        buffer = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+def _columns(buffer: bytes | mmap.mmap) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Metadata and 1-D columns of a safetensors file, read-only views of its bytes."""
     start = 8 + int.from_bytes(buffer[:8], "little")
     header = json.loads(buffer[8:start])
     metadata = header.pop("__metadata__")

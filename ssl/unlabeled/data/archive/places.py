@@ -21,7 +21,7 @@ from unlabeled.data.label.labels import numbered
 from unlabeled.data.label.overlap import HELD_OUT, LEARNT
 from unlabeled.errors import UserError
 
-FOLDERS = "folders"
+FOLDERS, MANIFEST = "folders", "manifest"
 NAMED = 5
 Stray = Literal["error", "skip", "keep"]
 _ENDINGS = " ".join(ending.decode() for ending in EXTENSIONS)
@@ -48,8 +48,8 @@ def scan_places(paths: Paths, prefixes: Sequence[str], how: Reading) -> list[Lis
         return [
             _listing(_shown(paths, prefix), *_looked_through(roots_of(folders, prefix)), how) for prefix in prefixes
         ]
-    beside = None if how.labels == FOLDERS else Beside(how.labels)
-    shards, found = scan_tars(entries(paths), prefixes, beside, how.part)
+    beside = None if how.labels in (FOLDERS, MANIFEST) else Beside(how.labels)
+    shards, found = scan_tars(entries(paths), prefixes, beside, how.part, labelled=how.labels == MANIFEST)
     if how.labels == FOLDERS:
         return [
             _listing(_shown(paths, prefix), scan.pictures, None, how, tuple(shards))

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from unlabeled.data.archive import listing
+from unlabeled.data.archive.contents import ENDING, write_manifest
 from unlabeled.data.archive.index import IndexBuilder
 from unlabeled.data.archive.listing import IndexFolder, Listing, Split, Stamp
 from unlabeled.data.archive.prepared import ASKED, Record, different, fingerprint, index_file, which
@@ -139,13 +140,23 @@ class Preparation:
                 )
             self._note(number).unlink()
 
+    def describe(self) -> None:
+        """Write the manifest of every tar that lacks one."""
+        index = listing.read(index_file(self.folder, self.split), ASKED)
+        for number in range(self.tars) if index is not None else ():
+            tar, rows = self._tar(number), self.pictures(number)
+            if index is not None and not Path(f"{tar}{ENDING}").exists():
+                places = zip(rows, index.pictures.starts[rows], index.pictures.sizes[rows], strict=True)
+                members = [(self._member(i).encode(), int(start), int(size)) for i, start, size in places]
+                write_manifest(tar, members, index.classes, index.labels[rows])
+
     def _write(self, file: Path, pictures: range) -> Done:
         done = Done(0, "", [], [], [], [])
         source = self.source.ahead(pictures)
         with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in pictures:
                 data, problem = self._stored(source, i)
-                member = tarfile.TarInfo(f"{i:09d}.{ENDINGS[self.settings.format]}")
+                member = tarfile.TarInfo(self._member(i))
                 member.size = len(data)
                 done.starts.append(tar.offset + tarfile.BLOCKSIZE)
                 done.sizes.append(len(data))
@@ -179,6 +190,10 @@ class Preparation:
                     )
                 if i not in unusable:
                     decode(data, MAX_PIXELS, self.source.key(i), self.channels)
+
+    def _member(self, i: int) -> str:
+        """The name of image i in its tar."""
+        return f"{i:09d}.{ENDINGS[self.settings.format]}"
 
     def _tar(self, number: int) -> Path:
         return self.folder / f"{self.split}-{number:05d}.tar"
@@ -258,6 +273,7 @@ def prepare(
                 preparation, missing, mine, each_shard(engine, mine, preparation.packed, Resources(workers))
             )
         on_main(group, preparation.finish if preparation.index is None else partial(preparation.mended, missing))
+        on_main(group, preparation.describe)
 
 
 class Packed(NamedTuple):

@@ -26,6 +26,7 @@ CONNECTIONS = 32  # ranges asked for at once by one process
 WAITS = (0.2, 1.0, 5.0, 15.0)  # seconds before a range is asked for again
 SYSTEMS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # what fsspec needs, by how a path begins
 AGAIN = "Nothing is lost: the same command goes on when it can be had again."
+FOR_GOOD = (http.Unsuitable, FileNotFoundError, PermissionError)
 TAGS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
 
 S = TypeVar("S")
@@ -73,9 +74,31 @@ def identity(path: str) -> Identity:
     """Size in bytes, and what else tells that a file is still the same: its tag or its date, where there is one. Raises
     UserError when it or ranges of it cannot be had, Interrupted when the network or the server fail, also when asked
     again."""
+    if _is_http(path):
+        return beginning(path, 1)[1]
     system, name = _system(path)
-    read = (lambda: http.read(system, name, 0, 1)[1]) if _is_http(path) else (lambda: _info(system, name))
-    return _tried(path, read, for_good=(http.Unsuitable, FileNotFoundError, PermissionError))
+    return _tried(path, lambda: _info(system, name), for_good=FOR_GOOD)
+
+
+def beginning(path: str, size: int) -> tuple[bytes, Identity]:
+    """The first bytes of a file, all where it has fewer, and its `identity`. Raises as that."""
+    if _is_http(path):
+        system, name = _system(path)
+        return _tried(path, lambda: http.read(system, name, 0, size), for_good=FOR_GOOD)
+    file = identity(path)
+    return read_range(path, 0, min(size, file.size), file), file
+
+
+def whole_file(path: str) -> bytes | None:
+    """The bytes of a small file, None where it is not there or may not be read. Raises Interrupted when the network or
+    the server fail, also when asked again."""
+    try:
+        data, file = beginning(path, RANGE)
+    except Interrupted:
+        raise
+    except UserError:
+        return None
+    return data + read_range(path, len(data), file.size - len(data), file)
 
 
 def _info(system: Any, name: str) -> Identity:

@@ -11,15 +11,18 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from unlabeled.data.archive import webdataset
+from unlabeled.data.archive.contents import BEGINNING, Contents, by_manifest
+from unlabeled.data.archive.http import Identity
 from unlabeled.data.archive.index import Index, IndexBuilder, readable
 from unlabeled.data.archive.listing import Stamp
-from unlabeled.data.archive.remote import identity, is_remote, open_remote
-from unlabeled.data.archive.webdataset import Beside, Found, Member, one_of_each, stem
+from unlabeled.data.archive.remote import beginning, is_remote, open_remote, side_by_side
+from unlabeled.data.archive.webdataset import LABEL_BYTES, Beside, Found, Member, one_of_each, stem
 from unlabeled.errors import UserError
 
 _BLOCK = 512
@@ -40,13 +43,19 @@ class Scan(NamedTuple):
 
 
 def scan_tars(
-    paths: Sequence[str], prefixes: Sequence[str], beside: Beside | None = None, part: str | None = None
+    paths: Sequence[str],
+    prefixes: Sequence[str],
+    beside: Beside | None = None,
+    part: str | None = None,
+    labelled: bool = False,
 ) -> tuple[list[Stamp], list[Scan]]:
-    """One pass over the headers of `paths`; what there is below each of `prefixes` ("" for everything).
+    """One pass over the headers of `paths`, of remote tars over several at once, or over their manifests; what there is
+    below each of `prefixes` ("" for everything).
 
     Args:
         beside: reads labels from files beside the images; None = nothing is read but headers.
         part: which image of a WebDataset sample is used, see `Files.part`.
+        labelled: whether labels are read from the manifests of the tars.
 
     Raises:
         UserError: compressed, truncated or corrupt archives, two members of one name, and members that are
@@ -56,20 +65,20 @@ def scan_tars(
     labels: list[list[Any]] = [[] for _ in prefixes]
     others: list[list[Any]] = [[] for _ in prefixes]
     shards, samples = [], webdataset.Samples()
-    for number, path in enumerate(paths):
-        with _open_tar(path) as file:
-            shard = Stamp(path, *(identity(path) if is_remote(path) else local_identity(file.fileno())))
-            shards.append(shard)
-            members = list(_unique(path, sorted(_members(file, path, shard.size))))
-            samples.note(members)
-            found = Found({}, {}) if beside is None else beside.read(file, path, members)
-            for name, start, size in members:
-                for i, builder in enumerate(builders):
-                    if builder.add_member(name, number, start, size):
-                        labels[i].append(found.labels.get(stem(name)[0]))
-                        others[i].append(found.others.get(stem(name, whole=True)[0]))
-                        if beside is not None:
-                            beside.used = beside.used or found.names(name)
+    ending = None if beside is None else b"." + beside.ending
+    contents = partial(contents_of, ending=ending, labelled=labelled)
+    each = side_by_side(contents, paths) if any(map(is_remote, paths)) else map(contents, paths)
+    for number, (shard, members, texts, classes) in enumerate(each):
+        shards.append(shard)
+        samples.note(members)
+        found = Found({}, {}) if beside is None else beside.read(texts, shard.path, members)
+        for name, start, size in members:
+            for i, builder in enumerate(builders):
+                if builder.add_member(name, number, start, size):
+                    labels[i].append(classes.get(name) if labelled else found.labels.get(stem(name)[0]))
+                    others[i].append(found.others.get(stem(name, whole=True)[0]))
+                    if beside is not None:
+                        beside.used = beside.used or found.names(name)
     scans = [Scan(builder.build(), own) for builder, own in zip(builders, labels, strict=True)]
     if beside is not None:
         beside.check(paths[0])
@@ -83,6 +92,36 @@ def scan_tars(
     return shards, [Scan(index, [own[i] for i in np.flatnonzero(chosen)]) for index, chosen, own in sampled]
 
 
+def contents_of(path: str, ending: bytes | None, labelled: bool) -> Contents:
+    """The contents of one tar: by its manifest where labels are read from it, or the tar is remote and has one; else by
+    its headers, with the texts of files of an `ending` that say labels. Raises as `scan_tars`."""
+    remote = None
+    if is_remote(path) or labelled:
+        stamp, first = _begun(path)
+        if (found := by_manifest(stamp, first, needed=labelled)) is not None:
+            return found
+        remote = Identity(stamp.size, stamp.tag) if is_remote(path) else None
+    texts: dict[int, bytes] = {}
+    with _open_tar(path, remote) as opened:
+        stamp = Stamp(path, *(remote or local_identity(opened.fileno())))
+        members = []
+        for name, start, size in _members(opened, path, stamp.size):
+            members.append((name, start, size))
+            if ending is not None and size <= LABEL_BYTES and name.lower().endswith(ending):
+                opened.seek(start)
+                texts[start] = opened.read(size)
+    return Contents(stamp, list(_unique(path, sorted(members))), texts, {})
+
+
+def _begun(path: str) -> tuple[Stamp, bytes]:
+    """A tar as it is now, and its first bytes."""
+    if is_remote(path):
+        first, file = beginning(path, BEGINNING)
+        return Stamp(path, *file), first
+    with _open_local(path) as opened:
+        return Stamp(path, *local_identity(opened.fileno())), opened.read(BEGINNING)
+
+
 def local_identity(file: int | str) -> tuple[int, str]:
     """Size and time of the last change of a plain file, open or by its path. OSError where it is none."""
     status = os.stat(file)
@@ -91,8 +130,8 @@ def local_identity(file: int | str) -> tuple[int, str]:
     return status.st_size, str(status.st_mtime_ns)
 
 
-def _open_tar(path: str) -> BinaryIO:
-    file = open_remote(path, identity(path)) if is_remote(path) else _open_local(path)
+def _open_tar(path: str, remote: Identity | None) -> BinaryIO:
+    file = open_remote(path, remote) if remote is not None else _open_local(path)
     magic = file.read(6)
     for start, compression in _COMPRESSED.items():
         if magic.startswith(start):

@@ -11,8 +11,8 @@ import itertools
 import json
 import operator
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,8 +58,9 @@ class Beside:
         self.used = False
         self._keys = ""
 
-    def read(self, file: BinaryIO, path: str, members: Sequence[Member]) -> Found:
-        """The labels in one tar. Raises UserError when a file holds no label, or a sample has two."""
+    def read(self, texts: Mapping[int, bytes], path: str, members: Sequence[Member]) -> Found:
+        """The labels in one tar, from the texts of such files by where they start. Raises UserError when a file holds
+        no label, or a sample has two."""
         found = Found({}, {})
         for member in members:
             for whole, labels in ((False, found.labels), (True, found.others)):
@@ -69,7 +70,7 @@ class Beside:
                         raise UserError(
                             f"{path!r}: {readable(member[0])!r} is a second label; expected one for a picture"
                         )
-                    labels[root] = self._label(file, path, member)
+                    labels[root] = self._label(texts, path, member)
                     break
         self.labels, self.others = self.labels + len(found.labels), self.others + len(found.others)
         return found
@@ -89,13 +90,12 @@ class Beside:
                 f"no .{ending} file has the key {self.key!r}; the first has {self._keys}. Name it in data.label."
             )
 
-    def _label(self, file: BinaryIO, path: str, member: Member) -> Any:
+    def _label(self, texts: Mapping[int, bytes], path: str, member: Member) -> Any:
         name, start, size = member
         if size > LABEL_BYTES:
             raise UserError(f"{path!r}: {readable(name)!r} has {size:,} bytes; expected a label")
-        file.seek(start)
         try:
-            text = file.read(size).decode("utf-8-sig")
+            text = texts[start].decode("utf-8-sig")
             label = self._value(json.loads(text)) if self.key else text.strip()
         except (ValueError, TypeError, RecursionError) as error:
             why = first_line(error)

@@ -55,7 +55,8 @@ class Config(EncodedConfig):
     labels: str = Field(
         FOLDERS,
         pattern=r"^(folders|\w+(\.\w+)*|(\w+\.)*json:.+)$",
-        description="folders, or in tars the files beside images (WebDataset): cls, txt, json:KEY, json:KEY.INNER",
+        description="folders, or in tars the files beside images (WebDataset): cls, txt, json:KEY, json:KEY.INNER; or "
+        "manifest, of tars beside which `unlabeled prepare` has written one",
     )
     part: str | None = Field(
         None,
