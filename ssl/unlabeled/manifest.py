@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +21,71 @@ from unlabeled.files import sync
 
 MANIFEST = "MANIFEST.json"
 MAX_BYTES = 16 << 20  # of a manifest, which lists a handful of files
+CHANGED = "is not what was written (size or SHA-256 differ)"
 Tensors = dict[str, Tensor]
+Buffer = bytes | memoryview  # of single bytes
 
 
 class Damaged(Exception):
     """The data read is damaged; the message says why."""
 
 
-def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files, then the manifest, each flushed to disk."""
-    manifest = {name: describe(data) for name, data in files.items()}
-    for name, data in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
-        with open(folder / name, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    write_manifest(folder, {name: write_file(folder, name, [data]) for name, data in files.items()})
+
+
+def write_file(folder: Path, name: str, parts: Sequence[Buffer]) -> dict[str, Any]:
+    """Write the parts of a file one after the other, flushed to disk; returns its entry in the manifest."""
+    entry = describe(parts)
+    # nothing stays in a buffer of this process: one that is forked meanwhile would write it again
+    with open(folder / name, "wb", buffering=0) as file:
+        for part in parts:
+            left = memoryview(part)
+            while left:
+                left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    return entry
+
+
+def write_manifest(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Write the manifest of a folder whose files are written, and flush both to disk."""
+    with open(folder / MANIFEST, "wb") as file:
+        file.write(json.dumps(entries, indent=1).encode())
+        file.flush()
+        os.fsync(file.fileno())
     sync(folder)
 
 
-def describe(data: bytes) -> dict[str, Any]:
-    """The entry of a file in a manifest."""
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+def describe(data: bytes | Iterable[Buffer]) -> dict[str, Any]:
+    """The entry of a file in a manifest, from its bytes or their parts."""
+    size, hashed = 0, hashlib.sha256()
+    for part in [data] if isinstance(data, bytes) else data:
+        size += len(part)
+        hashed.update(part)
+    return {"bytes": size, "sha256": hashed.hexdigest()}
 
 
 def sha256_of(file: Path) -> str:
     """The SHA-256 of a file, as hex digits."""
-    hashed = hashlib.sha256()
+    found: str = describe(_parts(file))["sha256"]
+    return found
+
+
+def _parts(file: Path) -> Iterator[bytes]:
     with file.open("rb") as opened:
-        while chunk := opened.read(1 << 20):
-            hashed.update(chunk)
-    return hashed.hexdigest()
+        while part := opened.read(1 << 20):
+            yield part
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
     """Read all files of a folder. Raises Damaged, also where the manifest does not list exactly these."""
+    manifest = read_listed(folder)
+    return {name: read_file(folder, name, manifest) for name in sorted(manifest)}
+
+
+def read_listed(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a folder. Raises Damaged, also where it does not list exactly the files that are there."""
     manifest = read_manifest(folder)
     try:
         found, listed = set(os.listdir(folder)) - {MANIFEST}, set(manifest)
@@ -61,7 +93,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
         raise Damaged(f"it cannot be listed ({error.strerror})") from error
     if found != listed:
         raise Damaged(f"missing files {sorted(listed - found)}, unexpected files {sorted(found - listed)}")
-    return {name: read_file(folder, name, manifest) for name in sorted(listed)}
+    return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -80,15 +112,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def read_file(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
     """Read a file and check it against the manifest. Raises Damaged."""
+    _check_size(folder, name, manifest)
+    if describe(data := read_plain(folder / name)) != manifest[name]:
+        raise Damaged(f"{name} {CHANGED}")
+    return data
+
+
+def verify_file(folder: Path, name: str, manifest: dict[str, Any]) -> None:
+    """Check a file against the manifest, a part of it in memory at a time. Raises Damaged."""
+    _check_size(folder, name, manifest)
+    try:
+        if describe(_parts(folder / name)) != manifest[name]:
+            raise Damaged(f"{name} {CHANGED}")
+    except OSError as error:
+        raise Damaged(f"{name} cannot be read: {error.strerror}") from error
+
+
+def _check_size(folder: Path, name: str, manifest: dict[str, Any]) -> None:
+    """Raise Damaged where a file is none, or has another size: it may be huge, and is not read."""
     try:
         size = os.stat(folder / name).st_size
     except OSError as error:
         raise Damaged(f"{name} cannot be read ({error.strerror})") from error
     said = manifest.get(name)
-    # a file of another size is not read: it may be huge
-    if not isinstance(said, dict) or said.get("bytes") != size or describe(data := read_plain(folder / name)) != said:
-        raise Damaged(f"{name} is not what was written (size or SHA-256 differ)")
-    return data
+    if not isinstance(said, dict) or said.get("bytes") != size or not (folder / name).is_file():
+        raise Damaged(f"{name} {CHANGED}")
 
 
 def parse_json(data: bytes) -> Any:

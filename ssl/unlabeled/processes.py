@@ -81,6 +81,20 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def placed() -> tuple[int, int]:
+    """The rank of this process, and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def from_main(value: T) -> T:
+    """The value of the main process, on all."""
+    if placed()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def raise_together(error: BaseException | None) -> None:
     """Raise the error of any process on all of them, so that none waits for the others.
 

@@ -148,14 +148,14 @@ def test_every_flipped_bit_of_a_manifest_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, read = Run(tmp_path, 3, 6), Path.read_bytes
+    run, opened = Run(tmp_path, 3, 6), Path.open
 
-    def broken(path: Path) -> bytes:
+    def broken(path: Path, *how: Any, **named: Any) -> Any:
         if "step-00000006" in str(path) and path.name == "model.safetensors":
             raise OSError(5, "Input/output error")
-        return read(path)
+        return opened(path, *how, **named)
 
-    monkeypatch.setattr(Path, "read_bytes", broken)
+    monkeypatch.setattr(Path, "open", broken)
     assert run.newest() == 3 and "Input/output error" in run.said[0]
 
 

@@ -20,22 +20,30 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
-
 from unlabeled.errors import UserError
 from unlabeled.files import remove, replace_folder
-from unlabeled.manifest import Damaged, Tensors, parse_json, parse_tensors, read_folder, write_folder
-from unlabeled.processes import gather_objects, raise_together
+from unlabeled.manifest import (
+    Damaged,
+    Tensors,
+    parse_json,
+    read_file,
+    read_listed,
+    verify_file,
+    write_file,
+    write_manifest,
+)
+from unlabeled.processes import from_main, gather_objects, placed, raise_together
+from unlabeled.train.saving.stored import Header, Stored, assembled, packed, read_header
 
 WRITING, REMOVING = ".writing-", ".removing-"
 PREFIX, REFUSED = "step-", "refused-"
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read."""
+    """A checkpoint that was verified. Its tensors are read when they are asked for."""
 
     folder: Path
-    tensors: dict[str, Tensors]  # by file stem
+    tensors: dict[str, dict[str, Stored]]  # by file stem
     state: dict[str, Any]  # has `step`
 
 
@@ -62,7 +70,7 @@ class Checkpoints:
     # ---------------------------------------------------------------- writing
 
     def save(self, step: int, tensors: dict[str, Tensors], state: dict[str, Any]) -> Path:
-        """Write one checkpoint, then remove old ones.
+        """Write one checkpoint, then remove old ones. `tensors` by file stem, contiguous and in host memory.
 
         Raises UserError where it cannot be written (full disk, quota, permissions). Earlier checkpoints are intact.
         """
@@ -71,12 +79,9 @@ class Checkpoints:
         try:
             self.sweep()
             temporary.mkdir(parents=True)
-            files = {}
-            for stem, part in tensors.items():
-                plain = {name: tensor.detach().cpu().contiguous() for name, tensor in part.items()}
-                files[f"{stem}.safetensors"] = safetensors.torch.save(plain)
-            files["state.json"] = json.dumps(state, indent=1).encode()
-            write_folder(temporary, files)
+            files = {f"{stem}.safetensors": packed(part) for stem, part in tensors.items()}
+            files["state.json"] = [json.dumps(state, indent=1).encode()]
+            write_manifest(temporary, {name: write_file(temporary, name, parts) for name, parts in files.items()})
             if os.path.lexists(target):
                 self._set_aside(step)
             replace_folder(temporary, target)
@@ -132,19 +137,22 @@ class Checkpoints:
 
     def read(self, step: int) -> Checkpoint | None:
         """Read a checkpoint; None, with a warning, if any process cannot resume from it. Call it on all processes."""
-        checkpoint, reason = None, ""
+        contents, reason = Contents({}, {}), ""
         try:
-            checkpoint = load(self.path(step))
-            if checkpoint.state["step"] != step:
-                raise Damaged(f"state.json is of step {checkpoint.state['step']}")
-            self.check(checkpoint)
+            contents = examine(self.path(step), *placed())
+            if self.writes:
+                self._check(step, contents)
         except Damaged as error:
             reason = f"{error}" if self.writes else f"by another process: {error}"
-        reasons = [reason for reason in gather_objects(reason) if reason]
-        if not reasons:
-            return checkpoint
-        self.say(f"{self.path(step)} is refused: {reasons[0]}")
-        return None
+        if reasons := [reason for reason in gather_objects(reason) if reason]:
+            self.say(f"{self.path(step)} is refused: {reasons[0]}")
+            return None
+        return from_main(contents).checkpoint(self.path(step))
+
+    def _check(self, step: int, contents: Contents) -> None:
+        if contents.state["step"] != step:
+            raise Damaged(f"state.json is of step {contents.state['step']}")
+        self.check(contents.checkpoint(self.path(step)))
 
     def _agreed(self) -> list[int]:
         """Steps with anything of the name of a checkpoint, ascending; all processes must see the same."""
@@ -194,13 +202,38 @@ class Checkpoints:
             raise UserError(f"{self.folder} cannot be read: {error.strerror}. Mend it, or what it links to.") from error
 
 
+class Contents(NamedTuple):
+    """What a checkpoint holds: the headers of its files, and its state."""
+
+    headers: dict[str, Header]
+    state: dict[str, Any]
+
+    def checkpoint(self, folder: Path) -> Checkpoint:
+        """The checkpoint in a folder. Raises Damaged where pieces of a tensor are missing."""
+        return Checkpoint(folder, assembled(folder, self.headers), self.state)
+
+
 def load(folder: Path) -> Checkpoint:
-    """Read and verify a checkpoint. Raises Damaged where a file is missing, extra, truncated, changed or malformed."""
-    contents = read_folder(folder)
-    stems = [name.removesuffix(".safetensors") for name in contents if name.endswith(".safetensors")]
-    tensors = {stem: parse_tensors(contents[f"{stem}.safetensors"]) for stem in stems}
-    state = parse_json(contents.get("state.json", b""))
+    """Read and verify a checkpoint alone. Raises Damaged where a file is missing, extra, truncated, changed or
+    malformed."""
+    return examine(folder, 0, 1).checkpoint(folder)
+
+
+def examine(folder: Path, rank: int, world: int) -> Contents:
+    """Verify this process's share of a checkpoint's files, the manifest and the state; the first process reads the
+    headers of all. A file is verified by the process of its number, `rng-2` by the third, and without one by the first.
+
+    Raises Damaged as `load`.
+    """
+    manifest = read_listed(folder)
+    state = parse_json(read_file(folder, "state.json", manifest))
+    files = sorted(manifest.keys() - {"state.json"})
+    for name in files:
+        number = re.match(r"[a-z]+-([0-9]+)", name)
+        if int(number[1] if number else 0) % world == rank:
+            verify_file(folder, name, manifest)
     step = state.get("step") if isinstance(state, dict) else None
     if type(step) is not int or step < 0:
         raise Damaged(f"state.json has no step, or one that cannot be: {step!r}")
-    return Checkpoint(folder, tensors, state)
+    packs = [name for name in files if name.endswith(".safetensors")]
+    return Contents({name: read_header(folder / name) for name in packs} if rank == 0 else {}, state)

@@ -30,6 +30,7 @@ from unlabeled.train.checkpoint import Checkpoints
 from unlabeled.train.events import Events
 from unlabeled.train.job import Job
 from unlabeled.train.optim import clip_gradients, param_groups, set_rates
+from unlabeled.train.saving.background import Background
 from unlabeled.train.tracker import Trackers
 from unlabeled.train.tracking import Averages, Diagnosis, Display, Meter, MetricsFile, scores_at
 from unlabeled.train.watch import EarlyStopping
@@ -85,6 +86,7 @@ class Engine:
         self.events = Events(output / "events.jsonl" if main else None, self.display.say, self.clock)
         kept = run.keep_last, run.keep_every, self.tell, snapshot.check, main
         self.checkpoints = Checkpoints(output / "checkpoints", *kept)
+        self.saving = Background(self.checkpoints)
         self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
         self.meter, self.averages = Meter(), Averages()
         self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.tell)
@@ -108,8 +110,10 @@ class Engine:
         try:
             with stop, self.display:
                 ended = self._owed() and self._loop(feed)
+                self.saving.wait()
         finally:
             feed.close()
+            self.saving.close()
             self.trackers.close()
             if self.metrics:
                 self.metrics.close()
@@ -225,7 +229,7 @@ class Engine:
         loss = torch.stack([output.loss for output in self._outputs]).mean()
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
         told, bad = stop.received is not None, any(raw.bad for raw in pending)
-        flags = torch.tensor([told, bad, error is not None], device=self.device)
+        flags = torch.tensor([told, bad, error is not None or self.saving.failed], device=self.device)
         seen = torch.cat([broken.view(1), flags, loss.view(1) / self.accelerator.num_processes])
         *counts, mean = total(self.accelerator, seen.float()).tolist()
         broken_anywhere, told_anywhere, bad_anywhere, failed = (count > 0 for count in counts)
@@ -389,6 +393,7 @@ class Engine:
 
     def use_best(self) -> bool:
         """Take the weights whose score was best, if they are readable; returns whether they are others."""
+        self.saving.wait()
         best = self.checkpoints.best
         if best is None or best == self.step:
             return False
@@ -413,6 +418,5 @@ class Engine:
         return cast("Method", state.whole(self.method, self.job.build))
 
     def save(self) -> None:
-        """Write a checkpoint; every process raises if it cannot be written."""
-        tensors = snapshot.tensors_of(self)
-        on_main(self.accelerator, lambda: self.checkpoints.save(self.step, tensors, snapshot.state_of(self)))
+        """Begin to write a checkpoint of this step; every process raises if the one before could not be written."""
+        self.saving.begin(self.step, snapshot.tensors_of(self), snapshot.state_of(self))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,21 +15,26 @@ from unlabeled.errors import UserError
 from unlabeled.manifest import Tensors
 from unlabeled.nn.lowrank import merge_
 from unlabeled.pretrain.method import Method, PretrainMethod
-from unlabeled.processes import gather_objects
+from unlabeled.processes import gather_objects, placed
+from unlabeled.train.saving.stored import Region, Stored, everything
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+Whole = Mapping[str, Tensor] | Mapping[str, Stored]
 AGAIN = "Start over with --fresh --force, or take the version of this program that wrote it."
 
 
 def model_tensors(model: nn.Module) -> Tensors:
-    """Parameters and buffers by name, unsharded. Call it on all processes."""
-    return {name: full(tensor) for name, tensor in model.state_dict().items()}
+    """Parameters and buffers by name, sharded as they are."""
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
-def load_model(model: nn.Module, tensors: Tensors) -> None:
-    """Load whole tensors into a model, sharded or not. Raises UserError where names or shapes differ."""
+def load_model(model: nn.Module, tensors: Whole) -> None:
+    """Load whole tensors into a model, sharded or not, one at a time. Call it on all processes.
+
+    Raises UserError where names or shapes differ.
+    """
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
@@ -41,9 +46,8 @@ def load_model(model: nn.Module, tensors: Tensors) -> None:
             raise UserError(
                 f"the model has {name} of shape {list(tensor.shape)}, the file {list(tensors[name].shape)}. {AGAIN}"
             )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(sharded_like(tensors[name], tensor))
+    for name, tensor in own.items():
+        fill_(tensor, tensors[name], tensor.device)
 
 
 class Statistics:
@@ -69,21 +73,24 @@ def whole(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
         return model
     with torch.random.fork_rng():
         twin = build().to(next(model.parameters()).device)
-    load_model(twin, model_tensors(model))
+    shards = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in twin.state_dict().items():
+            tensor.copy_(full(shards[name]))
     return twin
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
-    """Optimizer state keyed `parameter name/state name`."""
+    """Optimizer state keyed `parameter name/state name`, sharded as it is."""
     return {
-        f"{name}/{key}": full(value if isinstance(value, Tensor) else torch.tensor(value))
+        f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in model.named_parameters()
         for key, value in sorted(optimizer.state.get(parameter, {}).items())
     }
 
 
-def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
-    """Load optimizer state; a parameter that had none (not yet trained) gets none."""
+def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Whole) -> None:
+    """Load optimizer state; a parameter that had none (not yet trained) gets none. Call it on all processes."""
     parameters = dict(model.named_parameters())
     on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     state: dict[Tensor, dict[str, Any]] = {}
@@ -91,13 +98,14 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> 
         name, _, key = full_key.rpartition("/")
         if name not in parameters:
             raise UserError(f"the checkpoint's optimizer knows '{name}', the model does not. {AGAIN}")
-        parameter = parameters[name]
+        parameter = parameters[name].detach()
         # moments are sharded like their parameter, counters are not
         if value.shape == parameter.shape:
-            value = sharded_like(value, parameter)
-        elif on_device:
-            value = value.to(parameter.device)
-        state.setdefault(parameter, {})[key] = value
+            own = torch.empty_like(parameter, dtype=value.dtype)
+        else:
+            own = torch.empty(value.shape, dtype=value.dtype, device=parameter.device if on_device else "cpu")
+        fill_(own, value, parameter.device)
+        state.setdefault(parameters[name], {})[key] = own
     optimizer.state.clear()
     optimizer.state.update(state)
 
@@ -110,11 +118,11 @@ def all_rng_tensors(device: torch.device) -> dict[str, Tensors]:
     return {f"rng-{rank}": tensors for rank, tensors in enumerate(gather_objects(state))}
 
 
-def load_rng(tensors: Tensors, device: torch.device) -> None:
+def load_rng(tensors: Whole, device: torch.device) -> None:
     """Restore this process's random state."""
-    torch.set_rng_state(tensors["cpu"])
+    torch.set_rng_state(tensors["cpu"][everything(tensors["cpu"])])
     if device.type == "cuda" and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], device)
+        torch.cuda.set_rng_state(tensors["cuda"][everything(tensors["cuda"])], device)
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -122,15 +130,29 @@ def full(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor).full_tensor() if _is_shard(tensor) else tensor
 
 
-def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Shard a whole tensor as `like`."""
-    tensor = tensor.to(like.device)
-    if not _is_shard(like):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
+@torch.no_grad()
+def fill_(own: Tensor, value: Tensor | Stored, device: torch.device) -> None:
+    """Copy a whole tensor into its place. Where that is sharded, every process reads its part; otherwise the main one
+    reads it, and the others receive it on the device. Call it on all processes."""
+    if _is_shard(own):
+        cast("DTensor", own).to_local().copy_(value[_region(cast("DTensor", own))])
+        return
+    (rank, world), shape = placed(), value.shape
+    if rank == 0:
+        found = value[everything(value)].to(device).contiguous()
+    else:
+        found = torch.empty(shape, dtype=value.dtype, device=device)
+    if world > 1 and found.numel():
+        dist.broadcast(found.view(-1).view(torch.uint8), src=0)  # bytes, as not every type can be sent
+    own.copy_(found)
 
-    shard = cast("DTensor", like)
-    return distribute_tensor(tensor, shard.device_mesh, shard.placements)
+
+def _region(shard: DTensor) -> Region:
+    """The part of a sharded tensor that this process has."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    sizes, first = compute_local_shape_and_global_offset(shard.shape, shard.device_mesh, shard.placements)
+    return tuple(slice(start, start + size) for start, size in zip(first, sizes, strict=True))
 
 
 def _is_shard(tensor: Tensor) -> bool:

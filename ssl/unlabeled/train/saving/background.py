@@ -1,0 +1,112 @@
+"""Checkpoints that are written while training goes on.
+
+At a step the tensors are copied to host memory, to the same buffers each time. One thread then hashes, writes and
+flushes them. The next save waits for the one before, and so does everything that reads checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlabeled.manifest import Tensors
+from unlabeled.processes import raise_together
+from unlabeled.signals import stop
+from unlabeled.train.checkpoint import Checkpoints
+from unlabeled.train.state import full
+
+
+class HostCopy:
+    """A copy of tensors in host memory: page-locked where they come from a GPU, which then copies by itself."""
+
+    def __init__(self) -> None:
+        self._buffers = dict[tuple[str, str], Tensor]()
+        self._queued: torch.cuda.Event | None = None
+
+    def take(self, stem: str, name: str, tensor: Tensor) -> Tensor:
+        """Copy a tensor to its buffer; a GPU does so in its turn, see `wait`."""
+        buffer, queued = self._buffers.get((stem, name)), tensor.device.type == "cuda"
+        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=queued)
+            self._buffers[stem, name] = buffer
+        buffer.copy_(tensor, non_blocking=queued)
+        if queued:
+            self._queued = self._queued or torch.cuda.Event()
+            self._queued.record()
+        return buffer
+
+    def wait(self) -> None:
+        """Wait until the copies are there."""
+        if self._queued is not None:
+            self._queued.synchronize()
+
+
+class Background:
+    """Writes the checkpoints of a run, one at a time."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints, self._host = checkpoints, HostCopy()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._said: list[str] = []
+
+    @property
+    def failed(self) -> bool:
+        """Whether this process could not write a checkpoint, and has told nobody yet: `wait` does."""
+        return self._error is not None
+
+    def begin(self, step: int, tensors: dict[str, Tensors], state: dict[str, Any]) -> None:
+        """Copy a checkpoint, and begin to write it when the one before is complete. Call it on all processes.
+
+        Args:
+            step: of the checkpoint.
+            tensors: by file stem; may be sharded, and change as soon as this returns.
+            state: as JSON.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        self.wait()
+        files: dict[str, Tensors] = {stem: {} for stem in tensors}
+        for stem, part in tensors.items():
+            for name, tensor in part.items():
+                whole = full(tensor)
+                if self.checkpoints.writes:
+                    files[stem][name] = self._host.take(stem, name, whole)
+        if self.checkpoints.writes:
+            # which one is the best is that of this step, and what is said is said by the main thread
+            checkpoints = replace(self.checkpoints, say=self._said.append)
+            how = (checkpoints, step, files, copy.deepcopy(state))
+            self._thread = threading.Thread(target=self._write, args=how, daemon=True)
+            self._thread.start()
+
+    def _write(self, checkpoints: Checkpoints, step: int, files: dict[str, Tensors], state: dict[str, Any]) -> None:
+        try:
+            self._host.wait()
+            checkpoints.save(step, files, state)
+        except BaseException as error:  # `wait` raises it
+            self._error = error
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete. Call it on all processes.
+
+        Raises:
+            UserError: it could not be written; on all processes.
+        """
+        with stop.later():
+            self.close()
+            error, self._error = self._error, None
+            raise_together(error)
+
+    def close(self) -> None:
+        """Wait until this process writes no more, whether that succeeds or not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        while self._said:
+            self.checkpoints.say(self._said.pop(0))
