@@ -2,6 +2,7 @@
 
     step-00001000/
       model.safetensors  optimizer.safetensors  rng-0.safetensors ...  state.json
+      model-0-of-2.safetensors  model-1-of-2.safetensors ...   where the model is sharded: each process its own pieces
       MANIFEST.json      size and SHA-256 of every other file, written last
     refused-step-00002000/    failed verification; no longer a checkpoint of the run
 
@@ -14,10 +15,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from unlabeled.errors import UserError
@@ -33,10 +36,16 @@ from unlabeled.manifest import (
     write_manifest,
 )
 from unlabeled.processes import from_main, gather_objects, placed, raise_together
-from unlabeled.train.saving.stored import Header, Stored, assembled, packed, read_header
+from unlabeled.train.saving.stored import Header, Place, Stored, assembled, packed, read_header
 
 WRITING, REMOVING = ".writing-", ".removing-"
 PREFIX, REFUSED = "step-", "refused-"
+Exchange = Callable[[Any], list[Any]]
+
+
+def alone(value: Any) -> list[Any]:
+    """The exchange of a process that writes by itself."""
+    return [value]
 
 
 class Checkpoint(NamedTuple):
@@ -69,29 +78,59 @@ class Checkpoints:
 
     # ---------------------------------------------------------------- writing
 
-    def save(self, step: int, tensors: dict[str, Tensors], state: dict[str, Any]) -> Path:
-        """Write one checkpoint, then remove old ones. `tensors` by file stem, contiguous and in host memory.
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensors],
+        state: dict[str, Any],
+        places: Mapping[str, Mapping[str, Place]] = MappingProxyType({}),
+        exchange: Exchange = alone,
+    ) -> Path:
+        """Write one checkpoint, then remove old ones.
 
-        Raises UserError where it cannot be written (full disk, quota, permissions). Earlier checkpoints are intact.
+        Several processes may write one together: each its own files. The main one then puts it in its place.
+
+        Args:
+            step: of the checkpoint.
+            tensors: of this process, by file stem; contiguous and in host memory.
+            state: as JSON.
+            places: of those that are pieces, by file stem and name.
+            exchange: gathers a value of all processes that write.
+
+        Raises:
+            UserError: it cannot be written (full disk, quota, permissions). Earlier checkpoints are intact.
         """
         target = self.path(step)
-        temporary = self.folder / f"{WRITING}{target.name}"
+        temporary, entries = self.folder / f"{WRITING}{target.name}", dict[str, Any]()
         try:
-            self.sweep()
-            temporary.mkdir(parents=True)
-            files = {f"{stem}.safetensors": packed(part) for stem, part in tensors.items()}
-            files["state.json"] = [json.dumps(state, indent=1).encode()]
-            write_manifest(temporary, {name: write_file(temporary, name, parts) for name, parts in files.items()})
-            if os.path.lexists(target):
-                self._set_aside(step)
-            replace_folder(temporary, target)
+            with _agreed(exchange):
+                if self.writes:
+                    self.sweep()
+                    temporary.mkdir(parents=True)
+            with _agreed(exchange):
+                for stem, part in tensors.items():
+                    name, parts = f"{stem}.safetensors", packed(part, places.get(stem, {}))
+                    entries[name] = write_file(temporary, name, parts)
+            entries = {name: entry for one in exchange(entries) for name, entry in one.items()}
+            with _agreed(exchange):
+                if self.writes:
+                    self._complete(temporary, step, entries, state)
         except OSError as error:
-            self._remove(temporary)
+            if self.writes:
+                self._remove(temporary)
             intact = f"{self.path(kept[-1])} is intact" if (kept := self.steps()) else "there is no earlier checkpoint"
             said = f"cannot save {target}: {error.strerror or error}; {intact}. Free space, then rerun."
             raise UserError(said) from error
-        self._prune(step)
         return target
+
+    def _complete(self, temporary: Path, step: int, entries: dict[str, Any], state: dict[str, Any]) -> None:
+        """Add what makes a checkpoint of a folder of tensors, and put it in its place."""
+        entries["state.json"] = write_file(temporary, "state.json", [json.dumps(state, indent=1).encode()])
+        write_manifest(temporary, entries)
+        if os.path.lexists(self.path(step)):
+            self._set_aside(step)
+        replace_folder(temporary, self.path(step))
+        self._prune(step)
 
     def sweep(self) -> None:
         """Remove the leftovers of interrupted saves."""
@@ -200,6 +239,22 @@ class Checkpoints:
             if isinstance(error, FileNotFoundError) and not self.folder.is_symlink():
                 return []
             raise UserError(f"{self.folder} cannot be read: {error.strerror}. Mend it, or what it links to.") from error
+
+
+@contextmanager
+def _agreed(exchange: Exchange) -> Iterator[None]:
+    """Work that every process does alone, with one exchange at its end: an error of one is raised on all."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    reasons = exchange(None if error is None else getattr(error, "strerror", None) or str(error))
+    if error is not None:
+        raise error
+    for rank, reason in enumerate(reasons):
+        if reason is not None:
+            raise OSError(None, f"process {rank}: {reason}")
 
 
 class Contents(NamedTuple):

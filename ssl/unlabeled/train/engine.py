@@ -86,7 +86,7 @@ class Engine:
         self.events = Events(output / "events.jsonl" if main else None, self.display.say, self.clock)
         kept = run.keep_last, run.keep_every, self.tell, snapshot.check, main
         self.checkpoints = Checkpoints(output / "checkpoints", *kept)
-        self.saving = Background(self.checkpoints)
+        self.saving = Background(self.checkpoints, any(map(state.is_shard, self.method.parameters())))
         self.bad = BadSamples(output / "bad_samples.jsonl", len(job.dataset.source), recipe.data.max_bad_fraction)
         self.meter, self.averages = Meter(), Averages()
         self.diagnosis = Diagnosis(self.method.symptoms(), self.total_steps, self.tell)

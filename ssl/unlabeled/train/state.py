@@ -16,7 +16,7 @@ from unlabeled.manifest import Tensors
 from unlabeled.nn.lowrank import merge_
 from unlabeled.pretrain.method import Method, PretrainMethod
 from unlabeled.processes import gather_objects, placed
-from unlabeled.train.saving.stored import Region, Stored, everything
+from unlabeled.train.saving.stored import Place, Region, Stored, everything
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -69,7 +69,7 @@ class Statistics:
 
 def whole(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
     """The model itself, or an unsharded copy from `build` where it is sharded. Call it on all processes."""
-    if not any(map(_is_shard, model.state_dict().values())):
+    if not any(map(is_shard, model.state_dict().values())):
         return model
     with torch.random.fork_rng():
         twin = build().to(next(model.parameters()).device)
@@ -127,14 +127,14 @@ def load_rng(tensors: Whole, device: torch.device) -> None:
 
 def full(tensor: Tensor) -> Tensor:
     """Unshard a tensor; any other is returned as it is. Call it on all processes."""
-    return cast("DTensor", tensor).full_tensor() if _is_shard(tensor) else tensor
+    return cast("DTensor", tensor).full_tensor() if is_shard(tensor) else tensor
 
 
 @torch.no_grad()
 def fill_(own: Tensor, value: Tensor | Stored, device: torch.device) -> None:
     """Copy a whole tensor into its place. Where that is sharded, every process reads its part; otherwise the main one
     reads it, and the others receive it on the device. Call it on all processes."""
-    if _is_shard(own):
+    if is_shard(own):
         cast("DTensor", own).to_local().copy_(value[_region(cast("DTensor", own))])
         return
     (rank, world), shape = placed(), value.shape
@@ -147,6 +147,19 @@ def fill_(own: Tensor, value: Tensor | Stored, device: torch.device) -> None:
     own.copy_(found)
 
 
+def share(tensor: Tensor) -> tuple[Tensor, Place | None] | None:
+    """The part of a tensor that this process has to write, and its place where that is a piece; None = others do."""
+    rank, _ = placed()
+    if not is_shard(tensor):
+        return (tensor, None) if rank == 0 else None
+    shard = cast("DTensor", tensor)
+    copies = zip(shard.placements, shard.device_mesh.get_coordinate() or (), strict=True)
+    local = shard.to_local()
+    if any(placement.is_replicate() and at > 0 for placement, at in copies) or (rank > 0 and not local.numel()):
+        return None
+    return local, (tuple(part.start for part in _region(shard)), tuple(shard.shape))
+
+
 def _region(shard: DTensor) -> Region:
     """The part of a sharded tensor that this process has."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -155,7 +168,8 @@ def _region(shard: DTensor) -> Region:
     return tuple(slice(start, start + size) for start, size in zip(first, sizes, strict=True))
 
 
-def _is_shard(tensor: Tensor) -> bool:
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes."""
     # torch.distributed.tensor takes half a second to import, and is needed by sharded runs alone
     if not (dist.is_available() and dist.is_initialized()):
         return False

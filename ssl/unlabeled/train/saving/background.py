@@ -2,6 +2,9 @@
 
 At a step the tensors are copied to host memory, to the same buffers each time. One thread then hashes, writes and
 flushes them. The next save waits for the one before, and so does everything that reads checkpoints.
+
+A model that is not sharded is written by the main process alone. Of a sharded one every process copies and writes its
+own pieces, and their threads agree over a group of their own: no tensor is ever gathered.
 """
 
 from __future__ import annotations
@@ -12,13 +15,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from unlabeled.manifest import Tensors
-from unlabeled.processes import raise_together
+from unlabeled.processes import placed, raise_together
 from unlabeled.signals import stop
-from unlabeled.train.checkpoint import Checkpoints
-from unlabeled.train.state import full
+from unlabeled.train.checkpoint import Checkpoints, alone
+from unlabeled.train.saving.stored import Place
+from unlabeled.train.state import is_shard, share
 
 
 class HostCopy:
@@ -47,10 +52,16 @@ class HostCopy:
 
 
 class Background:
-    """Writes the checkpoints of a run, one at a time."""
+    """Writes the checkpoints of a run, one at a time.
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    Args:
+        checkpoints: where to.
+        sharded: whether the model is spread over the processes. Make it on all of them.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, sharded: bool = False) -> None:
         self.checkpoints, self._host = checkpoints, HostCopy()
+        self._group = dist.new_group(backend="gloo") if sharded else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._said: list[str] = []
@@ -72,25 +83,32 @@ class Background:
             UserError: the one before could not be written.
         """
         self.wait()
-        files: dict[str, Tensors] = {stem: {} for stem in tensors}
+        (rank, world), files, places = placed(), dict[str, Tensors](), dict[str, dict[str, Place]]()
         for stem, part in tensors.items():
-            for name, tensor in part.items():
-                whole = full(tensor)
-                if self.checkpoints.writes:
-                    files[stem][name] = self._host.take(stem, name, whole)
-        if self.checkpoints.writes:
+            own = f"{stem}-{rank}-of-{world}" if any(map(is_shard, part.values())) else stem
+            shares = {name: found for name, tensor in part.items() if (found := share(tensor)) is not None}
+            files[own] = {name: self._host.take(own, name, tensor) for name, (tensor, _) in shares.items()}
+            places[own] = {name: place for name, (_, place) in shares.items() if place is not None}
+        if rank > 0:
+            files = {stem: part for stem, part in files.items() if part}
+        if self.checkpoints.writes or self._group is not None:
             # which one is the best is that of this step, and what is said is said by the main thread
             checkpoints = replace(self.checkpoints, say=self._said.append)
-            how = (checkpoints, step, files, copy.deepcopy(state))
+            how = (checkpoints, step, files, copy.deepcopy(state), places)
             self._thread = threading.Thread(target=self._write, args=how, daemon=True)
             self._thread.start()
 
-    def _write(self, checkpoints: Checkpoints, step: int, files: dict[str, Tensors], state: dict[str, Any]) -> None:
+    def _write(self, checkpoints: Checkpoints, *what: Any) -> None:
         try:
             self._host.wait()
-            checkpoints.save(step, files, state)
+            checkpoints.save(*what, alone if self._group is None else self._exchange)
         except BaseException as error:  # `wait` raises it
             self._error = error
+
+    def _exchange(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete. Call it on all processes.
