@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from torch import Tensor
 from unlabeled.manifest import Tensors
 from unlabeled.processes import placed, raise_together
 from unlabeled.signals import stop
-from unlabeled.train.checkpoint import Checkpoints, alone
+from unlabeled.train.checkpoint import Checkpoints, Exchange, alone
 from unlabeled.train.saving.stored import Place
 from unlabeled.train.state import is_shard, share
 
@@ -61,7 +64,7 @@ class Background:
 
     def __init__(self, checkpoints: Checkpoints, sharded: bool = False) -> None:
         self.checkpoints, self._host = checkpoints, HostCopy()
-        self._group = dist.new_group(backend="gloo") if sharded else None
+        self._exchange: Exchange = partial(_gather, dist.new_group(backend="gloo")) if sharded else alone
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._said: list[str] = []
@@ -91,24 +94,19 @@ class Background:
             places[own] = {name: place for name, (_, place) in shares.items() if place is not None}
         if rank > 0:
             files = {stem: part for stem, part in files.items() if part}
-        if self.checkpoints.writes or self._group is not None:
+        if self.checkpoints.writes or self._exchange is not alone:
             # which one is the best is that of this step, and what is said is said by the main thread
             checkpoints = replace(self.checkpoints, say=self._said.append)
-            how = (checkpoints, step, files, copy.deepcopy(state), places)
-            self._thread = threading.Thread(target=self._write, args=how, daemon=True)
+            save = partial(checkpoints.save, step, files, copy.deepcopy(state), places, self._exchange)
+            self._thread = threading.Thread(target=self._write, args=[save], daemon=True)
             self._thread.start()
 
-    def _write(self, checkpoints: Checkpoints, *what: Any) -> None:
+    def _write(self, save: Callable[[], Path]) -> None:
         try:
             self._host.wait()
-            checkpoints.save(*what, alone if self._group is None else self._exchange)
+            save()
         except BaseException as error:  # `wait` raises it
             self._error = error
-
-    def _exchange(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self._group)
-        return values
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete. Call it on all processes.
@@ -128,3 +126,9 @@ class Background:
             self._thread = None
         while self._said:
             self.checkpoints.say(self._said.pop(0))
+
+
+def _gather(group: Any, value: Any) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=group)
+    return values
