@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens, for_timm
 from unlabeled.data.source import Finite
 from unlabeled.nn.attention import attention_map, pool_map
+from unlabeled.nn.droppath import LEAST, skip_dropped_
 from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
 from unlabeled.nn.norms import set_eps_
 from unlabeled.nn.patches import PatchMask
@@ -94,9 +95,26 @@ class Transformer(Encoder, ABC):
         if name == "positions" and value not in (*cls.positions, "learned"):
             instead = f"{', '.join(cls.positions)} or learned"
             raise ValueError(f"'{others['model']}' has no {value} positions: expected {instead}")
+        if name == "drop_path_skip" and value:
+            cls._check_skipping(others)
         positions = others.get("positions", "relative")
         if name == "relative_tables" and changed and not positions.startswith("relative"):
             raise ValueError(f"positions are {positions}, which have no tables: leave it out, found {value}")
+
+    @classmethod
+    def _check_skipping(cls, others: Mapping[str, Any]) -> None:
+        from timm.models import vision_transformer
+
+        block, rate = type(outline(others["model"]).blocks[0]), others.get("drop_path", 0.0)
+        if block is not vision_transformer.Block:
+            raise ValueError(
+                f"the blocks of '{others['model']}' are timm's {block.__name__}, which cannot leave out images: set "
+                "drop_path_skip: false, or take a plain vit_*"
+            )
+        if rate <= LEAST:
+            raise ValueError(
+                f"drop_path_skip needs a drop_path above {LEAST:g}, found {rate:g}: raise it, or set false"
+            )
 
     @classmethod
     def arguments_of(cls, fields: Mapping[str, Any], pooled: bool = True) -> dict[str, Any]:
@@ -228,7 +246,8 @@ class Transformer(Encoder, ABC):
         block = self.vit.blocks[-1]
         standard: list[Any] = [(family.Block, family.Attention) for family in (vision_transformer, beit)]
         standard += [(eva.EvaBlock, attention) for attention in (eva.EvaAttention, AttentionRope)]
-        if (type(block), type(getattr(block, "attn", None))) not in standard:
+        attention = getattr(block, "attn", None)
+        if not any(isinstance(block, kind) and type(attention) is inner for kind, inner in standard):
             raise ValueError(f"the attention of '{self.model}' cannot be shown: its blocks are {type(block).__name__}")
         x, grid = self.begin(images)
         for output in islice(self.outputs(x, grid), self.depth - 1):
@@ -280,6 +299,8 @@ class Transformer(Encoder, ABC):
 
         for block in self.vit.blocks if fields["drop_path_uniform"] else ():
             block.drop_path1, block.drop_path2 = DropPath(fields["drop_path"]), DropPath(fields["drop_path"])
+        if fields["drop_path_skip"]:
+            skip_dropped_(self.vit.blocks)
 
 
 @cache
