@@ -29,11 +29,12 @@ def skip_dropped_(blocks: nn.Module) -> None:
     """Let timm's plain blocks with a rate above LEAST leave out the images that they drop; weights and names stay."""
     for block in blocks.children():
         if getattr(block.drop_path1, "drop_prob", 0.0) > LEAST:
-            block.__class__ = _skipping(type(block))
+            kind: Any = type(block)
+            block.__class__ = _skipping(kind)
 
 
 @cache
-def _skipping(block: type[nn.Module]) -> type[nn.Module]:
+def _skipping(block: Any) -> type[nn.Module]:
     """A class of blocks with another forward, and the same name, by which FSDP wraps them."""
     return type(block.__name__, (block,), {"forward": _forward, "__module__": __name__})
 
