@@ -85,6 +85,10 @@ class Source(ABC):
         """The encoded bytes of image i, b"" where there are none. Raises BadSample."""
         return b""
 
+    def label(self, i: int) -> int:
+        """The label of image i, -1 where unknown."""
+        return int(self.labels[i])
+
     def name(self, i: int) -> bytes:
         """The name of image i in its split, wherever that lies: a path below it, or a number."""
         return self.key(i).encode()

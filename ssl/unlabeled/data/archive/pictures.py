@@ -68,6 +68,18 @@ class Pictures(Source):
         other._place = self._place.ahead(self._index, numbers)
         return other
 
+    def pieces(self, numbers: Sequence[int]) -> list[Piece]:
+        """Where images that lie elsewhere lie there."""
+        return self._place.pieces(self._index, numbers)
+
+    def taking(self, ahead: Ahead | None) -> Pictures:
+        """The same images, taken from what is on its way; None = from where they lie."""
+        if ahead is None:
+            return self
+        other = copy(self)
+        other._place = self._place.taking(ahead)
+        return other
+
     def image(self, i: int) -> Tensor:
         return decode(self.read(i), key=self.key(i), **self._target._asdict())
 
@@ -103,6 +115,12 @@ class Folder:
         """Itself: the system reads files ahead."""
         return self
 
+    def pieces(self, _index: Index, _numbers: Sequence[int]) -> list[Piece]:
+        return []
+
+    def taking(self, _ahead: Ahead) -> Folder:
+        return self
+
     def read(self, index: Index, i: int) -> bytes:
         """The bytes of image i, and no more than one beyond its indexed size."""
         with open(self.path(index, i), "rb") as file:
@@ -127,10 +145,17 @@ class Tars:
         """The same tars, those of the images that lie elsewhere already on their way."""
         if not self._remote:
             return self
+        return self.taking(Ahead(self.pieces(index, numbers), self._connections))
+
+    def pieces(self, index: Index, numbers: Sequence[int]) -> list[Piece]:
+        """Where the images that lie elsewhere lie there."""
         shards = ((self.shards[index.shards[i]], i) for i in numbers)
-        pieces = [_piece(shard, index, i) for shard, i in shards if is_remote(shard.path) and index.sizes[i]]
+        return [_piece(shard, index, i) for shard, i in shards if is_remote(shard.path) and index.sizes[i]]
+
+    def taking(self, ahead: Ahead) -> Tars:
+        """The same tars, whose images are taken from what is on its way."""
         other = copy(self)
-        other._ahead = Ahead(pieces, self._connections)
+        other._ahead = ahead
         return other
 
     def read(self, index: Index, i: int) -> bytes | None:

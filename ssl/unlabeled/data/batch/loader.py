@@ -91,7 +91,7 @@ class ViewDataset(Dataset[Sample]):
     def __getitem__(self, position: Position) -> Sample:
         image, used, bad = self._good_image(position.index)
         mix = self.mixing.draw(position, self.views[0].shape, self.seed) if self.mixing.on else None
-        return Sample(self._crops(image, position), int(self.source.labels[used]), used, bad, mix)
+        return Sample(self._crops(image, position), self.source.label(used), used, bad, mix)
 
     def _crops(self, image: Tensor, position: Position) -> list[Crops]:
         rng = sample_rng(self.seed, position.epoch, position.index, position.turn)

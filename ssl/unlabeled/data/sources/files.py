@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from functools import cache, partial
 from typing import Annotated, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from unlabeled.data.archive.index import readable
 from unlabeled.data.archive.listing import CacheKey, IndexFolder, Listing, Split
-from unlabeled.data.archive.paths import Paths
+from unlabeled.data.archive.paths import Paths, entries
 from unlabeled.data.archive.pictures import Folder, Pictures, Tars
 from unlabeled.data.archive.places import (
     FOLDERS,
@@ -24,6 +25,7 @@ from unlabeled.data.archive.places import (
     stamps_of,
 )
 from unlabeled.data.archive.remote import CONNECTIONS
+from unlabeled.data.archive.sharded import ByShard, Sharded, Shards
 from unlabeled.data.label.overlap import read_as_one
 from unlabeled.data.source import AFTERWARDS, EncodedConfig, Source, SourceConfig
 from unlabeled.errors import UserError
@@ -75,6 +77,12 @@ class Config(EncodedConfig):
         ge=1,
         le=100,
         description="pictures on https://, s3:// and the like that a worker asks for at once",
+    )
+
+    by_shard: Annotated[ByShard | None, AFTERWARDS] = Field(
+        None,
+        description="how the index of each tar is kept by itself and opened when it is read, for more pictures than "
+        "one index should list, say 10^8; null = one index of all",
     )
 
     @field_validator("train", "val")
@@ -132,17 +140,33 @@ class Config(EncodedConfig):
             found |= zip(prefixes, scan_places(paths, list(prefixes.values()), self._reading), strict=True)
         return found
 
-    def source(self, split: Split, index: IndexFolder) -> Pictures:
+    def source(self, split: Split, index: IndexFolder) -> Source:
         """The images of one split. Raises UserError when `path` or the split has no images, or an archive
         cannot be used (see `scan_tars`)."""
+        if self.by_shard is not None:
+            return self._sharded(split, index, self.by_shard)
         (paths, prefix), listing = self._places[split], self._listings(index)[split]
         if not len(listing.pictures):
-            instead = {"data.train": ".", "data.val": "null", "data.val_path": "null"}
-            asked = {name: value for name, value in instead.items() if getattr(self, name.removeprefix("data."))}
-            raise UserError(nothing_found(paths, prefix, self._reading, listing.pictures.skipped, asked))
+            raise UserError(self._nothing(split, listing.pictures.skipped))
         if listing.files:
             return Pictures(Tars(listing.files, os.fsencode(prefix), self.connections), listing, self.target)
         return Pictures(Folder(*roots_of(folders_of(paths), prefix)), listing, self.target)
+
+    def _sharded(self, split: Split, index: IndexFolder, how: ByShard) -> Sharded:
+        paths, prefix = self._places[split]
+        if folders := folders_of(paths):
+            raise UserError(f"data.by_shard is for tars, and {folders[0]!r} is a folder. Set data.by_shard=null")
+        shards = Shards(entries(paths), prefix, self._reading, split, index, how.folder)
+        table = shards.table(stamps_of(paths)).numbered(self._reading, paths[0])
+        if not table.counts.any():
+            raise UserError(self._nothing(split, table.skipped))
+        return Sharded(shards, table, how.open, self.target, self.connections)
+
+    def _nothing(self, split: Split, skipped: Counter[str]) -> str:
+        """Say that a split has no images."""
+        instead = {"data.train": ".", "data.val": "null", "data.val_path": "null"}
+        asked = {name: value for name, value in instead.items() if getattr(self, name.removeprefix("data."))}
+        return nothing_found(*self._places[split], self._reading, skipped, asked)
 
     def read_as_one(self, source: Source) -> list[str]:
         return [os.path.join(self.train, readable(folder)) for folder in read_as_one(source)]

@@ -41,9 +41,17 @@ class MixtureSource(Source):
         self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(np.maximum(counts, sizes))])
         names = {name for source in sources for name in source.classes}
         self.classes: tuple[str, ...] = order if order and names else tuple(sorted(names, key=natural))
-        self.labels: NDArray[np.int64] = np.concatenate(
-            [self._labels(part, source) for part, source in enumerate(self.sources)]
-        )
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:  # type: ignore[override]  # put together when all are asked for
+        return np.concatenate([self._labels(part, source) for part, source in enumerate(self.sources)])
+
+    def label(self, i: int) -> int:
+        if "labels" in self.__dict__:
+            return int(self.labels[i])
+        source, number = self.place(i)
+        label = source.label(number)
+        return label if label < 0 else self.classes.index(source.classes[label])
 
     def _labels(self, part: int, source: Source) -> NDArray[np.int64]:
         """Labels of one part's images in the epoch, numbered as the mixture's."""
