@@ -149,7 +149,7 @@ class Shards:
 
     def _scanned(self, shard: int, name: Path, asked: str) -> Listing:
         began = time.time_ns()
-        [found] = scan_places([self.paths[shard]], [self.prefix], self.how)
+        [found] = scan_places((self.paths[shard],), [self.prefix], self.how)
         folder = self._kept if self._writes else self._own
         if folder is not None and found.newest() < began - SETTLED:
             listing.save(folder / name, found, asked)
