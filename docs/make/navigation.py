@@ -45,6 +45,7 @@ SECTIONS = {
         "watch.md",
         "backbones.md",
         "memory.md",
+        "compile.md",
         "cluster.md",
         "errors.md",
     ],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from graphs import counted
 from torch import nn
 
 from unlabeled.nn.batchnorm import BatchNorm
 from unlabeled.nn.heads import DistillHead, Prototypes, mlp
+from unlabeled.nn.regions import compiling
 
 
 def test_mlp_is_numbered_as_moco_v3() -> None:
@@ -67,12 +69,12 @@ def test_a_batch_of_one_is_refused() -> None:
 def test_compiling_a_head_reaches_patches_too() -> None:
     torch.manual_seed(0)
     head, x = DistillHead(6, 10, hidden=8, bottleneck=4, patch_prototypes=5), torch.randn(3, 6)
-    expected, compiled = (head(x), head.patches(x)), []
-    head.compile(backend=lambda graph, _inputs: compiled.append(graph) or graph.forward)
-    torch.testing.assert_close(head.patches(x), expected[1])
-    assert len(compiled) == 2
-    torch.testing.assert_close(head(x), expected[0])
-    assert len(compiled) == 3
+    expected = head(x), head.patches(x)
+    with counted() as graphs, compiling(True):
+        torch.testing.assert_close(head.patches(x), expected[1])
+        assert graphs.made == ["DistillHead.embed", "Prototypes.forward"]
+        torch.testing.assert_close(head(x), expected[0])
+        assert graphs.made == ["DistillHead.embed", "Prototypes.forward", "Prototypes.forward"]
 
 
 @pytest.mark.parametrize("patch_prototypes", [None, 50])

@@ -16,7 +16,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.launch.activations import activations
+from unlabeled.nn import regions
 from unlabeled.nn.recompute import Every, blocks_of, recompute_, recomputed
+from unlabeled.nn.regions import compile_blocks_, compiling
 
 BEIT = {"patch_size": 8, "img_size": 32, "embed_dim": 16, "depth": 3, "num_heads": 2}
 SWIN = {"img_size": 32, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
@@ -119,7 +121,10 @@ def test_a_block_sees_the_state_of_its_first_computation() -> None:
     assert_same(two_steps(made(None), batches, None), two_steps(made("blocks"), batches, None))
 
 
-def test_compiled_blocks_are_the_same() -> None:
+def test_compiled_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        regions, "compiled", lambda function: torch.compile(function, backend="aot_eager_decomp_partition")
+    )
     batches = (torch.randn(2, 3, 16, 16),)
     found: list[dict[str, Tensor]] = []
     for every in (None, "blocks"):
@@ -127,8 +132,9 @@ def test_compiled_blocks_are_the_same() -> None:
         trained = Model(nn.Sequential(nn.Conv2d(3, 8, 4, 4), BasicBlock(8, 8), BasicBlock(8, 8)))
         if every is not None:
             recompute_(trained, every)
-        trained.network.compile(backend="aot_eager_decomp_partition")
-        found.append(two_steps(trained, batches, None))
+        compile_blocks_(trained)
+        with compiling(True):
+            found.append(two_steps(trained, batches, None))
     assert_same(*found)
 
 

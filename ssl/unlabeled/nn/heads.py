@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 
 from unlabeled.nn.batchnorm import BatchNorm
 from unlabeled.nn.init import truncated_normal_
+from unlabeled.nn.regions import region, varying
 
 
 class Mlp(nn.Sequential):
     """MLP whose BatchNorm layers use separate statistics for each view."""
 
+    @region
     def forward(self, x: Tensor, views: int = 1) -> Tensor:
         """Map x [views * B, D], view-major; linear layers take all views at once."""
         for layer in self:
@@ -54,6 +55,7 @@ class Prototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(count, width))
         nn.init.uniform_(self.weight_v, -1 / math.sqrt(width), 1 / math.sqrt(width))  # as torch draws a linear layer
 
+    @varying
     def forward(self, x: Tensor) -> Tensor:
         """Logits [..., K] of x [..., D]."""
         # torch's fused kernel: one pass over K D numbers forward, one backward
@@ -127,11 +129,6 @@ class DistillHead(nn.Module):
         """Logits [..., patch_prototypes or K] of patches x [..., width]."""
         return self.patch_logits(self.embed(x))
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the parts, which all entry points share; compiling the module would reach `forward` alone."""
-        for part in self.children():
-            part.compile(*args, **kwargs)
-
     def both(self, classes: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of class tokens and of patches, both [M, width], in one pass through the layers that they share."""
         sizes, embedded = (len(classes), len(patches)), self.embed(torch.cat([classes, patches]))
@@ -146,6 +143,7 @@ class DistillHead(nn.Module):
         layers = [self.last_layer] if self.patch_layer is None else [self.last_layer, self.patch_layer]
         return [parameter for layer in layers for parameter in layer.parameters()]
 
+    @varying
     def embed(self, x: Tensor) -> Tensor:
         """Map x [..., width] to unit vectors [..., bottleneck], the input of the prototypes."""
         x = self.mlp(x)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.nn.collectives import gather_with_gradient, max_over_processes, rank, sum_over_processes
+from unlabeled.nn.regions import region, varying
 
 
 def _exact(x: Tensor) -> AbstractContextManager[None]:
@@ -21,6 +22,7 @@ def _exact(x: Tensor) -> AbstractContextManager[None]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+@region
 def info_nce(queries: Tensor, keys: Tensor, offset: int, temperature: float) -> Tensor:
     """InfoNCE of queries [B, D] over keys [N, D], times 2 temperature (MoCo v3, official `contrastive_loss`).
 
@@ -44,12 +46,14 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
         return (_nt_xent_half(a, all_a, all_b, temperature) + _nt_xent_half(b, all_b, all_a, temperature)) / 2
 
 
+@region
 def _nt_xent_half(queries: Tensor, own_view: Tensor, other_view: Tensor, temperature: float) -> Tensor:
     labels = torch.arange(len(queries), device=queries.device) + len(queries) * rank()
     negatives = (queries @ own_view.T / temperature).scatter(1, labels.unsqueeze(1), -torch.inf)
     return F.cross_entropy(torch.cat([queries @ other_view.T / temperature, negatives], dim=1), labels)
 
 
+@varying
 def sharpen(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
     """The teacher's probabilities [..., K]: softmax((logits - centre) / temperature), without gradient."""
     return ((logits.detach().float() - centre) / temperature).softmax(dim=-1)
@@ -64,6 +68,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Te
     return target.sum(-1) * scaled.logsumexp(-1) - (target * scaled).sum(-1)
 
 
+@region
 def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Cross-entropy between the teacher at a global view and the student at every other view (DINO, equation 3).
 
@@ -80,6 +85,7 @@ def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return (across + below).mean() / (teachers * views - teachers)
 
 
+@varying
 def masked_patches(student: Tensor, teacher: Tensor, weight: Tensor, crops: int, temperature: float) -> Tensor:
     """Cross-entropy at hidden patches: mean per crop, then over all crops (iBOT equation 2, official `iBOTLoss`).
 
@@ -104,16 +110,37 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, valid: Ten
         iterations: of normalising prototypes, then samples.
         valid: [B] bool; other rows are padding, and become zeros.
     """
+    scores, largest = _scores(logits, temperature, valid)
+    scores, totals = _below(scores, max_over_processes(largest))
+    for _ in range(iterations):
+        scores, totals = _balanced(scores, sum_over_processes(totals))
+    return scores
+
+
+@varying
+def _scores(logits: Tensor, temperature: float, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scaled logits [B, K], rows that are not valid at -inf, and the largest of each prototype [K]."""
     scores = logits.float() / temperature
     if valid is not None:
         scores = scores.masked_fill(~valid.unsqueeze(1), -torch.inf)
-    lowest, tiny = torch.finfo(scores.dtype).min, torch.finfo(scores.dtype).tiny
+    return scores, scores.amax(0)
+
+
+@varying
+def _below(scores: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(scores - largest) [B, K], and its sum over rows [K]."""
     # without any valid row there is no largest logit
-    scores = (scores - max_over_processes(scores.amax(0)).clamp_min(lowest)).exp()
-    for _ in range(iterations):
-        scores = scores / sum_over_processes(scores.sum(0)).clamp_min(tiny)
-        scores = scores / scores.sum(1, keepdim=True).clamp_min(tiny)
-    return scores
+    scores = (scores - largest.clamp_min(torch.finfo(scores.dtype).min)).exp()
+    return scores, scores.sum(0)
+
+
+@varying
+def _balanced(scores: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores [B, K] over the totals of prototypes [K], then over those of rows, and their sum over rows [K]."""
+    tiny = torch.finfo(scores.dtype).tiny
+    scores = scores / totals.clamp_min(tiny)
+    scores = scores / scores.sum(1, keepdim=True).clamp_min(tiny)
+    return scores, scores.sum(0)
 
 
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.nn.collectives import gather, world
+from unlabeled.nn.regions import region
 
 ROWS = 256  # of features for an effective rank, which cannot exceed their number
 RANK_EPSILON = 1e-7  # RankMe's and LiDAR's, added to shares
@@ -17,6 +18,7 @@ CHUNK_ELEMENTS = 2**23  # pairs held at once: 64 MiB
 
 
 @torch.no_grad()
+@region
 def feature_std(features: Tensor) -> Tensor:
     """Std of unit vectors [B, D] per dimension x sqrt(D): 1 when uniform, 0 when collapsed (SimSiam, section 4.1)."""
     unit = F.normalize(features.float(), dim=-1)
@@ -24,6 +26,7 @@ def feature_std(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@region
 def contrast(queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
     """Similarity of positive and negative pairs: rows of queries and keys [B, D] with the same index are positive.
 
@@ -46,6 +49,7 @@ def contrast(queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+@region
 def teaching(loss: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Progress of a distillation, from its cross-entropy and the teacher's probabilities [..., K]; in nats.
 

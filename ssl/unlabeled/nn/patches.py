@@ -10,6 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from unlabeled.nn.regions import region
+
 PADDED_TO = 64  # hidden patches, in multiples
 
 
@@ -107,6 +109,7 @@ def hidden_rows(hidden: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return index, weight.flatten()[index]
 
 
+@region
 def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
     """Normalise each patch to zero mean and unit variance (MAE section 4.2; unbiased, eps inside the root)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unlabeled.nn.collectives import sum_over_processes
 from unlabeled.nn.lowrank import ADDED, merged_readers, readers
+from unlabeled.nn.regions import varying
 
 
 class Pair(NamedTuple):
@@ -81,11 +82,7 @@ class Centre(nn.Module):
         """Keep logits [M, K] of a micro-batch of optimizer step `step`; only the `valid` rows [M] bool count."""
         if step != self._step:  # forgets the logits of a skipped step too
             self._step, self._noted = step, []
-        logits = logits.float()
-        if valid is None:
-            self._noted.append((logits.sum(0), logits.new_full((), len(logits))))
-        else:
-            self._noted.append((torch.where(valid.unsqueeze(1), logits, 0).sum(0), valid.sum()))
+        self._noted.append(_sums(logits, valid))
 
     @torch.no_grad()
     def update_(self) -> None:
@@ -95,3 +92,12 @@ class Centre(nn.Module):
         mean = torch.where(count > 0, total / count.clamp_min(1), self.value)
         self.value.lerp_(mean, 1 - self.momentum)
         self._noted = []
+
+
+@varying
+def _sums(logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The sum [K] of logits [M, K] over rows, and their number; of `valid` ones [M] alone."""
+    logits = logits.float()
+    if valid is None:
+        return logits.sum(0), logits.new_full((), len(logits))
+    return torch.where(valid.unsqueeze(1), logits, 0).sum(0), valid.sum()

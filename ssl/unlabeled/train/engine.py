@@ -21,6 +21,7 @@ from unlabeled.data.batch.sampler import EpochSampler, steps_per_epoch, total_st
 from unlabeled.errors import Stopped, UserError
 from unlabeled.nn.measures import effective_rank
 from unlabeled.nn.modes import evaluating
+from unlabeled.nn.regions import compile_blocks_, compiling
 from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.processes import gather_objects, on_main, raise_together, total
 from unlabeled.progress import Clock
@@ -69,8 +70,7 @@ class Engine:
         self.method = job.trained()
         torch.manual_seed(recipe.seed + 1 + accelerator.process_index)
         if recipe.run.compile:
-            for part in self.method.children():
-                part.compile()
+            compile_blocks_(self.method)
         optimizer = recipe.optim.build(param_groups(self.method.to(self.device), recipe.optim.weight_decay))
         self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
         self.statistics = state.Statistics(self.method)
@@ -217,10 +217,12 @@ class Engine:
     def _on_device(self, raw: RawBatch) -> Batch:
         if self._ahead is not None and self._ahead[0] is raw:
             return self._ahead[1]
-        return to_device(raw, self.device, self.normalize)
+        with compiling(self.job.recipe.run.compile):
+            return to_device(raw, self.device, self.normalize)
 
     def _micro(self, batch: Batch, progress: Progress, parts: int) -> Output:
-        output = self.model(batch, progress)
+        with compiling(self.job.recipe.run.compile):
+            output = self.model(batch, progress)
         self.accelerator.backward(output.loss / parts)
         return output._replace(loss=output.loss.detach())
 

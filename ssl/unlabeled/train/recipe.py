@@ -63,7 +63,11 @@ class Run(BaseModel, frozen=True, extra="forbid"):
         description="to save memory, compute blocks of the network a second time in the backward pass instead of "
         "keeping what they computed: blocks = every block, n = every n-th; null = none. Same result, slower steps",
     )
-    compile: bool = Field(False, description="compile encoder and decoder (slow start, faster steps)")
+    compile: bool = Field(
+        False,
+        description="compile blocks, heads, losses and colours, each by itself (slow start, faster steps). Rounding "
+        "differs, and drop path and dropout draw other numbers",
+    )
     log_every: int = Field(50, ge=1, description="steps between logged lines")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="newest checkpoints to keep")

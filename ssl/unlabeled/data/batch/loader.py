@@ -20,11 +20,10 @@ from unlabeled.data.batch.workers import Batches, end_where_batches_cannot_be_se
 from unlabeled.data.mask import Place
 from unlabeled.data.order import EpochOrder
 from unlabeled.data.source import Source
+from unlabeled.data.view import percrop, recolour
 from unlabeled.data.view.augment import Erased, erase_
 from unlabeled.data.view.mixing import Mixing, stack
-from unlabeled.data.view.percrop import recolour_and_normalize
 from unlabeled.data.view.photometric import Photometric
-from unlabeled.data.view.recolour import recolour
 from unlabeled.data.view.views import Crops, View
 from unlabeled.errors import BadSample, Stopped, UserError
 from unlabeled.nn.mixing import Mix
@@ -184,7 +183,7 @@ def _recoloured(pixels: Tensor, drawn: Photometric, blurred: Tensor | None, norm
     if pixels.device.type != "cpu":
         return recoloured_at_once(pixels, drawn, blurred, normalize)
     crops, drawn = pixels.flatten(0, 1), drawn.map(lambda tensor: tensor.flatten(0, 1))
-    return recolour_and_normalize(crops, drawn, normalize.scale, normalize.shift).view_as(pixels)
+    return percrop.recolour_and_normalize(crops, drawn, normalize.scale, normalize.shift).view_as(pixels)
 
 
 def recoloured_at_once(pixels: Tensor, drawn: Photometric, blurred: Tensor | None, normalize: Normalize) -> Tensor:
@@ -194,7 +193,7 @@ def recoloured_at_once(pixels: Tensor, drawn: Photometric, blurred: Tensor | Non
         return tensor.to(pixels.device, non_blocking=True)
 
     which = None if blurred is None else move(blurred)
-    return normalize(recolour(pixels.float() / 255, drawn.map(move), which) * 255)
+    return recolour.recolour_and_normalize(pixels, drawn.map(move), which, normalize.scale, normalize.shift)
 
 
 def _begin(_worker: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from unlabeled.data.view import photometric
 from unlabeled.data.view.photometric import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, Photometric, luma, per_crop
+from unlabeled.nn.regions import region
 
 
 def recolour(pixels: Tensor, drawn: Photometric, blurred: Tensor | None = None) -> Tensor:
@@ -30,16 +31,39 @@ def recolour(pixels: Tensor, drawn: Photometric, blurred: Tensor | None = None) 
         blurred: [K] int64, the crops to blur, counted over all leading axes; None = those with a blur, which asks the
             device.
     """
-    pixels = tint(pixels, drawn)
-    if drawn.blur is not None:
-        flat, sigma = pixels.flatten(0, -4), drawn.blur.flatten()
-        which = sigma.nonzero().flatten() if blurred is None else blurred
-        if len(which):
-            changed = photometric.blur(flat[which], sigma[which], drawn.blur_kernel)
-            pixels = flat.index_copy(0, which, changed).view_as(pixels)
-    if drawn.solarize is not None:
-        pixels = torch.where(per_crop(drawn.solarize), photometric.solarize(pixels), pixels)
-    return pixels
+    return _solarized(_blurred(tint(pixels, drawn), drawn, blurred), drawn.solarize)
+
+
+def recolour_and_normalize(
+    pixels: Tensor, drawn: Photometric, blurred: Tensor | None, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """`recolour` of uint8 pixels, then times 255 and `scale`, plus `shift`: float32."""
+    return _ended(_blurred(_begun(pixels, drawn), drawn, blurred), drawn.solarize, scale, shift)
+
+
+@region
+def _begun(pixels: Tensor, drawn: Photometric) -> Tensor:
+    return tint(pixels.float() / 255, drawn)
+
+
+@region
+def _ended(pixels: Tensor, solarize: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    return (_solarized(pixels, solarize) * 255).mul_(scale).add_(shift)
+
+
+def _blurred(pixels: Tensor, drawn: Photometric, blurred: Tensor | None) -> Tensor:
+    if drawn.blur is None:
+        return pixels
+    flat, sigma = pixels.flatten(0, -4), drawn.blur.flatten()
+    which = sigma.nonzero().flatten() if blurred is None else blurred
+    if not len(which):
+        return pixels
+    changed = photometric.blur(flat[which], sigma[which], drawn.blur_kernel)
+    return flat.index_copy(0, which, changed).view_as(pixels)
+
+
+def _solarized(pixels: Tensor, solarize: Tensor | None) -> Tensor:
+    return pixels if solarize is None else torch.where(per_crop(solarize), photometric.solarize(pixels), pixels)
 
 
 def tint(pixels: Tensor, drawn: Photometric) -> Tensor:

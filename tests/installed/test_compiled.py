@@ -1,0 +1,43 @@
+"""Every method compiled by regions; a few with the compiler itself, which takes its time on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from every_method import build
+from graphs import batches_of, check_compiled, steps_of
+
+from unlabeled.nn.regions import compile_blocks_
+
+SHALLOW = "method.encoder.depth=2"
+SWIN = (
+    "method.encoder={model: swin_tiny_patch4_window7_224, patch_size: 8, width: 48, depth: [2, 2], heads: [2, 4], "
+    "window: 4}"
+)
+DINOV2 = "method.patch_head={prototypes: 64, hidden: 32, bottleneck: 16}", "method.patch_centre=hidden"
+CASES = {
+    "mae": (("mae", SHALLOW, "method.normalize_targets=true"), 4),
+    "simmim": (("simmim", SHALLOW), 2),
+    "simmim of a Swin": (("simmim", SWIN), 5),
+    "simclr": (("simclr", SHALLOW), 5),
+    "mocov3 of a CNN": (("mocov3", "method.encoder={model: test_resnet}"), 14),
+    "ibot": (("ibot", SHALLOW), 16),
+    "dinov2": (("ibot", SHALLOW, *DINOV2, "method.koleo=0.1"), 20),
+    "dinov3": (("ibot", SHALLOW, *DINOV2, "method.koleo=0.1", "method.targets=sinkhorn"), 22),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_method_is_compiled_by_regions(name: str) -> None:
+    fields, graphs = CASES[name]
+    assert len(check_compiled(*fields).made) == graphs
+
+
+def test_compiled_is_not_compiled_within_rounding() -> None:
+    fields = "mae", "method.encoder.depth=1", "method.normalize_targets=true"
+    batches = [next(batches_of(*fields))]
+    expected = next(steps_of(build(*fields), batches, compiled=False))
+    method = build(*fields)
+    compile_blocks_(method)
+    found = next(steps_of(method, batches, compiled=True))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
