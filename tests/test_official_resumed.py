@@ -20,8 +20,8 @@ from unlabeled.__main__ import main
 from unlabeled.backbone.folder_config import read_config
 from unlabeled.backbone.importers import mae as mae_importer
 from unlabeled.backbone.importing import read
+from unlabeled.backbone.norms import eps_of
 from unlabeled.errors import UserError
-from unlabeled.nn.norms import eps_of
 from unlabeled.pretrain.method import PretrainMethod
 from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simmim
 

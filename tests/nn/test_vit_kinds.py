@@ -17,10 +17,10 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families.vit import Vit
 from unlabeled.backbone.folder import IMAGENET, export_encoder, load_timm
 from unlabeled.backbone.folder_config import read_config
+from unlabeled.backbone.norms import eps_of
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.errors import UserError
-from unlabeled.nn.norms import eps_of
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods import ibot, mae, simclr, simmim
 from unlabeled.train.beginning import begin

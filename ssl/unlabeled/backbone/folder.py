@@ -26,11 +26,11 @@ from unlabeled.backbone.build import family_of
 from unlabeled.backbone.encoder import Encoder, Pool, Tensors
 from unlabeled.backbone.folder_config import AGAIN, read_config
 from unlabeled.backbone.hub import PREFIX, downloaded
+from unlabeled.backbone.norms import eps_of, set_eps_
 from unlabeled.backbone.outside import PATH, split_address
 from unlabeled.errors import UserError, first_line
 from unlabeled.files import readable, replacing_folder
 from unlabeled.manifest import MANIFEST, Damaged, parse_tensors, read_file, read_manifest, read_plain, write_folder
-from unlabeled.nn.norms import eps_of, set_eps_
 from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
 

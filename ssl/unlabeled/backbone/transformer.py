@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import TIMM_POOLS, Encoder, Fill, InTimm, Pool, Scheme, Tensors, Tokens, for_timm
+from unlabeled.backbone.norms import set_eps_
 from unlabeled.data.source import Finite
 from unlabeled.nn.attention import attention_map, pool_map
 from unlabeled.nn.droppath import LEAST, skip_dropped_
 from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
-from unlabeled.nn.norms import set_eps_
 from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.positions import Grid, Interpolation, resample
 

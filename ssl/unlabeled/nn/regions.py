@@ -39,7 +39,7 @@ def compiling(on: bool) -> Iterator[None]:
 
 
 def region(function: Callable[P, R]) -> Callable[P, R]:
-    """Mark a function, or a method of a module, as a region: tensors in, tensors out, no exchange between processes.
+    """Mark a function, or a method of a module, as a region: tensors in, tensors out, no value of them read.
 
     Arguments that are floats may change from step to step; every other change makes a graph more.
     """

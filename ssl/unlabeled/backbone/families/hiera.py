@@ -21,9 +21,9 @@ from unlabeled.backbone.encoder import (
     module_of,
     outline_of,
 )
+from unlabeled.backbone.norms import set_eps_
 from unlabeled.backbone.transformer import EXPORTED, STAGES
 from unlabeled.nn.init import xavier_, xavier_patches_
-from unlabeled.nn.norms import set_eps_
 from unlabeled.nn.positions import Grid, Interpolation, resample
 
 # fields of recipes that are arguments of timm, by timm's names

@@ -24,8 +24,8 @@ from unlabeled.backbone.encoder import (
     module_of,
     outline_of,
 )
+from unlabeled.backbone.norms import set_eps_
 from unlabeled.backbone.transformer import EXPORTED, STAGES, fill_in
-from unlabeled.nn.norms import set_eps_
 from unlabeled.nn.positions import Grid, Interpolation
 
 MODULES = ("swin_transformer", "swin_transformer_v2")
