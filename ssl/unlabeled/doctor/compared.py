@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unlabeled.data.source import Source
 from unlabeled.doctor.duplicates import Copies, close_pairs, find_copies
 from unlabeled.doctor.pictures import Survey
-from unlabeled.sharing.shards import Sharing
+from unlabeled.sharing.shards import HERE, Sharing
 
 FLAT = 2 / 255
 
@@ -45,7 +45,7 @@ class Compared(NamedTuple):
         return source.classes[source.labels[i]] if source.labels[i] >= 0 else ""
 
 
-def compare(train: Survey, val: Survey | None, sharing: Sharing = Sharing()) -> Compared | None:
+def compare(train: Survey, val: Survey | None, sharing: Sharing = HERE) -> Compared | None:
     """Find copies among all readable images; None without any. Call it on all processes: the main one's images
     count."""
     surveys = {name: found for name, found in (("train", train), ("val", val)) if found is not None and len(found)}

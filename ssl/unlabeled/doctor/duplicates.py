@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unlabeled.processes import everywhere
-from unlabeled.sharing.shards import Sharing, all_shards
+from unlabeled.sharing.shards import HERE, Sharing, all_shards
 
 SIDE, FREQUENCIES = 32, 8
 # the most signs that may differ: with three, two of five parts of a hash are still equal
@@ -57,7 +57,7 @@ def spectrum(image: Tensor) -> NDArray[np.float16]:
 
 
 def find_copies(
-    digests: NDArray[np.uint64], spectra: NDArray[np.float16], flat: NDArray[np.bool_], sharing: Sharing = Sharing()
+    digests: NDArray[np.uint64], spectra: NDArray[np.float16], flat: NDArray[np.bool_], sharing: Sharing = HERE
 ) -> Copies:
     """Exact and near duplicates among n images; see `close_pairs` for several processes.
 
@@ -81,7 +81,7 @@ def hashes(spectra: NDArray[np.float16]) -> NDArray[np.uint64]:
     return np.packbits(np.pad(spectra > 0, ((0, 0), (1, 0))), axis=1).view(np.uint64).ravel()
 
 
-def close_pairs(hashes: NDArray[np.uint64], distance: int = DISTANCE, sharing: Sharing = Sharing()) -> Pairs:
+def close_pairs(hashes: NDArray[np.uint64], distance: int = DISTANCE, sharing: Sharing = HERE) -> Pairs:
     """All pairs [m, 2] of hashes [n] that differ in at most `distance` bits, sorted. With several processes, call it on
     all: the main one's hashes count, and it alone gets the pairs.
 

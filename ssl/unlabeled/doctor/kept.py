@@ -112,6 +112,9 @@ class Kept(NamedTuple):
         return self.folder / f"{self.split}-{number:05d}.safetensors"
 
 
+NOWHERE = Kept()
+
+
 def _bytes(column: NDArray[Any]) -> bytes:
     return np.ascontiguousarray(column).tobytes()
 

@@ -16,11 +16,11 @@ from unlabeled.data.batch.loader import make_loader
 from unlabeled.data.batch.workers import Batches
 from unlabeled.data.source import Source
 from unlabeled.doctor.duplicates import spectrum
-from unlabeled.doctor.kept import Bad, Kept, Part
+from unlabeled.doctor.kept import NOWHERE, Bad, Kept, Part
 from unlabeled.errors import BadSample
 from unlabeled.processes import collect, everywhere, on_main
 from unlabeled.randomness import Stream, stream
-from unlabeled.sharing.shards import Sharing, each_shard
+from unlabeled.sharing.shards import HERE, Sharing, each_shard
 
 BATCH, SHARD = 16, 4096
 LEVELS = np.arange(256)
@@ -103,8 +103,8 @@ def survey(
     workers: int,
     timeout: float,
     seen: Callable[[int], None],
-    sharing: Sharing = Sharing(),
-    kept: Kept = Kept(),
+    sharing: Sharing = HERE,
+    kept: Kept = NOWHERE,
 ) -> Survey:
     """Survey `most` images, evenly over a source (None = all), or those that `kept` lacks.
 
@@ -128,7 +128,8 @@ def survey(
     everyone = collect({number: parts[0] for number, parts in found.items() if parts})
     together = there | {number: part for parts in everyone for number, part in parts.items()}
     whole = Part.joined([together[number] for number in sorted(together)])
-    return Survey(source, len(chosen), *whole.columns, whole.bad)
+    columns: list[Any] = whole.columns
+    return Survey(*[source, len(chosen), *columns, whole.bad])
 
 
 def _looks(

@@ -28,6 +28,9 @@ class Sharing(NamedTuple):
     engine: str = "processes"
 
 
+HERE = Sharing()  # in this process
+
+
 def each_shard(numbers: Sequence[int], work: Work[T], sharing: Sharing) -> Iterator[T]:
     """Do the work on this process's share of some shards; yields the reports as they come.
 
