@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 Storages = dict[int, Tensor]  # a tensor of each storage, which keeps its number from being given away
 
@@ -59,6 +60,38 @@ class _Fused(TorchFunctionMode):
         return func(*args, **kwargs) if mask is not None and mask.requires_grad else _FusedAttention.apply(*args[:3])
 
 
+class _AskedOnce(TorchDispatchMode):
+    """Within, an operation on the meta device finds the shapes of its result once: torch does it in Python each time.
+
+    Operations that return views, write in place or read tensors elsewhere are left as they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: dict[object, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves, structure = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        aliased = any(one.alias_info for one in (*func._schema.arguments, *func._schema.returns))
+        if aliased or not tensors or not all(tensor.is_meta for tensor in tensors):
+            return func(*args, **kwargs)
+        key = (func, structure, *map(_described, leaves))
+        if key not in self.results:
+            self.results[key] = func(*args, **kwargs)
+        return tree_map_only(Tensor, _fresh, self.results[key])
+
+
+def _described(leaf: Any) -> Any:
+    """All of an argument on which the shape of a result can depend."""
+    return (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
 def activations(forward: Callable[[], object], model: nn.Module, twice: Sequence[nn.Module] = ()) -> list[Kept]:
     """Count what is held after `forward`, a forward pass of `model`, if its blocks `twice` were computed twice.
 
@@ -85,6 +118,7 @@ def activations(forward: Callable[[], object], model: nn.Module, twice: Sequence
         for block in twice:
             stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
             stack.callback(block.register_forward_hook(leave).remove)
+        stack.enter_context(_AskedOnce())
         stack.enter_context(_Fused())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         forward()
