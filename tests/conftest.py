@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from support import without_diagrams
 
-from unlabeled.data.mask import MASKS
-from unlabeled.data.source import SOURCES
-from unlabeled.evaluate.protocol import PROTOCOLS
-from unlabeled.pretrain.method import METHODS
-
-FOLDERS = {"method": METHODS, "mask": MASKS, "source": SOURCES, "protocol": PROTOCOLS}
+# where the kinds of each word are registered. Imported by processes that run tests: torch takes seconds
+FOLDERS = {
+    "method": ("unlabeled.pretrain.method", "METHODS"),
+    "mask": ("unlabeled.data.mask", "MASKS"),
+    "source": ("unlabeled.data.source", "SOURCES"),
+    "protocol": ("unlabeled.evaluate.protocol", "PROTOCOLS"),
+}
 
 
 class Outside(NamedTuple):
@@ -61,11 +62,23 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_collection() -> None:
+    """Collecting makes objects by the million and no rubbish: looking for it takes a tenth of the time."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for mark in metafunc.definition.iter_markers("every_kind"):
         folder, *more = mark.args
         outside = [kind.section["name"] for kind in metafunc.config.getoption("kind") if kind.folder == folder]
-        metafunc.parametrize("name", [*FOLDERS[folder].names(), *more, *outside])
+        module, registry = FOLDERS[folder]
+        names = getattr(importlib.import_module(module), registry).names()
+        metafunc.parametrize("name", [*names, *more, *outside])
 
 
 @pytest.fixture
@@ -77,6 +90,8 @@ def section(name: str, pytestconfig: pytest.Config) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -87,4 +102,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_diagrams() -> None:
+    from support import without_diagrams
+
     without_diagrams()

@@ -45,6 +45,14 @@ def recipe_of(name: str, *more: str) -> Any:
     return load(PretrainRecipe, str(recipe_file(name)), [*SMALL, *QUIET, *more])
 
 
+def smaller(name: str) -> list[str]:
+    """Overrides that make the encoder of a demo recipe small, where its sizes are fields: for whole runs."""
+    encoder = getattr(recipe_of(name).method, "encoder", None)
+    small = {"width": 32, "depth": 2, "heads": 2}
+    sized = encoder is not None and all(getattr(encoder, field, None) for field in small)
+    return [f"method.encoder.{field}={value}" for field, value in small.items()] if sized else []
+
+
 def build(name: str, *more: str) -> Method:
     torch.manual_seed(0)
     return recipe_of(name, *more).method.build()

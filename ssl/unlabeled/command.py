@@ -87,9 +87,14 @@ def summaries() -> dict[str, str]:
     """The summary of every program and command by its name. The files are read, not imported: torch takes seconds."""
     files = [STAGES / f"{name}.py" for name in programs()]
     files += [file for folder in commands.__path__ for file in sorted(Path(folder).glob("[a-z]*.py"))]
-    trees = {file.stem: ast.parse(file.read_text(encoding="utf-8")) for file in files}
-    lines = [(name, line) for name, tree in trees.items() for line in tree.body if isinstance(line, ast.Assign)]
-    return {name: ast.literal_eval(line.value) for name, line in lines if ast.unparse(line.targets[0]) == "SUMMARY"}
+    return {file.stem: summary(file) for file in files}
+
+
+def summary(file: Path) -> str:
+    """The `SUMMARY` of a program or command, which its file sets."""
+    lines = ast.parse(file.read_text(encoding="utf-8")).body
+    named = (line.value for line in lines if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "SUMMARY")
+    return str(ast.literal_eval(next(named)))
 
 
 def kinds(folder: str) -> list[str]:

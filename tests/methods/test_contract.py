@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from every_method import LAST, QUIET, SMALL, START, batch_of, build, every_method, on_a_gpu, recipe_file
+from every_method import LAST, QUIET, SMALL, START, batch_of, build, every_method, on_a_gpu, recipe_file, smaller
 from support import UNSHOWN, assert_close_weights, checkpoint_bytes, launch, metrics
 
 from unlabeled.backbone.folder import IMAGENET, export_encoder
@@ -71,7 +71,7 @@ def test_runs_on_a_gpu_without_waiting_for_it(name: str) -> None:
 
 
 def arguments(name: str, output: Path, *more: str) -> list[str]:
-    return [str(recipe_file(name)), f"run.output={output}", *SMALL, *QUIET, *more]
+    return [str(recipe_file(name)), f"run.output={output}", *SMALL, *QUIET, *smaller(name), *more]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from unlabeled.command import RECIPE, started, summaries
+from unlabeled.command import RECIPE, STAGES, started, summary
 from unlabeled.errors import UserError
 from unlabeled.launch.outline import fields
 from unlabeled.launch.remembered import keep, recall
@@ -45,7 +45,7 @@ def parse(name: str, arguments: Sequence[str], describe: Callable[[str], str]) -
     script = os.path.basename(sys.argv[0])
     parser = argparse.ArgumentParser(
         prog=script if script == f"{name}.py" else f"{started()} {name}",
-        description=f"{summaries()[name].capitalize()}.",
+        description=f"{summary(STAGES / f'{name}.py').capitalize()}.",
         epilog=EPILOG.format(name=name),
         add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
