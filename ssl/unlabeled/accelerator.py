@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from unlabeled import environment
 from unlabeled.errors import UserError
@@ -17,6 +19,7 @@ from unlabeled.signals import stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
 
 
 def make_accelerator(device: str, precision: str, timeout: float, *, planning: bool = False) -> Accelerator:
@@ -52,6 +55,51 @@ def make_accelerator(device: str, precision: str, timeout: float, *, planning: b
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("FSDP version 1 loses the names of parameters. Launch with --fsdp_version 2.")
     return accelerator
+
+
+def spread(
+    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, exchange: str, buffers_differ: bool
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """Prepare a model and its optimizer for the processes of a run: replicas by DistributedDataParallel, or shards by
+    FSDP version 2 where the launcher asks for it. Both give the same numbers, rounding aside.
+
+    Nothing is set for DistributedDataParallel's `static_graph`: where every parameter is used in every step it saves
+    nothing, and where some are not (blocks left out by drop path, a branch that a batch has no use for) it fails.
+
+    Args:
+        accelerator, model, optimizer: of the run.
+        exchange: float32 or bf16, the type in which processes average gradients.
+        buffers_differ: whether those of the first process are sent to all before every step.
+    """
+    from accelerate.utils import DDPCommunicationHookType
+    from torch.nn.parallel import DistributedDataParallel
+
+    if accelerator.is_fsdp2:
+        _shard(accelerator, model, exchange)
+    elif exchange == "bf16":
+        accelerator.ddp_handler.comm_hook = DDPCommunicationHookType.BF16
+    spread_model, prepared = accelerator.prepare(model, optimizer)
+    if isinstance(spread_model, DistributedDataParallel):
+        spread_model.broadcast_buffers = buffers_differ
+    return spread_model, prepared
+
+
+def _shard(accelerator: Accelerator, model: nn.Module, exchange: str) -> None:
+    """Compute in mixed precision as without shards: weights are gathered in float32, and autocast alone decides what is
+    computed with fewer bits. Accelerate's own policy casts images, weights, losses and gradients."""
+    from accelerate.utils.operations import convert_outputs_to_fp32
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    reduced = torch.bfloat16 if exchange == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
+    accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+    forward = model.forward
+
+    def autocast(*batch: Any) -> Any:
+        with accelerator.autocast():
+            return forward(*batch)
+
+    model.forward = convert_outputs_to_fp32(autocast)
 
 
 @contextmanager

@@ -103,7 +103,9 @@ def _optimizer(recipe: Recipe, method: Method) -> str:
 
 
 def _device(recipe: Recipe, device: str) -> str:
-    precision = "float32" if recipe.train.precision == "no" else recipe.train.precision
+    precision: str = "float32" if recipe.train.precision == "no" else recipe.train.precision
+    if recipe.train.gradient_exchange != "float32":
+        precision += f", gradients averaged in {recipe.train.gradient_exchange}"
     threads = f", {recipe.run.threads or torch.get_num_threads()} threads" if device.startswith("cpu") else ""
     return f"{device}{threads}, precision {precision}, loader workers per process: {recipe.run.workers}"
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from unlabeled.nn.collectives import gather, sum_over_processes, world
+
+OWN = ("unlabeled", "torch", "timm")  # packages whose buffers are known
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -71,6 +73,17 @@ def synchronise_(network: nn.Module) -> None:
         for name, child in part.named_children():
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(child, BatchNorm):
                 setattr(part, name, BatchNorm2d(child))
+
+
+def buffers_differ(network: nn.Module) -> bool:
+    """Whether buffers may come to differ between processes: those of code outside this package, and those of torch's
+    normalisations, which see the rows of one process alone."""
+    return any(
+        type(part).__module__.partition(".")[0] not in OWN
+        or (isinstance(part, _NormBase) and not isinstance(part, BatchNorm))
+        for part in network.modules()
+        if any(buffer is not None for buffer in part._buffers.values())
+    )
 
 
 def normalises(network: nn.Module) -> bool:

@@ -13,12 +13,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from unlabeled.accelerator import settle
+from unlabeled.accelerator import settle, spread
 from unlabeled.data.batch.bad import BadSamples
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import Feed, Normalize, RawBatch, to_device
 from unlabeled.data.batch.sampler import EpochSampler, steps_per_epoch, total_steps
 from unlabeled.errors import Stopped, UserError
+from unlabeled.nn.batchnorm import buffers_differ
 from unlabeled.nn.measures import effective_rank
 from unlabeled.nn.modes import evaluating
 from unlabeled.nn.regions import compile_blocks_, compiling
@@ -72,7 +73,9 @@ class Engine:
         if recipe.run.compile:
             compile_blocks_(self.method)
         optimizer = recipe.optim.build(param_groups(self.method.to(self.device), recipe.optim.weight_decay))
-        self.model, self.optimizer = accelerator.prepare(self.method, optimizer)
+        self.model, self.optimizer = spread(
+            accelerator, self.method, optimizer, recipe.train.gradient_exchange, buffers_differ(self.method)
+        )
         self.statistics = state.Statistics(self.method)
         if self.bar is not None:
             self.bar.keep(self.method)

@@ -22,6 +22,7 @@ from unlabeled.train.tracker import tracker_names
 from unlabeled.train.watch import Watching
 
 ELSEWHERE = "evaluate.data"
+Exchange = Literal["float32", "bf16"]
 if TYPE_CHECKING:
     Tracker = str
 else:
@@ -36,6 +37,9 @@ class Train(BaseModel, frozen=True, extra="forbid"):
         256, ge=1, description="effective batch: per process x processes x accumulation, whatever the machine"
     )
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision; no = float32")
+    gradient_exchange: Exchange = Field(
+        "float32", description="type in which processes average gradients: bf16 sends half as much, and rounds"
+    )
 
 
 def spare_cores() -> int:
