@@ -12,7 +12,6 @@ of products and attention and 0.4 times that of the rest.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,8 +41,9 @@ class Row(NamedTuple):
     processes: int = 1
 
 
-def large(recipe: str, *fields: str, model: str = "vit_large_patch16_224") -> tuple[str, tuple[str, ...], int]:
-    return recipe, (f"method.encoder.model={model}", *fields), 64
+def large(recipe: str, *fields: str) -> Row:
+    """With a ViT-L/16."""
+    return Row(recipe, ("method.encoder.model=vit_large_patch16_224", *fields), 64)
 
 
 TEN = "method.local.count=10"
@@ -54,18 +54,18 @@ ROWS = {
     "mae-L-64": Row("mae_vitl16_in1k", (), 64),
     "mae-L-512": Row("mae_vitl16_in1k", (), 512),
     "simmim-S-256": Row("simmim_vits16_1gpu", (), 256),
-    "simmim-L-64": Row(*large("simmim_vitb_in1k", model="beit_large_patch16_224")),
+    "simmim-L-64": large("simmim_vits16_1gpu"),
     "simclr-S-256": Row("simclr_vits16_1gpu", (), 256),
-    "simclr-L-64": Row(*large("simclr_vits16_1gpu")),
+    "simclr-L-64": large("simclr_vits16_1gpu"),
     "mocov3-S-256": Row("mocov3_vits16_1gpu", (), 256),
-    "mocov3-L-64": Row(*large("mocov3_vitb16_in1k", "method.encoder.heads=16")),
+    "mocov3-L-64": large("mocov3_vitb16_in1k", "method.encoder.heads=16"),
     "mocov3-R50-256": Row("mocov3_resnet50_in1k", (), 256),
     "mocov3-R50-256 of 2": Row("mocov3_resnet50_in1k", (), 256, 2),
-    "dino-S-256": Row("dino_vits16_in1k", (TEN,), 256),
-    "dino-S-64": Row("dino_vits16_in1k", (TEN,), 64),
-    "dino-L-64": Row(*large("dino_vits16_in1k", TEN)),
-    "ibot-S-256": Row("ibot_vits16_in1k", (TEN,), 256),
-    "ibot-L-64": Row(*large("ibot_vits16_in1k", TEN)),
+    "dino-S-256": Row("dino_vits16_1gpu", (TEN,), 256),
+    "dino-S-64": Row("dino_vits16_1gpu", (TEN,), 64),
+    "dino-L-64": large("dino_vits16_1gpu", TEN),
+    "ibot-S-256": Row("ibot_vits16_1gpu", (TEN,), 256),
+    "ibot-L-64": large("ibot_vits16_1gpu", TEN),
     "dinov2-L-64": Row("dinov2_vitl16_in1k", (), 64),
 }
 
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(name, figures(ROWS[name], found[name]), flush=True)
     rows = [(name, *figures(ROWS[name], count).values()) for name, count in found.items()]
     print(table((*HEAD, *MORE), rows))
-    finish(chosen, {name: dataclasses.asdict(count) for name, count in found.items()})
+    finish(chosen, {name: vars(count) for name, count in found.items()})
 
 
 if __name__ == "__main__":

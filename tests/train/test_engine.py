@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphs import counted
 from torch import Tensor
 
 from unlabeled.accelerator import make_accelerator
@@ -39,10 +40,9 @@ def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any], **more: An
     return Engine(STAGE.scored(STAGE.job(recipe, Opened(recipe.data)), accelerator), accelerator, folder / "run")
 
 
-def moved(folder: Path, task: dict[str, Any], accumulate: int = 1, **optim: Any) -> dict[str, Tensor]:
+def moved(folder: Path, task: dict[str, Any], run: dict[str, Any] | None = None, **optim: Any) -> dict[str, Tensor]:
     """How far a step takes every parameter that it changes."""
-    run = {"device": "cpu", "workers": 0, "accumulate": accumulate}
-    made = engine(folder, task, optim, run=run)
+    made = engine(folder, task, optim, run={"device": "cpu", "workers": 0, **(run or {})})
     made.model.train()
     before = {name: parameter.detach().clone() for name, parameter in made.method.named_parameters()}
     feed = made._feed()
@@ -50,6 +50,14 @@ def moved(folder: Path, task: dict[str, Any], accumulate: int = 1, **optim: Any)
     feed.close()
     steps = {name: parameter.detach() - before[name] for name, parameter in made.method.named_parameters()}
     return {name: step for name, step in steps.items() if step.any()}
+
+
+def test_a_compiled_step_is_the_same(tmp_path: Path) -> None:
+    plain = moved(tmp_path, {})
+    with counted() as graphs:
+        compiled = moved(tmp_path, {}, {"compile": True})
+    assert graphs.runs["Block.forward"] == 2
+    torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_are_clipped_as_the_recipe_says(tmp_path: Path) -> None:
@@ -75,7 +83,7 @@ def test_the_first_step_is_as_long_as_batch_and_warm_up_say(tmp_path: Path, opti
 
 def test_micro_batches_make_the_same_step(tmp_path: Path) -> None:
     whole = moved(tmp_path, {})
-    for name, step in moved(tmp_path, {}, accumulate=4).items():
+    for name, step in moved(tmp_path, {}, {"accumulate": 4}).items():
         torch.testing.assert_close(step, whole[name], rtol=1e-3, atol=1e-6)
 
 
