@@ -90,6 +90,22 @@ def test_two_one_two(home: Path) -> None:
     assert_close_weights(home / "one", home / "mixed", STEPS)
 
 
+def test_accumulation_follows_the_number_of_processes(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(home / "pretrain.yaml"), f"run.output={tmp_path}", *MORE, "run.accumulate=auto"]
+    assert launch("pretrain", arguments, world=2, kill={"step": 6, "signal": 15}) == [75, 75]
+    assert "8 = 4 per process x 2 processes x 1 accumulation" in capsys.readouterr().err
+    assert launch("pretrain", arguments) == [0]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "8 = 4 per process x 1 process x 2 accumulation" in said
+    assert "auto = 2: a process has had 4 pictures at once before" in said
+    assert "the batch of 8 is now worked on by 1 x 2 (processes x accumulation), before by 2 x 1" in said
+    ours, theirs = ([line["loss"] for line in metrics(output)] for output in (tmp_path, home / "accumulated"))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert_close_weights(tmp_path, home / "accumulated", STEPS)
+
+
 def test_a_signal_to_one_process_stops_both(home: Path, tmp_path: Path) -> None:
     arguments = [str(home / "pretrain.yaml"), f"run.output={tmp_path}", *MORE]
     assert launch("pretrain", arguments, world=2, kill={"step": 3, "signal": 15, "ranks": [1]}) == [75, 75]

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from support import on_processes
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from unlabeled.errors import UserError
 from unlabeled.manifest import Damaged
+from unlabeled.processes import placed
+from unlabeled.train import state
 from unlabeled.train.checkpoint import Checkpoints, load
 from unlabeled.train.saving.background import Background
 from unlabeled.train.saving.stored import Stored, assembled, everything, packed, read_header
@@ -188,3 +197,119 @@ def test_what_the_thread_says_is_said_by_the_main_thread(tmp_path: Path, monkeyp
     saving.begin(1, {}, {"step": 1})
     saving.wait()
     assert spoken == [("pruned at 1", True)]
+
+
+PLAIN = (torch.Tensor, nn.Parameter)
+LARGEST, SMALL = 4 * 128 * 256, 16 << 10  # bytes: of a tensor of `network`, and of what is exchanged beside tensors
+
+
+def network(sharded: bool) -> tuple[nn.Module, torch.optim.AdamW]:
+    """Tensors of 256, 7, 3 and 1 rows, of no row (on some processes), and some that are never sharded."""
+    layers = [nn.Linear(128, 256), nn.Linear(256, 7), nn.BatchNorm1d(7), nn.Linear(7, 1), nn.Linear(1, 3, bias=False)]
+    made = nn.Sequential(*layers)
+    if sharded:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (placed()[1],))
+        for part in [*layers, made]:
+            fully_shard(part, mesh=mesh)
+    return made, torch.optim.AdamW(made.parameters())
+
+
+def expected() -> dict[str, dict[str, torch.Tensor]]:
+    """Values of every tensor; the last layer has not been trained yet."""
+    made, _ = network(False)
+    model = {
+        name: torch.arange(t.numel()).view(t.shape).to(t.dtype) + i
+        for i, (name, t) in enumerate(made.state_dict().items())
+    }
+    moments = {
+        f"{name}/{key}": torch.tensor(3.0) if key == "step" else model[name] * 2 + i
+        for name, _ in list(made.named_parameters())[:-1]
+        for i, key in enumerate(("exp_avg", "exp_avg_sq", "step"))
+    }
+    return {"model": model, "optimizer": moments}
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of new whole tensors, or parts of them, that are held at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+        self.sizes, self.views = dict[int, int](), Counter[int]()  # of new storages, by their address
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {self._address(tensor) for tensor in tree_leaves((args, kwargs)) if type(tensor) in PLAIN}
+        for tensor in tree_leaves(out):
+            if type(tensor) in PLAIN and ((at := self._address(tensor)) in self.sizes or at not in known):
+                if at not in self.sizes:
+                    self.sizes[at] = tensor.untyped_storage().nbytes()
+                    self.held += self.sizes[at]
+                    self.most = max(self.most, self.held)
+                self.views[at] += 1
+                weakref.finalize(tensor, self._gone, at)
+        return out
+
+    @staticmethod
+    def _address(tensor: torch.Tensor) -> int:
+        return tensor.untyped_storage().data_ptr()
+
+    def _gone(self, at: int) -> None:
+        self.views[at] -= 1
+        if not self.views[at]:
+            self.held -= self.sizes.pop(at)
+
+
+def _write_and_read(folder: Path, rank: int) -> list[str]:
+    """Save the values with this number of processes, sharded and not, and read whatever lies there; returns faults."""
+    faults, world = [], placed()[1]
+    for sharded in (False, True)[: 1 + (world > 1)]:
+        made, optimizer = network(sharded)
+        state.load_model(made, expected()["model"])
+        state.load_optimizer(made, optimizer, expected()["optimizer"])
+        checkpoints = Checkpoints(folder / f"{world}-{sharded}", 1, None, print, writes=rank == 0)
+        saving = Background(checkpoints, sharded)
+        for step in (1, 2):
+            tensors = {"model": state.model_tensors(made), "optimizer": state.optimizer_tensors(made, optimizer)}
+            with Peak() as peak:
+                saving.begin(step, tensors, {"step": step})
+            if peak.most > SMALL and (step == 2 or (rank > 0 and not sharded)):
+                faults.append(f"{peak.most} bytes to save with {world}, sharded {sharded}, step {step}")
+        for parameter in made.parameters():
+            parameter.data.zero_()
+        saving.wait()
+    for other in sorted(folder.iterdir()):
+        for sharded in (False, True)[: 1 + (world > 1)]:
+            faults += [f"{fault} from {other.name} with {world}, sharded {sharded}" for fault in _read(other, sharded)]
+    return faults
+
+
+def _read(folder: Path, sharded: bool) -> list[str]:
+    made, optimizer = network(sharded)
+    found = Checkpoints(folder, 1, None, print, writes=placed()[0] == 0).newest()
+    assert found is not None and found.state["step"] == 2
+    with Peak() as peak:
+        state.load_model(made, found.tensors["model"])
+    faults = [f"{peak.most} bytes to load"] if peak.most > LARGEST + SMALL else []
+    state.load_optimizer(made, optimizer, found.tensors["optimizer"])
+    parts = {"model": state.model_tensors(made), "optimizer": state.optimizer_tensors(made, optimizer)}
+    for part, values in expected().items():
+        whole = {name: state.full(tensor) for name, tensor in parts[part].items()}
+        if whole.keys() != values.keys():
+            faults.append(f"{sorted(whole.keys() ^ values.keys())}")
+        faults += [
+            name for name in values if whole[name].dtype != values[name].dtype or not whole[name].equal(values[name])
+        ]
+    return faults
+
+
+def test_any_number_of_processes_reads_what_any_has_written(tmp_path: Path) -> None:
+    """Sharded or not, to the bit; and no process holds more than a tensor beside its own."""
+    assert _write_and_read(tmp_path, 0) == []
+    assert on_processes(partial(_write_and_read, tmp_path), 3) == [[]] * 3
+    assert on_processes(partial(_write_and_read, tmp_path), 2) == [[]] * 2
+    written = ["1-False", "2-False", "2-True", "3-False", "3-True"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written

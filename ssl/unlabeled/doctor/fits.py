@@ -85,7 +85,7 @@ def fitting(
 
 
 def _micro(recipe: Recipe) -> int:
-    return per_process(recipe.train.batch_size, 1, recipe.run.accumulate)
+    return per_process(recipe.train.batch_size, 1, recipe.run.micro_batches)
 
 
 def _work(job: Job) -> Work:

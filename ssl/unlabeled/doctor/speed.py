@@ -75,7 +75,7 @@ class Speed(NamedTuple):
 
 def expect(job: Job) -> Expected:
     """Figures of one process, without running it. Raises UserError where batch, data and method do not fit together."""
-    train, accumulate, method = job.recipe.train, job.recipe.run.accumulate, on_meta(job.build)
+    train, accumulate, method = job.recipe.train, job.recipe.run.micro_batches, on_meta(job.build)
     micro = per_process(train.batch_size, 1, accumulate)
     steps = total_steps(train.epochs, steps_per_epoch(len(job.dataset.source), train.batch_size))
     check_accumulation(method, train.batch_size, accumulate)
@@ -131,10 +131,10 @@ def _draw(feed: Feed) -> RawBatch:
 def _steps_that_fit(engine: Engine, raw: RawBatch, seconds: float) -> list[RawBatch]:
     """Warm up; returns micro-batches of the run's size, on a CPU smaller ones where steps would take long."""
     run, train = engine.job.recipe.run, engine.job.recipe.train
-    full = per_process(train.batch_size, 1, run.accumulate)
+    full = per_process(train.batch_size, 1, run.micro_batches)
     size = min(full, FIRST) if engine.device.type == "cpu" else full
     while True:
-        pending = [_repeated(raw, size, engine.device)] * run.accumulate
+        pending = [_repeated(raw, size, engine.device)] * run.micro_batches
         for _ in range(WARM_UP):
             started = time.perf_counter()
             _step(engine, pending)

@@ -91,7 +91,7 @@ def forecast(job: Job, method: Method, processes: int, device: torch.device) -> 
     """
     recipe, dataset = job.recipe, job.dataset
     train, workers = recipe.train, recipe.run.workers
-    micro = per_process(train.batch_size, processes, recipe.run.accumulate)
+    micro = per_process(train.batch_size, processes, recipe.run.micro_batches)
     work = count_work(method, dataset.views, dataset.patch, micro, recipe.data.channels)
     threads = min(cores(), recipe.run.threads or torch.get_num_threads()) if device.type == "cpu" else 1
     with _threads(threads):

@@ -36,7 +36,7 @@ Line = tuple[str, str]
 def plan(job: Job, own: Iterable[Line], processes: int, device: str) -> Iterator[Line]:
     """Lines (topic, text), first the stage's own. Raises UserError when batch, processes and method do not fit."""
     recipe, dataset = job.recipe, job.dataset
-    epochs, batch, accumulate = recipe.train.epochs, recipe.train.batch_size, recipe.run.accumulate
+    epochs, batch, accumulate = recipe.train.epochs, recipe.train.batch_size, recipe.run.micro_batches
     micro, per_epoch = per_process(batch, processes, accumulate), steps_per_epoch(len(dataset.source), batch)
     method = on_meta(job.build)
     check_accumulation(method, batch, accumulate)

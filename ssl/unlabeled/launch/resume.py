@@ -35,11 +35,20 @@ def length(output: Path, epochs: float, extend: float | None) -> float:
     """
     if extend is not None:
         return epochs + extend
-    for folder in sorted(output.glob("checkpoints/step-*"), reverse=True):
-        with suppress(Damaged, ArithmeticError, ValueError, LookupError, TypeError):  # loading it reports the damage
-            state = parse_json(read_file(folder, "state.json", read_manifest(folder)))
-            return float(state["recipe"]["train"]["epochs"]) if epochs in state["lengths"] else epochs
+    with suppress(ArithmeticError, ValueError, LookupError, TypeError):
+        state = newest_state(output)
+        return float(state["recipe"]["train"]["epochs"]) if epochs in state["lengths"] else epochs
     return epochs
+
+
+def newest_state(output: Path) -> dict[str, Any]:
+    """The state of the newest checkpoint in a run's folder that can be read; {} = there is none. It is not checked:
+    loading it reports the damage."""
+    for folder in sorted(output.glob("checkpoints/step-*"), reverse=True):
+        with suppress(Damaged):
+            state = parse_json(read_file(folder, "state.json", read_manifest(folder)))
+            return state if isinstance(state, dict) else {}
+    return {}
 
 
 def resume(engine: Engine, longer: bool = False, extend: float | None = None) -> None:
@@ -73,12 +82,24 @@ def resume(engine: Engine, longer: bool = False, extend: float | None = None) ->
             engine.watch.forget_end()
             engine.checkpoints.best = engine.watch.kept_step
     engine.display.say(f"resuming from {checkpoint.folder}")
+    _note_other_processes(engine, checkpoint.state["processes"], before.run.micro_batches)
     if extend is not None and engine.done:
         epochs = job.recipe.train.epochs
         engine.display.say(
             f"this run has been {epochs:g} epochs long already: --extend counts from the recipe's {epochs - extend:g}. "
             f"For more, give --extend a number above {extend:g}."
         )
+
+
+def _note_other_processes(engine: Engine, processes: int, micro_batches: int) -> None:
+    """Note that the same batch is now worked on by other processes, or in other parts, than before."""
+    now, parts, batch = engine.accelerator.num_processes, engine.job.recipe.run.micro_batches, engine.job.recipe.train
+    if (now, parts) == (processes, micro_batches):
+        return
+    then, ours = (f"{count} x {size}" for count, size in ((processes, micro_batches), (now, parts)))
+    text = f"the batch of {batch.batch_size} is now worked on by {ours} (processes x accumulation), before by {then}"
+    engine.display.say(text)
+    engine.events.add(engine.step, text, "note")
 
 
 def _refuse_other_recipe(

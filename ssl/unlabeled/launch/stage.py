@@ -22,7 +22,7 @@ from unlabeled.environment import overruled
 from unlabeled.errors import UserError, first_line
 from unlabeled.evaluate.features import Encode
 from unlabeled.files import remove, write_text
-from unlabeled.launch import forecast, nodes
+from unlabeled.launch import accumulation, forecast, nodes
 from unlabeled.launch.plan import Line, format_plan, on_meta, plan
 from unlabeled.launch.record import recorded
 from unlabeled.launch.resume import length, resume
@@ -154,11 +154,13 @@ class Stage(ABC, Generic[R, J]):
             # one process looks for images, the others read its index
             on_main(accelerator, lambda: data.train, whole=False)
             with together():
-                job = self.scored(self.job(recipe, data), accelerator)
+                processes = accelerator.num_processes
+                job, parts = accumulation.found(self.job(recipe, data), None if fresh else output, processes)
+                job = self.scored(job, accelerator)
             machines = nodes.agree(job)
             if dry_run:
                 notes = [_time(job, accelerator), *notes]
-            told = plan(job, self.plan(job, [*followed, *taken]), accelerator.num_processes, str(accelerator.device))
+            told = plan(job, [*self.plan(job, [*followed, *taken]), *parts], processes, str(accelerator.device))
             lines = [*told, *_left_out(job), *machines, *notes]
             text = format_plan(f"{recipe.name} ({self.name})", lines)
             if accelerator.is_main_process:

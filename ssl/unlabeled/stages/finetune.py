@@ -156,7 +156,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
     def scored(self, job: FinetuneJob, accelerator: Accelerator) -> FinetuneJob:
         recipe, images, labels = job.recipe, job.images, job.dataset.source.labels
         train, task = recipe.train, recipe.task
-        task.mixing.check(per_process(train.batch_size, accelerator.num_processes, recipe.run.accumulate))
+        task.mixing.check(per_process(train.batch_size, accelerator.num_processes, recipe.run.micro_batches))
         predict = predicting(recipe, accelerator)
         choice = task.choice(predict, images.watched, recipe.watch)
         scorer = Scorer(predict, images.test, labels, choice)

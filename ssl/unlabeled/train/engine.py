@@ -283,7 +283,7 @@ class Engine:
             start=self.step,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
-            accumulate=run.accumulate,
+            accumulate=run.micro_batches,
             order=dataset.order,
             base=dataset.base,
             shards=dataset.source.shards,

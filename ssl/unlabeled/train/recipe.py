@@ -61,7 +61,11 @@ class Run(BaseModel, frozen=True, extra="forbid"):
         description="processes that make samples; 0 = the main process does. Unless set, the cores that are left to a "
         "process, at most 8",
     )
-    accumulate: int = Field(1, ge=1, description="micro-batches per step and process, to save memory")
+    accumulate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="micro-batches per step and process, to save memory; auto = 1, and where a run goes on with fewer "
+        "processes as many as keep a micro-batch no larger than it was",
+    )
     checkpoint_activations: Literal["blocks"] | Annotated[int, Field(ge=1, strict=True)] | None = Field(
         None,
         description="to save memory, compute blocks of the network a second time in the backward pass instead of "
@@ -96,6 +100,11 @@ class Run(BaseModel, frozen=True, extra="forbid"):
         allow_inf_nan=False,
         description="seconds to wait for a worker, half of what a process waits for another",
     )
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches per step and process; 1 where that is `auto` and no run has found another number."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
 
 class Recipe(BaseModel, ABC, frozen=True, extra="forbid"):

@@ -193,9 +193,15 @@ def per_process(batch_size: int, world: int, accumulate: int) -> int:
     """Samples in a micro-batch of one process. Raises UserError when the batch does not divide."""
     parts = world * accumulate
     if batch_size % parts:
+        fewer = next((n for n in range(world, 0, -1) if batch_size % (n * accumulate) == 0), None)
+        ways = [
+            f"a multiple of {parts}, such as {max(1, round(batch_size / parts)) * parts}",
+            *([f"{fewer} process{'' if fewer == 1 else 'es'}"] if fewer else []),
+            *(["run.accumulate=auto"] if batch_size % world == 0 else []),
+        ]
         raise UserError(
             f"train.batch_size {batch_size} does not divide among {world} processes x {accumulate} accumulation steps. "
-            f"Use a multiple of {parts}, such as {max(1, round(batch_size / parts)) * parts}."
+            f"Use {', or '.join(ways)}."
         )
     return batch_size // parts
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -75,33 +75,25 @@ class Stored:
     def __getitem__(self, region: Region) -> Tensor:
         out = torch.empty([there.stop - there.start for there in region], dtype=self.dtype)
         for piece in self.pieces:
-            ends = [first + size for first, size in zip(piece.first, piece.shape, strict=True)]
-            common = [
-                slice(max(there.start, first), min(there.stop, end))
-                for there, first, end in zip(region, piece.first, ends, strict=True)
-            ]
-            if any(part.stop <= part.start for part in common):
-                continue
-            found = self._read(piece, _moved(common, piece.first))
-            if found.shape == out.shape:
-                return found
-            out[_moved(common, [there.start for there in region])] = found
+            if (common := _overlap(piece, region)) is not None:
+                self._read(piece, _moved(common, piece.first), out[_moved(common, [there.start for there in region])])
         return out
 
-    def _read(self, piece: Piece, region: Region) -> Tensor:
-        """Read a region of a piece: whole rows of its first dimension, then a part of these."""
+    def _read(self, piece: Piece, region: Region, target: Tensor) -> None:
+        """Read a region of a piece: rows of its first dimension, straight to the target where they are all of it."""
         rows, *others = region or (slice(0, 1),)
-        size = math.prod(piece.shape[1:]) * self.dtype.itemsize
-        data = torch.empty((rows.stop - rows.start) * size, dtype=torch.uint8)
+        count, width = rows.stop - rows.start, piece.shape[1:]
+        straight = target.is_contiguous() and math.prod(target.shape) == count * math.prod(width)
+        data = target if straight else torch.empty((count, *width), dtype=self.dtype)
+        left = data.view(-1).view(torch.uint8).numpy().data
         with open(piece.file, "rb", buffering=0) as file:
-            file.seek(piece.start + rows.start * size)
-            left = data.numpy().data
+            file.seek(piece.start + rows.start * math.prod(width) * self.dtype.itemsize)
             while left:
-                if not (count := file.readinto(left)):
+                if not (read := file.readinto(left)):
                     raise OSError(None, "it has become shorter", str(piece.file))
-                left = left[count:]
-        shape = (rows.stop - rows.start, *piece.shape[1:]) if region else ()
-        return data.view(self.dtype).view(shape)[(slice(None), *others)[: len(shape)]]
+                left = left[read:]
+        if not straight:
+            target.copy_(data[(slice(None), *others)])
 
 
 def everything(tensor: Tensor | Stored) -> Region:
@@ -109,7 +101,14 @@ def everything(tensor: Tensor | Stored) -> Region:
     return tuple(slice(0, size) for size in tensor.shape)
 
 
-def _moved(region: list[slice], by: Any) -> Region:
+def _overlap(piece: Piece, region: Region) -> Region | None:
+    """The part of a region that a piece has; None = nothing."""
+    bounds = zip(region, piece.first, piece.shape, strict=True)
+    common = tuple(slice(max(r.start, first), min(r.stop, first + size)) for r, first, size in bounds)
+    return common if all(part.start < part.stop for part in common) else None
+
+
+def _moved(region: Region, by: Sequence[int]) -> Region:
     return tuple(slice(there.start - first, there.stop - first) for there, first in zip(region, by, strict=True))
 
 
