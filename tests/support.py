@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import safetensors.torch
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +207,12 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 
 
 def weights(output: Path, step: int) -> dict[str, Any]:
-    return safetensors.torch.load_file(output / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+    """The whole weights of a checkpoint, in one file or in pieces."""
+    from unlabeled.train.checkpoint import load
+    from unlabeled.train.saving.stored import everything
+
+    found = load(output / "checkpoints" / f"step-{step:08d}").tensors["model"]
+    return {name: tensor[everything(tensor)] for name, tensor in found.items()}
 
 
 def assert_close_weights(a: Path, b: Path, step: int) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from injected import at, in_a_worker
 from support import TINY_PRETRAIN, checkpoint_bytes, launch
+
+from unlabeled.data.batch.workers import forgive_who_hangs_up
 
 LAST, WHEN = 15, 10
 AHEAD = 5  # batches that are made before they are asked for
@@ -26,6 +29,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
     assert launch("pretrain", [str(home / "tiny.yaml"), f"run.output={home}/run", "run.checkpoint_every=100"]) == [0]
     return home / "run"
+
+
+def test_a_run_that_breaks_off_a_receipt_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: said.append(kind))
+    forgive_who_hangs_up()
+    for error in (ConnectionResetError(), EOFError(), BrokenPipeError(), OSError(), MemoryError()):
+        sys.excepthook(type(error), error, None)
+    assert said == [OSError, MemoryError]
 
 
 def killed() -> None:

@@ -153,6 +153,8 @@ class Engine:
             may_be_kept = scored and self.bar is not None and self.bar.keeps
             if saves := due or may_be_kept or self.checkpoints.best == self.step:
                 self.save()  # before it is scored, which may take long
+            if self.done:
+                self.saving.wait()  # killed while it is scored, the run has no step left to take
             if verdict.stop:
                 return False
             if (scored or drawn) and not self._evaluate(batch if drawn else None, scored):

@@ -16,7 +16,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.batch.sampler import SHUFFLE, EpochSampler, Order, Position
-from unlabeled.data.batch.workers import Batches, end_where_batches_cannot_be_sent, listen_to_nobody
+from unlabeled.data.batch.workers import (
+    Batches,
+    end_where_batches_cannot_be_sent,
+    forgive_who_hangs_up,
+    listen_to_nobody,
+)
 from unlabeled.data.mask import Place
 from unlabeled.data.order import EpochOrder
 from unlabeled.data.source import Source
@@ -198,6 +203,7 @@ def recoloured_at_once(pixels: Tensor, drawn: Photometric, blurred: Tensor | Non
 
 def _begin(_worker: int) -> None:
     listen_to_nobody()
+    forgive_who_hangs_up()
     end_where_batches_cannot_be_sent()
 
 

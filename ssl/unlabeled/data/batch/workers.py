@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -184,6 +185,18 @@ def _said(text: str) -> UserError | None:
 def _on_child(_number: int, _frame: FrameType | None) -> None:
     if _waited_for is not None:
         _waited_for.check()
+
+
+def forgive_who_hangs_up() -> None:
+    """In a worker: a run that is told to stop may break off while it receives a batch. The thread that hands over the
+    memory of batches would print a traceback."""
+    say = sys.excepthook
+
+    def said(kind: type[BaseException], *more: Any) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            say(kind, *more)
+
+    sys.excepthook = said
 
 
 def end_where_batches_cannot_be_sent() -> None:
