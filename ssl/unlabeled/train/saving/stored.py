@@ -93,7 +93,8 @@ class Stored:
                     raise OSError(None, "it has become shorter", str(piece.file))
                 left = left[read:]
         if not straight:
-            target.copy_(data[(slice(None), *others)])
+            within = (slice(None), *others)
+            target.copy_(data[within])
 
 
 def everything(tensor: Tensor | Stored) -> Region:
