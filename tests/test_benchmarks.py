@@ -35,6 +35,7 @@ import first_hour
 import kinds
 import methods
 import probe
+import remote
 import scale
 import step
 import tuning
@@ -338,3 +339,10 @@ def test_a_cell_of_the_first_hour(surfaces: Path, monkeypatch: pytest.MonkeyPatc
     assert set(found) == {"machine", "textures/tiny/step", "textures/tiny/1", scratch, "textures/pixels"}
     assert found["textures/tiny/1"]["steps"] == 2 and found["textures/pixels"].keys() == {"knn"}
     assert found[scratch].keys() == {"knn", "linear", "linear_4", "tuned_4"}
+
+
+def test_a_slow_server_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    remote.main(["--latency", "0.01", "--tars", "2", "--pictures", "16", "--connections", "4", "--json"])
+    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
+    assert rows["from the disk"]["requests"] == 0 and rows["one at a time"]["requests"] == 32
+    assert rows["in the tars' order"]["requests"] <= 4 and rows["index"]["pictures"] == 32

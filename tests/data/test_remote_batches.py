@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,12 @@ def test_what_is_on_the_disk_is_read_as_it_was(folder: Path) -> None:
     assert vars(vars(source.ahead(ORDER))["_place"])["_ahead"] is None
 
 
+def test_other_file_systems_are_read_ahead_too(folder: Path) -> None:
+    near, far = (Opened(Files(path=f"{path}/s-*.tar")).train for path in (str(folder), f"file://{folder}"))
+    assert torch.equal(batch(far, ORDER).crops[0].pixels, batch(near, ORDER, together=False).crops[0].pixels)
+    assert vars(vars(far.ahead(ORDER))["_place"])["_ahead"] is not None
+
+
 def test_what_fails_once_is_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))
     local, fails = Opened(Files(path=f"{folder}/s-0.tar")).train, {"s-0.tar": 0}
@@ -133,6 +140,22 @@ def test_what_fails_once_is_asked_for_again(folder: Path, monkeypatch: pytest.Mo
         fails["s-0.tar"] = 1000
         with pytest.raises(Interrupted, match="answers 503"):
             batch(source, list(range(10)))
+
+
+def test_who_ends_early_asks_for_no_more(folder: Path) -> None:
+    asked = Asked()
+
+    def ask(path: str) -> int:
+        return len([remote.identity(path) for _ in range(1 if path.endswith("0.tar") else 100)])
+
+    with served(folder, asked=asked, latency=LATENCY) as address:
+        answers = remote.side_by_side(ask, [f"{address}/s-0.tar", *[f"{address}/s-1.tar"] * 40])
+        assert next(answers) == 1
+        answers.close()  # type: ignore[attr-defined]
+        time.sleep(5 * LATENCY)
+        before = len(asked.names)
+        time.sleep(5 * LATENCY)
+        assert len(asked.names) == before < 10 * remote.AT_ONCE
 
 
 def test_a_tar_that_changed_ends_the_run(tmp_path: Path, folder: Path) -> None:

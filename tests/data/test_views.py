@@ -133,7 +133,7 @@ def test_flips_are_as_frequent_as_asked(flip: float, expected: float) -> None:
 def test_a_sample_is_its_draws_one_after_the_other() -> None:
     view = View(count=3, size=(32, 48), mask=RandomMask(ratio=0.5))
     image = picture(60, 80)
-    pixels, mask, colours, erased = view.sample(image, np.random.default_rng(3), patch=16)
+    pixels, mask, colours, erased, *_ = view.sample(image, np.random.default_rng(3), patch=16)
     assert pixels.shape == (3, 3, 32, 48) and pixels.dtype == torch.uint8
     assert mask is not None and mask.hidden.shape == (3, 6) and colours is None and erased is None
     rng = np.random.default_rng(3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,8 @@ def test_two_one_two(home: Path) -> None:
     (home / "mixed.samples").mkdir()
     hook = partial(write_samples, str(home / "mixed.samples"))
     assert launch("pretrain", arguments, world=2, kill=stop, hook=hook) == [75, 75]
-    assert launch("pretrain", [*arguments, "run.workers=2"], world=1, kill=stop | {"step": 12}, hook=hook) == [75]
+    device = [*arguments, "run.workers=2", "run.views=device"]
+    assert launch("pretrain", device, world=1, kill=stop | {"step": 12}, hook=hook) == [75]
     assert launch("pretrain", arguments, world=2, hook=hook) == [0, 0]
     one, mixed = (metrics(home / name) for name in ("one", "mixed"))
     assert [line["loss"] for line in mixed] == pytest.approx([line["loss"] for line in one], rel=1e-5)
@@ -109,6 +112,24 @@ def test_accumulation_follows_the_number_of_processes(
 def test_a_signal_to_one_process_stops_both(home: Path, tmp_path: Path) -> None:
     arguments = [str(home / "pretrain.yaml"), f"run.output={tmp_path}", *MORE]
     assert launch("pretrain", arguments, world=2, kill={"step": 3, "signal": 15, "ranks": [1]}) == [75, 75]
+
+
+def _killed_while_looking() -> None:
+    """End the main process while it looks for pictures and the other waits for it."""
+    from unlabeled.data.sources import shapes
+
+    def source(*_: Any) -> Any:
+        if os.environ["RANK"] == "0":
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("the main process looks first")
+
+    shapes.Config.source = source  # type: ignore[method-assign]
+
+
+def test_a_main_process_lost_while_it_looks_for_pictures_is_noticed(home: Path, tmp_path: Path) -> None:
+    arguments = [str(home / "pretrain.yaml"), f"run.output={tmp_path}", *MORE]
+    assert launch("pretrain", arguments, world=2, hook=_killed_while_looking) == [-9, 69]
 
 
 def _fail_to_save() -> None:

@@ -158,7 +158,7 @@ def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
         if blurred is not None and device.type == "cuda":
             blurred = blurred.pin_memory()
         crops.append(crop._replace(pixels=take(crop.pixels), blurred=blurred, **extra))
-    return RawBatch(crops, take(raw.labels), take(raw.index), [])
+    return RawBatch(crops, take(raw.labels), take(raw.index), [], images=raw.images)
 
 
 def _step(engine: Engine, pending: list[RawBatch]) -> int:

@@ -107,7 +107,8 @@ def _device(recipe: Recipe, device: str) -> str:
     if recipe.train.gradient_exchange != "float32":
         precision += f", gradients averaged in {recipe.train.gradient_exchange}"
     threads = f", {recipe.run.threads or torch.get_num_threads()} threads" if device.startswith("cpu") else ""
-    return f"{device}{threads}, precision {precision}, loader workers per process: {recipe.run.workers}"
+    cut = ", crops cut on the device" if recipe.run.views == "device" else ""
+    return f"{device}{threads}, precision {precision}, loader workers per process: {recipe.run.workers}{cut}"
 
 
 def memory(method: Method, job: Job, micro: int) -> tuple[float, float]:

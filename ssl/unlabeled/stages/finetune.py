@@ -143,12 +143,12 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
             raise UserError(f"task.view: {error}") from error
         order = Order(labels, task.balance, task.balance_from, task.repeats)
         counts = np.bincount(labels, minlength=len(images.train.classes)).tolist()
-        view, mixing, base = [task.view], task.mixing, recipe.data.order
+        view, mixing, base, uncut = [task.view], task.mixing, recipe.data.order, recipe.run.views == "device"
         return FinetuneJob(
             recipe=recipe,
             build=lambda: task.build(encoder, counts, start.trained),
             data=data,
-            dataset=ViewDataset(images.train, view, encoder.patch_size, recipe.seed, mixing, order, base),
+            dataset=ViewDataset(images.train, view, encoder.patch_size, recipe.seed, mixing, order, base, uncut),
             images=images,
             weights=start.digest,
         )

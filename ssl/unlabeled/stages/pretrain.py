@@ -190,7 +190,8 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         if recipe.continued is not None:
             config, rescaled = recipe.continued.slowed(config, rescaled)
 
-        dataset = ViewDataset(source, config.views, config.mask_patch, recipe.seed, base=recipe.data.order)
+        base, uncut = recipe.data.order, recipe.run.views == "device"
+        dataset = ViewDataset(source, config.views, config.mask_patch, recipe.seed, base=base, uncut=uncut)
         job = PretrainJob(
             recipe=recipe,
             build=config.build,

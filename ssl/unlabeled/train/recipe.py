@@ -61,6 +61,12 @@ class Run(BaseModel, frozen=True, extra="forbid"):
         description="processes that make samples; 0 = the main process does. Unless set, the cores that are left to a "
         "process, at most 8",
     )
+    views: Literal["worker", "device"] = Field(
+        "worker",
+        description="where crops are cut: worker = by the processes that make samples; device = in batches on the "
+        "device, to which workers send each picture whole: the same crops, for GPUs that wait for many crops of small "
+        "pictures (data.cache)",
+    )
     accumulate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         1,
         description="micro-batches per step and process, to save memory; auto = 1, and where a run goes on with fewer "
@@ -134,6 +140,17 @@ class Recipe(BaseModel, ABC, frozen=True, extra="forbid"):
         if schedule.lowering is not None and self.watching is None:
             raise ValueError(
                 f"optim.schedule {schedule.name} needs a score to watch: set watch: {{every: STEPS}} (in fine-tuning)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _device_can_cut(self) -> Recipe:
+        kept = ((f"{field}.rand_augment", view.rand_augment) for field, view in self.views.items())
+        field, found = next((one for one in kept if one[1] is not None), ("", None))
+        if self.run.views == "device" and found is not None:
+            raise ValueError(
+                f"run.views=device cannot do what {field}={found!r} asks for: Pillow changes crops in workers. Set "
+                f"run.views=worker, or {field}=null"
             )
         return self
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import io
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from unlabeled.data.archive import http
 from unlabeled.data.archive.http import Identity
-from unlabeled.errors import Interrupted, UserError, first_line
-from unlabeled.signals import stop
+from unlabeled.errors import Interrupted, Stopped, UserError, first_line
 
 HEADERS = 1 << 16  # bytes fetched at first while headers are read
 RANGE = 1 << 22  # bytes of the largest range that is asked for to save others
@@ -29,6 +30,7 @@ AGAIN = "Nothing is lost: the same command goes on when it can be had again."
 FOR_GOOD = (http.Unsuitable, FileNotFoundError, PermissionError)
 TAGS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
 
+_thread = threading.local()  # in one of `side_by_side`: `ended`, whether nobody waits for its answer any more
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -115,11 +117,14 @@ def identities(paths: Sequence[str]) -> list[Identity]:
 
 
 def side_by_side(ask: Callable[[S], T], whom: Iterable[S]) -> Iterator[T]:
-    """The answers for each, in order, of AT_ONCE asked at a time. Where the caller ends early, no more are asked."""
-    pool = ThreadPoolExecutor(AT_ONCE)
+    """The answers for each, in order, of AT_ONCE asked at a time. Where the caller ends early, no more are asked, and
+    those being asked ask for no more."""
+    ended = threading.Event()
+    pool = ThreadPoolExecutor(AT_ONCE, initializer=partial(setattr, _thread, "ended", ended))
     try:
         yield from pool.map(ask, whom)
     finally:
+        ended.set()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -244,7 +249,8 @@ def _threads_of(pid: int, number: int) -> ThreadPoolExecutor:
 def _tried(path: str, read: Callable[[], T], for_good: tuple[type[Exception], ...] = ()) -> T:
     """Call `read`, again after a while unless an error is `for_good`: networks and servers fail."""
     for wait in (*WAITS, None):
-        stop.check()  # in a thread that reads for the main one
+        if (ended := getattr(_thread, "ended", None)) is not None and ended.is_set():
+            raise Stopped("nobody waits for the answer")
         try:
             return read()
         except http.Changed:

@@ -27,6 +27,7 @@ from unlabeled.data.order import EpochOrder
 from unlabeled.data.source import Source
 from unlabeled.data.view import percrop, recolour
 from unlabeled.data.view.augment import Erased, erase_
+from unlabeled.data.view.cutting import cut, pack
 from unlabeled.data.view.mixing import Mixing, stack
 from unlabeled.data.view.photometric import Photometric
 from unlabeled.data.view.views import Crops, View
@@ -49,16 +50,21 @@ class Sample(NamedTuple):
     index: int  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
     bad: list[tuple[str, str]]
     mix: Any = None
+    image: Tensor | None = None  # whole, where crops are cut on the device
 
 
 class RawBatch(NamedTuple):
-    """A collated micro-batch as it leaves the worker: uint8 pixels [B, count, C, H, W], masks and colours likewise."""
+    """A collated micro-batch as it leaves the worker: uint8 pixels [B, count, C, H, W], masks and colours likewise.
+
+    Where crops are cut on the device, `images` are all images in one flat buffer, and `pixels` rows [B, count, ROW].
+    """
 
     crops: list[Crops]
     labels: Tensor
     index: Tensor  # type: ignore[assignment]
     bad: list[tuple[str, str]]
     mix: Mix | None = None
+    images: Tensor | None = None
 
 
 def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
@@ -72,7 +78,7 @@ class ViewDataset(Dataset[Sample]):
     """Samples of a source cut into views. A bad image is replaced by the next good one of the source.
 
     Images of the first view are mixed with their neighbours; `order` says which make up an epoch, None = each once,
-    `base` which comes when.
+    `base` which comes when. Where they stay `uncut`, images are handed on whole, with what was drawn for their crops.
     """
 
     source: Source
@@ -82,6 +88,7 @@ class ViewDataset(Dataset[Sample]):
     mixing: Mixing = UNMIXED
     order: Order | None = None
     base: EpochOrder = SHUFFLE
+    uncut: bool = False
 
     def __post_init__(self) -> None:
         self.masked_crops = sum(view.count for view in self.views if view.mask is not None)
@@ -95,14 +102,15 @@ class ViewDataset(Dataset[Sample]):
     def __getitem__(self, position: Position) -> Sample:
         image, used, bad = self._good_image(position.index)
         mix = self.mixing.draw(position, self.views[0].shape, self.seed) if self.mixing.on else None
-        return Sample(self._crops(image, position), self.source.label(used), used, bad, mix)
+        crops, label = self._crops(image, position), self.source.label(used)
+        return Sample(crops, label, used, bad, mix, image if self.uncut else None)
 
     def _crops(self, image: Tensor, position: Position) -> list[Crops]:
         rng = sample_rng(self.seed, position.epoch, position.index, position.turn)
         place = Place(self.seed, position.step, position.row, position.batch, 0, self.masked_crops)
         crops = []
         for view in self.views:
-            crops.append(view.sample(image, rng, self.patch, place))
+            crops.append(view.sample(image, rng, self.patch, place, uncut=self.uncut))
             if view.mask is not None:
                 place = place.after(view.count)
         return crops
@@ -127,7 +135,12 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
     labels = torch.tensor([sample.label for sample in samples])
     index = torch.tensor([sample.index for sample in samples])
     bad = [bad for sample in samples for bad in sample.bad]
-    return RawBatch(crops, labels, index, bad, stack([sample.mix for sample in samples]))
+    images = None
+    if whole := [sample.image for sample in samples if sample.image is not None]:
+        images, starts = pack(whole)
+        for crop in crops:
+            crop.pixels[..., 0] += starts[:, None]
+    return RawBatch(crops, labels, index, bad, stack([sample.mix for sample in samples]), images)
 
 
 def _stack_crops(crops: Sequence[Crops]) -> Crops:
@@ -141,6 +154,7 @@ def _stack_crops(crops: Sequence[Crops]) -> Crops:
         coloured,
         Erased.stack(erased) if erased else None,
         None if coloured is None else coloured.blurred(),  # here, so that they are pinned with the rest
+        crops[0].how,
     )
 
 
@@ -169,8 +183,11 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
         return tensor.to(device, non_blocking=True).transpose(0, 1)
 
     views = []
-    for pixels, mask, colours, erased, blurred in raw.crops:
+    images = None if raw.images is None else raw.images.to(device, non_blocking=True)
+    for pixels, mask, colours, erased, blurred, how in raw.crops:
         uncoloured = move(pixels)
+        if how is not None and images is not None:
+            uncoloured = cut(images, uncoloured, pixels[..., 5:7].transpose(0, 1), how, len(normalize.scale))
         finished = normalize(uncoloured) if colours is None else _recoloured(uncoloured, colours, blurred, normalize)
         if erased is not None:
             erase_(finished, erased)

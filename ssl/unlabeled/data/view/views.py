@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 
 from unlabeled.data.mask import ALONE, AnyMask, Place
-from unlabeled.data.view import augment, photometric
+from unlabeled.data.view import augment, cutting, photometric
 from unlabeled.data.view.augment import Erased
+from unlabeled.data.view.cutting import Cut
 from unlabeled.data.view.photometric import Photometric
 from unlabeled.nn.patches import PatchMask
 
@@ -41,13 +42,18 @@ class Crop(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """One sample's crops of one view: pixels [count, C, H, W] uint8; all else with leading axis [count]."""
+    """One sample's crops of one view: pixels [count, C, H, W] uint8; all else with leading axis [count].
+
+    Where they are still to be cut, `how` is not None, and `pixels` are rows [count, ROW] int64, see
+    `unlabeled.data.view.cutting`.
+    """
 
     pixels: Tensor
     mask: PatchMask | None
     colours: Photometric | None = None
     erased: Erased | None = None
     blurred: Tensor | None = None  # of a batch, see `Photometric.blurred`
+    how: Cut | None = None
 
 
 class View(BaseModel, frozen=True, extra="forbid"):
@@ -197,13 +203,22 @@ class View(BaseModel, frozen=True, extra="forbid"):
         pixels = resize(image[:, top : top + height, left : left + width], self.shape, self.interpolation)
         return (pixels.flip(-1) if crop.flip else pixels).contiguous()
 
-    def sample(self, image: Tensor, rng: np.random.Generator, patch: int, place: Place = ALONE) -> Crops:
-        """All crops of this view from one uint8 image [C, H, W], uncoloured, with what was drawn for them. `patch` is
-        the side of a patch, pixels; `place` that of the first crop in its global batch, for masks that go by it."""
+    def sample(
+        self, image: Tensor, rng: np.random.Generator, patch: int, place: Place = ALONE, *, uncut: bool = False
+    ) -> Crops:
+        """All crops of this view from one uint8 image [C, H, W], uncoloured, with what was drawn for them.
+
+        Args:
+            image: what they are cut from.
+            rng: decides boxes, flips, colours and masks.
+            patch: side of a patch, pixels.
+            place: of the first crop in its global batch, for masks that go by it.
+            uncut: whether crops are left to be cut on the device; boxes and all else are the same.
+        """
         grid = (self.shape[0] // patch, self.shape[1] // patch)
         pixels, colours, erased, masks = [], [], [], []
         for crop in range(self.count):
-            pixels.append(self._cut(image, rng))
+            pixels.append(self._row(image, rng) if uncut else self._cut(image, rng))
             if self.recolours:
                 colours.append(rng.random(photometric.DRAWS))
             if self.erase:
@@ -215,7 +230,11 @@ class View(BaseModel, frozen=True, extra="forbid"):
             PatchMask.stack(masks) if masks else None,
             self.colours(np.stack(colours)) if colours else None,
             Erased.stack(erased) if erased else None,
+            how=Cut(self.shape, self.interpolation) if uncut else None,
         )
+
+    def _row(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        return cutting.row(image.shape, *self.draw(rng, *image.shape[-2:]))
 
     def _cut(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         crop = self.apply(image, self.draw(rng, *image.shape[-2:]))
