@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, UNSHOWN, launch, metrics
+from collapsed import LONG, PROTOTYPES, says_it_is_too_fast, shrunk, warnings
+from support import metrics
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.data.view.views import View
 from unlabeled.nn.heads import DistillHead
 from unlabeled.pretrain.method import METHODS
 from unlabeled.pretrain.methods import dino
-from unlabeled.recipe import load
-from unlabeled.stages.pretrain import PretrainRecipe
 
-# 60 steps, of which the last three readings may speak
-SHORT = ["data.train_size=80", "data.val_size=20", "data.size=16", "train.batch_size=16", "train.epochs=12"]
-LONG = "train.epochs=24"
-SMALL = [f"method.encoder.{field}" for field in ("width=32", "depth=2", "heads=2")]
-STEADY = ["optim.lr_rule=none", "optim.warmup_epochs=1", "evaluate=null"]
-QUIET = [*UNSHOWN, "run.device=cpu", "run.workers=0", "run.log_every=5", "run.threads=1"]
-PROTOTYPES = 64
 # with few pictures and a sharp temperature, similarities at random cost more than ln N for longer than this
 CALM = {"simclr": ["method.temperature=0.5"]}
-
-
-def shrunk(name: str, *overrides: str) -> list[str]:
-    """The demo recipe with half its pixels and a small network, as arguments of a command."""
-    file = str(ROOT / "recipes" / "demo" / f"{name}_shapes.yaml")
-    method = load(PretrainRecipe, file, []).method
-    views = [f"method.{field}.size={value.shape[0] // 2}" for field, value in method if isinstance(value, View)]
-    if "local" in type(method).model_fields:
-        views.append("method.local.count=2")
-    if "head" in type(method).model_fields:
-        views += [f"method.head.{field}" for field in (f"prototypes={PROTOTYPES}", "hidden=64", "bottleneck=16")]
-    return [file, *SHORT, *SMALL, *STEADY, *QUIET, *views, *overrides]
-
-
-def too_fast(name: str) -> list[str]:
-    """A hundred times the learning rate."""
-    rate = load(PretrainRecipe, str(ROOT / "recipes" / "demo" / f"{name}_shapes.yaml"), []).optim.base_lr
-    return [f"optim.base_lr={100 * rate}", "optim.clip=null", LONG]
-
-
-def warnings(
-    output: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], hook: Callable[[], None] | None = None
-) -> list[str]:
-    """What a run warned of."""
-    assert launch("pretrain", [*arguments, f"run.output={output}"], hook=hook) == [0]
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
 
 
 @pytest.mark.parametrize("name", METHODS.names())
@@ -61,22 +25,11 @@ def test_a_healthy_run_hears_nothing(name: str, tmp_path: Path, capsys: pytest.C
     assert last["effective_rank"] > 2 and last["feature_std"] > 0.15
 
 
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("mae", "no better than the mean of the targets"),
-        ("simmim", "no better than the mean of the targets"),
-        ("simclr", "no better than chance"),
-        ("mocov3", "no better than chance"),
-        ("dino", "nearly the same features"),
-        ("ibot", "nearly the same features"),
-    ],
-)
+@pytest.mark.parametrize("name", ["mae", "simclr"])  # the others in tests/installed
 def test_a_learning_rate_a_hundred_times_too_high(
-    name: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = [line for line in warnings(tmp_path, capsys, shrunk(name, *too_fast(name))) if sentence in line]
-    assert len(said) == 1 and "optim.base_lr" in said[0]
+    says_it_is_too_fast(name, tmp_path, capsys)
 
 
 def test_no_centring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
