@@ -24,7 +24,7 @@ from unlabeled.evaluate.evaluation import Evaluation
 from unlabeled.evaluate.protocols.knn import Config as Knn
 from unlabeled.evaluate.protocols.linear import Config as Linear
 from unlabeled.evaluate.splits import Splits
-from unlabeled.ladder import page, rungs, training, verdict, ways
+from unlabeled.ladder import ahead, page, rungs, training, verdict, ways
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.rungs import RungResult
 from unlabeled.report.document import Text
@@ -136,7 +136,9 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     # the other rungs that are trained are climbed below
     changed = ["--rungs", "knn", "linear", "lora", "scratch"]
     changed += ["--set", "lora.task.strategy.rank=2", "pixels.epochs=1", "untrained.epochs=1"]
-    changed += ["--html", str(tmp_path / "ladder.html")]
+    changed += ["lora.look=null", "scratch.look=null", "--html", str(tmp_path / "ladder.html")]
+    drawn: list[Path] = []
+    monkeypatch.setattr("unlabeled.work.ladder.plot", lambda *args: drawn.append(args[-1]) or page.plot(*args))
     assert main([*arguments, *changed]) == 0
     content = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))
     found = {(step["rung"], step["fraction"]): step["accuracies"] for step in content["steps"]}
@@ -163,6 +165,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     recipe = (tmp_path / "out" / "lora_10pct_seed1" / "recipe.yaml").read_text(encoding="utf-8")
     assert "rank: 2" in recipe and "fraction_seed: 1" in recipe and "fraction: 0.1" in recipe
     assert set(content["pays"]) == {"10 %", "100 %"} and (tmp_path / "out" / "ladder.png").stat().st_size > 10_000
+    assert len(drawn) == 1
 
     pages = [file.read_text(encoding="utf-8") for file in (tmp_path / "out" / "index.html", tmp_path / "ladder.html")]
     assert pages[0] == pages[1] and "Accuracy by cost" in pages[0] and "trained from scratch" in pages[0]
@@ -201,6 +204,25 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
     assert few.train.batch_size * 4 <= 2 * len(Opened(FEW).train.classes)
     assert (tasks["lora"].strategy.rank, tasks["layer_decay"].strategy.layer_decay) == (2, 0.75)
     assert [task.strategy.last_drop_path() for task in tasks.values()] == [0.0, 0.0, 0.1, 0.3]
+
+
+def test_the_time_left_is_by_the_pictures_of_each_step(export: str, tmp_path: Path) -> None:
+    few, every, how = Amount(0.1), Amount(1.0), IMAGENET._replace(pool="mean", crop_pct=1.0)
+    climb = rungs.Climb(export, Opened(FEW), (16, 16), how, torch.device("cpu"), tmp_path, [few, every], 2, 40, 64)
+    costs = ahead.pictures(climb, ["majority", "pixels", "knn", "linear", "lora"])
+    # 200 pictures and 40 for tests; a step passes forward and back, as much as three forward
+    reading = {("pixels", few): 240, ("knn", few): 240}
+    training = {("lora", few): 2 * (3 * 10 * 20 + 40), ("lora", every): 2 * (3 * 10 * 200 + 40)}
+    assert {step: cost for step, cost in costs.items() if cost} == reading | training
+    assert ahead.seconds_left(costs, {("majority", few): 1.0}) is None
+    took = {("majority", few): 1.0, ("pixels", few): 2.4}
+    assert ahead.seconds_left(costs, took) == pytest.approx(0.01 * (240 + sum(training.values())))
+    took |= {(rung, amount): 0.1 for rung, amount in costs if rung != "lora"} | {("lora", few): 128.0}
+    assert ahead.seconds_left(costs, took) == pytest.approx(0.1 * training["lora", every])
+    # a finished run is not trained again
+    (tmp_path / "lora_10pct_seed1").mkdir()
+    (tmp_path / "lora_10pct_seed1" / "result.json").touch()
+    assert ahead.pictures(climb, ["lora"])["lora", few] == training["lora", few] / 2
 
 
 def test_a_rung_of_another_recipe_is_refused(

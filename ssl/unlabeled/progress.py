@@ -77,15 +77,17 @@ class Task:
             bars.progress.start()
             self._bar = bars.progress.add_task(one_line(what), total=total, line="")
 
-    def advance(self, count: int = 1) -> None:
-        """Count finished items."""
+    def advance(self, count: int = 1, left: float | None = None) -> None:
+        """Count finished items; `left` are the seconds that the others take where they are not alike."""
         self.done += count
         if self.bars is None:
             return
         seconds = self.bars.clock() - self.started
         rate = self.done / seconds if seconds > 0 else 0.0
-        left = f"{duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
-        self.show("  ".join(filter(None, [f"{rate:,.0f}/s" if rate > FAST else "", left])))
+        if left is None and rate:
+            left = (self.total - self.done) / rate
+        more = f"{duration(left)} left" if left is not None and self.done < self.total else ""
+        self.show("  ".join(filter(None, [f"{rate:,.0f}/s" if rate > FAST else "", more])))
 
     def show(self, line: str) -> None:
         """Show a text beside the bar; without a bar as a line, if nothing was printed for a while."""

@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import torch
-
 from unlabeled.backbone.build import family_of
 from unlabeled.backbone.encoder import Encoder, Tensors
 from unlabeled.backbone.folder import Preprocessing, opened, outline, read_weights, steady
@@ -27,6 +25,7 @@ from unlabeled.backbone.weights import (
     read_official,
 )
 from unlabeled.errors import UserError
+from unlabeled.nn.modes import without_values
 from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
 
@@ -102,7 +101,7 @@ def _classifier(where: str, folder: Path, config: dict[str, Any]) -> Found:
     check_weights(outline(folder, config), weights)
     architecture, arguments = config["architecture"], bare_arguments(config)
     weights = family_of(architecture).of_classifier(weights)
-    with torch.device("meta"):
+    with without_values():
         own = load_weights(architecture, arguments).vit.state_dict()
     moved = {name: f"fc_{name}" for name in own if name not in weights and f"fc_{name}" in weights}
     taken = {name: weights[moved.get(name, name)] for name in own if moved.get(name, name) in weights}

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
+from unlabeled.nn.modes import without_values
 from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.positions import Grid, Interpolation
 
@@ -445,7 +445,7 @@ def outline_of(model: str) -> Any:
     """A timm model on the meta device without a head, as its name says."""
     import timm
 
-    with torch.device("meta"):
+    with without_values():
         return timm.create_model(model, num_classes=0)
 
 

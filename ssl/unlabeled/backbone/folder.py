@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from unlabeled.backbone.build import family_of
@@ -31,6 +30,7 @@ from unlabeled.backbone.outside import PATH, split_address
 from unlabeled.errors import UserError, first_line
 from unlabeled.files import readable, replacing_folder
 from unlabeled.manifest import MANIFEST, Damaged, parse_tensors, read_file, read_manifest, read_plain, write_folder
+from unlabeled.nn.modes import without_values
 from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
 
@@ -212,7 +212,7 @@ def load_timm(folder: Path, config: dict[str, Any]) -> nn.Module:
 
 
 def _on_meta(config: dict[str, Any]) -> nn.Module:
-    with torch.device("meta"):
+    with without_values():
         return _of_timm(config)
 
 

@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from unlabeled.backbone.build import build_encoder
@@ -22,6 +21,7 @@ from unlabeled.backbone.encoder import Tensors
 from unlabeled.backbone.pth import read_pth
 from unlabeled.backbone.resuming import mlp_ratio
 from unlabeled.errors import UserError, first_line
+from unlabeled.nn.modes import without_values
 from unlabeled.recipe.faults import show
 
 Key = Literal["student", "teacher"]
@@ -261,7 +261,7 @@ def checked(
 ) -> Imported:
     """Official weights that fit the timm model exactly, by name and shape. Raises UserError when they do not."""
     try:
-        with torch.device("meta"):
+        with without_values():
             model = build_encoder(architecture, arguments)
     except Exception as error:  # timm's networks raise what they like
         raise UserError(

@@ -19,6 +19,7 @@ from unlabeled.data.source import Finite
 from unlabeled.nn.attention import attention_map, pool_map
 from unlabeled.nn.droppath import LEAST, skip_dropped_
 from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
+from unlabeled.nn.modes import without_values
 from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.positions import Grid, Interpolation, resample
 
@@ -308,7 +309,7 @@ def outline(model: str) -> Any:
     """A timm transformer by name without a head, on the meta device; with a single block where its blocks are alike."""
     import timm
 
-    with torch.device("meta"):
+    with without_values():
         try:
             return timm.create_model(model, num_classes=0, depth=1)
         except AssertionError:  # it counts the heads of every block

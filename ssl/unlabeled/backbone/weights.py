@@ -30,6 +30,7 @@ from unlabeled.backbone.folder import (
 from unlabeled.backbone.importing import Family, Imported, Key, importers, read
 from unlabeled.backbone.outside import PATH, usual_size
 from unlabeled.errors import UserError
+from unlabeled.nn.modes import without_values
 from unlabeled.nn.positions import Grid
 from unlabeled.paths import expand
 from unlabeled.recipe.writer import as_yaml
@@ -165,7 +166,7 @@ def _timms_pool(architecture: str, scratch: bool) -> Pool | None:
     import timm
 
     family = family_of(architecture)
-    with torch.device("meta"):
+    with without_values():
         usual = timm.create_model(architecture, num_classes=0)
         arguments = {**family.arguments_from(usual), "in_chans": usual.in_chans}
         if build_encoder(architecture, arguments).pools_itself and not (scratch and family.bare):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
@@ -18,6 +16,7 @@ from unlabeled.data.mask import Place
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch.activations import activations
+from unlabeled.nn.modes import without_values
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.report import terminal
@@ -28,8 +27,6 @@ from unlabeled.train.recipe import Recipe
 
 HALF_PRECISION_SHARE = 0.6
 DRAWS = 64  # masks, to estimate how many patches they hide
-# what initialisations do to a tensor in place; without values there is nothing to do
-FILLS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.clamp_, Tensor.fill_, Tensor.zero_})
 Line = tuple[str, str]
 
 
@@ -166,7 +163,7 @@ def format_plan(title: str, lines: Iterable[Line]) -> str:
 
 def on_meta(build: Callable[[], Method]) -> Method:
     """Build a method on the meta device. Raises UserError when it cannot be built."""
-    with torch.device("meta"), _WithoutFilling(), warnings.catch_warnings():
+    with without_values(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading weights does nothing there, as intended
         try:
             method: nn.Module = build()
@@ -175,13 +172,6 @@ def on_meta(build: Callable[[], Method]) -> Method:
         except ValueError as error:  # timm has networks that only its own code can run
             raise UserError(f"this network cannot be built: {error}. Change method.encoder.") from error
     return method  # type: ignore[return-value]
-
-
-class _WithoutFilling(TorchFunctionMode):
-    """Within, tensors on the meta device are not filled: torch would compute, in Python, the shapes of each step."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in FILLS and args[0].is_meta else func(*args, **(kwargs or {}))
 
 
 def empty_batch(views: Sequence[View], patch: int, micro: int, channels: int) -> Batch:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,7 +19,12 @@ _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 
 def dump(recipe: BaseModel) -> str:
     """YAML of all fields of a recipe, which `parse` reads back to an equal object."""
-    return as_yaml(recipe.model_dump(mode="json", round_trip=True))
+    return _dumped(json.dumps(recipe.model_dump(mode="json", round_trip=True)))
+
+
+@lru_cache(8)  # a run writes its recipe several times
+def _dumped(text: str) -> str:
+    return as_yaml(json.loads(text))
 
 
 def as_yaml(fields: dict[str, Any]) -> str:

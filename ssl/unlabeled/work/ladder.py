@@ -16,6 +16,7 @@ from unlabeled.environment import versions
 from unlabeled.errors import UserError
 from unlabeled.evaluate.splits import Preparation
 from unlabeled.files import check_writable, claim, write_text
+from unlabeled.ladder.ahead import Step, pictures, seconds_left
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.page import NAMES, page, plot, score
 from unlabeled.ladder.rungs import Climb, RungResult, guessed, probe_of, probed, splits_of
@@ -25,7 +26,7 @@ from unlabeled.ladder.ways import BASELINES, PROBES, RUNGS, TUNED, WAYS
 from unlabeled.launch.given import OF_DATA, data_of
 from unlabeled.launch.options import check_least, checked, device_of
 from unlabeled.launch.plan import number
-from unlabeled.progress import Clock, duration, track
+from unlabeled.progress import Clock, duration, task
 from unlabeled.report import as_json, html, markdown
 from unlabeled.stages import load_any
 from unlabeled.text import plain, say
@@ -41,11 +42,18 @@ def run(options: argparse.Namespace) -> int:
     _check(options, climb, rungs)
     with claim(climb.out, "--out"):
         results: list[RungResult] = []
-        clock, count = Clock(), len(rungs) * len(climb.amounts)
-        for result in track(_results(climb, rungs), "rungs", count):
-            results.append(result)
-            print(f"{NAMES[result.rung]}, {result.amount.short}: {score(result)}", flush=True)
-            _write(options, climb, results)
+        clock, costs, took = Clock(), pictures(climb, rungs), dict[Step, float]()
+        shown = task("rungs", len(costs))
+        try:
+            for result in _results(climb, rungs):
+                results.append(result)
+                took[result.rung, result.amount] = clock.seconds - sum(took.values())
+                print(f"{NAMES[result.rung]}, {result.amount.short}: {score(result)}", flush=True)
+                _write(options, climb, results)
+                shown.advance(left=seconds_left(costs, took))
+        finally:
+            shown.close()
+            _draw(climb, results)
         say(f"took {duration(clock.seconds)}")
         print("\n" + plain((climb.out / "ladder.md").read_text(encoding="utf-8")))
     return 0
@@ -132,7 +140,7 @@ def _results(climb: Climb, rungs: list[str]) -> Iterator[RungResult]:
 
 def _write(options: argparse.Namespace, climb: Climb, results: list[RungResult]) -> None:
     """Write the results so far, so that an interrupted climb leaves them."""
-    done, title = complete(results, climb.amounts), f"{climb.export}, {number(climb.seeds, 'seed')}"
+    done = complete(results, climb.amounts)
     data = {
         "protocol": {"name": "ladder", "version": VERSION},
         "export": climb.export,
@@ -141,10 +149,19 @@ def _write(options: argparse.Namespace, climb: Climb, results: list[RungResult])
         "options": {k: v for k, v in vars(options).items() if k not in ("run", "out", "export", "data", "html")},
         "versions": versions(),
     }
-    found = page(title, results, done, data)
+    found = page(_title(climb), results, done, data)
     write_text(climb.out / "ladder.json", as_json.write(found))
     if done:
         write_text(climb.out / "ladder.md", markdown.write(found))
         for file in filter(None, (climb.out / "index.html", options.html)):
             write_text(file, html.write(found, climb.out))
-        plot([result for result in results if result.amount in done], done, title, climb.out / "ladder.png")
+
+
+def _draw(climb: Climb, results: list[RungResult]) -> None:
+    """Draw the results, at the end alone: a picture takes as long as a small rung."""
+    if done := complete(results, climb.amounts):
+        plot([result for result in results if result.amount in done], done, _title(climb), climb.out / "ladder.png")
+
+
+def _title(climb: Climb) -> str:
+    return f"{climb.export}, {number(climb.seeds, 'seed')}"

@@ -29,6 +29,7 @@ from unlabeled.backbone.encoder import (
 )
 from unlabeled.errors import first_line
 from unlabeled.nn.batchnorm import synchronise_
+from unlabeled.nn.modes import without_values
 from unlabeled.nn.positions import Grid, Interpolation
 
 PROBE_SIDE = 256
@@ -229,7 +230,7 @@ def _takes_size_argument(model: str) -> bool:
     if not Maps.sized(model):
         return False
     try:
-        with torch.device("meta"):
+        with without_values():
             timm.create_model(model, num_classes=0, img_size=timm.get_pretrained_cfg(model).input_size[1:])
     except TypeError:
         return False
@@ -255,7 +256,7 @@ def stages(network: Any) -> dict[str, int]:
 def _on_meta(model: str, size: Grid) -> Any:
     import timm
 
-    with torch.device("meta"):
+    with without_values():
         return timm.create_model(model, num_classes=0, **_of_timm(model, {"img_size": list(size)})).eval()
 
 
