@@ -15,6 +15,7 @@ from unlabeled.stages.pretrain import PretrainRecipe
 # 60 steps, of which the last three readings may speak
 SHORT = ["data.train_size=80", "data.val_size=20", "data.size=16", "train.batch_size=16", "train.epochs=12"]
 LONG = "train.epochs=24"
+FEWER = ["data.train_size=40", "train.batch_size=8"]  # the same number of steps
 SMALL = [f"method.encoder.{field}" for field in ("width=32", "depth=2", "heads=2")]
 STEADY = ["optim.lr_rule=none", "optim.warmup_epochs=1", "evaluate=null"]
 QUIET = [*UNSHOWN, "run.device=cpu", "run.workers=0", "run.log_every=5", "run.threads=1"]
@@ -58,8 +59,8 @@ TOO_FAST = {
 }
 
 
-def says_it_is_too_fast(name: str, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def says_it_is_too_fast(name: str, output: Path, capsys: pytest.CaptureFixture[str], *more: str) -> None:
     """Assert that a run at such a rate says so, once, with the field to turn."""
-    lines = warnings(output, capsys, shrunk(name, *too_fast(name)))
+    lines = warnings(output, capsys, shrunk(name, *too_fast(name), *more))
     said = [line for line in lines if TOO_FAST[name] in line]
     assert len(said) == 1 and "optim.base_lr" in said[0]
