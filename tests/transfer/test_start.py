@@ -16,7 +16,8 @@ from unlabeled.backbone.folder import IMAGENET, Preprocessing, export_encoder
 from unlabeled.backbone.weights import weights_digest
 from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
-from unlabeled.recipe import dump, parse
+from unlabeled.recipe import RecipeError, dump, parse
+from unlabeled.recipe.shipped import find
 from unlabeled.stages.finetune import STAGE, FinetuneRecipe, complete
 from unlabeled.transfer.losses import effective_weights
 from unlabeled.transfer.start import load_start
@@ -130,6 +131,32 @@ def test_an_encoder_of_other_channels_decides_how_pictures_are_decoded(tmp_path:
     assert complete(parse(FinetuneRecipe, text))[0].data.channels == 5
     with pytest.raises(UserError, match="five was trained"):  # drawn shapes have three channels, whoever asks
         complete(parse(FinetuneRecipe, f"{BARE}encoder: {tmp_path}/five"))
+
+
+@pytest.mark.parametrize(
+    ("folders", "more", "expected"),
+    [
+        (["bee", "wasp"], [], ("", None)),
+        (["bee", "wasp"], ["data.train=bee"], ("bee", None)),
+        (["train", "val"], [], ("train", None)),
+        (["Train", "test"], [], ("train", None)),
+        (["bee"], [], ("train", None)),
+    ],
+)
+def test_a_share_to_hold_out_needs_no_word_more(
+    folders: list[str], more: list[str], expected: tuple[str, str | None], tmp_path: Path
+) -> None:
+    for folder in (*folders, ".hidden"):
+        (tmp_path / folder).mkdir()
+    arguments = [f"data.path={tmp_path}", "encoder=some/export", "data.split=0.2", *more]
+    data: Any = STAGE.load(find("photos_few_labels"), arguments)[0].data
+    assert (data.train, data.val, data.split) == (*expected, 0.2)
+
+
+def test_a_share_beside_pictures_that_the_command_line_names_is_refused(tmp_path: Path) -> None:
+    arguments = [f"data.path={tmp_path}", "encoder=some/export", "data.split=0.2", "data.val=val"]
+    with pytest.raises(RecipeError, match=r"Leave split out, or these: data.val=null"):
+        STAGE.load(find("photos_few_labels"), arguments)
 
 
 def test_finetuning_goes_by_the_export_and_says_so(

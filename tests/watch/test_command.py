@@ -48,6 +48,24 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path, number: signal.Signa
         assert process.wait(5) == 0 and process.stderr.read() == ""
 
 
+def test_it_waits_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    with watching(str(tmp_path / "runs"), "--port", f"{free_port()}") as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith(f"{tmp_path}/runs does not exist yet: waiting for it (Ctrl-C ends)")
+        assert "after its first lines" in process.stdout.readline()
+        make_run(tmp_path / "made" / "one")
+        (tmp_path / "made").rename(tmp_path / "runs")
+        assert process.stdout.readline().startswith(f"1 run in {tmp_path}/runs at ")
+
+
+def test_waiting_ends_at_once(tmp_path: Path) -> None:
+    with watching(str(tmp_path / "nowhere")) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert "nowhere does not exist yet" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 0 and process.stderr.read() == ""
+
+
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
     with serving(Site(tmp_path).answer) as server:
         with watching(str(tmp_path), "--port", f"{server.server_port}", "--open") as process:
@@ -60,9 +78,8 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("nowhere", [], "nowhere does not exist; expected a folder with runs in it. `unlabeled pretrain` makes runs"),
         ("file", [], "file is a file; expected a folder with runs in it"),
-        ("file/below", [], "file/below does not exist"),
+        ("file/below", [], "file/below does not exist, and "),
         ("", ["--port", "0"], "--port 0: expected a number from 1 to 65535"),
         ("", ["--port", "99999"], "--port 99999: expected a number from 1 to 65535"),
     ],

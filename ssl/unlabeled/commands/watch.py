@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import webbrowser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from unlabeled.signals import EXIT_DONE, stop
 from unlabeled.text import plain
 
 SUMMARY = "all runs of a folder in the browser, live: listed, shown, compared"
+WAIT = 0.5  # seconds between looks for a folder that is not there yet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +31,11 @@ def run(options: argparse.Namespace) -> int:
     from unlabeled.watch.server import listen
     from unlabeled.watch.site import Site
 
-    _check(options.runs)
-    site = Site(options.runs)
     try:
+        with stop.alone():
+            _wait_for(options.runs)
+        _check(options.runs)
+        site = Site(options.runs)
         with stop.alone(), listen(options.port, site.answer) as server:
             _say(f"{site.summary()} at {server.url}   (Ctrl-C ends)")
             if server.server_port != options.port:
@@ -47,13 +51,21 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _wait_for(folder: Path) -> None:
+    """Return when a folder is there, which `pretrain` makes after its first lines. Raises UserError where it cannot be
+    made."""
+    if folder.exists():
+        return
+    if file := next((place for place in folder.parents if place.is_file()), None):
+        raise UserError(f"{folder} does not exist, and {file} is a file; expected a folder with runs in it.")
+    _say(f"{folder.absolute()} does not exist yet: waiting for it (Ctrl-C ends). `unlabeled pretrain` makes runs where")
+    _say("it is started, after its first lines.")
+    while not folder.exists():
+        time.sleep(WAIT)
+
+
 def _check(folder: Path) -> None:
     """Raise UserError where there is no folder to read."""
-    if not folder.exists():
-        raise UserError(
-            f"{folder.absolute()} does not exist; expected a folder with runs in it. `unlabeled pretrain` makes runs "
-            "where it is started, after its first lines: watch there, and then."
-        )
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder with runs in it, such as {folder.parent}.")
     if not os.access(folder, os.R_OK | os.X_OK):

@@ -212,6 +212,10 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """The images of a split, their labels numbered on their own; `index` keeps what a scan finds. `val` is asked
         for only where `names_val`. Raises UserError when they cannot be had."""
 
+    def as_flat(self) -> dict[str, str]:
+        """Fields that read a folder of classes as it lies, where these ones expect splits in it; empty elsewhere."""
+        return {}
+
     @property
     def channels(self) -> int:
         """Number of channels that images are decoded to."""

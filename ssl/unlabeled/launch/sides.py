@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source, SourceConfig
 from unlabeled.files import write_csv
+from unlabeled.launch.given import OF_DATA, holds_out
+from unlabeled.recipe import load, said
+from unlabeled.train.recipe import Recipe
 
+R = TypeVar("R", bound=Recipe)
 TABLE = "split.csv"
 HEAD = ("path", "label", "split")
 SHOWN = 5
+
+
+def load_divided(kind: type[R], path: str | Path, overrides: Sequence[str]) -> R:
+    """Read a recipe, see `unlabeled.recipe.load`; `data.split=0.2` on the command line needs no word more: it puts the
+    file's pictures to evaluate on aside, and takes a folder of classes without splits as it lies."""
+    found = said(path, overrides).get("data")
+    if not holds_out(overrides) or not isinstance(found, dict):
+        return load(kind, path, overrides)
+    told = {override.partition("=")[0].strip() for override in overrides}
+    aside = [f"{OF_DATA}{name}=null" for name in ("val", "val_path") if found.get(name) is not None]
+    overrides = [*overrides, *(word for word in aside if word.partition("=")[0] not in told)]
+    recipe = load(kind, path, overrides)
+    flat = [f"{OF_DATA}{name}={value}" for name, value in recipe.data.as_flat().items()]
+    more = [word for word in flat if word.partition("=")[0] not in told]
+    return load(kind, path, [*overrides, *more]) if more else recipe
 
 
 def held_out(data: Opened) -> Iterator[str]:

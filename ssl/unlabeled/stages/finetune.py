@@ -24,7 +24,7 @@ from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Encode
 from unlabeled.launch.plan import Line, on_meta
-from unlabeled.launch.sides import held_out
+from unlabeled.launch.sides import held_out, load_divided
 from unlabeled.launch.stage import Stage
 from unlabeled.paths import UserPath
 from unlabeled.pretrain.method import Method
@@ -125,6 +125,9 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
 
     name = "finetune"
     recipe_type = FinetuneRecipe
+
+    def load(self, path: str | Path, overrides: Sequence[str] = ()) -> tuple[FinetuneRecipe, Sequence[str]]:
+        return load_divided(FinetuneRecipe, path, overrides), ()
 
     def complete(self, recipe: FinetuneRecipe) -> tuple[FinetuneRecipe, Sequence[str]]:
         return complete(recipe)

@@ -26,7 +26,7 @@ from unlabeled.data.archive.places import (
 )
 from unlabeled.data.archive.remote import CONNECTIONS
 from unlabeled.data.archive.sharded import ByShard, Sharded, Shards
-from unlabeled.data.label.overlap import read_as_one
+from unlabeled.data.label.overlap import HELD_OUT, LEARNT, read_as_one
 from unlabeled.data.source import AFTERWARDS, EncodedConfig, Source, SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.paths import UserPath
@@ -167,6 +167,13 @@ class Config(EncodedConfig):
         instead = {"data.train": ".", "data.val": "null", "data.val_path": "null"}
         asked = {name: value for name, value in instead.items() if getattr(self, name.removeprefix("data."))}
         return nothing_found(*self._places[split], self._reading, skipped, asked)
+
+    def as_flat(self) -> dict[str, str]:
+        if not self.train or not isinstance(self.path, str) or not os.path.isdir(self.path):
+            return {}
+        folders = {entry.name for entry in os.scandir(self.path) if entry.is_dir() and not entry.name.startswith(".")}
+        splits = {self.train.partition("/")[0], *LEARNT, *HELD_OUT}
+        return {"train": "."} if len(folders) > 1 and not {*folders, *map(str.lower, folders)} & splits else {}
 
     def read_as_one(self, source: Source) -> list[str]:
         return [os.path.join(self.train, readable(folder)) for folder in read_as_one(source)]
