@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unlabeled.data.source import Split
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.rungs import Climb
 from unlabeled.ladder.training import recipe_of
@@ -31,13 +30,13 @@ def pictures(climb: Climb, rungs: Sequence[str]) -> dict[Step, float]:
     }
 
 
-def _read(climb: Climb, rungs: Sequence[str], rung: str, amount: Amount, sizes: Mapping[Split, int]) -> float:
+def _read(climb: Climb, rungs: Sequence[str], rung: str, amount: Amount, sizes: Mapping[str, int]) -> float:
     """All pictures, for the first of the steps that share their features."""
     first = next((one for one in PROBES if one in rungs), rung) if rung in PROBES else rung
     return float(sum(sizes.values())) if (rung, amount) == (first, climb.amounts[0]) and rung != "majority" else 0.0
 
 
-def _trained(climb: Climb, rung: str, amount: Amount, sizes: Mapping[Split, int]) -> float:
+def _trained(climb: Climb, rung: str, amount: Amount, sizes: Mapping[str, int]) -> float:
     train, cost = climb.data.train, 0.0
     for seed in range(climb.seeds):
         recipe = recipe_of(climb, rung, amount, seed)
