@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+LIMITS = Path("/sys/fs/cgroup")  # of a container
 SEEN_WITHIN = 10.0  # seconds that a network file system may take to show a file
 LOOKS = 1.0  # seconds between looks whether another process is done, at most
 _long = itertools.count()  # the same on all processes: work that takes long is named by its number
@@ -179,8 +181,20 @@ def claim_together(group: Group | Accelerator, folder: Path, field: str) -> IO[s
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use, by its affinity and by the quota of its container."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([here, *(max(1, math.ceil(quota)) for quota in _quotas())])
+
+
+def _quotas() -> Iterator[float]:
+    """Limits on cores, by cgroups of version 2 and 1: a container sees its own at the top."""
+    with suppress(OSError, ValueError):
+        most, period = (LIMITS / "cpu.max").read_text(encoding="utf-8").split()
+        yield int(most) / int(period)  # `max` is no number: no limit
+    with suppress(OSError, ValueError):
+        most, period = ((LIMITS / f"cpu/cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
+        if int(most) > 0:
+            yield int(most) / int(period)
 
 
 def cores_each() -> int:

@@ -265,6 +265,9 @@ def test_who_waits_and_what_to_do(
     found = report(capsys, recipe, *overrides, "data.mean=[0.5,0.5,0.5]", "train.epochs=100")
     assert codes(found) == ["loader_bound"] and advice in found["findings"][0]["advice"]
     assert found["speed"]["waiting"] == 1 - measured[2] / 100
+    gpu, each = found["speed"]["gpu"], 50 if "run.workers=1" in overrides else measured[0] / 2
+    if "run.workers=0" not in overrides:
+        assert gpu["cores"] == pytest.approx(gpu["images_per_s"] / each, abs=1) and not gpu["here"]
     # 200 steps of 8 pictures
     assert found["speed"]["time"]["training_s"] == pytest.approx(1600 / measured[2], abs=0.1)
 

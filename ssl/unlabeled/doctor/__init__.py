@@ -17,6 +17,8 @@ words, or with `--json` as one object:
     time_limit           hours that a run may take; fits: what would be done in that time, where this recipe is not
     speed                device, threads, cores, workers, images_per_s, bound_by, waiting (share), batch,
                          memory (bytes), time (seconds); null where it could not be measured
+    speed.gpu            here (this GPU as measured, or an H100 by counted operations), images_per_s that it takes,
+                         cores that make them, given (cores that a process has here)
     versions             of what decides numbers
 
 `--csv FILE` writes every copy and leak, `--split FILE` a table of all pictures with a train and a val that share none.

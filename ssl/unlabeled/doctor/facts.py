@@ -14,13 +14,15 @@ from unlabeled.doctor.compared import FLAT, Compared
 from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import Survey
 from unlabeled.doctor.speed import Expected, Speed, memory_of
-from unlabeled.processes import cores
+from unlabeled.processes import cores, cores_each
 from unlabeled.train.recipe import Recipe
 
 EXAMPLES = 5
 QUANTILES = {"min": 0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1}
 ELONGATED = 5
 TINY = 16
+
+GPU = 250e12  # floating point operations per second: an H100 or H200 in bfloat16, at a third of what it could
 
 Facts = dict[str, Any]
 
@@ -119,6 +121,14 @@ def _leak_facts(pairs: Pairs, compared: Compared) -> Facts:
     return {"count": len(first), "examples": [compared.keys(pair) for pair in pairs[first[:EXAMPLES]]]}
 
 
+def gpu_facts(expected: Expected, speed: Speed, workers: int, device: torch.device) -> Facts:
+    """How many cores make the images that a GPU takes: this one as measured, or one of `GPU` by counted operations."""
+    here = device.type == "cuda"
+    takes = speed.model if here else GPU / expected.flops
+    each = speed.loader / max(1, min(workers, cores()))
+    return {"here": here, "images_per_s": round(takes, 1), "cores": math.ceil(takes / each), "given": cores_each()}
+
+
 def speed_facts(recipe: Recipe, expected: Expected, speed: Speed, device: torch.device, evaluated: int) -> Facts:
     """Speed, memory and time. `evaluated` pictures make one evaluation."""
     steps, workers = expected.steps, recipe.run.workers
@@ -134,6 +144,7 @@ def speed_facts(recipe: Recipe, expected: Expected, speed: Speed, device: torch.
         "threads": torch.get_num_threads(),
         "cores": cores(),
         "workers": workers,
+        "gpu": gpu_facts(expected, speed, workers, device),
         "images_per_s": {name: rate and round(rate, 2) for name, rate in images.items()},
         "bound_by": "loader" if speed.loader < speed.model else "model",
         "waiting": round(max(0.0, 1 - speed.real / speed.model), 4),

@@ -84,6 +84,10 @@ def _speed(speed: Facts) -> Iterator[Line]:
     yield "loader", f"{rates['loader']:,.0f} images/s by {makers}"
     part = "" if batch["measured"] == batch["run"] else f" ({batch['measured']} of {batch['run']} at a time)"
     yield "model", f"{rates['model']:,.0f} images/s{part}"
+    gpu = speed["gpu"]
+    which = "this GPU" if gpu["here"] else "an H100 or H200 in bfloat16, by counted operations,"
+    makes = f"{number(gpu['cores'], 'core')} as fast as these make them, a process has {gpu['given']} here"
+    yield "cores", f"{which} takes about {gpu['images_per_s']:,.0f} images/s: {makes}"
     share = _percent(speed["waiting"])
     waiting = f"the model waits {share} of the time"
     if speed["bound_by"] == "model" and speed["workers"]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from unlabeled.backbone.pooling import Encode
 from unlabeled.data.batch.loader import Feed, RawBatch, ViewDataset, to_device
 from unlabeled.data.batch.sampler import EpochSampler, per_process, steps_per_epoch, total_steps
+from unlabeled.launch.forecast import count_work
 from unlabeled.launch.plan import check_accumulation, memory, on_meta
 from unlabeled.nn.modes import evaluating
 from unlabeled.pretrain.method import Method
@@ -41,11 +42,13 @@ class Expected(NamedTuple):
         steps: optimizer steps of the run.
         micro_batch: images in a forward pass of one process.
         bytes: weights, optimizer and activations of one process.
+        flops: floating point operations of the passes over an image, forward and backward.
     """
 
     steps: int
     micro_batch: int
     bytes: float
+    flops: float
 
 
 class Speed(NamedTuple):
@@ -79,7 +82,8 @@ def expect(job: Job) -> Expected:
     micro = per_process(train.batch_size, 1, accumulate)
     steps = total_steps(train.epochs, steps_per_epoch(len(job.dataset.source), train.batch_size))
     check_accumulation(method, train.batch_size, accumulate)
-    return Expected(steps, micro, sum(memory(method, job, micro)))
+    work = count_work(on_meta(job.trained), job.dataset.views, job.dataset.patch, micro, job.recipe.data.channels)
+    return Expected(steps, micro, sum(memory(method, job, micro)), work.flops)
 
 
 def measure(job: Job, accelerator: Accelerator, seconds: float, encoder: Callable[[Method], Encode] | None) -> Speed:

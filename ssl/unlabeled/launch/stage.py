@@ -30,7 +30,7 @@ from unlabeled.launch.sides import TABLE, held_out, write_sides
 from unlabeled.paths import expand
 from unlabeled.pretrain.continued import Caution
 from unlabeled.pretrain.method import Method
-from unlabeled.processes import claim_together, cores, on_main, together
+from unlabeled.processes import claim_together, cores, cores_each, on_main, together
 from unlabeled.recipe import describe, dump, load, said
 from unlabeled.recipe.shipped import find
 from unlabeled.train.engine import Engine
@@ -225,9 +225,10 @@ def _notes(run: Run, precision: str) -> list[Line]:
     """Lines of the plan about this machine and its environment."""
     lacking, ignored = cannot_run(run.device, precision), overruled(precision)
     lines = [("machine", f"this one cannot run it: {lacking}")] if lacking else []
-    here, workers = cores(), run.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if workers > here:
-        lines.append(("workers", f"{workers} loader workers, {here} cores here: run.workers={here} is enough"))
+    here, each = cores(), cores_each()
+    if run.workers > each:
+        workers = run.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        lines.append(("workers", f"{workers} loader workers, {here} cores here: run.workers={each} is enough"))
     if ignored:
         lines.append(("launcher", f"{', '.join(ignored)}: not followed, the recipe decides"))
     return lines

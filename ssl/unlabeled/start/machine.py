@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from unlabeled.doctor.speed import memory_of
 from unlabeled.launch.options import device_of
-from unlabeled.processes import cores
-
-GROUP = Path("/sys/fs/cgroup")  # limits of a container
+from unlabeled.processes import LIMITS, cores
 
 
 class Machine(NamedTuple):
@@ -44,27 +40,17 @@ def machine(asked: str) -> Machine:
     Raises UserError when another device is not there.
     """
     if asked == "cuda" and not torch.cuda.is_available():
-        return Machine("cuda", 1, "a GPU elsewhere", 16, True, allowed_cores(), here=False)
+        return Machine("cuda", 1, "a GPU elsewhere", 16, True, cores(), here=False)
     device = device_of(asked)
     if device.type != "cuda":
-        return Machine(device.type, 0, "", allowed_memory() / 1e9, False, allowed_cores())
+        return Machine(device.type, 0, "", allowed_memory() / 1e9, False, cores())
     name, bf16 = torch.cuda.get_device_name(device), torch.cuda.is_bf16_supported()
-    return Machine("cuda", torch.cuda.device_count(), name, memory_of(device) / 1e9, bf16, allowed_cores())
-
-
-def allowed_cores() -> int:
-    """Cores by affinity, and by the quota of a container."""
-    quota, _, period = _limit("cpu.max").partition(" ")
-    return min(cores(), max(1, math.ceil(int(quota) / int(period)))) if quota.isdigit() else cores()
+    return Machine("cuda", torch.cuda.device_count(), name, memory_of(device) / 1e9, bf16, cores())
 
 
 def allowed_memory() -> int:
     """Bytes of the machine, or as a container limits them."""
-    limit = _limit("memory.max")
-    return min(memory_of(torch.device("cpu")), int(limit)) if limit.isdigit() else memory_of(torch.device("cpu"))
-
-
-def _limit(name: str) -> str:
+    limit = ""
     with suppress(OSError):
-        return (GROUP / name).read_text(encoding="utf-8").strip()
-    return ""
+        limit = (LIMITS / "memory.max").read_text(encoding="utf-8").strip()
+    return min(memory_of(torch.device("cpu")), int(limit)) if limit.isdigit() else memory_of(torch.device("cpu"))

@@ -175,7 +175,7 @@ def _run(facts: Facts, chosen: Mapping[str, Rule], length: Length) -> dict[str, 
     return {
         "device": facts.device if facts.device == "cpu" else "auto",
         **({"threads": length.threads} if length.threads is not None else {}),
-        "workers": int(chosen["workers"].take),
+        "workers": facts.cores - 1 if chosen["workers"].take == "all but one" else int(chosen["workers"].take),
         "compile": chosen["compile"].take == "true",
         "log_every": max(1, min(50, length.steps // 50)),
         "checkpoint_every": max(10, length.steps // 10),

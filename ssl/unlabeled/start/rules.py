@@ -127,8 +127,7 @@ RULES = (
     # processes that make samples
     Rule("workers", "cores < 4", 1, "{cores}: one process makes samples beside the network", ARITHMETIC),
     Rule("workers", "device = cpu", 2, "{cores}: two processes make samples beside the network", ARITHMETIC),
-    Rule("workers", "cores < 10", 3, "{cores}: three processes make samples", ARITHMETIC),
-    Rule("workers", "", 8, "{cores}: eight processes make samples", ARITHMETIC),
+    Rule("workers", "", "all but one", "{cores}: all but one make samples, as a GPU takes many", ARITHMETIC),
     Rule("compile", "device = cuda, minutes >= 30", "true", "compiling takes minutes, then steps are faster", PAPER),
     Rule("compile", "", "false", "compiling takes minutes, and would not pay here", LOG),
     # mean and standard deviation that pictures are normalised by

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -14,7 +13,7 @@ from unlabeled.data.source import AnyData, SourceConfig
 from unlabeled.data.view.views import View
 from unlabeled.paths import UserPath
 from unlabeled.pretrain.method import Progress
-from unlabeled.processes import cores
+from unlabeled.processes import cores_each
 from unlabeled.recipe.free import FREE
 from unlabeled.train.optimizer import AnyOptim, Optim
 from unlabeled.train.optimizers import adamw
@@ -43,8 +42,8 @@ class Train(BaseModel, frozen=True, extra="forbid"):
 
 
 def spare_cores() -> int:
-    """Cores of this machine for each process's workers: all but the one that feeds the device, 1 to 8."""
-    return min(8, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    """Cores of this machine for each process's workers: all but the one that feeds the device, at least 1."""
+    return max(1, cores_each() - 1)
 
 
 class Run(BaseModel, frozen=True, extra="forbid"):
@@ -58,8 +57,8 @@ class Run(BaseModel, frozen=True, extra="forbid"):
     workers: int = Field(
         default_factory=spare_cores,
         ge=0,
-        description="processes that make samples; 0 = the main process does. Unless set, the cores that are left to a "
-        "process, at most 8",
+        description="processes that make samples; 0 = the main process does. Unless set, the cores of the machine "
+        "over its processes, but for one each; `doctor` says how many a GPU needs",
     )
     views: Literal["worker", "device"] = Field(
         "worker",

@@ -39,6 +39,7 @@ from unlabeled.signals import stop
 from unlabeled.text import one_line
 
 BAD_IN_A_ROW = 64
+AHEAD = 32  # batches that are made ahead, or two for each worker where that is more
 UNMIXED = Mixing()
 
 
@@ -234,7 +235,8 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
+        # so that many workers do not fill the memory with batches
+        prefetch_factor=max(2, min(4, AHEAD // workers)) if workers else None,
         timeout=timeout if workers else 0,
         worker_init_fn=_begin,
         # torch's workers watch their parent to end with it: that must be this process, not a fork server
