@@ -14,7 +14,7 @@ from unlabeled.data.masks.stratified_block import Config as StratifiedBlockMask
 from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
-from unlabeled.launch.plan import check_accumulation, empty_batch, memory, millions, on_meta
+from unlabeled.launch.plan import check_accumulation, empty_batch, memory, millions, on_meta, plan
 from unlabeled.pretrain.method import METHODS, Method
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import Pretrain, PretrainRecipe
@@ -78,6 +78,17 @@ def test_activations_fall_with_the_blocks_that_are_computed_twice() -> None:
     (weights, kept), (same, half), (again, fewest) = (planned(value) for value in ("null", "2", "blocks"))
     assert weights == same == again
     assert fewest < 0.5 * kept and fewest < half < kept
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [(1.5, "warm-up 1.5 epochs (75 % of the run: lower optim.warmup_epochs"), (1, "1 epochs, cosine")],
+)
+def test_a_warm_up_that_takes_most_of_a_run_is_cautioned_against(epochs: float, said: str) -> None:
+    short = ["train.epochs=2", f"optim.warmup_epochs={epochs}", "run.device=cpu", "evaluate=null"]
+    recipe = load(PretrainRecipe, str(ROOT / "recipes" / "demo" / "mae_shapes.yaml"), short)
+    job = Pretrain().job(recipe, Opened(recipe.data))
+    assert said in dict(plan(job, [], 1, "cpu"))["lr"]
 
 
 def test_few_parameters_are_counted() -> None:

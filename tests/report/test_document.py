@@ -85,6 +85,16 @@ def test_a_wide_table_is_turned_on_a_terminal() -> None:
     assert "│     │ score │ score │" in narrow.replace("┃", "│")
 
 
+def test_names_in_a_table_that_does_not_fit_stay_whole() -> None:
+    rows = [["Food & Drink/1f35f-of-the-evening.png", "Food & Drink", "Animals & Nature", Marked("0.9", "strong")]]
+    document = Document("", [Table(("picture", "class", "likely", "share of\nneighbours"), rows, title="labels")])
+    assert shown(document, 60) == (
+        "labels\nFood & Drink/1f35f-of-the-evening.png\n"
+        "  class Food & Drink   likely Animals & Nature   share of neighbours 0.9\n"
+    )
+    assert "│ Food & Drink/1f35f-of-the-evening.png │ Food" in shown(document, 100)
+
+
 def test_json_is_the_data() -> None:
     assert json.loads(as_json.write(REPORT)) == {"accuracy": 91.25}
 

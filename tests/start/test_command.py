@@ -70,6 +70,9 @@ def test_epochs_are_those_that_fit() -> None:
     assert found.epochs == round((1800 - 20) * 50 * 0.95 / 2000) == 42 and found.steps == 42 * 31
     scored = timing.length(facts, choose(facts), slow, 40_000)  # four evaluations of ten seconds each
     assert scored.epochs == round((1800 - 20 - 40) * 50 * 0.95 / 2000)
+    # what is promised is the whole run
+    assert found.seconds == pytest.approx(20 + found.steps * 64 / (0.95 * 50)) and "kNN" not in found.why
+    assert scored.seconds == pytest.approx(20 + 40 + scored.steps * 64 / (0.95 * 50)) and "40 s of it" in scored.why
     assert timing.length(facts, choose(facts), quick, 0).epochs == 800, "the table allows no more"
     assert timing.length(facts._replace(minutes=1), choose(facts), slow, 0).epochs == 0.9
 

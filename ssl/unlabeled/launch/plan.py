@@ -86,8 +86,14 @@ def _rate(recipe: Recipe) -> str:
     end = f" to {optim.ends(optim.peak(batch))[1]:g}" if optim.schedule.falls else ""
     return (
         f"peak {optim.peak(batch):.3g} = {optim.base_lr:g}{scaled}, "
-        f"warm-up {optim.warmup_epochs:g} epochs, {optim.schedule.name}{end}"
+        f"warm-up {optim.warmup_epochs:g} epochs{_of_the_run(recipe)}, {optim.schedule.name}{end}"
     )
+
+
+def _of_the_run(recipe: Recipe) -> str:
+    """A caution about a warm-up that takes most of a run, as one that was shortened has."""
+    share = recipe.optim.warmup_epochs / recipe.train.epochs
+    return f" ({100 * share:.0f} % of the run: lower optim.warmup_epochs to learn more)" if share > 0.5 else ""
 
 
 def _optimizer(recipe: Recipe, method: Method) -> str:

@@ -6,6 +6,7 @@ import io
 import textwrap
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
@@ -43,7 +44,14 @@ def show(console: Console, document: Document) -> None:
 
 def _show(console: Console, part: Printed, width: int) -> None:
     if isinstance(part, Table) and any(part.head):
-        console.print(_bordered(part))
+        drawn = _bordered(part)
+        if (
+            len(part.head) > COLUMNS
+            or Measurement.get(console, console.options.update_width(NO_WRAPPING), drawn).maximum <= console.width
+        ):
+            console.print(drawn)
+        else:
+            _in_lines(console, part)
     elif isinstance(part, Table):
         for topic, text in part.rows:
             head = RichText.assemble("  ", _styled(topic), " " * (width - len(_plain(topic)) + 1))
@@ -75,6 +83,20 @@ def _hanging(console: Console, head: RichText, text: str) -> None:
     console.print(RichText.assemble(head, first), soft_wrap=True)
     for line in rest:
         console.print(RichText(" " * len(head) + line), soft_wrap=True)
+
+
+def _in_lines(console: Console, table: Table) -> None:
+    """A table that does not fit: the name of each row on a line of its own, whole, to be copied; its cells below."""
+    if table.title:
+        console.print(RichText(one_line(table.title), "bold"), soft_wrap=True)
+    for name, *cells in table.rows:
+        console.print(_styled(name), soft_wrap=True)
+        told = [
+            RichText.assemble(head.replace("\n", " "), " ", _styled(cell))
+            for head, cell in zip(table.head[1:], cells, strict=True)
+            if _plain(cell)
+        ]
+        console.print(RichText("  ").append_text(RichText("   ").join(told)), soft_wrap=True)
 
 
 def _bordered(table: Table) -> RichTable:

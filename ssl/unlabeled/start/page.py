@@ -16,7 +16,7 @@ from unlabeled.start.ladder import Ladder
 from unlabeled.start.machine import Machine
 from unlabeled.start.opening import Place
 from unlabeled.start.rules import Rule
-from unlabeled.start.timing import Pace, seconds_of
+from unlabeled.start.timing import Pace
 from unlabeled.start.weights import earlier_runs
 
 
@@ -32,12 +32,6 @@ class Started(NamedTuple):
     cautions: Sequence[Caution]
     pace: Pace | None
     ladder: Ladder | None
-
-    @property
-    def seconds(self) -> float | None:
-        """Of the run without evaluation; None = not measured."""
-        length, batch = self.known.length, int(self.known.chosen["batch"].take)
-        return None if self.pace is None else seconds_of(length.steps, batch, self.pace)
 
 
 def page(started: Started) -> Document:
@@ -93,7 +87,7 @@ def _chosen(started: Started) -> Iterator[Line]:
 
 def commands(started: Started) -> list[tuple[str, str]]:
     """Commands to type next, with what they are for."""
-    out, fields, seconds = quote(str(started.out)), started.fields, started.seconds
+    out, fields, seconds = quote(str(started.out)), started.fields, started.known.length.seconds
     multiple = f"accelerate launch --multi_gpu --num_processes {started.machine.gpus} -m unlabeled pretrain {out}"
     pretrain = multiple if started.machine.gpus > 1 else f"unlabeled pretrain {out}"
     small = [(f"unlabeled prepare {out}", "small copies of the pictures, once")] if "cache" in fields["data"] else []
@@ -145,7 +139,7 @@ def _data(started: Started, typed: Sequence[str]) -> dict[str, Any]:
         "time": {
             "epochs": length.epochs,
             "steps": length.steps,
-            "seconds": started.seconds and round(started.seconds, 1),
+            "seconds": length.seconds and round(length.seconds, 1),
             "pictures_per_s": pace and round(pace.real, 2),
             "measured": known.measured,
         },

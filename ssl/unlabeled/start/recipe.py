@@ -37,6 +37,7 @@ class Length(NamedTuple):
     steps: int
     threads: int | None
     why: str
+    seconds: float | None = None  # of the whole run; None = not measured
 
 
 def built(

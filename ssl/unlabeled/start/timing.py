@@ -59,15 +59,12 @@ def length(facts: Facts, chosen: Mapping[str, Rule], pace: Pace | None, scored: 
         why = "not measured, as there is no GPU here: `unlabeled doctor` measures it there"
         return Length(UNMEASURED, total_steps(UNMEASURED, steps_per_epoch(facts.pictures, batch)), None, why)
     encode = pace.speed.encode or pace.real
-    seconds = max(5.0, 60 * facts.minutes - STARTING - EVALUATIONS * scored / encode)
-    epochs = seconds * pace.real / facts.pictures
+    besides = STARTING + EVALUATIONS * scored / encode
+    epochs = max(5.0, 60 * facts.minutes - besides) * pace.real / facts.pictures
     many = epochs > most
     epochs = float(most) if many else round(epochs) if epochs >= 10 else max(0.1, round(epochs, 1))
     steps = total_steps(epochs, steps_per_epoch(facts.pictures, batch))
-    why = f"about {duration(seconds_of(steps, batch, pace))} here, by {pace.real:,.0f} pictures/s as measured"
-    return Length(epochs, steps, pace.threads, f"{chosen['most_epochs'].because}; {why}" if many else why)
-
-
-def seconds_of(steps: int, batch: int, pace: Pace) -> float:
-    """Duration of a run without evaluation."""
-    return steps * batch / pace.real
+    seconds = besides + steps * batch / pace.real
+    scores = f", {duration(EVALUATIONS * scored / encode)} of it for kNN" if scored else ""
+    why = f"about {duration(seconds)} here, by {pace.real:,.0f} pictures/s as measured{scores}"
+    return Length(epochs, steps, pace.threads, f"{chosen['most_epochs'].because}; {why}" if many else why, seconds)

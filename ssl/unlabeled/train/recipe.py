@@ -129,7 +129,8 @@ class Recipe(BaseModel, ABC, frozen=True, extra="forbid"):
         train = info.data.get("train")
         if train is not None and optim.warmup_epochs > train.epochs:
             raise ValueError(
-                f"warmup_epochs {optim.warmup_epochs} is longer than the run of {train.epochs} epochs: lower it"
+                f"warmup_epochs {optim.warmup_epochs} is longer than the run of {train.epochs} epochs: lower it, "
+                f"such as optim.warmup_epochs={train.epochs / 10:.2g}, a tenth of the run"
             )
         return optim
 
