@@ -27,6 +27,7 @@ from unlabeled.report import terminal
 from unlabeled.stages.pretrain import PretrainRecipe
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import billion
 import colours
 import contenders
 import continued
@@ -154,6 +155,15 @@ def test_workers_hold_nothing_per_picture(tmp_path: Path) -> None:
     assert scale.entries(n, tmp_path)["bytes_per_entry"] < 64
     grown = scale.workers(n, tmp_path)
     assert grown["anonymous_mb"] < 4 and grown["rss_mb"] < 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")
+def test_a_small_billion(capsys: pytest.CaptureFixture[str]) -> None:
+    billion.main(["--rows", "50000", "--shards", "500", "--files", "3", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    one, other = found["keyed"], found["window"]
+    assert one["shards_in_10000"] == 500 and other["shards_in_10000"] <= 3 * 64
+    assert max(one["anonymous_mb"], other["anonymous_mb"], found["start"]["start_mb"]) < 8
 
 
 def test_a_folder_opens_from_its_kept_index(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from unlabeled.data.archive import remote
 from unlabeled.data.archive.contents import ASKED, ENDING
 from unlabeled.data.archive.listing import read
 from unlabeled.data.archive.prepare import prepare
+from unlabeled.data.archive.sharded import ByShard
 from unlabeled.data.archive.storing import Settings
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
@@ -49,8 +50,8 @@ def copy_of(folder: Path, to: Path) -> Path:
     return to
 
 
-def opened(place: str, labels: str = "folders") -> Source:
-    return Opened(Files(path=f"{place}/train-{{00000..00002}}.tar", labels=labels)).train
+def opened(place: str, labels: str = "folders", **fields: Any) -> Source:
+    return Opened(Files(path=f"{place}/train-{{00000..00002}}.tar", labels=labels, **fields)).train
 
 
 def test_a_manifest_takes_the_place_of_headers(prepared: Path, tmp_path: Path) -> None:
@@ -73,6 +74,21 @@ def test_a_manifest_knows_the_labels(prepared: Path) -> None:
     assert far.classes == local.classes == original.classes == ("a", "b", "c")
     assert np.array_equal(far.labels, original.labels) and np.array_equal(local.labels, original.labels)
     assert far.fingerprint() == local.fingerprint() != opened(str(prepared / "small")).fingerprint()
+
+
+def test_indexes_by_shard_are_read_from_manifests_and_a_batch_side_by_side(prepared: Path) -> None:
+    local, asked, rows = opened(str(prepared / "small"), "manifest"), Asked(), [9, 0, 5, 1, 0]
+    with served(prepared / "small", asked=asked) as address:
+        far = opened(address, "manifest", by_shard=ByShard(open=1))
+        assert len(asked.names) == 9  # as without, and the identity of every tar once more
+        assert [far.label(i) for i in range(COUNT)] == local.labels.tolist()
+        asked.names.clear()
+        coming = far.ahead(rows)
+        assert all(np.array_equal(coming.image(i), local.image(i)) for i in rows)
+        tars = [name for name in asked.names if name.endswith(".tar")]
+        # one range of each tar: the two of the first are neighbours; indexes that are no longer open come again
+        assert len([name for name in tars if "00000" in name]) <= 3
+    assert far.classes == local.classes and len(far) == COUNT
 
 
 def of_another_size(tar: Path) -> None:

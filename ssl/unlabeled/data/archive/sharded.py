@@ -114,7 +114,7 @@ class Shards:
         asked = {"format": FORMAT, "listing": listing.FORMAT, "asked": self._asked(self.paths)}
         file = None if self._kept is None else self._kept.with_suffix(".json")
         if (known := None if file is None else _read(file, asked)) is not None and known.files == tuple(stamps):
-            return known
+            return known._replace(files=tuple(stamps))  # one copy of them in memory
         find = partial(self._counted, stamps)
         found = list(track(side_by_side(find, range(len(stamps))), "indexing tars", len(stamps)))
         files, counts, prints, labelled, classes, skipped = zip(*found, strict=True)
