@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,11 @@ from unlabeled.data.order import EpochOrder
 from unlabeled.data.orders import keyed, window
 
 BATCH, OPEN, STEPS, TOGETHER = 4096, 256, 20, 10_000
-ORDERS: dict[str, EpochOrder] = {"keyed": keyed.Config(), "window": window.Config()}
+ORDERS: dict[str, EpochOrder] = {
+    "keyed": keyed.Config(),
+    "window": window.Config(),
+    "window, 8 together": window.Config(together=8),
+}
 
 
 class _MadeUp(Shards):
@@ -134,7 +139,7 @@ def ordered(source: Sharded, order: EpochOrder, ranks: int) -> dict[str, float]:
     next(batches)
     made: list[Any] = []
     ordering = seconds(lambda: made.extend(next(batches) for _ in range(STEPS))) / STEPS
-    looking = seconds(lambda: [look_up(positions) for positions in made]) / STEPS
+    looking = seconds(lambda: look_up(list(chain(*made)))) / STEPS
     whole = next(iter(sampler(0, 1, total // 2)))
     parts = [next(iter(sampler(rank, ranks, total // 2))) for rank in range(ranks)]
     assert [position for part in parts for position in part] == whole
@@ -149,12 +154,14 @@ def ordered(source: Sharded, order: EpochOrder, ranks: int) -> dict[str, float]:
 
 
 def apart(order: EpochOrder, shards: np.ndarray) -> dict[str, float]:
-    """How many shards TOGETHER consecutive positions lie in, and how often neighbours lie in one shard, per cent."""
+    """How many shards TOGETHER consecutive positions lie in, how often neighbours lie in one shard and side by side
+    there, per cent, and how far apart, pictures."""
     numbers = order.epoch(shards, 0, 0)(np.arange(TOGETHER) + int(shards[-1]) // 3)
     of = np.searchsorted(shards, numbers, "right")
     return {
         "shards_in_10000": len(np.unique(of)),
         "neighbours_in_one_%": round(100 * float((of[1:] == of[:-1]).mean()), 2),
+        "side_by_side_%": round(100 * float((np.diff(numbers) == 1).mean()), 2),
         "median_distance": float(np.median(np.abs(np.diff(numbers)))),
     }
 

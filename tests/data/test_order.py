@@ -8,20 +8,26 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 from pydantic import Field
+from support import TINY_PRETRAIN
 
 from unlabeled.data import permutation
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.batch.sampler import Ahead, EpochSampler, Order, Position
 from unlabeled.data.label.subset import Part
+from unlabeled.data.opened import Opened
 from unlabeled.data.order import EpochOrder, Rows
 from unlabeled.data.orders import keyed, shuffle, window
 from unlabeled.data.orders.shuffle import epoch_order
 from unlabeled.data.permutation import Permutation
 from unlabeled.data.sources.mixture import MixtureSource
 from unlabeled.data.sources.shapes import Config as Shapes
+from unlabeled.launch.plan import plan
+from unlabeled.recipe import parse
+from unlabeled.stages.pretrain import STAGE, PretrainRecipe
 
 SHARDS = np.array([0, 7, 7, 20, 21, 40, 64, 90, 100])  # one of them is empty
 ORDERS = [shuffle.Config(), keyed.Config(), window.Config(shards=3), window.Config(shards=1), window.Config()]
+ORDERS += [window.Config(shards=3, together=4), window.Config(together=200)]
 
 
 def permuted(n: int, *key: int) -> Permutation:
@@ -151,8 +157,19 @@ def test_a_window_is_of_few_shards_and_mixes_them() -> None:
     assert set(other.tolist()) != set(of[:1000].tolist()), "another epoch has other windows"
 
 
+def test_pictures_that_come_together_lie_side_by_side() -> None:
+    shards = np.arange(0, 10_001, 100)
+    order = window.Config(shards=10, together=5).epoch(shards, 1, 0)(np.arange(10_000)).reshape(-1, 5)
+    assert (np.diff(order) == 1).all() and (order[:, 0] % 5 == 0).all()
+    firsts = order[:200, 0]  # of the first window
+    assert np.mean(np.diff(firsts) == 5) < 0.05, "groups are mixed"
+    assert len(set((firsts // 100).tolist())) == 10
+    odd = window.Config(shards=10, together=7).epoch(shards, 1, 0)(np.arange(1000))
+    assert len(set(odd.tolist())) == 1000 and np.mean(np.diff(odd) == 1) > 0.8
+
+
 def test_windows_are_as_long_as_each_other() -> None:
-    windows = window.Windows(np.arange(0, 661, 10), 64, 0, 0).windows
+    windows = window.Windows(np.arange(0, 661, 10), 64, 1, 0, 0).windows
     assert np.diff(windows).tolist() == [330, 330]
 
 
@@ -162,6 +179,16 @@ def test_what_orders_say_of_their_cost() -> None:
     assert "about 22 s" in said and "3.2 GB" in said and "data.order.name=keyed" in said
     assert "8 shards in 3 windows of about 33" in (window.Config(shards=3).describe(SHARDS) or "")
     assert "one shard" in (window.Config().describe(np.array([0, 100])) or "")
+
+
+def test_a_recipe_chooses_it_and_a_plan_tells() -> None:
+    said = TINY_PRETRAIN.replace("size: 16}", "size: 16, order: {name: window, shards: 8}}", 1)
+    recipe = parse(PretrainRecipe, said)
+    job = STAGE.job(recipe, Opened(recipe.data))
+    assert job.dataset.base == window.Config(shards=8)
+    assert dict(plan(job, [], 1, "cpu"))["order"].startswith("window: these pictures are one shard")
+    plain = parse(PretrainRecipe, TINY_PRETRAIN)
+    assert "order" not in dict(plan(STAGE.job(plain, Opened(plain.data)), [], 1, "cpu"))
 
 
 # ---------------------------------------------------------------- shards of sources

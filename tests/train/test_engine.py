@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from graphs import counted
@@ -14,8 +15,11 @@ from unlabeled.accelerator import make_accelerator
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.opened import Opened
+from unlabeled.data.orders import keyed
 from unlabeled.stages.finetune import STAGE, FinetuneRecipe
 from unlabeled.train.engine import Engine
+
+SHAPES = {"name": "shapes", "train_size": 40, "val_size": 20, "size": 16}
 
 
 def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any], **more: Any) -> Engine:
@@ -28,7 +32,7 @@ def engine(folder: Path, task: dict[str, Any], optim: dict[str, Any], **more: An
         {
             "name": "it",
             "encoder": str(folder / "export"),
-            "data": {"name": "shapes", "train_size": 40, "val_size": 20, "size": 16},
+            "data": SHAPES,
             "task": {"view": {"size": 16}, **task},
             "optim": {**plain, **optim},
             "train": {"epochs": 4, "batch_size": 8},
@@ -124,3 +128,11 @@ def test_samples_come_as_the_task_balances_them(tmp_path: Path) -> None:
     feed.close()
     assert order is not None and found.tolist() == order.of(0, 0)[: len(found)].tolist()
     assert len(found.unique()) < len(found)
+
+
+def test_samples_come_in_the_order_of_the_recipe(tmp_path: Path) -> None:
+    made = engine(tmp_path, {}, {}, data={**SHAPES, "order": {"name": "keyed"}})
+    feed, dataset = made._feed(), made.job.dataset
+    found = torch.cat([feed.next()[0][0].index for _ in range(made.steps_per_epoch)])
+    feed.close()
+    assert found.tolist() == keyed.Config().epoch(np.array([0, 40]), dataset.seed, 0)(np.arange(40)).tolist()

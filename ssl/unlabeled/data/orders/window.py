@@ -21,8 +21,15 @@ class Config(EpochOrder, frozen=True, extra="forbid"):
         64, ge=1, description="tars that are open at a time; few make neighbours alike, many need a large cache"
     )
 
+    together: int = Field(
+        1,
+        ge=1,
+        description="pictures that lie side by side in a tar and come one after the other, one read for all of them; "
+        "for tars that were shuffled when they were made, as pictures of a batch are alike otherwise",
+    )
+
     def epoch(self, shards: Rows, seed: int, epoch: int) -> Numbers:
-        return Windows(shards, self.shards, seed, epoch)
+        return Windows(shards, self.shards, self.together, seed, epoch)
 
     def describe(self, shards: Rows) -> str | None:
         count = len(shards) - 1
@@ -34,16 +41,17 @@ class Config(EpochOrder, frozen=True, extra="forbid"):
 
 class Windows:
     """The order of an epoch: shards are permuted and cut into windows as long as each other, of at most `most`; the
-    images of a window are permuted.
+    images of a window are permuted, so many side by side as one.
 
     Args:
         shards: where shards begin, and the number of all images [S + 1].
         most: shards of a window.
+        together: images that stay side by side.
         seed, epoch: of the keys.
     """
 
-    def __init__(self, shards: Rows, most: int, seed: int, epoch: int) -> None:
-        self.seed, self.number, counts = seed, epoch, np.diff(shards)
+    def __init__(self, shards: Rows, most: int, together: int, seed: int, epoch: int) -> None:
+        self.together, self.seed, self.number, counts = together, seed, epoch, np.diff(shards)
         order = Permutation(len(counts), stream(seed, Stream.SHARDS, epoch))(np.arange(len(counts)))
         self.starts = shards[order]  # in their source, in the order of the epoch
         self.places = np.concatenate([[0], np.cumsum(counts[order])])  # in the epoch
@@ -55,7 +63,16 @@ class Windows:
         window, places = np.searchsorted(self.windows, positions, "right") - 1, np.empty_like(positions)
         for one in np.unique(window):
             here, (start, end) = window == one, self.windows[one : one + 2]
-            inside = Permutation(int(end - start), stream(self.seed, Stream.WINDOW, self.number, int(one)))
-            places[here] = start + inside(positions[here] - start)
+            places[here] = start + self._inside(int(one), int(end - start), positions[here] - start)
         shard = np.searchsorted(self.places, places, "right") - 1
         return self.starts[shard] + places - self.places[shard]
+
+    def _inside(self, window: int, size: int, positions: Rows) -> Rows:
+        """The places in a window of so many images at positions [m] of it."""
+        whole = size // self.together
+        if not whole:
+            return positions
+        inside = Permutation(whole, stream(self.seed, Stream.WINDOW, self.number, window))
+        group, row = np.divmod(positions, self.together)
+        found = inside(np.minimum(group, whole - 1)) * self.together + row
+        return np.where(group < whole, found, positions)  # what is left over comes last
