@@ -205,6 +205,9 @@ def test_shards_of_parts_and_mixtures() -> None:
     assert plain.shards.tolist() == [0, 40]
     assert MixtureSource([one, plain]).shards.tolist() == [*SHARDS[:-1], 100, 140]
     assert MixtureSource([one, plain], [1, 1]).shards.tolist() == [*SHARDS[:-1], 100, 140, 180, 200]
+    more = Shapes(train_size=150, size=16).source("train", IndexFolder())
+    again = [*SHARDS[:-1], 100, 107, 107, 120, 121, 140]  # one of them is not gone through to its end
+    assert MixtureSource([one, more], [1, 1]).shards.tolist() == [*again, 150, 300]
 
 
 # ---------------------------------------------------------------- the next epoch is made while this one runs
