@@ -16,8 +16,9 @@ OWN = ("unlabeled", "torch", "timm")  # packages whose buffers are known
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation of x [B, D], [B, D, N] or [B, D, H, W] over the images (and pixels) of all processes.
 
-    torch's SyncBatchNorm does the same, on CUDA only. Every process must have the same number of rows. Only with
-    `affine` it learns a weight and a bias (MoCo v3's last layers do not).
+    torch's SyncBatchNorm does the same, on CUDA only, and waits there for the device in every forward pass. Every
+    process must have the same number of rows. Only with `affine` it learns a weight and a bias (MoCo v3's last layers
+    do not).
 
     Raises:
         ValueError: in training, the global batch has fewer than two values per feature.
@@ -37,6 +38,11 @@ class BatchNorm(nn.BatchNorm1d):
         rows = x.numel() // x.shape[1] * world()
         assert self.running_mean is not None and self.running_var is not None
         assert self.momentum is not None and self.num_batches_tracked is not None
+        if is_fused(x):
+            self.num_batches_tracked.add_(1)
+            running = self.running_mean, self.running_var, self.momentum, self.eps
+            fused: Tensor = _Fused.apply(x, self.weight, self.bias, *running)
+            return fused
         with torch.no_grad():
             moments = torch.var_mean(_wide(x), dim=(0, *range(2, x.ndim)), correction=0)
             variances, means = gather(torch.stack(moments).unsqueeze(0)).unbind(1)
@@ -89,6 +95,52 @@ def buffers_differ(network: nn.Module) -> bool:
 def normalises(network: nn.Module) -> bool:
     """Whether a network's output for an image depends on its batch: it has batch normalisation in training mode."""
     return any(isinstance(part, _BatchNorm) and part.training for part in network.modules())
+
+
+def is_fused(x: Tensor) -> bool:
+    """Whether the device of x has the fused functions of torch's SyncBatchNorm."""
+    return x.device.type == "cuda"
+
+
+class _Fused(torch.autograd.Function):
+    """Batch normalisation in two passes over x forward (statistics, normalisation) and two backward, by the functions
+    of torch's SyncBatchNorm. Rows are as many on every process, so that nothing is waited for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        x = _dense(x)
+        means, inverse_stds = gather(torch.stack(torch.batch_norm_stats(x, eps)).unsqueeze(0)).unbind(1)
+        rows = x.numel() // x.shape[1]
+        running = running_mean, running_var, momentum, eps
+        mean, inverse_std = torch.batch_norm_gather_stats(x, means, inverse_stds, *running, rows)
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse_std, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        gradient, learns = _dense(gradients[0]), weight is not None
+        saved = gradient, x, mean, inverse_std, weight
+        *sums, of_weight, of_bias = torch.batch_norm_backward_reduce(*saved, True, learns, learns)
+        # the gradient through mean and variance, which depend on the rows of all processes
+        over_all = sum_over_processes(torch.stack(sums)).unbind()
+        rows = torch.full((1,), x.numel() // x.shape[1] * world(), dtype=torch.int32, device=x.device)
+        of_x = torch.batch_norm_backward_elemt(*saved, *over_all, rows)
+        return of_x, of_weight if learns else None, of_bias if learns else None, None, None, None, None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The same without gaps, channels last where they are."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
 class _Normalize(torch.autograd.Function):
