@@ -105,17 +105,19 @@ def _shard(accelerator: Accelerator, model: nn.Module, exchange: str) -> None:
 @contextmanager
 def apart() -> Iterator[None]:
     """Let Accelerators be made within as in a new process, and put back after it what they and the engine change for
-    the whole process: Accelerate's state and torch's number of threads."""
+    the whole process: Accelerate's state, torch's number of threads and how it multiplies float32 matrices."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    before, threads = [dict(one) for one in states], torch.get_num_threads()
+    before = [dict(one) for one in states]
+    threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
     for one in states:
         one.clear()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(products)
         for one, values in zip(states, before, strict=True):
             one.clear()
             one.update(values)
@@ -141,6 +143,18 @@ def settle(threads: int | None) -> None:
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def multiply(device: torch.device, tf32: bool) -> None:
+    """Let a GPU multiply float32 matrices as TensorFloat-32, or exactly. Nothing is set for a CPU."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def precision_for(device: str) -> str:
+    """The precision of inference on a device: bf16 on a GPU that computes in bfloat16, no (float32) elsewhere."""
+    here = not _takes_cpu(device) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16" if here else "no"
 
 
 def keep_freed_memory() -> bool:

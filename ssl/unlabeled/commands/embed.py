@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pool", choices=("cls", "mean", "mean_max", "cls_mean"), help="pooling of tokens (default: as exported)")
     add("--tokens", action="store_true", help="keep the patch tokens too")
     add("--dtype", default="float32", choices=("float32", "float16"), help="data type of features (default float32)")
-    add("--precision", default="no", choices=("no", "bf16", "fp16"), help="mixed precision (default no: float32)")
+    add(
+        "--precision",
+        choices=("no", "bf16", "fp16"),
+        help="mixed precision (default bf16 on a GPU that has it, else no: float32)",
+    )
     add(
         "--format", default="safetensors", choices=("safetensors", "parquet"), help="of the files (default safetensors)"
     )

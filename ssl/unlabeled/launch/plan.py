@@ -106,7 +106,13 @@ def _optimizer(recipe: Recipe, method: Method) -> str:
 
 
 def _device(recipe: Recipe, device: str) -> str:
-    precision: str = "float32" if recipe.train.precision == "no" else recipe.train.precision
+    precision: str = recipe.train.precision
+    if precision == "no":
+        precision = "float32"
+        if recipe.train.tf32:
+            precision += ", products in TF32"
+        elif device.startswith("cuda"):
+            precision += " without TF32 (train.tf32=true is several times faster, and rounds)"
     if recipe.train.gradient_exchange != "float32":
         precision += f", gradients averaged in {recipe.train.gradient_exchange}"
     threads = f", {recipe.run.threads or torch.get_num_threads()} threads" if device.startswith("cpu") else ""

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from unlabeled.accelerator import settle, spread
+from unlabeled.accelerator import multiply, settle, spread
 from unlabeled.data.batch.bad import BadSamples
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import Feed, Normalize, RawBatch, to_device
@@ -66,6 +66,7 @@ class Engine:
 
         if self.device.type == "cpu":
             settle(recipe.run.threads)
+        multiply(self.device, recipe.train.tf32)
         # equal weights on all processes, then different random numbers
         torch.manual_seed(recipe.seed)
         self.method = job.trained()

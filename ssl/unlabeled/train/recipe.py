@@ -36,6 +36,11 @@ class Train(BaseModel, frozen=True, extra="forbid"):
         256, ge=1, description="effective batch: per process x processes x accumulation, whatever the machine"
     )
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision; no = float32")
+    tf32: bool = Field(
+        False,
+        description="on a GPU, multiply float32 matrices as TensorFloat-32: several times faster, products are rounded "
+        "to 11 bits; nothing to precision bf16 and fp16",
+    )
     gradient_exchange: Exchange = Field(
         "float32", description="type in which processes average gradients: bf16 sends half as much, and rounds"
     )

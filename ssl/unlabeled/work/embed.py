@@ -10,7 +10,7 @@ from shlex import quote
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from unlabeled.accelerator import make_accelerator
+from unlabeled.accelerator import make_accelerator, precision_for
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.weights import prepare
 from unlabeled.data.archive.listing import IndexFolder
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Embed, with a line on how fast it goes."""
     check_least(args, batch_size=1, size=1, workers=0)
     args.workers = spare_cores() if args.workers is None else args.workers
+    args.precision = precision_for(args.device) if args.precision is None else args.precision
     accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2)
     try:
         _embed(args, accelerator)
