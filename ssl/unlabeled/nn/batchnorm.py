@@ -132,9 +132,9 @@ class _Fused(torch.autograd.Function):
         saved = gradient, x, mean, inverse_std, weight
         *sums, of_weight, of_bias = torch.batch_norm_backward_reduce(*saved, True, learns, learns)
         # the gradient through mean and variance, which depend on the rows of all processes
-        over_all = sum_over_processes(torch.stack(sums)).unbind()
+        by_mean, by_variance = sum_over_processes(torch.stack(sums)).unbind()
         rows = torch.full((1,), x.numel() // x.shape[1] * world(), dtype=torch.int32, device=x.device)
-        of_x = torch.batch_norm_backward_elemt(*saved, *over_all, rows)
+        of_x = torch.batch_norm_backward_elemt(*saved, by_mean, by_variance, rows)
         return of_x, of_weight if learns else None, of_bias if learns else None, None, None, None, None
 
 
