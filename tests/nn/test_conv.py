@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from unlabeled.backbone.build import build_encoder
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.families.maps import Maps, stages, stride_of
+from unlabeled.backbone.families import maps
+from unlabeled.backbone.families.maps import Maps, stages, stride_of, takes_channels_last
 from unlabeled.nn.batchnorm import BatchNorm2d, normalises, synchronise_
 from unlabeled.nn.patches import PatchMask
 
@@ -158,3 +159,33 @@ def test_every_batch_normalisation_is_replaced() -> None:
     norm = nn.Sequential(nn.BatchNorm2d(3, eps=0.1, momentum=0.3))
     synchronise_(norm)
     assert isinstance(norm[0], BatchNorm2d) and (norm[0].eps, norm[0].momentum) == (0.1, 0.3)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_channels_last_are_the_same_maps_for_a_gpu_alone(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, _ = make(model)
+    images, found, layouts = pictures(2, 3, 64, 64), [], []
+    convolution = next(part for part in encoder.modules() if isinstance(part, nn.Conv2d))
+    hook = convolution.register_forward_hook(
+        lambda _module, _given, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
+    for devices in (("cuda",), ("cpu",)):
+        monkeypatch.setattr(maps, "CHANNELS_LAST", devices)
+        tokens = encoder.train()(images).patches
+        found.append([tokens, *torch.autograd.grad(tokens.square().mean(), list(encoder.parameters()))])
+    hook.remove()
+    assert layouts == [False, True]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_reads_its_memory_as_it_usually_is_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert takes_channels_last(RESNET)
+    takes_channels_last.cache_clear()
+    whole = type(timm.create_model(RESNET, num_classes=0)).forward_features
+    monkeypatch.setattr(
+        type(timm.create_model(RESNET, num_classes=0)),
+        "forward_features",
+        lambda self, x: whole(self, x.view(-1).view(x.shape)),
+    )
+    assert not takes_channels_last(RESNET)
+    takes_channels_last.cache_clear()

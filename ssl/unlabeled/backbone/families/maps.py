@@ -34,6 +34,7 @@ from unlabeled.nn.positions import Grid, Interpolation
 
 PROBE_SIDE = 256
 FIELDS = ("model", "patch_size", "channels", "drop_path")  # of recipes
+CHANNELS_LAST = ("cuda",)  # devices whose convolutions are fastest where the channels of a pixel lie side by side
 
 
 class Outline(NamedTuple):
@@ -186,6 +187,8 @@ class Maps(Encoder):
             raise ValueError(f"{self.in_words(self.model)} cannot drop or replace patches. Use a vit_* model.")
         size = (images.shape[-2], images.shape[-1])
         about = self.outline if size == self.image_size else outline(self.model, size)
+        if about.layout == "channels_first" and images.device.type in CHANNELS_LAST and takes_channels_last(self.model):
+            images = images.contiguous(memory_format=torch.channels_last)  # all maps follow
         return _tokens(self.vit, about, self.vit.forward_features(images))
 
     def layer_of(self, name: str) -> int:
@@ -258,6 +261,20 @@ def _on_meta(model: str, size: Grid) -> Any:
 
     with without_values():
         return timm.create_model(model, num_classes=0, **_of_timm(model, {"img_size": list(size)})).eval()
+
+
+@functools.cache
+def takes_channels_last(model: str) -> bool:
+    """Whether a timm model can compute with maps in this memory layout; a few look at their memory as it usually is."""
+    import timm
+
+    size: Grid = tuple(timm.get_pretrained_cfg(model).input_size[1:])
+    network = _on_meta(model, size)
+    try:
+        network.forward_features(torch.empty(2, 3, *size, device="meta").contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
 
 
 @functools.cache
