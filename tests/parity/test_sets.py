@@ -40,7 +40,7 @@ def run(home: Path, *arguments: str) -> tuple[int, set[str]]:
             if report.failed:
                 failed.add(report.nodeid.rpartition("::")[2])
 
-    options = ["-q", "-p", "no:cacheprovider", "--golden", str(home)]
+    options = ["-q", "-p", "no:cacheprovider", "--golden", str(home), "--basetemp", f"{home}-inner"]
     return int(pytest.main([*arguments, *options], plugins=[Failures()])), failed
 
 
