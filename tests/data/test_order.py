@@ -87,6 +87,20 @@ def test_it_is_as_even_as_chance() -> None:
         assert abs(differences(n)) < 5
 
 
+def orders_of_five(keys: int = 500) -> float:
+    """How far the orders of five numbers are from being equally frequent."""
+    powers = 5 ** np.arange(5)
+    found = [int(permuted(5, key)(np.arange(5)) @ powers) for key in range(keys)]
+    counts = np.unique(found, return_counts=True)[1]
+    return excess(np.pad(counts, (0, 120 - len(counts))), keys / 120)
+
+
+def test_so_are_orders_of_few_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert abs(orders_of_five()) < 5
+    monkeypatch.setattr(permutation, "ROUNDS", 4)
+    assert orders_of_five() > 5
+
+
 def test_too_few_rounds_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(permutation, "ROUNDS", 2)
     assert max(pairs(10**9, apart) for apart in (1, 31_623, 32_768)) > 50
