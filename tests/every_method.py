@@ -78,7 +78,7 @@ def on_a_gpu(method: Method, batch: Batch) -> Output:
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         try:
             output = method(fake, START)
-            method.after_step(START)
+            method.after_step(START, torch.empty((), dtype=torch.bool, device="cuda"))
         finally:
             torch.set_autocast_enabled("cuda", was_enabled)
             torch.set_autocast_dtype("cuda", was_dtype)

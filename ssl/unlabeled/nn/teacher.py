@@ -40,18 +40,18 @@ def follow_(teacher: nn.Module, student: nn.Module) -> None:
 
 
 @torch.no_grad()
-def ema_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def ema_(teacher: nn.Module, student: nn.Module, momentum: float, broken: Tensor | None = None) -> None:
     """p_t <- m p_t + (1 - m) p_s for every parameter of the teacher, weight-norm gains included; buffers stay.
 
     Computed as p_t + (1 - m) (p_s - p_t): equal parameters stay bit-identical. A teacher without low-rank additions
     follows the sums of weights and additions of a student that has them. Parameters are found in the first call: later
-    they may be replaced by others, the modules that own them may not.
+    they may be replaced by others, the modules that own them may not. Nothing moves where `broken` [] bool is true.
     """
     pair = _pairs.get(teacher)
     if pair is None or pair.student() is not student:
         pair = _pairs[teacher] = _paired(teacher, student)
     own, followed = ([read() for read in side] for side in (pair.own, pair.followed))
-    torch._foreach_lerp_(own, followed, 1 - momentum)
+    _approach_(own, followed, 1 - momentum, broken)
 
 
 def _paired(teacher: nn.Module, student: nn.Module) -> Pair:
@@ -59,6 +59,20 @@ def _paired(teacher: nn.Module, student: nn.Module) -> Pair:
     alike = any(name.endswith(ADDED) for name in own)
     source = readers(student) if alike else merged_readers(student)
     return Pair(ref(student), list(own.values()), [source[name] for name in own])
+
+
+def _approach_(own: list[Tensor], source: list[Tensor], rate: float, broken: Tensor | None) -> None:
+    if broken is None:
+        torch._foreach_lerp_(own, source, rate)
+        return
+    rates = {dtype: torch.where(broken, torch.zeros((), dtype=dtype), rate) for dtype in {p.dtype for p in own}}
+    if broken.device.type == "cpu":
+        torch._foreach_lerp_(own, source, [rates[p.dtype] for p in own])
+        return
+    # on a GPU `lerp` by a number that is there would be a kernel for each parameter
+    ways = torch._foreach_sub(source, own)
+    torch._foreach_mul_(ways, [rates[p.dtype] for p in own])
+    torch._foreach_add_(own, ways)
 
 
 class Centre(nn.Module):

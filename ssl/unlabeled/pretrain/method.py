@@ -165,8 +165,12 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Compute the loss: a function of weights, batch and progress alone, but for dropout and drop path."""
 
-    def after_step(self, progress: Progress) -> None:
-        """Update teachers and centres after an optimizer step; `progress` is that step's."""
+    def after_step(self, progress: Progress, broken: Tensor | None = None) -> None:
+        """Update teachers and centres after an optimizer step; `progress` is that step's.
+
+        Where `broken` [] bool, on the device, is true the step was skipped and no parameter may change: `ema_` sees to
+        that. Floating-point buffers are put back by the engine.
+        """
 
     def batch_statistics(self) -> tuple[str, ...]:
         """What makes the loss of an image depend on the others of its batch, so that accumulation would change it, in

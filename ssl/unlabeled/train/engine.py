@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -24,32 +24,29 @@ from unlabeled.nn.measures import effective_rank
 from unlabeled.nn.modes import evaluating
 from unlabeled.nn.regions import compile_blocks_, compiling
 from unlabeled.pretrain.method import Method, Output, Progress
-from unlabeled.processes import gather_objects, on_main, raise_together, total
+from unlabeled.processes import gather_objects, on_main, raise_together
 from unlabeled.progress import Clock
 from unlabeled.signals import stop
 from unlabeled.train import snapshot, state
 from unlabeled.train.checkpoint import Checkpoints
 from unlabeled.train.events import Events
 from unlabeled.train.job import Job
-from unlabeled.train.optim import clip_gradients, param_groups, set_rates
+from unlabeled.train.optim import Guarded, clip_gradients, param_groups, set_rates
+from unlabeled.train.queued import Ahead, Flags, Queued, Verdict
 from unlabeled.train.saving.background import Background
 from unlabeled.train.tracker import Trackers
 from unlabeled.train.tracking import Averages, Diagnosis, Display, Meter, MetricsFile, scores_at
 from unlabeled.train.watch import EarlyStopping
 
 
-class Verdict(NamedTuple):
-    """What all processes agreed on about a step."""
-
-    broken: bool
-    stop: bool
-    bad: bool
-    failed: bool
-    loss: float
-
-
 class Engine:
-    """Trains a job to its end, or until a signal, in the folder `output`."""
+    """Trains a job to its end, or until a signal, in the folder `output`.
+
+    The host queues a step on the device and does not wait for it: the flags of a step, which all processes exchange
+    there, are read while the next one runs, or when something is due that needs them. The device skips a broken step by
+    itself. Batches are fetched two steps ahead, so that every process has one for the step in which it learns of a stop
+    or of another's failure.
+    """
 
     def __init__(self, job: Job, accelerator: Accelerator, output: Path) -> None:
         self.job, self.accelerator, self.output = job, accelerator, output
@@ -61,8 +58,8 @@ class Engine:
         self.first_step = 0  # of this process: 0, or that of the checkpoint it resumed from
         self.evaluated: dict[str, float] = {}
         self.lengths: list[float] = []  # epochs of the run before it was extended
-        self._ahead: tuple[RawBatch, Batch] | None = None
         self._outputs: list[Output] = []  # of the step's micro-batches
+        self._queued: Queued | None = None  # the newest step
 
         if self.device.type == "cpu":
             settle(recipe.run.threads)
@@ -77,11 +74,13 @@ class Engine:
         self.model, self.optimizer = spread(
             accelerator, self.method, optimizer, recipe.train.gradient_exchange, buffers_differ(self.method)
         )
+        self.guarded = Guarded(self.optimizer)
         self.statistics = state.Statistics(self.method)
         if self.bar is not None:
             self.bar.keep(self.method)
         self.peak = recipe.optim.peak(recipe.train.batch_size)
         self.normalize = Normalize(recipe.data.mean, recipe.data.std, self.device)
+        self._ahead = Ahead(self.device, self._on_device)
 
         self.display = Display(recipe.name, self.total_steps, recipe.train.epochs, accelerator.is_main_process)
         run = recipe.run
@@ -129,39 +128,43 @@ class Engine:
         return ended
 
     def _loop(self, feed: Feed) -> bool:
-        pending, error = feed.next()
+        (pending, error), second = feed.next(), feed.next()
         self._note_bad(pending, error)
         self.meter.reset(feed)
         with stop.later():
             stop.where = ""
-            return self._steps(feed, pending)
+            nothing = torch.zeros((), device=self.device)
+            begin = self._exchange(nothing, nothing, *second)
+            begin.counted = True
+            return self._steps(feed, pending, begin)
 
-    def _steps(self, feed: Feed, pending: list[RawBatch]) -> bool:
+    def _steps(self, feed: Feed, pending: list[RawBatch], before: Queued) -> bool:
         while not self.done:
             batch, norm = self._forward_backward(pending)
-            pending, error = feed.next()
-            # queue the next batch's copy and colours behind this step, before the host waits for it
-            self._ahead = (pending[0], self._on_device(pending[0])) if pending else None
-            verdict = self._agree(norm, pending, error)
-            self._update(verdict.broken)
+            if before.fetched:
+                self._ahead.begin(before.fetched[0])
+            queued = self._take(norm, *feed.next())
+            verdict = self._count(before, shown=True)  # waits for the step before this one
             if verdict.failed:
                 self.save()  # the step is whole: what the loader lost must not cost more
             if verdict.bad or verdict.failed:
-                self._note_bad(pending, error)
-            self._report(norm, feed, verdict.loss)
+                self._note_bad(before.fetched, before.error)
+            self._report(norm, feed)
+            stopped = verdict.stop or (self.done and self._count(queued).stop)
             scored, drawn = self._is_scored(), self._is_drawn()
-            due = self._due(self.job.recipe.run.checkpoint_every) or self.done or verdict.stop
+            due = self._due(self.job.recipe.run.checkpoint_every) or self.done or stopped
             may_be_kept = scored and self.bar is not None and self.bar.keeps
             if saves := due or may_be_kept or self.checkpoints.best == self.step:
                 self.save()  # before it is scored, which may take long
             if self.done:
                 self.saving.wait()  # killed while it is scored, the run has no step left to take
-            if verdict.stop:
+            if stopped:
                 return False
             if (scored or drawn) and not self._evaluate(batch if drawn else None, scored):
                 if not saves:
                     self.save()
                 return False
+            pending, before = before.fetched, queued
         return True
 
     def _owed(self) -> bool:
@@ -195,9 +198,9 @@ class Engine:
         return Progress(self.step, self.total_steps, self.step / self.steps_per_epoch, self.job.recipe.train.epochs)
 
     def rehearse(self, pending: list[RawBatch]) -> None:
-        """One whole step on micro-batches in hand; nothing is logged or saved."""
+        """One whole step on micro-batches in hand, waited for; nothing is logged or saved."""
         _, norm = self._forward_backward(pending)
-        self._update(self._agree(norm, pending, None).broken)
+        self._count(self._take(norm, [], None))
 
     def _forward_backward(self, pending: list[RawBatch]) -> tuple[Batch, Tensor]:
         """Gradients of one global batch, clipped; returns the last micro-batch and the gradient norm."""
@@ -208,7 +211,7 @@ class Engine:
         self._outputs = []
         self.statistics.keep()
         for i, raw in enumerate(pending, start=1):
-            batch = self._on_device(raw)
+            batch = self._ahead.take(raw)
             with nullcontext() if i == len(pending) else self.accelerator.no_sync(self.model):
                 self._outputs.append(self._micro(batch, progress, len(pending)))
         self.accelerator.unscale_gradients(self.optimizer)
@@ -221,8 +224,6 @@ class Engine:
         return batch, state.full(norm)
 
     def _on_device(self, raw: RawBatch) -> Batch:
-        if self._ahead is not None and self._ahead[0] is raw:
-            return self._ahead[1]
         with compiling(self.job.recipe.run.compile):
             return to_device(raw, self.device, self.normalize)
 
@@ -232,43 +233,59 @@ class Engine:
         self.accelerator.backward(output.loss / parts)
         return output._replace(loss=output.loss.detach())
 
-    def _agree(self, norm: Tensor, pending: list[RawBatch], error: Exception | None) -> Verdict:
-        """One exchange per step, and the only time the host waits for the device. The loss is the mean of all parts."""
+    def _take(self, norm: Tensor, fetched: list[RawBatch], error: Exception | None) -> Queued:
+        """Exchange the flags of a step and update by it, all on the device. The loss is the mean of all parts."""
         loss = torch.stack([output.loss for output in self._outputs]).mean()
-        broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        told, bad = stop.received is not None, any(raw.bad for raw in pending)
-        flags = torch.tensor([told, bad, error is not None or self.saving.failed], device=self.device)
-        seen = torch.cat([broken.view(1), flags, loss.view(1) / self.accelerator.num_processes])
-        *counts, mean = total(self.accelerator, seen.float()).tolist()
-        broken_anywhere, told_anywhere, bad_anywhere, failed = (count > 0 for count in counts)
-        return Verdict(broken_anywhere, told_anywhere, bad_anywhere, failed, mean)
+        self._queued = queued = self._exchange(loss, norm, fetched, error)
+        self._update(queued.flags.broken)
+        return queued
 
-    def _update(self, broken: bool) -> None:
-        """Step the optimizer, or skip on every process alike."""
-        if not broken or self.accelerator.scaler is not None:  # which skips by itself, to lower its scale
-            self.optimizer.step()
+    def _exchange(self, loss: Tensor, norm: Tensor, fetched: list[RawBatch], error: Exception | None) -> Queued:
+        told, bad = stop.received is not None, any(raw.bad for raw in fetched)
+        failed = error is not None or self.saving.failed
+        flags = Flags(self.accelerator, loss, norm, stop=told, bad=bad, failed=failed)
+        return Queued(flags, self.step + 1, self._outputs, fetched, error)
+
+    def _update(self, broken: Tensor) -> None:
+        """Step the optimizer and what follows it. Where `broken` nothing changes, on every process alike."""
+        self.guarded.step(broken)
         self.optimizer.zero_grad()
         taken = self.progress()
         self.step += 1
         self.meter.count(self.job.recipe.train.batch_size)
-        if broken:
-            self.statistics.restore_()
-            self._count_skipped()
-            return
-        self.skipped_in_a_row = 0
-        self.method.after_step(taken)
-        for output in self._outputs:
-            self.averages.add({"loss": output.loss, **output.metrics})
+        self.method.after_step(taken, broken)
+        self.statistics.restore_(broken)
 
-    def _count_skipped(self) -> None:
+    def _count(self, queued: Queued, shown: bool = False) -> Verdict:
+        """Read the flags of a step, and count it, once, as taken or skipped."""
+        verdict = queued.flags.read()
+        if queued.counted:
+            return verdict
+        queued.counted = True
+        if verdict.broken:
+            self._count_skipped(queued)
+        else:
+            self.skipped_in_a_row = 0
+            for output in queued.outputs:
+                self.averages.add({"loss": output.loss, **output.metrics})
+        if shown:
+            self.display.show(queued.step, queued.step / self.steps_per_epoch, verdict.loss, self.meter.pace)
+        return verdict
+
+    def _settle(self) -> None:
+        """Count the newest step: wait for the device."""
+        if self._queued is not None:
+            self._count(self._queued)
+
+    def _count_skipped(self, queued: Queued) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
         limit = self.job.recipe.run.max_skipped
         if self.skipped_in_a_row >= limit:
-            losses = [f"{output.loss.item():g}" for output in self._outputs]
+            losses = [f"{output.loss.item():g}" for output in queued.outputs]
             raise UserError(
-                f"{limit} steps in a row had a loss or gradient that is not finite, the last at step {self.step - 1} "
-                f"(epoch {self.progress().epoch:.2f}, losses {', '.join(losses)} on process "
+                f"{limit} steps in a row had a loss or gradient that is not finite, the last at step {queued.step - 1} "
+                f"(epoch {queued.step / self.steps_per_epoch:.2f}, losses {', '.join(losses)} on process "
                 f"{self.accelerator.process_index}). No weight was touched. Lower optim.base_lr, set optim.clip, or "
                 f"use train.precision=bf16; the newest checkpoint is in {self.checkpoints.folder}."
             )
@@ -313,17 +330,16 @@ class Engine:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
-    def _report(self, norm: Tensor, feed: Feed, loss: float) -> None:
+    def _report(self, norm: Tensor, feed: Feed) -> None:
         last = self.step == self.total_steps
         if self._due(self.job.recipe.run.log_every) or last:
             self._log(norm, feed)
-        else:
-            self.display.show(self.step, self.progress().epoch, loss, self.meter.pace)
         if self.watch is not None and ((in_turn := self._due(self.watch.config.every)) or last):
             self.watch.begin_look(in_turn)
             self._look(self.watch)
 
     def _log(self, norm: Tensor, feed: Feed) -> None:
+        self._settle()
         speed, epoch = self.meter.read(feed), self.progress().epoch
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         values = self.averages.read(self.accelerator) or {"loss": math.nan}
@@ -427,4 +443,5 @@ class Engine:
 
     def save(self) -> None:
         """Begin to write a checkpoint of this step; every process raises if the one before could not be written."""
+        self._settle()
         self.saving.begin(self.step, snapshot.tensors_of(self), snapshot.state_of(self))

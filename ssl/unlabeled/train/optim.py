@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -63,6 +66,31 @@ def _rate(config: Optim, peak: float, progress: Progress, watched: float, scale:
     ramp = Ramp(start, peak * top, minimum, config.warmup_epochs)
     lr = config.schedule.at(progress, ramp)
     return whole * (lr if watched == 1 else max(lr * watched, ramp.minimum))
+
+
+class Guarded:
+    """An optimizer whose step is skipped where it is broken, which only the device knows.
+
+    Nothing is waited for where the optimizer obeys torch's `found_inf`. Others are left alone by the host, and so are
+    parameters in their first step: until they have taken one, they have no state.
+    """
+
+    def __init__(self, optimizer: AcceleratedOptimizer) -> None:
+        self.optimizer = optimizer
+        self._begun: set[int] = set()  # parameters that have taken a step
+
+    def step(self, broken: Tensor) -> None:
+        """Take a step, unless `broken` [] bool, on the device, is true."""
+        own: Any = self.optimizer.optimizer
+        if self.optimizer.scaler is None:  # which skips by itself, to lower its scale
+            obeys = getattr(own, "_step_supports_amp_scaling", False)
+            trained = {id(p) for group in own.param_groups for p in group["params"] if p.grad is not None}
+            if not (obeys and trained <= self._begun) and broken:
+                return
+            if obeys:
+                own.found_inf = broken.float()
+            self._begun |= trained
+        self.optimizer.step()
 
 
 def clip_gradients(method: Method, limit: float | None, by: ClipBy, value: float | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, Field
+from torch import Tensor
 
 from unlabeled.registry import ByFile
 from unlabeled.train.schedule import AnySchedule
@@ -57,7 +58,11 @@ class Optim(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @abstractmethod
     def build(self, groups: Groups) -> torch.optim.Optimizer:
-        """The optimizer over param groups; their rates are written every step, see `optim.set_rates`."""
+        """The optimizer over param groups; their rates are written every step, see `optim.set_rates`.
+
+        On a GPU the host waits for the device in every step, unless the optimizer says `_step_supports_amp_scaling` as
+        torch's fused ones do: then its step changes nothing where its `found_inf` [], on the device, is not 0.
+        """
 
     def peak(self, batch_size: int) -> float:
         """The peak learning rate of an effective batch: base x (batch / reference), its root, or base alone.
@@ -71,6 +76,11 @@ class Optim(BaseModel, ABC, frozen=True, extra="forbid"):
         """The learning rates where the warm-up starts and at the end of the run, beside a peak."""
         growth = peak / self.base_lr if self.scale_ends else 1.0
         return self.warmup_lr * growth, self.min_lr * growth
+
+
+def unless(found_inf: Tensor | None, before: Tensor | float, after: Tensor) -> Tensor:
+    """What a step makes, or what was before it where `found_inf` [] is not 0; None = the step is taken."""
+    return after if found_inf is None else torch.where(found_inf > 0, before, after)
 
 
 AnyOptim = Annotated[Optim, ByFile("unlabeled.train.optimizers", Optim)]

@@ -51,20 +51,30 @@ def load_model(model: nn.Module, tensors: Whole) -> None:
 
 
 class Statistics:
-    """Running statistics and centres as before a step; the forward pass changes them, also of one that is skipped."""
+    """Running statistics and centres as before a step, which changes them also where it is skipped.
+
+    They are kept in one piece for each type of number: networks have hundreds of them.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         # changed in place, never replaced; integer buffers are tables of positions, counters of batches aside
-        self._own = [buffer for buffer in model.buffers() if buffer.is_floating_point() or not buffer.dim()]
-        self._kept = [buffer.clone() for buffer in self._own]
+        changed = [buffer for buffer in model.buffers() if buffer.is_floating_point() or not buffer.dim()]
+        types = dict.fromkeys(buffer.dtype for buffer in changed)
+        self._own = [[buffer for buffer in changed if buffer.dtype == one] for one in types]
+        self.keep()
 
     def keep(self) -> None:
-        if self._own:
-            torch._foreach_copy_(self._kept, self._own)
+        self._kept = [_in_one_piece(own) for own in self._own]
 
-    def restore_(self) -> None:
-        if self._own:
-            torch._foreach_copy_(self._own, self._kept)
+    def restore_(self, broken: Tensor) -> None:
+        """Put back what was kept where `broken` [] bool, on the device, is true."""
+        for own, kept in zip(self._own, self._kept, strict=True):
+            right = torch.where(broken, kept, _in_one_piece(own)).split([buffer.numel() for buffer in own])
+            torch._foreach_copy_(own, [part.view_as(buffer) for part, buffer in zip(right, own, strict=True)])
+
+
+def _in_one_piece(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def whole(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:

@@ -246,7 +246,7 @@ def make_loader(
 
 
 class Feed:
-    """The micro-batches of each step, with the seconds spent waiting for them."""
+    """The micro-batches of each step, with the seconds spent waiting for them. It ends where they cannot be had."""
 
     def __init__(
         self, dataset: ViewDataset, sampler: EpochSampler, *, workers: int, timeout: float, device: torch.device
@@ -256,8 +256,8 @@ class Feed:
         self._iterator: Batches | None = None
 
     def next(self) -> tuple[list[RawBatch], Exception | None]:
-        """The next step's micro-batches, none after the last or a signal to stop; or what went wrong, for all processes
-        to agree on."""
+        """The next step's micro-batches, none after the last, an error or a signal to stop; or what went wrong, for all
+        processes to agree on."""
         if not self.left:
             return [], None
         started = time.perf_counter()
@@ -267,8 +267,10 @@ class Feed:
             with stop.now(), stop.alone():
                 fetched = [next(self._iterator) for _ in range(self.accumulate)]
         except Stopped:
-            return [], None  # nobody will ask for more
+            self.left = 0
+            return [], None
         except Exception as error:  # workers raise whatever their code raises
+            self.left = 0
             return [], error
         self.left -= 1
         self.waited += time.perf_counter() - started

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
@@ -128,10 +128,10 @@ class DINO(PretrainMethod):
         measures = {**teaching(loss, targets), "feature_std": feature_std(features[0]), **contrast(*views)}
         return Output(loss, measures, views[0])
 
-    def after_step(self, progress: Progress) -> None:
+    def after_step(self, progress: Progress, broken: Tensor | None = None) -> None:
         momentum = cosine(self.config.momentum, 1.0, progress.step / progress.total_steps)
-        ema_(self.teacher, self.encoder, momentum)
-        ema_(self.teacher_head, self.head, momentum)
+        ema_(self.teacher, self.encoder, momentum, broken)
+        ema_(self.teacher_head, self.head, momentum, broken)
         self.centre.update_()
 
     def frozen(self, progress: Progress) -> Iterable[nn.Parameter]:

@@ -221,10 +221,10 @@ class IBOT(PretrainMethod):
         students = self.encoder, self.head, self.patch_head
         return [(t, s) for t, s in zip(teachers, students, strict=True) if t is not None and s is not None]
 
-    def after_step(self, progress: Progress) -> None:
+    def after_step(self, progress: Progress, broken: Tensor | None = None) -> None:
         momentum = cosine(self.config.momentum, 1.0, progress.step / progress.total_steps)
         for follower, followed in self._pairs():
-            ema_(follower, followed, momentum)
+            ema_(follower, followed, momentum, broken)
         if self.config.targets == "centre":
             self.centre.update_()
             self.patch_centre.update_()

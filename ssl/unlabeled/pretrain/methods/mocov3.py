@@ -119,10 +119,10 @@ class MoCoV3(PretrainMethod):
     def _contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
         return info_nce(queries, gather(keys), len(queries) * rank(), self.temperature)
 
-    def after_step(self, progress: Progress) -> None:
+    def after_step(self, progress: Progress, broken: Tensor | None = None) -> None:
         """The teacher follows, with the next step's momentum: officially it does so before that step's keys."""
         done = min(1.0, (progress.step + 1) / progress.total_steps)
-        ema_(self.teacher, self, cosine(self.momentum, 1.0, done))
+        ema_(self.teacher, self, cosine(self.momentum, 1.0, done), broken)
 
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder, "teacher": self.teacher.encoder}

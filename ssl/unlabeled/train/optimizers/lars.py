@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unlabeled.train.optimizer import Groups, Optim, Unit
+from unlabeled.train.optimizer import Groups, Optim, Unit, unless
 
 
 class Config(Optim, frozen=True, extra="forbid"):
@@ -31,6 +31,8 @@ class LARS(Optimizer):
     Tensors of more than one axis get weight decay and the trust ratio; biases and norms are plain SGD.
     """
 
+    _step_supports_amp_scaling = True
+
     def __init__(
         self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
     ) -> None:
@@ -38,7 +40,8 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update: v <- momentum v + scaled gradient; p <- p - lr v."""
+        """One update: v <- momentum v + scaled gradient; p <- p - lr v. Nothing changes where `found_inf` is not 0."""
+        found_inf = getattr(self, "found_inf", None)
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             for p in group["params"]:
@@ -47,7 +50,9 @@ class LARS(Optimizer):
                     update = self._scaled(p, p.grad, group)
                     if "momentum_buffer" not in state:
                         state["momentum_buffer"] = torch.zeros_like(p)
-                    p.sub_(group["lr"] * state["momentum_buffer"].mul_(group["momentum"]).add_(update))
+                    velocity = state["momentum_buffer"]
+                    velocity.copy_(unless(found_inf, velocity, velocity.mul(group["momentum"]).add_(update)))
+                    p.sub_(unless(found_inf, 0.0, group["lr"] * velocity))
         return loss
 
     @staticmethod

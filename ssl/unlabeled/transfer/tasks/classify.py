@@ -172,9 +172,9 @@ class Classifier(Task):
             self.average.eval()
         return self
 
-    def after_step(self, progress: Progress) -> None:
+    def after_step(self, progress: Progress, broken: Tensor | None = None) -> None:
         if self.average is not None and self.config.ema is not None:
-            ema_(self.average, self.model, self.config.ema)
+            ema_(self.average, self.model, self.config.ema, broken)
             for own, source in zip(self.average.buffers(), self.model.buffers(), strict=True):
                 own.copy_(source)
 
