@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from every_method import every_method, recipe_of
-from support import TINY_PRETRAIN, checkpoint_bytes, free_port, metrics, on_processes
+from support import TINY_PRETRAIN, checkpoint_bytes, free_port, metrics, on_processes, weights
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -173,8 +173,8 @@ def ends(rank: int, folder: Path) -> dict[str, Any]:
             how = f"{type(error).__name__}: {error}"
         kept = engine.checkpoints.steps() if rank == 0 else []
         files = {step: checkpoint_bytes(engine.output, step) for step in kept}
-        parts = {"model": snapshot.tensors_of(engine)["model"], "first": whole.checkpoints.read(1).tensors["model"]}  # type: ignore[union-attr]
-        moved = [key for key, tensor in parts["model"].items() if not tensor.equal(parts["first"][key])]
+        first, now = weights(whole.output, 1), engine.method.state_dict()
+        moved = [key for key in first if not first[key].equal(now[key])]
         said[name] = {"how": how, "step": engine.step, "files": files, "moved": moved, "skipped": engine.skipped}
 
     def told(engine: Engine) -> None:
@@ -327,7 +327,7 @@ def test_flags_are_read_one_step_later(tmp_path: Path, monkeypatch: pytest.Monke
 def test_an_update_on_a_gpu_reads_nothing(optim: Optim) -> None:
     with FakeTensorMode():  # which raises where a number is read
         broken = torch.empty((), dtype=torch.bool, device="cuda")
-        network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).to("cuda")
+        network = nn.Sequential(nn.Linear(2, 2, device="cuda"), nn.BatchNorm1d(2, device="cuda"))
         statistics = Statistics(network)
         own = optim.build([{"params": list(network.parameters()), "weight_decay": 0.1}])
         guarded = Guarded(SimpleNamespace(optimizer=own, scaler=None, step=own.step))  # type: ignore[arg-type]

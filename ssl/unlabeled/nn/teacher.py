@@ -65,7 +65,8 @@ def _approach_(own: list[Tensor], source: list[Tensor], rate: float, broken: Ten
     if broken is None:
         torch._foreach_lerp_(own, source, rate)
         return
-    rates = {dtype: torch.where(broken, torch.zeros((), dtype=dtype), rate) for dtype in {p.dtype for p in own}}
+    still = {dtype: torch.zeros((), dtype=dtype, device=broken.device) for dtype in {p.dtype for p in own}}
+    rates = {dtype: torch.where(broken, zero, rate) for dtype, zero in still.items()}
     if broken.device.type == "cpu":
         torch._foreach_lerp_(own, source, [rates[p.dtype] for p in own])
         return

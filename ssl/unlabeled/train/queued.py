@@ -43,10 +43,11 @@ class Flags:
     def __init__(
         self, accelerator: Accelerator, loss: Tensor, norm: Tensor, *, stop: bool, bad: bool, failed: bool
     ) -> None:
-        cuda = loss.device.type == "cuda"
-        own = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        # from pinned memory: any other copy to a GPU waits for what is queued there
-        said = torch.tensor([stop, bad, failed], pin_memory=cuda).to(loss.device, non_blocking=True)
+        own, cuda = ~(torch.isfinite(loss) & torch.isfinite(norm)), loss.device.type == "cuda"
+        said = torch.zeros(3, device=loss.device)
+        for place, flag in enumerate((stop, bad, failed)):
+            if flag:
+                said[place].fill_(1)  # a copy from the host would wait for what is queued on a GPU
         seen = torch.cat([own.view(1), said, loss.view(1) / accelerator.num_processes]).float()
         seen = total(accelerator, seen)
         self.broken = seen[0] > 0
