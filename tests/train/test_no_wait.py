@@ -34,8 +34,8 @@ from unlabeled.train.job import Job
 from unlabeled.train.optim import Guarded
 from unlabeled.train.optimizer import Optim
 from unlabeled.train.optimizers import adamw, lars, sgd
-from unlabeled.train.queued import Flags
 from unlabeled.train.state import Statistics
+from unlabeled.train.stepping.queued import Flags
 
 LATE = ["run.log_every=100", "run.checkpoint_every=100", "train.epochs=1", "optim.warmup_epochs=0"]  # of 5 steps
 BIT = "{model: vit_tiny_patch16_224, patch_size: 4, width: 16, depth: 1, heads: 2}"

@@ -32,8 +32,8 @@ from unlabeled.train.checkpoint import Checkpoints
 from unlabeled.train.events import Events
 from unlabeled.train.job import Job
 from unlabeled.train.optim import Guarded, clip_gradients, param_groups, set_rates
-from unlabeled.train.queued import Ahead, Flags, Queued, Verdict
 from unlabeled.train.saving.background import Background
+from unlabeled.train.stepping.queued import Ahead, Flags, Queued, Verdict
 from unlabeled.train.tracker import Trackers
 from unlabeled.train.tracking import Averages, Diagnosis, Display, Meter, MetricsFile, scores_at
 from unlabeled.train.watch import EarlyStopping
