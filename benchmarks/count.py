@@ -64,8 +64,8 @@ ROWS = {
     "dino-S-256": Row("dino_vits16_1gpu", (TEN,), 256),
     "dino-S-64": Row("dino_vits16_1gpu", (TEN,), 64),
     "dino-L-64": large("dino_vits16_1gpu", TEN),
-    "ibot-S-256": Row("ibot_vits16_1gpu", (TEN,), 256),
-    "ibot-L-64": large("ibot_vits16_1gpu", TEN),
+    "ibot-S-256": Row("ibot_vits16_in1k", (TEN,), 256),
+    "ibot-L-64": large("ibot_vits16_in1k", TEN),
     "dinov2-L-64": Row("dinov2_vitl16_in1k", (), 64),
 }
 

@@ -17,12 +17,10 @@ SWIN = (
 DINOV2 = "method.patch_head={prototypes: 64, hidden: 32, bottleneck: 16}", "method.patch_centre=hidden"
 CASES = {
     "mae": (("mae", SHALLOW, "method.normalize_targets=true"), 4),
-    "simmim": (("simmim", SHALLOW), 2),
     "simmim of a Swin": (("simmim", SWIN), 4),
     "simclr": (("simclr", SHALLOW), 5),
     "mocov3 of a CNN": (("mocov3", "method.encoder={model: test_resnet}"), 14),
     "ibot": (("ibot", SHALLOW), 16),
-    "dinov2": (("ibot", SHALLOW, *DINOV2, "method.koleo=0.1"), 20),
     "dinov3": (("ibot", SHALLOW, *DINOV2, "method.koleo=0.1", "method.targets=sinkhorn"), 22),
 }
 
