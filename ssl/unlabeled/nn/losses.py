@@ -174,7 +174,7 @@ def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
 
 def _is_large(logits: Tensor) -> bool:
     """Whether logits [..., K] are so many that rows are taken in parts. A compiler fuses operations instead."""
-    return logits.numel() > LARGE and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and logits.numel() > LARGE
 
 
 def _sharpened(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
