@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LIMITS = Path("/sys/fs/cgroup")  # of a container
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # by which processes know of each other
 SEEN_WITHIN = 10.0  # seconds that a network file system may take to show a file
 LOOKS = 1.0  # seconds between looks whether another process is done, at most
 _long = itertools.count()  # the same on all processes: work that takes long is named by its number
@@ -47,20 +48,24 @@ ALONE = Group()
 @contextmanager
 def joined(timeout: float) -> Iterator[Group]:
     """Join the processes of a launcher (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) by gloo, on CPUs; a process
-    without a launcher is alone. A process waits for another at most `timeout` seconds."""
+    without a launcher is alone, and so is each of them afterwards, for libraries too. A process waits for another at
+    most `timeout` seconds."""
     if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
     try:
-        yield Group(dist.get_rank(), dist.get_world_size())
+        yield Group(*placed())
     finally:
         dist.destroy_process_group()
+        for name in LAUNCHED:
+            os.environ.pop(name, None)
+        stop.several = False
 
 
 def everywhere(group: Group | Accelerator, find: Callable[[], T]) -> T:
     """The value that `find` gives on the main process, on all."""
-    found: T = gather_objects(on_main(group, find, whole=False))[0]
+    found: Any = from_main(on_main(group, find, whole=False))
     return found
 
 
@@ -95,6 +100,16 @@ def from_main(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def collect(value: Any) -> list[Any]:
+    """The values of all processes in order of rank, on the main process; [] on the others."""
+    rank, world = placed()
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world if rank == 0 else []
+    dist.gather_object(value, values or None)
+    return values
 
 
 def raise_together(error: BaseException | None) -> None:

@@ -22,6 +22,7 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source, SourceConfig
 from unlabeled.data.sources import arrays, files, mixture, shapes, table
 from unlabeled.errors import UserError
+from unlabeled.sharing.shards import Sharing
 
 COUNTS = {"cat": 11, "dog": 6, "great crane": 2, "é": 5, "one": 1}
 
@@ -143,7 +144,7 @@ def test_folder_tar_table_and_cache_agree(folder: Path, tmp_path: Path) -> None:
     assert opened(tmp_path / "x.tar").val.fingerprint() == opened(folder).val.fingerprint()
     (tmp_path / "cache").mkdir()
     config = files.Config(path=str(folder), split=0.3)
-    list(prepare(config, tmp_path / "cache", Settings(short_side=16), workers=1))
+    list(prepare(config, tmp_path / "cache", Settings(short_side=16), Sharing()))
     packed_away = Opened(config.model_copy(update={"cache": str(tmp_path / "cache")}))
     assert named(packed_away.val) == expected and named(packed_away.train) == rest
     for fields in ({"split_seed": 1}, {"split": 0.4}, {"split": None}):

@@ -36,6 +36,7 @@ from unlabeled.data.sources.table import Config as Table
 from unlabeled.data.sources.torchvision import TorchVisionSource
 from unlabeled.errors import UserError
 from unlabeled.recipe.free import is_free
+from unlabeled.sharing.shards import Sharing
 from unlabeled.stages.finetune import FinetuneRecipe
 
 ABSENT = [
@@ -238,7 +239,7 @@ def test_a_file_pins_another_order_and_the_fingerprint_knows(kind: Make, tmp_pat
 def test_the_order_of_a_cache_is_that_of_the_file_when_it_is_opened(tmp_path: Path) -> None:
     config = folder(tmp_path, NAMES)
     (tmp_path / "cache").mkdir()
-    list(prepare(config, tmp_path / "cache", Settings(short_side=16), 1))
+    list(prepare(config, tmp_path / "cache", Settings(short_side=16), Sharing()))
     cached = {"cache": str(tmp_path / "cache")}
     plain = Files.model_validate(config.model_dump() | cached)
     (tmp_path / "classes.txt").write_text(PINNED, encoding="utf-8")

@@ -28,6 +28,7 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_PIXELS, Source
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import BadSample, UserError
+from unlabeled.sharing.shards import Sharing
 
 COUNT = 11
 SIZES = [(40 + 7 * number, 90 - 5 * number) for number in range(COUNT)]
@@ -55,7 +56,7 @@ def jpeg(number: int, width: int, height: int) -> bytes:
 def done(data: Files, folder: Path, settings: Settings = SMALL, workers: int = 1) -> Source:
     """All of it, opened as a recipe does."""
     folder.mkdir(exist_ok=True)
-    list(prepare(data, folder, settings, workers))
+    list(prepare(data, folder, settings, Sharing(workers)))
     return Opened(data.model_copy(update={"cache": str(folder)})).train
 
 
@@ -126,7 +127,7 @@ def test_any_number_of_processes_makes_the_same(
     pictures: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fields = {"train": "a", "val": "b", "max_bad_fraction": 0.5}
-    list(prepare(Files(path=pictures.path, **fields), tmp_path / "one", SMALL, 1))  # type: ignore[arg-type]
+    list(prepare(Files(path=pictures.path, **fields), tmp_path / "one", SMALL, Sharing()))  # type: ignore[arg-type]
     recipe, shapes = tmp_path / "tiny.yaml", "{name: shapes, train_size: 42, val_size: 20, size: 16}"
     data = json.dumps({"name": "files", "path": pictures.path, **fields})
     recipe.write_text(TINY_PRETRAIN.replace(shapes, data), encoding="utf-8")
@@ -148,7 +149,7 @@ def test_what_was_interrupted_goes_on(pictures: Files, tmp_path: Path, monkeypat
     done(pictures, tmp_path / "whole")
     cut = tmp_path / "cut"
     cut.mkdir()
-    packing = prepare(pictures, cut, SMALL, 1)
+    packing = prepare(pictures, cut, SMALL, Sharing())
     assert [next(packing).pictures for _ in range(3)] == [0, 3, 6]
     packing.close()
     with pytest.raises(UserError, match=r"lacks train\.safetensors"):
@@ -157,9 +158,9 @@ def test_what_was_interrupted_goes_on(pictures: Files, tmp_path: Path, monkeypat
     packed: list[int] = []
     pack = module.Preparation.pack
     monkeypatch.setattr(module.Preparation, "pack", lambda self, n: packed.append(n) or pack(self, n))
-    counts = [found.pictures for found in prepare(pictures, cut, SMALL, 1)]
+    counts = [found.pictures for found in prepare(pictures, cut, SMALL, Sharing())]
     assert packed == [1, 2, 3] and counts == [3, 6, 9, 11] and tars(cut) == tars(tmp_path / "whole")
-    assert list(prepare(pictures, cut, SMALL, 1)) == [Packed("train", COUNT, COUNT, [])]
+    assert list(prepare(pictures, cut, SMALL, Sharing())) == [Packed("train", COUNT, COUNT, [])]
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -171,7 +172,7 @@ def test_tars_that_are_damaged_or_lost_are_named_and_made_again(
     if finished:
         done(pictures, cache)
     else:
-        packing = prepare(pictures, cache, SMALL, 1)
+        packing = prepare(pictures, cache, SMALL, Sharing())
         assert [next(packing).pictures for _ in range(5)][-1] == COUNT
         packing.close()
     good = tars(cache)
@@ -183,7 +184,7 @@ def test_tars_that_are_damaged_or_lost_are_named_and_made_again(
     done(pictures, cache)
     assert {name: tars(cache)[name] for name in good} == good and not list(cache.glob("train-*.json"))
     assert caplog.text.count("is not what was written (size or SHA-256 differ): it is made again") == 2
-    assert list(prepare(pictures, cache, SMALL, 1)) == [Packed("train", COUNT, COUNT, [])]
+    assert list(prepare(pictures, cache, SMALL, Sharing())) == [Packed("train", COUNT, COUNT, [])]
 
 
 def test_a_tar_that_becomes_another_is_refused(

@@ -21,6 +21,7 @@ from unlabeled.data.opened import Opened
 from unlabeled.data.source import SourceConfig
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view.views import View
+from unlabeled.sharing.shards import Sharing
 
 COUNT, BATCH, STEPS, PATCH = 13, 4, 6, 4
 VIEWS = (
@@ -105,7 +106,7 @@ def test_uneven_shards(world: int, home: Path, tmp_path: Path, expected: list[Te
 
 
 def cache(home: Path, tmp_path: Path, short_side: int) -> Files:
-    list(prepare(folder(home), tmp_path, Settings(short_side=short_side, shard=5), 1))
+    list(prepare(folder(home), tmp_path, Settings(short_side=short_side, shard=5), Sharing()))
     return folder(home).model_copy(update={"cache": str(tmp_path)})
 
 

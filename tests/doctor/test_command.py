@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import TINY_FINETUNE, TINY_PRETRAIN
+from support import TINY_FINETUNE, TINY_PRETRAIN, launch
 
 from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import Preprocessing, export_encoder
+from unlabeled.doctor import duplicates, pictures
+from unlabeled.doctor.kept import Kept, Part
 from unlabeled.doctor.speed import Speed
 from unlabeled.train.engine import Engine
 from unlabeled.work import doctor as command
@@ -409,3 +412,62 @@ def test_the_report_fits_the_terminal_and_ends_with_the_verdict(
     # a path is never broken
     assert [line for line in lines if len(line) > width and "/" not in line] == []
     assert any(str(recipe.parent / "pictures" / "val" / "b" / "wrong.tif") in line for line in lines)
+
+
+def in_small_shards() -> None:
+    """Shards of four pictures and slices of about five hashes; the speed as everywhere."""
+    pictures.SHARD, duplicates.SLICE = 4, 5
+    command.measure = lambda *_: FAST_LOADER
+
+
+def killed_while_looking() -> None:
+    """The same, and the second process is killed when it has looked at its first shard."""
+    in_small_shards()
+    write = Kept.write
+
+    def armed(self: Kept, number: int, part: Part) -> None:
+        write(self, number, part)
+        if os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Kept.write = armed  # type: ignore[method-assign]
+
+
+@pytest.mark.usefixtures("speed")
+def test_any_number_of_processes_finds_the_same(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "SHARD", 4)
+    train = tmp_path / "pictures" / "train"
+    for label in ("a", "b"):
+        picture(0).save(train / label / "copy.bmp")
+        picture(20).resize((48, 48)).save(train / label / "larger.png")
+    (train / "a" / "broken.png").write_bytes(b"no picture")
+
+    def options(name: str) -> list[str]:
+        return ["--json", str(recipe), "--csv", str(tmp_path / f"{name}.csv"), "--keep", str(tmp_path / name)]
+
+    def files(name: str) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in (tmp_path / name).glob("*.safetensors")}
+
+    code = main(["doctor", *options("one")])
+    one = capsys.readouterr().out
+    assert launch("doctor", options("several"), world=2, hook=killed_while_looking) == [69, -9]
+    assert len(files("several")) < len(files("one")) and capsys.readouterr()
+    assert launch("doctor", options("several"), world=3, hook=in_small_shards) == [code, 0, 0]
+    assert capsys.readouterr().err == one
+    assert files("several") == files("one") and len(files("one")) == 7
+    assert (tmp_path / "several.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    found = json.loads(one)["copies"]["train"]
+    assert (found["exact"]["count"], found["near"]["count"]) == (3, 1)
+
+
+@pytest.mark.usefixtures("speed")
+def test_what_is_kept_is_of_these_pictures(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = report(capsys, recipe, "--keep", tmp_path / "kept")
+    file = tmp_path / "kept" / "train-00000.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # a damaged column is measured again
+    assert report(capsys, recipe, "--keep", tmp_path / "kept") == first and file.read_bytes() == whole
+    assert main(["doctor", str(recipe), "--keep", str(tmp_path / "kept"), "--pictures", "3"]) == 2
+    assert "train-00000.safetensors tells of other pictures" in capsys.readouterr().err

@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("overrides", nargs="*", metavar="a.b=value", help="fields to change")
     add("--pictures", type=int, default=2000, metavar="N", help="pictures to look at in each split (default 2000)")
     add("--full", action="store_true", help="look at all pictures")
+    kept = "keep what is measured of pictures in this folder: an interrupted look goes on"
+    add("--keep", type=user_path, metavar="FOLDER", help=kept)
     add("--seconds", type=float, default=5, help="duration of each measurement of speed (default 5)")
     add("--hours", type=float, default=72, help="time that a run may take; a longer one is not ready (default 72)")
     add("--csv", type=user_path, metavar="FILE", help="write every copy and leak that was found")

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlabeled.data.source import Source
-from unlabeled.doctor.duplicates import Copies, find_copies
+from unlabeled.doctor.duplicates import Copies, close_pairs, find_copies
 from unlabeled.doctor.pictures import Survey
+from unlabeled.sharing.shards import HERE, Sharing
 
 FLAT = 2 / 255
 
@@ -44,13 +45,15 @@ class Compared(NamedTuple):
         return source.classes[source.labels[i]] if source.labels[i] >= 0 else ""
 
 
-def compare(train: Survey, val: Survey | None) -> Compared | None:
-    """Find copies among all readable images; None without any."""
+def compare(train: Survey, val: Survey | None, sharing: Sharing = HERE) -> Compared | None:
+    """Find copies among all readable images; None without any. Call it on all processes: the main one's images
+    count."""
     surveys = {name: found for name, found in (("train", train), ("val", val)) if found is not None and len(found)}
     if not surveys:
+        close_pairs(np.empty(0, np.uint64), sharing=sharing)  # the other processes are there too
         return None
     parts = list(surveys.values())
     spectra, digests = (np.concatenate([getattr(p, name) for p in parts]) for name in ("spectrum", "digest"))
-    copies = find_copies(digests, spectra, np.concatenate([part.contrast < FLAT for part in parts]))
+    copies = find_copies(digests, spectra, np.concatenate([part.contrast < FLAT for part in parts]), sharing)
     split = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return Compared(surveys, copies, split)

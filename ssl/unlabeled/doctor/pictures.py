@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -15,10 +16,13 @@ from unlabeled.data.batch.loader import make_loader
 from unlabeled.data.batch.workers import Batches
 from unlabeled.data.source import Source
 from unlabeled.doctor.duplicates import spectrum
+from unlabeled.doctor.kept import NOWHERE, Bad, Kept, Part
 from unlabeled.errors import BadSample
+from unlabeled.processes import collect, everywhere, on_main
 from unlabeled.randomness import Stream, stream
+from unlabeled.sharing.shards import HERE, Sharing, each_shard
 
-BATCH = 16
+BATCH, SHARD = 16, 4096
 LEVELS = np.arange(256)
 # first bytes of files, and the endings of their names
 CONTENTS = (
@@ -45,13 +49,6 @@ class Look(NamedTuple):
     digest: int
     spectrum: NDArray[np.float16]
     wrong: str
-
-
-class Bad(NamedTuple):
-    """An image that cannot be used."""
-
-    key: str
-    reason: str
 
 
 class Survey(NamedTuple):
@@ -100,24 +97,50 @@ class Survey(NamedTuple):
 
 
 def survey(
-    source: Source, most: int | None, seed: int, workers: int, timeout: float, seen: Callable[[int], None]
+    source: Source,
+    most: int | None,
+    seed: int,
+    workers: int,
+    timeout: float,
+    seen: Callable[[int], None],
+    sharing: Sharing = HERE,
+    kept: Kept = NOWHERE,
 ) -> Survey:
-    """Survey `most` images, evenly over a source (None = all); `seen` is called with the number opened since."""
+    """Survey `most` images, evenly over a source (None = all), or those that `kept` lacks.
+
+    With several processes, call it on all: each looks at its share, and the main one gets all.
+
+    Args:
+        seen: called with the number of images opened since.
+    """
     chosen = drop_repeats(source, evenly(len(source), most or len(source), seed))
-    batches = [chosen[i : i + BATCH].tolist() for i in range(0, len(chosen), BATCH)]
-    loader = make_loader(
-        _Looks(source), batches, workers=workers, device=torch.device("cpu"), timeout=timeout, collate=_columns
-    )
-    columns: list[list[NDArray[Any]]] = []
-    bad: list[Bad] = []
+    shards = [chosen[i : i + SHARD] for i in range(0, len(chosen), SHARD)]
+    kept = kept.of(source.fingerprint(), chosen)
+    there = on_main(sharing.group, lambda: kept.read(len(shards))) or {}
+    missing = everywhere(sharing.group, lambda: [number for number in range(len(shards)) if number not in there])
+    found: dict[int, list[Part]] = {number: [] for number in missing}
+    for number, part in each_shard(missing, partial(_looks, source, shards, workers, timeout), sharing):
+        found[number].append(part)
+        seen(part.opened)
+        if sum(one.opened for one in found[number]) == len(shards[number]):
+            found[number] = [Part.joined(found[number])]
+            kept.write(number, found[number][0])
+    everyone = collect({number: parts[0] for number, parts in found.items() if parts})
+    together = there | {number: part for parts in everyone for number, part in parts.items()}
+    whole = Part.joined([together[number] for number in sorted(together)])
+    columns: list[Any] = whole.columns
+    return Survey(*[source, len(chosen), *columns, whole.bad])
+
+
+def _looks(
+    source: Source, shards: Sequence[NDArray[np.int64]], workers: int, timeout: float, numbers: Sequence[int]
+) -> Iterator[tuple[int, Part]]:
+    """Look at some shards; yields the number of one with a batch of it."""
+    rows = [(n, shards[n][i : i + BATCH].tolist()) for n in numbers for i in range(0, len(shards[n]), BATCH)]
+    batches, cpu = [batch for _, batch in rows], torch.device("cpu")
+    loader = make_loader(_Looks(source), batches, workers=workers, device=cpu, timeout=timeout, collate=_part)
     with Batches(loader) as made:
-        for found, unusable in made:
-            columns.append(found)
-            bad.extend(unusable)
-            seen(len(found[0]) + len(unusable))
-    good = [found for found in columns if len(found[0])]
-    joined: list[Any] = [np.concatenate(column) for column in zip(*(good or columns[:1]), strict=True)]
-    return Survey(*[source, len(chosen), *joined, bad])
+        yield from zip((number for number, _ in rows), made, strict=True)
 
 
 def evenly(n: int, most: int, seed: int) -> NDArray[np.int64]:
@@ -187,9 +210,5 @@ def wrong_ending(source: Source, number: int) -> str:
     return "" if name.endswith(endings) else kind
 
 
-def _columns(looks: Sequence[Look | Bad]) -> tuple[list[NDArray[Any]], list[Bad]]:
-    good = [one for one in looks if isinstance(one, Look)]
-    dtypes = (np.int64, np.int64, np.int64, np.float64, np.float64, np.uint64, np.float16, np.str_)
-    rows: Iterator[Any] = zip(*good, strict=True) if good else iter([()] * len(dtypes))
-    columns = [np.array(column, dtype) for column, dtype in zip(rows, dtypes, strict=True)]
-    return columns, [one for one in looks if isinstance(one, Bad)]
+def _part(looks: Sequence[Look | Bad]) -> Part:
+    return Part.of((one for one in looks if isinstance(one, Look)), [one for one in looks if isinstance(one, Bad)])

@@ -1,42 +1,51 @@
 """Work on numbered shards by one of several engines: the contract of `engines/NAME.py`.
 
-NAME.py has `SUMMARY`, and `each(numbers, work, resources)`, which yields all that `work` yields of all numbers.
-`work(numbers)` does some shards, one after the other, and yields reports on them. Its result for a shard is a file of
-its own, written whole or not at all, which is the same whoever writes it, in any order, once or again.
+NAME.py has `each(numbers, work, workers)`, which yields all that `work` yields of all numbers, in any order.
+`work(numbers)` does some shards, one after the other, and yields reports on them. What it leaves of a shard is a file
+of its own, written whole or not at all, the same whoever writes it, in any order, once or again.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
+from unlabeled.processes import ALONE, Group, collect, share, together
+from unlabeled.signals import stop
+
 PACKAGE = "unlabeled.sharing.engines"
-DEFAULT = "processes"
 
 T = TypeVar("T")
 Work = Callable[[Sequence[int]], Iterable[T]]
 
 
-class Resources(NamedTuple):
-    """The resources that work takes: `workers` at once on one machine."""
+class Sharing(NamedTuple):
+    """How shards are shared: among the processes of a launcher, and by each of them among the workers of an engine."""
 
     workers: int = 1
+    group: Group = ALONE
+    engine: str = "processes"
 
 
-def engine_names() -> list[str]:
-    """The names of the files in `engines/`, without importing them."""
-    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__))
+HERE = Sharing()  # in this process
 
 
-def each_shard(engine: str, numbers: Sequence[int], work: Work[T], resources: Resources) -> Iterator[T]:
-    """Let an engine, by its name, do the work on some shards; yields the reports as they come.
+def each_shard(numbers: Sequence[int], work: Work[T], sharing: Sharing) -> Iterator[T]:
+    """Do the work on this process's share of some shards; yields the reports as they come.
+
+    An error of one process is raised on all, when they are done or at it.
 
     Raises:
         Interrupted: a worker is lost. What is done stays; the same command goes on.
         Other errors are those of the work.
     """
-    each: Callable[[Sequence[int], Work[T], Resources], Iterator[T]]
-    each = importlib.import_module(f"{PACKAGE}.{engine}").each
-    yield from each(numbers, work, resources)
+    each: Callable[[Sequence[int], Work[T], int], Iterator[T]]
+    each = importlib.import_module(f"{PACKAGE}.{sharing.engine}").each
+    with together(), stop.alone():
+        yield from each(share(sharing.group, numbers), work, sharing.workers)
+
+
+def all_shards(numbers: Sequence[int], work: Work[T], sharing: Sharing) -> list[T]:
+    """The reports on all shards, on the main process of the group; [] on the others."""
+    return [report for reports in collect(list(each_shard(numbers, work, sharing))) for report in reports]

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
 
 from unlabeled.accelerator import make_accelerator
 from unlabeled.data.archive.listing import IndexFolder
+from unlabeled.data.archive.prepared import which
 from unlabeled.data.opened import Opened
-from unlabeled.data.source import Source
+from unlabeled.data.source import Source, SourceConfig
 from unlabeled.doctor.compared import Compared, compare
 from unlabeled.doctor.facts import Facts, copy_facts, speed_facts, split_facts
 from unlabeled.doctor.fits import Set, fitting
+from unlabeled.doctor.kept import Kept
 from unlabeled.doctor.page import page
 from unlabeled.doctor.pictures import Survey, survey
 from unlabeled.doctor.speed import expect, measure
@@ -27,8 +30,10 @@ from unlabeled.doctor.verdict import findings
 from unlabeled.errors import UserError
 from unlabeled.files import check_writable, write_text
 from unlabeled.launch.stage import Stage
+from unlabeled.processes import cores_each, joined, on_main
 from unlabeled.progress import task
 from unlabeled.report import as_json, html, terminal
+from unlabeled.sharing.shards import Sharing
 from unlabeled.signals import EXIT_BAD_INPUT, EXIT_DONE
 from unlabeled.stages import load_any, stage_of
 from unlabeled.text import one_line
@@ -36,6 +41,7 @@ from unlabeled.train.job import Job
 from unlabeled.train.recipe import ELSEWHERE, Recipe
 
 T = TypeVar("T")
+TIMEOUT = 12 * 3600.0  # seconds that a process may wait for another's last pictures
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,14 +54,15 @@ def run(args: argparse.Namespace) -> int:
     check_writable({"--csv": args.csv, "--split": args.split, "--html": args.html})
     stage, recipe = stage_of(args.recipe, args.overrides)
     recipe, _ = stage.complete(recipe)
-    data = Opened(recipe.data, IndexFolder(Path(recipe.output) / "index", write=False))
-    # a split is of all pictures
-    most = None if args.full or args.split else args.pictures
     with warnings.catch_warnings():
         warnings.simplefilter("once", append=True)
-        facts, compared = examine(stage, recipe, data, most, args.seconds)
-        facts["time_limit"] = time_limit(args, recipe, partial(stage.job, data=data), facts["speed"])
-    written = write_tables(args, recipe, compared)
+        with joined(TIMEOUT) as group:
+            looked = look_at(stage, recipe, args, Sharing(cores_each(), group))
+        if not group.is_main_process:
+            return EXIT_DONE
+        facts = examine(stage, recipe, looked, args.seconds)
+        facts["time_limit"] = time_limit(args, recipe, partial(stage.job, data=looked.data), facts["speed"])
+    written = write_tables(args, recipe, looked.compared)
     found = findings(recipe, facts)
     shown = page(recipe, facts, found)
     if args.html is not None:
@@ -86,58 +93,104 @@ def write_tables(args: argparse.Namespace, recipe: Recipe, compared: Compared | 
     ]
 
 
-def examine(
-    stage: Stage[Recipe, Job], recipe: Recipe, data: Opened, most: int | None, seconds: float
-) -> tuple[Facts, Compared | None]:
-    """Find out all about a recipe, this machine, and at `most` images of each split (None = all), and find copies."""
+class Looked(NamedTuple):
+    """A recipe's pictures, as far as they could be opened and looked at.
+
+    Attributes:
+        data: the section, opened.
+        labelled: the pictures to evaluate on.
+        val: these, None without.
+        job: what would be trained; None where it is refused.
+        refused: reasons why a run would not start.
+        surveys: by the name of the split.
+        compared: copies among them.
+    """
+
+    data: Opened
+    labelled: Opened
+    val: Source | None
+    job: Job | None
+    refused: list[str]
+    surveys: dict[str, Survey]
+    compared: Compared | None
+
+
+def look_at(stage: Stage[Recipe, Job], recipe: Recipe, args: argparse.Namespace, sharing: Sharing) -> Looked:
+    """Open everything, look at pictures of each split and find copies. Call it on all processes: the main one gets
+    all."""
     refused: list[str] = []
-
-    def attempt(action: Callable[[], T]) -> T | None:
-        try:
-            return action()
-        except UserError as error:
-            refused.append(str(error))
-            return None
-
-    training_pictures = data.train
+    attempt = partial(attempted, refused)
+    keep, main = args.keep, sharing.group.is_main_process
+    index = Path(recipe.output) / "index" if keep is None else keep / "index"
+    data = Opened(recipe.data, IndexFolder(index, write=keep is not None and main))
+    on_main(sharing.group, lambda: data.train, whole=False)  # the others read its index, where there is one
     scored = stage.evaluated(recipe)
     labelled = data.other(ELSEWHERE, recipe.elsewhere)
     val = attempt(lambda: labelled.val) if labelled.config.has_val or scored else None
     if val is not None:
         attempt(lambda: stage.check_evaluation(recipe, data))
     job = attempt(lambda: stage.job(recipe, data))
-    train = training_pictures if job is None else job.dataset.source
-    splits = {name: source for name, source in (("train", train), ("val", val)) if source is not None}
-    surveys = _surveys(recipe, splits, most)
+    train = data.train if job is None else job.dataset.source
+    opened = {"train": (train, data), "val": (val, labelled)}
+    splits = {name: (source, of.config) for name, (source, of) in opened.items() if source is not None}
+    # a split is of all images
+    most = None if args.full or args.split else args.pictures
+    surveys = _surveys(recipe, splits, most, keep, sharing)
+    compared = compare(surveys["train"], surveys.get("val"), sharing)
+    return Looked(data, labelled, val, job, refused, surveys, compared)
+
+
+def attempted(refused: list[str], action: Callable[[], T]) -> T | None:
+    """The result of an action; None where a UserError refuses it, which is noted."""
+    try:
+        return action()
+    except UserError as error:
+        refused.append(str(error))
+        return None
+
+
+def _surveys(
+    recipe: Recipe,
+    splits: dict[str, tuple[Source, SourceConfig]],
+    most: int | None,
+    keep: Path | None,
+    sharing: Sharing,
+) -> dict[str, Survey]:
+    run, found = recipe.run, {}
+    for name, (source, config) in splits.items():
+        count = min(len(source), most or len(source))
+        shown = task(f"pictures of {name}", -(-count // sharing.group.num_processes))
+        kept = Kept(keep, name, json.dumps(which(config)))
+        # each loader has workers of its own
+        how = sharing._replace(workers=1)
+        found[name] = survey(source, most, recipe.seed, run.workers, run.timeout, shown.advance, how, kept)
+        shown.close()
+    return found
+
+
+def examine(stage: Stage[Recipe, Job], recipe: Recipe, looked: Looked, seconds: float) -> Facts:
+    """Find out all about a recipe, this machine and the images that were looked at."""
     crop = max((view.shape for view in recipe.views.values()), key=lambda shape: shape[0] * shape[1])
+    job, refused, compared = looked.job, looked.refused, looked.compared
     patch = 1 if job is None else job.dataset.patch
-    compared = compare(surveys["train"], surveys.get("val"))
     facts: Facts = {
         "stage": stage.name,
         "refused": refused,
         "out_of_memory": False,
         "cautions": [] if job is None else [caution._asdict() for caution in stage.cautions(job)],
-        "splits": {name: split_facts(found, crop, patch) for name, found in surveys.items()},
-        "as_one": recipe.data.read_as_one(training_pictures),
+        "splits": {name: split_facts(found, crop, patch) for name, found in looked.surveys.items()},
+        "as_one": recipe.data.read_as_one(looked.data.train),
         "copies": {} if compared is None else copy_facts(compared),
         "speed": None,
     }
     if job is not None and not refused:
-        evaluated = 0 if val is None else sum(len(labelled.split(split)) for split in scored)
+        scored = stage.evaluated(recipe)
+        evaluated = 0 if looked.val is None else sum(len(looked.labelled.split(split)) for split in scored)
         try:
-            facts["speed"] = attempt(partial(_speed, stage, job, seconds, evaluated))
+            facts["speed"] = attempted(refused, partial(_speed, stage, job, seconds, evaluated))
         except torch.OutOfMemoryError:
             facts["out_of_memory"] = True
-    return facts, compared
-
-
-def _surveys(recipe: Recipe, splits: dict[str, Source], most: int | None) -> dict[str, Survey]:
-    run, found = recipe.run, {}
-    for name, source in splits.items():
-        shown = task(f"pictures of {name}", min(len(source), most or len(source)))
-        found[name] = survey(source, most, recipe.seed, run.workers, run.timeout, shown.advance)
-        shown.close()
-    return found
+    return facts
 
 
 def _speed(stage: Stage[Recipe, Job], job: Job, seconds: float, evaluated: int) -> Facts:

@@ -12,8 +12,9 @@ from unlabeled.data.archive.storing import Settings
 from unlabeled.data.source import SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.launch.options import checked
-from unlabeled.processes import Group, claim_together, cores_each, joined
+from unlabeled.processes import claim_together, cores_each, joined
 from unlabeled.progress import Clock, Task, duration, task
+from unlabeled.sharing.shards import Sharing
 from unlabeled.stages import load_any
 from unlabeled.text import say
 
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         for data, folder in sources:
             lock = claim_together(group, folder, "data.cache")
             try:
-                _prepare(data, folder, settings, workers, group)
+                _prepare(data, folder, settings, Sharing(workers, group))
             except OSError as error:
                 problem = error.strerror or str(error)
                 raise UserError(f"cannot write to {folder}: {problem}. Make room; the same command goes on.") from error
@@ -46,20 +47,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(data: SourceConfig, folder: Path, settings: Settings, workers: int, group: Group) -> None:
+def _prepare(data: SourceConfig, folder: Path, settings: Settings, sharing: Sharing) -> None:
     """Prepare one source, with a bar for each split."""
     clock, shown = Clock(), 0
     tasks: dict[Split, Task] = {}
-    for packed in prepare(data, folder, settings, workers, group):
+    for packed in prepare(data, folder, settings, sharing):
         if packed.split not in tasks:
             tasks[packed.split] = task(f"preparing {packed.split}", packed.total)
         tasks[packed.split].advance(packed.pictures - tasks[packed.split].done)
-        for key, reason in packed.bad[: SHOWN - shown] if group.is_main_process else ():
+        for key, reason in packed.bad[: SHOWN - shown] if sharing.group.is_main_process else ():
             say(f"cannot be used: {key}: {reason}")
         shown = min(SHOWN, shown + len(packed.bad))
     for done in tasks.values():
         done.close()
-    if not group.is_main_process:
+    if not sharing.group.is_main_process:
         return
     size = sum(file.stat().st_size for file in folder.glob("*.tar"))
     bad = sum(file.read_text(encoding="utf-8").count("\n") for file in folder.glob("*_bad.jsonl"))

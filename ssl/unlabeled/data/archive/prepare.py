@@ -12,7 +12,7 @@ import logging
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,9 @@ from unlabeled.data.view.views import resize
 from unlabeled.errors import BadSample, Interrupted, UserError
 from unlabeled.files import replacing
 from unlabeled.manifest import sha256_of
-from unlabeled.processes import ALONE, Group, everywhere, gather_objects, on_main, share, together
+from unlabeled.processes import everywhere, gather_objects, on_main, share, together
 from unlabeled.progress import track
-from unlabeled.sharing.shards import DEFAULT, Resources, each_shard
-from unlabeled.signals import stop
+from unlabeled.sharing.shards import Sharing, each_shard
 
 log = logging.getLogger(__name__)
 ENDINGS = {"raw": "npy", "jpeg": "jpg"}
@@ -239,20 +238,14 @@ def encode(picture: Tensor, settings: Settings) -> bytes:
 # ---------------------------------------------------------------- all of it
 
 
-def prepare(
-    data: SourceConfig,
-    folder: Path,
-    settings: Settings,
-    workers: int,
-    group: Group = ALONE,
-    engine: str = DEFAULT,
-) -> Iterator[Packed]:
+def prepare(data: SourceConfig, folder: Path, settings: Settings, sharing: Sharing) -> Iterator[Packed]:
     """Fill a folder with a source's images, tar after tar, from where an earlier try stopped. Every process of a group
     makes its share, and hears of that alone.
 
     Raises:
         UserError: the folder was prepared from other images or in another way, or the disk is full.
     """
+    group = sharing.group
     # classes are numbered when the folder is opened
     data = data.model_copy(update={"classes": None})
     splits: tuple[Split, ...] = ("train", "val") if data.has_val else ("train",)
@@ -267,11 +260,7 @@ def prepare(
     for split, source in sources.items():
         preparation = Preparation(source, split, folder, settings, data.channels)
         missing = everywhere(group, preparation.missing)
-        mine = share(group, missing)
-        with together(), stop.alone():
-            yield from _packed(
-                preparation, missing, mine, each_shard(engine, mine, preparation.packed, Resources(workers))
-            )
+        yield from _packed(preparation, missing, sharing)
         on_main(group, preparation.finish if preparation.index is None else partial(preparation.mended, missing))
         on_main(group, preparation.describe)
 
@@ -309,16 +298,14 @@ def _agree(fingerprints: dict[Split, str]) -> None:
             )
 
 
-def _packed(
-    preparation: Preparation, missing: Sequence[int], mine: Sequence[int], done: Iterable[tuple[int, Done]]
-) -> Iterator[Packed]:
+def _packed(preparation: Preparation, missing: Sequence[int], sharing: Sharing) -> Iterator[Packed]:
     def pictures(numbers: Sequence[int]) -> int:
         return sum(len(preparation.pictures(number)) for number in numbers)
 
     count = len(preparation.source) - pictures(missing)
-    total = count + pictures(mine)
+    total = count + pictures(share(sharing.group, missing))
     yield Packed(preparation.split, count, total, [])
-    for number, found in done:
+    for number, done in each_shard(missing, preparation.packed, sharing):
         count += len(preparation.pictures(number))
-        bad = [(preparation.source.key(i), reason) for i, reason in found.bad]
+        bad = [(preparation.source.key(i), reason) for i, reason in done.bad]
         yield Packed(preparation.split, count, total, bad)

@@ -12,20 +12,18 @@ from typing import Any, TypeVar
 import torch
 
 from unlabeled.errors import Interrupted, Stopped
-from unlabeled.sharing.shards import Resources, Work
-
-SUMMARY = "processes of this machine, or of all that a launcher has started"
+from unlabeled.sharing.shards import Work
 
 T = TypeVar("T")
 
 
-def each(numbers: Sequence[int], work: Work[T], resources: Resources) -> Iterator[T]:
+def each(numbers: Sequence[int], work: Work[T], workers: int) -> Iterator[T]:
     """See `unlabeled.sharing.shards`."""
-    if resources.workers < 2 or len(numbers) < 2:
+    if workers < 2 or len(numbers) < 2:
         yield from work(numbers)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = ProcessPoolExecutor(min(resources.workers, len(numbers)), context, _inherit, (work,))
+    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _inherit, (work,))
     try:
         for future in as_completed([pool.submit(_do, number) for number in numbers]):
             yield from future.result()
