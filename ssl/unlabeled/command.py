@@ -41,6 +41,7 @@ RECIPE = "a YAML file, or a name of `unlabeled recipes list`"
 
 
 PACKAGE = Path(__file__).parent
+ENGINES = sorted(file.stem for file in (PACKAGE / "sharing" / "engines").glob("[!_]*.py"))
 STAGES = PACKAGE / "stages"  # importing the package would import torch
 
 
@@ -51,6 +52,12 @@ class Command(Protocol):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
     def run(self, options: argparse.Namespace) -> int: ...
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says who shares the work."""
+    said = "who shares the work: processes of this machine or of a launcher (default), or a Ray cluster"
+    parser.add_argument("--engine", choices=ENGINES, default="processes", help=said)
 
 
 def started() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from unlabeled.command import RECIPE
+from unlabeled.command import RECIPE, add_engine
 from unlabeled.paths import expand, user_path
 
 SUMMARY = "look at pictures, machine and recipe before a run"
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val-share", type=float, default=0.2, help="with --split: share of the pictures in val (default 0.2)")
     add("--html", type=user_path, metavar="FILE", help="write the report as a page here")
     add("--json", action="store_true", help="print one JSON object and nothing else")
+    add_engine(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from unlabeled.command import ADDRESSES, GIVEN
+from unlabeled.command import ADDRESSES, GIVEN, add_engine
 from unlabeled.paths import expand, user_path
 
 SUMMARY = "features of every picture through an exported encoder"
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=256, help="pictures at a time (default 256)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default auto")
     add("--workers", type=int, help="processes that load pictures (default: one per core but one, 1 to 8)")
+    add_engine(parser)
 
 
 def run(options: argparse.Namespace) -> int:

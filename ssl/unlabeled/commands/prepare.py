@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from unlabeled.command import RECIPE
+from unlabeled.command import RECIPE, add_engine
 from unlabeled.data.archive.storing import Settings
 from unlabeled.paths import expand
 
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         said = f"{field.description} (default {field.default})"
         add(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default, help=said)
     add("--workers", type=int, help="processes (default: one per core of this machine)")
+    add_engine(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """Work on numbered shards by one of several engines: the contract of `engines/NAME.py`.
 
-NAME.py has `each(numbers, work, workers)`, which yields all that `work` yields of all numbers, in any order.
+NAME.py has `each(numbers, work, sharing)`, which yields all that `work` yields of all numbers, in any order.
 `work(numbers)` does some shards, one after the other, and yields reports on them. What it leaves of a shard is a file
 of its own, written whole or not at all, the same whoever writes it, in any order, once or again.
 """
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from unlabeled.processes import ALONE, Group, collect, share, together
 from unlabeled.signals import stop
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PACKAGE = "unlabeled.sharing.engines"
 
@@ -21,11 +24,20 @@ Work = Callable[[Sequence[int]], Iterable[T]]
 
 
 class Sharing(NamedTuple):
-    """How shards are shared: among the processes of a launcher, and by each of them among the workers of an engine."""
+    """How shards are shared: among the processes of a launcher, and by each of them among the workers of an engine.
+
+    Attributes:
+        workers: processes on this machine, where the engine takes them.
+        group: the processes of the launcher.
+        engine: a file of `engines/`.
+        cpus, gpus: cores and GPUs of each worker of a cluster, which has as many workers as there is room for.
+    """
 
     workers: int = 1
-    group: Group = ALONE
+    group: Group | Accelerator = ALONE
     engine: str = "processes"
+    cpus: int = 1
+    gpus: int = 0
 
 
 HERE = Sharing()  # in this process
@@ -40,10 +52,10 @@ def each_shard(numbers: Sequence[int], work: Work[T], sharing: Sharing) -> Itera
         Interrupted: a worker is lost. What is done stays; the same command goes on.
         Other errors are those of the work.
     """
-    each: Callable[[Sequence[int], Work[T], int], Iterator[T]]
+    each: Callable[[Sequence[int], Work[T], Sharing], Iterator[T]]
     each = importlib.import_module(f"{PACKAGE}.{sharing.engine}").each
     with together(), stop.alone():
-        yield from each(share(sharing.group, numbers), work, sharing.workers)
+        yield from each(share(sharing.group, numbers), work, sharing)
 
 
 def all_shards(numbers: Sequence[int], work: Work[T], sharing: Sharing) -> list[T]:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("once", append=True)
         with joined(TIMEOUT) as group:
-            looked = look_at(stage, recipe, args, Sharing(cores_each(), group))
+            looked = look_at(stage, recipe, args, Sharing(cores_each(), group, args.engine))
         if not group.is_main_process:
             return EXIT_DONE
         facts = examine(stage, recipe, looked, args.seconds)
@@ -162,7 +162,7 @@ def _surveys(
         shown = task(f"pictures of {name}", -(-count // sharing.group.num_processes))
         kept = Kept(keep, name, json.dumps(which(config)))
         # each loader has workers of its own
-        how = sharing._replace(workers=1)
+        how = sharing._replace(workers=1, cpus=run.workers + 1)
         found[name] = survey(source, most, recipe.seed, run.workers, run.timeout, shown.advance, how, kept)
         shown.close()
     return found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from shlex import quote
+from typing import Any
 
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -14,6 +16,7 @@ from unlabeled.accelerator import make_accelerator, precision_for
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.weights import prepare
 from unlabeled.data.archive.listing import IndexFolder
+from unlabeled.data.archive.prepared import different
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
@@ -23,9 +26,10 @@ from unlabeled.launch.options import check_least, check_side, checked
 from unlabeled.launch.plan import number
 from unlabeled.processes import claim_together, everywhere, on_main, share, together
 from unlabeled.progress import Clock, duration, task
+from unlabeled.recipe import flat
 from unlabeled.serve.embed import Bad, Embedding, Settings
 from unlabeled.serve.shards import check_format
-from unlabeled.signals import stop
+from unlabeled.sharing.shards import Sharing, each_shard
 from unlabeled.stages import load_any
 from unlabeled.text import say
 from unlabeled.train.recipe import spare_cores
@@ -50,6 +54,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+class Encoding:
+    """The work of `embed` on some files. In a process of a cluster it opens everything there."""
+
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, embedding: Embedding) -> None:
+        self.args, self.accelerator, self.embedding = args, accelerator, embedding
+
+    def __call__(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Bad]]]:
+        return self.embedding.run(numbers, self.accelerator, self.args.batch_size, self.args.workers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _elsewhere, (self.args, self.embedding.asked())
+
+
+def _elsewhere(args: argparse.Namespace, asked: dict[str, Any]) -> Encoding:
+    accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2)
+    encoder, settings, data = _opened(args, main=False)
+    embedding = _embedding(encoder, accelerator, data, settings, args)
+    if others := different(flat(asked), flat(embedding.asked())):
+        raise UserError(
+            f"{platform.node()} has other pictures, weights or settings than the machine of this command: {others}. "
+            "Put them on a file system that all machines share, or copy them again."
+        )
+    return Encoding(args, accelerator, embedding)
+
+
+def _embedding(
+    encoder: Encoder, accelerator: Accelerator, data: Opened, settings: Settings, args: argparse.Namespace
+) -> Embedding:
+    mean, std = data.config.mean, data.config.std
+    return Embedding(encoder.to(accelerator.device), data.split(args.split), mean, std, settings, args.out)
+
+
 def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     clock = Clock()
     lock = claim_together(accelerator, args.out, "OUT")
@@ -58,16 +94,17 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     # one process looks for images, the others read its index
     on_main(accelerator, lambda: data.split(args.split), whole=False)
     with together():
-        mean, std = data.config.mean, data.config.std
-        embedding = Embedding(encoder.to(accelerator.device), data.split(args.split), mean, std, settings, args.out)
+        embedding = _embedding(encoder, accelerator, data, settings, args)
         asked = embedding.asked()
     agree_on(asked, "pictures, weights or settings")
     split = args.split if has_splits(args.data, args.overrides) else args.prefix or None
     about = {"export": args.export, "data": args.data, "split": split, "fields": args.overrides}
     on_main(accelerator, lambda: embedding.claim(about))
-    mine = share(accelerator, everywhere(accelerator, embedding.missing))  # before anyone begins
-    with together(), stop.alone():
-        _show(embedding.run(mine, accelerator, args.batch_size, args.workers), accelerator, embedding, mine)
+    missing = everywhere(accelerator, embedding.missing)  # before anyone begins
+    gpus = int(accelerator.device.type == "cuda")
+    sharing = Sharing(1, accelerator, args.engine, args.workers + 1, gpus)
+    done = each_shard(missing, Encoding(args, accelerator, embedding), sharing)
+    _show(done, accelerator, embedding, share(accelerator, missing))
     made = on_main(accelerator, embedding.finish)
     if made:
         bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         for data, folder in sources:
             lock = claim_together(group, folder, "data.cache")
             try:
-                _prepare(data, folder, settings, Sharing(workers, group))
+                _prepare(data, folder, settings, Sharing(workers, group, options.engine))
             except OSError as error:
                 problem = error.strerror or str(error)
                 raise UserError(f"cannot write to {folder}: {problem}. Make room; the same command goes on.") from error

@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 import torch
 
 from unlabeled.errors import Interrupted, Stopped
-from unlabeled.sharing.shards import Work
+from unlabeled.sharing.shards import Sharing, Work
 
 T = TypeVar("T")
 
 
-def each(numbers: Sequence[int], work: Work[T], workers: int) -> Iterator[T]:
+def each(numbers: Sequence[int], work: Work[T], sharing: Sharing) -> Iterator[T]:
     """See `unlabeled.sharing.shards`."""
-    if workers < 2 or len(numbers) < 2:
+    if sharing.workers < 2 or len(numbers) < 2:
         yield from work(numbers)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _inherit, (work,))
+    pool = ProcessPoolExecutor(min(sharing.workers, len(numbers)), context, _inherit, (work,))
     try:
         for future in as_completed([pool.submit(_do, number) for number in numbers]):
             yield from future.result()
