@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ def jpeg(number: int, width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def done(data: Files, folder: Path, settings: Settings = SMALL, workers: int = 1) -> Source:
+def done(data: Files, folder: Path, settings: Settings = SMALL, **shared: Any) -> Source:
     """All of it, opened as a recipe does."""
     folder.mkdir(exist_ok=True)
-    list(prepare(data, folder, settings, Sharing(workers)))
+    list(prepare(data, folder, settings, Sharing(**shared)))
     return Opened(data.model_copy(update={"cache": str(folder)})).train
 
 
@@ -143,6 +144,14 @@ def test_any_number_of_processes_makes_the_same(
         for name in Index.COLUMNS:
             assert np.array_equal(getattr(several.pictures, name), getattr(one.pictures, name))
     assert capsys.readouterr().err.count("train with it") == 1, "one process speaks"
+
+
+def test_an_engine_that_is_not_installed_is_named(
+    pictures: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"not installed. Run `pip install 'unlabeled\[ray\]'`"):
+        done(pictures, tmp_path / "cache", SMALL, engine="ray")
 
 
 def test_what_was_interrupted_goes_on(pictures: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

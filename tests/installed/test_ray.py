@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, TINY_PRETRAIN
+from support import TINY_PRETRAIN
 
 from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import Preprocessing, export_encoder
-from unlabeled.doctor import duplicates, pictures
+from unlabeled.doctor import pictures
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.sharing.shards import Sharing, each_shard
 
@@ -46,6 +44,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = EncoderConfig(model="vit_tiny_patch16_224", patch_size=4, width=16, depth=1, heads=2)
     export_encoder(home / "export", config.build((16, 16)), PREPARED, "card", {})
     return home
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _awake() -> Iterator[None]:
+    """Ray's workers are as nice as this process, and no other Ray is asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,46 +95,41 @@ def killing(work: Callable[[Sequence[int]], Any], mark: Path) -> Callable[[Seque
     return armed
 
 
-@pytest.mark.usefixtures("cluster")
+def compare(command: Callable[[Path, Path, str], list[str]], home: Path, out: Path, count: int) -> None:
+    """Run a command with both engines: the same files."""
+    for engine in ("processes", "ray"):
+        (out / engine).mkdir()
+        assert main(command(home, out / engine, engine)) in (0, 2)
+    assert files(out / "ray") == files(out / "processes") and len(files(out / "ray")) == count
+
+
 @pytest.mark.parametrize(
-    ("command", "place", "count"),
-    [
-        (prepared, "unlabeled.data.archive.prepare", 6),
-        (embedded, "unlabeled.work.embed", 6),
-        (looked, "unlabeled.doctor.pictures", 5),
-    ],
+    ("command", "module", "count"),
+    [(prepared, "unlabeled.data.archive.prepare", 6), (embedded, "unlabeled.work.embed", 6)],
 )
-def test_two_workers_give_the_same_bytes_though_one_is_killed(
+def test_workers_give_the_same_bytes_though_one_is_killed(
     command: Callable[[Path, Path, str], list[str]],
-    place: str,
+    module: str,
     count: int,
     home: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """By a Ray that the command starts."""
+
+    def shared(numbers: Sequence[int], work: Any, sharing: Sharing) -> Iterator[Any]:
+        armed = killing(work, tmp_path / "killed") if sharing.engine == "ray" else work
+        return each_shard(numbers, armed, sharing)
+
+    monkeypatch.setattr(f"{module}.each_shard", shared)
+    compare(command, home, tmp_path, count)
+    assert (tmp_path / "killed").exists() and not ray.is_initialized()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_pictures_are_looked_at_by_workers(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "SHARD", 4)
-    monkeypatch.setattr(duplicates, "SLICE", 5)
-    for engine in ("processes", "ray"):
-        (tmp_path / engine).mkdir()
-        if engine == "ray":
-
-            def shared(numbers: Sequence[int], work: Any, sharing: Sharing) -> Iterator[Any]:
-                return each_shard(numbers, killing(work, tmp_path / "killed"), sharing)
-
-            monkeypatch.setattr(f"{place}.each_shard", shared)
-        assert main(command(home, tmp_path / engine, engine)) in (0, 2)
-    assert (tmp_path / "killed").exists()
-    assert files(tmp_path / "ray") == files(tmp_path / "processes") and len(files(tmp_path / "ray")) == count
-
-
-def test_a_command_starts_a_ray_of_its_own(home: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "ssl"), "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "unlabeled", *prepared(home, tmp_path / "ray", "ray")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert main(prepared(home, tmp_path / "processes", "processes")) == 0
-    assert files(tmp_path / "ray") == files(tmp_path / "processes")
+    compare(looked, home, tmp_path, 5)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -92,6 +92,8 @@ def close_pairs(hashes: NDArray[np.uint64], distance: int = DISTANCE, sharing: S
     assert distance <= PARTS - EQUAL
     hashes = everywhere(sharing.group, partial(np.asarray, hashes))
     slices = -(-len(hashes) // SLICE)
+    if slices < 2:  # done before the workers of a cluster have begun
+        sharing = sharing._replace(engine=HERE.engine)
     found = all_shards(range(slices * len(KEYS)), partial(_shards, hashes, distance, slices), sharing)
     pairs = np.concatenate([np.empty((0, 2), np.int64), *found])
     return pairs[np.lexsort(pairs.T[::-1])]
