@@ -138,6 +138,22 @@ def test_compiled_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(*found)
 
 
+def test_results_that_are_known_already_have_their_own_layout() -> None:
+    """Counted on the meta device, where the shape of each operation is found once."""
+    square = torch.empty(4, 4, device="meta")
+    inputs = (square, square.t(), square.double(), square, square[:, :2])
+    found: list[Tensor] = []
+    activations(lambda: found.extend(each * 2 for each in inputs), nn.Module())
+    assert [(one.shape, one.stride(), one.dtype) for one in found] == [
+        ((4, 4), (4, 1), torch.float32),
+        ((4, 4), (1, 4), torch.float32),
+        ((4, 4), (4, 1), torch.float64),
+        ((4, 4), (4, 1), torch.float32),
+        ((4, 2), (2, 1), torch.float32),
+    ]
+    assert len({one.untyped_storage()._cdata for one in found}) == len(inputs), "each counts"
+
+
 # ---------------------------------------------------------------- which blocks
 
 
