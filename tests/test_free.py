@@ -15,7 +15,7 @@ from unlabeled.stages.finetune import FinetuneRecipe
 from unlabeled.stages.pretrain import PretrainRecipe
 
 FREE = ("run", "data.allow_overlap", "data.path", "data.val_path", "data.root", "data.cache", "data.classes")
-FREE += ("data.max_bad_fraction", "data.connections", "evaluate", "look")
+FREE += ("data.max_bad_fraction", "data.connections", "data.by_shard.folder", "data.by_shard.open", "evaluate", "look")
 
 
 def paths(kind: Kind, prefix: str = "") -> Iterator[str]:
@@ -43,5 +43,5 @@ def test_parts_of_a_mixture_and_what_is_no_field_are_not(path: str) -> None:
 def test_small_copies_do_not_depend_on_these(schema: type[SourceConfig]) -> None:
     own = {"connections"} & set(schema.model_fields)
     assert own == ({"connections"} if schema is files.Config else set())
-    shared = {"allow_overlap", "cache", "classes", "mean", "std", "max_bad_fraction"}
+    shared = {"allow_overlap", "cache", "classes", "mean", "std", "max_bad_fraction", "order"}
     assert marked(schema, AFTERWARDS) == shared | own
