@@ -41,7 +41,7 @@ def test_parts_of_a_mixture_and_what_is_no_field_are_not(path: str) -> None:
 
 @pytest.mark.parametrize("schema", [SourceConfig, files.Config, shapes.Config])
 def test_small_copies_do_not_depend_on_these(schema: type[SourceConfig]) -> None:
-    own = {"connections"} & set(schema.model_fields)
-    assert own == ({"connections"} if schema is files.Config else set())
+    own = {"connections", "by_shard"} & set(schema.model_fields)
+    assert own == ({"connections", "by_shard"} if schema is files.Config else set())
     shared = {"allow_overlap", "cache", "classes", "mean", "std", "max_bad_fraction", "order"}
     assert marked(schema, AFTERWARDS) == shared | own
