@@ -78,12 +78,6 @@ def _parts(file: Path) -> Iterator[bytes]:
             yield part
 
 
-def read_folder(folder: Path) -> dict[str, bytes]:
-    """Read all files of a folder. Raises Damaged, also where the manifest does not list exactly these."""
-    manifest = read_listed(folder)
-    return {name: read_file(folder, name, manifest) for name in sorted(manifest)}
-
-
 def read_listed(folder: Path) -> dict[str, Any]:
     """Read the manifest of a folder. Raises Damaged, also where it does not list exactly the files that are there."""
     manifest = read_manifest(folder)

@@ -22,7 +22,7 @@ from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.backbone.hub import downloaded
 from unlabeled.backbone.weights import load_encoder, load_weights, preprocessing_of, weights_digest
 from unlabeled.errors import UserError
-from unlabeled.manifest import read_folder
+from unlabeled.manifest import read_listed, verify_file
 from unlabeled.serve.hub import header, push_to_hub
 
 ARGUMENTS = {"img_size": (16, 16), "in_chans": 3, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -75,7 +75,9 @@ def test_what_is_pushed_is_loaded_as_it_was(hub: Hub, export: Path, encoder: Enc
     assert preprocessing_of("hf-hub:me/tiny") == preprocessing_of(export)
     found = find("hf-hub:me/tiny")
     assert torch.equal(found.heads["decoder.weight"], torch.arange(6.0).reshape(2, 3))
-    read_folder(downloaded("hf-hub:me/tiny"))  # the manifest fits the card that was sent
+    manifest = read_listed(folder := downloaded("hf-hub:me/tiny"))
+    for name in manifest:  # the manifest fits the card that was sent
+        verify_file(folder, name, manifest)
     theirs = timm.create_model("hf-hub:me/tiny", pretrained=True).eval()
     ours = timm.create_model(f"local-dir:{export}", pretrained=True).eval()
     with torch.no_grad():
