@@ -12,7 +12,9 @@ from PIL import Image
 from unlabeled.data.decoding.decode import decode
 from unlabeled.data.opened import Opened
 from unlabeled.data.sources.shapes import Config as Shapes
+from unlabeled.doctor import duplicates
 from unlabeled.doctor.duplicates import close_pairs, differing_bits, find_copies, groups, hashes, spectrum
+from unlabeled.sharing.shards import Sharing
 
 
 def naive_pairs(hashes: np.ndarray, distance: int) -> list[list[int]]:
@@ -21,8 +23,13 @@ def naive_pairs(hashes: np.ndarray, distance: int) -> list[list[int]]:
     return [[i, j] for i in range(n) for j in range(i + 1, n) if bin(numbers[i] ^ numbers[j]).count("1") <= distance]
 
 
-@pytest.mark.parametrize("distance", [0, 1, 2, 3])
-def test_multi_index_search_equals_the_double_loop(distance: int) -> None:
+@pytest.mark.parametrize(
+    ("distance", "slice_", "workers"), [(0, 300, 1), (1, 50, 1), (2, 300, 1), (3, 300, 1), (3, 50, 2)]
+)
+def test_multi_index_search_equals_the_double_loop(
+    distance: int, slice_: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "SLICE", slice_)
     random = np.random.default_rng(distance)
     values = random.integers(0, 2**64, 300, dtype=np.uint64)
     # neighbours with 0 to 5 bits turned, wherever they lie
@@ -35,7 +42,7 @@ def test_multi_index_search_equals_the_double_loop(distance: int) -> None:
     values = random.permutation(values)
     expected = naive_pairs(values, distance)
     assert len(expected) >= 16
-    assert close_pairs(values, distance).tolist() == expected
+    assert close_pairs(values, distance, Sharing(workers)).tolist() == expected
 
 
 def test_differing_bits() -> None:
