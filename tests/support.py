@@ -280,6 +280,7 @@ def _arm(kill: dict[str, Any]) -> None:
         def after_step(engine: Engine, *arguments: Any) -> None:
             update(engine, *arguments)
             if engine.step == kill["step"]:
+                engine.saving.close()  # checkpoints of the steps before are complete, on a slow machine too
                 strike()
 
         Engine._update = after_step  # type: ignore[method-assign]
