@@ -1,6 +1,7 @@
 """Stop a program by a signal without losing anything; the exit code says so.
 
-In training the signal is noted: the step is finished and a checkpoint written. Elsewhere `Stopped` is raised at once.
+In training the signal is noted: the step and the next one are finished and a checkpoint written. Elsewhere `Stopped` is
+raised at once.
 With several processes, where one may wait for another, it is raised at the next exchange (`raise_together`), except in
 work that ends with an exchange (`alone`).
 """
