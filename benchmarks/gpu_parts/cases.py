@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from count import RECIPES, ROWS
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from gpu_parts.place import Place
@@ -18,67 +18,60 @@ from unlabeled.stages.pretrain import PretrainRecipe
 from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "pretrain"
 DRAWN = 32  # pictures that are cut into views; a larger batch repeats them
-LARGE = "method.encoder.model=vit_large_patch16_224"
 NETWORK = ("method.encoder.depth=1", "method.encoder.width=48", "method.encoder.heads=2")
 VIEW = ("method.view.size=32",)
 PAIR = ("method.first.size=32", "method.second.size=32")
 CROPS = ("method.global_1.size=32", "method.global_2.size=32", "method.local.size=16", "method.local.count=2")
 HEAD = ("method.head.prototypes=64", "method.head.hidden=32")
-COMMON = ("train.precision=bf16", "evaluate=null", "run.workers=0", "run.compile=false", "run.accumulate=1")
-
-
-class Case(NamedTuple):
-    """A step.
-
-    Attributes:
-        recipe: shipped, by its stem.
-        batch: pictures.
-        compiled: images/s by arithmetic with all regions compiled; None = not estimated.
-        fields: of the recipe that change.
-        tiny: fields of a dry run.
-    """
-
-    recipe: str
-    batch: int
-    compiled: float | None
-    fields: tuple[str, ...]
-    tiny: tuple[str, ...]
+COMMON = (
+    "train.precision=bf16",
+    "evaluate=null",
+    "train.epochs=100",
+    "run.workers=0",
+    "run.compile=false",
+    "run.accumulate=1",
+)
 
 
 MAE = (*NETWORK, *VIEW, "method.decoder={name: self, width: 32, depth: 1, heads: 2}")
 SIMMIM = (*NETWORK, *VIEW, "method.view.mask.unit=16")
+BEIT = (*SIMMIM, "method.encoder.model=beit_base_patch16_224")
 SIMCLR = (*NETWORK, *VIEW, "method.hidden=32")
 MOCO = (*NETWORK, *PAIR, "method.hidden=32")
 CNN = (*PAIR, "method.hidden=32", "method.encoder.model=test_resnet")
 DISTILL = (*NETWORK, *CROPS, *HEAD)
-CASES = {
-    "mae_s": Case("mae_vits16_1gpu", 256, 23_000, (), MAE),
-    "mae_b": Case("mae_vitb16_in1k", 256, 7_400, (), MAE),
-    "mae_l_64": Case("mae_vitl16_in1k", 64, 3_400, (), MAE),
-    "mae_l": Case("mae_vitl16_in1k", 512, 3_700, (), MAE),
-    "simmim_s": Case("simmim_vits16_1gpu", 256, 13_700, (), SIMMIM),
-    "simmim_l": Case("simmim_vits16_1gpu", 64, 1_250, (LARGE,), SIMMIM),
-    "simclr_s": Case("simclr_vits16_1gpu", 256, 6_300, (), SIMCLR),
-    "simclr_l": Case("simclr_vits16_1gpu", 64, 630, (LARGE,), SIMCLR),
-    "mocov3_s": Case("mocov3_vits16_1gpu", 256, 4_900, (), MOCO),
-    "mocov3_l": Case("mocov3_vits16_1gpu", 64, 475, (LARGE, "method.encoder.heads=16"), MOCO),
-    "mocov3_r50": Case("mocov3_resnet50_in1k", 256, None, (), CNN),
-    "dino_s": Case("dino_vits16_in1k", 256, 2_700, (), DISTILL),
-    "dino_s_64": Case("dino_vits16_in1k", 64, 2_300, (), DISTILL),
-    "dino_l": Case("dino_vits16_in1k", 64, 280, (LARGE,), DISTILL),
-    "ibot_s": Case("ibot_vits16_in1k", 256, 2_600, (), DISTILL),
-    "ibot_l": Case("ibot_vits16_in1k", 64, 280, (LARGE,), DISTILL),
-    "dinov2_l": Case("dinov2_vitl16_in1k", 64, 285, (), DISTILL),
+# fields of a dry run, by the beginning of a row's name
+TINY = {
+    **{"mae": MAE, "simmim-S": SIMMIM, "simmim-L": BEIT, "simclr": SIMCLR, "mocov3-R50": CNN, "mocov3": MOCO},
+    **dict.fromkeys(("dino", "ibot", "dinov2"), DISTILL),
 }
+CASES = [name for name, row in ROWS.items() if row.processes == 1]
+
+
+def tiny(name: str) -> tuple[str, ...]:
+    """Fields of a row's dry run."""
+    return next(fields for start, fields in TINY.items() if name.startswith(start))
+
+
+def file_of(name: str) -> Path:
+    """The recipe of a row."""
+    return RECIPES / f"{ROWS[name].recipe}.yaml"
 
 
 class Steps:
-    """The engine of a case, with one batch in memory."""
+    """The engine of a row of `count.py`, with one batch in memory.
 
-    def __init__(self, place: Place, case: Case, *fields: str) -> None:
-        recipe = load(PretrainRecipe, RECIPES / f"{case.recipe}.yaml", self._fields(place, case, *fields))
+    Args:
+        place: of its device.
+        name: of the row.
+        fields: that change, the last ones win.
+        pictures: of the batch; None = the row's.
+    """
+
+    def __init__(self, place: Place, name: str, *fields: str, pictures: int | None = None) -> None:
+        size = place.size(pictures or ROWS[name].pictures, 4)
+        recipe = load(PretrainRecipe, file_of(name), self._fields(place, name, size, *fields))
         data = Opened(recipe.data)
         dataset = ViewDataset(data.train, recipe.method.views, recipe.method.backbone.patch_size, recipe.seed)
         job = Job(recipe, recipe.method.build, data, dataset)
@@ -90,11 +83,11 @@ class Steps:
         self.pending = [self._batch(dataset, place)]
 
     @staticmethod
-    def _fields(place: Place, case: Case, *fields: str) -> list[str]:
-        size = place.size(case.batch, 4)
-        data = f"data={{name: shapes, train_size: {max(size, DRAWN)}, val_size: 1, size: {place.size(256, 32)}}}"
+    def _fields(place: Place, name: str, size: int, *fields: str) -> list[str]:
+        side = place.size(256, 32)
+        data = f"data={{name: shapes, train_size: {max(size, DRAWN)}, val_size: 1, size: {side}}}"
         length = (f"train.batch_size={size}", f"run.device={place.device.type}")
-        return [data, *length, *COMMON, *case.fields, *(case.tiny if place.dry else ()), *fields]
+        return [data, *length, *COMMON, *ROWS[name].fields, *(tiny(name) if place.dry else ()), *fields]
 
     def _batch(self, dataset: ViewDataset, place: Place) -> RawBatch:
         """A batch of this size: what was drawn for a few pictures, repeated, with pixels of noise."""

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from gpu_parts.cases import CASES
+from gpu_parts.cases import file_of, tiny
 from gpu_parts.place import Figures, Part, Place
 from unlabeled.launch.program import main as run_program
 
 STEPS = 12
-METHODS = {"mae": "mae_s", "dino": "dino_s", "ibot": "ibot_s"}
+METHODS = {"mae": "mae-S-256", "dino": "dino-S-256", "ibot": "ibot-S-256"}
 DRY = ("mae",)
 SMALL = ("method.encoder.depth=2", "method.encoder.width=96", "method.encoder.heads=3")
 HEAD = ("method.head.prototypes=512", "method.head.hidden=128")
@@ -29,11 +29,11 @@ def measure(place: Place) -> Figures:
     for label, deterministic in labels.items():
         for name in METHODS if place.cuda else DRY:
             case = METHODS[name]
-            small = CASES[case].tiny if place.dry else (*SMALL, *(HEAD if name != "mae" else ()))
+            small = tiny(case) if place.dry else (*SMALL, *(HEAD if name != "mae" else ()))
             short = SHORT if name != "mae" else ()
             fields = (*small, *short, "train.batch_size=8", "train.precision=bf16")
             with kernels(deterministic):
-                yield f"{name}_{label}", compared(place, CASES[case].recipe, f"{name}_{label}", fields)
+                yield f"{name}_{label}", compared(place, str(file_of(case)), f"{name}_{label}", fields)
 
 
 @contextmanager

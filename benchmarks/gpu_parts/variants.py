@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpu_parts.cases import CASES, Steps
+from gpu_parts.cases import Steps
 from gpu_parts.place import Figures, Part, Place
 
 # pictures, tokens, heads, head width: MAE's encoder and decoder, DINO's large and small crops
@@ -101,7 +101,7 @@ def layouts(place: Place) -> dict[str, float]:
 
 def graphed(place: Place) -> dict[str, float]:
     """Forward and backward of MAE-S, launched one by one and as one CUDA graph."""
-    steps = Steps(place, CASES["mae_s"])
+    steps = Steps(place, "mae-S-256")
     engine = steps.engine
     batch, progress = engine._on_device(steps.pending[0]), engine.progress()
 

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import torch
 
-from gpu_parts.cases import CASES, Steps
+from gpu_parts.cases import Steps
 from gpu_parts.place import Figures, Part, Place
 
-STEPS = 2
-HERE = ("mae_s", "simmim_s", "simclr_s", "mocov3_s", "mocov3_r50", "dino_s", "ibot_s", "dinov2_l")
+STEPS, SMALL = 2, 16
+HERE = (
+    *("mae-S-256", "simmim-S-256", "simclr-S-256", "mocov3-S-256", "mocov3-R50-256"),
+    *("dino-S-256", "ibot-S-256", "dinov2-L-64"),
+)
 
 
 def measure(place: Place) -> Figures:
     """Waits of two steps, by file and line; expected are none but those of a log line."""
     for name in HERE:
-        steps = Steps(place, CASES[name]._replace(batch=place.size(32, 4)))
+        steps = Steps(place, name, pictures=SMALL)
         steps.step()
         yield name, waits(place, steps)
 
