@@ -29,8 +29,7 @@ def each(numbers: Sequence[int], work: Work[T], sharing: Sharing) -> Iterator[T]
         ray = importlib.import_module("ray")
     except ImportError as error:
         raise UserError(
-            "--engine ray needs the package ray, which is not installed. Run `pip install 'unlabeled[ray]'`, or leave "
-            "--engine out."
+            "--engine ray needs the package ray, which is not installed. Run `pip install ray`, or leave --engine out."
         ) from error
     with _connected(ray):
         packed = ray.put(ray.cloudpickle.dumps(work))
