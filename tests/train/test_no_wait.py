@@ -25,6 +25,7 @@ from unlabeled.accelerator import make_accelerator
 from unlabeled.data.batch.loader import Feed, ViewDataset
 from unlabeled.data.opened import Opened
 from unlabeled.errors import UserError
+from unlabeled.pretrain.methods.mae import MAE
 from unlabeled.recipe import parse
 from unlabeled.stages.pretrain import PretrainRecipe
 from unlabeled.train import engine as module
@@ -321,6 +322,23 @@ def test_flags_are_read_one_step_later(tmp_path: Path, monkeypatch: pytest.Monke
     engine._update = updated  # type: ignore[method-assign]
     assert engine.run()
     assert order[:8] == [(what, step + (what == "step")) for step in range(4) for what in ("step", "read")]
+
+
+def test_a_method_that_takes_the_progress_alone_follows_the_steps_that_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed, skipped, exchange = list[int](), {1, 3}, Engine._exchange
+
+    def some_broken(engine: Engine, *arguments: Any) -> Any:
+        queued = exchange(engine, *arguments)
+        queued.flags.broken = torch.tensor(engine.step in skipped)
+        return queued
+
+    monkeypatch.setattr(Engine, "_exchange", some_broken)
+    monkeypatch.setattr(MAE, "after_step", lambda _, progress: followed.append(progress.step), raising=False)
+    engine = tiny(tmp_path)
+    assert engine.run()
+    assert followed == sorted(set(range(engine.total_steps)) - skipped)
 
 
 @pytest.mark.parametrize("optim", [adamw.Config(), sgd.Config(), lars.Config()], ids=lambda optim: optim.name)

@@ -169,7 +169,8 @@ class Method(nn.Module, ABC):
         """Update teachers and centres after an optimizer step; `progress` is that step's.
 
         Where `broken` [] bool, on the device, is true the step was skipped and no parameter may change: `ema_` sees to
-        that. Floating-point buffers are put back by the engine.
+        that. Floating-point buffers are put back by the engine. A method that takes `progress` alone is called after
+        steps that were taken, which costs a wait for the device.
         """
 
     def batch_statistics(self) -> tuple[str, ...]:

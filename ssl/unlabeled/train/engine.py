@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import cast
 
@@ -75,6 +76,8 @@ class Engine:
             accelerator, self.method, optimizer, recipe.train.gradient_exchange, buffers_differ(self.method)
         )
         self.guarded = Guarded(self.optimizer)
+        # a method of somebody else may take the progress alone: the device is asked first
+        self.method_skips = len(signature(self.method.after_step).parameters) > 1
         self.statistics = state.Statistics(self.method)
         if self.bar is not None:
             self.bar.keep(self.method)
@@ -253,7 +256,10 @@ class Engine:
         taken = self.progress()
         self.step += 1
         self.meter.count(self.job.recipe.train.batch_size)
-        self.method.after_step(taken, broken)
+        if self.method_skips:
+            self.method.after_step(taken, broken)
+        elif not broken:
+            self.method.after_step(taken)
         self.statistics.restore_(broken)
 
     def _count(self, queued: Queued, shown: bool = False) -> Verdict:
