@@ -10,6 +10,9 @@ from unlabeled.randomness import HELD_OUT, Stream, stream
 NUMBERS = {
     "SAMPLE": 0x5A37,
     "ORDER": 0x0DE2,
+    "KEYED": 0x6EED,
+    "SHARDS": 0x5AD5,
+    "WINDOW": 0x717D,
     "BALANCE": 0xBA1A,
     "SLOT": 0x91AC,
     "MIX": 0x317,

@@ -142,12 +142,13 @@ def test_what_a_run_did_not_read_is_left_out_of_what_it_wrote() -> None:
 
 def test_a_run_from_before_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = parse(FinetuneRecipe, f"{BARE}task: {{repeats: 2}}")
-    state = {"recipe": recipe.model_dump(mode="json") | {"task": WRITTEN}, "facts": {}}
+    state = {"recipe": recipe.model_dump(mode="json") | {"task": WRITTEN}, "facts": {}, "processes": 1}
     checkpoint, restored = SimpleNamespace(state=state, folder="there"), list[Any]()
     engine: Any = SimpleNamespace(
         job=SimpleNamespace(recipe=recipe, facts={}),
         checkpoints=SimpleNamespace(newest=lambda: checkpoint),
         display=SimpleNamespace(say=print),
+        accelerator=SimpleNamespace(num_processes=1),
     )
     monkeypatch.setattr("unlabeled.launch.resume.restore_", lambda _, found: restored.append(found))
     resume(engine)  # another recipe would be refused

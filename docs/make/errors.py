@@ -22,7 +22,7 @@ AREAS = {
         "command",
         "interface",
     ],
-    "Pictures, labels and tables": ["data", "doctor", "start"],
+    "Pictures, labels and tables": ["data", "doctor", "start", "sharing"],
     "Networks and weights": ["backbone", "nn"],
     "Pretraining": ["pretrain"],
     "Training, checkpoints and going on": ["train", "launch", "accelerator", "environment", "processes"],

@@ -25,6 +25,7 @@ from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.processes import Group, on_main
+from unlabeled.sharing.shards import Sharing
 
 pytest.importorskip("aiohttp")
 COUNT = 10
@@ -40,7 +41,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     (home / "small").mkdir()
-    list(prepare(Files(path=str(home / "pictures")), home / "small", Settings(short_side=16, shard=4), 1))
+    list(prepare(Files(path=str(home / "pictures")), home / "small", Settings(short_side=16, shard=4), Sharing()))
     return home
 
 
@@ -149,7 +150,7 @@ def test_manifests_that_are_gone_are_written_again(prepared: Path) -> None:
     manifest = prepared / "small" / f"train-00001.tar{ENDING}"
     before = read(manifest, ASKED)
     manifest.unlink()
-    list(prepare(Files(path=str(prepared / "pictures")), prepared / "small", Settings(short_side=16, shard=4), 1))
+    list(prepare(Files(path=str(prepared / "pictures")), prepared / "small", Settings(short_side=16, shard=4), Sharing()))
     after = read(manifest, ASKED)
     assert before is not None and after is not None and after.fingerprint == before.fingerprint
 

@@ -150,7 +150,7 @@ def test_an_engine_that_is_not_installed_is_named(
     pictures: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"not installed. Run `pip install 'unlabeled\[ray\]'`"):
+    with pytest.raises(UserError, match=r"not installed. Run `pip install ray`"):
         done(pictures, tmp_path / "cache", SMALL, engine="ray")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from injected import at, to_this_one
 from support import CONTEXT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch, metrics
 
 from unlabeled.errors import UserError
@@ -102,7 +103,7 @@ def test_a_signal_finishes_the_step_and_saves(home: Path, tmp_path: Path, number
     arguments = command(home, "pretrain", tmp_path, "run.workers=2")
     assert launch("pretrain", arguments, kill={"step": 7, "signal": number}) == [EXIT_STOPPED]
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert saved[-1] == "step-00000008"
+    assert saved[-1] == "step-00000009"  # a step later
     assert launch("pretrain", arguments) == [0]
     assert_same_end(home, "pretrain", tmp_path)
 
@@ -175,7 +176,8 @@ def test_damaged_checkpoints_cost_no_other(home: Path, tmp_path: Path, capsys: p
         data[-1] ^= 1
         file.write_bytes(data)
     arguments = command(home, "pretrain", tmp_path, "run.keep_last=1")
-    assert launch("pretrain", arguments, kill={"step": 10, "signal": signal.SIGTERM}) == [EXIT_STOPPED]
+    stopped = partial(at, "unlabeled.train.engine:Engine._forward_backward", to_this_one)  # in the first step
+    assert launch("pretrain", arguments, hook=stopped) == [EXIT_STOPPED]
     said = capsys.readouterr().err
     assert "step-00000015 is refused" in said and "falling back to" in said and "step-00000009" in said
     refused = ["refused-step-00000012", "refused-step-00000015"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from unlabeled.launch.plan import Line, on_meta
-from unlabeled.launch.resume import newest_state
+from unlabeled.launch.resume import states
 from unlabeled.train.job import Job
 
 J = TypeVar("J", bound=Job)
@@ -43,8 +43,8 @@ def _fitting(batch: int, processes: int, most: int | None) -> Iterator[int]:
 
 def _at_once(output: Path) -> int | None:
     """The pictures that a process of the run in a folder saw at once; None = there is none."""
-    with suppress(ArithmeticError, ValueError, LookupError, TypeError):
-        state = newest_state(output)
-        recipe, parts = state["recipe"], state["recipe"]["run"]["accumulate"]
-        return int(recipe["train"]["batch_size"]) // (int(state["processes"]) * int(parts)) or None
+    for state in states(output):
+        with suppress(ArithmeticError, ValueError, LookupError, TypeError):
+            recipe, parts = state["recipe"], state["recipe"]["run"]["accumulate"]
+            return int(recipe["train"]["batch_size"]) // (int(state["processes"]) * int(parts)) or None
     return None

@@ -35,20 +35,20 @@ def length(output: Path, epochs: float, extend: float | None) -> float:
     """
     if extend is not None:
         return epochs + extend
-    with suppress(ArithmeticError, ValueError, LookupError, TypeError):
-        state = newest_state(output)
-        return float(state["recipe"]["train"]["epochs"]) if epochs in state["lengths"] else epochs
+    for state in states(output):
+        with suppress(ArithmeticError, ValueError, LookupError, TypeError):
+            return float(state["recipe"]["train"]["epochs"]) if epochs in state["lengths"] else epochs
     return epochs
 
 
-def newest_state(output: Path) -> dict[str, Any]:
-    """The state of the newest checkpoint in a run's folder that can be read; {} = there is none. It is not checked:
-    loading it reports the damage."""
+def states(output: Path) -> Iterator[dict[str, Any]]:
+    """States of the checkpoints in a run's folder that can be read, the newest first. They are not checked: loading
+    them reports the damage."""
     for folder in sorted(output.glob("checkpoints/step-*"), reverse=True):
         with suppress(Damaged):
             state = parse_json(read_file(folder, "state.json", read_manifest(folder)))
-            return state if isinstance(state, dict) else {}
-    return {}
+            if isinstance(state, dict):
+                yield state
 
 
 def resume(engine: Engine, longer: bool = False, extend: float | None = None) -> None:
