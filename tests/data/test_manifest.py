@@ -150,7 +150,9 @@ def test_manifests_that_are_gone_are_written_again(prepared: Path) -> None:
     manifest = prepared / "small" / f"train-00001.tar{ENDING}"
     before = read(manifest, ASKED)
     manifest.unlink()
-    list(prepare(Files(path=str(prepared / "pictures")), prepared / "small", Settings(short_side=16, shard=4), Sharing()))
+    list(
+        prepare(Files(path=str(prepared / "pictures")), prepared / "small", Settings(short_side=16, shard=4), Sharing())
+    )
     after = read(manifest, ASKED)
     assert before is not None and after is not None and after.fingerprint == before.fingerprint
 
