@@ -79,12 +79,12 @@ def total(accelerator: Accelerator, values: Tensor) -> Tensor:
     return accelerator.reduce(values, "sum") if accelerator.num_processes > 1 else values
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """Gather the values of all processes, in order of rank."""
+def gather_objects(value: Any, group: Any = None) -> list[Any]:
+    """Gather the values of all processes, in order of rank; over torch's process group `group`, None = the usual."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

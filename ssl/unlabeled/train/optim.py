@@ -77,19 +77,20 @@ class Guarded:
 
     def __init__(self, optimizer: AcceleratedOptimizer) -> None:
         self.optimizer = optimizer
-        self._begun: set[int] = set()  # parameters that have taken a step
+        groups = optimizer.optimizer.param_groups
+        self._new = [p for group in groups for p in group["params"]]  # parameters that have taken no step
 
     def step(self, broken: Tensor) -> None:
         """Take a step, unless `broken` [] bool, on the device, is true."""
         own: Any = self.optimizer.optimizer
         if self.optimizer.scaler is None:  # which skips by itself, to lower its scale
             obeys = getattr(own, "_step_supports_amp_scaling", False)
-            trained = {id(p) for group in own.param_groups for p in group["params"] if p.grad is not None}
-            if not (obeys and trained <= self._begun) and broken:
+            begins = any(p.grad is not None for p in self._new)
+            if (begins or not obeys) and broken:
                 return
             if obeys:
                 own.found_inf = broken.float()
-            self._begun |= trained
+            self._new = [p for p in self._new if p.grad is None]
         self.optimizer.step()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -78,9 +79,31 @@ class Optim(BaseModel, ABC, frozen=True, extra="forbid"):
         return self.warmup_lr * growth, self.min_lr * growth
 
 
-def unless(found_inf: Tensor | None, before: Tensor | float, after: Tensor) -> Tensor:
-    """What a step makes, or what was before it where `found_inf` [] is not 0; None = the step is taken."""
-    return after if found_inf is None else torch.where(found_inf > 0, before, after)
+class Skipping(torch.optim.Optimizer):
+    """An optimizer whose step changes nothing where its `found_inf` [], on the device, is not 0."""
+
+    _step_supports_amp_scaling = True
+    _skipped: Tensor | None = None  # [] bool, in a step; None = nobody asked
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        found_inf = getattr(self, "found_inf", None)
+        self._skipped = None if found_inf is None else found_inf > 0
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.update_(parameter, parameter.grad, group)
+        return loss
+
+    def update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Update one parameter; new values go through `unless_skipped`."""
+        raise NotImplementedError
+
+    def unless_skipped(self, before: Tensor | float, after: Tensor) -> Tensor:
+        """What a step makes, or what was before it where the step is skipped."""
+        return after if self._skipped is None else torch.where(self._skipped, before, after)
 
 
 AnyOptim = Annotated[Optim, ByFile("unlabeled.train.optimizers", Optim)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unlabeled.train.optimizer import Groups, Optim, Unit, unless
+from unlabeled.train.optimizer import Groups, Optim, Skipping, Unit
 
 
 class Config(Optim, frozen=True, extra="forbid"):
@@ -25,35 +25,25 @@ class Config(Optim, frozen=True, extra="forbid"):
         return LARS(groups, lr=0.0, momentum=self.momentum, trust=self.trust)
 
 
-class LARS(Optimizer):
+class LARS(Skipping):
     """Layer-wise adaptive rate scaling (You et al. 2017), as MAE and MoCo v3 implement it.
 
-    Tensors of more than one axis get weight decay and the trust ratio; biases and norms are plain SGD.
+    Tensors of more than one axis get weight decay and the trust ratio; biases and norms are plain SGD:
+    v <- momentum v + scaled gradient; p <- p - lr v.
     """
-
-    _step_supports_amp_scaling = True
 
     def __init__(
         self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update: v <- momentum v + scaled gradient; p <- p - lr v. Nothing changes where `found_inf` is not 0."""
-        found_inf = getattr(self, "found_inf", None)
-        loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    state = self.state[p]
-                    update = self._scaled(p, p.grad, group)
-                    if "momentum_buffer" not in state:
-                        state["momentum_buffer"] = torch.zeros_like(p)
-                    velocity = state["momentum_buffer"]
-                    velocity.copy_(unless(found_inf, velocity, velocity.mul(group["momentum"]).add_(update)))
-                    p.sub_(unless(found_inf, 0.0, group["lr"] * velocity))
-        return loss
+    def update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, update = self.state[parameter], self._scaled(parameter, gradient, group)
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        velocity = state["momentum_buffer"]
+        velocity.copy_(self.unless_skipped(velocity, velocity.mul(group["momentum"]).add_(update)))
+        parameter.sub_(self.unless_skipped(0.0, group["lr"] * velocity))
 
     @staticmethod
     def _scaled(p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unlabeled.manifest import Tensors
-from unlabeled.processes import placed, raise_together
+from unlabeled.processes import gather_objects, placed, raise_together
 from unlabeled.signals import stop
 from unlabeled.train.checkpoint import Checkpoints, Exchange, alone
 from unlabeled.train.saving.stored import Place
@@ -64,7 +64,7 @@ class Background:
 
     def __init__(self, checkpoints: Checkpoints, sharded: bool = False) -> None:
         self.checkpoints, self._host = checkpoints, HostCopy()
-        self._exchange: Exchange = partial(_gather, dist.new_group(backend="gloo")) if sharded else alone
+        self._exchange: Exchange = partial(gather_objects, group=dist.new_group(backend="gloo")) if sharded else alone
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._said: list[str] = []
@@ -126,9 +126,3 @@ class Background:
             self._thread = None
         while self._said:
             self.checkpoints.say(self._said.pop(0))
-
-
-def _gather(group: Any, value: Any) -> list[Any]:
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=group)
-    return values
