@@ -1,9 +1,11 @@
-"""Folders of small pictures that are all different, and facts about machines and pictures in all combinations."""
+"""Folders and tars of small pictures, all different, and facts about machines and pictures in all combinations."""
 
 from __future__ import annotations
 
+import io
 import itertools
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,16 @@ def classes(folder: Path, count: int = 6, first: int = 0, names: tuple[str, ...]
     for i, name in enumerate(names):
         photos(folder / name, count, first + 100 * i)
     return folder
+
+
+def pack(file: Path, members: Mapping[str, bytes], format: int = tarfile.DEFAULT_FORMAT) -> Path:
+    """A tar of files by name."""
+    with tarfile.open(file, "w", format=format) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file
 
 
 def grid() -> Iterator[Facts]:

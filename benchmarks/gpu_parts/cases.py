@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from count import RECIPES, ROWS
+from count import BARE, RECIPES, ROWS
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from gpu_parts.place import Place
@@ -24,14 +24,6 @@ VIEW = ("method.view.size=32",)
 PAIR = ("method.first.size=32", "method.second.size=32")
 CROPS = ("method.global_1.size=32", "method.global_2.size=32", "method.local.size=16", "method.local.count=2")
 HEAD = ("method.head.prototypes=64", "method.head.hidden=32")
-COMMON = (
-    "train.precision=bf16",
-    "evaluate=null",
-    "train.epochs=100",
-    "run.workers=0",
-    "run.compile=false",
-    "run.accumulate=1",
-)
 
 
 MAE = (*NETWORK, *VIEW, "method.decoder={name: self, width: 32, depth: 1, heads: 2}")
@@ -87,7 +79,15 @@ class Steps:
         side = place.size(256, 32)
         data = f"data={{name: shapes, train_size: {max(size, DRAWN)}, val_size: 1, size: {side}}}"
         length = (f"train.batch_size={size}", f"run.device={place.device.type}")
-        return [data, *length, *COMMON, *ROWS[name].fields, *(tiny(name) if place.dry else ()), *fields]
+        return [
+            *BARE,
+            data,
+            *length,
+            "run.compile=false",
+            *ROWS[name].fields,
+            *(tiny(name) if place.dry else ()),
+            *fields,
+        ]
 
     def _batch(self, dataset: ViewDataset, place: Place) -> RawBatch:
         """A batch of this size: what was drawn for a few pictures, repeated, with pixels of noise."""

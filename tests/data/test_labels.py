@@ -7,13 +7,13 @@ import json
 import math
 import random
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pictured import pack
 from PIL import Image
 
 from unlabeled.data.archive.listing import IndexFolder
@@ -120,29 +120,20 @@ def folder(home: Path, names: list[Any]) -> SourceConfig:
     return Files(path=str(home / "f"))
 
 
-def pack(path: Path, members: dict[str, bytes]) -> str:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return str(path)
-
-
 def tar(home: Path, names: list[Any]) -> SourceConfig:
-    return Files(path=pack(home / "t.tar", {f"{name}/{place}.png": picture() for place, name in enumerate(names)}))
+    return Files(path=str(pack(home / "t.tar", {f"{name}/{place}.png": picture() for place, name in enumerate(names)})))
 
 
 def cls(home: Path, names: list[Any]) -> SourceConfig:
     members = {f"{place}.png": picture() for place in range(len(names))}
     beside = {f"{place}.cls": str(name).encode() for place, name in enumerate(names) if name is not None}
-    return Files(path=pack(home / "c.tar", {**members, **beside}), labels="cls")
+    return Files(path=str(pack(home / "c.tar", {**members, **beside})), labels="cls")
 
 
 def json_beside(home: Path, names: list[Any]) -> SourceConfig:
     members = {f"{place}.png": picture() for place in range(len(names))}
     beside = {f"{place}.json": json.dumps({"y": name}).encode() for place, name in enumerate(names)}
-    return Files(path=pack(home / "j.tar", {**members, **beside}), labels="json:y")
+    return Files(path=str(pack(home / "j.tar", {**members, **beside})), labels="json:y")
 
 
 def csv(home: Path, names: list[Any]) -> SourceConfig:

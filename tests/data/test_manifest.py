@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictured import pack
 from PIL import Image
 from support import Asked, on_processes, served
 
@@ -159,12 +160,10 @@ def test_manifests_that_are_gone_are_written_again(prepared: Path) -> None:
 
 def test_remote_tars_are_scanned_side_by_side_in_large_ranges(tmp_path: Path) -> None:
     for shard in range(8):
-        with tarfile.open(tmp_path / f"s-{shard}.tar", "w") as tar:
-            for number in range(40):
-                for name, data in ((f"{number:02d}.jpg", bytes(50_000)), (f"{number:02d}.cls", b"%d" % (number % 3))):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        members = dict[str, bytes]()
+        for number in range(40):
+            members |= {f"{number:02d}.jpg": bytes(50_000), f"{number:02d}.cls": b"%d" % (number % 3)}
+        pack(tmp_path / f"s-{shard}.tar", members)
     asked = Asked()
     with served(tmp_path, asked=asked, latency=0.04) as address:
         far = Opened(Files(path=f"{address}/s-{{0..7}}.tar", labels="cls")).train
@@ -175,11 +174,7 @@ def test_remote_tars_are_scanned_side_by_side_in_large_ranges(tmp_path: Path) ->
 
 
 def test_headers_far_apart_are_read_alone(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "s.tar", "w") as tar:
-        for number in range(4):
-            info = tarfile.TarInfo(f"{number}.npy")
-            info.size = 3 << 20
-            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    pack(tmp_path / "s.tar", {f"{number}.npy": bytes(3 << 20) for number in range(4)})
     sent: list[int] = []
     read = remote.read_range
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictured import pack
 from PIL import Image
 from support import Asked, served
 
@@ -39,10 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tars of labelled pictures with large files between them, one picture of each damaged."""
     folder = tmp_path_factory.mktemp("tars")
     for shard in range(2):
-        with tarfile.open(folder / f"s-{shard}.tar", "w") as tar:
-            for number in range(COUNT):
-                add(tar, f"c{number % 3}/{number:02d}.png", picture(shard, number))
-                add(tar, f"c{number % 3}/{number:02d}.txt", bytes(GAP))
+        members = dict[str, bytes]()
+        for number in range(COUNT):
+            name = f"c{number % 3}/{number:02d}"
+            members |= {f"{name}.png": picture(shard, number), f"{name}.txt": bytes(GAP)}
+        pack(folder / f"s-{shard}.tar", members)
     return folder
 
 
@@ -51,12 +52,6 @@ def picture(shard: int, number: int) -> bytes:
     pixels = np.random.default_rng((shard, number)).integers(256, size=(9 + number, 11, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()[: 60 if number == BAD else None]
-
-
-def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
 
 
 def batch(source: Source, numbers: list[int], together: bool = True) -> RawBatch:
@@ -205,9 +200,7 @@ def joined_of(ahead: Ahead) -> list[remote._Range]:
 
 
 def test_pictures_in_order_take_few_requests(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "small.tar", "w") as tar:
-        for number in range(COUNT):
-            add(tar, f"{number:02d}.png", picture(0, number))
+    pack(tmp_path / "small.tar", {f"{number:02d}.png": picture(0, number) for number in range(COUNT)})
     asked, local = Asked(), Opened(Files(path=f"{tmp_path}/small.tar")).train
     with served(tmp_path, asked=asked) as address:
         source = Opened(Files(path=f"{address}/small.tar")).train

@@ -6,11 +6,11 @@ import io
 import os
 import pickle
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pictured import pack
 from PIL import Image
 
 from unlabeled.data.archive import listing, sharded
@@ -34,13 +34,8 @@ def picture(value: int) -> bytes:
     return buffer.getvalue()
 
 
-def pack(file: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(file, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    os.utime(file, (LONG_AGO, LONG_AGO))
+def pack_long_ago(file: Path, members: dict[str, bytes]) -> None:
+    os.utime(pack(file, members), (LONG_AGO, LONG_AGO))
 
 
 @pytest.fixture
@@ -54,7 +49,7 @@ def tars(tmp_path: Path) -> Path:
             members[f"train/{label}/{number:03d}.png"] = picture(number)
             members[f"train/{label}/{number:03d}.cls"] = str(number % 3).encode()
             number += 1
-        pack(tmp_path / "tars" / f"{shard}.tar", members)
+        pack_long_ago(tmp_path / "tars" / f"{shard}.tar", members)
     return tmp_path / "tars"
 
 
@@ -155,7 +150,7 @@ def test_a_damaged_index_is_made_anew(tars: Path, tmp_path: Path) -> None:
 def test_a_tar_that_changes_is_read_anew_or_refused(tars: Path, tmp_path: Path) -> None:
     first = opened(tars, tmp_path / "index", by_shard={})
     print_, size = first.fingerprint(), len(first)
-    pack(tars / "1.tar", {"train/c/new.png": picture(99), "train/c/newer.png": picture(98)})
+    pack_long_ago(tars / "1.tar", {"train/c/new.png": picture(99), "train/c/newer.png": picture(98)})
     os.utime(tars / "1.tar", (LONG_AGO + 1, LONG_AGO + 1))
     with pytest.raises(BadSample, match=r"has changed since it was indexed"):
         first.read(4)
@@ -181,7 +176,7 @@ def test_indexes_are_copied_to_the_machines_own_disk(tars: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("stray", "count"), [("skip", 14), ("keep", 16)])
 def test_tars_without_classes_beside_others(tars: Path, stray: str, count: int) -> None:
-    pack(tars / "7.tar", {"train/x.png": picture(1), "train/y.png": picture(2)})
+    pack_long_ago(tars / "7.tar", {"train/x.png": picture(1), "train/y.png": picture(2)})
     with pytest.raises(UserError, match=r"others without, such as '.*7.tar'. Set data.stray"):
         opened(tars, by_shard={})
     same(opened(tars, stray=stray), opened(tars, stray=stray, by_shard={}))

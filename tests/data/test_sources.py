@@ -9,6 +9,7 @@ import socket
 import tarfile
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pictured import pack as pack_in_format
 from PIL import Image
 from pydantic import ValidationError
 
@@ -27,6 +29,8 @@ from unlabeled.data.sources.files import Config as Files
 from unlabeled.errors import BadSample, UserError
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "datasets"
+
+pack = partial(pack_in_format, format=tarfile.USTAR_FORMAT)
 
 
 def picture(number: int = 0) -> bytes:
@@ -41,15 +45,6 @@ def fill(root: Path, names: list[str]) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(picture(number))
     return root
-
-
-def pack(path: Path, members: dict[str, bytes], format: int = tarfile.USTAR_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=format) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def names(source: Pictures, root: Path) -> list[str]:
@@ -272,7 +267,7 @@ def test_members_lie_where_tarfile_finds_them(tmp_path: Path, format: int) -> No
     long = ["d" * 90 + "/" + "f" * 60 + ".jpg"]  # needs ustar's prefix, GNU's long name or a PAX path
     if format != tarfile.USTAR_FORMAT:
         long += ["x" * 300 + ".jpg", "d/" * 200 + "ü.jpg"]
-    path = pack(tmp_path / "x.tar", {f: picture(i) for i, f in enumerate(["z.jpg", *long, "a.jpg"])}, format)
+    path = pack(tmp_path / "x.tar", {f: picture(i) for i, f in enumerate(["z.jpg", *long, "a.jpg"])}, format=format)
     _, [(index, _)] = scan_tars([str(path)], [""])
     with tarfile.open(path) as tar:
         expected = sorted((os.fsencode(m.name), m.offset_data, m.size) for m in tar)
