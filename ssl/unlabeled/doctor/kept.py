@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from unlabeled.data.archive.listing import digest
 from unlabeled.errors import UserError
 from unlabeled.files import replacing
 
@@ -72,7 +72,7 @@ class Kept(NamedTuple):
 
     def of(self, source: str, numbers: NDArray[np.int64]) -> Kept:
         """The same for some images, by their source's fingerprint."""
-        return self._replace(asked=_digest([f"{self.asked} {source}".encode(), numbers.tobytes()]))
+        return self._replace(asked=digest([f"{self.asked} {source}".encode(), numbers.tobytes()]))
 
     def read(self, count: int) -> dict[int, Part]:
         """Those of `count` parts that are there as they were written. Raises UserError when one is of others."""
@@ -86,7 +86,12 @@ class Kept(NamedTuple):
         self.folder.mkdir(parents=True, exist_ok=True)
         *numeric, wrong = part.columns
         tensors = dict(zip(COLUMNS, numeric, strict=False))
-        rest = {"asked": self.asked, "digest": _digest(map(_bytes, numeric)), "wrong": wrong.tolist(), "bad": part.bad}
+        rest = {
+            "asked": self.asked,
+            "digest": digest([*map(_bytes, numeric)]),
+            "wrong": wrong.tolist(),
+            "bad": part.bad,
+        }
         with replacing(self._file(number)) as temporary:
             temporary.write_bytes(save(tensors, {"survey": json.dumps(rest)}))
 
@@ -103,7 +108,7 @@ class Kept(NamedTuple):
                 f"{file} tells of other pictures, or of pictures read in another way. Choose another folder, or "
                 f"remove {self.folder}."
             )
-        if rest["digest"] != _digest(map(_bytes, numeric)):
+        if rest["digest"] != digest([*map(_bytes, numeric)]):
             return None
         return Part([*numeric, np.array(rest["wrong"], np.str_)], [Bad(*bad) for bad in rest["bad"]])
 
@@ -117,10 +122,3 @@ NOWHERE = Kept()
 
 def _bytes(column: NDArray[Any]) -> bytes:
     return np.ascontiguousarray(column).tobytes()
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    hashed = blake2b(digest_size=16)
-    for part in parts:
-        hashed.update(part)
-    return hashed.hexdigest()
