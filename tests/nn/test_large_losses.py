@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.nn import losses
+from unlabeled.nn.loss import prototypes
 
 WIDTH = 37
 
@@ -18,8 +18,8 @@ def few_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """From its call on, rows are taken in parts."""
 
     def begin() -> None:
-        monkeypatch.setattr(losses, "LARGE", 0)
-        monkeypatch.setattr(losses, "PART", request.param * WIDTH)
+        monkeypatch.setattr(prototypes, "LARGE", 0)
+        monkeypatch.setattr(prototypes, "PART", request.param * WIDTH)
 
     return begin
 
@@ -42,7 +42,7 @@ def test_cross_view(few_rows: Callable[[], None], views: int, dtype: torch.dtype
     student, teacher = randn(views, 3, WIDTH, seed=0, dtype=dtype), randn(2, 3, WIDTH, seed=1).softmax(-1)
 
     def loss(logits: Tensor) -> Tensor:
-        return losses.cross_view(logits, teacher, 0.1)
+        return prototypes.cross_view(logits, teacher, 0.1)
 
     value, gradient = with_gradient(loss, student)
     few_rows()
@@ -57,7 +57,7 @@ def test_masked_patches(few_rows: Callable[[], None]) -> None:
     weight = torch.tensor([0.5, 0.5, 1.0, 0.25, 0.25, 0.0, 0.0])
 
     def loss(logits: Tensor) -> Tensor:
-        return losses.masked_patches(logits, teacher, weight, 4, 0.1)
+        return prototypes.masked_patches(logits, teacher, weight, 4, 0.1)
 
     expected = with_gradient(loss, student)
     few_rows()
@@ -67,20 +67,20 @@ def test_masked_patches(few_rows: Callable[[], None]) -> None:
 @pytest.mark.parametrize("shape", [(6, WIDTH), (2, 3, WIDTH)])
 def test_sharpen(few_rows: Callable[[], None], shape: tuple[int, ...]) -> None:
     logits, centre = randn(*shape, seed=4, dtype=torch.bfloat16), randn(1, WIDTH, seed=5)
-    expected = losses.sharpen(logits, centre, 0.04)
+    expected = prototypes.sharpen(logits, centre, 0.04)
     few_rows()
-    torch.testing.assert_close(losses.sharpen(logits, centre, 0.04), expected, rtol=0, atol=0)
+    torch.testing.assert_close(prototypes.sharpen(logits, centre, 0.04), expected, rtol=0, atol=0)
 
 
 def test_gradients_by_differences(few_rows: Callable[[], None]) -> None:
     few_rows()
     logits, target = randn(4, WIDTH, seed=6).double().requires_grad_(), randn(2, WIDTH, seed=7).double().softmax(-1)
-    assert torch.autograd.gradcheck(lambda x: losses.soft_cross_entropy(x, target, 0.5), logits, atol=1e-3, eps=1e-3)
+    assert torch.autograd.gradcheck(lambda x: prototypes.soft_cross_entropy(x, target, 0.5), logits, atol=1e-3, eps=1e-3)
 
 
 def test_small_losses_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def parts(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(losses, "_parts", parts)
-    losses.cross_view(randn(4, 3, WIDTH, seed=8), randn(2, 3, WIDTH, seed=9).softmax(-1), 0.1)
+    monkeypatch.setattr(prototypes, "_parts", parts)
+    prototypes.cross_view(randn(4, 3, WIDTH, seed=8), randn(2, 3, WIDTH, seed=9).softmax(-1), 0.1)

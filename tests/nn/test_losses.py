@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.nn.curves import Temperature, cosine, warmup
-from unlabeled.nn.losses import cross_view, info_nce, koleo, masked_patches, nt_xent, sharpen, sinkhorn
+from unlabeled.nn.loss.contrast import info_nce, nt_xent
+from unlabeled.nn.loss.prototypes import cross_view, masked_patches, sharpen
+from unlabeled.nn.loss.sinkhorn import sinkhorn
+from unlabeled.nn.loss.spread import koleo
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

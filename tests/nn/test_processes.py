@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from unlabeled.nn import batchnorm
 from unlabeled.nn.batchnorm import BatchNorm, synchronise_
 from unlabeled.nn.collectives import gather, gather_with_gradient, mean_over_processes, rank, world
-from unlabeled.nn.losses import info_nce, koleo, nt_xent, sinkhorn
+from unlabeled.nn.loss.contrast import info_nce, nt_xent
+from unlabeled.nn.loss.sinkhorn import sinkhorn
+from unlabeled.nn.loss.spread import koleo
 from unlabeled.nn.teacher import Centre
 
 ROWS, WIDTH = 8, 6

@@ -17,7 +17,7 @@ from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.probing import accuracy, hits_of
 from unlabeled.evaluate.protocols.knn import knn_predict
 from unlabeled.nn.curves import cosine
-from unlabeled.nn.losses import cross_view, sharpen
+from unlabeled.nn.loss.prototypes import cross_view, sharpen
 from unlabeled.nn.teacher import Centre
 from unlabeled.pretrain.method import Progress
 from unlabeled.train.schedule import Ramp

@@ -12,7 +12,9 @@ from parity.golden import Golden, Settings, assert_close, assert_gradient_at, pe
 from parity.vit import BACKWARD, FORWARD
 from torch import Tensor
 
-from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sinkhorn
+from unlabeled.nn.loss.prototypes import cross_view, masked_patches, sharpen
+from unlabeled.nn.loss.sinkhorn import sinkhorn
+from unlabeled.nn.loss.spread import koleo
 from unlabeled.nn.teacher import Centre
 
 

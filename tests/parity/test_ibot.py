@@ -12,7 +12,7 @@ from parity.golden import Golden, Settings, assert_close, assert_gradient_at, pe
 from parity.vit import BACKWARD, FORWARD, assert_gradients
 from torch import Tensor
 
-from unlabeled.nn.losses import cross_view, masked_patches, sharpen
+from unlabeled.nn.loss.prototypes import cross_view, masked_patches, sharpen
 from unlabeled.nn.teacher import Centre
 
 

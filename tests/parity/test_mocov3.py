@@ -29,7 +29,7 @@ from unlabeled.backbone.weights import import_official
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.view.views import View
 from unlabeled.nn.curves import cosine
-from unlabeled.nn.losses import info_nce
+from unlabeled.nn.loss.contrast import info_nce
 from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.nn.teacher import ema_
 from unlabeled.pretrain.method import Progress

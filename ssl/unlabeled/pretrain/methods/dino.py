@@ -21,7 +21,7 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
 from unlabeled.nn.curves import Temperature, cosine
 from unlabeled.nn.heads import DistillHead, HeadConfig
-from unlabeled.nn.losses import cross_view, sharpen
+from unlabeled.nn.loss.prototypes import cross_view, sharpen
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.teacher import Centre, ema_, follow_
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom

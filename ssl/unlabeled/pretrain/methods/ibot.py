@@ -24,7 +24,9 @@ from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.curves import Temperature, cosine
 from unlabeled.nn.heads import DistillHead, HeadConfig
-from unlabeled.nn.losses import cross_view, koleo, masked_patches, sharpen, sinkhorn
+from unlabeled.nn.loss.prototypes import cross_view, masked_patches, sharpen
+from unlabeled.nn.loss.sinkhorn import sinkhorn
+from unlabeled.nn.loss.spread import koleo
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
 from unlabeled.nn.teacher import Centre, ema_, follow_

@@ -24,7 +24,7 @@ from unlabeled.nn.batchnorm import normalises
 from unlabeled.nn.collectives import gather, rank, world
 from unlabeled.nn.curves import cosine
 from unlabeled.nn.heads import mlp
-from unlabeled.nn.losses import info_nce
+from unlabeled.nn.loss.contrast import info_nce
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom

@@ -21,7 +21,7 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import world
 from unlabeled.nn.heads import mlp
-from unlabeled.nn.losses import nt_xent
+from unlabeled.nn.loss.contrast import nt_xent
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import chance, same_features

@@ -1,7 +1,6 @@
-"""Losses as pure functions of tensors, in float32 also under autocast.
+"""Losses between distributions over prototypes, the teacher's and the student's, in float32 also under autocast.
 
-Each returns the mean over the rows of this process. Losses that compare rows compare them with the rows of all
-processes; docstrings say where the official code stays within one GPU.
+Each returns the mean over the rows of this process.
 
 Over many prototypes rows are taken a few at a time, so that no temporary is as large as the logits in float32. Of
 65,536 prototypes and 3,072 crops these are 0.4 GB in bfloat16, and 0.8 GB for each temporary, of which autograd would
@@ -11,55 +10,15 @@ keep two. It keeps the logits as they are, and the backward pass computes probab
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.nn.collectives import gather_with_gradient, max_over_processes, rank, sum_over_processes
 from unlabeled.nn.regions import region, varying
 
 LARGE = 1 << 27  # logits from which on rows are taken in parts
 PART = 1 << 24  # logits of a part
-
-
-def _exact(x: Tensor) -> AbstractContextManager[None]:
-    """Switch autocast off: products in float32."""
-    # the meta device, on which plans are made, has no autocast
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-@region
-def info_nce(queries: Tensor, keys: Tensor, offset: int, temperature: float) -> Tensor:
-    """InfoNCE of queries [B, D] over keys [N, D], times 2 temperature (MoCo v3, official `contrastive_loss`).
-
-    The keys are of all processes, in rank order; row r's positive is key offset + r: the offset is B x rank.
-    """
-    with _exact(queries):
-        logits = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T / temperature
-        labels = torch.arange(len(queries), device=queries.device) + offset
-        return 2 * temperature * F.cross_entropy(logits, labels)
-
-
-def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """SimCLR's symmetric loss between two views a, b [B, D] of the same images (Chen et al. 2020, equation 1).
-
-    The positive of a row is its other view, its negatives are both views of all other images of all processes; queries
-    and keys get gradients.
-    """
-    with _exact(a):
-        a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
-        all_a, all_b = gather_with_gradient(a), gather_with_gradient(b)
-        return (_nt_xent_half(a, all_a, all_b, temperature) + _nt_xent_half(b, all_b, all_a, temperature)) / 2
-
-
-@region
-def _nt_xent_half(queries: Tensor, own_view: Tensor, other_view: Tensor, temperature: float) -> Tensor:
-    labels = torch.arange(len(queries), device=queries.device) + len(queries) * rank()
-    negatives = (queries @ own_view.T / temperature).scatter(1, labels.unsqueeze(1), -torch.inf)
-    return F.cross_entropy(torch.cat([queries @ other_view.T / temperature, negatives], dim=1), labels)
 
 
 @varying
@@ -110,66 +69,6 @@ def masked_patches(student: Tensor, teacher: Tensor, weight: Tensor, crops: int,
         temperature: the student's.
     """
     return (soft_cross_entropy(student, teacher, temperature) * weight).sum() / crops
-
-
-@torch.no_grad()
-def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, valid: Tensor | None = None) -> Tensor:
-    """Teacher probabilities [B, K] that use all prototypes equally over the global batch (Sinkhorn-Knopp; DINOv2).
-
-    Official `sinkhorn_knopp_teacher` without its divisions by B, K and the total, which cancel. Subtracting the largest
-    logit of every prototype first cancels too, and keeps exp finite and every prototype in use.
-
-    Args:
-        logits, temperature: the teacher's; logits [B, K] without a centre.
-        iterations: of normalising prototypes, then samples.
-        valid: [B] bool; other rows are padding, and become zeros.
-    """
-    scores, largest = _scores(logits, temperature, valid)
-    scores, totals = _below(scores, max_over_processes(largest))
-    for _ in range(iterations):
-        scores, totals = _balanced(scores, sum_over_processes(totals))
-    return scores
-
-
-@varying
-def _scores(logits: Tensor, temperature: float, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scaled logits [B, K], rows that are not valid at -inf, and the largest of each prototype [K]."""
-    scores = logits.float() / temperature
-    if valid is not None:
-        scores = scores.masked_fill(~valid.unsqueeze(1), -torch.inf)
-    return scores, scores.amax(0)
-
-
-@varying
-def _below(scores: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(scores - largest) [B, K], and its sum over rows [K]."""
-    # without any valid row there is no largest logit
-    scores = (scores - largest.clamp_min(torch.finfo(scores.dtype).min)).exp()
-    return scores, scores.sum(0)
-
-
-@varying
-def _balanced(scores: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores [B, K] over the totals of prototypes [K], then over those of rows, and their sum over rows [K]."""
-    tiny = torch.finfo(scores.dtype).tiny
-    scores = scores / totals.clamp_min(tiny)
-    scores = scores / scores.sum(1, keepdim=True).clamp_min(tiny)
-    return scores, scores.sum(0)
-
-
-def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
-    """Kozachenko-Leonenko entropy estimator: spreads features [B, D] over the sphere (DINOv2, section 4).
-
-    -mean log of the distance to the nearest neighbour among the rows of all processes (officially of one GPU). Both
-    points get gradients.
-    """
-    with _exact(features):
-        x = F.normalize(features.float(), dim=1, eps=eps)
-        everyone = gather_with_gradient(x)
-        itself = torch.arange(len(x), device=x.device) + len(x) * rank()
-        similarity = (x @ everyone.T).detach()
-        nearest = similarity.scatter(1, itself.unsqueeze(1), -1.0).argmax(1)
-        return -(F.pairwise_distance(x, everyone[nearest], eps=eps) + eps).log().mean()
 
 
 def _is_large(logits: Tensor) -> bool:
