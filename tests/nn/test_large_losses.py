@@ -75,7 +75,9 @@ def test_sharpen(few_rows: Callable[[], None], shape: tuple[int, ...]) -> None:
 def test_gradients_by_differences(few_rows: Callable[[], None]) -> None:
     few_rows()
     logits, target = randn(4, WIDTH, seed=6).double().requires_grad_(), randn(2, WIDTH, seed=7).double().softmax(-1)
-    assert torch.autograd.gradcheck(lambda x: prototypes.soft_cross_entropy(x, target, 0.5), logits, atol=1e-3, eps=1e-3)
+    assert torch.autograd.gradcheck(
+        lambda x: prototypes.soft_cross_entropy(x, target, 0.5), logits, atol=1e-3, eps=1e-3
+    )
 
 
 def test_small_losses_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
