@@ -80,7 +80,7 @@ def test_a_set_of_nothing_is_refused(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(request.config.option, "golden", str(tmp_path))
-    with pytest.raises(pytest.UsageError, match="found none of the folders .*mae, .*simmim"):
+    with pytest.raises(pytest.UsageError, match=r"found none of the folders .*mae, .*simmim"):
         golden_folders(request.config)
 
 
