@@ -51,6 +51,13 @@ def export(tmp_path: Path) -> Path:
     return tmp_path / "export"
 
 
+def test_an_export_says_how_the_norms_of_its_network_begin(tmp_path: Path) -> None:
+    encoder = EncoderConfig(model="test_resnet", zero_init=False).build((32, 32))
+    export_encoder(tmp_path / "export", encoder, PREPARED, "# card\n", {})
+    assert load_encoder(tmp_path / "export").arguments["zero_init_last"] is False
+    timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
+
+
 def test_timm_alone_gives_our_features(export: Path, tmp_path: Path) -> None:
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64)  # float32 sums depend on the CPU
     torch.save(images, tmp_path / "in.pt")

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbone.build import build_encoder
+from unlabeled.backbone.build import build_encoder, untrained
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.families import maps
@@ -78,12 +78,29 @@ def test_a_recipe_names_no_more_than_the_model(model: str, width: int) -> None:
         ({"positions": "learned"}, "has no positions: leave it out, found learned"),
         ({"registers": 4}, "has no registers"),
         ({"patch_size": 16}, "the patches of the network 'resnet50' are its stride, 32: leave it out, found 16"),
+        ({"model": "densenet121", "zero_init": True}, "timm has no choice of how the norms of the network 'densenet121'"),
+        ({"model": "vit_tiny_patch16_224", "zero_init": False}, "has no norms that may begin at zero: leave it out"),
         ({"model": "resnet5"}, "timm has no model 'resnet5'. Did you mean 'resnet"),
     ],
 )
 def test_impossible_cnns_are_refused(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         EncoderConfig(**{"model": "resnet50", **fields})
+
+
+@pytest.mark.parametrize(("zero_init", "begins"), [(None, 0.0), (True, 0.0), (False, 1.0)])
+def test_the_last_norms_of_blocks_begin_as_the_recipe_says(zero_init: bool | None, begins: float) -> None:
+    def weights(of: Maps) -> set[float]:
+        return {value for block in of.vit.layer1 for value in block.bn2.weight.tolist()}
+
+    torch.manual_seed(0)
+    encoder = EncoderConfig(model=RESNET, zero_init=zero_init).build((64, 64))
+    torch.manual_seed(0)
+    usual = EncoderConfig(model=RESNET).build((64, 64))
+    twin = untrained(encoder.model, encoder.arguments)
+    assert isinstance(encoder, Maps) and isinstance(twin, Maps) and isinstance(usual, Maps)
+    assert weights(encoder) == weights(twin) == {begins}
+    assert torch.equal(encoder.vit.conv1[0].weight, usual.vit.conv1[0].weight), "nothing else is drawn"
 
 
 # a mean, a norm after it, layers after it, a class token, no map at all

@@ -24,7 +24,7 @@ OUTSIDE = ("output", "layer", "prefix", "arguments")  # fields of networks outsi
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """A timm model by name, and the settings that a recipe may change; or a network outside timm by its import path.
 
-    A CNN has `channels` and `drop_path`; the others belong to transformers and must be left out. A swin_* or
+    A CNN has `channels`, `drop_path` and `zero_init`; the others belong to transformers and must be left out. A swin_* or
     hiera_* has stages. A network outside timm has `channels`, `patch_size` and the last four.
     """
 
@@ -95,6 +95,11 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         False,
         description="images whose path is dropped are left out of its computation, a fixed number of each batch "
         "(DINOv2): faster, in blocks with a rate above 0.1; draws other images than without it",
+    )
+    zero_init: bool | None = Field(
+        None,
+        description="of a CNN: whether the last norm of every residual block begins at 0, so that the block begins as "
+        "the identity; null = the timm model's, of a ResNet true. Better in long runs, worse in short ones",
     )
     output: Literal["map", "vector", "tokens"] | None = Field(
         None,

@@ -87,8 +87,9 @@ class Transformer(Encoder, ABC):
 
     @classmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
-        if name == "window" and value is not None:
-            raise ValueError(f"'{others['model']}' has no windows: leave it out, found {value}")
+        if name in ("window", "zero_init") and value is not None:
+            what = {"window": "windows", "zero_init": "norms that may begin at zero"}[name]
+            raise ValueError(f"'{others['model']}' has no {what}: leave it out, found {value}")
         if name in ("depth", "heads") and isinstance(value, tuple):
             raise ValueError(f"'{others['model']}' has no stages: expected one number, found {list(value)}")
         if name == "heads" and value and (width := others.get("width")) and width % value:

@@ -33,7 +33,7 @@ from unlabeled.nn.modes import without_values
 from unlabeled.nn.positions import Grid, Interpolation
 
 PROBE_SIDE = 256
-FIELDS = ("model", "patch_size", "channels", "drop_path")  # of recipes
+FIELDS = ("model", "patch_size", "channels", "drop_path", "zero_init")  # of recipes
 CHANNELS_LAST = ("cuda",)  # devices whose convolutions are fastest where the channels of a pixel lie side by side
 
 
@@ -56,7 +56,7 @@ class Maps(Encoder):
 
     resnet_heads: ClassVar[bool] = True
     noun: ClassVar[str] = "the network "
-    exported: ClassVar[Mapping[str, Any]] = {}
+    exported: ClassVar[Mapping[str, Any]] = {"zero_init_last": (bool | None, None)}
     readable = 1
 
     def __init__(
@@ -95,6 +95,8 @@ class Maps(Encoder):
             raise ValueError(f"the patches of {words} are its stride, {stride}: leave it out, found {value}")
         if name not in FIELDS and changed:
             raise ValueError(f"{words} has no {name}: leave it out, found {value}")
+        if name == "zero_init" and changed and not _takes_zero_init(others["model"]):
+            raise ValueError(f"timm has no choice of how the norms of {words} begin: leave it out, found {value}")
 
     @classmethod
     def can_read(cls, model: str, pool: Pool, blocks: int) -> bool:
@@ -102,7 +104,7 @@ class Maps(Encoder):
 
     @classmethod
     def arguments_of(cls, fields: Mapping[str, Any], pooled: bool = True) -> dict[str, Any]:
-        return {}
+        return {} if fields["zero_init"] is None else {"zero_init_last": fields["zero_init"]}
 
     @classmethod
     def arguments_from(cls, vit: Any) -> dict[str, Any]:
@@ -235,6 +237,18 @@ def _takes_size_argument(model: str) -> bool:
     try:
         with without_values():
             timm.create_model(model, num_classes=0, img_size=timm.get_pretrained_cfg(model).input_size[1:])
+    except TypeError:
+        return False
+    return True
+
+
+@functools.cache
+def _takes_zero_init(model: str) -> bool:
+    import timm
+
+    try:
+        with without_values():
+            timm.create_model(model, num_classes=0, zero_init_last=False)
     except TypeError:
         return False
     return True
