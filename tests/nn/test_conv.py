@@ -78,7 +78,10 @@ def test_a_recipe_names_no_more_than_the_model(model: str, width: int) -> None:
         ({"positions": "learned"}, "has no positions: leave it out, found learned"),
         ({"registers": 4}, "has no registers"),
         ({"patch_size": 16}, "the patches of the network 'resnet50' are its stride, 32: leave it out, found 16"),
-        ({"model": "densenet121", "zero_init": True}, "timm has no choice of how the norms of the network 'densenet121'"),
+        (
+            {"model": "densenet121", "zero_init": True},
+            "timm has no choice of how the norms of the network 'densenet121'",
+        ),
         ({"model": "vit_tiny_patch16_224", "zero_init": False}, "has no norms that may begin at zero: leave it out"),
         ({"model": "resnet5"}, "timm has no model 'resnet5'. Did you mean 'resnet"),
     ],
