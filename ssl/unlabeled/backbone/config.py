@@ -24,8 +24,8 @@ OUTSIDE = ("output", "layer", "prefix", "arguments")  # fields of networks outsi
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """A timm model by name, and the settings that a recipe may change; or a network outside timm by its import path.
 
-    A CNN has `channels`, `drop_path` and `zero_init`; the others belong to transformers and must be left out. A swin_* or
-    hiera_* has stages. A network outside timm has `channels`, `patch_size` and the last four.
+    A CNN has `channels`, `drop_path` and `zero_init`; the others belong to transformers and must be left out. A swin_*
+    or hiera_* has stages. A network outside timm has `channels`, `patch_size` and the last four.
     """
 
     model: str = Field(
