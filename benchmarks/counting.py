@@ -296,6 +296,7 @@ def as_on_a_gpu(counting: Counting) -> Iterator[None]:
 
     with (
         mock.patch.object(engines, "to_device", timed),
+        mock.patch.object(engines, "at_hand", return_value=False),
         mock.patch.object(loader, "_recoloured", all_at_once),
         mock.patch.object(_foreach_utils, "_get_foreach_kernels_supported_devices", return_value=["cpu"]),
         mock.patch.object(_foreach_utils, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor]),

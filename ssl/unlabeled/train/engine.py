@@ -34,7 +34,7 @@ from unlabeled.train.events import Events
 from unlabeled.train.job import Job
 from unlabeled.train.optim import Guarded, clip_gradients, param_groups, set_rates
 from unlabeled.train.saving.background import Background
-from unlabeled.train.stepping.queued import Ahead, Flags, Queued, Verdict
+from unlabeled.train.stepping.queued import Ahead, Flags, Queued, Verdict, at_hand
 from unlabeled.train.tracker import Trackers
 from unlabeled.train.tracking import Averages, Diagnosis, Display, Meter, MetricsFile, scores_at
 from unlabeled.train.watch import EarlyStopping
@@ -249,8 +249,9 @@ class Engine:
         flags = Flags(self.accelerator, loss, norm, stop=told, bad=bad, failed=failed)
         return Queued(flags, self.step + 1, self._outputs, fetched, error)
 
-    def _update(self, broken: Tensor) -> None:
-        """Step the optimizer and what follows it. Where `broken` nothing changes, on every process alike."""
+    def _update(self, found: Tensor) -> None:
+        """Step the optimizer and what follows it. Where `found` broken nothing changes, on every process alike."""
+        broken = None if at_hand(found) and not found else found
         self.guarded.step(broken)
         self.optimizer.zero_grad()
         taken = self.progress()
@@ -260,7 +261,8 @@ class Engine:
             self.method.after_step(taken, broken)
         elif not broken:
             self.method.after_step(taken)
-        self.statistics.restore_(broken)
+        if broken is not None:
+            self.statistics.restore_(broken)
 
     def _count(self, queued: Queued, shown: bool = False) -> Verdict:
         """Read the flags of a step, and count it, once, as taken or skipped."""

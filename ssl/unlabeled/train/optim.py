@@ -80,16 +80,16 @@ class Guarded:
         groups = optimizer.optimizer.param_groups
         self._new = [p for group in groups for p in group["params"]]  # parameters that have taken no step
 
-    def step(self, broken: Tensor) -> None:
-        """Take a step, unless `broken` [] bool, on the device, is true."""
+    def step(self, broken: Tensor | None) -> None:
+        """Take a step, unless `broken` [] bool, on the device, is true; None = it is not."""
         own: Any = self.optimizer.optimizer
         if self.optimizer.scaler is None:  # which skips by itself, to lower its scale
             obeys = getattr(own, "_step_supports_amp_scaling", False)
             begins = any(p.grad is not None for p in self._new)
-            if (begins or not obeys) and broken:
+            if broken is not None and (begins or not obeys) and broken:
                 return
             if obeys:
-                own.found_inf = broken.float()
+                own.found_inf = None if broken is None else broken.float()
             self._new = [p for p in self._new if p.grad is None]
         self.optimizer.step()
 
