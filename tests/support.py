@@ -41,7 +41,7 @@ PRELOAD = [
     "unlabeled.transfer.tasks.sweep",
     "unlabeled.stages.finetune",
     "unlabeled.transfer.start",
-    *(f"unlabeled.pretrain.methods.{name}" for name in ("dino", "ibot", "mae", "mocov3", "simclr", "simmim")),
+    *(f"unlabeled.pretrain.methods.{name}" for name in ("dino", "ibot", "lejepa", "mae", "mocov3", "simclr", "simmim")),
 ]
 
 CONTEXT = multiprocessing.get_context("forkserver")

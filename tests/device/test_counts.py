@@ -47,6 +47,7 @@ CASES = {
     "ibot": Case("ibot", SHALLOW, 1140, 181.2, 13.4),
     "dinov2": Case("ibot", (*SHALLOW, *DINOV2), 1322, 154.1, 11.4),
     "dinov3": Case("ibot", (*SHALLOW, *DINOV2, "method.targets=sinkhorn"), 1340, 155.8, 11.4),
+    "lejepa": Case("lejepa", SHALLOW, 729, 100, 8.1),
 }
 # flags that are read, and the first step of a parameter, which has no state yet
 AGREEING = {"queued.py:read", "optim.py:step"}

@@ -19,6 +19,7 @@ from unlabeled.nn.loss.contrast import info_nce, nt_xent
 from unlabeled.nn.loss.sinkhorn import sinkhorn
 from unlabeled.nn.loss.spread import koleo
 from unlabeled.nn.teacher import Centre
+from unlabeled.pretrain.methods.lejepa import SIGReg
 
 ROWS, WIDTH = 8, 6
 
@@ -62,6 +63,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "info_nce": contrast,
     "nt_xent": lambda x: nt_xent(mine(x), mine(rows(1)) + mine(x).square(), 0.2),
     "koleo": lambda x: koleo(mine(x)),
+    "sigreg": lambda x: (sigreg := SIGReg(5, 4, 3.0))(mine(x).unsqueeze(0), sigreg.directions(WIDTH, 0)).mean(),
     "batch_norm": normalised,
     "batch_norm_2d": convolved,
 }

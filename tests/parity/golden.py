@@ -58,6 +58,9 @@ SYNONYMS = (
     {"max_num_patches", "max_patches"},
     {"draws", "n_draws", "num_draws", "n"},
     {"mask_patch_size", "mask_unit", "unit"},
+    {"lamb", "lambda", "lambd", "lam"},
+    {"slices", "num_slices", "n_slices"},
+    {"knots", "num_knots", "n_knots", "n_points"},
 )
 
 

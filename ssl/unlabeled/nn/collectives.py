@@ -40,6 +40,14 @@ def mean_over_processes(x: Tensor) -> Tensor:
     return sum_over_processes(x) / world()
 
 
+def mean_with_gradient(x: Tensor) -> Tensor:
+    """As `mean_over_processes`, with gradient, for a loss that is the same function of the mean on every process.
+
+    The gradient is handed on as it is: DistributedDataParallel takes the mean over processes.
+    """
+    return x + (mean_over_processes(x) - x.detach()) if world() > 1 else x
+
+
 @torch.no_grad()
 def sum_over_processes(x: Tensor) -> Tensor:
     """The sum of x [...] over processes, without gradient."""

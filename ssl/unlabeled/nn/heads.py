@@ -28,16 +28,23 @@ class Mlp(nn.Sequential):
         return x
 
 
-def mlp(widths: Sequence[int], last_affine: bool = False, last_norm: bool = True) -> Mlp:
-    """MLP of linear layers without bias, BatchNorm and ReLU: MoCo v3's projector and predictor, numbered as there.
+def mlp(
+    widths: Sequence[int],
+    last_affine: bool = False,
+    last_norm: bool = True,
+    hidden_bias: bool = False,
+    last_bias: bool = False,
+) -> Mlp:
+    """MLP of linear layers, BatchNorm and ReLU: by default MoCo v3's projector and predictor, numbered as there.
 
     The widths are of the input, the hidden layers and the output: (D, 4096, 4096, 256). The norm after the last layer
-    learns a weight and a bias with `last_affine`; without `last_norm` there is none.
+    learns a weight and a bias with `last_affine`; without `last_norm` there is none. Hidden layers have biases with
+    `hidden_bias`, the last one with `last_bias`.
     """
     layers: list[nn.Module] = []
     for source, target in pairwise(widths[:-1]):
-        layers += [nn.Linear(source, target, bias=False), BatchNorm(target), nn.ReLU(inplace=True)]
-    layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
+        layers += [nn.Linear(source, target, bias=hidden_bias), BatchNorm(target), nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=last_bias))
     return Mlp(*layers, *([BatchNorm(widths[-1], affine=last_affine)] if last_norm else []))
 
 

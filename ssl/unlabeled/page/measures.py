@@ -74,6 +74,20 @@ KNOWN = (
         "0 to 1",
         "1 = the views of an image are found no better than by chance. Lower is better.",
     ),
+    Measure("invariance", "Distance between views", LOSS, text="Of a picture, from their mean. Lower is better."),
+    Measure(
+        "sigreg",
+        "Distance from a Gaussian",
+        LOSS,
+        text="Of the embeddings, times the batch (SIGReg). A sample of a Gaussian has about 1. Lower is better.",
+    ),
+    Measure(
+        "of_point",
+        "SIGReg over that of a collapse",
+        LOSS,
+        "",
+        "1 = the embeddings of all images are one point, a collapse. Lower is better.",
+    ),
     Measure("knn", "kNN", SCORES, "%", "Accuracy of nearest neighbours on frozen features. Higher is better."),
     Measure("linear", "Linear probe", SCORES, "%", "Accuracy of a linear layer on frozen features. Higher is better."),
     Measure(
@@ -151,6 +165,14 @@ KNOWN = (
         "Of views of one image. Rising is good, unless negatives follow.",
     ),
     Measure("negative", "Similarity of strangers", FEATURES, "cosine", "Of views of different images. Near 0 is good."),
+    Measure(
+        "agreement",
+        "Agreement of views",
+        FEATURES,
+        "0 to 1",
+        "The share of the embeddings' variance that is between images: 0 = views of one image are as far apart as any, "
+        "1 = they are equal. Higher is better.",
+    ),
     Measure(
         "alignment", "Alignment", FEATURES, "0 to 4", "Squared distance of two views of an image. Lower is better."
     ),

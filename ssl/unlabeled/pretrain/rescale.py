@@ -62,9 +62,17 @@ def same_share(value: float, paper: Setting, yours: Setting) -> float:
     return value * yours.epochs / paper.epochs
 
 
+def same_balance(value: float, paper: Setting, yours: Setting) -> float:
+    """Keep the balance of two terms with weights w and 1 - w, of which the first grows with the batch: w / (1 - w) goes
+    with 1 / batch."""
+    first, second = value * paper.batch, (1 - value) * yours.batch
+    return first / (first + second)
+
+
 REASONS: dict[Callable[[float, Setting, Setting], float], str] = {
     same_window: "averages over as many pictures, at most a twentieth of the run",
     same_share: "the same share of the run",
+    same_balance: "the same balance of the two losses, of which one grows with the batch",
 }
 
 
