@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -92,18 +92,19 @@ class Skipping(torch.optim.Optimizer):
         self._skipped = None if found_inf is None else found_inf > 0
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.update_(parameter, parameter.grad, group)
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                self.update_(parameters, [parameter.grad for parameter in parameters], group)
         return loss
 
-    def update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """Update one parameter; new values go through `unless_skipped`."""
+    def update_(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters of a group, by operators on lists; new values go through `unless_skipped`."""
         raise NotImplementedError
 
-    def unless_skipped(self, before: Tensor | float, after: Tensor) -> Tensor:
+    def unless_skipped(self, before: Sequence[Tensor | float], after: Sequence[Tensor]) -> list[Tensor]:
         """What a step makes, or what was before it where the step is skipped."""
-        return after if self._skipped is None else torch.where(self._skipped, before, after)
+        if (skipped := self._skipped) is None:
+            return list(after)
+        return [torch.where(skipped, old, new) for old, new in zip(before, after, strict=True)]
 
 
 AnyOptim = Annotated[Optim, ByFile("unlabeled.train.optimizers", Optim)]

@@ -37,19 +37,26 @@ class LARS(Skipping):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
-    def update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, update = self.state[parameter], self._scaled(parameter, gradient, group)
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        velocity = state["momentum_buffer"]
-        velocity.copy_(self.unless_skipped(velocity, velocity.mul(group["momentum"]).add_(update)))
-        parameter.sub_(self.unless_skipped(0.0, group["lr"] * velocity))
+    def update_(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if "momentum_buffer" not in (state := self.state[parameter]):
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+        velocities = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        moved = torch._foreach_mul(velocities, group["momentum"])
+        torch._foreach_add_(moved, self._scaled(parameters, gradients, group))
+        torch._foreach_copy_(velocities, self.unless_skipped(velocities, moved))
+        steps = torch._foreach_mul(velocities, group["lr"])
+        torch._foreach_sub_(parameters, self.unless_skipped([0.0] * len(steps), steps))
 
     @staticmethod
-    def _scaled(p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        if p.ndim < 2:
-            return gradient
-        gradient = gradient.add(p, alpha=group["weight_decay"])
-        p_norm, g_norm = p.norm(), gradient.norm()
-        both = (p_norm > 0) & (g_norm > 0)
-        return gradient * torch.where(both, group["trust"] * p_norm / g_norm, 1.0)
+    def _scaled(parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        places = [i for i, parameter in enumerate(parameters) if parameter.ndim > 1]
+        if not places:
+            return gradients
+        weights, found = [parameters[i] for i in places], list(gradients)
+        decayed = torch._foreach_add([gradients[i] for i in places], weights, alpha=group["weight_decay"])
+        p_norm, g_norm = (torch.stack(torch._foreach_norm(side)) for side in (weights, decayed))
+        ratios = torch.where((p_norm > 0) & (g_norm > 0), group["trust"] * p_norm / g_norm, 1.0)
+        for i, scaled in zip(places, torch._foreach_mul(decayed, ratios.unbind()), strict=True):
+            found[i] = scaled
+        return found

@@ -36,16 +36,25 @@ class SGD(Skipping):
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        update = gradient.add(parameter, alpha=group["weight_decay"]) if group["weight_decay"] else gradient
+    def update_(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        updates = gradients
+        if group["weight_decay"]:
+            updates = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
         if group["momentum"]:
-            update = self._velocity(parameter, update, group["momentum"])
-        parameter.add_(self.unless_skipped(0.0, update), alpha=-group["lr"])
+            updates = self._velocities(parameters, updates, group["momentum"])
+        updates = self.unless_skipped([0.0] * len(updates), updates)
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
-    def _velocity(self, parameter: Tensor, update: Tensor, momentum: float) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = update.clone()
-            return state["momentum_buffer"]
-        velocity = state["momentum_buffer"]
-        return velocity.copy_(self.unless_skipped(velocity, velocity.mul(momentum).add_(update)))
+    def _velocities(self, parameters: list[Tensor], updates: list[Tensor], momentum: float) -> list[Tensor]:
+        states, known = [self.state[parameter] for parameter in parameters], list[tuple[Tensor, Tensor]]()
+        for state, update in zip(states, updates, strict=True):
+            if "momentum_buffer" in state:
+                known.append((state["momentum_buffer"], update))
+            else:
+                state["momentum_buffer"] = update.clone()
+        if known:
+            velocities, given = map(list, zip(*known, strict=True))
+            moved = torch._foreach_mul(velocities, momentum)
+            torch._foreach_add_(moved, given)
+            torch._foreach_copy_(velocities, self.unless_skipped(velocities, moved))
+        return [state["momentum_buffer"] for state in states]
