@@ -86,6 +86,13 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         le=256,
         description="register tokens; prefix tokens then have no positions; 0 = none, null = the timm model's",
     )
+    rope_rescale: float | None = Field(
+        None,
+        gt=1,
+        le=16,
+        description="of a *_dinov3, in training: coordinates of rotary positions times one factor per forward, "
+        "log-uniform in [1 / this, this] (DINOv3: 2); null = none",
+    )
     window: int | None = Field(
         None, ge=1, le=128, description="side of a swin's windows, tokens; null = the timm model's"
     )

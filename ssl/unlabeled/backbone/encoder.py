@@ -70,6 +70,7 @@ class Encoder(nn.Module, ABC):
     names: ClassVar[str] = ""  # of its networks in advice, such as `vit_*`
     last: ClassVar[str] = "last stage's map"  # the only tokens that can be read, in words
     resnet_heads: ClassVar[bool] = False  # gets the heads that MoCo v3 and DINO put on a ResNet
+    other_norm: ClassVar[bool] = False  # `prefix` can take another final norm
     drops_paths: ClassVar[bool] = True  # `create` takes a rate of drop path
     noun: ClassVar[str] = ""  # in front of a model's name
     exported: ClassVar[Mapping[str, Any]] = {}  # type of each `model_args` field that an export may have
@@ -349,6 +350,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         """Encode images [B, C, H, W]. Raises ValueError when it cannot hide patches so, or take images of this size."""
+
+    def prefix(self, images: Tensor, norm: nn.Module) -> Tensor:
+        """Prefix tokens of images [B, C, H, W] through another final norm than its own [B, P, D] (DINOv3)."""
+        raise NotImplementedError
 
     def feature(self, images: Tensor) -> Tensor:
         """The feature of images [B, C, H, W] in contrastive and distillation methods [B, D]: see `default_pool`."""

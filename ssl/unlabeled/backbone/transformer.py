@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
@@ -48,6 +49,7 @@ class Transformer(Encoder, ABC):
     """A timm transformer of one resolution, with `patch_embed`, `blocks` and `norm`; see `Encoder`."""
 
     bare: ClassVar[Mapping[str, Any]] = {"global_pool": "token"}
+    other_norm: ClassVar[bool] = True
     positions: ClassVar[tuple[str, ...]]  # of recipes, besides learned ones
     patch_pools: ClassVar[tuple[str, ...]]  # poolings of patches that timm's classifier has
     norm_after_pool: ClassVar[str]  # timm's argument for a norm after pooling instead of before
@@ -97,6 +99,8 @@ class Transformer(Encoder, ABC):
         if name == "positions" and value not in (*cls.positions, "learned"):
             instead = f"{', '.join(cls.positions)} or learned"
             raise ValueError(f"'{others['model']}' has no {value} positions: expected {instead}")
+        if name == "rope_rescale" and value and not cls.positions[0].startswith("rope"):
+            raise ValueError(f"'{others['model']}' has no rotary positions: leave {name} out, found {value}")
         if name == "drop_path_skip" and value:
             cls._check_skipping(others)
         positions = others.get("positions", "relative")
@@ -219,6 +223,13 @@ class Transformer(Encoder, ABC):
         """The output of a block through the final norm."""
         x = self.vit.norm(x)
         return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :], grid, x)
+
+    def prefix(self, images: Tensor, norm: nn.Module) -> Tensor:
+        """See `Encoder`."""
+        x, grid = self.begin(images)
+        (x,) = deque(self.outputs(x, grid), maxlen=1)
+        found: Tensor = norm(x[:, : self.num_prefix])
+        return found
 
     def shared_bias(self) -> Tensor | None:
         """The term that all blocks add to their products of queries and keys [heads, N, N]; None = none."""

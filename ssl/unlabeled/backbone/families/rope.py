@@ -6,6 +6,7 @@ al., ECCV 2024). Prefix tokens are not turned. Some networks have a table of pos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -59,6 +60,7 @@ class Rope(Transformer):
     positions: ClassVar[tuple[str, ...]] = ("rope", "rope_learned")
     patch_pools: ClassVar[tuple[str, ...]] = ("mean", "mean_max")
     norm_after_pool: ClassVar[str] = "use_fc_norm"
+    rescale: float | None = None  # in training, coordinates times a factor of [1 / rescale, rescale]
     exported: ClassVar[Mapping[str, Any]] = {
         **{name: EXPORTED[name] for name in SHARED},
         **dict.fromkeys(SWITCHES, (bool | None, None)),
@@ -111,6 +113,8 @@ class Rope(Transformer):
                 f"rotary positions need heads of a multiple of {QUARTER} channels, found a width of {width} in {heads} "
                 "heads: set width and heads so that width / heads is one"
             )
+        if name == "rope_rescale" and changed and not hasattr(own.rope, "periods"):
+            raise ValueError(f"the rotary positions of '{model}' are not DINOv3's: leave {name} out, found {value}")
         if name == "init_values" and value == 0 and getattr(own.blocks[0], "gamma_1", None) is not None:
             raise ValueError(
                 f"timm's '{model}' always has a layer scale: set a positive value, such as 1e-5, or leave it out"
@@ -203,6 +207,10 @@ class Rope(Transformer):
         """As MAE's `util/lr_decay.py`; learnt frequencies of angles belong to the embeddings."""
         return 0 if name.startswith("rope.") else super().layer_of(name)
 
+    def configure_(self, fields: Mapping[str, Any]) -> None:
+        super().configure_(fields)
+        self.rescale = fields["rope_rescale"]
+
     def initialise_(self, scheme: Scheme, **settings: Any) -> None:
         """See `Encoder`; `scratch` is MAE's."""
         super().initialise_("mae" if scheme == "scratch" else scheme, **settings)
@@ -256,7 +264,7 @@ class Rope(Transformer):
         [B, heads, K, ...]."""
         if self.vit.rope is None:
             return [None] * self.depth
-        table = sines_and_cosines(self.vit.rope, grid)
+        table = sines_and_cosines(self.vit.rope, grid, self.rescale if self.training else None)
         if drop is not None:
             # visible patches come next to last, their images before the heads
             table = table[..., drop.indices()[0], :]
@@ -272,19 +280,24 @@ class Rope(Transformer):
         return (table[:, :prefix] if prefix else 0.0), patches
 
 
-def sines_and_cosines(rope: Any, grid: Grid) -> Tensor:
+def sines_and_cosines(rope: Any, grid: Grid, rescale: float | None = None) -> Tensor:
     """timm's table of a rotary embedding for (rows, columns) of patches [..., N, 2 D / heads], on its device.
 
-    DINOv3's coordinates are the centres of patches in [-1, 1] (official `rope_position_encoding.py`). timm makes them
-    on the CPU, so that each forward would wait for the GPU, and in training scales them at random where it is told to.
+    DINOv3's coordinates are the centres of patches in [-1, 1], along the longer or the shorter side alone where the
+    embedding says so (official `rope_position_encoding.py`), times one factor, log-uniform in [1 / rescale, rescale].
+    timm makes them on the CPU, so that each forward would wait for the GPU.
     """
     from timm.layers import RotaryEmbeddingDinoV3
 
     if not isinstance(rope, RotaryEmbeddingDinoV3):
         table: Tensor = rope.get_embed(list(grid))
         return table
-    axes = [(torch.arange(n, dtype=torch.float32, device=rope.periods.device) + 0.5) / n for n in grid]
+    over = {"separate": grid, "max": (max(grid),) * 2, "min": (min(grid),) * 2}[rope.normalize_coords]
+    device = rope.periods.device
+    axes = [(torch.arange(n, dtype=torch.float32, device=device) + 0.5) / m for n, m in zip(grid, over, strict=True)]
     centres = 2 * torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1) - 1
+    if rescale is not None:
+        centres = centres * torch.empty(1, device=device).uniform_(-math.log(rescale), math.log(rescale)).exp()
     return torch.cat(rope._get_pos_embed_from_coords(centres), dim=-1)
 
 
