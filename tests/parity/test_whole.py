@@ -22,6 +22,8 @@ WITH_GRADIENTS = (
     "ibot/model.safetensors",
     "dinov2/koleo.safetensors",
     "dinov2/losses.safetensors",
+    "dinov3/losses.safetensors",
+    "dinov3/model.safetensors",
 )
 
 

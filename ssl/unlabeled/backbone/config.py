@@ -182,6 +182,11 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         return self.family.embedding_patch_of(self.model_dump())
 
     @property
+    def calm(self) -> EncoderConfig:
+        """The same network with nothing random in training: a teacher's."""
+        return self.model_copy(update={"drop_path": 0.0, "rope_rescale": None})
+
+    @property
     def in_words(self) -> str:
         """The model in a message."""
         return self.family.in_words(self.model)

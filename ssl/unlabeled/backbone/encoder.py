@@ -351,9 +351,11 @@ class Encoder(nn.Module, ABC):
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         """Encode images [B, C, H, W]. Raises ValueError when it cannot hide patches so, or take images of this size."""
 
-    def prefix(self, images: Tensor, norm: nn.Module) -> Tensor:
-        """Prefix tokens of images [B, C, H, W] through another final norm than its own [B, P, D] (DINOv3)."""
-        raise NotImplementedError
+    def prefix(self, images: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """Prefix tokens of images [B, C, H, W] through another final norm than its own, where it has `other_norm`
+        (DINOv3's local crops): [B, P, D]."""
+        assert norm is None, "this network has one final norm"
+        return self(images).prefix
 
     def feature(self, images: Tensor) -> Tensor:
         """The feature of images [B, C, H, W] in contrastive and distillation methods [B, D]: see `default_pool`."""

@@ -224,8 +224,9 @@ class Transformer(Encoder, ABC):
         x = self.vit.norm(x)
         return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :], grid, x)
 
-    def prefix(self, images: Tensor, norm: nn.Module) -> Tensor:
-        """See `Encoder`."""
+    def prefix(self, images: Tensor, norm: nn.Module | None = None) -> Tensor:
+        if norm is None:
+            return super().prefix(images)
         x, grid = self.begin(images)
         (x,) = deque(self.outputs(x, grid), maxlen=1)
         found: Tensor = norm(x[:, : self.num_prefix])

@@ -86,6 +86,15 @@ def hide_blocks(
     return hidden
 
 
+def topped_up(rng: np.random.Generator, hidden: np.ndarray, target: int) -> np.ndarray:
+    """The same with patches hidden at random until there are `target` (DINOv3, official `masking.py`)."""
+    seen = np.flatnonzero(~hidden)
+    missing = rng.permutation(seen)[: max(0, target - int(hidden.sum()))]
+    found = hidden.copy()
+    found.flat[missing] = True
+    return found
+
+
 def _add_block(rng: np.random.Generator, hidden: np.ndarray, smallest: float, room: float, aspect: Aspect) -> int:
     """Hide one rectangle that newly hides at most `room` patches; how many it does, 0 when no attempt fits."""
     rows, columns = hidden.shape

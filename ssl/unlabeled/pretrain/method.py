@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
@@ -124,6 +124,13 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
                 value.check_size(view.shape)
         return value
 
+    @model_validator(mode="after")
+    def _twins_fit(self) -> MethodConfig:
+        for view in self.views:
+            if view.again is not None:
+                view.check(self.backbone.crop_multiple, self.backbone.channels)
+        return self
+
     @classmethod
     def mask_patch_of(cls, view: View, encoder: EncoderConfig) -> int:
         """The side of the patches that a view's mask is drawn over, pixels: by default those of the tokens."""
@@ -218,6 +225,8 @@ class Method(nn.Module, ABC):
 
 class PretrainMethod(Method, ABC):
     """A method that learns an encoder."""
+
+    of_a_run: ClassVar[tuple[str, ...]] = ()  # parts that are neither exported nor begun with: checkpoints alone
 
     @abstractmethod
     def exports(self) -> dict[str, Encoder]:

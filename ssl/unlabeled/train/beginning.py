@@ -164,7 +164,7 @@ def begin(
         encoder = found.encoder
         check_adapt(encoder, shape, channels, adapt, fields)
         with torch.device("meta"):
-            calm = config.model_copy(update={"drop_path": 0.0, "drop_path_uniform": False})
+            calm = config.calm.model_copy(update={"drop_path_uniform": False})
             own = calm.build(shape)
             if own.pools_itself and not encoder.pools_itself:  # a method of patches left its pooling out
                 own = calm.build(shape, pooled=False)

@@ -189,12 +189,12 @@ def is_shard(tensor: Tensor) -> bool:
 
 
 def split_heads(method: PretrainMethod) -> tuple[Encoder, Tensors]:
-    """The first encoder that a method exports, and the rest of its state by name; low-rank additions are merged into
-    the method."""
+    """The first encoder that a method exports, and the rest of its state by name without parts of a run; low-rank
+    additions are merged into the method."""
     merge_(method)
     encoder = method.evaluated()
-    prefix = prefix_of(method, encoder)
-    return encoder, {name: t for name, t in method.state_dict().items() if not name.startswith(prefix)}
+    apart = (prefix_of(method, encoder), *(f"{part}." for part in method.of_a_run))
+    return encoder, {name: t for name, t in method.state_dict().items() if not name.startswith(apart)}
 
 
 def prefix_of(method: Method, encoder: Encoder) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,9 +109,12 @@ class ViewDataset(Dataset[Sample]):
     def _crops(self, image: Tensor, position: Position) -> list[Crops]:
         rng = sample_rng(self.seed, position.epoch, position.index, position.turn)
         place = Place(self.seed, position.step, position.row, position.batch, 0, self.masked_crops)
-        crops = []
-        for view in self.views:
-            crops.append(view.sample(image, rng, self.patch, place, uncut=self.uncut))
+        crops, begun = [], {view.again: rng for view in self.views if view.again is not None}
+        for number, view in enumerate(self.views):
+            if number in begun:
+                begun[number] = deepcopy(rng)
+            drawn = rng if view.again is None else begun[view.again]
+            crops.append(view.sample(image, drawn, self.patch, place, uncut=self.uncut))
             if view.mask is not None:
                 place = place.after(view.count)
         return crops

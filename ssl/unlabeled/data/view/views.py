@@ -137,6 +137,11 @@ class View(BaseModel, frozen=True, extra="forbid"):
         """Whether any colour operation can happen."""
         return self.jitter is not None or max(self.grayscale, self.blur, self.solarize) > 0
 
+    @property
+    def again(self) -> int | None:
+        """The number of the view whose boxes and flips it has; None = its own."""
+        return None
+
     def check(self, patch: int, channels: int = 3, mask_patch: int | None = None) -> None:
         """Raise ValueError when crop, patch size, mask, colours and channels do not fit together; masks are drawn over
         patches of `mask_patch` pixels, by default those of `patch`."""

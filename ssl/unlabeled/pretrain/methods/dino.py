@@ -85,7 +85,7 @@ class Config(MethodConfig, frozen=True):
 
     def build(self) -> DINO:
         """A randomly initialised model, its teacher equal to it. The teacher drops no paths."""
-        calm = self.encoder.model_copy(update={"drop_path": 0.0})
+        calm = self.encoder.calm
         encoder, teacher = (config.build(self.global_1.shape) for config in (self.encoder, calm))
         encoder.initialise_("dino")
         head, teacher_head = (self.head.build(encoder.feature_width, norm=self.normalizes) for _ in range(2))

@@ -11,6 +11,7 @@ the last layer is left alone in the first epoch (in DINOv2's code by a learning 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -30,7 +31,9 @@ from unlabeled.nn.loss.spread import koleo
 from unlabeled.nn.measures import contrast, feature_std, teaching
 from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
 from unlabeled.nn.teacher import Centre, ema_, follow_
+from unlabeled.pretrain.gram import Gram, GramTeacher
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
+from unlabeled.pretrain.rates import layered
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
 from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
 
@@ -87,6 +90,13 @@ class Config(MethodConfig, frozen=True):
     class_weight: float = Field(1.0, ge=0, description="weight of the class tokens' loss")
     patch_weight: float = Field(1.0, ge=0, description="weight of the patches' loss")
     koleo: float = Field(0.0, ge=0, description="weight of KoLeo, which spreads class tokens; DINOv2: 0.1")
+    koleo_neighbours: int = Field(1, ge=1, description="nearest neighbours that KoLeo keeps away")
+    gram: Gram | None = Field(
+        None, description="patches keep the similarities of an earlier teacher (DINOv3); null = they need not"
+    )
+    local_norm: bool = Field(
+        False, description="class tokens of small crops get a final norm of their own, which is not exported (DINOv3)"
+    )
     class_token_std: float = Field(0.02, gt=0, description="of the class token at the start; DINOv2: 1e-6")
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate falls by this per block downwards")
     patch_embed_lr: float = Field(1.0, gt=0, description="factor on the patch embedding's learning rate")
@@ -109,7 +119,7 @@ class Config(MethodConfig, frozen=True):
     }
 
     @model_validator(mode="after")
-    def _heads_agree(self) -> Config:
+    def _parts_agree(self) -> Config:
         if not self.class_weight + self.patch_weight:
             raise ValueError("expected class_weight or patch_weight above 0, found 0 for both")
         if self.patch_prototypes is not None and self.patch_head is not None:
@@ -117,17 +127,25 @@ class Config(MethodConfig, frozen=True):
         if self.teacher_shares and self.patch_prototypes != self.head.prototypes:
             found, expected = self.patch_prototypes, self.head.prototypes
             raise ValueError(f"teacher_shares: set patch_prototypes={expected}, as head.prototypes; found {found}")
+        if self.local_norm and not (self.local and self.encoder.family.other_norm):
+            raise ValueError("local_norm is for small crops and a vision transformer: set local_norm=false")
         return self
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """See `MethodConfig`; last come the Gram teacher's, cut as the large ones."""
+        given = super().views
+        return given if self.gram is None else (*given, *self.gram.twins(given[:2]))
 
     def build(self) -> IBOT:
         """A randomly initialised model, its teacher equal to it. The teacher drops no paths."""
-        student = self._network(self.encoder.drop_path, self.patch_prototypes)
-        teacher = self._network(0.0, None if self.teacher_shares else self.patch_prototypes)
+        student = self._network(self.encoder, self.patch_prototypes)
+        teacher = self._network(self.encoder.calm, None if self.teacher_shares else self.patch_prototypes)
         student.encoder.initialise_("dino", class_token_std=self.class_token_std)
         return IBOT(student, teacher, self)
 
-    def _network(self, drop_path: float, patch_prototypes: int | None) -> Network:
-        encoder = self.encoder.model_copy(update={"drop_path": drop_path}).build(self.global_1.shape, pooled=False)
+    def _network(self, config: EncoderConfig, patch_prototypes: int | None) -> Network:
+        encoder = config.build(self.global_1.shape, pooled=False)
         head = self.head.build(encoder.width, patch_prototypes)
         return Network(encoder, head, None if self.patch_head is None else self.patch_head.build(encoder.width))
 
@@ -143,6 +161,8 @@ class Network(NamedTuple):
 class IBOT(PretrainMethod):
     """Self-distillation of class tokens across views, and of hidden patches within one."""
 
+    of_a_run: ClassVar[tuple[str, ...]] = ("gram",)
+
     def __init__(self, student: Network, teacher: Network, config: Config) -> None:
         super().__init__()
         self.encoder, self.head, self.patch_head = student
@@ -155,23 +175,27 @@ class IBOT(PretrainMethod):
         warmup = c.teacher_temperature_epochs, c.teacher_temperature_per_step
         self.temperature = Temperature(c.teacher_temperature_start, c.teacher_temperature, *warmup)
         self.patch_temperature = Temperature(c.patch_temperature_start, c.patch_temperature, *warmup)
+        self.local_norm = deepcopy(self.encoder.vit.norm) if c.local_norm else None
         for follower, followed in self._pairs():
             follow_(follower, followed)
+        self.gram = None if c.gram is None else GramTeacher(c.gram, deepcopy(self.teacher))
         if config.teacher_shares and self.head.patch_layer is not None:
             # official `load_state_dict` fills the one layer twice, under both names; the average knows the first alone
             follow_(self.teacher_head.last_layer, self.head.patch_layer)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
+        c = self.config
         large = torch.cat([view.flat()[0] for view in batch.views[:2]])
         hidden = torch.cat([view.flat()[1].hidden for view in batch.views[:2]])  # type: ignore[union-attr]
-        if progress.epoch < self.config.patch_start_epoch:
+        if progress.epoch < c.patch_start_epoch:
             hidden = torch.zeros_like(hidden)
         index, weight = hidden_rows(hidden, padded_count([view.hidden for view in batch.views[:2]], hidden.numel()))
         class_targets, patch_targets = self._teach(large, index, weight, progress)
 
         # the student sees large crops with patches hidden, small ones whole
         tokens = self.encoder(large, replace=PatchMask(hidden, None, None), fill=self.mask_token)
-        small = [self.encoder(view.flat()[0]).prefix[:, 0] for view in batch.views[2:]]
+        views = batch.views[2:3] if c.local else []
+        small = [self.encoder.prefix(view.flat()[0], self.local_norm)[:, 0] for view in views]
         classes, patches = torch.cat([tokens.prefix[:, 0], *small]), tokens.patches.flatten(0, 1)[index]
         if self.patch_head is None:
             classes, patches = self.head.both(classes, patches)
@@ -180,15 +204,19 @@ class IBOT(PretrainMethod):
 
         # class tokens across views, patches within theirs
         targets, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (class_targets, classes))
-        across = cross_view(student, targets, self.config.student_temperature)
-        within = masked_patches(patches, patch_targets, weight, len(large), self.config.student_temperature)
-        loss = self.config.class_weight * across + self.config.patch_weight * within
-        if self.config.koleo:
-            loss = loss + self.config.koleo * sum(koleo(view) for view in tokens.prefix[:, 0].chunk(2))
-
-        views = tokens.prefix[:, 0].detach().chunk(2)
+        across = cross_view(student, targets, c.student_temperature)
+        within = masked_patches(patches, patch_targets, weight, len(large), c.student_temperature)
+        loss = c.class_weight * across + c.patch_weight * within
+        if c.koleo:
+            spread = [koleo(view, neighbours=c.koleo_neighbours) for view in tokens.prefix[:, 0].chunk(2)]
+            loss = loss + c.koleo * sum(spread)
         parts = {"class_loss": across.detach(), "patch_loss": within.detach(), **teaching(across, targets)}
-        return Output(loss, {**parts, "feature_std": feature_std(torch.cat(views)), **contrast(*views)}, views[0])
+        if self.gram is not None and (anchored := self.gram(tokens, batch.views[-2:], progress)) is not None:
+            loss, parts["gram_loss"] = loss + anchored, anchored.detach()
+
+        first, second = tokens.prefix[:, 0].detach().chunk(2)
+        parts |= {"feature_std": feature_std(torch.cat([first, second])), **contrast(first, second)}
+        return Output(loss, parts, first)
 
     @torch.no_grad()
     def _teach(self, large: Tensor, index: Tensor, weight: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
@@ -227,6 +255,8 @@ class IBOT(PretrainMethod):
         momentum = cosine(self.config.momentum, 1.0, progress.step / progress.total_steps)
         for follower, followed in self._pairs():
             ema_(follower, followed, momentum, broken)
+        if self.gram is not None:
+            self.gram.after_step(self.teacher, progress)
         if self.config.targets == "centre":
             self.centre.update_()
             self.patch_centre.update_()
@@ -251,17 +281,14 @@ class IBOT(PretrainMethod):
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """The backbone with its mask token, and each head (DINOv2)."""
         heads = [list(head.parameters()) for head in (self.head, self.patch_head) if head is not None]
-        return [[*self.encoder.parameters(), self.mask_token], *heads]
+        local = [] if self.local_norm is None else self.local_norm.parameters()
+        return [[*self.encoder.parameters(), self.mask_token, *local], *heads]
 
     def lr_scale(self, name: str) -> float:
-        """Less for lower blocks and the patch embedding; registers are the top (DINOv2, official `param_groups.py`)."""
+        """Less for lower blocks and the patch embedding (DINOv2)."""
         if not name.startswith(("encoder.", "mask_token")):
             return 1.0
-        top = self.encoder.depth + 1
-        patches = self.config.patch_embed_lr if ".patch_embed." in name else 1.0
-        own = name.removeprefix("encoder.vit.")  # registers and the first norm learn otherwise than in fine-tuning
-        layer = {"reg_token": top, "norm_pre.weight": 0, "norm_pre.bias": 0}.get(own, self.encoder.layer_of(own))
-        return patches * self.config.layer_decay ** (top - layer)
+        return layered(self.encoder, name, self.config.layer_decay, self.config.patch_embed_lr)
 
     def exports(self) -> dict[str, Encoder]:
         return {"teacher": self.teacher, "encoder": self.encoder}
