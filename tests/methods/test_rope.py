@@ -20,6 +20,14 @@ from unlabeled.train.state import split_heads
 SIZES = "patch_size: 4, width: 32, depth: 2, heads: 2"
 DINOV3, EVA, MIXED = "vit_small_plus_patch16_dinov3_qkvb", "eva02_tiny_patch14_224", "vit_small_patch16_rope_mixed_224"
 METHODS = ("mae", "ibot", "dino", "simclr", "simmim")
+# what DINOv3 adds to iBOT, with features that differ from picture to picture from the beginning
+ADDED = [
+    f"method.encoder={{model: {DINOV3}, {SIZES}, init_values: 1.0}}",
+    "method.gram={pairs: batch}",
+    "method.local_norm=true",
+    "method.koleo=0.1",
+    "method.koleo_neighbours=2",
+]
 
 
 def encoder(model: str) -> str:
@@ -63,7 +71,8 @@ def test_runs_on_a_gpu_without_waiting_for_it(name: str, model: str) -> None:
 
 def one_step(name: str) -> dict[str, Tensor]:
     """Loss, gradients and state after a step on the global batch, of which each process has a part."""
-    method, batch = build(name, encoder(DINOV3)).double(), batch_of(name, encoder(DINOV3))
+    options = ADDED if name == "ibot" else [encoder(DINOV3)]
+    method, batch = build(name, *options).double(), batch_of(name, *options)
     output = method(share_of(batch), START)
     output.loss.backward()
     found = {"loss": mean_over_processes(output.loss.double())}

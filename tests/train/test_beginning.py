@@ -185,6 +185,20 @@ def test_heads_are_loaded_by_their_own_method_alone(home: Path, name: str, tmp_p
     assert other is not None and "loaded: encoder; new: " in other.words and "of another method" in other.words
 
 
+def test_a_gram_teacher_begins_as_what_is_evaluated_and_is_not_exported(home: Path, tmp_path: Path) -> None:
+    """Heads of a run without one fit a run that has it."""
+    before = random(job_of(home, "ibot", f"{home}/bare").build().train())
+    encoder, heads = split_heads(before)
+    export_encoder(tmp_path / "heads", encoder, IMAGENET, "card", heads)
+    job = job_of(home, "ibot", f"{tmp_path}/heads", "method.gram={}")
+    begun = cast("Any", job.build())
+    assert job.begun is not None and "new:" not in job.begun.words
+    assert torch.equal(begun.head.last_layer.weight_v, before.state_dict()["head.last_layer.weight_v"])
+    for key, tensor in begun.gram.encoder.vit.state_dict().items():
+        assert torch.equal(tensor, encoder.vit.state_dict()[key]), key
+    assert split_heads(begun)[1].keys() == heads.keys()
+
+
 def test_other_sizes_keep_heads_that_do_not_depend_on_it(home: Path, tmp_path: Path) -> None:
     """MAE's decoder has a fixed table of positions; a DINO's student stands among the heads."""
     for name in ("mae", "dino"):

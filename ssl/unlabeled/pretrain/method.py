@@ -126,9 +126,11 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
 
     @model_validator(mode="after")
     def _twins_fit(self) -> MethodConfig:
-        for view in self.views:
-            if view.again is not None:
+        try:
+            for view in (view for view in self.views if view.again is not None):
                 view.check(self.backbone.crop_multiple, self.backbone.channels)
+        except ValueError as error:
+            raise ValueError(f"of crops that are cut again at another size (gram.size): {error}") from error
         return self
 
     @classmethod

@@ -111,7 +111,8 @@ class Beginning(NamedTuple):
         taken = {name: heads[name] for name, tensor in rest.items() if heads[name].shape == tensor.shape}
         for prefix, encoder in others.items():
             found = {name.removeprefix(prefix): t for name, t in heads.items() if name.startswith(prefix)}
-            taken |= {f"{prefix}{name}": t for name, t in type(encoder).fitted(found, old, encoder.vit).items()}
+            if found:  # a part of a run alone has none
+                taken |= {f"{prefix}{name}": t for name, t in type(encoder).fitted(found, old, encoder.vit).items()}
         return taken
 
     def described(self, method: PretrainMethod, how: Preprocessing) -> Begun:

@@ -8,7 +8,16 @@ import numpy as np
 from pydantic import Field
 
 from unlabeled.data.mask import ALONE, Grid, Mask, Place
-from unlabeled.data.masking import ASPECT, Aspect, Shares, check_grid, dinov2_largest, hide_blocks, only_hidden, topped_up
+from unlabeled.data.masking import (
+    ASPECT,
+    Aspect,
+    Shares,
+    check_grid,
+    dinov2_largest,
+    hide_blocks,
+    only_hidden,
+    topped_up,
+)
 from unlabeled.nn.patches import PatchMask
 
 DINOV2_SMALLEST = 4
@@ -28,8 +37,8 @@ class Config(Mask, frozen=True, extra="forbid"):
     aspect: Aspect = ASPECT
     exact: bool = Field(
         False,
-        description="a crop hides exactly as many patches as the upper end of its part says, those that rectangles fall "
-        "short of at random (DINOv3); false = a ratio drawn from its part, often short of it",
+        description="a crop hides exactly the upper end of its part, patches at random where rectangles fall short "
+        "of it (DINOv3); false = a ratio drawn from its part, or less",
     )
 
     def check(self, size: Grid, patch: int) -> None:

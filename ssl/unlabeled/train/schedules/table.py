@@ -21,8 +21,8 @@ class Config(Schedule, frozen=True, extra="forbid"):
         0.0,
         ge=0,
         le=10,
-        description="share of its length that the cosine would be longer: it is cut off while it falls, and reaches the "
-        "minimum there (DINOv3's trunc_extra)",
+        description="share by which the cosine would be longer: it is cut off while it falls, and ends at the minimum "
+        "(DINOv3's trunc_extra)",
     )
 
     def at(self, progress: Progress, ramp: Ramp) -> float:
