@@ -84,7 +84,11 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], override:
         ("dino", ["method.global_2=null"], "method.global_2: expected a mapping, found null"),
         ("mocov3", ["method.local={size: 16}"], "method.local: unknown field"),
         ("mocov3", ["method.second.size=16"], "first and second of one size, found (32, 32) and (16, 16)"),
-        ("mae", ["method.view.mask={name: block}"], "found mask block. Use fixed_block, inverse or random"),
+        (
+            "mae",
+            ["method.view.mask={name: block}"],
+            "found mask block. Use fixed_block, inverse, multi_block or random",
+        ),
         ("ibot", ["method.global_1.mask=null"], "one masked crop, found count 1 and mask None"),
         ("ibot", ["method.class_weight=0", "method.patch_weight=0"], "class_weight or patch_weight above 0, found 0"),
         ("ibot", ["method.head.prototypes=1"], "at least 2, found 1"),

@@ -29,6 +29,7 @@ from unlabeled.pretrain.methods import simmim as simmim_method
 
 Tensors = dict[str, Tensor]
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+GAP: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 HEAD = {"mlp.0.weight": (8, 48), "mlp.0.bias": (8,), "last_layer.weight_g": (5, 1), "last_layer.weight_v": (5, 4)}
 
 
@@ -107,6 +108,18 @@ def simmim(model: nn.Module) -> dict[str, Any]:
     return {"model": weights}
 
 
+def ijepa(model: nn.Module) -> dict[str, Any]:
+    student = vit(seed=1, **GAP)
+    return {
+        "target_encoder": under("module.", model.state_dict()),
+        "encoder": under("module.", student.state_dict()),
+        "predictor": under("module.", tensors({"mask_token": (1, 1, 8), "predictor_embed.weight": (8, 48)}))
+        | under("module.predictor_blocks.0.", tensors({"mlp.fc1.weight": (32, 8)})),
+        "opt": {"state": {}},
+        "world_size": 16,
+    }
+
+
 def models(**more: Any) -> dict[str, tuple[Callable[[nn.Module], dict[str, Any]], nn.Module]]:
     shared = {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, **more}
     beit = timm.create_model("beit_base_patch16_224", num_classes=0, global_pool="token", **SIZE, **shared)
@@ -117,6 +130,7 @@ def models(**more: Any) -> dict[str, tuple[Callable[[nn.Module], dict[str, Any]]
         "dino": (dino, vit(**more)),
         "ibot": (ibot, vit(**more)),
         "dinov2": (dinov2, vit(init_values=1e-5, **more)),
+        "ijepa": (ijepa, vit(**GAP, **more)),
         "simmim": (simmim, random(beit)),
     }
 
@@ -132,6 +146,7 @@ HEADS = {
     "dino": {"encoder.vit.cls_token", "centre.value", *under("head.", HEAD), *under("teacher_head.", HEAD)},
     "ibot": {"encoder.vit.cls_token", "centre.value", "patch_centre.value", "mask_token", *under("head.", HEAD)},
     "dinov2": set(),
+    "ijepa": {"encoder.vit.pos_embed", "predictor.mask_token", "predictor.embed.weight"},
     "simmim": {"mask_token", "decoder.head.weight", "decoder.head.bias"},
 }
 
@@ -143,6 +158,7 @@ PLACE = {
     "dino": ("teacher", "backbone."),
     "ibot": ("teacher", "backbone."),
     "dinov2": ("", ""),
+    "ijepa": ("target_encoder", "module."),
     "simmim": ("model", "encoder."),
 }
 

@@ -18,25 +18,35 @@ from torch import Tensor, nn
 
 from unlabeled.__main__ import main
 from unlabeled.backbone.folder_config import read_config
+from unlabeled.backbone.importers import ijepa as ijepa_importer
 from unlabeled.backbone.importers import mae as mae_importer
 from unlabeled.backbone.importing import read
 from unlabeled.backbone.norms import eps_of
 from unlabeled.errors import UserError
 from unlabeled.pretrain.method import PretrainMethod
-from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simmim
+from unlabeled.pretrain.methods import dino, ibot, ijepa, mae, mocov3, simmim
 
 Tensors = dict[str, Tensor]
-METHODS: dict[str, Any] = {"mae": mae, "mocov3": mocov3, "dino": dino, "ibot": ibot, "simmim": simmim}
+METHODS: dict[str, Any] = {
+    "mae": mae,
+    "mocov3": mocov3,
+    "dino": dino,
+    "ibot": ibot,
+    "simmim": simmim,
+    "ijepa": ijepa,
+}
 MASK = {"size": 16, "mask": {"name": "random", "unit": 8}}
 VIEWS: dict[str, dict[str, Any]] = {
     "mae": {"view": MASK},
     "simmim": {"view": MASK},
+    "ijepa": {"view": MASK},
     "mocov3": {"first": {"size": 16}, "second": {"size": 16}},
     "dino": {"global_1": {"size": 16}, "global_2": {"size": 16}, "local": None},
     "ibot": {"global_1": MASK, "global_2": MASK, "local": None},
 }
 WIDE: dict[str, Any] = {"model": "vit_base_patch16_224", "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 BEIT = {**WIDE, "model": "beit_base_patch16_224"}
+GAP = {**WIDE, "model": "vit_base_patch16_gap_224"}
 LEARNED = {"positions": "learned", "interpolation": "scale"}
 SMALL = {"encoder": WIDE, "decoder": {"name": "self", "width": 16, "depth": 1, "heads": 2}}
 HEAD = {"prototypes": 20, "hidden": 24, "bottleneck": 12, "layers": 3}
@@ -62,6 +72,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("ibot", {"encoder": {}, "head": {**HEAD, "bottleneck": 0, "layers": 3}, "patch_prototypes": 14}),
     ("ibot", {"encoder": {}, "head": {**HEAD, "layers": 1}, "patch_prototypes": 14}),
     ("ibot", {"encoder": {}, "head": HEAD, "patch_prototypes": 20, "teacher_shares": True}),
+    ("ijepa", {"encoder": {"mlp_ratio": 3.0}, "predictor": {"width": 12, "depth": 1}}),
+    (
+        "ijepa",
+        {
+            "encoder": {"qkv_bias": False, "channels": 2},
+            "predictor": {"width": 24, "depth": 2, "mlp_ratio": 2.7},
+        },
+    ),
     ("simmim", {"encoder": {"mlp_ratio": 3.0, "positions": "relative"}}),
     ("simmim", {"encoder": {"positions": "relative_learned", "relative_tables": "both", "qkv_bias": False}}),
     ("simmim", {"encoder": {"positions": "learned", "init_values": 0.0, "channels": 1}}),
@@ -143,12 +161,24 @@ def official_simmim(state: Tensors, fields: dict[str, Any]) -> dict[str, Any]:
     return {"model": weights}
 
 
+def official_ijepa(state: Tensors, fields: dict[str, Any]) -> dict[str, Any]:
+    rules = [(rule.ours, f"module.{rule.official}") for rule in ijepa_importer.PREDICTOR]
+    return {
+        "encoder": moved(state, ("encoder.vit.", "module.")),
+        "predictor": moved(state, *rules),
+        "target_encoder": moved(state, ("teacher.vit.", "module.")),
+        "epoch": 300,
+        "lr": 1e-3,
+    }
+
+
 OFFICIAL: dict[str, Callable[[Tensors, dict[str, Any]], dict[str, Any]]] = {
     "mae": official_mae,
     "mocov3": official_mocov3,
     "dino": official_dino,
     "ibot": official_ibot,
     "simmim": official_simmim,
+    "ijepa": official_ijepa,
 }
 
 
@@ -156,7 +186,7 @@ OFFICIAL: dict[str, Callable[[Tensors, dict[str, Any]], dict[str, Any]]] = {
 def test_the_printed_fields_go_on_from_the_heads(
     name: str, fields: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    usual = {**(BEIT if name == "simmim" else WIDE)}
+    usual = {**{"simmim": BEIT, "ijepa": GAP}.get(name, WIDE)}
     usual |= {"mocov3": {"positions": "sincos_rows"}, "dino": LEARNED, "ibot": LEARNED}.get(name, {})
     fields = {**fields, "encoder": {**usual, **fields["encoder"]}}
     method = build(name, fields)

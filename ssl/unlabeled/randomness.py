@@ -20,6 +20,7 @@ class Stream(IntEnum):
     WINDOW = 0x717D  # keys of the permutation of a window of shards; key: epoch, window
     BALANCE = 0xBA1A  # permutation of a class-balanced epoch; key: epoch
     SLOT = 0x91AC  # mask ratios over the crops of a global batch; key: step
+    BLOCKS = 0xB70C  # sizes and places of the blocks of a global batch's masks; key: step
     MIX = 0x317  # mixup and CutMix of a pair; key: step, pair
     SUBSET = 0x5B5E  # stratified subset of labels
     EPISODE = 0xFE35  # episodes of few-shot classification; key: shots

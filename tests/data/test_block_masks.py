@@ -235,7 +235,7 @@ def test_every_crop_of_a_batch_has_its_own_slot() -> None:
             {"name": "inverse", "mask": {"name": "block"}},
             "expected a mask that hides as many patches in every crop, found block",
         ),
-        ({"name": "blocks"}, "'block', 'fixed_block', 'inverse', 'random', 'stratified_block'"),
+        ({"name": "blocks"}, "'block', 'fixed_block', 'inverse', 'multi_block', 'random', 'stratified_block'"),
     ],
 )
 def test_impossible_masks_are_refused(fields: dict[str, Any], text: str) -> None:
@@ -263,7 +263,7 @@ def test_masks_that_do_not_fit_the_crop_are_refused(mask: Mask, size: tuple[int,
 
 
 def test_mae_refuses_a_mask_of_unequal_crops() -> None:
-    with pytest.raises(ValidationError, match=r"found mask block\. Use fixed_block, inverse or random"):
+    with pytest.raises(ValidationError, match=r"found mask block\. Use fixed_block, inverse, multi_block or random"):
         MAE(view=View(mask=BlockMask()))
 
 

@@ -53,6 +53,13 @@ def draws(mask: Mask, grid: Grid) -> list[PatchMask]:
     ]
 
 
+def of_one_step(drawn: list[PatchMask]) -> list[list[PatchMask]]:
+    """The masks of `draws` by the step of their place."""
+    steps = [place.step for place in PLACES]
+    every = [steps[number % len(steps)] for number in range(len(drawn))]
+    return [[one for one, own in zip(drawn, every, strict=True) if own == step] for step in sorted(set(steps))]
+
+
 @every_mask
 def test_fits_a_crop_or_refuses_it(mask: Mask) -> None:
     grids = fitting(mask)
@@ -78,13 +85,16 @@ def test_depends_on_its_generator_and_place_alone(mask: Mask) -> None:
 @every_mask
 def test_hidden_keep_and_drop_agree(mask: Mask) -> None:
     for grid in fitting(mask):
-        for hidden, keep, drop in draws(mask, grid):
+        for hidden, keep, drop, targets in draws(mask, grid):
             assert (hidden.dtype, hidden.shape) == (torch.bool, (grid[0] * grid[1],))
             assert (keep is None) == (drop is None)
             if keep is not None and drop is not None:
                 assert keep.dtype == drop.dtype == torch.int64
                 assert torch.cat([keep, drop]).sort().values.tolist() == list(range(len(hidden)))
                 assert hidden[drop].all() and not hidden[keep].any()
+            if targets is not None:
+                assert targets.dtype == torch.int64 and targets.ndim == 2 and targets.min() >= 0
+                assert targets.max() < len(hidden) and all(len(set(one)) == len(one) for one in targets.tolist())
 
 
 @every_mask
@@ -93,10 +103,11 @@ def test_equal_counts_is_true_to_its_word(mask: Mask) -> None:
         drawn = draws(mask, grid)
         found = {one.keep is not None for one in drawn}
         assert found == {mask.equal_counts}, "`keep` and `drop` exist with equal counts alone"
-        if mask.equal_counts:
-            counts = {int(one.hidden.sum()) for one in drawn}
-            assert len(counts) == 1 and 0 < min(counts) < grid[0] * grid[1]
-        assert PatchMask.stack(drawn).hidden.shape == (len(drawn), grid[0] * grid[1])
+        for batch in [drawn] if mask.steady else of_one_step(drawn):
+            if mask.equal_counts:
+                counts = {int(one.hidden.sum()) for one in batch}
+                assert len(counts) == 1 and 0 < min(counts) < grid[0] * grid[1]
+            assert PatchMask.stack(batch).hidden.shape == (len(batch), grid[0] * grid[1])
 
 
 @every_mask

@@ -21,6 +21,7 @@ WITH_GRADIENTS = (
     "ibot/loss.safetensors",
     "ibot/model.safetensors",
     "dinov2/koleo.safetensors",
+    "ijepa/model.safetensors",
     "dinov2/losses.safetensors",
     "dinov3/losses.safetensors",
     "dinov3/model.safetensors",

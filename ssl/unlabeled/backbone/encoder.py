@@ -34,7 +34,7 @@ Hidden: TypeAlias = PatchMask | None  # no mask = all patches are seen
 Fill: TypeAlias = Tensor | None
 
 # initialisations: a method's, or `scratch`, of a network that is trained without pretraining
-Scheme = Literal["mae", "mocov3", "dino", "simmim", "scratch"]
+Scheme = Literal["mae", "mocov3", "dino", "simmim", "ijepa", "scratch"]
 
 
 class Tokens(NamedTuple):

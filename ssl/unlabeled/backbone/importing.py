@@ -124,7 +124,7 @@ def with_eps(imported: Imported, eps: float) -> Imported:
     if "embed_dim" not in imported.arguments:
         raise UserError(f"{imported.architecture} has no layer norms. Leave out --norm-eps.")
     method = {
-        name: {**section, "norm_eps": eps} if name in ("encoder", "decoder") else section
+        name: {**section, "norm_eps": eps} if name in ("encoder", "decoder", "predictor") else section
         for name, section in imported.method.items()
     }
     return imported._replace(arguments={**imported.arguments, "norm_eps": eps}, method=method)

@@ -19,12 +19,18 @@ from unlabeled.backbone.norms import set_eps_
 from unlabeled.data.source import Finite
 from unlabeled.nn.attention import attention_map, pool_map
 from unlabeled.nn.droppath import LEAST, skip_dropped_
-from unlabeled.nn.init import distilled_vit_, mae_, mocov3_, simmim_
+from unlabeled.nn.init import distilled_vit_, ijepa_, mae_, mocov3_, simmim_
 from unlabeled.nn.modes import without_values
 from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.positions import Grid, Interpolation, resample
 
-SCHEMES: dict[str, Callable[..., None]] = {"mae": mae_, "mocov3": mocov3_, "dino": distilled_vit_, "simmim": simmim_}
+SCHEMES: dict[str, Callable[..., None]] = {
+    "mae": mae_,
+    "mocov3": mocov3_,
+    "dino": distilled_vit_,
+    "simmim": simmim_,
+    "ijepa": ijepa_,
+}
 
 # fields of recipes that are arguments of timm, in its order, and those that timm knows by another name
 FIELDS = ("patch_size", "width", "depth", "heads", "mlp_ratio", "qkv_bias", "norm_eps", "init_values", "registers")

@@ -56,8 +56,14 @@ def _shuffled(seed: int, step: int, n: int) -> np.ndarray:
 class Mask(BaseModel, ABC, frozen=True, extra="forbid"):
     """A mask hides patches of a crop. Its fields are what recipes set; `name` is the name of its file."""
 
-    equal_counts: ClassVar[bool] = False  # whether every crop hides as many patches, so that `keep` and `drop` exist
+    # whether every crop of a batch hides as many patches, so that `keep` and `drop` exist
+    equal_counts: ClassVar[bool] = False
     name: str
+
+    @property
+    def steady(self) -> bool:
+        """Whether it hides as many patches in one step as in another, where counts are equal."""
+        return True
 
     @abstractmethod
     def check(self, size: Grid, patch: int) -> None:
@@ -66,7 +72,8 @@ class Mask(BaseModel, ABC, frozen=True, extra="forbid"):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
-        """Draw a mask over a grid of (rows, columns) patches: hidden [N]; keep [K] and drop [M] with equal counts.
+        """Draw a mask over a grid of (rows, columns) patches: hidden [N]; keep [K] and drop [M] with equal counts;
+        targets [T, M] where several sets are to be predicted.
 
         Args:
             rng: the sample's own generator.

@@ -204,4 +204,5 @@ def _empty_mask(view: View, patch: int, micro: int) -> tuple[PatchMask | None, i
     rng, lead = np.random.default_rng(0), (view.count, micro)
     masks = [view.mask.draw(rng, grid, patch, Place(row=row, batch=DRAWS)) for row in range(DRAWS)]
     share = sum(int(mask.hidden.sum()) for mask in masks) / DRAWS
-    return masks[0].map(lambda tensor: tensor.to("meta").expand(*lead, -1)), math.ceil(share * view.count * micro)
+    mask = masks[0].map(lambda tensor: tensor.to("meta").expand(*lead, *tensor.shape))
+    return mask, math.ceil(share * view.count * micro)

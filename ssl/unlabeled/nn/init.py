@@ -72,6 +72,14 @@ def distilled_vit_(vit: Any, class_token_std: float = 0.02) -> None:
         nn.init.trunc_normal_(vit.pos_embed, std=0.02)
 
 
+def ijepa_(vit: Any) -> None:
+    """Initialise a ViT as I-JEPA: linears and patch convolution normal with deviation .02, zero biases.
+
+    Official `init_model`; it undoes the division by depth that the official class begins with.
+    """
+    _initialise_(vit, partial(nn.init.trunc_normal_, std=0.02), (nn.Linear, nn.Conv2d))
+
+
 def mae_(vit: Any) -> None:
     """MAE's: Xavier everywhere, class token N(0, .02); learned positions N(0, .02)."""
     xavier_(vit)

@@ -16,31 +16,38 @@ PADDED_TO = 64  # hidden patches, in multiples
 
 
 class PatchMask(NamedTuple):
-    """Hidden patches, as a map and, when every row hides the same number, as indices.
+    """Hidden patches, as a map and, when every row hides the same number, as indices; and the sets to predict.
 
     Attributes:
         hidden: [..., N] bool, True where the patch is hidden.
         keep: [..., K] int64, the visible patches in the order drawn; None when counts differ between rows.
         drop: [..., M] int64, the hidden patches in the order drawn: its first m are a random m of them.
+        targets: [..., T, M] int64, T sets of patches to predict, each on its own; None = all hidden ones are one set.
     """
 
     hidden: Tensor
     keep: Tensor | None
     drop: Tensor | None
+    targets: Tensor | None = None
 
     def indices(self) -> tuple[Tensor, Tensor]:
         """(keep, drop); every row must hide the same number."""
         assert self.keep is not None and self.drop is not None, "this mask hides unequal numbers of patches"
         return self.keep, self.drop
 
+    def sets(self) -> Tensor:
+        """The sets of patches to predict [..., T, M]; every row must hide the same number."""
+        return self.indices()[1].unsqueeze(-2) if self.targets is None else self.targets
+
     def map(self, function: Callable[[Tensor], Tensor]) -> PatchMask:
         """Apply `function` to each tensor of the mask."""
-        keep, drop = (None if index is None else function(index) for index in (self.keep, self.drop))
-        return PatchMask(function(self.hidden), keep, drop)
+        indices = (None if index is None else function(index) for index in self[1:])
+        return PatchMask(function(self.hidden), *indices)
 
     def flat(self) -> PatchMask:
         """Merge the leading axes: [count, B, ...] becomes [count * B, ...], view-major."""
-        return self.map(lambda tensor: tensor.flatten(0, -2))
+        last = self.hidden.ndim - 2
+        return self.map(lambda tensor: tensor.flatten(0, last))
 
     def side(self, images: Tensor) -> int:
         """The side of its patches in images [..., H, W], pixels."""
@@ -55,11 +62,8 @@ class PatchMask(NamedTuple):
     @staticmethod
     def stack(masks: Sequence[PatchMask]) -> PatchMask:
         """Stack masks of the same kind along a new leading axis."""
-        hidden = torch.stack([mask.hidden for mask in masks])
-        if any(mask.keep is None for mask in masks):
-            return PatchMask(hidden, None, None)
-        keep, drop = zip(*(mask.indices() for mask in masks), strict=True)
-        return PatchMask(hidden, torch.stack(keep), torch.stack(drop))
+        hidden, *indices = zip(*masks, strict=True)
+        return PatchMask(torch.stack(hidden), *(None if None in column else torch.stack(column) for column in indices))
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

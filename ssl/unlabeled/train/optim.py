@@ -49,7 +49,8 @@ def set_rates(optimizer: Optimizer, config: Optim, peak: float, progress: Progre
     """
     decay = config.weight_decay
     if config.weight_decay_end is not None:
-        decay = cosine(decay, config.weight_decay_end, progress.step / progress.total_steps)
+        done = (progress.step + config.schedule.first) / progress.total_steps
+        decay = cosine(decay, config.weight_decay_end, done)
     for group in optimizer.param_groups:
         inactive = progress.epoch < group.get("begins", 0.0)
         group["lr"] = 0.0 if inactive else _rate(config, peak, progress, watched, group["lr_scale"])

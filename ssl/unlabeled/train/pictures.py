@@ -44,21 +44,27 @@ class PictureWriter:
 
 
 def crops(batch: Batch) -> Tensor:
-    """All crops of each image [B, crops, C, H, W], small ones padded, hidden patches filled with the mean colour."""
+    """All crops of each image [B, crops, C, H, W], small ones padded, hidden patches filled with the mean colour; after
+    a crop with sets of patches to predict, each of the sets alone."""
     height, width = (max(view.pixels.shape[axis] for view in batch.views) for axis in (-2, -1))
     seen = [_amid(_visible(view), height, width) for view in batch.views]
     return torch.cat(seen).transpose(0, 1)
 
 
 def _visible(view: ViewBatch) -> Tensor:
-    """Pixels [count, B, C, H, W] with hidden patches at 0, the mean colour."""
+    """Pixels [crops, B, C, H, W] with hidden patches at 0, the mean colour."""
     if view.mask is None:
         return view.pixels
-    height, width = view.pixels.shape[-2:]
-    patch = math.isqrt(height * width // view.mask.hidden.shape[-1])
-    hidden = view.mask.hidden.unflatten(-1, (height // patch, width // patch))
+    hidden, targets, crops = view.mask.hidden, view.mask.targets, view.pixels
+    if targets is not None:
+        alone = torch.ones_like(hidden).unsqueeze(2).expand(-1, -1, targets.shape[2], -1).scatter(3, targets, False)
+        hidden = torch.cat([hidden.unsqueeze(2), alone], 2).transpose(1, 2).flatten(0, 1)
+        crops = crops.repeat_interleave(1 + targets.shape[2], 0)
+    height, width = crops.shape[-2:]
+    patch = math.isqrt(height * width // hidden.shape[-1])
+    hidden = hidden.unflatten(-1, (height // patch, width // patch))
     hidden = hidden.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
-    return view.pixels.masked_fill(hidden.unsqueeze(2), 0)
+    return crops.masked_fill(hidden.unsqueeze(2), 0)
 
 
 def _amid(pixels: Tensor, height: int, width: int) -> Tensor:

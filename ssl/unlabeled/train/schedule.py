@@ -36,6 +36,7 @@ class Schedule(BaseModel, ABC, frozen=True, extra="forbid"):
 
     ends: ClassVar[bool] = True  # the end of the run is part of it: another end would have changed every step
     falls: ClassVar[bool] = True  # it goes down to the ramp's minimum
+    first: ClassVar[int] = 0  # the number of the first step, for weight decay
     name: str
 
     @property

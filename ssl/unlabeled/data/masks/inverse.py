@@ -36,10 +36,14 @@ class Config(Mask, frozen=True, extra="forbid"):
     def check(self, size: Grid, patch: int) -> None:
         self.mask.check(size, patch)
 
+    @property
+    def steady(self) -> bool:
+        return self.mask.steady
+
     def rounded(self, rounding: Rounding) -> Self:
         return self.model_copy(update={"mask": self.mask.rounded(rounding)})
 
     def draw(self, rng: np.random.Generator, grid: Grid, patch: int, place: Place = ALONE) -> PatchMask:
-        hidden, keep, drop = self.mask.draw(rng, grid, patch, place)
-        assert keep is not None and drop is not None
-        return PatchMask(~hidden, drop, keep)
+        mask = self.mask.draw(rng, grid, patch, place)
+        keep, drop = mask.indices()
+        return PatchMask(~mask.hidden, drop, keep)
