@@ -51,6 +51,7 @@ def test_a_method_is_found_by_its_file_name(name: str) -> None:
         ("pretrain/mae_vitl16_in1k", 2.4e-3),
         ("pretrain/simmim_vitb_in1k", 4e-4),
         ("pretrain/simmim_swinb_in1k", 8e-4),
+        ("pretrain/ijepa_vith14_in1k", 1e-3),
         ("pretrain/mocov3_vits16_in1k", 2.4e-3),
         ("pretrain/mocov3_vitb16_in1k", 2.4e-3),
         ("pretrain/dino_vits16_in1k", 2e-3),

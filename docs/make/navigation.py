@@ -28,6 +28,7 @@ SECTIONS = {
         "methods/mocov3.md",
         "methods/dino.md",
         "methods/ibot.md",
+        "methods/ijepa.md",
         "methods/lejepa.md",
     ],
     "How to": [

@@ -68,6 +68,13 @@ KNOWN = (
         "better.",
     ),
     Measure(
+        "target_std",
+        "Spread of the targets",
+        TEACHER,
+        "0 to 1",
+        "How the teacher's tokens of different patches differ: 0 = it says the same of all, a collapse.",
+    ),
+    Measure(
         "of_chance",
         "Loss as a share of blind guessing",
         LOSS,
