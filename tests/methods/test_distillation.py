@@ -18,6 +18,7 @@ from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import mean_over_processes, rank, world
 from unlabeled.nn.heads import HeadConfig
+from unlabeled.nn.loss.spread import CodingRate
 from unlabeled.nn.patches import PatchMask, hidden_rows
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.pretrain.methods import dino, ibot
@@ -59,6 +60,8 @@ CONFIGS: dict[str, Any] = {
     "ibot, separate": IBOT.model_copy(update={"patch_prototypes": 12}),
     "ibot, default flags": IBOT.model_copy(update={"patch_prototypes": HEAD.prototypes, "teacher_shares": True}),
     "ibot, no biases": IBOT.model_copy(update={"head": HEAD.model_copy(update={"bias": False})}),
+    "simdino": DINO.model_copy(update={"coding_rate": CodingRate()}),
+    "simdinov2": IBOT.model_copy(update={"coding_rate": CodingRate(of="student", weight=0.5)}),
     "dinov2": DINOV2,
     "dinov2, centred": DINOV2.model_copy(update={"targets": "centre", "patch_centre": "hidden"}),
 }
@@ -205,6 +208,20 @@ def test_patch_centre_is_the_mean_of_all_patches_logits() -> None:
     torch.testing.assert_close(model.patch_centre.value, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["simdino", "simdinov2"])
+def test_a_coding_rate_has_no_prototypes_temperatures_and_centres(name: str) -> None:
+    config, data = CONFIGS[name], batch(CONFIGS[name])
+    model = build(config)
+    output, other = model(data, START), build(config.model_copy(update={"student_temperature": 0.2}))(data, START)
+    model.after_step(START)
+    assert not [key for key in model.state_dict() if "last_layer" in key] and not list(model.frozen(START))
+    assert torch.equal(output.loss, other.loss) and not model.get_buffer("centre.value").any()
+    metrics = {key: value.item() for key, value in output.metrics.items()}
+    loss = metrics["class_loss"] if name == "simdinov2" else output.loss.item()
+    weight = config.coding_rate.weight
+    assert loss == pytest.approx(-weight * metrics["agreement"] - metrics["coding_rate"], rel=1e-5)
+
+
 def test_patches_begin_when_told() -> None:
     """Until then nothing is hidden, and the patches' temperature waits."""
     late, whole = (build(IBOT.model_copy(update={"patch_start_epoch": start})) for start in (2.0, 0.0))
@@ -303,6 +320,9 @@ def test_dinov2_rates_and_clip_groups() -> None:
         (IBOT, {"teacher_shares": True}, "set patch_prototypes=20, as head.prototypes; found None"),
         (IBOT, {"teacher_shares": True, "patch_prototypes": 7}, "found 7"),
         (IBOT, {"head": {"prototypes": 1}}, "greater than or equal to 2"),
+        (DINO, {"coding_rate": {}, "head": {"bottleneck": 0}}, "head.bottleneck above 0, such as 256; found 0"),
+        (IBOT, {"coding_rate": {}, "head": {"bottleneck": 0}}, "head.bottleneck above 0, and no patch_head"),
+        (IBOT, {"coding_rate": {}, "patch_prototypes": 7}, "no patch_head or patch_prototypes"),
     ],
 )
 def test_impossible_recipes_are_refused(config: Any, fields: dict[str, Any], text: str) -> None:
@@ -315,7 +335,11 @@ def test_impossible_recipes_are_refused(config: Any, fields: dict[str, Any], tex
 
 @pytest.mark.parametrize(
     ("fields", "found"),
-    [({"koleo": 0.1}, ("KoLeo",)), ({"targets": "sinkhorn", "koleo": 0.1}, ("KoLeo", "Sinkhorn-Knopp"))],
+    [
+        ({"koleo": 0.1}, ("KoLeo",)),
+        ({"targets": "sinkhorn", "koleo": 0.1}, ("KoLeo", "Sinkhorn-Knopp")),
+        ({"targets": "sinkhorn", "coding_rate": CodingRate()}, ("the coding rate",)),
+    ],
 )
 def test_what_compares_pictures_says_so(fields: dict[str, Any], found: tuple[str, ...]) -> None:
     assert build(IBOT.model_copy(update=fields)).batch_statistics() == found
@@ -367,7 +391,8 @@ def two() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_two_processes_are_one(two: list[dict[str, Any]], name: str) -> None:
     one = one_step(name)
-    assert {"loss", "teacher_head.last_layer.weight_v", "centre.value"} <= one.keys()
+    last = "mlp.4.weight" if name.startswith("simdino") else "last_layer.weight_v"
+    assert {"loss", f"teacher_head.{last}", "centre.value"} <= one.keys()
     for found in two:
         assert found[name].keys() == one.keys()
         for key, tensor in one.items():

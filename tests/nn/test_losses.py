@@ -13,7 +13,7 @@ from unlabeled.nn.curves import Temperature, cosine, warmup
 from unlabeled.nn.loss.contrast import info_nce, nt_xent
 from unlabeled.nn.loss.prototypes import cross_view, masked_patches, sharpen
 from unlabeled.nn.loss.sinkhorn import sinkhorn
-from unlabeled.nn.loss.spread import koleo
+from unlabeled.nn.loss.spread import CodingRate, koleo
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -118,6 +118,48 @@ def test_koleo() -> None:
         nearest = min((unit[i] - unit[j]).norm().item() for j in range(6) if j != i)
         expected -= math.log(nearest) / 6
     assert koleo(x).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("views", "rows", "width", "eps"), [(2, 5, 7, 0.5), (4, 9, 6, 0.05), (3, 2, 16, 0.01)])
+def test_coding_rate(views: int, rows: int, width: int, eps: float) -> None:
+    """Of the mean of both networks' vectors, and agreement, pair by pair in double precision."""
+    student, teacher = (
+        F.normalize(randn(views, rows, width), dim=-1),
+        F.normalize(randn(2, rows, width, seed=1), dim=-1),
+    )
+    pairs = [
+        float(student[v, b].double() @ teacher[g, b].double())
+        for v in range(views)
+        for g in range(2)
+        if v != g
+        for b in range(rows)
+    ]
+    rate = 0.0
+    for g in range(2):
+        scatter = torch.eye(width, dtype=torch.float64)
+        for b in range(rows):
+            row = (student[g, b].double() + teacher[g, b].double()) / 2
+            scatter += width / (rows * eps) * torch.outer(row, row)
+        rate += torch.logdet(scatter).item() / 2 / 2 * (width + rows) / (width * rows)
+    loss, measures = CodingRate(eps=eps, weight=0.7).compare(student, teacher)
+    assert measures["agreement"].item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-5, abs=1e-6)
+    assert measures["coding_rate"].item() == pytest.approx(rate, rel=1e-5)
+    assert loss.item() == pytest.approx(-0.7 * sum(pairs) / len(pairs) - rate, rel=1e-5)
+
+
+def test_the_spread_of_equal_rows_is_1() -> None:
+    row = F.normalize(randn(1, 1, 256), dim=-1)
+    _, measures = CodingRate().compare(row.expand(4, 64, 256), row.expand(2, 64, 256))
+    assert measures["spread"].item() == pytest.approx(1, rel=1e-4)
+    assert measures["coding_rate"].item() == pytest.approx(0.5 * math.log(1 + 256 / 0.05) * 0.01953125, rel=1e-4)
+
+
+def test_masked_cosine() -> None:
+    student, teacher, weight = randn(4, 6), randn(4, 6, seed=1), torch.tensor([0.5, 0.5, 1.0, 0.0])
+    per_crop = [(cos(student[0], teacher[0]) + cos(student[1], teacher[1])) / 2, cos(student[2], teacher[2]), 0.0]
+    assert -CodingRate().compare_hidden(student, teacher, weight, 3).item() == pytest.approx(
+        sum(per_crop) / 3, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", [lambda x: koleo(x), lambda x: info_nce(x, x, 0, 0.2), lambda x: nt_xent(x, x, 0.2)])

@@ -17,7 +17,7 @@ from unlabeled.nn.batchnorm import BatchNorm, synchronise_
 from unlabeled.nn.collectives import gather, gather_with_gradient, mean_over_processes, rank, world
 from unlabeled.nn.loss.contrast import info_nce, nt_xent
 from unlabeled.nn.loss.sinkhorn import sinkhorn
-from unlabeled.nn.loss.spread import koleo
+from unlabeled.nn.loss.spread import coding_rate, koleo
 from unlabeled.nn.teacher import Centre
 from unlabeled.pretrain.methods.lejepa import SIGReg
 
@@ -64,6 +64,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "nt_xent": lambda x: nt_xent(mine(x), mine(rows(1)) + mine(x).square(), 0.2),
     "koleo": lambda x: koleo(mine(x)),
     "sigreg": lambda x: (sigreg := SIGReg(5, 4, 3.0))(mine(x).unsqueeze(0), sigreg.directions(WIDTH, 0)).mean(),
+    "coding_rate": lambda x: coding_rate(torch.stack([mine(x), mine(rows(1)) + mine(x).square()]), 0.05),
     "batch_norm": normalised,
     "batch_norm_2d": convolved,
 }

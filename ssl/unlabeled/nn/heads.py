@@ -81,9 +81,13 @@ class HeadConfig(BaseModel, frozen=True, extra="forbid"):
     freeze_gain: bool = Field(True, description="keep the prototypes' gains at 1: steadier, official norm_last_layer")
     bias: bool = Field(True, description="biases in the MLP (official mlp_bias of DINOv2)")
 
-    def build(self, width: int, patch_prototypes: int | None = None, norm: bool = False) -> DistillHead:
-        """Build a randomly initialised head for tokens of `width`, see `DistillHead`."""
-        return DistillHead(width, patch_prototypes=patch_prototypes, norm=norm, **self.model_dump())
+    def build(
+        self, width: int, patch_prototypes: int | None = None, norm: bool = False, embeds: bool = False
+    ) -> DistillHead:
+        """Build a randomly initialised head for tokens of `width`, see `DistillHead`; one that `embeds` has no
+        prototypes."""
+        settings = {**self.model_dump(), **({"prototypes": None} if embeds else {})}
+        return DistillHead(width, patch_prototypes=patch_prototypes, norm=norm, **settings)
 
 
 class DistillHead(nn.Module):
@@ -93,6 +97,7 @@ class DistillHead(nn.Module):
 
     Args beside the fields of `HeadConfig`:
         width: of the tokens.
+        prototypes: None = no last layer, the output is that of `embed`.
         bottleneck: 0 = none, a plain linear last layer (iBOT's option).
         patch_prototypes: prototypes of the patches' own last layer; None = patches share the class tokens'.
         norm: batch normalisation inside the MLP (official `use_bn`, for convolutional networks).
@@ -101,7 +106,7 @@ class DistillHead(nn.Module):
     def __init__(
         self,
         width: int,
-        prototypes: int,
+        prototypes: int | None,
         hidden: int = 2048,
         bottleneck: int = 256,
         layers: int = 3,
@@ -118,7 +123,9 @@ class DistillHead(nn.Module):
         self.mlp = nn.Sequential(*parts, *([nn.Linear(widths[-1], bottleneck, bias)] if bottleneck else []))
         truncated_normal_(self.mlp)
 
-        def last(count: int) -> nn.Module:
+        def last(count: int | None) -> nn.Module:
+            if count is None:
+                return nn.Identity()
             if bottleneck:
                 return Prototypes(bottleneck, count, freeze_gain)
             layer = nn.Linear(widths[-1], count)
@@ -129,7 +136,7 @@ class DistillHead(nn.Module):
         self.patch_layer = None if patch_prototypes is None else last(patch_prototypes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [..., K] of class tokens x [..., width]."""
+        """Logits [..., K] of class tokens x [..., width], or without prototypes their unit vectors."""
         return self.last_layer(self.embed(x))
 
     def patches(self, x: Tensor) -> Tensor:

@@ -207,6 +207,13 @@ KNOWN = (
     Measure(
         "kl", "Student to teacher (KL)", TEACHER, "nats", "How far the student is from its teacher. 0 = they agree."
     ),
+    Measure(
+        "agreement", "Agreement of views", TEACHER, "-1 to 1", "Mean cosine of student and teacher. 1 = they agree."
+    ),
+    Measure("coding_rate", "Coding rate", TEACHER, text="How many directions vectors fill. Higher is better."),
+    Measure(
+        "spread", "Coding rate over that of equal vectors", TEACHER, text="1 = all vectors are equal. Higher is better."
+    ),
     Measure("prototypes", "Prototypes in use", TEACHER, "share", "Of those that a batch can use. Higher is better."),
 )
 BY_NAME = {measure.name: measure for measure in KNOWN}

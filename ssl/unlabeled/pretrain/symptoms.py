@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from unlabeled.pretrain.method import Symptom
 
@@ -36,6 +37,25 @@ def same_features(instead: str) -> Symptom:
         "all pictures get nearly the same features: a collapse",
         f"Lower optim.base_lr to a third, or {instead}.",
         at_most=0.1,  # cosines of 0.99: pictures that differ have fewer, at the start too; 0.14 was seen in good runs
+    )
+
+
+def of_self_distillation(config: Any, centred: bool) -> list[Symptom]:
+    """The ways in which DINO and iBOT collapse, as their settings tell."""
+    calm = same_features("set optim.clip=0.3 and optim.clip_by=tensor")
+    if config.coding_rate is not None:
+        return [nothing_apart(config.coding_rate.weight), calm]
+    uniform = uniform_teacher(config.head.prototypes, config.teacher_temperature)
+    return [uniform, *([one_prototype(config.centre_momentum)] if centred else []), calm]
+
+
+def nothing_apart(weight: float) -> Symptom:
+    """The coding rate is that of equal rows: SimDINO's agreement has won."""
+    return Symptom(
+        "spread",
+        "all pictures get nearly the same vectors, which the coding rate should keep apart: a collapse",
+        f"Lower method.coding_rate.weight from {weight:g} to {weight / 2:g}, or optim.base_lr to a third.",
+        at_most=1.5,  # cosines of 0.999
     )
 
 

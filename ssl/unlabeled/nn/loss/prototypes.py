@@ -10,11 +10,12 @@ keep two. It keeps the logits as they are, and the backward pass computes probab
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from unlabeled.nn.measures import teaching
 from unlabeled.nn.regions import region, varying
 
 LARGE = 1 << 27  # logits from which on rows are taken in parts
@@ -39,6 +40,21 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Te
         return _cross_entropy(logits, target, temperature)
     scaled = logits.float() / temperature
     return target.sum(-1) * scaled.logsumexp(-1) - (target * scaled).sum(-1)
+
+
+class CrossEntropy(NamedTuple):
+    """DINO's objective: the student's distributions over prototypes follow the teacher's probabilities."""
+
+    temperature: float  # the student's
+
+    def compare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of all views, arguments as in `cross_view`, and what to log."""
+        loss = cross_view(student, teacher, self.temperature)
+        return loss, teaching(loss, teacher)
+
+    def compare_hidden(self, student: Tensor, teacher: Tensor, weight: Tensor, crops: int) -> Tensor:
+        """The loss at hidden patches, arguments as in `masked_patches`."""
+        return masked_patches(student, teacher, weight, crops, self.temperature)
 
 
 @region

@@ -4,6 +4,10 @@ A student that sees any crop of a picture learns to say what its moving average,
 ones. Where paper and code differ this follows the code: the centre is updated after the loss that used it, the teacher
 temperature changes once per epoch, and the last layer is left alone, weight decay included, in the first epoch. The
 defaults are those of the released ViT-S/16, which are not those of the code's README.
+
+With `coding_rate` it is SimDINO (Wu et al., ICML 2025; official code RobinWu218/SimDINO at 8149fc4): no prototypes,
+temperatures and centre; vectors agree by their cosine, and a coding rate keeps them apart. Not as in that code, unless
+its `reduce_cov` is 1: the rate is of the rows of all processes.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
@@ -21,12 +25,13 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
 from unlabeled.nn.curves import Temperature, cosine
 from unlabeled.nn.heads import DistillHead, HeadConfig
-from unlabeled.nn.loss.prototypes import cross_view, sharpen
-from unlabeled.nn.measures import contrast, feature_std, teaching
+from unlabeled.nn.loss.prototypes import CrossEntropy, sharpen
+from unlabeled.nn.loss.spread import CodingRate
+from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.teacher import Centre, ema_, follow_
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
-from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
+from unlabeled.pretrain.symptoms import of_self_distillation
 
 GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0)
 GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
@@ -43,6 +48,9 @@ class Config(MethodConfig, frozen=True):
     local: View | None = Field(LOCAL, description="small crops, for the student only; null = none")
     encoder: EncoderConfig = Field(SMALL, description="the vision transformer or CNN that is kept")
     head: HeadConfig = Field(HeadConfig(freeze_gain=False), description="from the encoder's feature to prototypes")
+    coding_rate: CodingRate | None = Field(
+        None, description="SimDINO's objective in place of prototypes, temperatures and centre; {} = its defaults"
+    )
     head_norm: bool | None = Field(
         None, description="batch normalisation inside the head (official use_bn_in_head); null = for a CNN"
     )
@@ -78,6 +86,12 @@ class Config(MethodConfig, frozen=True):
         "frozen_epochs": Rule(1, same_share),
     }
 
+    @model_validator(mode="after")
+    def _has_vectors(self) -> Config:
+        if self.coding_rate is not None and not self.head.bottleneck:
+            raise ValueError("coding_rate needs unit vectors: expected head.bottleneck above 0, such as 256; found 0")
+        return self
+
     @property
     def normalizes(self) -> bool:
         """Whether the head has batch normalisation."""
@@ -88,7 +102,8 @@ class Config(MethodConfig, frozen=True):
         calm = self.encoder.calm
         encoder, teacher = (config.build(self.global_1.shape) for config in (self.encoder, calm))
         encoder.initialise_("dino")
-        head, teacher_head = (self.head.build(encoder.feature_width, norm=self.normalizes) for _ in range(2))
+        made = {"norm": self.normalizes, "embeds": self.coding_rate is not None}
+        head, teacher_head = (self.head.build(encoder.feature_width, **made) for _ in range(2))
         return DINO(encoder, head, teacher, teacher_head, self)
 
 
@@ -102,6 +117,7 @@ class DINO(PretrainMethod):
         self.encoder, self.head, self.teacher, self.teacher_head = encoder, head, teacher, teacher_head
         self.centre = Centre(config.head.prototypes, config.centre_momentum)
         self.config = c = as_in_paper(config)
+        self.objective = c.coding_rate or CrossEntropy(c.student_temperature)
         start, end, epochs = c.teacher_temperature_start, c.teacher_temperature, c.teacher_temperature_epochs
         self.teacher_temperature = Temperature(start, end, epochs)
         follow_(teacher, encoder)
@@ -117,22 +133,28 @@ class DINO(PretrainMethod):
         # the teacher sees the large ones only
         with torch.no_grad():
             teacher = self.teacher_head(self.teacher.feature(large))
-        temperature = self.teacher_temperature.at(progress.epoch, progress.total_steps / progress.epochs)
-        targets = sharpen(teacher, self.centre.value, temperature)
-        self.centre.note(teacher, progress.step)
+        if self.config.coding_rate is None:
+            teacher = self._targets(teacher, progress)
 
         # every pair of different views
-        targets, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (targets, student))
-        loss = cross_view(student, targets, self.config.student_temperature)
+        teacher, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (teacher, student))
+        loss, measures = self.objective.compare(student, teacher)
         views = features[0].detach().chunk(2)
-        measures = {**teaching(loss, targets), "feature_std": feature_std(features[0]), **contrast(*views)}
+        measures = {**measures, "feature_std": feature_std(features[0]), **contrast(*views)}
         return Output(loss, measures, views[0])
+
+    def _targets(self, logits: Tensor, progress: Progress) -> Tensor:
+        """The teacher's probabilities [2B, K]; its logits enter the centre after this step."""
+        temperature = self.teacher_temperature.at(progress.epoch, progress.total_steps / progress.epochs)
+        self.centre.note(logits, progress.step)
+        return sharpen(logits, self.centre.value, temperature)
 
     def after_step(self, progress: Progress, broken: Tensor | None = None) -> None:
         momentum = cosine(self.config.momentum, 1.0, progress.step / progress.total_steps)
         ema_(self.teacher, self.encoder, momentum, broken)
         ema_(self.teacher_head, self.head, momentum, broken)
-        self.centre.update_()
+        if self.config.coding_rate is None:
+            self.centre.update_()
 
     def frozen(self, progress: Progress) -> Iterable[nn.Parameter]:
         """The last layer, at first (official `cancel_gradients_last_layer`)."""
@@ -141,6 +163,9 @@ class DINO(PretrainMethod):
     def exports(self) -> dict[str, Encoder]:
         return {"teacher": self.teacher, "encoder": self.encoder}
 
+    def batch_statistics(self) -> tuple[str, ...]:
+        rated = () if self.config.coding_rate is None else ("the coding rate",)
+        return *rated, *super().batch_statistics()
+
     def symptoms(self) -> list[Symptom]:
-        c, calm = self.config, same_features("set optim.clip=0.3 and optim.clip_by=tensor")
-        return [uniform_teacher(c.head.prototypes, c.teacher_temperature), one_prototype(c.centre_momentum), calm]
+        return of_self_distillation(self.config, centred=True)

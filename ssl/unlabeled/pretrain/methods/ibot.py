@@ -6,6 +6,9 @@ teacher sees them whole. Where paper and code differ this follows the code, and 
 recipes: heads are shared (for what the code's flags do unless set: `teacher_shares`), half of the large crops have
 nothing hidden, and patches are averaged per crop, then over all crops, those with nothing hidden included. As in DINO
 the last layer is left alone in the first epoch (in DINOv2's code by a learning rate of 0: `frozen_by`).
+
+With `coding_rate` it is SimDINOv2 (Wu et al., ICML 2025; official code RobinWu218/SimDINO at 8149fc4): class tokens
+and hidden patches agree by their cosines, and a coding rate keeps class tokens apart, see `dino`.
 """
 
 from __future__ import annotations
@@ -25,17 +28,17 @@ from unlabeled.data.masks.block import Config as BlockMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.curves import Temperature, cosine
 from unlabeled.nn.heads import DistillHead, HeadConfig
-from unlabeled.nn.loss.prototypes import cross_view, masked_patches, sharpen
+from unlabeled.nn.loss.prototypes import CrossEntropy, sharpen
 from unlabeled.nn.loss.sinkhorn import sinkhorn
-from unlabeled.nn.loss.spread import koleo
-from unlabeled.nn.measures import contrast, feature_std, teaching
+from unlabeled.nn.loss.spread import CodingRate, koleo
+from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.patches import PatchMask, hidden_rows, padded_count
 from unlabeled.nn.teacher import Centre, ema_, follow_
 from unlabeled.pretrain.gram import Gram, GramTeacher
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rates import layered
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_share, same_window
-from unlabeled.pretrain.symptoms import one_prototype, same_features, uniform_teacher
+from unlabeled.pretrain.symptoms import of_self_distillation
 
 GLOBAL_1 = View(scale=(0.25, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0, mask=BlockMask())
 GLOBAL_2 = GLOBAL_1.model_copy(update={"blur": 0.1, "solarize": 0.2})
@@ -51,17 +54,14 @@ class Config(MethodConfig, frozen=True):
     global_2: View = Field(GLOBAL_2, description="the second large crop and its mask: rarely blurred")
     local: View | None = Field(LOCAL, description="small crops, for the student only; null = none")
     encoder: EncoderConfig = Field(SMALL, description="the vision transformer that is kept")
-    head: HeadConfig = Field(
-        HeadConfig(prototypes=8192, freeze_gain=False), description="from class token and patches to prototypes"
-    )
-    patch_prototypes: int | None = Field(
-        None, ge=2, description="patches get a last layer of their own with so many prototypes; null = shared"
-    )
+    head: HeadConfig = Field(HeadConfig(prototypes=8192, freeze_gain=False), description="from tokens to prototypes")
+    patch_prototypes: int | None = Field(None, ge=2, description="of a last layer of the patches' own; null = shared")
     teacher_shares: bool = Field(
         False, description="with patch_prototypes: the teacher has one last layer for both (official flags' defaults)"
     )
     patch_head: HeadConfig | None = Field(None, description="patches get a whole head of their own (DINOv2)")
     targets: Literal["centre", "sinkhorn"] = Field("centre", description="how the teacher is kept from collapsing")
+    coding_rate: CodingRate | None = Field(None, description="SimDINOv2's objective, without prototypes; null = iBOT's")
     patch_centre: Literal["all", "hidden"] = Field(
         "all", description="patches whose logits make up the patches' centre: all (iBOT) or hidden ones (DINOv2)"
     )
@@ -71,7 +71,7 @@ class Config(MethodConfig, frozen=True):
     patch_temperature: float = Field(0.07, gt=0, description="of the teacher's, at patches")
     patch_temperature_start: float = Field(0.04, gt=0, description="where its warm-up begins")
     teacher_temperature_epochs: float | None = Field(
-        None, ge=0, description="epochs of both warm-ups; null = 30 of 800, rescaled"
+        None, ge=0, description="of both warm-ups; null = 30 of 800, rescaled"
     )
     teacher_temperature_per_step: bool = Field(False, description="warm up every step (DINOv2), not every epoch")
     centre_momentum: float = Field(0.9, ge=0, lt=1, description="of the running centres of the teacher's logits")
@@ -84,16 +84,12 @@ class Config(MethodConfig, frozen=True):
     frozen_by: Literal["gradient", "rate"] = Field(
         "gradient", description="how: no gradient (DINO, iBOT), or a learning rate of 0 while moments grow (DINOv2)"
     )
-    patch_start_epoch: float = Field(
-        0.0, ge=0, description="epoch from which patches are hidden, and their temperature warms up"
-    )
+    patch_start_epoch: float = Field(0.0, ge=0, description="epoch from which patches are hidden, and their warm-up")
     class_weight: float = Field(1.0, ge=0, description="weight of the class tokens' loss")
     patch_weight: float = Field(1.0, ge=0, description="weight of the patches' loss")
     koleo: float = Field(0.0, ge=0, description="weight of KoLeo, which spreads class tokens; DINOv2: 0.1")
     koleo_neighbours: int = Field(1, ge=1, description="nearest neighbours that KoLeo keeps away")
-    gram: Gram | None = Field(
-        None, description="patches keep the similarities of an earlier teacher (DINOv3); null = they need not"
-    )
+    gram: Gram | None = Field(None, description="patches stay as similar as an earlier teacher's (DINOv3); null = free")
     local_norm: bool = Field(
         False, description="class tokens of small crops get a final norm of their own, which is not exported (DINOv3)"
     )
@@ -129,6 +125,8 @@ class Config(MethodConfig, frozen=True):
             raise ValueError(f"teacher_shares: set patch_prototypes={expected}, as head.prototypes; found {found}")
         if self.local_norm and not (self.local and self.encoder.family.other_norm):
             raise ValueError("local_norm is for small crops and a vision transformer: set local_norm=false")
+        if self.coding_rate and (self.patch_head or self.patch_prototypes or not self.head.bottleneck):
+            raise ValueError("coding_rate: expected head.bottleneck above 0, and no patch_head or patch_prototypes")
         return self
 
     @property
@@ -146,7 +144,7 @@ class Config(MethodConfig, frozen=True):
 
     def _network(self, config: EncoderConfig, patch_prototypes: int | None) -> Network:
         encoder = config.build(self.global_1.shape, pooled=False)
-        head = self.head.build(encoder.width, patch_prototypes)
+        head = self.head.build(encoder.width, patch_prototypes, embeds=self.coding_rate is not None)
         return Network(encoder, head, None if self.patch_head is None else self.patch_head.build(encoder.width))
 
 
@@ -172,6 +170,7 @@ class IBOT(PretrainMethod):
         self.centre = Centre(config.head.prototypes, config.centre_momentum)
         self.patch_centre = Centre(own or config.head.prototypes, config.centre_momentum)
         self.config = c = as_in_paper(config)
+        self.objective = c.coding_rate or CrossEntropy(c.student_temperature)
         warmup = c.teacher_temperature_epochs, c.teacher_temperature_per_step
         self.temperature = Temperature(c.teacher_temperature_start, c.teacher_temperature, *warmup)
         self.patch_temperature = Temperature(c.patch_temperature_start, c.patch_temperature, *warmup)
@@ -204,13 +203,13 @@ class IBOT(PretrainMethod):
 
         # class tokens across views, patches within theirs
         targets, student = (rows.unflatten(0, (-1, len(large) // 2)) for rows in (class_targets, classes))
-        across = cross_view(student, targets, c.student_temperature)
-        within = masked_patches(patches, patch_targets, weight, len(large), c.student_temperature)
+        across, parts = self.objective.compare(student, targets)
+        within = self.objective.compare_hidden(patches, patch_targets, weight, len(large))
         loss = c.class_weight * across + c.patch_weight * within
         if c.koleo:
             spread = [koleo(view, neighbours=c.koleo_neighbours) for view in tokens.prefix[:, 0].chunk(2)]
             loss = loss + c.koleo * sum(spread)
-        parts = {"class_loss": across.detach(), "patch_loss": within.detach(), **teaching(across, targets)}
+        parts = {"class_loss": across.detach(), "patch_loss": within.detach(), **parts}
         if self.gram is not None and (anchored := self.gram(tokens, batch.views[-2:], progress)) is not None:
             loss, parts["gram_loss"] = loss + anchored, anchored.detach()
 
@@ -220,7 +219,7 @@ class IBOT(PretrainMethod):
 
     @torch.no_grad()
     def _teach(self, large: Tensor, index: Tensor, weight: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        """The teacher's probabilities on whole large crops: of class tokens [2B, K], of listed patches [M, K]."""
+        """The teacher's targets from whole large crops: of class tokens [2B, K], of listed patches [M, K]."""
         tokens = self.teacher(large)
         classes = self.teacher_head(tokens.prefix[:, 0])
 
@@ -228,6 +227,8 @@ class IBOT(PretrainMethod):
         head = self.teacher_head if self.teacher_patch_head is None else self.teacher_patch_head
         everything = self.config.targets == "centre" and self.config.patch_centre == "all"
         patches = tokens.patches.flatten(0, 1)
+        if self.config.coding_rate is not None:
+            return classes, head.patches(patches[index])
         embedded = head.embed(patches if everything else patches[index])
         hidden = head.patch_logits(embedded[index] if everything else embedded)
 
@@ -257,7 +258,7 @@ class IBOT(PretrainMethod):
             ema_(follower, followed, momentum, broken)
         if self.gram is not None:
             self.gram.after_step(self.teacher, progress)
-        if self.config.targets == "centre":
+        if self.config.targets == "centre" and self.config.coding_rate is None:
             self.centre.update_()
             self.patch_centre.update_()
 
@@ -275,7 +276,8 @@ class IBOT(PretrainMethod):
         return [p for head in (self.head, self.patch_head) if head is not None for p in head.prototypes()]
 
     def batch_statistics(self) -> tuple[str, ...]:
-        own = {"KoLeo": self.config.koleo > 0, "Sinkhorn-Knopp": self.config.targets == "sinkhorn"}
+        c, rated = self.config, self.config.coding_rate is not None
+        own = {"KoLeo": c.koleo > 0, "the coding rate": rated, "Sinkhorn-Knopp": c.targets == "sinkhorn" and not rated}
         return *(name for name, there in own.items() if there), *super().batch_statistics()
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
@@ -294,6 +296,4 @@ class IBOT(PretrainMethod):
         return {"teacher": self.teacher, "encoder": self.encoder}
 
     def symptoms(self) -> list[Symptom]:
-        c, calm = self.config, same_features("set optim.clip=0.3 and optim.clip_by=tensor")
-        uniform = uniform_teacher(c.head.prototypes, c.teacher_temperature)
-        return [uniform, calm, *([one_prototype(c.centre_momentum)] if c.targets == "centre" else [])]
+        return of_self_distillation(self.config, centred=self.config.targets == "centre")
