@@ -35,7 +35,7 @@ KINDS = {
     "order": r"data/orders/[a-z]\w+",
     "source": r"data/(sources/[a-z]\w+|sources|table|huggingface|tv|arrays|shapes)",
     "protocol": r"evaluate/(protocols/[a-z]\w+|cka|fewshot|knn|labelfree|linear|logistic|retrieval|segmentation)",
-    "importer": r"(backbone/)?importers/(dino|dinov2|ibot|mae|mocov3|simmim)",
+    "importer": r"(backbone/)?importers/[a-z]\w+",
     "family of networks": r"backbone/families/[a-z]\w+|nn/(encoder|beit|conv)",
 }
 

@@ -24,6 +24,7 @@ from unlabeled.__main__ import main
 from unlabeled.backbone.importing import checked, importers, known_model, read
 from unlabeled.backbone.weights import import_official
 from unlabeled.errors import UserError
+from unlabeled.pretrain.method import METHODS
 from unlabeled.pretrain.methods import mocov3 as mocov3_method
 from unlabeled.pretrain.methods import simmim as simmim_method
 
@@ -428,3 +429,46 @@ def test_nobody_is_advised_to_switch_the_safeguard_off(data: bytes, tmp_path: Pa
     with pytest.raises(UserError, match="cannot be read as plain weights") as caught:
         read("mae", tmp_path / "x.pth")
     assert "weights_only" not in str(caught.value) and "Expected the .pth that" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("simsiam", {"predictor_hidden": 3, "projector_layers": 2}),
+        ("barlowtwins", {}),
+        ("vicreg", {"expander_layers": 2}),
+    ],
+)
+def test_resnets_of_two_views_resume(name: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """Full checkpoints with their heads, and the fields of a recipe that goes on from them."""
+    config = METHODS.kind(name)
+    whole = config.model_validate({"encoder": {"model": "resnet18"}, "hidden": 6, "dim": 4, **fields}).build()
+    state = random(whole).state_dict()
+    encoder, head = ("encoder", "encoder.fc") if name == "simsiam" else ("backbone", "projector")
+    places = {"encoder.vit.": encoder, "projector.": head, "predictor.": "predictor", "norm.": "bn"}
+    weights = {
+        f"module.{theirs}.{key.removeprefix(ours)}": tensor
+        for key, tensor in state.items()
+        for ours, theirs in places.items()
+        if key.startswith(ours)
+    }
+    torch.save({"state_dict" if name == "simsiam" else "model": weights}, tmp_path / "official.pth")
+    imported = read(name, tmp_path / "official.pth")
+    found = {**under("encoder.vit.", imported.encoder), **imported.heads}
+    assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+    shapes = {key: tensor.shape for key, tensor in config.model_validate(imported.method).build().state_dict().items()}
+    assert shapes == {key: tensor.shape for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize("name", ["barlowtwins", "vicreg"])
+def test_backbone_files_of_two_views(name: str, tmp_path: Path) -> None:
+    model, images = resnet(), torch.randn(2, 3, 64, 64)
+    torch.save(model.state_dict(), tmp_path / "backbone.pth")
+    import_official(name, tmp_path / "backbone.pth", tmp_path / "out")
+    torch.testing.assert_close(features_of(tmp_path / "out", images), model.forward_features(images))  # type: ignore[operator]
+    torch.save({**model.state_dict(), "stranger": torch.zeros(1)}, tmp_path / "strange.pth")
+    with pytest.raises(UserError, match=r"unexpected \['stranger'\]"):
+        read(name, tmp_path / "strange.pth")
+    torch.save({"blocks.0.x": torch.zeros(2)}, tmp_path / "vit.pth")
+    with pytest.raises(UserError, match=r"a ResNet with stages of \(0, 0, 0, 0\) blocks is none of"):
+        read(name, tmp_path / "vit.pth")

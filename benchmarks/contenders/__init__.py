@@ -7,7 +7,7 @@ import importlib
 from contenders.parts import Comparison
 
 # the order of the table
-METHODS = ("mae", "simmim", "mocov3", "simclr", "dino", "ibot")
+METHODS = ("mae", "simmim", "mocov3", "simclr", "barlowtwins", "vicreg", "byol", "simsiam", "dino", "ibot")
 
 
 def comparison(name: str) -> Comparison:

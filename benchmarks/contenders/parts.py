@@ -95,6 +95,12 @@ def crops(generator: torch.Generator, count: int, pictures: int, side: int = SID
     return torch.randn(count, pictures, CHANNELS, side, side, generator=generator)
 
 
+def pair(pictures: int, seed: int) -> Batch:
+    """Two views of noise, each a view of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return as_batch(pictures, *(ViewBatch(crops(generator, 1, pictures), None) for _ in range(2)))
+
+
 def equal_mask(generator: torch.Generator, pictures: int, visible: int) -> PatchMask:
     """All but `visible` random patches hidden in each of one crop's pictures: leading axes [1, pictures]."""
     order = torch.rand(pictures, PATCHES, generator=generator).argsort(dim=1)
@@ -119,6 +125,16 @@ def with_class_token(index: Tensor) -> Tensor:
 def timm_vit(depth: int, **arguments: Any) -> nn.Module:
     """ViT-S/16 without a head."""
     return timm.create_model(MODEL, num_classes=0, depth=depth, **arguments)
+
+
+def lightly_vit(depth: int) -> nn.Module:
+    """lightly's wrapper of ViT-S/16, which gives class tokens, its patch projection frozen."""
+    from lightly.models.modules import MaskedVisionTransformerTIMM
+
+    backbone = MaskedVisionTransformerTIMM(vit=timm_vit(depth))
+    backbone.mask_token.requires_grad_(False)
+    backbone.vit.patch_embed.requires_grad_(False)
+    return backbone
 
 
 def frozen_copy(copy: nn.Module, source: nn.Module) -> nn.Module:

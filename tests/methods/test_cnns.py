@@ -20,7 +20,7 @@ from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import mean_over_processes, rank, world
 from unlabeled.nn.heads import HeadConfig
 from unlabeled.pretrain.method import Method, Progress
-from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simclr, simmim
+from unlabeled.pretrain.methods import barlowtwins, byol, dino, ibot, mae, mocov3, simclr, simmim, simsiam, vicreg
 
 START = Progress(0, 100, 0.0, 10.0)
 ROWS, SIDE = 8, 64
@@ -30,6 +30,10 @@ WHOLE, MASKED = View(size=SIDE), View(size=SIDE, mask=RandomMask(ratio=0.5))
 HEAD = HeadConfig(prototypes=20, hidden=16, bottleneck=8)
 CONFIGS: dict[str, Any] = {
     "mocov3": mocov3.Config(first=WHOLE, second=WHOLE, encoder=RESNET, hidden=32, dim=8),
+    "barlowtwins": barlowtwins.Config(first=WHOLE, second=WHOLE, encoder=RESNET, hidden=16, dim=12),
+    "vicreg": vicreg.Config(first=WHOLE, second=WHOLE, encoder=RESNET, hidden=16, dim=12),
+    "byol": byol.Config(first=WHOLE, second=WHOLE, encoder=RESNET, hidden=16, dim=8, momentum=0.5),
+    "simsiam": simsiam.Config(view=View(size=SIDE, count=2), encoder=RESNET, hidden=16, dim=8, predictor_hidden=6),
     "simclr": simclr.Config(view=View(size=SIDE, count=2), encoder=EFFICIENTNET, hidden=32, dim=8),
     "dino": dino.Config(
         global_1=WHOLE, global_2=WHOLE, local=View(size=32, count=2), encoder=RESNET, head=HEAD, momentum=0.5
@@ -90,11 +94,19 @@ def test_dino_has_batch_normalisation_in_its_head_unless_told_otherwise() -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"), [("simclr", ["projector"]), ("mocov3", ["projector", "predictor"]), ("dino", ["head"])]
+    ("name", "parts", "others"),
+    [
+        ("simclr", ["projector"], ["negatives of the batch"]),
+        ("mocov3", ["projector", "predictor"], ["negatives of the batch"]),
+        ("dino", ["head"], []),
+        ("byol", ["projector", "predictor"], []),
+        ("simsiam", ["projector", "predictor"], []),
+        ("barlowtwins", ["projector"], ["correlations over the batch"]),
+        ("vicreg", ["projector"], ["variances and covariances over the batch"]),
+    ],
 )
-def test_micro_batches_would_change_the_statistics(name: str, parts: list[str]) -> None:
+def test_micro_batches_would_change_the_statistics(name: str, parts: list[str], others: list[str]) -> None:
     norms = [f"batch normalisation of {part}" for part in (CONFIGS[name].encoder.model, *parts)]
-    others = [] if name == "dino" else ["negatives of the batch"]
     assert build(name).batch_statistics() == (*others, *norms)
 
 

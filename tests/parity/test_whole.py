@@ -25,6 +25,10 @@ WITH_GRADIENTS = (
     "dinov2/losses.safetensors",
     "dinov3/losses.safetensors",
     "dinov3/model.safetensors",
+    "simsiam/model.safetensors",
+    "byol/heads.safetensors",
+    "barlowtwins/loss.safetensors",
+    "vicreg/loss.safetensors",
 )
 
 

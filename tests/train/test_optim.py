@@ -171,6 +171,30 @@ def test_both_ends_grow_with_the_batch_where_told(batch: int, growth: float) -> 
         assert rates == pytest.approx([5e-7 * grown, 1e-4 * growth, 2.5e-7 * grown])
 
 
+class Steady(Two):
+    """Two, whose head keeps its rate."""
+
+    def keeps_rate(self, name: str) -> bool:
+        return name.startswith("head.")
+
+
+def test_a_group_that_keeps_its_rate_stays_at_the_peak_after_the_warm_up() -> None:
+    config, method = adamw.Config(base_lr=1.0, min_lr=0.1, warmup_epochs=2.0, warmup_lr=0.2), Steady()
+    optimizer = config.build(param_groups(method, config.weight_decay))
+    names = {parameter: name.partition(".")[0] for name, parameter in method.named_parameters()}
+    rates: dict[str, list[float]] = {"backbone": [], "head": []}
+    for epoch in (0.0, 1.0, 2.0, 6.0, 10.0):
+        set_rates(optimizer, config, 1.0, Progress(0, 1, epoch, 10.0), watched=0.5 if epoch == 10 else 1.0)
+        for name, found in rates.items():
+            groups = [g for g in optimizer.param_groups if {names[p] for p in g["params"]} == {name}]
+            assert [g["keeps_rate"] for g in groups] == [name == "head"] * 2, "weights, and biases without decay"
+            found += {g["lr"] for g in groups}
+    assert rates == {
+        "backbone": pytest.approx([0.2, 0.6, 1.0, 0.55, 0.1]),
+        "head": pytest.approx([0.2, 0.6, 1.0, 1.0, 1.0]),
+    }
+
+
 def test_a_plateau_is_level_after_its_warm_up_and_lowered_by_what_is_watched() -> None:
     config = adamw.Config(base_lr=1.0, min_lr=0.2, warmup_epochs=2.0, schedule=plateau.Config())
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0, "decays": True}], lr=0.0)

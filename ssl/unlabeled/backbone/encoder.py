@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.errors import UserError
 from unlabeled.nn.modes import without_values
@@ -357,8 +359,20 @@ class Encoder(nn.Module, ABC):
         assert norm is None, "this network has one final norm"
         return self(images).prefix
 
-    def feature(self, images: Tensor) -> Tensor:
-        """The feature of images [B, C, H, W] in contrastive and distillation methods [B, D]: see `default_pool`."""
+    @cached_property
+    def normalises(self) -> bool:
+        """Whether it has batch normalisation."""
+        return any(isinstance(part, _BatchNorm) for part in self.modules())
+
+    def feature(self, images: Tensor, views: int = 1) -> Tensor:
+        """The feature of images [views * B, C, H, W] in methods of several crops [views * B, D]: see `default_pool`.
+
+        Views are encoded together, but by a network with batch normalisation each as a batch of its own.
+        """
+        if views > 1:
+            # a copy: the slice of a class token would keep the tokens
+            batches = images.chunk(views) if self.normalises else (images,)
+            return torch.cat([self.feature(batch) for batch in batches])
         tokens, how = self(images), self.default_pool
         return self.own(tokens) if how == "own" else tokens.pool(how)
 

@@ -174,6 +174,14 @@ def any_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[
     """
     if "layer1.0.conv1.weight" not in encoder:
         return vit_arguments(family, encoder, heads)
+    return resnet_arguments(family, encoder, heads)
+
+
+def resnet_arguments(family: Family, encoder: Tensors, heads: int | None) -> tuple[str, dict[str, Any]]:
+    """(timm model, arguments) of the weights of a ResNet.
+
+    Raises UserError when it is none of timm's, or is given attention heads.
+    """
     if heads is not None:
         raise UserError("a ResNet has no attention heads. Leave out --heads.")
     blocks = tuple(len({n.split(".")[1] for n in encoder if n.startswith(f"layer{i}.")}) for i in range(1, 5))

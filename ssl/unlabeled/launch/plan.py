@@ -100,6 +100,8 @@ def _optimizer(recipe: Recipe, method: Method) -> str:
     optim = recipe.optim
     scales = sorted({group["lr_scale"] for group in param_groups(method, optim.weight_decay)})
     scaled = "" if scales == [1.0] else f", rates x {scales[0]:.3g} to {scales[-1]:.3g}"
+    steady = dict.fromkeys(name.partition(".")[0] for name, _ in method.named_parameters() if method.keeps_rate(name))
+    scaled += f", {' and '.join(steady)} at the peak to the end" if steady else ""
     end = "" if optim.weight_decay_end is None else f" to {optim.weight_decay_end:g}"
     clip = "none" if optim.clip is None else f"{optim.clip:g} ({optim.clip_by})"
     return f"{optim.name}, weight decay {optim.weight_decay:g}{end}, clip {clip}{scaled}"

@@ -116,9 +116,7 @@ KNOWN = (
     Measure("cka", "Similarity of blocks (CKA)", SCORES, "0 to 1", "1 = two blocks say the same."),
     Measure("accuracy", "Accuracy", SCORES, "%", "On the labelled test images. Higher is better."),
     Measure("watched", "Watched score", SCORES, text="Early stopping goes by it; nll: lower is better, else higher."),
-    Measure(
-        "lr", "Learning rate", OPTIMIZER, text="The highest of all parameters: it warms up, then follows its schedule."
-    ),
+    Measure("lr", "Learning rate", OPTIMIZER, text="The highest of those that follow the schedule: it warms up first."),
     Measure(
         "grad_norm",
         "Gradient norm",
@@ -189,6 +187,41 @@ KNOWN = (
         FEATURES,
         "-4 to 0",
         "How evenly features fill the sphere. Lower is better; 0 = a collapse.",
+    ),
+    Measure(
+        "projection_std",
+        "Spread of the projections",
+        FEATURES,
+        "0 to 1",
+        "As the spread of the features, of what is predicted. Near 1 is good, 0 = a collapse.",
+    ),
+    Measure(
+        "on_diagonal",
+        "Correlation of two views",
+        FEATURES,
+        "-1 to 1",
+        "Of a feature with itself in the other view, mean over features. Rising towards 1 is good.",
+    ),
+    Measure(
+        "off_diagonal",
+        "Correlation of different features",
+        FEATURES,
+        "0 to 1",
+        "Root mean square over pairs of features. Falling towards 0 is good; unrelated views have 1/sqrt(batch).",
+    ),
+    Measure("invariance", "Distance of two views", LOSS, text="Mean square of their difference. Lower is better."),
+    Measure(
+        "variance",
+        "Missing variance",
+        LOSS,
+        "0 to 1",
+        "How far the deviations of features lie below 1. Falling to 0 is good; near 1 all images are alike.",
+    ),
+    Measure(
+        "covariance",
+        "Covariance of different features",
+        LOSS,
+        text="Sum of squares over the number of features, of both views. Lower is better.",
     ),
     Measure(
         "teacher_entropy",

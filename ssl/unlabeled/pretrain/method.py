@@ -215,6 +215,10 @@ class Method(nn.Module, ABC):
         """Factor on the learning rate of a parameter."""
         return 1.0
 
+    def keeps_rate(self, name: str) -> bool:
+        """Whether the learning rate of a parameter stays at its peak after the warm-up, whatever the schedule."""
+        return False
+
     def begins(self, name: str) -> float:
         """Epoch at which the learning rate of a parameter starts; before, it is 0 and the optimizer's moments grow."""
         return 0.0

@@ -32,7 +32,7 @@ from unlabeled.train import snapshot, state
 from unlabeled.train.checkpoint import Checkpoints
 from unlabeled.train.events import Events
 from unlabeled.train.job import Job
-from unlabeled.train.optim import Guarded, clip_gradients, param_groups, set_rates
+from unlabeled.train.optim import Guarded, clip_gradients, param_groups, scheduled, set_rates
 from unlabeled.train.saving.background import Background
 from unlabeled.train.stepping.queued import Ahead, Flags, Queued, Verdict, at_hand
 from unlabeled.train.tracker import Trackers
@@ -349,7 +349,7 @@ class Engine:
     def _log(self, norm: Tensor, feed: Feed) -> None:
         self._settle()
         speed, epoch = self.meter.read(feed), self.progress().epoch
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        rate = max(group["lr"] for group in self.optimizer.param_groups if scheduled(group))
         values = self.averages.read(self.accelerator) or {"loss": math.nan}
         values |= {"epoch": epoch, "lr": rate, "grad_norm": norm.item(), "skipped": self.skipped, **speed}
         if (features := self._outputs[-1].features) is not None:

@@ -12,19 +12,20 @@ from torch.optim import Optimizer
 from unlabeled.nn.curves import cosine
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.train.optimizer import ClipBy, Groups, Optim
-from unlabeled.train.schedule import Ramp
+from unlabeled.train.schedule import Ramp, level
 
 Climb = tuple[float, float] | None  # the shares of the run between which a rate climbs from 0; None = it does not
 
 
 def param_groups(method: Method, weight_decay: float) -> Groups:
-    """Group trainable parameters by learning-rate scale, weight decay, and when they begin to learn."""
-    groups: dict[tuple[float, bool, float, Climb], list[nn.Parameter]] = {}
+    """Group trainable parameters by learning-rate scale and schedule, weight decay, and when they begin to learn."""
+    groups: dict[tuple[float, bool, float, Climb, bool], list[nn.Parameter]] = {}
     continued = method.continuation
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             scale, climb = (1.0, None) if continued is None else (continued.scale(name), continued.climb(name))
-            key = (scale * method.lr_scale(name), method.decays(name, parameter), method.begins(name), climb)
+            scale *= method.lr_scale(name)
+            key = scale, method.decays(name, parameter), method.begins(name), climb, method.keeps_rate(name)
             groups.setdefault(key, []).append(parameter)
     return [
         {
@@ -34,13 +35,15 @@ def param_groups(method: Method, weight_decay: float) -> Groups:
             "weight_decay": weight_decay * decay,
             "begins": begins,
             "climb": climb,
+            "keeps_rate": keeps_rate,
         }
-        for (scale, decay, begins, climb), members in groups.items()
+        for (scale, decay, begins, climb, keeps_rate), members in groups.items()
     ]
 
 
 def set_rates(optimizer: Optimizer, config: Optim, peak: float, progress: Progress, watched: float = 1.0) -> None:
-    """Write the scheduled learning rate, times each group's scale, and weight decay into groups of `param_groups`.
+    """Write the scheduled learning rate, times each group's scale, and weight decay into groups of `param_groups`; a
+    group that keeps its rate has that of the peak after the warm-up.
 
     Args:
         optimizer, config, progress: of the run.
@@ -53,18 +56,26 @@ def set_rates(optimizer: Optimizer, config: Optim, peak: float, progress: Progre
         decay = cosine(decay, config.weight_decay_end, done)
     for group in optimizer.param_groups:
         inactive = progress.epoch < group.get("begins", 0.0)
-        group["lr"] = 0.0 if inactive else _rate(config, peak, progress, watched, group["lr_scale"])
+        group["lr"] = 0.0 if inactive else _rate(config, peak, progress, watched, group)
         if (climb := group.get("climb")) is not None:
             start, end = climb
             group["lr"] *= min(1.0, max(0.0, (progress.share - start) / (end - start)))
         group["weight_decay"] = decay if group["decays"] else 0.0
 
 
-def _rate(config: Optim, peak: float, progress: Progress, watched: float, scale: float) -> float:
+def scheduled(group: dict[str, Any]) -> bool:
+    """Whether a group's learning rate follows the schedule, see `Method.keeps_rate`."""
+    return not group.get("keeps_rate", False)
+
+
+def _rate(config: Optim, peak: float, progress: Progress, watched: float, group: dict[str, Any]) -> float:
     """The learning rate of a group, whose scale is on everything or on the peak alone."""
+    scale: float = group["lr_scale"]
     whole, top = (scale, 1.0) if config.scale_minimum else (1.0, scale)
     start, minimum = config.ends(peak)
     ramp = Ramp(start, peak * top, minimum, config.warmup_epochs)
+    if not scheduled(group):
+        return whole * level(progress, ramp)
     lr = config.schedule.at(progress, ramp)
     return whole * (lr if watched == 1 else max(lr * watched, ramp.minimum))
 

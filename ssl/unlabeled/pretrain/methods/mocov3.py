@@ -20,7 +20,6 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
-from unlabeled.nn.batchnorm import normalises
 from unlabeled.nn.collectives import gather, rank, world
 from unlabeled.nn.curves import cosine
 from unlabeled.nn.heads import mlp
@@ -94,27 +93,21 @@ class MoCoV3(PretrainMethod):
         widths = config.dim, *[config.hidden] * (config.predictor_layers - 1), config.dim
         self.predictor = mlp(widths, last_norm=not self.encoder.resnet_heads)
         self.teacher = teacher
-        self.temperature, self.normalises = config.temperature, normalises(self.encoder)
-        self.momentum = as_in_paper(config).momentum
+        self.temperature, self.momentum = config.temperature, as_in_paper(config).momentum
         follow_(teacher, self)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images = torch.cat([view.flat()[0] for view in batch.views])
-        features = self._features(self.encoder, images)
+        features = self.encoder.feature(images, views=2)
         query_1, query_2 = self.predictor(self.projector(features, views=2), views=2).chunk(2)
         with torch.no_grad():
-            key_1, key_2 = self.teacher.projector(self._features(self.teacher.encoder, images), views=2).chunk(2)
+            key_1, key_2 = self.teacher.projector(self.teacher.encoder.feature(images, views=2), views=2).chunk(2)
 
         loss = self._contrast(query_1, key_2) + self._contrast(query_2, key_1)
         # what a network gets that cannot tell pictures apart
         blind = 2 * 2 * self.temperature * math.log(len(query_1) * world())
         measures = {"of_chance": loss.detach() / blind, "feature_std": feature_std(features)}
         return Output(loss, {**measures, **contrast(query_1, key_2)}, features[: len(query_1)].detach())
-
-    def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
-        """Features of both views [2B, D]; a CNN gets each view as a batch of its own, too."""
-        batches = images.chunk(2) if self.normalises else (images,)
-        return torch.cat([encoder.feature(batch) for batch in batches])
 
     def _contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
         return info_nce(queries, gather(keys), len(queries) * rank(), self.temperature)

@@ -1,0 +1,46 @@
+"""VICReg against numbers of the official code (facebookresearch/vicreg)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from parity.given import Given, batch_of, given, mlp_shape
+from parity.golden import Golden, assert_close, assert_gradient_at
+from parity.vit import BACKWARD, FORWARD, START, assert_gradients
+
+from unlabeled.pretrain.methods.vicreg import Config, VICReg
+
+
+def build(golden: Golden) -> Any:
+    shape, c, nobody = mlp_shape(golden, "sd/projector."), golden.config, Given()
+    config = Config(
+        hidden=shape.hidden,
+        dim=shape.out,
+        expander_layers=shape.layers,
+        invariance=c.get("sim", 25.0),
+        variance=c.get("std", 25.0),
+        covariance=c.get("cov", 1.0),
+    )
+    model = VICReg(nobody, shape.width, config)  # type: ignore[arg-type]
+    model.load_state_dict(dict(golden.under("sd")))
+    return given(model)
+
+
+def test_terms_loss_and_gradients(folder: Path) -> None:
+    golden = Golden(folder / "loss.safetensors")
+    model = build(golden)
+    features = [golden[f"in/features{i}"].requires_grad_() for i in (1, 2)]
+    output = model(batch_of(*(x[None, ..., None, None] for x in features)), START)
+    assert_close(output.loss, golden["out/loss"], FORWARD, "loss")
+    for term in ("invariance", "variance", "covariance"):
+        assert_close(output.metrics[term], golden[f"out/{term}"], FORWARD, term)
+    output.loss.backward()
+    for i, x in enumerate(features, 1):
+        assert_gradient_at(x.grad, golden, f"grad/features{i}", BACKWARD)
+    official = golden.some("grad")
+    named = {name: official[name] for name in official if not name.startswith("features")}
+    # a bias before batch normalisation shifts all rows alike, which the norm takes out
+    linears = [name for name in named if name.endswith(".bias") and f"{name[:-4]}weight" in golden.under("sd")]
+    before_norms = [name for name in linears if len(golden.shape(f"sd/{name[:-4]}weight")) == 2]
+    assert_gradients(model, named, str, before_norms)
