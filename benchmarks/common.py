@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from unlabeled.accelerator import settle
+from unlabeled.files import write_text
 from unlabeled.report import markdown
 from unlabeled.report.document import Table
 
@@ -119,6 +120,23 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return markdown.table(Table(head, rows)).rstrip("\n")
 
 
+class Results:
+    """What is known so far, in a file that is rewritten after every piece."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.found
+
+    def add(self, key: str, value: Any) -> None:
+        """Keep one piece."""
+        self.found[key] = value
+        write_text(self.file, json.dumps(self.found, indent=1))
+        print(key, json.dumps(value), flush=True)
+
+
 def finish(chosen: argparse.Namespace, result: dict[str, Any]) -> None:
     """The last line, when asked for."""
     if chosen.json:
@@ -127,6 +145,7 @@ def finish(chosen: argparse.Namespace, result: dict[str, Any]) -> None:
 
 __all__ = [
     "THREADS",
+    "Results",
     "finish",
     "forget_peak_memory",
     "machine",

@@ -27,7 +27,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
-from common import machine, table
+from common import Results, machine, table
 
 from unlabeled.accelerator import settle
 from unlabeled.backbone.pooling import Pixels, Pool
@@ -38,7 +38,6 @@ from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.comparison import PIXELS_SIDE, protocols_of, untrained_twin
 from unlabeled.evaluate.evaluation import measured
 from unlabeled.evaluate.splits import Preparation, Splits
-from unlabeled.files import write_text
 from unlabeled.launch.program import main as run_program
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
@@ -190,23 +189,6 @@ def tune(place: Place, name: str, seed: int, encoder: str, contender: Contender,
     more = ("optim.lr_rule=none", rate, f"task.view.size={contender.size}", "look=null")
     place.program("finetune", name, file_of("finetune", "full_cifar10"), *fields, *more, *few)
     return float(json.loads((place.runs / name / "result.json").read_text(encoding="utf-8"))["accuracy"])
-
-
-class Results:
-    """What is known so far, in a file that is rewritten after every piece."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.found
-
-    def add(self, key: str, value: Any) -> None:
-        """Keep one piece."""
-        self.found[key] = value
-        write_text(self.file, json.dumps(self.found, indent=1))
-        print(key, json.dumps(value), flush=True)
 
 
 def cell(results: Results, place: Place, name: str, budget: float) -> None:
