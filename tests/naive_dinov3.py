@@ -1,4 +1,5 @@
-"""DINOv3's ViT as its official code computes it, plainly: one picture and one patch at a time, double precision.
+"""DINOv3's ViT and ConvNeXt as their official code computes them, plainly, in double precision; the ViT one picture and
+one patch at a time.
 
 Written from the description of the network: patch centres mapped to [-1, 1], angles 2 pi x / period, periods
 base^(i / n), row angles before column angles, halves of a head's channels turned against each other.
@@ -133,3 +134,51 @@ def turned(x: Tensor, place: tuple[float, float], base: float) -> Tensor:
         result[j] = a * math.cos(angle) - b * math.sin(angle)
         result[j + d // 2] = b * math.cos(angle) + a * math.sin(angle)
     return result
+
+
+def convnext_weights(width: int, blocks: tuple[int, ...], widths: tuple[int, ...], channels: int = 3) -> Tensors:
+    """Random weights of a ConvNeXt under official names, its last norm under both."""
+    generator, made = torch.Generator().manual_seed(0), {}
+
+    def layer(name: str, *shape: int) -> None:
+        scale = 0.3 if len(shape) == 1 else 1 / math.sqrt(math.prod(shape[1:]))
+        made[f"{name}.weight"] = scale * torch.randn(shape, generator=generator)
+        made[f"{name}.bias"] = 0.3 * torch.randn(shape[0], generator=generator)
+
+    layer("downsample_layers.0.0", width, channels, 4, 4)
+    layer("downsample_layers.0.1", width)
+    for i, (count, own) in enumerate(zip(blocks, widths, strict=True)):
+        if i:
+            layer(f"downsample_layers.{i}.0", widths[i - 1])
+            layer(f"downsample_layers.{i}.1", own, widths[i - 1], 2, 2)
+        for j in range(count):
+            layer(f"stages.{i}.{j}.dwconv", own, 1, 7, 7)
+            layer(f"stages.{i}.{j}.norm", own)
+            layer(f"stages.{i}.{j}.pwconv1", 4 * own, own)
+            layer(f"stages.{i}.{j}.pwconv2", own, 4 * own)
+            made[f"stages.{i}.{j}.gamma"] = 0.3 * torch.randn(own, generator=generator)
+    layer("norm", widths[-1])
+    return {**made, **{name.replace("norm.", "norms.3."): made[name] for name in ("norm.weight", "norm.bias")}}
+
+
+def encode_convnext(official: Tensors, images: Tensor, blocks: tuple[int, ...]) -> Tensor:
+    """The pooled feature [B, D] of pictures [B, C, H, W] after the final norm."""
+    w, x = {name: tensor.double() for name, tensor in official.items()}, images.double()
+
+    def normed(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
+
+    def convolved(name: str, x: Tensor, **more: int) -> Tensor:
+        return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], **more)
+
+    for i, count in enumerate(blocks):
+        if i == 0:
+            x = normed("downsample_layers.0.1", convolved("downsample_layers.0.0", x, stride=4).movedim(1, -1))
+        else:
+            x = normed(f"downsample_layers.{i}.0", x)
+            x = convolved(f"downsample_layers.{i}.1", x.movedim(-1, 1), stride=2).movedim(1, -1)
+        for block in (f"stages.{i}.{j}" for j in range(count)):
+            inner = convolved(f"{block}.dwconv", x.movedim(-1, 1), padding=3, groups=x.shape[-1]).movedim(1, -1)
+            hidden = F.gelu(linear(w, f"{block}.pwconv1", normed(f"{block}.norm", inner)))
+            x = x + w[f"{block}.gamma"] * linear(w, f"{block}.pwconv2", hidden)
+    return normed("norm", x.mean((1, 2)))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from naive_dinov3 import Tensors, encode, weights
+from naive_dinov3 import Tensors, convnext_weights, encode, encode_convnext, weights
 from torch import Tensor
 
+from unlabeled.backbone.importers import dinov3
 from unlabeled.backbone.importing import importers, read
 from unlabeled.backbone.weights import import_official, load_encoder, preprocessing_of
 from unlabeled.errors import UserError
@@ -114,6 +116,39 @@ def test_released_widths_are_timms_networks(name: str, gated: bool) -> None:
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in imported.encoder.items()}
 
 
+def test_a_convnext_has_the_official_features() -> None:
+    """Pooled by timm, its norm after it."""
+    blocks = (3, 3, 9, 3)
+    official = convnext_weights(96, blocks, (96, 192, 384, 768))
+    stored = {"teacher": {f"backbone.{name}": tensor for name, tensor in official.items()}}
+    imported = importers()["dinov3"].convert(stored, None, "teacher")
+    model = timm.create_model(imported.architecture, num_classes=0).eval()
+    model.load_state_dict(imported.encoder)
+    images = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = encode_convnext(official, images, blocks).float()
+        torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+    assert imported.pool == "own"
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_released_convnexts_are_timms_networks(size: str) -> None:
+    """Names and shapes of all weights."""
+    with torch.device("meta"):
+        model = timm.create_model(f"convnext_{size}", num_classes=0)
+        stages = [stage.blocks for stage in model.stages]
+        widths = tuple(stage[0].gamma.shape[0] for stage in stages)
+    small = tuple(1 for _ in stages)
+    one = convnext_weights(4, small, (4, 4, 4, 4))
+    names = [
+        re.sub(r"^stages\.(\d)\.0\.", rf"stages.\1.{j}.", name)
+        for name in one
+        for j in range(len(stages[int(name[7])]) if name.startswith("stages.") else 1)
+    ]
+    found = {(tuple(map(len, stages)), widths[0]): f"convnext_{size}"}
+    assert found.items() <= dinov3.CONVNEXTS.items() and len(set(names)) == len(model.state_dict()) + 2
+
+
 def test_periods_in_half_precision_are_those_of_100(tmp_path: Path) -> None:
     official = weights(width=128, heads=2)
     half = {**official, "rope_embed.periods": official["rope_embed.periods"].bfloat16()}
@@ -132,7 +167,14 @@ def test_files_that_cannot_be_imported(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=text):
             read("dinov3", saved({**official, **changed}, tmp_path))
     with pytest.raises(UserError, match=r"missing patch_embed.proj.weight"):
+        read("dinov3", saved({"layers.0.0.weight": torch.ones(3)}, tmp_path))
+    with pytest.raises(UserError, match=r"expected downsample_layers.0.0.weight with 4 axes, found \[3\]"):
         read("dinov3", saved({"downsample_layers.0.0.weight": torch.ones(3)}, tmp_path))
+    convnext = convnext_weights(8, (1, 1, 1, 1), (8, 8, 8, 8))
+    with pytest.raises(UserError, match=r"ConvNeXt of 8 channels with \(1, 1, 1, 1\) blocks is none of convnext_tiny"):
+        read("dinov3", saved(convnext, tmp_path))
+    with pytest.raises(UserError, match=r"a ConvNeXt has no attention heads\. Leave out --heads"):
+        read("dinov3", saved(convnext, tmp_path), heads=2)
     with pytest.raises(UserError, match=r"of 2 heads, found --heads 4\. Leave it out"):
         read("dinov3", saved(official, tmp_path), heads=4)
     without = {name: tensor for name, tensor in official.items() if name != "rope_embed.periods"}

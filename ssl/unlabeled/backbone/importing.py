@@ -72,7 +72,7 @@ class Imported(NamedTuple):
     width: int  # of its features
     encoder: Tensors  # weights of the timm model
     heads: Tensors  # the rest of the method's state, to resume pretraining; empty for backbone files
-    pool: Literal["cls", "mean"]  # of its features in the official evaluation
+    pool: Literal["cls", "mean", "own"]  # of its features in the official evaluation
     method: dict[str, Any] = {}  # noqa: RUF012 - fields of a recipe's `method:` that goes on from the heads
 
 
@@ -285,7 +285,7 @@ def checked(
         raise UserError(f"not {family.title}: {some(broken)} are {encoder[broken[0]].dtype}, expected fractions")
     if broken := [name for name, tensor in encoder.items() if not tensor.isfinite().all()]:
         raise UserError(f"{some(broken)} hold NaN or infinite values. Download the file again.")
-    pool = family.pool if family.pool in model.pools else "mean"
+    pool = family.pool if family.pool in model.pools else model.default_pool
     return Imported(architecture, arguments, model.width, encoder, heads, pool, method if heads and method else {})
 
 

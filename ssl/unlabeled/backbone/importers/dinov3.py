@@ -1,7 +1,7 @@
-"""DINOv3 (facebookresearch/dinov3), ViTs: the released backbones, and `teacher_checkpoint.pth`.
+"""DINOv3 (facebookresearch/dinov3), ViTs and ConvNeXts: the released backbones, and `teacher_checkpoint.pth`.
 
 Dropped are the mask token, the norm of local crops' class tokens, and the periods of the rotary positions, which follow
-from the width of a head. No weight tells the eps of the norms: it is 1e-5, as in all released models.
+from the width of a head. No weight tells the eps of the norms: it is 1e-5, as in all released ViTs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from unlabeled.backbone.resuming import mlp_ratio
 from unlabeled.errors import UserError
 
 FAMILY = Family(
-    "a DINOv3 ViT",
+    "a DINOv3",
     "facebookresearch/dinov3",
     {
         384: ("vit_small_patch16_dinov3", 6),
@@ -49,6 +49,15 @@ FAMILY = Family(
 PLAIN = {384: "vit_small_patch16_dinov3", 768: "vit_base_patch16_dinov3", 1024: "vit_large_patch16_dinov3"}
 GATED = {384: "vit_small_plus_patch16_dinov3", 1280: "vit_huge_plus_patch16_dinov3", 4096: "vit_7b_patch16_dinov3"}
 
+# by the blocks of each stage, and the width of the first
+CONVNEXTS = {
+    ((3, 3, 9, 3), 96): "convnext_tiny",
+    ((3, 3, 27, 3), 96): "convnext_small",
+    ((3, 3, 27, 3), 128): "convnext_base",
+    ((3, 3, 27, 3), 192): "convnext_large",
+}
+STEM = "downsample_layers.0.0.weight"
+
 FLAT = (
     Rule("mask_token", "dropped"),
     Rule("local_cls_norm.", "dropped"),
@@ -63,13 +72,24 @@ TEACHER = (
 NAMES = {"ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2", "mlp.w1": "mlp.fc1_g", "mlp.w2": "mlp.fc1_x"}
 NAMES |= {"mlp.w3": "mlp.fc2"}
 PERIODS, BASE_PERIOD = "rope_embed.periods", 100.0
+# of a ConvNeXt, in this order
+RENAMED = (
+    (r"^norm\.", "head.norm."),
+    (r"^downsample_layers\.0\.", "stem."),
+    (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
+    (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.pwconv(\d)\.", r".mlp.fc\1."),
+)
 
 
 def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported:
-    """A DINOv3 as a timm Eva; its heads are not resumed."""
+    """A DINOv3 as a timm Eva or ConvNeXt; its heads are not resumed."""
     full = "teacher" in checkpoint
     weights = unwrap(FAMILY, checkpoint["teacher"] if full else checkpoint)
     found, _ = sort(FAMILY, weights, TEACHER if full else FLAT)
+    if STEM in found:
+        return _convnext(found, heads)
     masks = {name for name in found if name.endswith(".bias_mask")}
     periods, encoder = found.pop(PERIODS, None), {_timm_name(n): t for n, t in found.items() if n not in masks}
     width, channels, patch = patch_shape(FAMILY, encoder)
@@ -85,6 +105,23 @@ def convert(checkpoint: dict[str, Any], heads: int | None, key: Key) -> Imported
     encoder, biases = _biases(_filled(encoder, depth, width), bool(masks))
     model = _architecture(width, arguments["swiglu_mlp"], biases["qkv_bias"])
     return checked(FAMILY, model, {**arguments, **biases}, encoder, {})
+
+
+def _convnext(found: Tensors, heads: int | None) -> Imported:
+    """Its norm comes after pooling in both codes; officially it is there twice."""
+    if heads is not None:
+        raise UserError("a ConvNeXt has no attention heads. Leave out --heads.")
+    width, channels, _, _ = shape_of(FAMILY, found, STEM, 4)
+    blocks = tuple(len({n.split(".")[2] for n in found if n.startswith(f"stages.{i}.")}) for i in range(4))
+    if (model := CONVNEXTS.get((blocks, width))) is None:
+        known = ", ".join(CONVNEXTS.values())
+        raise UserError(
+            f"not {FAMILY.title}: a ConvNeXt of {width} channels with {blocks} blocks is none of {known}. {OTHER}"
+        )
+    encoder = {name: tensor for name, tensor in found.items() if not name.startswith("norms.3.")}
+    for official, ours in RENAMED:
+        encoder = {re.sub(official, ours, name): tensor for name, tensor in encoder.items()}
+    return checked(FAMILY, model, {"img_size": [SIDE, SIDE], "in_chans": channels}, encoder, {})
 
 
 def _architecture(width: int, gated: bool, biased: bool) -> str:
