@@ -63,6 +63,7 @@ def test_a_method_is_found_by_its_file_name(name: str) -> None:
         ("pretrain/ibot_vits16_in1k", 2e-3),
         ("pretrain/ibot_vitb16_in1k", 3e-3),
         ("pretrain/dinov2_vitl16_in1k", 4e-3 * 2**0.5),
+        ("pretrain/dinov3_vitl16_in1k", 4e-3 * 2**0.5),
         ("finetune/mae_vitb16_in1k", 2e-3),
         ("finetune/mae_vitb16_linear_in1k", 6.4),
         ("finetune/mocov3_vitb16_linear_in1k", 12),

@@ -56,7 +56,7 @@ def _fidelity(name: str, root: Path) -> Iterator[str]:
     source = inspect.getdoc(sys.modules[METHODS.kind(name).__module__])
     yield from (f"> {line}".rstrip() for line in (source or "").splitlines())
     tests = sorted((root / "tests" / "parity").glob(f"test_{name}*.py"))
-    for one in {"ibot": ("dinov2",), "dino": ("simdino",)}.get(name, ()):
+    for one in {"ibot": ("dinov2", "dinov3"), "dino": ("simdino",)}.get(name, ()):
         tests += sorted((root / "tests" / "parity").glob(f"test_{one}*.py"))
     if tests:
         yield from ("", "Compared with numbers of the official code, within 1e-5:", "")

@@ -1,5 +1,5 @@
 """iBOT (Zhou et al., ICLR 2022; official code bytedance/ibot at da316d8), and by options DINOv2 (Oquab et al. 2023;
-facebookresearch/dinov2 at b8931f7).
+facebookresearch/dinov2 at b8931f7) and DINOv3 (Siméoni et al. 2025; facebookresearch/dinov3 at 6876159).
 
 DINO on class tokens, and the same distillation on patches: the student sees large crops with patches hidden, the
 teacher sees them whole. Where paper and code differ this follows the code, and where code and recipes differ the
