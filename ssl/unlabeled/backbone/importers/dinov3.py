@@ -50,7 +50,7 @@ PLAIN = {384: "vit_small_patch16_dinov3", 768: "vit_base_patch16_dinov3", 1024: 
 GATED = {384: "vit_small_plus_patch16_dinov3", 1280: "vit_huge_plus_patch16_dinov3", 4096: "vit_7b_patch16_dinov3"}
 
 # by the blocks of each stage, and the width of the first
-CONVNEXTS = {
+CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
     ((3, 3, 9, 3), 96): "convnext_tiny",
     ((3, 3, 27, 3), 96): "convnext_small",
     ((3, 3, 27, 3), 128): "convnext_base",
