@@ -324,7 +324,7 @@ def as_several(processes: int) -> Iterator[None]:
 
 def dataset_of(recipe: Any, data: Opened) -> ViewDataset:
     """The training samples of a recipe."""
-    return ViewDataset(data.train, recipe.method.views, recipe.method.mask_patch, recipe.seed)
+    return ViewDataset(data.train, recipe.method.views, recipe.method.mask_patch, recipe.seed, recipe.method.mixing)
 
 
 def batch_of(recipe: Any, data: Opened, pictures: int) -> RawBatch:

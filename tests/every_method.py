@@ -19,6 +19,7 @@ from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_devi
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.opened import Opened
 from unlabeled.nn.collectives import rank, world
+from unlabeled.nn.mixing import Mix
 from unlabeled.pretrain.method import METHODS, Method, Output, Progress
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe
@@ -61,7 +62,9 @@ def build(name: str, *more: str) -> Method:
 def batch_of(name: str, *more: str) -> Batch:
     """The first batch of eight samples, on the CPU."""
     recipe = recipe_of(name, *more)
-    dataset = ViewDataset(Opened(recipe.data).train, recipe.method.views, recipe.method.mask_patch, recipe.seed)
+    dataset = ViewDataset(
+        Opened(recipe.data).train, recipe.method.views, recipe.method.mask_patch, recipe.seed, recipe.method.mixing
+    )
     positions = next(iter(EpochSampler(42, 8, LAST, seed=recipe.seed)))
     cpu = torch.device("cpu")
     return to_device(collate([dataset[p] for p in positions]), cpu, Normalize(IMAGENET.mean, IMAGENET.std, cpu))
@@ -107,4 +110,5 @@ def share_of(batch: Batch) -> Batch:
     for view in batch.views:
         mask = None if view.mask is None else view.mask.map(lambda tensor: tensor[:, share])
         views.append(view._replace(pixels=view.pixels[:, share].double(), mask=mask))
-    return batch._replace(views=views, labels=batch.labels[share], index=batch.index[share])
+    mix = None if batch.mix is None else Mix(*(tensor[share] for tensor in batch.mix))
+    return batch._replace(views=views, labels=batch.labels[share], index=batch.index[share], mix=mix)

@@ -78,7 +78,9 @@ def counted() -> Iterator[Graphs]:
 def batches_of(name: str, *fields: str) -> Iterator[Batch]:
     """The batches of eight samples of a demo recipe, on the CPU."""
     recipe, cpu = recipe_of(name, *fields), torch.device("cpu")
-    dataset = ViewDataset(Opened(recipe.data).train, recipe.method.views, recipe.method.mask_patch, recipe.seed)
+    dataset = ViewDataset(
+        Opened(recipe.data).train, recipe.method.views, recipe.method.mask_patch, recipe.seed, recipe.method.mixing
+    )
     for positions in EpochSampler(42, 8, LAST, seed=recipe.seed):
         yield to_device(collate([dataset[p] for p in positions]), cpu, Normalize(IMAGENET.mean, IMAGENET.std, cpu))
 

@@ -41,7 +41,10 @@ PRELOAD = [
     "unlabeled.transfer.tasks.sweep",
     "unlabeled.stages.finetune",
     "unlabeled.transfer.start",
-    *(f"unlabeled.pretrain.methods.{name}" for name in ("dino", "ibot", "lejepa", "mae", "mocov3", "simclr", "simmim")),
+    *(
+        f"unlabeled.pretrain.methods.{file.stem}"
+        for file in sorted((ROOT / "ssl/unlabeled/pretrain/methods").glob("[a-z]*.py"))
+    ),
 ]
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -64,6 +64,9 @@ def test_a_method_is_found_by_its_file_name(name: str) -> None:
         ("pretrain/ibot_vitb16_in1k", 3e-3),
         ("pretrain/dinov2_vitl16_in1k", 4e-3 * 2**0.5),
         ("pretrain/dinov3_vitl16_in1k", 4e-3 * 2**0.5),
+        ("pretrain/distill_vits16_in1k", 5e-4),
+        ("pretrain/distill_vits16_1gpu", 5e-4 / 6**0.5),
+        ("pretrain/distill_resnet50_in1k", 1.8),
         ("finetune/mae_vitb16_in1k", 2e-3),
         ("finetune/mae_vitb16_linear_in1k", 6.4),
         ("finetune/mocov3_vitb16_linear_in1k", 12),
@@ -124,6 +127,8 @@ def test_every_pretraining_recipe_has_a_plan(
         small = EncoderConfig(model="vit_tiny_patch16_224", patch_size=16, width=16, depth=2, heads=2)
         export_encoder(tmp_path / "export", small.build(recipe.method.views[0].shape), IMAGENET, "# card\n", {})
         run += [f"init={tmp_path / 'export'}"]
+    if recipe.method.name == "distill" and file.parent.name != "demo":
+        run += ["method.teacher=scratch:timm:test_vit"]
     assert main("pretrain", [str(file), data, *run, "--dry-run"]) == 0
     said = capsys.readouterr().err
     for topic in ("steps", "lr", "memory", "encoder", "time", *(["init", "continued"] if recipe.init else [])):

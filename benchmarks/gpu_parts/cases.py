@@ -65,7 +65,9 @@ class Steps:
         size = place.size(pictures or ROWS[name].pictures, 4)
         recipe = load(PretrainRecipe, file_of(name), self._fields(place, name, size, *fields))
         data = Opened(recipe.data)
-        dataset = ViewDataset(data.train, recipe.method.views, recipe.method.backbone.patch_size, recipe.seed)
+        dataset = ViewDataset(
+            data.train, recipe.method.views, recipe.method.backbone.patch_size, recipe.seed, recipe.method.mixing
+        )
         job = Job(recipe, recipe.method.build, data, dataset)
         self.pictures = recipe.train.batch_size
         self.engine = Engine(

@@ -34,6 +34,7 @@ SECTIONS = {
         "methods/ibot.md",
         "methods/ijepa.md",
         "methods/lejepa.md",
+        "methods/distill.md",
     ],
     "How to": [
         "install.md",

@@ -125,3 +125,10 @@ def test_pairs_must_not_be_parted() -> None:
     for mixing in (Mixing(mixup=0.8), Mixing(cutmix=1.0)):
         with pytest.raises(UserError, match="even number of pictures at a time, found 3"):
             mixing.check(3)
+
+
+def test_together_all_pairs_of_a_batch_are_mixed_alike() -> None:
+    one = drawn(Mixing(mixup=1.0, cutmix=1.0, together=True), 3, range(8))
+    assert len(one.share.unique()) == 1 and len(one.box.unique(dim=0)) == 1
+    shares = [drawn(Mixing(mixup=1.0, together=True), step).share[0].item() for step in range(STEPS)]
+    assert len(set(shares)) == STEPS and 0.3 < sum(shares) / STEPS < 0.7

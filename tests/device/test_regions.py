@@ -78,7 +78,9 @@ def test_a_copy_of_a_compiled_network_has_its_own_weights() -> None:
 def test_colours_are_compiled_by_view_and_the_same() -> None:
     """On a device; how many crops are blurred differs from batch to batch."""
     recipe, cpu = recipe_of("dino"), torch.device("cpu")
-    dataset = ViewDataset(Opened(recipe.data).train, recipe.method.views, recipe.method.mask_patch, recipe.seed)
+    dataset = ViewDataset(
+        Opened(recipe.data).train, recipe.method.views, recipe.method.mask_patch, recipe.seed, recipe.method.mixing
+    )
     normalize = Normalize(recipe.data.mean, recipe.data.std, cpu)
     made = []
     with counted() as graphs:

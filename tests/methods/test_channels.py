@@ -57,7 +57,7 @@ def test_it_learns_draws_and_exports(name: str, channels: int, tmp_path: Path) -
     config, data = recipe.method, recipe.data
     patch = config.encoder.patch_size
     opened = Opened(data)
-    dataset = ViewDataset(opened.train, config.views, patch, recipe.seed)
+    dataset = ViewDataset(opened.train, config.views, patch, recipe.seed, config.mixing)
     assert dict(plan(Job(recipe, config.build, opened, dataset), [], 1, "cpu"))["steps"]
     positions = next(iter(EpochSampler(COUNT, 8, 2, seed=0)))
     batch = to_device(collate([dataset[p] for p in positions]), CPU, Normalize(data.mean, data.std, CPU))

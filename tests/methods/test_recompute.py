@@ -10,6 +10,7 @@ from timm.layers import DropPath
 from torch import Tensor
 
 from unlabeled.data.batch.batch import Batch
+from unlabeled.nn.mixing import Mix
 from unlabeled.nn.recompute import recompute_, recomputed
 from unlabeled.pretrain.method import Method
 
@@ -52,7 +53,8 @@ def rows(batch: Batch, first: int, last: int) -> Batch:
         view._replace(pixels=taken(view.pixels), mask=None if view.mask is None else view.mask.map(taken))
         for view in batch.views
     ]
-    return batch._replace(views=views, labels=batch.labels[first:last], index=batch.index[first:last])
+    mix = None if batch.mix is None else Mix(*(tensor[first:last] for tensor in batch.mix))
+    return batch._replace(views=views, labels=batch.labels[first:last], index=batch.index[first:last], mix=mix)
 
 
 def gradients(name: str, parts: int) -> tuple[Method, dict[str, Tensor]]:

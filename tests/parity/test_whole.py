@@ -14,6 +14,7 @@ WITH_GRADIENTS = (
     "simmim/swin.safetensors",
     "mocov3/model.safetensors",
     "mocov3/contrastive.safetensors",
+    "distill/loss.safetensors",
     "dino/head.safetensors",
     "dino/loss.safetensors",
     "dino/multicrop.safetensors",

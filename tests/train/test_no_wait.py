@@ -79,7 +79,7 @@ class Queueing(Engine):
 
 def made(recipe: Any, output: Path, kind: type[Engine] = Engine) -> Engine:
     data = Opened(recipe.data)
-    dataset = ViewDataset(data.train, recipe.method.views, recipe.method.mask_patch, recipe.seed)
+    dataset = ViewDataset(data.train, recipe.method.views, recipe.method.mask_patch, recipe.seed, recipe.method.mixing)
     output.mkdir(exist_ok=True, parents=True)
     return kind(Job(recipe, recipe.method.build, data, dataset), make_accelerator("cpu", "no", 60.0), output)
 

@@ -136,6 +136,10 @@ def _refuse_other_pictures(engine: Engine, job: Job, saved: dict[str, Any]) -> N
         return
     if "pictures" not in changed:
         name = changed[0]
+        if name.startswith("method."):
+            raise UserError(
+                f"{engine.output} holds a run whose {name} was {facts[name]}; now it is {job.facts[name]}. {ADVICE}"
+            )
         if "." in name:
             raise UserError(
                 f"{engine.output} holds a run that was evaluated on other pictures than {name} has now: names, sizes "

@@ -95,6 +95,13 @@ KNOWN = (
         "",
         "1 = the embeddings of all images are one point, a collapse. Lower is better.",
     ),
+    Measure(
+        "of_uniform",
+        "Loss as a share of that of a blind student",
+        LOSS,
+        "0 to 1",
+        "1 = the student follows its frozen teacher no better than if all images were alike. Lower is better.",
+    ),
     Measure("knn", "kNN", SCORES, "%", "Accuracy of nearest neighbours on frozen features. Higher is better."),
     Measure("linear", "Linear probe", SCORES, "%", "Accuracy of a linear layer on frozen features. Higher is better."),
     Measure(
@@ -246,6 +253,13 @@ KNOWN = (
     Measure("coding_rate", "Coding rate", TEACHER, text="How many directions vectors fill. Higher is better."),
     Measure(
         "spread", "Coding rate over that of equal vectors", TEACHER, text="1 = all vectors are equal. Higher is better."
+    ),
+    Measure(
+        "kl_patches",
+        "Student to teacher, of patches (KL)",
+        TEACHER,
+        "nats",
+        "How far the student's similarities of patches are from its teacher's. 0 = they agree.",
     ),
     Measure("prototypes", "Prototypes in use", TEACHER, "share", "Of those that a batch can use. Higher is better."),
 )

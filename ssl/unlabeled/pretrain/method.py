@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder, Hiding
+from unlabeled.backbone.folder import Preprocessing
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.mask import Rounding, with_equal_counts
+from unlabeled.data.view.mixing import Mixing
 from unlabeled.data.view.views import View
 from unlabeled.nn.batchnorm import normalises
 from unlabeled.pretrain.continued import Continuation, Continued
@@ -152,6 +154,20 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
     def mask_patch(self) -> int:
         """The side of the patches that masks are drawn over, pixels: the same in all views."""
         return min(self.mask_patch_of(view, self.backbone) for view in self.views)
+
+    @property
+    def mixing(self) -> Mixing:
+        """How images of the first view are mixed with their neighbours: `Batch.mix`; by default not at all."""
+        return Mixing()
+
+    def seeing(self, how: Preprocessing) -> MethodConfig:
+        """The same for pictures that come normalised so, where other networks see them too than the one that learns."""
+        return self
+
+    def relies_on(self) -> dict[str, str]:
+        """Other weights that it learns from, by field, in words that differ where they do: a run goes on with the same
+        alone. Raises UserError when there are none."""
+        return {}
 
     @abstractmethod
     def build(self) -> PretrainMethod:

@@ -69,10 +69,21 @@ def same_balance(value: float, paper: Setting, yours: Setting) -> float:
     return first / (first + second)
 
 
+# rows of a queue of features for up to so many pictures
+QUEUES = {50: 16, 100: 32, 250: 64, 500: 128, 1000: 256, 2000: 512, 4000: 1024, 10_000: 2048, 20_000: 4096}
+
+
+def queue_for_pictures(value: float, paper: Setting, yours: Setting) -> float:
+    """Keep a queue well below the number of pictures, so that a picture is rarely in it twice (lightly-train)."""
+    pictures = yours.steps * yours.batch / yours.epochs
+    return next((rows for most, rows in QUEUES.items() if pictures <= most), value)
+
+
 REASONS: dict[Callable[[float, Setting, Setting], float], str] = {
     same_window: "averages over as many pictures, at most a twentieth of the run",
     same_share: "the same share of the run",
     same_balance: "the same balance of the two losses, of which one grows with the batch",
+    queue_for_pictures: "a picture is rarely in it twice",
 }
 
 

@@ -19,7 +19,7 @@ from unlabeled.backbone.importing import importer_names
 from unlabeled.backbone.pooling import encoder_features
 from unlabeled.data.archive.listing import Split
 from unlabeled.data.batch.loader import Normalize, ViewDataset
-from unlabeled.data.batch.sampler import steps_per_epoch, total_steps
+from unlabeled.data.batch.sampler import per_process, steps_per_epoch, total_steps
 from unlabeled.data.opened import Opened, location
 from unlabeled.data.source import Source, SourceConfig
 from unlabeled.data.view.views import View
@@ -94,7 +94,7 @@ class PretrainRecipe(Recipe, frozen=True, extra="forbid"):
                 f"encoder.channels is {found}, the pictures have {given} (the values of data.mean and data.std). Set "
                 f"method.encoder.channels={given}, or give mean and std {found} values each"
             )
-        return method
+        return method if data is None else method.seeing(Preprocessing.of(data, 1.0))
 
     @field_validator("evaluate")
     @classmethod
@@ -157,6 +157,7 @@ class PretrainJob(Job):
     method: MethodConfig  # with the values of this run
     steps: int  # of the run
     rescaled: Sequence[Rescaled]  # settings of the method that follow from batch and length of the run
+    others: dict[str, str]  # weights that it learns from beside those of `init`, see `MethodConfig.relies_on`
     begun: Begun | None = None  # the weights that it begins with; None = from scratch
     looking: Looking | None = None  # draws its encoder; None = nothing does
 
@@ -191,7 +192,8 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
             config, rescaled = recipe.continued.slowed(config, rescaled)
 
         base, uncut = recipe.data.order, recipe.run.views == "device"
-        dataset = ViewDataset(source, config.views, config.mask_patch, recipe.seed, base=base, uncut=uncut)
+        mixing, seed = config.mixing, recipe.seed
+        dataset = ViewDataset(source, config.views, config.mask_patch, seed, mixing, base=base, uncut=uncut)
         job = PretrainJob(
             recipe=recipe,
             build=config.build,
@@ -200,6 +202,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
             method=config,
             steps=steps,
             rescaled=rescaled,
+            others=config.relies_on(),
         )
         if recipe.init is None:
             return job
@@ -219,6 +222,8 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
 
     def scored(self, job: PretrainJob, accelerator: Accelerator) -> PretrainJob:
         recipe, evaluator = job.recipe, self._evaluator(job.recipe, job.data, accelerator)
+        each = per_process(recipe.train.batch_size, accelerator.num_processes, recipe.run.micro_batches)
+        job.dataset.mixing.check(each, "method.mixup")
         looking = _looking(job, accelerator.device)
 
         def scores(method: Any) -> Iterator[tuple[str, float]]:
@@ -230,6 +235,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
             evaluate=None if evaluator is None else scores,
             facts={
                 "pictures": job.dataset.source.fingerprint(),
+                **job.others,
                 **({} if evaluator is None or recipe.elsewhere is None else {ELSEWHERE: evaluator.fingerprint}),
                 **({} if job.begun is None else {"init": job.begun.digest}),
             },
@@ -272,6 +278,7 @@ class Pretrain(Stage[PretrainRecipe, PretrainJob]):
         return [
             ("pictures", f"{len(source):,} from {location(recipe.data)}{labels}"),
             ("method", f"{recipe.method.name} with {encoder.model}, {encoder.summary}"),
+            *job.others.items(),
             *([] if job.begun is None else [("init", job.begun.words)]),
             *([("taken", f"from init: {', '.join(taken)}")] if taken else []),
             *([] if recipe.evaluate is None else [("evaluate", _evaluation(recipe.evaluate, job))]),

@@ -56,13 +56,12 @@ class Beginning(NamedTuple):
 
     def load_(self, method: PretrainMethod) -> Loaded:
         """Give all encoders of a method the weights, and its heads where those of the address fit it by all names and
-        shapes; where not, they stay as they began, and so do the teacher's, which follow them."""
-        evaluated = method.evaluated()
-        encoders = {
-            prefix_of(method, part): part
-            for part in method.modules()
-            if isinstance(part, Encoder) and _alike(part, evaluated)
-        }
+        shapes; where not, they stay as they began, and so do the teacher's, which follow them. Encoders that are no
+        part of its state, frozen teachers, keep their own."""
+        evaluated, state = method.evaluated(), method.state_dict()
+        alike = (part for part in method.modules() if isinstance(part, Encoder) and _alike(part, evaluated))
+        found = {prefix_of(method, part): part for part in alike}
+        encoders = {prefix: part for prefix, part in found.items() if any(name.startswith(prefix) for name in state)}
         others = {prefix: encoder for prefix, encoder in encoders.items() if encoder is not evaluated}
         _, rest = split_heads(method)
         wrong = self._misfit(method, rest, tuple(others))

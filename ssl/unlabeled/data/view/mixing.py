@@ -1,4 +1,5 @@
-"""Mixup and CutMix of neighbours in the global batch, drawn from a pair's place in it: however many processes."""
+"""Mixup and CutMix of neighbours in the global batch, drawn from a pair's place in it or for all of them alike: the
+same however many processes there are."""
 
 from __future__ import annotations
 
@@ -18,12 +19,15 @@ Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Mixing(BaseModel, frozen=True, extra="forbid"):
-    """A recipe's `mixing:` section. Every pair draws for itself; both images of it are mixed, by the same share."""
+    """A recipe's `mixing:` section. Both images of a pair are mixed, by the same share."""
 
     mixup: Alpha = Field(0.0, description="alpha of mixup; 0 = off")
     cutmix: Alpha = Field(0.0, description="alpha of CutMix; 0 = off")
     prob: float = Field(1.0, ge=0, le=1, description="probability that a pair is mixed at all")
     switch: float = Field(0.5, ge=0, le=1, description="probability of CutMix where both are on")
+    together: bool = Field(
+        False, description="all pairs of a batch are mixed alike (timm's mode batch); otherwise each draws for itself"
+    )
     off_epoch: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="epoch from which nothing is mixed any more; null = never"
     )
@@ -33,19 +37,19 @@ class Mixing(BaseModel, frozen=True, extra="forbid"):
         """Whether images are mixed at all."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
-    def check(self, micro_batch: int) -> None:
-        """Raise UserError when a micro-batch would part a pair."""
+    def check(self, micro_batch: int, field: str = "task.mixing") -> None:
+        """Raise UserError, which names the field of the recipe, when a micro-batch would part a pair."""
         if self.on and micro_batch % 2:
             raise UserError(
-                f"task.mixing mixes neighbours, so each process needs an even number of pictures at a time, found "
+                f"{field} mixes neighbours, so each process needs an even number of pictures at a time, found "
                 f"{micro_batch}. Make train.batch_size a multiple of 2 x processes x run.accumulate."
             )
 
     def draw(self, position: Position, shape: tuple[int, int], seed: int) -> tuple[float, tuple[int, int, int, int]]:
-        """Share and box of the pair that a sample belongs to, from (seed, step, pair) alone, for images of `shape`
-        (height, width) pixels. The epoch decides whether mixing is over."""
+        """Share and box of the pair that a sample belongs to, from (seed, step, pair) alone, or (seed, step) where all
+        are mixed alike, for images of `shape` (height, width) pixels. The epoch decides whether mixing is over."""
         off = self.off_epoch is not None and position.epoch >= self.off_epoch
-        rng = stream(seed, Stream.MIX, position.step, position.row // 2)
+        rng = stream(seed, Stream.MIX, position.step, 0 if self.together else position.row // 2)
         if off or rng.random() >= self.prob:
             return 1.0, (0, 0, 0, 0)
         cut = self.cutmix > 0 and (self.mixup == 0 or rng.random() < self.switch)
