@@ -97,7 +97,7 @@ PRETRAINED = [
     variant("mae_accumulated", MAE, "run.accumulate=2"),
     variant("simmim_accumulated", "demo/simmim_shapes", "run.accumulate=2", workers=2),
     variant("mae_init", MAE, f"init={VIT}"),
-    variant("mae_cross", MAE, "method.decoder={name: cross, width: 32, depth: 2, heads: 2, share: 0.5}"),
+    variant("mae_cross", MAE, "method.decoder={name: cross_light, width: 32, depth: 2, heads: 2, share: 0.5}"),
     variant("mae_fixed_block", MAE, "method.view.mask={name: fixed_block, ratio: 0.5}"),
     variant("mae_inverse", MAE, "method.view.mask={name: inverse, mask: {name: random, ratio: 0.25}}"),
     variant("simmim_vit", "demo/simmim_shapes", f"method.encoder={SMALL_VIT}"),

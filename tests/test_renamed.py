@@ -10,6 +10,7 @@ import pytest
 from unlabeled.launch.resume import resume
 from unlabeled.recipe import RecipeError, dump, parse, renamed, updated
 from unlabeled.stages.finetune import FinetuneRecipe
+from unlabeled.stages.pretrain import PretrainRecipe
 
 BARE = "name: it\nencoder: nowhere\ndata: {name: shapes}\n"
 # a `task:` section as the version before wrote it out
@@ -138,6 +139,17 @@ def test_what_a_run_did_not_read_is_left_out_of_what_it_wrote() -> None:
         "task": {"pool": "cls", "strategy": {"name": "retrain"}}
     }
     assert updated({"method": {"name": "mae"}, "task": None}) == {"method": {"name": "mae"}, "task": None}
+
+
+def test_a_cross_decoder_with_a_share_is_the_light_one(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "name: it\ndata: {name: shapes}\nmethod:\n  name: mae\n  decoder: {name: cross, share: 0.5}\n"
+    decoder = parse(PretrainRecipe, recipe).method.decoder  # type: ignore[attr-defined]
+    assert (decoder.name, decoder.share) == ("cross_light", 0.5)
+    assert "method.decoder.name=cross with a share is now cross_light" in capsys.readouterr().err
+    before = {"method": {"decoder": {"name": "cross", "share": 0.25}}}
+    assert updated(before) == {"method": {"decoder": {"name": "cross_light", "share": 0.25}}}
+    now = {"method": {"decoder": {"name": "cross", "predicted": 0.25}}}
+    assert updated(now) == now
 
 
 def test_a_run_from_before_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

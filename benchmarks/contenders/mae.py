@@ -35,7 +35,7 @@ from unlabeled.backbone.config import EncoderConfig
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
-from unlabeled.pretrain.decoders.cross import Config as CrossDecoder
+from unlabeled.pretrain.decoders.cross_light import Config as LightDecoder
 from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.method import Method
 from unlabeled.pretrain.methods.mae import Config
@@ -53,7 +53,7 @@ def make_batch(pictures: int, seed: int) -> Batch:
 def ours(depth: int, cross: bool = False) -> Method:
     """Our MAE, with the paper's decoder or the cross decoder."""
     size = {"width": DECODER_WIDTH, "depth": min(depth, DECODER_DEPTH), "heads": DECODER_HEADS}
-    decoder = CrossDecoder(**size, share=0.25) if cross else SelfDecoder(**size)
+    decoder = LightDecoder(**size, share=0.25) if cross else SelfDecoder(**size)
     view = View(size=SIDE, mask=RandomMask(ratio=RATIO))
     return Config(view=view, encoder=EncoderConfig(model=MODEL, depth=depth), decoder=decoder).build()
 

@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from every_method import batch_of, build, on_a_gpu
 from torch import Tensor, nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder, Tokens
+from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.nn.patches import PatchMask
 from unlabeled.pretrain.decoder import Decoder
-from unlabeled.pretrain.decoders import cross, self
+from unlabeled.pretrain.decoders import cross, cross_light, self
+from unlabeled.pretrain.method import Progress
+from unlabeled.pretrain.methods import mae
 from unlabeled.pretrain.methods.simmim import LinearDecoder
 
 Grid = tuple[int, int]
 NATIVE, OUT, WIDTH, HEADS = (3, 5), 7, 16, 2
+VIEW, RNG = {"size": 32, "mask": {"name": "random"}}, np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +48,23 @@ def self_decoder(encoder: Encoder) -> self.SelfDecoder:
 
 
 @pytest.fixture
+def light_decoder(encoder: Encoder) -> cross_light.LightDecoder:
+    return randomised(cross_light.Config(width=WIDTH, depth=2, heads=HEADS, share=1.0).build(encoder, OUT))
+
+
+@pytest.fixture
 def cross_decoder(encoder: Encoder) -> cross.CrossDecoder:
-    return randomised(cross.Config(width=WIDTH, depth=2, heads=HEADS, share=1.0).build(encoder, OUT))
+    config = cross.Config(width=WIDTH, depth=3, heads=HEADS, predicted=0.4)
+    return randomised(config.build(encoder, OUT, hidden=0.6))
 
 
-@pytest.mark.parametrize("config", [self.Config, cross.Config])
+@pytest.mark.parametrize("config", [self.Config, cross.Config, cross_light.Config])
 def test_the_mlps_width(encoder: Encoder, config: Any) -> None:
     decoder = config(width=WIDTH, depth=1, heads=HEADS, mlp_ratio=2.5).build(encoder, OUT)
     assert decoder.blocks[0].mlp.fc1.weight.shape == (40, WIDTH)
 
 
-@pytest.fixture(params=["self", "cross", "linear"])
+@pytest.fixture(params=["self", "cross", "light", "linear"])
 def decoder(request: pytest.FixtureRequest, encoder: Encoder) -> Decoder:
     if request.param == "linear":
         return randomised(LinearDecoder(encoder))
@@ -63,7 +74,7 @@ def decoder(request: pytest.FixtureRequest, encoder: Encoder) -> Decoder:
 def masked(grid: Grid, batch: int = 2) -> PatchMask:
     rng = np.random.default_rng(0)
     drawn = [RandomMask(ratio=0.6).draw(rng, grid, 8) for _ in range(batch)]
-    return PatchMask(*(torch.stack(column) for column in zip(*drawn, strict=True)))
+    return PatchMask.stack(drawn)
 
 
 def encoded(mask: PatchMask, grid: Grid, full: bool = False) -> Tokens:
@@ -71,7 +82,8 @@ def encoded(mask: PatchMask, grid: Grid, full: bool = False) -> Tokens:
     rng = torch.Generator().manual_seed(1)
     batch, n = mask.hidden.shape[0], mask.hidden.shape[1] if full else mask.indices()[0].shape[1]
     prefix, patches = (torch.randn(batch, m, 24, generator=rng) for m in (1, n))
-    return Tokens(prefix, patches, grid)
+    layers = tuple(torch.randn(batch, 1 + n, 24, generator=rng) for _ in range(2))  # before and after the one block
+    return Tokens(prefix, patches, grid, layers=layers)
 
 
 def stretched(table: Tensor, grid: Grid) -> Tensor:
@@ -143,8 +155,8 @@ def attended(block: Any, x: Tensor, memory: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("grid", [NATIVE, (4, 2)])
 @torch.no_grad()
-def test_cross_reads_the_visible_tokens_query_by_query(cross_decoder: cross.CrossDecoder, grid: Grid) -> None:
-    decoder: Any = cross_decoder
+def test_light_reads_the_visible_tokens_query_by_query(light_decoder: cross_light.LightDecoder, grid: Grid) -> None:
+    decoder: Any = light_decoder
     mask = masked(grid)
     tokens = encoded(mask, grid)
     found = decoder(tokens, mask)
@@ -159,25 +171,81 @@ def test_cross_reads_the_visible_tokens_query_by_query(cross_decoder: cross.Cros
             torch.testing.assert_close(found[row, slot], decoder.head(decoder.norm(x)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [NATIVE, (4, 2)])
+@torch.no_grad()
+def test_cross_weights_the_blocks_for_each_of_its_own(cross_decoder: cross.CrossDecoder, grid: Grid) -> None:
+    decoder: Any = cross_decoder
+    mask = masked(grid)
+    tokens = encoded(mask, grid)
+    found = decoder(tokens, mask)
+    table = decoder.positions[0] if grid == NATIVE else stretched(decoder.positions[0], grid)
+    for row, drop in enumerate(mask.indices()[1]):
+        skipped = int(grid[0] * grid[1] * (0.6 - 0.4))
+        for slot, patch in enumerate(sorted(drop.tolist()[skipped:])):
+            x = decoder.mask_token[0, 0] + table[patch]
+            for number, block in enumerate(decoder.blocks):
+                weights = decoder.maps.weight[number]
+                memory = sum(weight * layer[row] for weight, layer in zip(weights, tokens.layers, strict=True))
+                x = x + attended(block, x, block.memory_norm(memory))
+                x = x + block.mlp(block.norm2(x))
+            torch.testing.assert_close(found[row, slot], decoder.head(decoder.norm(x)), rtol=1e-4, atol=1e-5)
+        assert slot + 1 == found.shape[1]
+
+
+def test_cross_trains_all_that_it_reads_and_the_encoder_gives_the_same_tokens() -> None:
+    fields = {"model": "vit_tiny_patch16_224", "patch_size": 8, "width": 24, "depth": 3, "heads": 2}
+    decoder = {"name": "cross", "width": 16, "depth": 2, "heads": 2, "maps": [0, 2], "use_input": False}
+    method: Any = mae.Config.model_validate({"view": VIEW, "encoder": fields, "decoder": decoder}).build()
+    images, mask = torch.randn(2, 3, 32, 32), PatchMask.stack([RandomMask().draw(RNG, (4, 4), 8) for _ in range(2)])
+    tokens, plain = method.decoder.encode(method.encoder, images, mask), method.encoder(images, drop=mask)
+    assert torch.equal(tokens.patches, plain.patches) and len(tokens.layers) == 4 and method.decoder.read == [1, 3]
+    batch = Batch([ViewBatch(images[None], mask.map(lambda t: t[None]))], torch.zeros(2), torch.zeros(2))
+    method(batch, Progress(0, 1, 0.0, 1.0)).loss.backward()
+    assert not [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    assert method.pictures(batch).shape == (2, 3, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["cross", "cross_light"])
+def test_a_step_on_a_gpu_with_each(name: str) -> None:
+    decoder = f"method.decoder={{name: {name}, width: 32, depth: 2, heads: 2}}"
+    output = on_a_gpu(build("mae", decoder), batch_of("mae", decoder))
+    assert output.loss.device.type == "cuda" and output.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("decoder", "encoder", "says"),
+    [
+        ({"predicted": 0.8}, {}, r"predicted: found 0.8 of all patches, but the mask hides 0.75"),
+        ({"maps": [0, 12]}, {}, r"decoder.maps: found block 12, but the encoder has blocks 0 to 11"),
+        ({}, {"model": "hiera_tiny_224"}, "does not give. Use decoder cross_light"),
+        ({"heads": 3}, {}, "3 heads do not divide a width of 512"),
+    ],
+)
+def test_what_cross_cannot_do_is_said(decoder: dict[str, Any], encoder: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says), torch.device("meta"):
+        mae.Config.model_validate({"encoder": encoder, "decoder": {"name": "cross", **decoder}}).build()
+
+
 @pytest.mark.parametrize(("share", "predicted"), [(0.25, 3), (0.01, 1), (0.5, 5), (1.0, 9)])
 @torch.no_grad()
 def test_predicting_a_share_changes_no_prediction(
-    cross_decoder: cross.CrossDecoder, share: float, predicted: int
+    light_decoder: cross_light.LightDecoder, share: float, predicted: int
 ) -> None:
     mask = masked(NATIVE)
     tokens = encoded(mask, NATIVE)
-    whole, drop = cross_decoder(tokens, mask), mask.indices()[1]
-    cross_decoder.share = share
-    assert torch.equal(cross_decoder.predicts(mask), drop[:, :predicted])
-    torch.testing.assert_close(cross_decoder(tokens, mask), whole[:, :predicted])
+    whole, drop = light_decoder(tokens, mask), mask.indices()[1]
+    light_decoder.share = share
+    assert torch.equal(light_decoder.predicts(mask), drop[:, :predicted])
+    torch.testing.assert_close(light_decoder(tokens, mask), whole[:, :predicted])
 
 
 @pytest.mark.parametrize(
     ("config", "error"),
     [
         (self.Config, {"width": 30}),
-        (cross.Config, {"share": 0.0}),
-        (cross.Config, {"share": 1.1}),
+        (cross.Config, {"predicted": 1.1}),
+        (cross_light.Config, {"share": 0.0}),
+        (cross_light.Config, {"share": 1.1}),
     ],
 )
 def test_impossible_decoders_are_refused(config: Any, error: dict[str, float]) -> None:

@@ -24,10 +24,11 @@ READ: dict[Path, set[str]] = defaultdict(set)
 SYNONYMS = (
     {"config", "settings", "cfg", "args", "options", "hparams"},
     {"num_heads", "heads", "n_heads", "nheads", "num_attention_heads", "attention_heads"},
-    {"decoder_num_heads", "decoder_heads", "dec_num_heads", "dec_heads", "decoder_nheads"},
+    {"decoder_num_heads", "decoder_heads", "dec_num_heads", "dec_heads", "decoder_nheads", "dheads"},
     {"ln_eps", "layer_norm_eps", "norm_eps", "layernorm_eps"},
     {"mask_ratios", "ratios"},
-    {"mask_ratio", "ratio", "r"},
+    {"mask_ratio", "ratio", "r", "mask"},
+    {"kept_mask_ratio", "kept", "kept_ratio"},
     {"lr", "learning_rate", "base_lr", "peak_lr", "init_lr", "max_lr"},
     {"min_lr", "lr_min", "minimum_lr", "eta_min"},
     {"epochs", "nepochs", "num_epochs", "n_epochs", "total_epochs"},

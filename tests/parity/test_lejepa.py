@@ -22,7 +22,7 @@ def golden(folder: Path) -> Golden:
 
 def sigreg_of(golden: Golden, part: str = "") -> SIGReg:
     """The regulariser of the set's settings, or of a part of them, in the set's precision."""
-    c = Settings({**golden.config, **golden.config.get(part, {})})
+    c = Settings(golden.config.get(part, {})) if part else golden.config
     drawn = golden.shape(f"in/directions_{part or 'step0'}")[1]
     regulariser = SIGReg(c.get("slices", drawn), c.get("knots", 17), c.get("t_max", 3.0))
     assert regulariser.slices == drawn

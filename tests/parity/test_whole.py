@@ -30,6 +30,8 @@ WITH_GRADIENTS = (
     "byol/heads.safetensors",
     "barlowtwins/loss.safetensors",
     "vicreg/loss.safetensors",
+    "crossmae/model_weighted.safetensors",
+    "lejepa/loss.safetensors",
 )
 
 

@@ -46,6 +46,7 @@ class Tokens(NamedTuple):
     patches: Tensor  # [B, N, D], or [B, K, D] of the visible patches in the order of `PatchMask.keep`
     grid: Grid  # (rows, columns) of the whole image's patches, hidden ones included
     raw: Any = None  # the same as timm's `forward_features` gives it, for the network's own pooling
+    layers: tuple[Tensor, ...] = ()  # [B, P + K, D] before the first block and after each, without a norm; see `layers`
 
     def pool(self, how: Literal["cls", "mean"]) -> Tensor:
         """One vector per image [B, D]: the class token, or the mean of the patches."""
@@ -69,6 +70,7 @@ class Encoder(nn.Module, ABC):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset()
+    layered: ClassVar[bool] = False  # has `layers`
     names: ClassVar[str] = ""  # of its networks in advice, such as `vit_*`
     last: ClassVar[str] = "last stage's map"  # the only tokens that can be read, in words
     resnet_heads: ClassVar[bool] = False  # gets the heads that MoCo v3 and DINO put on a ResNet
@@ -419,6 +421,10 @@ class Encoder(nn.Module, ABC):
         """Attention over the patches [B, heads, N] of images whose `forward` gave `tokens`, and whose it is, in words;
         None = it has none that can be shown."""
         return None
+
+    def layers(self, images: Tensor, drop: Hidden = None) -> Tokens:
+        """As `forward`, with the tokens of all blocks in `Tokens.layers`. Only where `layered`."""
+        raise NotImplementedError
 
     @abstractmethod
     def layer_of(self, name: str) -> int:

@@ -65,6 +65,11 @@ class Mask(BaseModel, ABC, frozen=True, extra="forbid"):
         """Whether it hides as many patches in one step as in another, where counts are equal."""
         return True
 
+    @property
+    def hidden_share(self) -> float | None:
+        """The share of the patches that every crop hides, before rounding; None = it varies."""
+        return None
+
     @abstractmethod
     def check(self, size: Grid, patch: int) -> None:
         """Raise ValueError when the mask does not fit a crop of `size` (height, width) and patches of side `patch`,

@@ -41,6 +41,10 @@ class FixedMask(Mask, frozen=True, extra="forbid"):
         "ceil(N ratio) (ceil_hidden: SimMIM) or floor(N ratio) (floor_hidden: iBOT); null = the method's own",
     )
 
+    @property
+    def hidden_share(self) -> float:
+        return self.ratio
+
     def hidden(self, units: int) -> int:
         """Number of `units` that are hidden. Methods differ in rounding and in the floats they multiply."""
         if self.rounding == "ceil_hidden":

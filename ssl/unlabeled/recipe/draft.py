@@ -73,7 +73,7 @@ class Draft:
                 del look_up(self.data, old[:-1])[old[-1]]
                 continue
             line = self.line(old)
-            if line != COMMAND_LINE and look_up(self.data, new) is not None:
+            if line != COMMAND_LINE and new != old and look_up(self.data, new) is not None:
                 self.faults.append(Fault(old, f"is now {dotted(new)}, which is there too. Remove one of them", line))
                 continue
             place = self.make_way([str(name) for name in new], line)

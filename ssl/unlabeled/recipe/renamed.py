@@ -60,6 +60,7 @@ def moves(data: Any, ran: bool = False) -> Iterator[Move]:
     A value that no kind reads is left out where it equals the default, or where the recipe `ran` and it had no effect.
     """
     yield from _mode(data, ran)
+    yield from _light(data)
     for field in FIELDS:
         place, new = _place(field.old), _place(field.new)
         section = look_up(data, place[:-1])
@@ -91,6 +92,13 @@ def _mode(data: Any, ran: bool) -> Iterator[Move]:
         yield Move(("task", "pool"), ("task", "pool"), "cls")
     yield Move(place, _place(kind), name, f"task.mode={old} is now {kind}={name}")
     yield Move(place, None)
+
+
+def _light(data: Any) -> Iterator[Move]:
+    """The decoder `cross` had a `share` of the hidden patches."""
+    decoder, place = look_up(data, ("method", "decoder")), ("method", "decoder", "name")
+    if isinstance(decoder, dict) and decoder.get("name") == "cross" and "share" in decoder:
+        yield Move(place, place, "cross_light", "method.decoder.name=cross with a share is now cross_light")
 
 
 def _moved(old: Place, new: Place, value: Any) -> Iterator[Move]:

@@ -54,6 +54,7 @@ class Rope(Transformer):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset({"drop", "replace"})
+    layered: ClassVar[bool] = True
     names: ClassVar[str] = "eva02_*"
     undecayed: ClassVar[tuple[str, ...]] = (*Transformer.undecayed, "rope.freqs")
     bare: ClassVar[Mapping[str, Any]] = {}
@@ -226,9 +227,14 @@ class Rope(Transformer):
 
     def forward(self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None) -> Tokens:
         x, grid = self.begin(images, drop, replace, fill)
-        for block, turn in zip(self.vit.blocks, self.rotations(grid, drop), strict=True):
-            x = block(x, rope=turn)
+        for output in self.outputs(x, grid, drop):
+            x = output
         return self.finish(x, grid)
+
+    def layers(self, images: Tensor, drop: Hidden = None) -> Tokens:
+        x, grid = self.begin(images, drop)
+        found = (x, *self.outputs(x, grid, drop))
+        return self.finish(found[-1], grid)._replace(layers=found)
 
     def begin(
         self, images: Tensor, drop: Hidden = None, replace: Hidden = None, fill: Fill = None
@@ -253,8 +259,8 @@ class Rope(Transformer):
             x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)
         return self.vit.norm_pre(x), grid
 
-    def outputs(self, x: Tensor, grid: Grid) -> Iterator[Tensor]:
-        for block, turn in zip(self.vit.blocks, self.rotations(grid), strict=True):
+    def outputs(self, x: Tensor, grid: Grid, drop: Hidden = None) -> Iterator[Tensor]:
+        for block, turn in zip(self.vit.blocks, self.rotations(grid, drop), strict=True):
             x = block(x, rope=turn)
             yield x
 

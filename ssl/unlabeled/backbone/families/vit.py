@@ -27,6 +27,7 @@ class Vit(Transformer):
     """
 
     hides: ClassVar[frozenset[Hiding]] = frozenset({"drop", "replace"})
+    layered: ClassVar[bool] = True
     names: ClassVar[str] = "vit_*"
     bare: ClassVar[Mapping[str, Any]] = {}
     positions: ClassVar[tuple[str, ...]] = ("sincos", "sincos_rows")
@@ -138,6 +139,11 @@ class Vit(Transformer):
         prefix = torch.cat(tokens, dim=1) if tokens else self.vit.pos_embed.new_zeros(1, 0, self.width)
         prefix = (prefix + prefix_table).expand(len(x), -1, -1)
         return self.vit.norm_pre(torch.cat([prefix, x], dim=1)), grid
+
+    def layers(self, images: Tensor, drop: Hidden = None) -> Tokens:
+        x, grid = self.begin(images, drop)
+        found = (x, *self.outputs(x, grid))
+        return self.finish(found[-1], grid)._replace(layers=found)
 
     def outputs(self, x: Tensor, grid: Grid) -> Iterator[Tensor]:
         for block in self.vit.blocks:

@@ -33,6 +33,11 @@ class Config(Mask, frozen=True, extra="forbid"):
             )
         return mask
 
+    @property
+    def hidden_share(self) -> float | None:
+        share = self.mask.hidden_share
+        return None if share is None else 1 - share
+
     def check(self, size: Grid, patch: int) -> None:
         self.mask.check(size, patch)
 

@@ -1,86 +1,94 @@
-"""CrossMAE's decoder: mask tokens read the visible tokens by cross-attention (Fu et al. 2024, section 3.2)."""
+"""CrossMAE's decoder (Fu et al. 2024; official code TonyLianLong/CrossMAE at ed0677a).
+
+Mask tokens at a share of the patches read the visible tokens by cross-attention, each block another weighted sum of
+the encoder's blocks. Where paper and code differ this follows the code: the share counts all patches, so that 0.25 of
+a mask of 0.75 is a third of the hidden ones; they are the last that were drawn. The code without weighted maps refers
+to a norm that it never builds: there is none here.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.encoder import Encoder, Tokens
+from unlabeled.data.mask import Mask
 from unlabeled.nn.init import xavier_
 from unlabeled.nn.patches import PatchMask, gather
 from unlabeled.nn.positions import resample, sincos_2d, with_prefix
-from unlabeled.pretrain.decoder import Decoder, DecoderConfig, attention
+from unlabeled.pretrain.decoder import CrossBlock, Decoder, DecoderConfig
 
 
 class Config(DecoderConfig, frozen=True):
-    """Queries at a share of the hidden patches attend to the visible tokens only (CrossMAE): cheaper."""
+    """Queries at a share of the patches attend to weighted sums of the encoder's blocks (CrossMAE)."""
 
     name: Literal["cross"] = "cross"
-    width: int = Field(512, ge=4, multiple_of=4, description="token width")
-    depth: int = Field(8, ge=1, description="number of blocks")
-    heads: int = Field(16, ge=1, description="attention heads")
-    mlp_ratio: float = Field(4.0, ge=0.25, le=64, description="width of a block's MLP over the token width")
-    share: float = Field(0.25, gt=0, le=1, description="share of the hidden patches to predict")
+    depth: int = Field(12, ge=1, description="number of blocks")
+    predicted: float = Field(0.25, gt=0, le=1, description="share of all patches to predict, hidden ones")
+    maps: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="encoder blocks whose outputs are weighted, from 0; null = all"
+    )
+    use_input: bool = Field(True, description="weight the tokens before the first block, too")
 
-    def build(self, encoder: Encoder, out: int) -> CrossDecoder:
-        return CrossDecoder(encoder, out, self)
+    def check(self, encoder: EncoderConfig, mask: Mask) -> None:
+        if not encoder.family.layered:
+            raise ValueError(
+                f"cross weights the encoder's blocks, which {encoder.in_words} does not give. Use decoder cross_light, "
+                "or a vit_* model"
+            )
+        if (hidden := mask.hidden_share) is not None and self.predicted > hidden:
+            raise ValueError(
+                f"predicted: found {self.predicted:g} of all patches, but the mask hides {hidden:g}. Set it to at most "
+                "that"
+            )
 
-
-class CrossBlock(nn.Module):
-    """Pre-norm block whose queries attend to a memory instead of to each other."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, norm_eps: float = 1e-6) -> None:
-        from timm.layers import Mlp
-
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, norm_eps), nn.LayerNorm(width, norm_eps)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Queries x [B, M, D] over memory [B, K, D]: [B, M, D]."""
-        key, value = self.key_value(memory).chunk(2, dim=-1)
-        x = x + self.proj(attention(self.query(self.norm1(x)), key, value, self.heads))
-        return x + self.mlp(self.norm2(x))
+    def build(self, encoder: Encoder, out: int, hidden: float | None = None) -> CrossDecoder:
+        if self.maps is not None and max(self.maps) >= encoder.depth:
+            raise ValueError(
+                f"decoder.maps: found block {max(self.maps)}, but the encoder has blocks 0 to {encoder.depth - 1}"
+            )
+        return CrossDecoder(encoder, out, self, hidden)
 
 
 class CrossDecoder(Decoder):
-    """Mask tokens at a random share of the hidden patches read the visible tokens by cross-attention.
+    """Mask tokens that read weighted sums of the encoder's blocks, and not each other (section 3)."""
 
-    Follows CrossMAE (Fu et al. 2024, section 3.2) without its weighting of encoder blocks: there is no attention
-    among mask tokens, so predicting fewer of them changes no prediction and saves their whole cost.
-    """
-
-    def __init__(self, encoder: Encoder, out: int, config: Config) -> None:
+    def __init__(self, encoder: Encoder, out: int, config: Config, hidden: float | None) -> None:
         super().__init__()
-        width, self.share, self.grid = config.width, config.share, encoder.native_grid
-        self.embed = nn.Linear(encoder.width, width)
+        width, self.grid, self.predicted, self.hidden = config.width, encoder.native_grid, config.predicted, hidden
+        blocks = range(encoder.depth) if config.maps is None else sorted(set(config.maps))
+        self.read = [*([0] if config.use_input else []), *(block + 1 for block in blocks)]  # places in `Tokens.layers`
+        self.maps = nn.Linear(len(self.read), config.depth, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(with_prefix(sincos_2d(width, self.grid), 0), requires_grad=False)
-        self.memory_norm = nn.LayerNorm(width, config.norm_eps)
-        shape = config.heads, config.mlp_ratio, config.norm_eps
-        self.blocks = nn.ModuleList(CrossBlock(width, *shape) for _ in range(config.depth))
+        shape = width, config.heads, config.mlp_ratio, config.norm_eps, encoder.width
+        self.blocks = nn.ModuleList(CrossBlock(*shape) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, config.norm_eps)
         self.head = nn.Linear(width, out)
         xavier_(self)
         nn.init.normal_(self.mask_token, std=0.02)
+        nn.init.normal_(self.maps.weight, std=1 / math.sqrt(len(self.read)))
+        encoder.vit.norm.requires_grad_(False)  # nothing reads the tokens through it
+
+    def encode(self, encoder: Encoder, images: Tensor, mask: PatchMask) -> Tokens:
+        return encoder.layers(images, mask)
 
     def predicts(self, mask: PatchMask) -> Tensor:
-        _, drop = mask.indices()
-        return drop[:, : math.ceil(self.share * drop.shape[1])]
+        (_, drop), patches = mask.indices(), mask.hidden.shape[-1]
+        hidden = drop.shape[1] / patches if self.hidden is None else self.hidden
+        return drop[:, max(0, int(patches * (hidden - self.predicted))) :].sort(dim=1).values
 
     def forward(self, tokens: Tokens, mask: PatchMask, index: Tensor | None = None) -> Tensor:
         index = self.predicts(mask) if index is None else index
-        memory = self.memory_norm(self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1)))
+        layers = torch.stack([tokens.layers[place] for place in self.read], dim=-1)
+        memories = self.maps(layers).unbind(-1)
         table = resample(self.positions, self.grid, tokens.grid).expand(len(index), -1, -1)
         x = self.mask_token + gather(table, index)
-        for block in self.blocks:
+        for block, memory in zip(self.blocks, memories, strict=True):
             x = block(x, memory)
         return self.head(self.norm(x))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder, Tokens
@@ -20,12 +19,8 @@ class Config(DecoderConfig, frozen=True):
     """MAE's decoder: self-attention over visible and mask tokens."""
 
     name: Literal["self"] = "self"
-    width: int = Field(512, ge=4, multiple_of=4, description="token width")
-    depth: int = Field(8, ge=1, description="number of blocks")
-    heads: int = Field(16, ge=1, description="attention heads")
-    mlp_ratio: float = Field(4.0, ge=0.25, le=64, description="width of a block's MLP over the token width")
 
-    def build(self, encoder: Encoder, out: int) -> SelfDecoder:
+    def build(self, encoder: Encoder, out: int, hidden: float | None = None) -> SelfDecoder:
         return SelfDecoder(encoder, out, self)
 
 

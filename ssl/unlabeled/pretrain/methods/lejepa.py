@@ -102,9 +102,10 @@ class SIGReg(nn.Module):
     def directions(self, width: int, step: int) -> Tensor:
         """Random unit vectors [D, K], other ones in each step, the same on all processes (official `slicing.py`)."""
         device = self.t.device
-        drawn = torch.empty(width, self.slices, pin_memory=device.type == "cuda")
+        drawn = torch.empty(width, self.slices, dtype=self.t.dtype, pin_memory=device.type == "cuda")
         drawn.normal_(generator=torch.Generator().manual_seed(step))
-        return (drawn / drawn.norm(dim=0)).to(device, self.t.dtype, non_blocking=True)
+        drawn = drawn.to(device, non_blocking=True)
+        return drawn / drawn.norm(dim=0)
 
     def forward(self, z: Tensor, directions: Tensor) -> Tensor:
         """The statistic of embeddings [V, B, D] for each view and direction [V, K].

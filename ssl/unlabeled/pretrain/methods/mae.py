@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from unlabeled.backbone.config import EncoderConfig
@@ -19,7 +19,7 @@ from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.patches import gather, normalize_patches, patchify, triptych
-from unlabeled.pretrain.decoder import AnyDecoder, Decoder
+from unlabeled.pretrain.decoder import AnyDecoder, Decoder, DecoderConfig
 from unlabeled.pretrain.decoders.self import Config as SelfDecoder
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.symptoms import nothing_explained
@@ -31,16 +31,28 @@ class Config(MethodConfig, frozen=True):
     name: Literal["mae"] = "mae"
     view: View = Field(View(size=224, scale=(0.2, 1.0), mask=RandomMask()), description="the crop and its mask")
     encoder: EncoderConfig = Field(EncoderConfig(), description="the vision transformer that is kept")
-    decoder: AnyDecoder = Field(SelfDecoder(), description="the decoder: self (the paper's) or cross (cheaper)")
+    decoder: AnyDecoder = Field(
+        SelfDecoder(), description="the decoder: self (the paper's), cross (CrossMAE's) or cross_light (the cheapest)"
+    )
     normalize_targets: bool = Field(True, description="regress patches of zero mean and unit variance")
 
     title: ClassVar[str] = "MAE"
     crops: ClassVar[dict[str, Crops]] = {"view": Crops(masked=True, equal_counts=True)}
     hides: ClassVar[Hiding | None] = "drop"
 
+    @field_validator("decoder")
+    @classmethod
+    def _suits(cls, decoder: DecoderConfig, info: ValidationInfo) -> DecoderConfig:
+        encoder, view = info.data.get("encoder"), info.data.get("view")
+        if encoder is not None and view is not None and view.mask is not None:
+            decoder.check(encoder, view.mask)
+        return decoder
+
     def build(self) -> MAE:
         encoder = self.encoder.build(self.view.shape, pooled=False)
-        decoder = self.decoder.build(encoder, self.encoder.patch_size**2 * self.encoder.channels)
+        assert self.view.mask is not None
+        values = self.encoder.patch_size**2 * self.encoder.channels
+        decoder = self.decoder.build(encoder, values, self.view.mask.hidden_share)
         return MAE(encoder, decoder, self.normalize_targets)
 
 
@@ -57,7 +69,7 @@ class MAE(PretrainMethod):
         assert mask is not None
 
         # encode what is visible, predict what the decoder chooses among the hidden
-        tokens = self.encoder(images, drop=mask)
+        tokens = self.decoder.encode(self.encoder, images, mask)
         prediction = self.decoder(tokens, mask).float()
 
         # mean squared error over the hidden patches of the whole batch
@@ -86,7 +98,7 @@ class MAE(PretrainMethod):
         images, mask = batch.views[0].flat()
         assert mask is not None
         everything = torch.arange(mask.hidden.shape[-1], device=images.device).expand(len(images), -1)
-        prediction = self.decoder(self.encoder(images, drop=mask), mask, index=everything).float()
+        prediction = self.decoder(self.decoder.encode(self.encoder, images, mask), mask, index=everything).float()
         if self.normalize_targets:  # predictions get their patch's true mean and std back
             variance, mean = torch.var_mean(patchify(images, self.encoder.patch_size), dim=-1, keepdim=True)
             prediction = prediction * (variance + 1e-6).sqrt() + mean
