@@ -1,4 +1,4 @@
-"""One training step (forward, backward, AdamW, teacher) of every method with a ViT-S/16, float32: ours and lightly's.
+"""One training step (forward, backward, AdamW, teacher) of every method, float32: ours and lightly's.
 
     python benchmarks/step.py [--methods mae,dino] [--json] [--rounds N] [--threads N]
 
@@ -46,7 +46,7 @@ Turns = dict[str, list[Turn]]
 
 def contenders(method: Comparison) -> tuple[str, ...]:
     """Who takes part."""
-    return (OURS, LIGHTLY, LIGHTLY_KEPT, *method.variants)
+    return (OURS, *((LIGHTLY, LIGHTLY_KEPT) if method.lightly else ()), *method.variants)
 
 
 def make_step(method: Comparison, name: str, depth: int = DEPTH, pictures: int | None = None) -> Step:
@@ -54,6 +54,7 @@ def make_step(method: Comparison, name: str, depth: int = DEPTH, pictures: int |
     torch.manual_seed(0)
     batch = method.make_batch(pictures or method.batch, 0)
     if name.startswith(LIGHTLY):
+        assert method.lightly is not None
         return lightly_step(method.lightly(depth), batch)
     ours = method.ours if name == OURS else method.variants[name]
     return our_step(ours.build(depth), batch)
@@ -67,6 +68,7 @@ def disagreement(method: Comparison, depth: int = 2) -> tuple[float, float]:
 
     Two blocks are enough to tell, in float64: batch normalisation of a few rows magnifies rounding.
     """
+    assert method.lightly is not None
     torch.manual_seed(0)
     pictures = min(4, method.batch)
     batch, ours, theirs = method.make_batch(pictures, 1), method.ours.build(depth), method.lightly(depth)
@@ -161,14 +163,13 @@ def figures(method: Comparison, turns: list[Turn], gflop: float | None) -> dict[
 def summary(name: str, method: Comparison, turns: Turns) -> dict[str, Any]:
     """The figures by name. Ratios above 1 mean that ours, or the variant of ours, is faster."""
     ours = middle(turns[OURS])
-    result: dict[str, Any] = {
-        name: {
-            **figures(method, turns[OURS], method.ours.gflop),
+    result: dict[str, Any] = {name: {**figures(method, turns[OURS], method.ours.gflop), "vs_lightly": None}}
+    if method.lightly:
+        result[name] |= {
             "vs_lightly": round(middle(turns[LIGHTLY]) / ours, 3),
             "vs_lightly_same_allocator": round(middle(turns[LIGHTLY_KEPT]) / ours, 3),
             "lightly": figures(method, turns[LIGHTLY], method.ours.gflop),
         }
-    }
     for variant, (_, gflop) in method.variants.items():
         versus = {f"vs_{name}": round(ours / middle(turns[variant]), 2), "vs_lightly": None}
         result[variant] = {**figures(method, turns[variant], gflop), **versus}
@@ -185,8 +186,10 @@ def report(name: str, method: Comparison, turns: Turns) -> str:
         fastest, peak = min(turn.seconds for turn in own), median(turn.peak_gflops for turn in own)
         times = f"{middle(own):.3f}", f"{fastest:.3f}", f"{found['images_per_s']:.2f}"
         rows.append((contender, *times, f"{peak:.0f}", share, f"{found['peak_mb']:.0f}"))
-    ratio, kept = (middle(turns[other]) / middle(turns[OURS]) for other in (LIGHTLY, LIGHTLY_KEPT))
-    verdict = f"{name}: ours is {ratio:.3f} x lightly's speed ({kept:.3f} x with our allocator's settings for both)"
+    verdict = f"{name}: lightly has no parts for it"
+    if method.lightly:
+        ratio, kept = (middle(turns[other]) / middle(turns[OURS]) for other in (LIGHTLY, LIGHTLY_KEPT))
+        verdict = f"{name}: ours is {ratio:.3f} x lightly's speed ({kept:.3f} x with our allocator's settings for both)"
     return "\n".join((table(HEAD, rows), verdict, *([f"note: {method.note}"] if method.note else [])))
 
 
@@ -200,8 +203,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         method = comparison(name)
         assert method.ours.gflop is not None
         print(f"\n{name}, batch {method.batch}, {method.batch * method.ours.gflop:.0f} GFLOP per step", flush=True)
-        loss, gradient = disagreement(method)
-        print(f"at the same weights ours and lightly differ by {loss:.1e} (loss), {gradient:.1e} (gradients), relative")
+        if method.lightly:
+            loss, gradient = disagreement(method)
+            print(
+                f"ours and lightly differ by {loss:.1e} (loss), {gradient:.1e} (gradients), relative, at equal weights"
+            )
         turns = measure(name, contenders(method), chosen.rounds, chosen.threads)
         print(report(name, method, turns), flush=True)
         result |= summary(name, method, turns)

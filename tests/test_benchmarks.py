@@ -62,6 +62,8 @@ def test_our_steps_run(name: str) -> None:
 def test_lightly_does_the_same(name: str) -> None:
     pytest.importorskip("lightly")
     method = contenders.comparison(name)
+    if method.lightly is None:
+        pytest.skip("lightly has no parts for it")
     assert torch.isfinite(step.make_step(method, step.LIGHTLY, depth=1, pictures=2)())
     loss, gradient = step.disagreement(method)
     assert loss < 1e-6 and gradient < 1e-6
@@ -87,7 +89,8 @@ def test_a_line_of_json_for_every_method(monkeypatch: pytest.MonkeyPatch, capsys
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in contenders.METHODS:
         method = contenders.comparison(name)
-        assert result[name]["vs_lightly"] == 2 and result[name]["images_per_s"] == method.batch / 2
+        assert result[name]["vs_lightly"] == (2 if method.lightly else None)
+        assert result[name]["images_per_s"] == method.batch / 2
         assert result[name]["share_of_peak"] == pytest.approx(method.batch * method.ours.gflop / 200, abs=1e-3)
         assert result[name]["peak_mb"] == 500
     assert result["mae_cross"]["vs_mae"] == 1

@@ -7,9 +7,12 @@ import importlib
 from contenders.parts import Comparison
 
 # the order of the table
-METHODS = ("mae", "simmim", "mocov3", "simclr", "barlowtwins", "vicreg", "byol", "simsiam", "dino", "ibot")
+METHODS = (
+    *("mae", "simmim", "ijepa", "mocov3", "simclr", "barlowtwins", "vicreg", "byol", "simsiam"),
+    *("lejepa", "dino", "ibot", "distill"),
+)
 
 
 def comparison(name: str) -> Comparison:
-    """One method, ours and lightly's."""
+    """One method, ours and lightly's where lightly has it."""
     return importlib.import_module(f"contenders.{name}").COMPARISON

@@ -73,7 +73,7 @@ class Comparison(NamedTuple):
     Attributes:
         make_batch: (pictures, seed) to a batch.
         ours: the published network.
-        lightly: builds the same with so many encoder blocks.
+        lightly: builds the same with so many encoder blocks; None = lightly has no parts for it.
         note: where lightly's differs.
         variants: of ours, by name.
         batch: pictures per step; enough that updating the weights weighs little, as in training.
@@ -81,7 +81,7 @@ class Comparison(NamedTuple):
 
     make_batch: Callable[[int, int], Batch]
     ours: Ours
-    lightly: Callable[[int], Peer]
+    lightly: Callable[[int], Peer] | None
     note: str = ""
     variants: Mapping[str, Ours] = {}
     batch: int = 8
