@@ -50,6 +50,21 @@ def test_crops_lie_amid_the_mean_and_hide_what_is_hidden() -> None:
     assert drawn[:, 1:].ne(0).sum() == drawn[:, 1:, :, 2:6, 2:6].ne(0).sum()
 
 
+def test_sets_to_predict_follow_their_crop_each_alone() -> None:
+    _, _, batch = made()
+    view = batch.views[0]
+    assert view.mask is not None
+    targets = torch.tensor([[0, 1], [2, 2]]).expand(1, 9, 2, 2)
+    views = [view._replace(mask=view.mask._replace(targets=targets)), batch.views[1]]
+    drawn, large = crops(batch._replace(views=views)), view.pixels[0]
+    assert drawn.shape == (9, 5, 3, 8, 8)
+    assert drawn[:, 0].equal(crops(batch)[:, 0]) and drawn[:, 3:].equal(crops(batch)[:, 1:])
+    assert drawn[:, 1, :, :4].equal(large[:, :, :4]) and drawn[:, 1, :, 4:].eq(0).all()
+    assert (
+        drawn[:, 2, :, 4:, :4].equal(large[:, :, 4:, :4]) and drawn[:, 2].ne(0).sum() == large[:, :, 4:, :4].ne(0).sum()
+    )
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_png_has_the_pixels_that_went_in(channels: int, tmp_path: Path) -> None:
     large, _, batch = made(channels)

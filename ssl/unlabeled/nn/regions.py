@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from types import MethodType
 from typing import Any, ParamSpec, TypeVar
 
@@ -54,8 +54,9 @@ def region(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def varying(function: Callable[P, R]) -> Callable[P, R]:
-    """As `region`, of rows [M, ...] whose number changes from step to step, such as hidden patches."""
+def varying(function: Callable[P, R], axis: int = 0) -> Callable[P, R]:
+    """As `region`, of rows [M, ...] whose number changes from step to step, such as hidden patches; or of tensors whose
+    `axis` 1 does, such as sequences."""
     marked = region(function)
 
     @wraps(function)
@@ -63,20 +64,22 @@ def varying(function: Callable[P, R]) -> Callable[P, R]:
         if _on:
             tensors = [one for one in args if isinstance(one, Tensor)]
             for rows in tensors:
-                if rows.shape[:1] == tensors[0].shape[:1]:
-                    torch._dynamo.maybe_mark_dynamic(rows, 0)
+                if rows.ndim > axis and rows.shape[:1] == tensors[0].shape[:1]:
+                    torch._dynamo.maybe_mark_dynamic(rows, axis)
         return marked(*args, **kwargs)
 
     return call
 
 
-def compile_blocks_(model: nn.Module) -> None:
-    """Make every block of a model's networks a region; names stay as they are."""
+def compile_blocks_(model: nn.Module, steady: bool = True) -> None:
+    """Make every block of a model's networks a region; names stay as they are. Unless it is `steady`, the length of
+    sequences changes from step to step."""
+    marked = region if steady else partial(varying, axis=1)
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for network in model.children():
         for block in blocks_of(network):
             forward: Any = block.forward
-            block.forward = MethodType(region(forward.__func__), block)
+            block.forward = MethodType(marked(forward.__func__), block)
             _share_rates_(block)
 
 

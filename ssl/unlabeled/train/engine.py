@@ -70,7 +70,8 @@ class Engine:
         self.method = job.trained()
         torch.manual_seed(recipe.seed + 1 + accelerator.process_index)
         if recipe.run.compile:
-            compile_blocks_(self.method)
+            masks = [view.mask for view in job.dataset.views if view.mask is not None]
+            compile_blocks_(self.method, steady=all(mask.steady for mask in masks))
         optimizer = recipe.optim.build(param_groups(self.method.to(self.device), recipe.optim.weight_decay))
         self.model, self.optimizer = spread(
             accelerator, self.method, optimizer, recipe.train.gradient_exchange, buffers_differ(self.method)
