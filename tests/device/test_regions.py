@@ -21,7 +21,6 @@ from unlabeled.nn.regions import compile_blocks_, compiling
 # of a block each, student at two sizes of crops, student, and every teacher: graphs, and runs of a step
 CASES = {
     "mocov3": (8, {"Block.forward": 1 + 1, "Mlp.forward": 2 + 1, "info_nce": 2}),
-    "ijepa": (6, {"Block.forward": 1 + 1, "SelfBlock.forward": 2, "regression": 1}),
     "dino": (13, {"Block.forward": 1 + 1 + 1, "DistillHead.embed": 1 + 1, "cross_view": 1}),
 }
 

@@ -17,6 +17,7 @@ SWIN = (
 DINOV2 = "method.patch_head={prototypes: 64, hidden: 32, bottleneck: 16}", "method.patch_centre=hidden"
 CASES = {
     "mae": (("mae", SHALLOW, "method.normalize_targets=true"), 4),
+    "ijepa": (("ijepa", SHALLOW), 6),
     "simmim of a Swin": (("simmim", SWIN), 4),
     "simclr": (("simclr", SHALLOW), 5),
     "mocov3 of a CNN": (("mocov3", "method.encoder={model: test_resnet}"), 14),
