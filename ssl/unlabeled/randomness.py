@@ -22,6 +22,7 @@ class Stream(IntEnum):
     SLOT = 0x91AC  # mask ratios over the crops of a global batch; key: step
     BLOCKS = 0xB70C  # sizes and places of the blocks of a global batch's masks; key: step
     MIX = 0x317  # mixup and CutMix of a pair; key: step, pair
+    SIZE = 0x512E  # size of a step's crops; key: step
     SUBSET = 0x5B5E  # stratified subset of labels
     EPISODE = 0xFE35  # episodes of few-shot classification; key: shots
     AUGMENTED = 0x1D4A  # test images that get augmented views

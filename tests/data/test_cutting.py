@@ -16,8 +16,9 @@ from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.view import cutting
+from unlabeled.data.view.box import Box
 from unlabeled.data.view.cutting import Cut, cut, pack, row
-from unlabeled.data.view.views import Box, View
+from unlabeled.data.view.views import View
 from unlabeled.stages.pretrain import Pretrain
 
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from torchvision.transforms.v2 import CenterCrop, Resize
 from torchvision.transforms.v2 import functional as TF
 
 from unlabeled.data.masks.random import Config as RandomMask
-from unlabeled.data.view.views import Box, Crop, View, center_crop
+from unlabeled.data.view.box import Box
+from unlabeled.data.view.views import Crop, View, center_crop
 
 DRAWS = 2000
 

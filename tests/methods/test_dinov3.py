@@ -17,7 +17,7 @@ from unlabeled.backbone.build import build_encoder
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.families.rope import sines_and_cosines
 from unlabeled.backbone.importing import importers
-from unlabeled.data.batch.loader import ViewDataset
+from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
 from unlabeled.data.batch.sampler import EpochSampler
 from unlabeled.data.opened import Opened
 from unlabeled.data.view.twin import twin
@@ -175,6 +175,36 @@ def test_a_twin_shows_the_same_box_larger() -> None:
     assert (F.avg_pool2d(large, 2) - small).abs().max() <= 2
 
 
+def test_every_step_draws_one_size_for_all_views() -> None:
+    """By the shares, the same for the whole batch; the Gram teacher's views follow."""
+    large, small = "[[3, 24], [1, 32]]", "[[3, 8], [1, [16, 12]]]"
+    sizes = [f"method.global_{number}.sizes={large}" for number in (1, 2)]
+    options = [
+        *OPTIONS,
+        *sizes,
+        f"method.local={{count: 1, size: [16, 12], sizes: {small}}}",
+        "method.gram={size: 1.5}",
+    ]
+    recipe = recipe_of("ibot", *options)
+    dataset = ViewDataset(Opened(recipe.data).train, recipe.method.views, 4, seed=0)
+    found: list[tuple[tuple[int, ...], ...]] = []
+    for positions in EpochSampler(42, 3, 8, seed=0):
+        crops = [dataset[position].crops for position in positions]
+        shapes = {tuple(tuple(crop.pixels.shape[-2:]) for crop in one) for one in crops}
+        assert len(shapes) == 1
+        found += shapes
+    smaller = ((24, 24), (24, 24), (8, 8), (36, 36), (36, 36))
+    larger = ((32, 32), (32, 32), (16, 12), (48, 48), (48, 48))
+    assert set(found) == {smaller, larger}
+    drawn = [recipe.method.views[2].at(0, step).shape for step in range(400)]
+    assert drawn[:8] == [one[2] for one in found]
+    assert abs(drawn.count((8, 8)) - 300) < 4.5 * math.sqrt(400 * 3 / 16)
+    method, positions = build("ibot", *options), next(iter(EpochSampler(42, 3, 1, seed=0)))
+    cpu = torch.device("cpu")
+    raw = collate([dataset[position] for position in positions])
+    assert method(to_device(raw, cpu, Normalize((0.5,) * 3, (0.2,) * 3, cpu)), at(0)).loss.isfinite()
+
+
 @pytest.mark.parametrize(
     ("override", "text"),
     [
@@ -183,6 +213,9 @@ def test_a_twin_shows_the_same_box_larger() -> None:
             r"that are cut again at another size \(gram.size\): patch_size 4 does not",
         ),
         ("method.gram={start: 1.0}", "gram.start"),
+        ("method.global_1.sizes=[[1, 64]]", r"expected the largest of sizes \[64\], found 32"),
+        ("method.global_2.sizes=[[1, 16], [1, 32]]", r"of one size, found \(32, 32\) and \[\(1.0, 16\), \(1.0, 32\)\]"),
+        ("method.local.sizes=[[1, 16], [1, 10]]", "patch_size 4 does not divide a crop of 10x10 pixels"),
         ("method={name: ibot, local: null, local_norm: true}", "local_norm is for small crops and a vision"),
         ("method.encoder.rope_rescale=2", "'vit_tiny_patch16_224' has no rotary positions: leave rope_rescale out"),
         ("method.encoder={model: eva02_tiny_patch14_224, rope_rescale: 2}", "are not DINOv3's: leave rope_rescale out"),
@@ -191,6 +224,14 @@ def test_a_twin_shows_the_same_box_larger() -> None:
 def test_what_cannot_be(override: str, text: str) -> None:
     with pytest.raises(UserError, match=text):
         recipe_of("ibot", override)
+
+
+def test_sizes_of_other_methods_and_other_shares() -> None:
+    with pytest.raises(UserError, match="MAE sees crops of one size: set size, leave sizes out"):
+        recipe_of("mae", "method.view.sizes=[[1, 16], [1, 32]]")
+    both = [f"method.{view}.sizes=[[1, 16], [1, 32]]" for view in ("global_1", "global_2")]
+    with pytest.raises(UserError, match=r"the same shares of sizes in all views, found \(1.0,\) and \(1.0, 1.0\)"):
+        recipe_of("ibot", *both, "method.local.sizes=[[1, 16]]")
 
 
 # ---------------------------------------------------------------- the network

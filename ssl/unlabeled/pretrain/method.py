@@ -86,8 +86,9 @@ class Crops:
             crops = f"one {kind} crop" if self.count == 1 else f"two {kind} crops"
             raise ValueError(f"{method} needs {crops}, found count {view.count} and mask {mask}")
         other = others.get(self.like or "", view)
-        if other.shape != view.shape:
-            raise ValueError(f"expected {self.like} and {name} of one size, found {other.shape} and {view.shape}")
+        if (other.shape, other.sizes) != (view.shape, view.sizes):
+            found = " and ".join(str(list(one.sizes) or one.shape) for one in (other, view))
+            raise ValueError(f"expected {self.like} and {name} of one size, found {found}")
         if mask is not None and self.equal_counts and not mask.equal_counts:
             raise ValueError(
                 f"{method} needs a mask that hides as many patches in every crop, found mask {mask.name}. "
@@ -125,6 +126,15 @@ class MethodConfig(Rescalable, ABC, frozen=True, extra="forbid", validate_defaul
                 view.check(value.crop_multiple, value.channels, cls.mask_patch_of(view, value))
                 value.check_size(view.shape)
         return value
+
+    @model_validator(mode="after")
+    def _sizes_go_together(self) -> MethodConfig:
+        shares = sorted({view.shares for view in self.views if view.sizes})
+        if shares and not self.any_size:
+            raise ValueError(f"{self.title or self.name} sees crops of one size: set size, leave sizes out")
+        if len(shares) > 1:
+            raise ValueError(f"expected the same shares of sizes in all views, found {' and '.join(map(str, shares))}")
+        return self
 
     @model_validator(mode="after")
     def _twins_fit(self) -> MethodConfig:

@@ -126,6 +126,13 @@ class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
     )
     fraction_seed: int = Field(0, ge=0, description="seed of the choice of labels")
 
+    @field_validator("view")
+    @classmethod
+    def _one_size(cls, view: View) -> View:
+        if view.sizes:
+            raise ValueError(f"sizes are for pretraining: expected size alone, found {len(view.sizes)} sizes")
+        return view
+
     @field_validator("mixing", mode="before")
     @classmethod
     def _none_is_off(cls, mixing: Any) -> Any:

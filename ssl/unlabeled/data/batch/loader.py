@@ -109,8 +109,9 @@ class ViewDataset(Dataset[Sample]):
     def _crops(self, image: Tensor, position: Position) -> list[Crops]:
         rng = sample_rng(self.seed, position.epoch, position.index, position.turn)
         place = Place(self.seed, position.step, position.row, position.batch, 0, self.masked_crops)
-        crops, begun = [], {view.again: rng for view in self.views if view.again is not None}
-        for number, view in enumerate(self.views):
+        views = [view.at(self.seed, position.step) for view in self.views]
+        crops, begun = [], {view.again: rng for view in views if view.again is not None}
+        for number, view in enumerate(views):
             if number in begun:
                 begun[number] = deepcopy(rng)
             drawn = rng if view.again is None else begun[view.again]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from unlabeled.data.view.views import View
+from unlabeled.data.view.views import Size, View, shape_of
 
 GEOMETRY = ("scale", "ratio", "single_shot", "interpolation", "flip")
 
@@ -21,5 +21,11 @@ class Twin(View, frozen=True):
 
 def twin(view: View, number: int, factor: float) -> Twin:
     """The twin of a view of one crop with this number, its sides `factor` times as long."""
-    height, width = (round(side * factor) for side in view.shape)
-    return Twin(of=number, size=(height, width), **{name: getattr(view, name) for name in GEOMETRY})
+    sizes = tuple((share, _longer(size, factor)) for share, size in view.sizes)
+    geometry = {name: getattr(view, name) for name in GEOMETRY}
+    return Twin(of=number, size=_longer(view.size, factor), sizes=sizes, **geometry)
+
+
+def _longer(size: Size, factor: float) -> Size:
+    height, width = (round(side * factor) for side in shape_of(size))
+    return (height, width)

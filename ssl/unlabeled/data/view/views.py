@@ -14,24 +14,18 @@ from torch import Tensor
 from unlabeled.data.mask import ALONE, AnyMask, Place
 from unlabeled.data.view import augment, cutting, photometric
 from unlabeled.data.view.augment import Erased
+from unlabeled.data.view.box import CROP_ATTEMPTS, Box, first_box, random_box
 from unlabeled.data.view.cutting import Cut
 from unlabeled.data.view.photometric import Photometric
 from unlabeled.nn.patches import PatchMask
+from unlabeled.randomness import Stream, stream
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Interpolation = Literal["bicubic", "bilinear"]
-CROP_ATTEMPTS = 10
-
-
-class Box(NamedTuple):
-    """A rectangle of an image, pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+Side = Annotated[int, Field(ge=1)]
+Size = Side | tuple[Side, Side]
 
 
 class Crop(NamedTuple):
@@ -62,8 +56,11 @@ class View(BaseModel, frozen=True, extra="forbid"):
     erased."""
 
     count: int = Field(1, ge=1, description="crops per image")
-    size: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
-        224, description="side of the crop, or [height, width], pixels"
+    size: Size = Field(224, description="side of the crop, or [height, width], pixels")
+    sizes: tuple[tuple[Positive, Size], ...] = Field(
+        (),
+        description="[share, size] of sizes of which every step draws one, the same number in all views; `size` is the "
+        "largest; [] = `size` alone",
     )
     scale: tuple[Positive, Positive] = Field((0.2, 1.0), description="share of the image's area, from and to")
     ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="aspect ratio, from and to")
@@ -127,10 +124,32 @@ class View(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
+    @model_validator(mode="after")
+    def _largest_first(self) -> View:
+        largest = max((math.prod(shape_of(size)) for _, size in self.sizes), default=math.prod(self.shape))
+        if math.prod(self.shape) != largest or (self.sizes and self.size not in [size for _, size in self.sizes]):
+            raise ValueError(
+                f"size: expected the largest of sizes {[size for _, size in self.sizes]}, found {self.size}"
+            )
+        return self
+
     @property
     def shape(self) -> tuple[int, int]:
-        """(height, width) of a crop, pixels."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
+        """(height, width) of a crop, pixels; of the largest where there are several sizes."""
+        return shape_of(self.size)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """How often each of its sizes is drawn, in proportion; () = it has one."""
+        return tuple(share for share, _ in self.sizes)
+
+    def at(self, seed: int, step: int) -> View:
+        """The view of a step, with the size that is drawn for it: those of all views have the same number."""
+        if not self.sizes:
+            return self
+        below = np.cumsum(self.shares)
+        number = int(np.searchsorted(below, stream(seed, Stream.SIZE, step).random() * below[-1], side="right"))
+        return self.model_copy(update={"size": self.sizes[number][1], "sizes": ()})
 
     @property
     def recolours(self) -> bool:
@@ -145,6 +164,8 @@ class View(BaseModel, frozen=True, extra="forbid"):
     def check(self, patch: int, channels: int = 3, mask_patch: int | None = None) -> None:
         """Raise ValueError when crop, patch size, mask, colours and channels do not fit together; masks are drawn over
         patches of `mask_patch` pixels, by default those of `patch`."""
+        for _, size in self.sizes:
+            self.model_copy(update={"size": size, "sizes": ()}).check(patch, channels, mask_patch)
         height, width = self.shape
         if height % patch or width % patch:
             near = [max(1, round(side / patch)) * patch for side in self.shape]
@@ -181,7 +202,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
     def draw(self, rng: np.random.Generator, height: int, width: int) -> Crop:
         """Box and flip for an image of height x width. Consumes a fixed number of draws."""
         uniform = rng.random(4 * CROP_ATTEMPTS + 1)
-        choose = _first_box if self.single_shot else _random_box
+        choose = first_box if self.single_shot else random_box
         box = choose(uniform[:-1].reshape(CROP_ATTEMPTS, 4), height, width, self.scale, self.ratio)
         return Crop(box, bool(uniform[-1] < self.flip))
 
@@ -246,6 +267,11 @@ class View(BaseModel, frozen=True, extra="forbid"):
         return crop if self.rand_augment is None else augment.rand_augment(crop, self.rand_augment, rng)
 
 
+def shape_of(size: Size) -> tuple[int, int]:
+    """(height, width) of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def resize(image: Tensor, shape: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """Resize a uint8 image [C, H, W] with antialiasing; rounded and saturated to uint8."""
     if tuple(image.shape[-2:]) == tuple(shape):
@@ -266,40 +292,3 @@ def center_crop(image: Tensor, shape: tuple[int, int], crop_pct: float, interpol
     image = resize(image, resized, interpolation)
     top, left = round((resized[0] - shape[0]) / 2), round((resized[1] - shape[1]) / 2)
     return image[:, top : top + shape[0], left : left + shape[1]].contiguous()
-
-
-def _random_box(
-    uniform: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Box:
-    """The first of ten random boxes that fits, else the central box of the nearest aspect (torchvision's rule)."""
-    for area, aspect, top, left in uniform:
-        h, w = _random_size(area, aspect, height * width, scale, ratio)
-        if 0 < w <= width and 0 < h <= height:
-            return _placed(top, left, h, w, height, width)
-    w = min(width, max(1, round(height * ratio[1])))
-    h = min(height, max(1, round(width / ratio[0])))
-    return Box((height - h) // 2, (width - w) // 2, h, w)
-
-
-def _first_box(
-    uniform: np.ndarray, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Box:
-    """The first random box, its sides cut to the image's (MAE, `util/crop.py`)."""
-    area, aspect, top, left = uniform[0]
-    h, w = _random_size(area, aspect, height * width, scale, ratio)
-    return _placed(top, left, min(max(1, h), height), min(max(1, w), width), height, width)
-
-
-def _random_size(
-    area: float, aspect: float, pixels: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int]:
-    """(height, width) from two draws in [0, 1) and the image's number of pixels."""
-    low, high = np.log(ratio)
-    target = pixels * (scale[0] + area * (scale[1] - scale[0]))
-    exact = math.exp(low + aspect * (high - low))
-    return round(math.sqrt(target / exact)), round(math.sqrt(target * exact))
-
-
-def _placed(top: float, left: float, h: int, w: int, height: int, width: int) -> Box:
-    """A box of h x w somewhere in an image of height x width, by two draws in [0, 1)."""
-    return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)

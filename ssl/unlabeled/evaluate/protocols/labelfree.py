@@ -78,7 +78,7 @@ class Config(Pooled, frozen=True, extra="forbid"):
         channels = splits.data.config.channels
         # random resized crops and flips; of RGB also colour jitter
         view = self.view or View(scale=(0.2, 1.0), jitter=JITTER if channels == 3 else None)
-        view = view.model_copy(update={"size": shape or view.size, "count": self.views})
+        view = view.model_copy(update={"size": shape or view.size, "sizes": (), "count": self.views})
         if view.mask is not None:
             raise UserError("labelfree.view.mask hides patches, which nothing here reads. Set it to null.")
         try:
