@@ -24,6 +24,7 @@ SECTIONS = {
         "methods/index.md",
         "methods/mae.md",
         "methods/simmim.md",
+        "methods/spark.md",
         "methods/simclr.md",
         "methods/mocov3.md",
         "methods/barlowtwins.md",

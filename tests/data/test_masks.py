@@ -19,7 +19,7 @@ from unlabeled.pretrain.methods.mae import Config as MAE
 from unlabeled.pretrain.methods.simmim import Config as SimMIM
 
 Grid = tuple[int, int]
-RULES: tuple[Rounding, ...] = ("floor_visible", "ceil_hidden", "floor_hidden")
+RULES: tuple[Rounding, ...] = ("floor_visible", "ceil_hidden", "floor_hidden", "round_visible")
 CASES = [
     (0.75, None, (14, 14)),
     (0.6, 32, (14, 14)),
@@ -45,11 +45,13 @@ def test_a_224_crop_hides_as_many_as_maes_rule_says(ratio: float, unit: int | No
 
 
 def test_every_method_rounds_its_own_way() -> None:
-    """MAE keeps int(N (1 - r)), SimMIM hides np.ceil(N r), iBOT's random masks hide int(N r), in floats."""
+    """MAE keeps int(N (1 - r)), SimMIM hides np.ceil(N r), iBOT's random masks hide int(N r), SparK keeps
+    round(N (1 - r)), in floats."""
     for units in range(2, 200):
         for ratio in (0.05, 0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95):
             hidden = {rule: RandomMask(ratio=ratio, rounding=rule).hidden(units) for rule in RULES}
-            official = (units - int(units * (1 - ratio)), int(np.ceil(units * ratio)), int(units * ratio))
+            kept = units * (1 - ratio)
+            official = (units - int(kept), int(np.ceil(units * ratio)), int(units * ratio), units - round(kept))
             assert tuple(hidden.values()) == official, (units, ratio)
             assert RandomMask(ratio=ratio).hidden(units) == official[0]
             assert FixedBlockMask(ratio=ratio, rounding="ceil_hidden").hidden(units) == official[1]

@@ -182,9 +182,15 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON file, of which every entry counts as read: whoever reads it compares them all."""
     if not file.is_file():
         pytest.fail(f"the set has no file {file}")
-    entries = json.loads(file.read_text(encoding="utf-8"))
+    entries = entries_of(file)
     READ[file].update(entries)
     return entries
+
+
+def entries_of(file: Path) -> dict[str, Any]:
+    """The entries of a JSON file by name, those of a list by number."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return {str(number): entry for number, entry in enumerate(found)} if isinstance(found, list) else found
 
 
 def assert_close(ours: Tensor, golden: Tensor, tolerance: float, what: str) -> None:
@@ -247,6 +253,6 @@ def files_of(folder: Path) -> list[Path]:
 def names_in(file: Path) -> set[str]:
     """Names of tensors, or the entries of a JSON file, but for those that say nothing of numbers."""
     if file.suffix == ".json":
-        return set(json.loads(file.read_text(encoding="utf-8")))
+        return set(entries_of(file))
     with safe_open(file, "pt") as opened:
         return set(opened.keys())

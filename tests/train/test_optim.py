@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unlabeled.data.batch.batch import Batch
 from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.train.optim import clip_gradients, param_groups, set_rates
-from unlabeled.train.optimizers import adamw, lars, sgd
+from unlabeled.train.optimizers import adamw, lamb, lars, sgd
 from unlabeled.train.schedule import Ramp
 from unlabeled.train.schedules import cosine, plateau, steps, timm_cosine
 
@@ -88,6 +89,7 @@ def test_clipping_by_tensor_equals_one_after_the_other_to_the_bit_at_a_fixed_num
         (adamw.Config(betas=(0.8, 0.9), eps=1e-6), {"betas": (0.8, 0.9), "eps": 1e-6}),
         (sgd.Config(momentum=0.7), {"momentum": 0.7}),
         (lars.Config(momentum=0.6, trust=0.02), {"momentum": 0.6, "trust": 0.02}),
+        (lamb.Config(betas=(0.8, 0.9), eps=1e-7), {"betas": (0.8, 0.9), "eps": 1e-7}),
     ],
 )
 def test_optimizers_are_built_as_their_settings_say(config: Any, expected: dict[str, Any]) -> None:
@@ -210,3 +212,31 @@ def test_a_cosine_per_epoch_stands_still_within_one() -> None:
     rates = [cosine.Config(per_epoch=True).at(Progress(step, 70, step / per_epoch, 10.0), ramp) for step in range(70)]
     expected = [(1 + math.cos(math.pi * (step // per_epoch) / 10)) / 2 for step in range(70)]
     assert rates == pytest.approx(expected)
+
+
+def test_lamb_is_timms_and_a_skipped_step_changes_nothing() -> None:
+    from timm.optim import Lamb
+
+    torch.manual_seed(0)
+    twins = [
+        [nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(i))) for i in range(3)] for _ in "ab"
+    ]
+    twins = [[nn.Parameter(torch.zeros(4, 3)), *some] for some in twins]
+    told = [[{"params": some[:2], "weight_decay": 0.1}, {"params": some[2:], "weight_decay": 0.0}] for some in twins]
+    ours = lamb.LAMB(told[0], lr=0.1, betas=(0.9, 0.999))
+    theirs = Lamb(told[1], lr=0.1, betas=(0.9, 0.999), max_grad_norm=None)
+    for step in range(4):
+        gradients = [torch.randn(4, 3) * 10.0**-step for _ in twins[0]]
+        for some in twins:
+            for parameter, gradient in zip(some, gradients, strict=True):
+                parameter.grad = gradient.clone()
+        ours.step()
+        theirs.step()
+        for one, other in zip(*twins, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-7)
+    before = copy.deepcopy([p.detach() for p in twins[0]]), copy.deepcopy(ours.state_dict()["state"])
+    for parameter in twins[0]:
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    ours.found_inf = torch.ones(())
+    ours.step()
+    torch.testing.assert_close(([p.detach() for p in twins[0]], ours.state_dict()["state"]), before, rtol=0, atol=0)

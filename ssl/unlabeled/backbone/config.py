@@ -202,13 +202,15 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         """Raise ValueError when the encoder is not fit for a method that hides patches so, has crops of any size, or
         reads a class token."""
         if hide and hide not in self.family.hides:
-            can = sorted((one.names for one in families().values() if hide in one.hides), reverse=True)
+            *can, last = sorted((one.names for one in families().values() if hide in one.hides), reverse=True)
             how, instead = "hides", "a method that sees whole pictures such as mocov3"
-            if self.family.hides:
-                how, instead = f"{hide}s", {"drop": "method simmim", "replace": "method mae"}[hide]
+            if "zero" in self.family.hides:
+                instead = f"method spark, or {instead}"
+            elif self.family.hides:
+                how, instead = f"{hide}s", {"drop": "method simmim"}.get(hide, "method mae")
+            names = f"{', '.join(can)} or {last}" if can else last
             raise ValueError(
-                f"{method} {how} patches, which {self.in_words} cannot. Use a {', '.join(can[:-1])} or {can[-1]} "
-                f"model, or {instead}."
+                f"{method} {how} patches, which {self.in_words} cannot. Use a {names} model, or {instead}."
             )
         if class_token and not self.family.can_read(self.model, "cls", 1):
             raise ValueError(

@@ -30,8 +30,9 @@ LINEARS = ("qkv", "proj", "fc1", "fc2")
 # timm's arguments of a classifier's pooling
 POOLING = ("global_pool", "fc_norm", "use_fc_norm", "pool_include_prefix")
 
-# ways to hide patches: leave them out (MAE), or put a mask token in their places (SimMIM, iBOT)
-Hiding = Literal["drop", "replace"]
+# ways to hide patches: leave them out (MAE), put a mask token in their places (SimMIM, iBOT), or make them zero in all
+# feature maps (SparK, see `masked.py`)
+Hiding = Literal["drop", "replace", "zero"]
 Hidden: TypeAlias = PatchMask | None  # no mask = all patches are seen
 Fill: TypeAlias = Tensor | None
 

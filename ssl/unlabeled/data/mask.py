@@ -18,7 +18,7 @@ from unlabeled.randomness import Stream, stream
 from unlabeled.registry import ByFile
 
 Grid = tuple[int, int]
-Rounding = Literal["floor_visible", "ceil_hidden", "floor_hidden"]
+Rounding = Literal["floor_visible", "ceil_hidden", "floor_hidden", "round_visible"]
 
 
 class Place(NamedTuple):

@@ -37,8 +37,9 @@ class FixedMask(Mask, frozen=True, extra="forbid"):
     ratio: float = Field(0.75, gt=0, lt=1, description="share of the units to hide, between 0 and 1")
     rounding: Rounding | None = Field(
         None,
-        description="a share of N units that is no whole number: keep floor(N (1 - ratio)) (floor_visible: MAE), hide "
-        "ceil(N ratio) (ceil_hidden: SimMIM) or floor(N ratio) (floor_hidden: iBOT); null = the method's own",
+        description="a share of N units that is no whole number: keep floor(N (1 - ratio)) (floor_visible: MAE) or the "
+        "nearest (round_visible: SparK), hide ceil(N ratio) (ceil_hidden: SimMIM) or floor(N ratio) (floor_hidden: "
+        "iBOT); null = the method's own",
     )
 
     @property
@@ -49,6 +50,8 @@ class FixedMask(Mask, frozen=True, extra="forbid"):
         """Number of `units` that are hidden. Methods differ in rounding and in the floats they multiply."""
         if self.rounding == "ceil_hidden":
             return math.ceil(units * self.ratio)
+        if self.rounding == "round_visible":
+            return units - round(units * (1 - self.ratio))
         return int(units * self.ratio) if self.rounding == "floor_hidden" else units - int(units * (1 - self.ratio))
 
     def rounded(self, rounding: Rounding) -> Self:

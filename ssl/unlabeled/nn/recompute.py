@@ -1,14 +1,14 @@
 """Activation checkpointing: blocks of a network that keep their input alone, and are computed a second time in the
 backward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 
-The result is the same to the bit: a second computation begins with the inputs, the random state, the precision and the
-running statistics of the first, and leaves statistics and random state as it found them.
+The result is the same to the bit: a second computation begins with the inputs, the random state, the precision, the
+running statistics and the `Held` values of the first, and leaves statistics and random state as it found them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any, Literal
@@ -20,6 +20,22 @@ from torch.utils.checkpoint import checkpoint
 Every = Literal["blocks"] | int  # every block of a network, or every n-th
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class Held:
+    """A value that parts of a network read beside their inputs, as their attribute `held`; None but in `holding`."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    @contextmanager
+    def holding(self, value: Any) -> Iterator[None]:
+        """Within, the parts read `value`."""
+        before, self.value = self.value, value
+        try:
+            yield
+        finally:
+            self.value = before
 
 
 def recompute_(model: nn.Module, every: Every) -> None:
@@ -80,7 +96,9 @@ def _contexts(block: nn.Module) -> Callable[[], tuple[AbstractContextManager[Non
     """Contexts of the first and the second computation."""
     buffers = _statistics(block)
     before = [buffer.clone() for buffer in buffers]
-    return lambda: (nullcontext(), _as_before(buffers, before) if buffers else nullcontext())
+    found = {getattr(part, "held", None) for part in block.modules()}
+    held = [(one, one.value) for one in found if isinstance(one, Held)]
+    return lambda: (nullcontext(), _as_before(buffers, before, held) if buffers or held else nullcontext())
 
 
 def _statistics(block: nn.Module) -> list[Tensor]:
@@ -95,13 +113,18 @@ def _statistics(block: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def _as_before(buffers: list[Tensor], before: list[Tensor]) -> Iterator[None]:
-    """Within, buffers have the values `before`; afterwards those that they have now."""
+def _as_before(buffers: list[Tensor], before: list[Tensor], held: list[tuple[Held, Any]]) -> Iterator[None]:
+    """Within, buffers have the values `before`, and held values are those; afterwards all are what they are now."""
     now = [buffer.clone() for buffer in buffers]
-    with torch.no_grad():
-        torch._foreach_copy_(buffers, before)
-    try:
+    with ExitStack() as stack:
+        for one, value in held:
+            stack.enter_context(one.holding(value))
+        _fill_(buffers, before)
+        stack.callback(_fill_, buffers, now)
         yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(buffers, now)
+
+
+@torch.no_grad()
+def _fill_(buffers: list[Tensor], values: list[Tensor]) -> None:
+    if buffers:
+        torch._foreach_copy_(buffers, values)

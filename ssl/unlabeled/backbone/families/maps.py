@@ -20,6 +20,7 @@ from unlabeled.backbone.encoder import (
     Encoder,
     Fill,
     Hidden,
+    Hiding,
     InTimm,
     Pool,
     Tensors,
@@ -50,10 +51,12 @@ class Outline(NamedTuple):
 class Maps(Encoder):
     """Wraps a timm model as it is. A patch is its total stride, though a position sees more.
 
-    Patches can be neither dropped nor replaced. Batch normalisation sees the global batch; names and values of the
-    state dict are timm's.
+    Patches can be neither dropped nor replaced, but zero in the maps of a CNN. Batch normalisation sees the global
+    batch; names and values of the state dict are timm's.
     """
 
+    hides: ClassVar[frozenset[Hiding]] = frozenset({"zero"})
+    names: ClassVar[str] = "resnet*, convnext* or other CNN"
     resnet_heads: ClassVar[bool] = True
     noun: ClassVar[str] = "the network "
     exported: ClassVar[Mapping[str, Any]] = {"zero_init_last": (bool | None, None)}
@@ -189,9 +192,18 @@ class Maps(Encoder):
             raise ValueError(f"{self.in_words(self.model)} cannot drop or replace patches. Use a vit_* model.")
         size = (images.shape[-2], images.shape[-1])
         about = self.outline if size == self.image_size else outline(self.model, size)
-        if about.layout == "channels_first" and images.device.type in CHANNELS_LAST and takes_channels_last(self.model):
-            images = images.contiguous(memory_format=torch.channels_last)  # all maps follow
+        if about.layout == "channels_first":
+            images = self._laid_out(images)
         return _tokens(self.vit, about, self.vit.forward_features(images))
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        return super().stages(self._laid_out(images) if self.outline.layout == "channels_first" else images)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Images in the memory layout that is fastest where they are; all maps follow."""
+        if images.device.type in CHANNELS_LAST and takes_channels_last(self.model):
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
 
     def layer_of(self, name: str) -> int:
         return self._stages.get(name, self.depth + 1)

@@ -1,0 +1,1 @@
+"""One decoder of feature maps in each file; see `pretrain/map_decoder.py`."""
