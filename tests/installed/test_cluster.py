@@ -3,74 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
+from machines import BIN, INSTALLED, LAST, STARTED, ended, nodes, program, same_bits, steps
 from ruamel.yaml import YAML
 from slurm import Slurm, until
 from support import (
     ROOT,
     TINY_FINETUNE,
-    TINY_PRETRAIN,
     assert_close_weights,
-    checkpoint_bytes,
     free_port,
     launch,
     metrics,
     on_own_node,
 )
-
-LAST = 150
-MORE = ["train.epochs=30", "run.checkpoint_every=1000"]
-STARTED: list[subprocess.Popen[str]] = []
-BIN = Path(sys.executable).parent
-INSTALLED = {"PYTHONPATH": str(ROOT / "ssl"), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe, and a run of two processes that nothing happened to."""
-    home = tmp_path_factory.mktemp("cluster")
-    (home / "tiny.yaml").write_text(TINY_PRETRAIN, encoding="utf-8")
-    assert launch("pretrain", words(home, home / "quiet"), world=2) == [0, 0]
-    return home
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_running() -> Iterator[None]:
-    """End what a test that failed has started: torchrun ends its processes, which are in sessions of their own."""
-    yield
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in (process for process in STARTED if process.poll() is None):
-            os.killpg(process.pid, number)
-        for process in STARTED:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-    STARTED.clear()
-
-
-def words(home: Path, output: Path) -> list[str]:
-    return [str(home / "tiny.yaml"), f"run.output={output}", *MORE]
-
-
-def program(home: Path, output: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "pretrain.py"), *words(home, output)]
-
-
-def steps(output: Path) -> int:
-    return metrics(output)[-1]["step"] if (output / "metrics.jsonl").exists() and metrics(output) else 0
-
-
-def same_bits(home: Path, output: Path) -> bool:
-    return checkpoint_bytes(output, LAST) == checkpoint_bytes(home / "quiet", LAST)
 
 
 def test_slurm_time_limit_then_preemption_then_the_end(home: Path, tmp_path: Path) -> None:
@@ -92,29 +42,6 @@ def test_slurm_time_limit_then_preemption_then_the_end(home: Path, tmp_path: Pat
     assert before == LAST and same_bits(home, output)
 
 
-def nodes(commands: Sequence[Sequence[str]], homes: Path, **variables: str) -> list[subprocess.Popen[str]]:
-    """A launcher per node, each with its own folders; the second starts later."""
-    started = []
-    for number, command in enumerate(commands):
-        folder = homes / f"node-{number}"
-        (folder / "tmp").mkdir(parents=True, exist_ok=True)
-        own = {"TMPDIR": str(folder / "tmp"), "HOME": str(folder), "JOB_COMPLETION_INDEX": str(number)}
-        log = open(folder / "log", "w", encoding="utf-8")  # noqa: SIM115 - the process writes there
-        how = {"cwd": folder, "stdout": log, "stderr": log, "env": os.environ | INSTALLED | own | variables}
-        how["start_new_session"] = True
-        started.append(subprocess.Popen(list(command), **how))  # type: ignore[call-overload]
-        time.sleep(3 * (number == 0))
-    STARTED.extend(started)
-    return started
-
-
-def ended(started: Sequence[subprocess.Popen[str]], homes: Path) -> list[int]:
-    codes = [process.wait(400) for process in started]
-    for log in sorted(homes.glob("node-*/log")):
-        print(log.read_text(encoding="utf-8"))
-    return codes
-
-
 def test_the_pods_of_kubernetes(home: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     _, job = YAML(typ="safe", pure=True).load_all((ROOT / "deploy" / "kubernetes.yaml").read_text(encoding="utf-8"))
@@ -130,55 +57,6 @@ def test_the_pods_of_kubernetes(home: Path, tmp_path: Path) -> None:
             pods[1].send_signal(signal.SIGTERM)  # one is evicted
         assert ended(pods, tmp_path) == ([75, 75], [0, 0])[attempt]
     assert same_bits(home, output)
-
-
-def test_torchrun_goes_on_after_a_process_was_killed(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Processes that torchrun has started again sometimes wait for each other; the same command then goes on."""
-    output = tmp_path / "run"
-    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
-    command += [*program(home, output)[1:], "run.checkpoint_every=20"]
-    agents = nodes([command], tmp_path)
-    until(lambda: steps(output) >= 25)
-    os.kill(children(agents[0].pid)[-1], signal.SIGKILL)
-    try:
-        assert agents[0].wait(120) == 0
-    except subprocess.TimeoutExpired:
-        for process in [*children(agents[0].pid), agents[0].pid]:  # a worker has a session of its own
-            os.kill(process, signal.SIGKILL)
-        agents = nodes([command], tmp_path)
-    assert ended(agents, tmp_path) == [0]
-    assert "resuming from" in capsys.readouterr().out
-    assert same_bits(home, output)
-
-
-def test_torchrun_goes_on_with_the_machines_that_are_left(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In parts that are no larger than before, from the newest checkpoint, as two runs would have done by hand."""
-    torchrun = [str(BIN / "torchrun"), "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
-    torchrun += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=1", "--rdzv-conf=last_call_timeout=5"]
-    more = ["run.accumulate=auto", "run.checkpoint_every=40", "run.timeout=30"]
-    agents = nodes([[*torchrun, *program(home, tmp_path / "run")[1:], *more]] * 2, tmp_path)
-    until(lambda: steps(tmp_path / "run") >= 45)
-    for process in [*children(agents[1].pid), agents[1].pid]:
-        os.kill(process, signal.SIGKILL)
-    assert ended(agents, tmp_path) == [0, -signal.SIGKILL]
-    said = capsys.readouterr().out
-    assert "the batch of 8 is now worked on by 1 x 2 (processes x accumulation), before by 2 x 1" in said
-    assert "step-00000040" in said and "resuming from" in said
-    by_hand = [*words(home, tmp_path / "by-hand"), *more]
-    assert launch("pretrain", by_hand, world=2, kill={"step": 45, "signal": 15}) == [75, 75]
-    for later in sorted((tmp_path / "by-hand" / "checkpoints").iterdir())[1:]:
-        shutil.rmtree(later)
-    assert launch("pretrain", by_hand) == [0]
-    assert checkpoint_bytes(tmp_path / "run", LAST) == checkpoint_bytes(tmp_path / "by-hand", LAST)
-
-
-def children(process: int) -> list[int]:
-    file = Path(f"/proc/{process}/task/{process}/children")
-    return [int(word) for word in file.read_text(encoding="utf-8").split()]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
