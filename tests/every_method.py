@@ -28,6 +28,8 @@ every_method = pytest.mark.every_kind("method")
 
 SMALL = ["data.train_size=42", "data.val_size=20", "train.batch_size=8", "train.epochs=2", "optim.warmup_epochs=0.5"]
 QUIET = ["evaluate=null", "run.device=cpu", "run.workers=0", "run.log_every=1", "run.checkpoint_every=3"]
+MOST = {"encoder.width": 32, "encoder.depth": 2, "encoder.heads": 2, "local.count": 2}
+MOST |= {"head.prototypes": 64, "head.hidden": 32, "head.bottleneck": 16}
 LAST = 10
 START = Progress(0, LAST, 0.0, 2.0)
 
@@ -47,11 +49,15 @@ def recipe_of(name: str, *more: str) -> Any:
 
 
 def smaller(name: str) -> list[str]:
-    """Overrides that make the encoder of a demo recipe small, where its sizes are fields: for whole runs."""
-    encoder = getattr(recipe_of(name).method, "encoder", None)
-    small = {"width": 32, "depth": 2, "heads": 2}
-    sized = encoder is not None and all(getattr(encoder, field, None) for field in small)
-    return [f"method.encoder.{field}={value}" for field, value in small.items()] if sized else []
+    """Overrides that make a demo recipe small where its sizes are fields: for whole runs."""
+    method, found = recipe_of(name).method, list[str]()
+    for field, most in MOST.items():
+        value: Any = method
+        for part in field.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, int) and value > most:
+            found.append(f"method.{field}={most}")
+    return found
 
 
 def build(name: str, *more: str) -> Method:
