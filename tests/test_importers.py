@@ -64,6 +64,12 @@ def mae(model: nn.Module) -> dict[str, Any]:
     return {"model": {**model.state_dict(), "mask_token": torch.zeros(1, 1, 8)}, "args": argparse.Namespace(lr=1)}
 
 
+def crossmae(model: nn.Module) -> dict[str, Any]:
+    """Without a last norm."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("norm.")}
+    return {"model": {**weights, "mask_token": torch.zeros(1, 1, 8)}}
+
+
 def mocov3(model: nn.Module) -> dict[str, Any]:
     weights = {
         **under("module.base_encoder.", model.state_dict()),
@@ -127,6 +133,7 @@ def models(**more: Any) -> dict[str, tuple[Callable[[nn.Module], dict[str, Any]]
     more = {name: value for name, value in more.items() if name in ("mlp_ratio", "qkv_bias")}
     return {
         "mae": (mae, vit(**more)),
+        "crossmae": (crossmae, vit(**more)),
         "mocov3": (mocov3, vit(**more)),
         "dino": (dino, vit(**more)),
         "ibot": (ibot, vit(**more)),
@@ -155,6 +162,7 @@ HEADS = {
 # where the encoder's weights lie
 PLACE = {
     "mae": ("model", ""),
+    "crossmae": ("model", ""),
     "mocov3": ("state_dict", "module.base_encoder."),
     "dino": ("teacher", "backbone."),
     "ibot": ("teacher", "backbone."),
@@ -472,3 +480,27 @@ def test_backbone_files_of_two_views(name: str, tmp_path: Path) -> None:
     torch.save({"blocks.0.x": torch.zeros(2)}, tmp_path / "vit.pth")
     with pytest.raises(UserError, match=r"a ResNet with stages of \(0, 0, 0, 0\) blocks is none of"):
         read(name, tmp_path / "vit.pth")
+
+
+def test_crossmae_gives_the_features_of_its_encoder_and_resumes(tmp_path: Path) -> None:
+    """Official files have no last norm, and a row of positions for a class token that no query is."""
+    model = vit()
+    nn.init.ones_(model.norm.weight)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(model.norm.bias)  # type: ignore[union-attr, arg-type]
+    decoder = {"wfm.linear.weight": (1, 3), "decoder_pos_embed": (1, 5, 8), "mask_token": (1, 1, 8)}
+    shapes = {"norm1": 8, "norm2": 8, "cross_attn.q": (8, 8), "cross_attn.kv": (16, 48), "cross_attn.proj": (8, 8)}
+    shapes |= {"mlp.fc1": (32, 8), "mlp.fc2": (8, 32)}
+    layers = {f"decoder_blocks.0.{name}": shape for name, shape in shapes.items()}
+    layers |= {"dec_norms.0": 48, "decoder_norm": 8, "decoder_pred": (192, 8)}
+    for name, shape in layers.items():
+        rows = shape if isinstance(shape, tuple) else (shape,)
+        decoder |= {f"{name}.weight": rows, f"{name}.bias": rows[:1]}
+    torch.save({"model": {**crossmae(model)["model"], **tensors(decoder)}}, tmp_path / "official.pth")
+    assert main(["import", "crossmae", str(tmp_path / "official.pth"), str(tmp_path / "out"), "--heads", "3"]) == 0
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(features_of(tmp_path / "out", images), model.forward_features(images))  # type: ignore[operator]
+    imported = read("crossmae", tmp_path / "official.pth", heads=3)
+    section = {"name": "cross", "width": 8, "depth": 1, "heads": 1, "mlp_ratio": 4.0, "use_input": True}
+    assert imported.method["decoder"] == section
+    method = METHODS.kind("mae").model_validate({"view": {"size": 16, "mask": {"name": "random"}}, **imported.method})
+    load_method(method.build(), tmp_path / "out")  # type: ignore[attr-defined]

@@ -39,6 +39,7 @@ class Case(NamedTuple):
 
 CASES = {
     "mae": Case("mae", SHALLOW, 359, 30, 3.4),
+    "crossmae": Case("mae", (*SHALLOW, "method.decoder={name: cross, width: 64, depth: 1, heads: 4}"), 335, 21.6, 3),
     "simmim": Case("simmim", SHALLOW, 278, 48, 4.6),
     "simclr": Case("simclr", SHALLOW, 466, 71, 6.8),
     "mocov3": Case("mocov3", SHALLOW, 744, 95.6, 9.8),

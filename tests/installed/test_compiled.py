@@ -20,6 +20,8 @@ CASES = {
     "ijepa": (("ijepa", SHALLOW), 6),
     "simmim of a Swin": (("simmim", SWIN), 4),
     "simclr": (("simclr", SHALLOW), 5),
+    "lejepa": (("lejepa", SHALLOW), 8),
+    "crossmae": (("mae", SHALLOW, "method.decoder={name: cross, width: 32, depth: 2, heads: 2}"), 3),
     "mocov3 of a CNN": (("mocov3", "method.encoder={model: test_resnet}"), 14),
     "ibot": (("ibot", SHALLOW), 16),
     "dinov3": (("ibot", SHALLOW, *DINOV2, "method.koleo=0.1", "method.targets=sinkhorn"), 22),

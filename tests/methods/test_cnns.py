@@ -20,7 +20,19 @@ from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import mean_over_processes, rank, world
 from unlabeled.nn.heads import HeadConfig
 from unlabeled.pretrain.method import Method, Progress
-from unlabeled.pretrain.methods import barlowtwins, byol, dino, ibot, mae, mocov3, simclr, simmim, simsiam, vicreg
+from unlabeled.pretrain.methods import (
+    barlowtwins,
+    byol,
+    dino,
+    ibot,
+    lejepa,
+    mae,
+    mocov3,
+    simclr,
+    simmim,
+    simsiam,
+    vicreg,
+)
 
 START = Progress(0, 100, 0.0, 10.0)
 ROWS, SIDE = 8, 64
@@ -35,6 +47,9 @@ CONFIGS: dict[str, Any] = {
     "byol": byol.Config(first=WHOLE, second=WHOLE, encoder=RESNET, hidden=16, dim=8, momentum=0.5),
     "simsiam": simsiam.Config(view=View(size=SIDE, count=2), encoder=RESNET, hidden=16, dim=8, predictor_hidden=6),
     "simclr": simclr.Config(view=View(size=SIDE, count=2), encoder=EFFICIENTNET, hidden=32, dim=8),
+    "lejepa": lejepa.Config(
+        global_view=View(size=SIDE, count=2), local=View(size=32), encoder=RESNET, hidden=16, dim=8, slices=8
+    ),
     "dino": dino.Config(
         global_1=WHOLE, global_2=WHOLE, local=View(size=32, count=2), encoder=RESNET, head=HEAD, momentum=0.5
     ),
@@ -99,6 +114,7 @@ def test_dino_has_batch_normalisation_in_its_head_unless_told_otherwise() -> Non
         ("simclr", ["projector"], ["negatives of the batch"]),
         ("mocov3", ["projector", "predictor"], ["negatives of the batch"]),
         ("dino", ["head"], []),
+        ("lejepa", ["projector"], ["SIGReg's means over the batch"]),
         ("byol", ["projector", "predictor"], []),
         ("simsiam", ["projector", "predictor"], []),
         ("barlowtwins", ["projector"], ["correlations over the batch"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from parity.vit import (
     use_eps,
 )
 
+from unlabeled.backbone.importers.crossmae import RULES, in_block
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.view.views import View
@@ -29,21 +29,6 @@ from unlabeled.nn.positions import sincos_2d, with_prefix
 from unlabeled.pretrain.decoders.cross import Config as CrossDecoder
 from unlabeled.pretrain.methods.mae import MAE, Config
 
-# official name -> ours, the first that fits; all other names are the encoder's
-RENAMES = (
-    (r"decoder_blocks\.(\d+)\.cross_attn\.q\.", r"decoder.blocks.\1.query."),
-    (r"decoder_blocks\.(\d+)\.cross_attn\.kv\.", r"decoder.blocks.\1.key_value."),
-    (r"decoder_blocks\.(\d+)\.cross_attn\.proj\.", r"decoder.blocks.\1.proj."),
-    (r"decoder_blocks\.", "decoder.blocks."),
-    (r"dec_norms\.(\d+)\.", r"decoder.blocks.\1.memory_norm."),
-    (r"decoder_norm\.", "decoder.norm."),
-    (r"decoder_pred\.", "decoder.head."),
-    (r"decoder_pos_embed$", "decoder.positions"),
-    (r"mask_token$", "decoder.mask_token"),
-    (r"wfm\.linear\.", "decoder.maps."),
-    (r"", "encoder.vit."),
-)
-
 
 @pytest.fixture(scope="module")
 def golden(folder: Path) -> Golden:
@@ -51,8 +36,9 @@ def golden(folder: Path) -> Golden:
 
 
 def ours(name: str) -> str:
-    pattern, new = next((old, new) for old, new in RENAMES if re.match(old, name))
-    return re.sub(f"^{pattern}", new, name, count=1)
+    """Our name of an official parameter."""
+    rule = next(rule for rule in RULES if name.startswith(rule.official))
+    return f"encoder.vit.{name}" if rule.to == "encoder" else in_block(rule.ours + name.removeprefix(rule.official))
 
 
 def mask_ratios(golden: Golden) -> tuple[float, float]:
@@ -83,8 +69,7 @@ def build(golden: Golden) -> MAE:
     model = config.build()
     own = model.state_dict()
     weights = {ours(name): tensor for name, tensor in golden.under("sd").items()}
-    table = weights["decoder.positions"]
-    weights["decoder.positions"] = table[:, table.shape[1] - own["decoder.positions"].shape[1] :]  # patches' alone
+    weights["decoder.positions"] = weights["decoder.positions"][:, 1:]  # patches' alone
     assert own.keys() - weights.keys() == {"encoder.vit.norm.weight", "encoder.vit.norm.bias"}, "officially not there"
     model.load_state_dict({**own, **weights})
     use_eps(model, c)

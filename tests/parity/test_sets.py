@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import naive_lejepa
 import pytest
 from parity.golden import DEFAULT, METHODS, READ, Golden, Settings, folders_of, golden_folders
 from parity.whole import modules_of
@@ -55,6 +56,12 @@ def test_other_names_of_settings_and_part_of_the_gradients_pass(tmp_path: Path) 
 
     rewrite(copied("mocov3", tmp_path) / "model.safetensors", change)
     assert run(tmp_path, str(HERE / "test_mocov3.py"), "-k", "queries or gradients or state") == (0, set())
+
+
+def test_a_set_of_other_sizes_and_settings_passes(tmp_path: Path) -> None:
+    naive_lejepa.write_set(tmp_path / "lejepa", (3, 5, 4), slices=7, knots=6, t_max=2.5, weight=0.1)
+    whole = str(HERE / "test_whole.py")
+    assert run(tmp_path, str(HERE / "test_lejepa.py"), whole, "-k", "lejepa or test_lejepa") == (0, set())
 
 
 def test_what_is_missing_or_wrong_or_compared_by_nobody_fails(tmp_path: Path) -> None:
