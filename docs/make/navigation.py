@@ -33,6 +33,7 @@ SECTIONS = {
         "methods/simsiam.md",
         "methods/dino.md",
         "methods/ibot.md",
+        "methods/swav.md",
         "methods/ijepa.md",
         "methods/lejepa.md",
         "methods/distill.md",

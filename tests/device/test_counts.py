@@ -52,6 +52,8 @@ CASES = {
     "ibot": Case("ibot", SHALLOW, 1140, 181.2, 13.4),
     "dinov2": Case("ibot", (*SHALLOW, *DINOV2), 1322, 154.1, 11.4),
     "dinov3": Case("ibot", (*SHALLOW, *DINOV2, "method.targets=sinkhorn"), 1340, 155.8, 11.4),
+    "simdino": Case("dino", (*SHALLOW, "method.coding_rate={}"), 1034, 133, 12.7),
+    "swav": Case("swav", SHALLOW, 784, 93.6, 7.5),
     "lejepa": Case("lejepa", SHALLOW, 729, 100, 8.1),
 }
 # flags that are read, and the first step of a parameter, which has no state yet

@@ -219,7 +219,7 @@ def test_a_coding_rate_has_no_prototypes_temperatures_and_centres(name: str) -> 
     metrics = {key: value.item() for key, value in output.metrics.items()}
     loss = metrics["class_loss"] if name == "simdinov2" else output.loss.item()
     weight = config.coding_rate.weight
-    assert loss == pytest.approx(-weight * metrics["agreement"] - metrics["coding_rate"], rel=1e-5)
+    assert loss == pytest.approx(-weight * metrics["compression"] - metrics["coding_rate"], rel=1e-5)
 
 
 def test_patches_begin_when_told() -> None:

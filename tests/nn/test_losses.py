@@ -142,7 +142,7 @@ def test_coding_rate(views: int, rows: int, width: int, eps: float) -> None:
             scatter += width / (rows * eps) * torch.outer(row, row)
         rate += torch.logdet(scatter).item() / 2 / 2 * (width + rows) / (width * rows)
     loss, measures = CodingRate(eps=eps, weight=0.7).compare(student, teacher)
-    assert measures["agreement"].item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-5, abs=1e-6)
+    assert measures["compression"].item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-5, abs=1e-6)
     assert measures["coding_rate"].item() == pytest.approx(rate, rel=1e-5)
     assert loss.item() == pytest.approx(-0.7 * sum(pairs) / len(pairs) - rate, rel=1e-5)
 

@@ -34,7 +34,7 @@ from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
 from unlabeled.train.optim import Guarded
 from unlabeled.train.optimizer import Optim
-from unlabeled.train.optimizers import adamw, lamb, lars, sgd
+from unlabeled.train.optimizers import adamw, lamb, larc, lars, sgd
 from unlabeled.train.state import Statistics
 from unlabeled.train.stepping.queued import Flags
 
@@ -353,7 +353,7 @@ def test_a_method_that_takes_the_progress_alone_follows_the_steps_that_are_taken
 
 
 @pytest.mark.parametrize(
-    "optim", [adamw.Config(), sgd.Config(), lars.Config(), lamb.Config()], ids=lambda optim: optim.name
+    "optim", [kind.Config() for kind in (adamw, sgd, lars, lamb, larc)], ids=lambda optim: optim.name
 )
 def test_an_update_on_a_gpu_reads_nothing(optim: Optim) -> None:
     with FakeTensorMode():  # which raises where a number is read

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import Lars
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.data.batch.batch import Batch
 from unlabeled.pretrain.method import Method, Output, Progress
 from unlabeled.train.optim import clip_gradients, param_groups, set_rates
-from unlabeled.train.optimizers import adamw, lamb, lars, sgd
+from unlabeled.train.optimizers import adamw, lamb, larc, lars, sgd
 from unlabeled.train.schedule import Ramp
 from unlabeled.train.schedules import cosine, plateau, steps, timm_cosine
 
@@ -90,6 +91,7 @@ def test_clipping_by_tensor_equals_one_after_the_other_to_the_bit_at_a_fixed_num
         (sgd.Config(momentum=0.7), {"momentum": 0.7}),
         (lars.Config(momentum=0.6, trust=0.02), {"momentum": 0.6, "trust": 0.02}),
         (lamb.Config(betas=(0.8, 0.9), eps=1e-7), {"betas": (0.8, 0.9), "eps": 1e-7}),
+        (larc.Config(momentum=0.6, trust=0.02, eps=0.1), {"momentum": 0.6, "trust": 0.02, "eps": 0.1}),
     ],
 )
 def test_optimizers_are_built_as_their_settings_say(config: Any, expected: dict[str, Any]) -> None:
@@ -99,6 +101,36 @@ def test_optimizers_are_built_as_their_settings_say(config: Any, expected: dict[
     assert all(expected.items() <= group.items() for group in groups)
     learns = {group["weight_decay"]: [id(parameter) for parameter in group["params"]] for group in groups}
     assert learns == {0.1: [id(method.backbone.weight)], 0.0: [id(method.backbone.bias)]}
+
+
+def test_larc_is_timms_lars_that_always_adapts() -> None:
+    """Weights and their velocities, biases too, over steps of rates that change; one parameter has no decay."""
+    torch.manual_seed(3)
+    shapes = [(4, 3), (4,), (2, 3, 3, 3), (5,)]
+    ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    settings = {"momentum": 0.8, "weight_decay": 0.1}
+    groups = [{"params": ours[:3]}, {"params": ours[3:], "weight_decay": 0.0}]
+    mine = larc.LARC([{**group, "eps": 1e-3} for group in groups], lr=0.5, trust=0.02, **settings)
+    groups = [{"params": theirs[:3]}, {"params": theirs[3:], "weight_decay": 0.0}]
+    other = Lars(groups, lr=0.5, trust_coeff=0.02, eps=1e-3, always_adapt=True, **settings)
+    for rate in (0.5, 0.3, 0.2):
+        for optimizer in (mine, other):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        for one, two in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape)
+            two.grad = one.grad.clone()
+        mine.step()
+        other.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_larc_leaves_what_has_no_norm_to_sgd() -> None:
+    zero, still = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(3))
+    optimizer = larc.LARC([{"params": [zero, still], "eps": 0.0}], lr=0.5, weight_decay=0.1)
+    zero.grad, still.grad = torch.ones(3), torch.zeros(3)
+    optimizer.step()
+    assert zero.tolist() == [-0.5] * 3 and still.tolist() == [1.0] * 3
 
 
 def test_no_limit_only_measures() -> None:

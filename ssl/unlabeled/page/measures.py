@@ -100,7 +100,7 @@ KNOWN = (
         "Loss as a share of that of a blind student",
         LOSS,
         "0 to 1",
-        "1 = the student follows its frozen teacher no better than if all images were alike. Lower is better.",
+        "1 = the student predicts no better than if all images were alike. Lower is better.",
     ),
     Measure("knn", "kNN", SCORES, "%", "Accuracy of nearest neighbours on frozen features. Higher is better."),
     Measure("linear", "Linear probe", SCORES, "%", "Accuracy of a linear layer on frozen features. Higher is better."),
@@ -247,9 +247,7 @@ KNOWN = (
     Measure(
         "kl", "Student to teacher (KL)", TEACHER, "nats", "How far the student is from its teacher. 0 = they agree."
     ),
-    Measure(
-        "agreement", "Agreement of views", TEACHER, "-1 to 1", "Mean cosine of student and teacher. 1 = they agree."
-    ),
+    Measure("compression", "Compression", TEACHER, "-1 to 1", "Mean cosine of student and teacher. 1 = they agree."),
     Measure("coding_rate", "Coding rate", TEACHER, text="How many directions vectors fill. Higher is better."),
     Measure(
         "spread", "Coding rate over that of equal vectors", TEACHER, text="1 = all vectors are equal. Higher is better."

@@ -59,6 +59,27 @@ def nothing_apart(weight: float) -> Symptom:
     )
 
 
+def uniform_targets(prototypes: int, instead: str) -> Symptom:
+    """Pictures are assigned to all prototypes alike, the loss is ln K (SwAV, MSN); `instead` is a cure beside a lower
+    learning rate."""
+    return Symptom(
+        "teacher_entropy",
+        f"pictures are assigned to all prototypes alike, the loss is ln {prototypes}: a collapse",
+        f"Lower optim.base_lr to a third, or {instead}.",
+        at_least=0.995 * math.log(prototypes),
+    )
+
+
+def few_prototypes() -> Symptom:
+    """Nearly all targets are the same few prototypes."""
+    return Symptom(
+        "prototypes",
+        "all pictures are assigned to a twentieth of the prototypes: a collapse",
+        "Lower optim.base_lr to a third, or take fewer prototypes (method.prototypes).",
+        at_most=0.05,
+    )
+
+
 def chance() -> Symptom:
     """A contrastive loss of ln N, or 2 tau ln N per term as MoCo v3 scales it: what blind guessing gets."""
     return Symptom(

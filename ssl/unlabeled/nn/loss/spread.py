@@ -46,12 +46,12 @@ class CodingRate(BaseModel, frozen=True, extra="forbid"):
 
     def compare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of unit vectors of all views [V, B, D] and the teacher's of the G first ones [G, B, D], and what to
-        log: `agreement`, `coding_rate`, and `spread`, the latter over that of equal rows: 1 in a collapse."""
+        log: `compression`, the mean cosine; `coding_rate`; `spread`, this over that of equal rows: 1 in a collapse."""
         seen = student[: len(teacher)].float()
         rate = coding_rate((seen + teacher.float()) / 2 if self.of == "mean" else seen, self.eps)
         agreement = mean_cosine(student, teacher)
         floor = _per_row(student.shape[1] * world(), student.shape[2]) * math.log1p(student.shape[2] / self.eps) / 2
-        measures = {"agreement": agreement, "coding_rate": rate, "spread": rate / floor}
+        measures = {"compression": agreement, "coding_rate": rate, "spread": rate / floor}
         return -self.weight * agreement - rate, {name: measure.detach() for name, measure in measures.items()}
 
     def compare_hidden(self, student: Tensor, teacher: Tensor, weight: Tensor, crops: int) -> Tensor:
