@@ -27,6 +27,7 @@ from unlabeled.errors import UserError
 from unlabeled.pretrain.method import METHODS
 from unlabeled.pretrain.methods import mocov3 as mocov3_method
 from unlabeled.pretrain.methods import simmim as simmim_method
+from unlabeled.pretrain.methods import swav as swav_method
 
 Tensors = dict[str, Tensor]
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -127,6 +128,13 @@ def ijepa(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def msn(model: nn.Module) -> dict[str, Any]:
+    head = tensors({"fc1.weight": (8, 48), "bn1.running_mean": (8,)})
+    networks = {"target_encoder": model, "encoder": vit(seed=1)}
+    weights = {name: {**network.state_dict(), **under("fc.", head)} for name, network in networks.items()}
+    return {name: under("module.", found) for name, found in weights.items()} | {"prototypes": torch.randn(5, 4)}
+
+
 def models(**more: Any) -> dict[str, tuple[Callable[[nn.Module], dict[str, Any]], nn.Module]]:
     shared = {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, **more}
     beit = timm.create_model("beit_base_patch16_224", num_classes=0, global_pool="token", **SIZE, **shared)
@@ -139,6 +147,7 @@ def models(**more: Any) -> dict[str, tuple[Callable[[nn.Module], dict[str, Any]]
         "ibot": (ibot, vit(**more)),
         "dinov2": (dinov2, vit(init_values=1e-5, **more)),
         "ijepa": (ijepa, vit(**GAP, **more)),
+        "msn": (msn, vit(**more)),
         "simmim": (simmim, random(beit)),
     }
 
@@ -155,6 +164,7 @@ HEADS = {
     "ibot": {"encoder.vit.cls_token", "centre.value", "patch_centre.value", "mask_token", *under("head.", HEAD)},
     "dinov2": set(),
     "ijepa": {"encoder.vit.pos_embed", "predictor.mask_token", "predictor.embed.weight"},
+    "msn": set(),
     "simmim": {"mask_token", "decoder.head.weight", "decoder.head.bias"},
 }
 
@@ -168,6 +178,7 @@ PLACE = {
     "ibot": ("teacher", "backbone."),
     "dinov2": ("", ""),
     "ijepa": ("target_encoder", "module."),
+    "msn": ("target_encoder", "module."),
     "simmim": ("model", "encoder."),
 }
 
@@ -257,7 +268,7 @@ def test_prefixes_are_anchored(tmp_path: Path) -> None:
         read("dino", tmp_path / "official.pth", heads=3)
 
 
-@pytest.mark.parametrize("name", ["mocov3", "dino", "ibot"])
+@pytest.mark.parametrize("name", ["mocov3", "dino", "ibot", "msn"])
 def test_the_other_network_by_key(name: str, tmp_path: Path) -> None:
     official, model = models()[name]
     torch.save(official(model), tmp_path / "official.pth")
@@ -364,6 +375,25 @@ def test_mocov3_of_a_resnet_resumes(tmp_path: Path) -> None:
     assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
     teacher = read("mocov3", tmp_path / "official.pth", key="teacher")
     assert teacher.encoder.keys() == imported.encoder.keys() and not teacher.heads
+
+
+def test_swav_of_a_resnet_resumes(tmp_path: Path) -> None:
+    """From weights after a step, whose prototypes official code normalises before the next."""
+    fields = {"encoder": {"model": "resnet18"}, "hidden": 8, "dim": 4, "prototypes": 5}
+    whole = swav_method.Config.model_validate(fields).build().state_dict()
+    places = {"encoder.vit.": "", "projector.": "projection_head.", "prototypes.": "prototypes."}
+    weights = {
+        f"module.{theirs}{name.removeprefix(ours)}": tensor * (3 if "prototypes" in name else 1)
+        for name, tensor in whole.items()
+        for ours, theirs in places.items()
+        if name.startswith(ours)
+    }
+    torch.save(weights, tmp_path / "official.pth")
+    imported = read("swav", tmp_path / "official.pth")
+    assert (imported.architecture, imported.method) == ("resnet18", {"name": "swav", **fields})
+    found = {**under("encoder.vit.", imported.encoder), **imported.heads}
+    assert found.keys() == whole.keys()
+    torch.testing.assert_close(found, dict(whole))
 
 
 def test_dino_of_a_resnet(tmp_path: Path) -> None:

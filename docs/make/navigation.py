@@ -34,6 +34,7 @@ SECTIONS = {
         "methods/dino.md",
         "methods/ibot.md",
         "methods/swav.md",
+        "methods/msn.md",
         "methods/ijepa.md",
         "methods/lejepa.md",
         "methods/distill.md",

@@ -54,6 +54,7 @@ CASES = {
     "dinov3": Case("ibot", (*SHALLOW, *DINOV2, "method.targets=sinkhorn"), 1340, 155.8, 11.4),
     "simdino": Case("dino", (*SHALLOW, "method.coding_rate={}"), 1034, 133, 12.7),
     "swav": Case("swav", SHALLOW, 784, 93.6, 7.5),
+    "msn": Case("msn", SHALLOW, 1069, 87.3, 6.2),
     "lejepa": Case("lejepa", SHALLOW, 729, 100, 8.1),
 }
 # flags that are read, and the first step of a parameter, which has no state yet

@@ -152,6 +152,17 @@ def test_weight_decay_follows_its_cosine_in_decayed_groups_alone() -> None:
         }
 
 
+def test_the_end_of_a_run_cuts_stretched_schedules_off() -> None:
+    """Rates and weight decay of a run of 8 epochs are those of the first 8 of 10; the warm-up is as long."""
+    config = adamw.Config(warmup_epochs=2, weight_decay=0.04, weight_decay_end=0.4)
+    short, long = (kind.build(param_groups(Two(), 0.04)) for kind in (config, config))
+    for step in range(16):
+        set_rates(short, config.model_copy(update={"stretch": 1.25}), 1.0, Progress(step, 16, step / 2, 8.0))
+        set_rates(long, config, 1.0, Progress(step, 20, step / 2, 10.0))
+        for one, two in zip(short.param_groups, long.param_groups, strict=True):
+            assert (one["lr"], one["weight_decay"]) == pytest.approx((two["lr"], two["weight_decay"]))
+
+
 def test_steps_are_one_step_late_and_drop_at_milestones() -> None:
     ramp, schedule = Ramp(0.1, 1.0, 0.5, 1), steps.Config(milestones=(2, 3))
     rates = [schedule.at(Progress(step, 16, step / 4, 4.0), ramp) for step in range(16)]

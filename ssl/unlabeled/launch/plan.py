@@ -83,7 +83,7 @@ def _rate(recipe: Recipe) -> str:
     optim, batch = recipe.optim, recipe.train.batch_size
     ratio = f"{batch}/{optim.reference_batch}"
     scaled = {"linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})", "none": ""}[optim.lr_rule]
-    end = f" to {optim.ends(optim.peak(batch))[1]:g}" if optim.schedule.falls else ""
+    end = f" to {optim.ends(optim.peak(batch))[1]:g}" if optim.schedule.falls and optim.stretch == 1 else ""
     return (
         f"peak {optim.peak(batch):.3g} = {optim.base_lr:g}{scaled}, "
         f"warm-up {optim.warmup_epochs:g} epochs{_of_the_run(recipe)}, {optim.schedule.name}{end}"

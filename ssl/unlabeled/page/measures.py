@@ -247,6 +247,14 @@ KNOWN = (
     Measure(
         "kl", "Student to teacher (KL)", TEACHER, "nats", "How far the student is from its teacher. 0 = they agree."
     ),
+    Measure("entropy", "Entropy of a prediction", TEACHER, "nats", "Of one image. It falls as training goes on."),
+    Measure(
+        "memax",
+        "Lack of entropy of the mean prediction",
+        TEACHER,
+        "nats",
+        "0 = all prototypes are used equally, ln K = one takes everything. Lower is better.",
+    ),
     Measure("compression", "Compression", TEACHER, "-1 to 1", "Mean cosine of student and teacher. 1 = they agree."),
     Measure("coding_rate", "Coding rate", TEACHER, text="How many directions vectors fill. Higher is better."),
     Measure(

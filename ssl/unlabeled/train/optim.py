@@ -50,13 +50,13 @@ def set_rates(optimizer: Optimizer, config: Optim, peak: float, progress: Progre
         peak: learning rate after warm-up.
         watched: factor by a watched score that stands still, see `Schedule.lowering`.
     """
-    decay = config.weight_decay
+    decay, planned = config.weight_decay, config.planned(progress)
     if config.weight_decay_end is not None:
-        done = (progress.step + config.schedule.first) / progress.total_steps
+        done = (planned.step + config.schedule.first) / planned.total_steps
         decay = cosine(decay, config.weight_decay_end, done)
     for group in optimizer.param_groups:
         inactive = progress.epoch < group.get("begins", 0.0)
-        group["lr"] = 0.0 if inactive else _rate(config, peak, progress, watched, group)
+        group["lr"] = 0.0 if inactive else _rate(config, peak, planned, watched, group)
         if (climb := group.get("climb")) is not None:
             start, end = climb
             group["lr"] *= min(1.0, max(0.0, (progress.share - start) / (end - start)))

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from unlabeled.pretrain.method import Progress
 from unlabeled.registry import ByFile
 from unlabeled.train.schedule import AnySchedule
 from unlabeled.train.schedules import cosine
@@ -40,6 +41,13 @@ class Optim(BaseModel, ABC, frozen=True, extra="forbid"):
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="of the parameters that the method decays")
     weight_decay_end: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="weight decay at the end, by a cosine; null = constant"
+    )
+    stretch: float = Field(
+        1.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="lengths of the run after which rate and weight decay would be at their ends, so that they are cut "
+        "off (MSN: 1.25)",
     )
     scale_minimum: bool = Field(
         True,
@@ -72,6 +80,11 @@ class Optim(BaseModel, ABC, frozen=True, extra="forbid"):
         """
         power = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}[self.lr_rule]
         return self.base_lr * (batch_size / self.reference_batch) ** power
+
+    def planned(self, progress: Progress) -> Progress:
+        """How far a run is on the way to the ends of its schedules."""
+        steps, epochs = round(progress.total_steps * self.stretch), progress.epochs * self.stretch
+        return progress._replace(total_steps=steps, epochs=epochs)
 
     def ends(self, peak: float) -> tuple[float, float]:
         """The learning rates where the warm-up starts and at the end of the run, beside a peak."""
