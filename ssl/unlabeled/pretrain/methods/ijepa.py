@@ -21,6 +21,7 @@ from unlabeled.backbone.encoder import Encoder, Hiding, Tokens
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.masks.multi_block import Config as MultiBlockMask
 from unlabeled.data.view.views import View
+from unlabeled.errors import UserError
 from unlabeled.nn.curves import warmup
 from unlabeled.nn.init import truncated_normal_
 from unlabeled.nn.measures import feature_std
@@ -88,7 +89,9 @@ class Predictor(nn.Module):
         attention = vars(encoder.vit.blocks[-1].attn)
         heads = config.heads or attention.get("num_heads", attention.get("heads"))
         if width % heads:
-            raise ValueError(f"predictor.width {width} is no multiple of {heads} heads: set predictor.heads")
+            raise UserError(
+                f"method.predictor.width {width} is no multiple of {heads} heads. Set method.predictor.heads."
+            )
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(with_prefix(sincos_2d(width, self.grid), 0), requires_grad=False)
