@@ -230,51 +230,6 @@ def simsiam(seed: int = 0) -> Set:
 # ---------------------------------------------------------------- losses of embeddings
 
 
-def lejepa(seed: int = 0) -> Set:
-    draw, views, batch, width, slices, knots, most, weight = Numbers(seed), 3, 9, 5, 20, 21, 4.0, 0.1
-    z, minimal = draw(views, batch, width).requires_grad_(), draw(width, 12)
-    minimal = (minimal / minimal.norm(dim=0)).float().double()
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randn(width, slices, generator=generator)
-    first = (first / first.norm(dim=0)).double()
-
-    def statistics(rows: Tensor, directions: Tensor, points: int, end: float) -> Tensor:
-        """[K] of rows [B, D]: an integral by the trapezoid rule, doubled as the other half is the same."""
-        step, total = end / (points - 1), torch.zeros(directions.shape[1], dtype=torch.float64)
-        for k in range(points):
-            t = k * step
-            phi, share = math.exp(-t * t / 2), step if k in (0, points - 1) else 2 * step
-            angle = t * (rows @ directions)
-            total = total + share * phi * ((angle.cos().mean(0) - phi) ** 2 + angle.sin().mean(0) ** 2)
-        return total * len(rows)
-
-    found = torch.stack([statistics(view, first, knots, most) for view in z])
-    invariance = ((z - z.mean(0)) ** 2).mean()
-    loss = weight * found.mean() + (1 - weight) * invariance
-    t = torch.linspace(0, most, knots, dtype=torch.float64)
-    ends = torch.full((knots,), 2.0, dtype=torch.float64)
-    ends[0] = ends[-1] = 1.0
-    phi = (-t * t / 2).exp()
-    tensors = {
-        "in/projections": z,
-        "in/directions_step0": first,
-        "in/directions_minimal": minimal,
-        "out/per_view_and_slice": found,
-        "out/sigreg": found.mean(),
-        "out/statistic_step0": found.mean(),
-        "out/sigreg_flattened": statistics(z.flatten(0, 1), first, knots, most).mean(),
-        "out/sigreg_minimal": torch.stack([statistics(view, minimal, 13, 2.5) for view in z]).mean(),
-        "out/invariance": invariance,
-        "out/loss": loss,
-        "out/quadrature_t": t,
-        "out/quadrature_phi": phi,
-        "out/quadrature_weights": ends * most / (knots - 1) * phi,
-        "grad/projections": gradients(loss, {"z": z})["z"],
-    }
-    settings: dict[str, Any] = {"slices": slices, "knots": knots, "t_max": most, "lamb": weight}
-    return Set("loss.safetensors", tensors, {**settings, "minimal": {"slices": 12, "knots": 13, "t_max": 2.5}})
-
-
 def simdino(seed: int = 0) -> Set:
     draw, batch, views, width, eps, weight = Numbers(seed), 5, 6, 14, 0.05, 0.7
     unit = [rows / rows.norm(dim=1, keepdim=True) for rows in (draw(views * batch, width), draw(2 * batch, width))]
@@ -302,6 +257,5 @@ SETS: dict[str, Callable[[int], Set]] = {
     "vicreg": vicreg,
     "byol": byol,
     "simsiam": simsiam,
-    "lejepa": lejepa,
     "simdino": simdino,
 }

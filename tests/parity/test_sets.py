@@ -10,6 +10,7 @@ from pathlib import Path
 import naive_lejepa
 import pytest
 from parity.golden import DEFAULT, METHODS, READ, Golden, Settings, folders_of, golden_folders
+from parity.naive import SETS, save
 from parity.whole import modules_of
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -76,6 +77,22 @@ def test_what_is_missing_or_wrong_or_compared_by_nobody_fails(tmp_path: Path) ->
     status, failed = run(tmp_path, *map(str, modules_of("dinov2")), str(HERE / "test_whole.py"), "-k", "not masks")
     expected = {"test_koleo[two]", "test_koleo[x]", "test_head", "test_every_name_of_the_set_is_compared[dinov2]"}
     assert (status, failed) == (1, expected)
+
+
+def test_losses_agree_with_sets_of_other_sizes_computed_step_by_step(tmp_path: Path) -> None:
+    for method, make in SETS.items():
+        save(tmp_path, method, make(0))
+    modules = [str(HERE / f"test_{method}.py") for method in SETS]
+    compared = "not schedules and not (barlowtwins and lars)"
+    assert run(tmp_path, *modules, "-k", compared) == (0, set())
+
+    # and differ from one whose loss is another
+    for method, make in SETS.items():
+        one = make(0)
+        loss = next(name for name in one.tensors if name.startswith("out/loss"))
+        save(tmp_path / "wrong", method, one._replace(tensors={**one.tensors, loss: one.tensors[loss] * 1.01}))
+    failed = {"test_loss_and_gradients", "test_terms_loss_and_gradients", "test_objective[0]"}
+    assert run(tmp_path / "wrong", *modules, "-k", compared) == (1, failed)
 
 
 def test_a_method_without_a_folder_is_left_out(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ import pytest
 import torch
 from parity.given import batch_of
 from parity.golden import Golden, assert_close
-from parity.vit import FORWARD, START, assert_gradients
+from parity.vit import START, assert_gradients
 from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.pretrain.methods.simsiam import Config, SimSiam
+
+# batch normalisation over few samples, and a loss near 0: rounding alone is 1.3e-5 and 3.4e-5 in sets of six pictures
+FORWARD, BACKWARD = 2e-5, 5e-5
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def test_loss_and_gradients(golden: Golden) -> None:
     loss = model(batch_of(images(golden)), START).loss
     assert_close(loss, golden["out/loss"], FORWARD, "loss")
     loss.backward()
-    assert_gradients(model, golden.some("grad"), ours)
+    assert_gradients(model, golden.some("grad"), ours, tolerance=BACKWARD)
 
 
 def test_the_last_bias_of_the_projector_is_frozen(golden: Golden) -> None:

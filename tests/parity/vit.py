@@ -70,6 +70,7 @@ def assert_gradients(
     ours: Callable[[str], str],
     zero: Iterable[str] = (),
     as_ours: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+    tolerance: float = BACKWARD,
 ) -> None:
     """The official gradients, all or those that a set stores, at our parameters.
 
@@ -79,6 +80,7 @@ def assert_gradients(
         ours: our name of an official one.
         zero: official names whose gradients are rounding noise.
         as_ours: an official gradient in our layout.
+        tolerance: as in `assert_close`.
     """
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     for name, tensor in official.items():
@@ -89,15 +91,15 @@ def assert_gradients(
         if name in zero:
             assert max(gradient.abs().max(), tensor.abs().max()) < 1e-5, f"{name}: expected nothing but noise"
         else:
-            assert_gradient(gradient, as_ours(name, tensor), name)
+            assert_gradient(gradient, as_ours(name, tensor), name, tolerance)
 
 
-def assert_gradient(ours: Tensor, official: Tensor, name: str) -> None:
+def assert_gradient(ours: Tensor, official: Tensor, name: str, tolerance: float = BACKWARD) -> None:
     """One gradient. The key third of a qkv bias is rounding noise, as keys shift all logits of a query alike."""
     if name.endswith("attn.qkv.bias"):
         assert ours.chunk(3)[1].abs().max() <= 1e-3 * ours.abs().max(), f"{name}: keys have a gradient"
         ours, official = without_keys(ours), without_keys(official)
-    assert_close(ours, official, BACKWARD, f"gradient of {name}")
+    assert_close(ours, official, tolerance, f"gradient of {name}")
 
 
 def without_keys(bias: Tensor) -> Tensor:
