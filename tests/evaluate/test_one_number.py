@@ -27,7 +27,7 @@ from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.probing import accuracy, hits_of
 from unlabeled.evaluate.protocols.knn import knn_predict
-from unlabeled.pretrain.methods import dino, ibot, mae, mocov3, simclr, simmim
+from unlabeled.pretrain.methods import dino, distill, ibot, mae, mocov3, simclr, simmim
 
 COUNTS = {"train": 40, "val": 20}
 CHANGES = (
@@ -184,7 +184,7 @@ def test_what_is_told_otherwise_is_said(home: Path, tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize(
     ("module", "pool"),
-    [(mae, "mean"), (simmim, "mean"), (simclr, "cls"), (mocov3, "cls"), (dino, "cls"), (ibot, "cls")],
+    [(mae, "mean"), (simmim, "mean"), (simclr, "cls"), (mocov3, "cls"), (dino, "cls"), (ibot, "cls"), (distill, "cls")],
 )
 def test_every_method_says_how_its_encoder_is_evaluated(module: Any, pool: str) -> None:
     with torch.device("meta"):

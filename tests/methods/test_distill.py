@@ -18,6 +18,7 @@ from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
+from unlabeled.launch.plan import on_meta
 from unlabeled.nn.mixing import Mix
 from unlabeled.pretrain.frozen import Seen, Teacher, TeacherConfig
 from unlabeled.pretrain.methods.distill import Config, Distillation
@@ -139,6 +140,49 @@ def test_grey_pictures_reach_a_teacher_of_three_channels(tmp_path: Path) -> None
     colours = TeacherConfig(weights=str(tmp_path / "export")).build(Seen((SIZE, SIZE), OWN), 1)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in OWN[:2])
     torch.testing.assert_close(teacher((raw - 0.5) / 0.25)[0], colours((raw - mean) / std)[0], rtol=1e-4, atol=1e-5)
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+def taught():
+    network = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.ReLU(), nn.Conv2d(6, 5, 2, 2))
+    for number, parameter in enumerate(network.parameters(), 1):
+        nn.init.constant_(parameter, 0.1 * number)
+    return network
+"""
+
+
+def test_a_network_of_ones_own_teaches_with_the_weights_that_its_code_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "networks_that_teach.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    one = Config(view=View(size=SIZE), encoder={"model": "resnet10t"}, teacher="networks_that_teach:taught", queue=4)
+    method = one.build().train()
+    assert method.teachers[0].encoder.vit[2].bias.tolist() == pytest.approx([0.4] * 5)
+    assert method.teachers[0](torch.zeros(2, 3, SIZE, SIZE))[1].shape == (2, 16, 5)
+    method(batch(torch.Generator()), START).loss.backward()
+    assert (
+        one.relies_on() == one.relies_on()
+        and "networks_that_teach:taught (weights " in one.relies_on()["method.teacher"]
+    )
+
+
+def test_an_official_file_teaches_after_its_outline_was_asked_for(tmp_path: Path) -> None:
+    """A plan on the meta device leaves no network without values behind."""
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_base_patch16_224", img_size=SIZE, depth=1, num_classes=0).eval()
+    torch.save({"model": vit.state_dict()}, tmp_path / "mae.pth")
+    config = Config(view=View(size=SIZE), encoder=STUDENT, teacher=f"mae:{tmp_path / 'mae.pth'}")
+    assert all(parameter.is_meta for parameter in on_meta(config.build).parameters())
+    [teacher] = config.teachers()
+    images = torch.randn(2, 3, SIZE, SIZE)
+    vector, patches, _ = teacher(images)
+    torch.testing.assert_close(patches, vit.forward_features(images)[:, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vector, patches.mean(1))
 
 
 @pytest.mark.parametrize(
