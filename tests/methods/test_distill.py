@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ def test_an_official_file_teaches_after_its_outline_was_asked_for(tmp_path: Path
     torch.manual_seed(0)
     vit = timm.create_model("vit_base_patch16_224", img_size=SIZE, depth=1, num_classes=0).eval()
     torch.save({"model": vit.state_dict()}, tmp_path / "mae.pth")
+    os.utime(tmp_path / "mae.pth", (0, 0))  # old enough to be read once
     config = Config(view=View(size=SIZE), encoder=STUDENT, teacher=f"mae:{tmp_path / 'mae.pth'}")
     assert all(parameter.is_meta for parameter in on_meta(config.build).parameters())
     [teacher] = config.teachers()
