@@ -25,6 +25,7 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import IMAGENET, export_encoder, read_weights, timm_config, write_export
 from unlabeled.backbone.weights import load_encoder, weights_digest
 from unlabeled.data.opened import Opened
+from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch.plan import on_meta
 from unlabeled.launch.program import main
@@ -43,9 +44,12 @@ SMALL = {
     "ibot": ["method.local=null", *HEADS],
     "mae": ["method.decoder={name: self, width: 16, depth: 1, heads: 2}"],
     "mocov3": ["method.hidden=16", "method.dim=8"],
+    "barlowtwins": ["method.hidden=16", "method.dim=8"],
+    "vicreg": ["method.hidden=16", "method.dim=8"],
+    "byol": ["method.hidden=16", "method.dim=8"],
+    "simsiam": ["method.hidden=16", "method.dim=8", "method.predictor_hidden=4"],
     "simclr": ["method.hidden=16", "method.dim=8"],
 }
-VIEWS = {"mae": "view", "simmim": "view", "simclr": "view", "mocov3": "first second", "dino": "global_1 global_2"}
 QUIET = [*UNSHOWN, "run.device=cpu", "run.workers=0", "run.log_every=1"]
 BARE = "{home}/bare"
 GREY = "mean: [0.5], std: [0.2]"
@@ -115,14 +119,17 @@ def _hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arguments(home: Path, name: str, init: str, *more: str) -> list[str]:
     given = {"mae": "mask: {name: random}", "simmim": "mask: {name: random, unit: 8}", "ibot": "mask: {name: block}"}
-    own = {**given, "simclr": "count: 2"}.get(name)
-    sizes = [f"method.{view}={{size: 32{f', {own}' if own else ''}}}" for view in views_of(name)]
+    crops, sizes = METHODS.kind(name).crops, []
+    for view in views_of(name):
+        own = "count: 2" if view in crops and crops[view].count == 2 else given.get(name)
+        sizes.append(f"method.{view}={{size: 32{f', {own}' if own else ''}}}")
     begin = [f"method.name={name}", *sizes, *SMALL.get(name, []), f"init={init}", *QUIET]
     return [str(home / "recipe.yaml"), *begin, *more]
 
 
 def views_of(name: str) -> list[str]:
-    return VIEWS.get(name, VIEWS["dino"]).split()
+    """The views that a recipe cannot leave out."""
+    return [key for key, field in METHODS.kind(name).model_fields.items() if field.annotation is View]
 
 
 def job_of(home: Path, name: str, init: str, *more: str) -> PretrainJob:
@@ -205,10 +212,8 @@ def test_other_sizes_keep_heads_that_do_not_depend_on_it(home: Path, tmp_path: P
         before = random(job_of(home, name, f"{home}/bare").build())
         encoder, heads = split_heads(before)
         export_encoder(tmp_path / name, encoder, IMAGENET, "card", heads)
-        smaller = [f"method.{view}.size=16" for view in VIEWS[name].split()]
-        with pytest.raises(
-            UserError, match=rf"trained at 32x32 pixels, method\.{VIEWS[name].split()[0]}\.size is 16x16"
-        ):
+        smaller = [f"method.{view}.size=16" for view in views_of(name)]
+        with pytest.raises(UserError, match=rf"trained at 32x32 pixels, method\.{views_of(name)[0]}\.size is 16x16"):
             job_of(home, name, f"{tmp_path}/{name}", *smaller)
         job = job_of(home, name, f"{tmp_path}/{name}", *smaller, "adapt=[size]")
         assert job.begun is not None and "new:" not in job.begun.words

@@ -186,6 +186,13 @@ KNOWN = (
         "1 = they are equal. Higher is better.",
     ),
     Measure(
+        "told_apart",
+        "Views above strangers",
+        FEATURES,
+        "cosine",
+        "Similarity of two views less that of strangers. High is good; near 0 all images get the same prediction.",
+    ),
+    Measure(
         "alignment", "Alignment", FEATURES, "0 to 4", "Squared distance of two views of an image. Lower is better."
     ),
     Measure(

@@ -26,7 +26,8 @@ from unlabeled.nn.curves import cosine
 from unlabeled.nn.heads import mlp
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.regions import region
-from unlabeled.nn.teacher import ema_
+from unlabeled.nn.teacher import ema_, follow_
+from unlabeled.pretrain.continued import Continued
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_window
 from unlabeled.pretrain.symptoms import same_features
@@ -101,18 +102,30 @@ class BYOL(PretrainMethod):
             target_1, target_2 = self.teacher.projector(self.teacher.encoder.feature(images, views=2), views=2).chunk(2)
 
         loss = distance(predicted_1, target_2) + distance(predicted_2, target_1)
-        measures = {"feature_std": feature_std(features), **contrast(predicted_1, target_2)}
-        return Output(loss, measures, features[: len(predicted_1)].detach())
+        pairs = contrast(predicted_1, target_2)
+        measures = {"feature_std": feature_std(features), "told_apart": pairs["positive"] - pairs["negative"]}
+        return Output(loss, {**measures, **pairs}, features[: len(predicted_1)].detach())
 
     def after_step(self, progress: Progress, broken: Tensor | None = None) -> None:
         """The target follows, with the momentum of the step that was taken."""
         ema_(self.teacher, self, cosine(self.momentum, 1.0, progress.share), broken)
 
+    def continue_(self, settings: Continued) -> None:
+        """The target of an encoder that learns on begins as that encoder."""
+        follow_(self.teacher.encoder, self.encoder)
+        super().continue_(settings)
+
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder, "teacher": self.teacher.encoder}
 
     def symptoms(self) -> list[Symptom]:
-        return [same_features("keep method.momentum at 0.97 or above")]
+        blind = Symptom(
+            "told_apart",
+            "predictions fit the other pictures as well as their own: nothing is learnt",
+            "Lower optim.base_lr to a third, or keep method.momentum at 0.97 or above.",
+            at_most=0.05,
+        )
+        return [blind, same_features("keep method.momentum at 0.97 or above")]
 
 
 @region
