@@ -119,6 +119,7 @@ def _hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arguments(home: Path, name: str, init: str, *more: str) -> list[str]:
     given = {"mae": "mask: {name: random}", "simmim": "mask: {name: random, unit: 8}", "ibot": "mask: {name: block}"}
+    given["ijepa"] = "mask: {name: multi_block, min_keep: 1}"
     crops, sizes = METHODS.kind(name).crops, []
     for view in views_of(name):
         own = "count: 2" if view in crops and crops[view].count == 2 else given.get(name)

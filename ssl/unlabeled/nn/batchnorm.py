@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from unlabeled.nn.collectives import gather, sum_over_processes, world
+from unlabeled.nn.loss.exact import wide
 
 OWN = ("unlabeled", "torch", "timm")  # packages whose buffers are known
 
@@ -44,7 +45,7 @@ class BatchNorm(nn.BatchNorm1d):
             fused: Tensor = _Fused.apply(x, self.weight, self.bias, *running)
             return fused
         with torch.no_grad():
-            moments = torch.var_mean(_wide(x), dim=(0, *range(2, x.ndim)), correction=0)
+            moments = torch.var_mean(wide(x), dim=(0, *range(2, x.ndim)), correction=0)
             variances, means = gather(torch.stack(moments).unsqueeze(0)).unbind(1)
             mean = means.mean(0)
             variance = (variances + (means - mean).square()).mean(0)
@@ -162,7 +163,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_std = ctx.saved_tensors
-        gradient, normal = _wide(gradients[0]), _normal(x, mean, inverse_std)
+        gradient, normal = wide(gradients[0]), _normal(x, mean, inverse_std)
         axes, rows = (0, *range(2, x.ndim)), x.numel() // x.shape[1] * world()
         of_bias, of_weight = gradient.sum(axes), (gradient * normal).sum(axes)
 
@@ -179,10 +180,5 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 2))
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Convert to float32, or keep float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _normal(x: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
-    return (_wide(x) - _column(mean, x)) * _column(inverse_std, x)
+    return (wide(x) - _column(mean, x)) * _column(inverse_std, x)

@@ -12,3 +12,8 @@ def exact(x: Tensor) -> AbstractContextManager[None]:
     """Switch autocast off: products in float32."""
     # the meta device, on which plans are made, has no autocast
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Convert to float32, or keep float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -22,7 +22,7 @@ from unlabeled.data.view.views import View
 from unlabeled.nn.batchnorm import BatchNorm
 from unlabeled.nn.collectives import gather_with_gradient
 from unlabeled.nn.heads import mlp
-from unlabeled.nn.loss.exact import exact
+from unlabeled.nn.loss.exact import exact, wide
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.regions import region
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
@@ -105,7 +105,7 @@ def decorrelation(a: Tensor, b: Tensor, redundancy: float) -> tuple[Tensor, dict
     mean of c_ij^2.
     """
     with exact(a):
-        c = a.float().T @ b.float() / len(a)
+        c = wide(a).T @ wide(b) / len(a)
         own = c.diagonal()
         others = c.square().sum() - own.square().sum()
         loss = (own - 1).square().sum() + redundancy * others

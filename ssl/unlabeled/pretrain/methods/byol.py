@@ -24,6 +24,7 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
 from unlabeled.nn.curves import cosine
 from unlabeled.nn.heads import mlp
+from unlabeled.nn.loss.exact import wide
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.regions import region
 from unlabeled.nn.teacher import ema_, follow_
@@ -132,4 +133,4 @@ class BYOL(PretrainMethod):
 def distance(predictions: Tensor, targets: Tensor) -> Tensor:
     """Squared distance of unit vectors of predictions and targets [B, D], mean over the batch (equation 2)."""
     # the norm of a vector is at least 1e-6, as officially
-    return 2 - 2 * F.cosine_similarity(predictions.float(), targets.float(), dim=1, eps=1e-6).mean()
+    return 2 - 2 * F.cosine_similarity(wide(predictions), wide(targets), dim=1, eps=1e-6).mean()

@@ -20,6 +20,7 @@ from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
 from unlabeled.nn.heads import mlp
+from unlabeled.nn.loss.exact import wide
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.regions import region
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
@@ -102,4 +103,4 @@ class SimSiam(PretrainMethod):
 @region
 def unlikeness(predictions: Tensor, targets: Tensor) -> Tensor:
     """-cosine of predictions and targets [B, D] that have no gradient, mean over the batch (equation 1)."""
-    return -F.cosine_similarity(predictions.float(), targets.float(), dim=1).mean()
+    return -F.cosine_similarity(wide(predictions), wide(targets), dim=1).mean()

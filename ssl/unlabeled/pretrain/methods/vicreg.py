@@ -23,7 +23,7 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import gather_with_gradient
 from unlabeled.nn.heads import mlp
-from unlabeled.nn.loss.exact import exact
+from unlabeled.nn.loss.exact import exact, wide
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.regions import region
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
@@ -80,7 +80,7 @@ class VICReg(PretrainMethod):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         features = self.encoder.feature(torch.cat([view.flat()[0] for view in batch.views]), views=2)
-        first, second = self.projector(features, views=2).float().chunk(2)
+        first, second = wide(self.projector(features, views=2)).chunk(2)
         of_first, of_second = spread(gather_with_gradient(first)), spread(gather_with_gradient(second))
 
         invariance = F.mse_loss(first, second)
