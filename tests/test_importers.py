@@ -525,12 +525,14 @@ def test_crossmae_gives_the_features_of_its_encoder_and_resumes(tmp_path: Path) 
     for name, shape in layers.items():
         rows = shape if isinstance(shape, tuple) else (shape,)
         decoder |= {f"{name}.weight": rows, f"{name}.bias": rows[:1]}
-    torch.save({"model": {**crossmae(model)["model"], **tensors(decoder)}}, tmp_path / "official.pth")
+    rest = tensors(decoder)
+    torch.save({"model": {**crossmae(model)["model"], **rest}}, tmp_path / "official.pth")
     assert main(["import", "crossmae", str(tmp_path / "official.pth"), str(tmp_path / "out"), "--heads", "3"]) == 0
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(features_of(tmp_path / "out", images), model.forward_features(images))  # type: ignore[operator]
     imported = read("crossmae", tmp_path / "official.pth", heads=3)
     section = {"name": "cross", "width": 8, "depth": 1, "heads": 1, "mlp_ratio": 4.0, "use_input": True}
     assert imported.method["decoder"] == section
+    assert torch.equal(imported.heads["decoder.positions"], rest["decoder_pos_embed"][:, 1:])
     method = METHODS.kind("mae").model_validate({"view": {"size": 16, "mask": {"name": "random"}}, **imported.method})
     load_method(method.build(), tmp_path / "out")  # type: ignore[attr-defined]
