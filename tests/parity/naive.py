@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -250,12 +249,3 @@ def simdino(seed: int = 0) -> Set:
         tensors |= {f"out/expansion_type{kind}": expansion}
         tensors |= {f"grad/student_type{kind}": torch.autograd.grad(loss, student, retain_graph=True)[0]}
     return Set("loss.safetensors", tensors, {"B": batch, "D": width, "ncrops": views, "eps": eps, "coeff": weight})
-
-
-SETS: dict[str, Callable[[int], Set]] = {
-    "barlowtwins": barlowtwins,
-    "vicreg": vicreg,
-    "byol": byol,
-    "simsiam": simsiam,
-    "simdino": simdino,
-}
