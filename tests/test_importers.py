@@ -21,12 +21,14 @@ from begun import load_method
 from torch import Tensor, nn
 
 from unlabeled.__main__ import main
+from unlabeled.backbone.importers import spark as spark_importer
 from unlabeled.backbone.importing import checked, importers, known_model, read
 from unlabeled.backbone.weights import import_official
 from unlabeled.errors import UserError
 from unlabeled.pretrain.method import METHODS
 from unlabeled.pretrain.methods import mocov3 as mocov3_method
 from unlabeled.pretrain.methods import simmim as simmim_method
+from unlabeled.pretrain.methods import spark as spark_method
 from unlabeled.pretrain.methods import swav as swav_method
 
 Tensors = dict[str, Tensor]
@@ -394,6 +396,65 @@ def test_swav_of_a_resnet_resumes(tmp_path: Path) -> None:
     found = {**under("encoder.vit.", imported.encoder), **imported.heads}
     assert found.keys() == whole.keys()
     torch.testing.assert_close(found, dict(whole))
+
+
+def official_spark(whole: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of our method under the names of the official code."""
+    places = (
+        (r"^encoder\.vit\.", "sparse_encoder.sp_cnn."),
+        (r"^decoder\.blocks\.(\d+)\.up\.", r"dense_decoder.dec.\1.up_sample."),
+        (r"^decoder\.blocks\.(\d+)\.convolutions\.", r"dense_decoder.dec.\1.conv."),
+        (r"^decoder\.head\.", "dense_decoder.proj."),
+        (r"^decoder\.densify\.(\d+)\.norm\.", r"densify_norms.\1."),
+        (r"^decoder\.densify\.(\d+)\.project\.", r"densify_projs.\1."),
+        (r"^decoder\.densify\.(\d+)\.token$", r"mask_tokens.\1"),
+    )
+    found = {"imn_m": torch.zeros(1, 3, 1, 1), "imn_s": torch.ones(1, 3, 1, 1)}
+    for name, tensor in whole.items():
+        official = next(re.sub(ours, theirs, name) for ours, theirs in places if re.match(ours, name))
+        found[official] = tensor.view(1, -1, 1, 1) if name.endswith("token") else tensor
+    return found
+
+
+def test_spark_of_a_resnet_resumes(tmp_path: Path) -> None:
+    config = spark_method.Config(encoder={"model": "resnet18"}, decoder={"name": "unet", "width": 32})  # type: ignore[arg-type]
+    whole = config.build().state_dict()
+    torch.save({"module": official_spark(whole), "arch": "resnet18"}, tmp_path / "official.pth")
+    imported = read("spark", tmp_path / "official.pth")
+    found = {**under("encoder.vit.", imported.encoder), **imported.heads}
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+    assert imported.method["decoder"] == {"name": "unet", "width": 32} and imported.architecture == "resnet18"
+    torch.save(imported.encoder, tmp_path / "timm_style.pth")
+    assert read("spark", tmp_path / "timm_style.pth").heads == {}
+    with pytest.raises(UserError, match="a ResNet has no attention heads"):
+        read("spark", tmp_path / "official.pth", heads=3)
+
+
+def test_spark_of_a_convnext_under_the_official_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(spark_importer.CONVNEXTS, (40, (2, 2, 6, 2)), "convnext_atto")
+    network = random(timm.create_model("convnext_atto", num_classes=0))
+    names = (
+        (r"^stem\.", "downsample_layers.0."),
+        (r"\.blocks\.", "."),
+        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        ("conv_dw", "dwconv"),
+        (r"mlp\.fc", "pwconv"),
+    )
+    official = {}
+    for name, tensor in network.state_dict().items():
+        for ours, theirs in names:
+            name = re.sub(ours, theirs, name)
+        official[name] = tensor.flatten(1) if "pwconv" in name and tensor.ndim == 4 else tensor
+    official = {name: tensor for name, tensor in official.items() if not name.startswith("head.")}
+    torch.save(official, tmp_path / "official.pth")
+    imported = read("spark", tmp_path / "official.pth")
+    assert imported.architecture == "convnext_atto" and imported.encoder["head.norm.weight"].eq(1).all()
+    for name, tensor in network.state_dict().items():
+        assert name.startswith("head.") or torch.equal(imported.encoder[name], tensor), name
+    del official["downsample_layers.2.0.bias"], official["stages.2.5.gamma"]
+    torch.save(official, tmp_path / "official.pth")
+    with pytest.raises(UserError, match=r"stages of \(2, 2, 5, 2\) blocks, 40 wide at first, are none of resnet18"):
+        read("spark", tmp_path / "official.pth")
 
 
 def test_dino_of_a_resnet(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_a_method_is_found_by_its_file_name(name: str) -> None:
         ("pretrain/simmim_vitb_in1k", 4e-4),
         ("pretrain/simmim_swinb_in1k", 8e-4),
         ("pretrain/ijepa_vith14_in1k", 1e-3),
+        ("pretrain/spark_resnet50_in1k", 3.2e-3),
         ("pretrain/mocov3_vits16_in1k", 2.4e-3),
         ("pretrain/mocov3_vitb16_in1k", 2.4e-3),
         ("pretrain/barlowtwins_resnet50_in1k", 1.6),
