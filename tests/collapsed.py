@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from every_method import smaller
 from support import ROOT, UNSHOWN, launch
 
 from unlabeled.data.view.views import View
@@ -16,7 +17,6 @@ from unlabeled.stages.pretrain import PretrainRecipe
 SHORT = ["data.train_size=80", "data.val_size=20", "data.size=16", "train.batch_size=16", "train.epochs=12"]
 LONG = "train.epochs=24"
 FEWER = ["data.train_size=40", "train.batch_size=8"]  # the same number of steps
-SMALL = [f"method.encoder.{field}" for field in ("width=32", "depth=2", "heads=2")]
 STEADY = ["optim.lr_rule=none", "optim.warmup_epochs=1", "evaluate=null"]
 QUIET = [*UNSHOWN, "run.device=cpu", "run.workers=0", "run.log_every=5", "run.threads=1"]
 PROTOTYPES = 64
@@ -31,7 +31,7 @@ def shrunk(name: str, *overrides: str) -> list[str]:
         views.append("method.local.count=2")
     if "head" in type(method).model_fields:
         views += [f"method.head.{field}" for field in (f"prototypes={PROTOTYPES}", "hidden=64", "bottleneck=16")]
-    return [file, *SHORT, *SMALL, *STEADY, *QUIET, *views, *overrides]
+    return [file, *SHORT, *smaller(name), *STEADY, *QUIET, *views, *overrides]
 
 
 # of the demo recipe's learning rate, where it is not a hundred: I-JEPA's teacher stands still at once then

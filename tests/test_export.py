@@ -51,11 +51,14 @@ def export(tmp_path: Path) -> Path:
     return tmp_path / "export"
 
 
-def test_an_export_says_how_the_norms_of_its_network_begin(tmp_path: Path) -> None:
-    encoder = EncoderConfig(model="test_resnet", zero_init=False).build((32, 32))
+def test_an_export_says_how_the_norms_of_its_network_begin_and_its_stride(tmp_path: Path) -> None:
+    encoder = EncoderConfig(model="test_resnet", zero_init=False, stride=8).build((32, 32)).eval()
     export_encoder(tmp_path / "export", encoder, PREPARED, "# card\n", {})
-    assert load_encoder(tmp_path / "export").arguments["zero_init_last"] is False
-    timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
+    again = load_encoder(tmp_path / "export")
+    assert again.arguments["zero_init_last"] is False and again.patch_size == 8
+    alone = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(alone.forward_features(images).flatten(2).mT, encoder(images).patches)  # type: ignore[operator]
 
 
 def test_timm_alone_gives_our_features(export: Path, tmp_path: Path) -> None:

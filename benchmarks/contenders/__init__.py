@@ -8,7 +8,7 @@ from contenders.parts import Comparison
 
 # the order of the table
 METHODS = (
-    *("mae", "simmim", "ijepa", "mocov3", "simclr", "barlowtwins", "vicreg", "byol", "simsiam"),
+    *("mae", "simmim", "spark", "ijepa", "mocov3", "simclr", "barlowtwins", "vicreg", "byol", "simsiam"),
     *("lejepa", "dino", "ibot", "distill"),
 )
 

@@ -23,6 +23,11 @@ CASES = {
     "lejepa": (("lejepa", SHALLOW), 8),
     "crossmae": (("mae", SHALLOW, "method.decoder={name: cross, width: 32, depth: 2, heads: 2}"), 3),
     "mocov3 of a CNN": (("mocov3", "method.encoder={model: test_resnet}"), 14),
+    "spark": (("spark",), 9),
+    "spark of a ConvNeXt V2": (
+        ("spark", "method.encoder={model: convnextv2_atto, stride: 8}", "method.decoder={name: single, width: 32}"),
+        7,
+    ),
     "ibot": (("ibot", SHALLOW), 16),
     "dinov3": (("ibot", SHALLOW, *DINOV2, "method.koleo=0.1", "method.targets=sinkhorn"), 22),
 }

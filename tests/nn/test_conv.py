@@ -83,6 +83,9 @@ def test_a_recipe_names_no_more_than_the_model(model: str, width: int) -> None:
             "timm has no choice of how the norms of the network 'densenet121'",
         ),
         ({"model": "vit_tiny_patch16_224", "zero_init": False}, "has no norms that may begin at zero: leave it out"),
+        ({"model": "densenet121", "stride": 8}, "timm cannot change the stride of the network 'densenet121': leave it"),
+        ({"model": "vit_tiny_patch16_224", "stride": 8}, "has no stages to dilate: leave it out, found 8"),
+        ({"stride": 8, "patch_size": 16}, "the patches of the network 'resnet50' are its stride, 8: leave it out"),
         ({"model": "resnet5"}, "timm has no model 'resnet5'. Did you mean 'resnet"),
     ],
 )
@@ -104,6 +107,16 @@ def test_the_last_norms_of_blocks_begin_as_the_recipe_says(zero_init: bool | Non
     assert isinstance(encoder, Maps) and isinstance(twin, Maps) and isinstance(usual, Maps)
     assert weights(encoder) == weights(twin) == {begins}
     assert torch.equal(encoder.vit.conv1[0].weight, usual.vit.conv1[0].weight), "nothing else is drawn"
+
+
+def test_a_stride_for_small_pictures_keeps_maps_of_the_later_stages_large() -> None:
+    config = EncoderConfig(model=RESNET, stride=8)
+    encoder = config.build((32, 64))
+    assert (config.patch_size, encoder.patch_size, encoder.native_grid) == (8, 8, (4, 8))
+    assert encoder(torch.zeros(1, 3, 16, 24)).grid == (2, 3)
+    plain = EncoderConfig(model=RESNET).build((32, 64))
+    encoder.load_state_dict(plain.state_dict())  # the same weights
+    assert EncoderConfig(**config.model_dump()) == config
 
 
 # a mean, a norm after it, layers after it, a class token, no map at all

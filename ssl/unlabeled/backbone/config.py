@@ -24,8 +24,8 @@ OUTSIDE = ("output", "layer", "prefix", "arguments")  # fields of networks outsi
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """A timm model by name, and the settings that a recipe may change; or a network outside timm by its import path.
 
-    A CNN has `channels`, `drop_path` and `zero_init`; the others belong to transformers and must be left out. A swin_*
-    or hiera_* has stages. A network outside timm has `channels`, `patch_size` and the last four.
+    A CNN has `stride`, `channels`, `drop_path` and `zero_init`; the others belong to transformers and must be left out.
+    A swin_* or hiera_* has stages. A network outside timm has `channels`, `patch_size` and the last four.
     """
 
     model: str = Field(
@@ -33,8 +33,15 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         description="a timm model: vit_*, beit_* or a CNN such as resnet50; or PACKAGE.MODULE:NAME, a function that "
         "returns a network of your own",
     )
+    stride: Literal[8, 16] | None = Field(
+        None,
+        description="total stride of a CNN, pixels, for small crops: later stages keep the size of their maps, by "
+        "dilated convolutions; null = the timm model's, mostly 32",
+    )
     patch_size: int = Field(
-        default_factory=lambda said: family_of(said["model"]).patch_size_of(said["model"]) if "model" in said else 16,
+        default_factory=lambda said: (
+            said.get("stride") or (family_of(said["model"]).patch_size_of(said["model"]) if "model" in said else 16)
+        ),
         ge=1,
         le=1024,
         description="side of a patch, pixels; unless set, the timm model's; of a CNN or a swin_* the total stride; of "

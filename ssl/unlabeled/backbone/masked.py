@@ -23,7 +23,7 @@ from unlabeled.nn.patches import PatchMask
 from unlabeled.nn.positions import Grid
 from unlabeled.nn.recompute import Held
 
-MOST_MAPS = 4  # of the last resolutions, as SparK's decoder reads: a stem's map is none of them
+FINEST = 4  # smallest stride of a map that a decoder reads: a stem's map is none of them
 WINDOWS = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 # timm's layers by class name: those that pool the whole map into gates, and MLPs of each position
 GATES = ("SEModule", "SqueezeExcite", "EffectiveSEModule", "EcaModule")
@@ -249,7 +249,7 @@ def levels_of(encoder: Encoder, maps: list[Tensor], side: int) -> list[Level]:
     """
     found = {side // one.shape[2]: Level(number, one.shape[1], side // one.shape[2]) for number, one in enumerate(maps)}
     stride, levels = encoder.patch_size, list[Level]()
-    while stride in found and len(levels) < MOST_MAPS:
+    while stride in found and stride >= FINEST:
         levels.append(found[stride])
         stride //= 2
     if not levels:

@@ -95,8 +95,8 @@ class Transformer(Encoder, ABC):
 
     @classmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
-        if name in ("window", "zero_init") and value is not None:
-            what = {"window": "windows", "zero_init": "norms that may begin at zero"}[name]
+        absent = {"window": "windows", "zero_init": "norms that may begin at zero", "stride": "stages to dilate"}
+        if (what := absent.get(name)) and value is not None:
             raise ValueError(f"'{others['model']}' has no {what}: leave it out, found {value}")
         if name in ("depth", "heads") and isinstance(value, tuple):
             raise ValueError(f"'{others['model']}' has no stages: expected one number, found {list(value)}")

@@ -34,7 +34,7 @@ from unlabeled.nn.modes import without_values
 from unlabeled.nn.positions import Grid, Interpolation
 
 PROBE_SIDE = 256
-FIELDS = ("model", "patch_size", "channels", "drop_path", "zero_init")  # of recipes
+FIELDS = ("model", "stride", "patch_size", "channels", "drop_path", "zero_init")  # of recipes
 CHANNELS_LAST = ("cuda",)  # devices whose convolutions are fastest where the channels of a pixel lie side by side
 
 
@@ -59,15 +59,19 @@ class Maps(Encoder):
     names: ClassVar[str] = "resnet*, convnext* or other CNN"
     resnet_heads: ClassVar[bool] = True
     noun: ClassVar[str] = "the network "
-    exported: ClassVar[Mapping[str, Any]] = {"zero_init_last": (bool | None, None)}
+    exported: ClassVar[Mapping[str, Any]] = {
+        "zero_init_last": (bool | None, None),
+        "output_stride": (Literal[8, 16, 32], 32),
+    }
     readable = 1
 
     def __init__(
         self, vit: nn.Module, model: str, arguments: Mapping[str, Any], interpolation: Interpolation = "size"
     ) -> None:
         super().__init__(vit, model, arguments, interpolation)
-        self.outline = outline(model, self.image_size)
-        self.patch_size, self.num_prefix = stride_of(model), self.outline.prefix
+        stride = arguments.get("output_stride")
+        self.outline = outline(model, self.image_size, stride)
+        self.patch_size, self.num_prefix = stride or stride_of(model), self.outline.prefix
         self.native_grid = self.outline.grid
         if self.outline.layout == "vector":
             self.width = int(self.vit.head_hidden_size)
@@ -94,7 +98,9 @@ class Maps(Encoder):
     @classmethod
     def check_field(cls, name: str, value: Any, changed: bool, others: Mapping[str, Any]) -> None:
         words = cls.in_words(others["model"])
-        if name == "patch_size" and value != (stride := stride_of(others["model"])):
+        if name == "stride" and changed and not _takes_stride(others["model"], value):
+            raise ValueError(f"timm cannot change the stride of {words}: leave it out, found {value}")
+        if name == "patch_size" and value != (stride := others.get("stride") or stride_of(others["model"])):
             raise ValueError(f"the patches of {words} are its stride, {stride}: leave it out, found {value}")
         if name not in FIELDS and changed:
             raise ValueError(f"{words} has no {name}: leave it out, found {value}")
@@ -107,7 +113,8 @@ class Maps(Encoder):
 
     @classmethod
     def arguments_of(cls, fields: Mapping[str, Any], pooled: bool = True) -> dict[str, Any]:
-        return {} if fields["zero_init"] is None else {"zero_init_last": fields["zero_init"]}
+        told = {"zero_init_last": fields["zero_init"], "output_stride": fields["stride"]}
+        return {name: value for name, value in told.items() if value is not None}
 
     @classmethod
     def arguments_from(cls, vit: Any) -> dict[str, Any]:
@@ -130,7 +137,7 @@ class Maps(Encoder):
     @classmethod
     def in_timm(cls, model: str, arguments: Mapping[str, Any], pool: Pool | None) -> InTimm:
         size: Grid = tuple(arguments["img_size"])
-        grid = list(outline(model, size).grid)
+        grid = list(outline(model, size, arguments.get("output_stride")).grid)
         return InTimm(arguments.get("global_pool", _pool_name(outline_of(model))), _of_timm(model, arguments), grid)
 
     @classmethod
@@ -191,7 +198,8 @@ class Maps(Encoder):
         if drop is not None or replace is not None:
             raise ValueError(f"{self.in_words(self.model)} cannot drop or replace patches. Use a vit_* model.")
         size = (images.shape[-2], images.shape[-1])
-        about = self.outline if size == self.image_size else outline(self.model, size)
+        known = size == self.image_size
+        about = self.outline if known else outline(self.model, size, self.arguments.get("output_stride"))
         if about.layout == "channels_first":
             images = self._laid_out(images)
         return _tokens(self.vit, about, self.vit.forward_features(images))
@@ -282,11 +290,12 @@ def stages(network: Any) -> dict[str, int]:
     return {name: number for name, number in parts.items() if not name.startswith("part ")}
 
 
-def _on_meta(model: str, size: Grid) -> Any:
+def _on_meta(model: str, size: Grid, stride: int | None = None) -> Any:
     import timm
 
+    told = _of_timm(model, {"img_size": list(size), **({"output_stride": stride} if stride else {})})
     with without_values():
-        return timm.create_model(model, num_classes=0, **_of_timm(model, {"img_size": list(size)})).eval()
+        return timm.create_model(model, num_classes=0, **told).eval()
 
 
 @functools.cache
@@ -304,15 +313,15 @@ def takes_channels_last(model: str) -> bool:
 
 
 @functools.cache
-def outline(model: str, size: Grid | None = None) -> Outline:
-    """The output of a timm model for images of (height, width) pixels, by default its own size. Raises ValueError when
-    it cannot encode them."""
+def outline(model: str, size: Grid | None = None, stride: int | None = None) -> Outline:
+    """The output of a timm model for images of (height, width) pixels, by default its own size, at its own total stride
+    or another. Raises ValueError when it cannot encode them."""
     import timm
 
     own: Grid = tuple(timm.get_pretrained_cfg(model).input_size[1:])
     size = size or own
     try:
-        network = _on_meta(model, size)
+        network = _on_meta(model, size, stride)
         with torch.device("meta"):
             images = torch.empty(1, 3, *size)
             raw = network.forward_features(images)
@@ -370,6 +379,15 @@ def _pool_name(network: Any) -> str:
         if isinstance(name, str):
             return name
     return ""
+
+
+@functools.cache
+def _takes_stride(model: str, stride: int) -> bool:
+    """Whether timm can build a model with another total stride."""
+    try:
+        return outline(model, (PROBE_SIDE, PROBE_SIDE), stride).grid[0] * stride == PROBE_SIDE
+    except ValueError:
+        return False
 
 
 @functools.cache
