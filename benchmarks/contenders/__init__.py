@@ -9,7 +9,7 @@ from contenders.parts import Comparison
 # the order of the table
 METHODS = (
     *("mae", "simmim", "spark", "ijepa", "mocov3", "simclr", "barlowtwins", "vicreg", "byol", "simsiam"),
-    *("lejepa", "dino", "ibot", "distill"),
+    *("lejepa", "swav", "msn", "dino", "ibot", "distill"),
 )
 
 
