@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from unlabeled.pretrain.methods.msn import Config
 
 from contenders.parts import (
     DEPTH,
@@ -37,6 +36,7 @@ from contenders.parts import (
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.pretrain.method import Method
+from unlabeled.pretrain.methods.msn import Config
 
 FOCALS, VISIBLE, HIDDEN, DIM, PROTOTYPES = 10, 166, 2048, 256, 1024
 

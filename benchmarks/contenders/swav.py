@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from unlabeled.pretrain.methods.swav import Config
 
 from contenders.parts import (
     LOCAL_PATCHES,
@@ -31,6 +30,7 @@ from contenders.parts import (
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.pretrain.method import Method
+from unlabeled.pretrain.methods.swav import Config
 
 LOCALS, HIDDEN, DIM, PROTOTYPES = 6, 2048, 128, 3000
 
