@@ -80,7 +80,7 @@ class LightlyMSN(Peer):
         assert mask is not None
         keep = with_class_token(mask.indices()[0])
         keep = torch.cat([torch.zeros_like(keep[:, :1]), keep], dim=1)
-        anchors = self.backbone.encode(seen, idx_keep=keep)[:, 0], self.backbone(small)
+        anchors = self.backbone(seen, idx_keep=keep), self.backbone(small)
         with torch.no_grad():
             targets = self.teacher_head(self.teacher_backbone(whole))
         return self.criterion(torch.cat([self.head(features) for features in anchors]), targets, self.prototypes)
