@@ -28,9 +28,11 @@ from unlabeled.pretrain.methods import (
     lejepa,
     mae,
     mocov3,
+    msn,
     simclr,
     simmim,
     simsiam,
+    swav,
     vicreg,
 )
 
@@ -47,6 +49,17 @@ CONFIGS: dict[str, Any] = {
     "byol": byol.Config(first=WHOLE, second=WHOLE, encoder=RESNET, hidden=16, dim=8, momentum=0.5),
     "simsiam": simsiam.Config(view=View(size=SIDE, count=2), encoder=RESNET, hidden=16, dim=8, predictor_hidden=6),
     "simclr": simclr.Config(view=View(size=SIDE, count=2), encoder=EFFICIENTNET, hidden=32, dim=8),
+    "swav": swav.Config(
+        view=View(size=SIDE, count=2),
+        local=View(size=32, count=2),
+        encoder=RESNET,
+        hidden=16,
+        dim=8,
+        prototypes=6,
+        queue=5,
+        queue_epoch=0,
+        frozen_epochs=0,
+    ),
     "lejepa": lejepa.Config(
         global_view=View(size=SIDE, count=2), local=View(size=32), encoder=RESNET, hidden=16, dim=8, slices=8
     ),
@@ -114,6 +127,7 @@ def test_dino_has_batch_normalisation_in_its_head_unless_told_otherwise() -> Non
         ("simclr", ["projector"], ["negatives of the batch"]),
         ("mocov3", ["projector", "predictor"], ["negatives of the batch"]),
         ("dino", ["head"], []),
+        ("swav", ["projector"], ["Sinkhorn-Knopp"]),
         ("lejepa", ["projector"], ["SIGReg's means over the batch"]),
         ("byol", ["projector", "predictor"], []),
         ("simsiam", ["projector", "predictor"], []),
@@ -138,6 +152,7 @@ def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
     [
         (mae.Config, {"view": MASKED}, "MAE"),
         (simmim.Config, {"view": MASKED}, "SimMIM"),
+        (msn.Config, {"target": WHOLE, "anchor": MASKED}, "MSN"),
         (ibot.Config, {key: View(size=SIDE, mask=BlockMask()) for key in ("global_1", "global_2")}, "iBOT"),
     ],
 )
