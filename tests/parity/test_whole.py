@@ -32,6 +32,9 @@ WITH_GRADIENTS = (
     "vicreg/loss.safetensors",
     "crossmae/model_weighted.safetensors",
     "lejepa/loss.safetensors",
+    "simdino/loss.safetensors",
+    "swav/model.safetensors",
+    "msn/loss.safetensors",
 )
 
 
