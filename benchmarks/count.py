@@ -1,18 +1,21 @@
 """What a step of every method asks of a GPU: launches, bytes, arithmetic, memory and waits, counted without one.
 
-    python benchmarks/count.py [--rows mae-S-256,dino-S-256] [--json]
+    python benchmarks/count.py [--rows mae-S-256,dino-S-256] [--compiled] [--fields FIELD=VALUE ...] [--json]
 
 Counted on fake tensors, see `counting.py`, under bfloat16. `device` is a roofline of an H200: every kernel takes as
 long as its arithmetic (790 TFLOP/s in bfloat16, of which products reach 85 % and attention a half; 67 in float32), its
 bytes (4.3 TB/s) or a launch (2 us), whatever is longest, one after the other. Images/s are estimates, not measured:
 `eager` is 1.2 to 1.5 times the device's time, or 5 us an operator where that is more; `compiled` is 1.2 times the time
-of products and attention and 0.4 times that of the rest.
+of products and attention and 0.4 times that of the rest. With `--compiled` regions are counted as a compiler would fuse
+them (`fused.py`, one to two minutes a row), and images/s are 1.2 to 1.5 times that time.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,18 +73,19 @@ ROWS = {
 }
 
 
-def counted(row: Row) -> Count:
-    """Count a row."""
+def counted(row: Row, more: Sequence[str] = (), compiled: bool = False) -> Count:
+    """Count a row, with `more` fields; fused as a compiler would where `compiled`."""
     total = row.pictures * row.processes
-    fields = [*BARE, f"train.batch_size={total}", *row.fields]
-    return count_step(load(PretrainRecipe, RECIPES / f"{row.recipe}.yaml", fields), row.pictures, row.processes)
+    fields = [*BARE, f"train.batch_size={total}", f"run.compile={str(compiled).lower()}", *row.fields, *more]
+    within: Any = importlib.import_module("fused").compiled if compiled else nullcontext  # it takes seconds to import
+    recipe = load(PretrainRecipe, RECIPES / f"{row.recipe}.yaml", fields)
+    return count_step(recipe, row.pictures, row.processes, within=within)
 
 
 def figures(row: Row, count: Count) -> dict[str, Any]:
     """The columns of a row, in the order of the head."""
     rest = count.seconds - count.multiplying
-    eager = [max(factor * count.seconds, 5e-6 * count.operators) for factor in (1.5, 1.2)]
-    slow, fast = (row.pictures / seconds for seconds in eager)
+    slow, fast = (row.pictures / max(factor * count.seconds, 5e-6 * count.operators) for factor in (1.5, 1.2))
     compiled = row.pictures / (1.2 * count.multiplying + 0.4 * rest)
     return {
         "operators": f"{count.operators:,}",
@@ -105,14 +109,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row as soon as it is counted, then the table."""
     parser = argparse.ArgumentParser(description="What a step asks of a GPU, counted without one.")
     parser.add_argument("--rows", default=",".join(ROWS), help="which, by name (default all)")
+    parser.add_argument("--compiled", action="store_true", help="count regions as a compiler would fuse them")
+    parser.add_argument("--fields", nargs="*", default=[], help="fields of every recipe, such as run.compile=true")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     chosen = parser.parse_args(arguments)
     found = {}
     for name in picked(parser, chosen.rows, list(ROWS)):
-        found[name] = counted(ROWS[name])
+        found[name] = counted(ROWS[name], chosen.fields, chosen.compiled)
         print(name, figures(ROWS[name], found[name]), flush=True)
-    rows = [(name, *figures(ROWS[name], count).values()) for name, count in found.items()]
-    print(table((*HEAD, *MORE), rows))
+    told = len(HEAD) + len(MORE) - chosen.compiled  # the last column is for rows that are not
+    rows = [(name, *figures(ROWS[name], count).values())[:told] for name, count in found.items()]
+    print(table((*HEAD, *MORE)[:told], rows))
     finish(chosen, {name: vars(count) for name, count in found.items()})
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ class Counting(TorchDispatchMode):
         count, made = self.count, [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         count.operators += 1
         for one in made:
-            self._hold(one)
+            self.hold(one)
         if func.namespace == "c10d":
             count.collectives += 1
             return
@@ -151,7 +151,7 @@ class Counting(TorchDispatchMode):
         count.seconds += seconds
         count.multiplying += seconds if flop else 0.0
 
-    def _hold(self, tensor: Tensor) -> None:
+    def hold(self, tensor: Tensor) -> None:
         """Count memory until it is freed."""
         storage = tensor.untyped_storage()
         if storage not in self._known:
@@ -245,9 +245,15 @@ def flop_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:
 # ---------------------------------------------------------------- one step
 
 
-def count_step(recipe: Any, pictures: int, processes: int = 1, warm: bool = True) -> Count:
+def count_step(
+    recipe: Any,
+    pictures: int,
+    processes: int = 1,
+    warm: bool = True,
+    within: Callable[[Counting], AbstractContextManager[object]] = nullcontext,
+) -> Count:
     """Count the second step of a recipe, on so many pictures in one of so many processes; the first, in which the
-    optimizer makes its moments, where not `warm`."""
+    optimizer makes its moments, where not `warm`. It runs `within` what is given: see `fused.compiled`."""
     data = Opened(recipe.data)
     raw = batch_of(recipe, data, pictures)
     counting, method = Counting(), on_meta(recipe.method.build)
@@ -257,6 +263,7 @@ def count_step(recipe: Any, pictures: int, processes: int = 1, warm: bool = True
         accelerator = make_accelerator("cpu", recipe.train.precision, 600)
         stack.enter_context(as_several(processes))
         stack.enter_context(as_on_a_gpu(counting))
+        stack.enter_context(within(counting))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(Copies(counting))
         stack.enter_context(counting)

@@ -114,7 +114,7 @@ def test_lists_are_launched_by_chunks() -> None:
 def test_the_table_of_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """64 pictures: 40 ms of the device, half of it products; 1.5 times as long where a host asks 5 us an operator."""
 
-    def counted(recipe: Any, pictures: int, processes: int = 1) -> Count:
+    def counted(recipe: Any, pictures: int, processes: int, within: object) -> Count:
         assert recipe.train.batch_size == pictures * processes and recipe.train.precision == "bf16"
         return Count(operators=12_000, seconds=0.04, multiplying=0.02, flop=7.9e12, waits=["a.py:b"])
 

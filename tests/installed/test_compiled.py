@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
-from every_method import build
+from every_method import build, recipe_of
 from graphs import batches_of, check_compiled, steps_of
+from support import ROOT
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from unlabeled.nn.regions import compile_blocks_
+from unlabeled.nn.regions import compile_blocks_, compiling, region
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from counting import Copies, Counting, count_step
+from fused import compiled
 
 SHALLOW = "method.encoder.depth=2"
 SWIN = (
@@ -47,3 +56,35 @@ def test_compiled_is_not_compiled_within_rounding() -> None:
     compile_blocks_(method)
     found = next(steps_of(method, batches, compiled=True))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_region_counts_as_one_kernel_each_way() -> None:
+    """32 values of 4 bytes are read and written, and read again beside a gradient. They alone are kept."""
+    counting = Counting()
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        Copies(counting),
+        counting,
+        compiled(counting),
+        compiling(True),
+    ):
+        x = torch.empty(4, 8, requires_grad=True)
+        counting.begin()
+        y = smooth(x)
+        assert (counting.count.launches, counting.count.bytes) == (1, 2 * 128)
+        assert counting.held == 2 * 128
+        y.backward(torch.empty(4, 8))
+    assert (counting.count.launches, counting.count.bytes) == (2, 5 * 128)
+
+
+@region
+def smooth(x: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(x) * 2 + 1
+
+
+def test_a_compiled_step_asks_less_of_a_gpu() -> None:
+    fields = "mae", "method.encoder.depth=1", "train.precision=bf16"
+    eager = count_step(recipe_of(*fields), 8, warm=False)
+    fused = count_step(recipe_of(*fields, "run.compile=true"), 8, warm=False, within=compiled)
+    assert fused.flop == eager.flop and fused.waits == eager.waits
+    assert fused.launches <= 349 and fused.bytes <= 28.8e6 and fused.peak <= 3.4e6
