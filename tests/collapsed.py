@@ -34,8 +34,9 @@ def shrunk(name: str, *overrides: str) -> list[str]:
     return [file, *SHORT, *smaller(name), *STEADY, *QUIET, *views, *overrides]
 
 
-# of the demo recipe's learning rate, where it is not a hundred: I-JEPA's teacher stands still at once then
-TIMES = {"ijepa": 10}
+# of the demo recipe's learning rate, where it is not a hundred: then I-JEPA's teacher stands still at once, and Barlow
+# Twins jumps about without a collapse
+TIMES = {"ijepa": 10, "barlowtwins": 10}
 
 
 def too_fast(name: str) -> list[str]:

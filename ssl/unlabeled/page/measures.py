@@ -81,7 +81,12 @@ KNOWN = (
         "0 to 1",
         "1 = the views of an image are found no better than by chance. Lower is better.",
     ),
-    Measure("invariance", "Distance between views", LOSS, text="Of a picture, from their mean. Lower is better."),
+    Measure(
+        "invariance",
+        "Distance between views",
+        LOSS,
+        text="Of a picture, from each other or their mean. Lower is better.",
+    ),
     Measure(
         "sigreg",
         "Distance from a Gaussian",
@@ -223,7 +228,6 @@ KNOWN = (
         "0 to 1",
         "Root mean square over pairs of features. Falling towards 0 is good; unrelated views have 1/sqrt(batch).",
     ),
-    Measure("invariance", "Distance of two views", LOSS, text="Mean square of their difference. Lower is better."),
     Measure(
         "variance",
         "Missing variance",
