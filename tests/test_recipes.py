@@ -167,11 +167,13 @@ def test_another_kind_of_section_needs_one_override() -> None:
         "pretrain/mae_vitb16_in1k", "data.name=huggingface", "data.path=uoft-cs/cifar10", "data.val=null"
     ).data
     assert data.name == "huggingface" and data.path == "uoft-cs/cifar10"
-    cross = switched("pretrain/mae_vitb16_in1k", "method.decoder.name=cross", "method.decoder.share=0.5").method.decoder
-    assert (cross.name, cross.share, cross.width) == ("cross", 0.5, 512)
+    cross = switched(
+        "pretrain/mae_vitb16_in1k", "method.decoder.name=cross_light", "method.decoder.share=0.5"
+    ).method.decoder
+    assert (cross.name, cross.share, cross.width) == ("cross_light", 0.5, 512)
     assert switched("pretrain/mae_vitb16_in1k", "method.name=simmim").method.encoder.model == "vit_base_patch16_224"
     with pytest.raises(
-        UserError, match=r"^command line  method.decoder.name: expected one of: cross, self, found 'l[^\n]*$"
+        UserError, match=r"^command line  method.decoder.name: expected one of: cross, cross_light, self, found 'l[^\n]*$"
     ):
         switched("pretrain/mae_vitb16_in1k", "method.decoder.name=linear")
 
