@@ -172,9 +172,8 @@ def test_another_kind_of_section_needs_one_override() -> None:
     ).method.decoder
     assert (cross.name, cross.share, cross.width) == ("cross_light", 0.5, 512)
     assert switched("pretrain/mae_vitb16_in1k", "method.name=simmim").method.encoder.model == "vit_base_patch16_224"
-    with pytest.raises(
-        UserError, match=r"^command line  method.decoder.name: expected one of: cross, cross_light, self, found 'l[^\n]*$"
-    ):
+    told = r"^command line  method.decoder.name: expected one of: cross, cross_light, self, found 'l[^\n]*$"
+    with pytest.raises(UserError, match=told):
         switched("pretrain/mae_vitb16_in1k", "method.decoder.name=linear")
 
 
