@@ -196,7 +196,8 @@ def test_weights_of_others_are_pooled_by_a_rule() -> None:
     """As the official code evaluates them; timm's as timm does, but MAE's by the mean."""
     assert {name: module.FAMILY.pool for name, module in importers().items()} == {
         **dict.fromkeys(("mae", "crossmae", "ijepa", "simmim", "spark"), "mean"),
-        **dict.fromkeys(("mocov3", "dino", "ibot", "dinov2", "dinov3", "barlowtwins", "simsiam", "vicreg"), "cls"),
+        **dict.fromkeys(("mocov3", "dino", "ibot", "dinov2", "dinov3", "msn"), "cls"),
+        **dict.fromkeys(("barlowtwins", "simsiam", "swav", "vicreg"), "cls"),
     }
     names = {"vit_base_patch16_224.mae": "mean", "vit_small_patch16_224.dino": "cls", "resnet50": "mean"}
     assert {name: preprocessing_of(f"timm:{name}").pool for name in names} == names

@@ -28,7 +28,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "simmim on swin, fine": ("simmim", [f"method.encoder={SWIN}", HIDE % 4]),
     "simmim on swinv2": ("simmim", [f"method.encoder={SECOND}"]),
     "mae on hiera": ("mae", [f"method.encoder={HIERA}", *LARGE, HIDE % 32]),
-    "mae on hiera, cross": ("mae", [f"method.encoder={HIERA}", *LARGE, HIDE % 32, "method.decoder.name=cross"]),
+    "mae on hiera, cross_light": (
+        "mae",
+        [f"method.encoder={HIERA}", *LARGE, HIDE % 32, "method.decoder.name=cross_light"],
+    ),
     "simclr on swin": ("simclr", [f"method.encoder={SWIN}"]),
     "simclr on hiera": ("simclr", [f"method.encoder={HIERA}", *LARGE]),
 }

@@ -68,7 +68,7 @@ def pictures(*shape: int) -> Tensor:
 def masks(batch: int, grid: tuple[int, int]) -> PatchMask:
     rng = np.random.default_rng(0)
     drawn = [RandomMask(ratio=0.6).draw(rng, grid, PATCH) for _ in range(batch)]
-    return PatchMask(*(torch.stack(column) for column in zip(*drawn, strict=True)))
+    return PatchMask.stack(drawn)
 
 
 def joined(tokens: Tokens) -> Tensor:

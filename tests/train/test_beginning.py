@@ -31,7 +31,7 @@ from unlabeled.launch.plan import on_meta
 from unlabeled.launch.program import main
 from unlabeled.manifest import MANIFEST, write_folder
 from unlabeled.nn.positions import resample
-from unlabeled.pretrain.method import METHODS, PretrainMethod
+from unlabeled.pretrain.method import METHODS, Crops, PretrainMethod
 from unlabeled.stages.pretrain import STAGE, PretrainJob
 from unlabeled.train.state import split_heads
 
@@ -49,7 +49,11 @@ SMALL = {
     "byol": ["method.hidden=16", "method.dim=8"],
     "simsiam": ["method.hidden=16", "method.dim=8", "method.predictor_hidden=4"],
     "simclr": ["method.hidden=16", "method.dim=8"],
+    "msn": ["method.focal=null", "method.hidden=16", "method.dim=8", "method.prototypes=16"],
+    "swav": ["method.local=null", "method.hidden=16", "method.dim=8", "method.prototypes=16"],
+    "distill": ["method.teacher=scratch:timm:test_vit", "method.queue=16"],
 }
+VITS = [name for name in METHODS.names() if METHODS.kind(name).hides != "zero"]  # methods that learn one
 QUIET = [*UNSHOWN, "run.device=cpu", "run.workers=0", "run.log_every=1"]
 BARE = "{home}/bare"
 GREY = "mean: [0.5], std: [0.2]"
@@ -120,9 +124,10 @@ def _hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def arguments(home: Path, name: str, init: str, *more: str) -> list[str]:
     given = {"mae": "mask: {name: random}", "simmim": "mask: {name: random, unit: 8}", "ibot": "mask: {name: block}"}
     given["ijepa"] = "mask: {name: multi_block, min_keep: 1}"
-    crops, sizes = METHODS.kind(name).crops, []
+    crops, sizes = METHODS.kind(name).crops, list[str]()
     for view in views_of(name):
-        own = "count: 2" if view in crops and crops[view].count == 2 else given.get(name)
+        expected = crops.get(view, Crops())
+        own = "count: 2" if expected.count == 2 else given.get(name, "mask: {name: random}" if expected.masked else "")
         sizes.append(f"method.{view}={{size: 32{f', {own}' if own else ''}}}")
     begin = [f"method.name={name}", *sizes, *SMALL.get(name, []), f"init={init}", *QUIET]
     return [str(home / "recipe.yaml"), *begin, *more]
@@ -149,7 +154,7 @@ def addresses(home: Path) -> dict[str, tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "bare") for name in METHODS.names()), ("ibot", "official"), ("mae", "channels")]
+    ("name", "kind"), [*((name, "bare") for name in VITS), ("ibot", "official"), ("mae", "channels")]
 )
 def test_every_method_begins_with_the_features_of_any_weights(home: Path, name: str, kind: str) -> None:
     init, more = addresses(home)[kind]
@@ -165,7 +170,7 @@ def test_every_method_begins_with_the_features_of_any_weights(home: Path, name: 
     assert ("3 channels to 1" in job.begun.words) is (kind == "channels")
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", VITS)
 def test_teachers_follow_and_new_heads_are_those_of_a_fresh_start(home: Path, name: str) -> None:
     """But for the encoder a method is what it is from scratch with the same seed, teachers' heads included."""
     job = job_of(home, name, f"{home}/bare")
@@ -179,7 +184,7 @@ def test_teachers_follow_and_new_heads_are_those_of_a_fresh_start(home: Path, na
         assert torch.equal(tensor, weights[name_in_timm] if name_in_timm else fresh[key]), key
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", VITS)
 def test_heads_are_loaded_by_their_own_method_alone(home: Path, name: str, tmp_path: Path) -> None:
     before = random(job_of(home, name, f"{home}/bare").build().train())
     encoder, heads = split_heads(before)
@@ -188,9 +193,22 @@ def test_heads_are_loaded_by_their_own_method_alone(home: Path, name: str, tmp_p
     for key, tensor in job.build().state_dict().items():
         assert torch.equal(tensor, before.state_dict()[key]), key
     assert job.begun is not None and "new:" not in job.begun.words
-    names = METHODS.names()
-    other = job_of(home, names[names.index(name) - 1], f"{tmp_path}/heads").begun
+    other = job_of(home, VITS[VITS.index(name) - 1], f"{tmp_path}/heads").begun
     assert other is not None and "loaded: encoder; new: " in other.words and "of another method" in other.words
+
+
+def test_a_method_of_cnns_begins_with_the_features_of_one(home: Path, tmp_path: Path) -> None:
+    encoder = EncoderConfig(model="test_resnet").build((32, 32))
+    random(encoder)
+    export_encoder(tmp_path / "cnn", encoder, IMAGENET, "card", {})
+    view = "method.view={size: 64, mask: {name: random, ratio: 0.5}}"
+    small = ["method.decoder={name: unet, width: 32}", "data.size=64"]
+    overrides = ["method.name=spark", view, *small, f"init={tmp_path}/cnn", *QUIET]
+    recipe, _ = STAGE.load(str(home / "recipe.yaml"), overrides)
+    job = STAGE.job(recipe, Opened(recipe.data))
+    begun = cast("Any", job.build()).encoder.vit.state_dict()
+    assert job.begun is not None and "loaded: encoder" in job.begun.words
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in encoder.vit.state_dict().items())
 
 
 def test_a_gram_teacher_begins_as_what_is_evaluated_and_is_not_exported(home: Path, tmp_path: Path) -> None:
@@ -249,7 +267,7 @@ def test_timms_weights_by_its_own_loading(home: Path) -> None:
             assert torch.equal(tensor, own[name.partition("vit.")[2]]), name
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", VITS)
 def test_a_run_says_and_keeps_its_beginning(
     home: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

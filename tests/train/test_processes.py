@@ -31,7 +31,11 @@ def write_samples(folder: str) -> None:
         view = batch.views[0]
         with open(os.path.join(folder, f"{rank}.jsonl"), "a", encoding="utf-8") as file:
             for i, index in enumerate(batch.index.tolist()):
-                tensors = [view.pixels[:, i], *(t[:, i] for t in view.mask)] if view.mask else [view.pixels[:, i]]
+                tensors = (
+                    [view.pixels[:, i], *(t[:, i] for t in view.mask if t is not None)]
+                    if view.mask
+                    else [view.pixels[:, i]]
+                )
                 digest = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
                 file.write(json.dumps([progress.step, rank, index, digest]) + "\n")
         return original(engine, batch, progress, parts)

@@ -170,6 +170,6 @@ def test_finetuning_goes_by_the_export_and_says_so(
 
 def test_official_weights_are_named_by_method(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"no official weights of 'swav'. Expected one of dino, dinov2, dinov3, ibot, mae"
+        UserError, match=r"no official weights of 'wmse'. Expected one of barlowtwins, crossmae, dino, dinov2"
     ):
-        started("swav:weights.pth")
+        started("wmse:weights.pth")

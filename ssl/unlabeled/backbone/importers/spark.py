@@ -10,6 +10,7 @@ import torch
 
 from unlabeled.backbone.importing import (
     LAYOUTS,
+    OTHER,
     SIDE,
     Family,
     Imported,
@@ -98,7 +99,7 @@ def convnext(encoder: Tensors, heads: int | None) -> tuple[str, dict[str, Any], 
     model = CONVNEXTS.get((width, depths))
     if model is None:
         known = ", ".join([*LAYOUTS.values(), *CONVNEXTS.values()])
-        raise UserError(f"not a SparK: stages of {depths} blocks, {width} wide at first, are none of {known}")
+        raise UserError(f"not a SparK: stages of {depths} blocks, {width} wide at first, are none of {known}. {OTHER}")
     arguments = {"img_size": [SIDE, SIDE], "in_chans": channels}
     return model, arguments, timm_names(encoder, model, {"in_chans": channels})
 

@@ -73,7 +73,7 @@ class UNet(MapDecoder):
         if levels[0].stride != 2**halvings or width < 2**halvings:
             raise UserError(
                 f"method.decoder: a unet of width {width} cannot rebuild pixels from a stride of {levels[0].stride}: "
-                "it needs a power of 2, and at least as many channels. Or set method.decoder.name=single."
+                "expected a power of 2, and at least as many channels. Set method.decoder.width, or name single."
             )
         widths = [width >> number for number in range(halvings + 1)]
         self.blocks = nn.ModuleList(Block(*pair) for pair in pairwise(widths))
