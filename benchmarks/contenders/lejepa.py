@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contenders.parts import (
     LOCAL_PATCHES,
-    LOCAL_SIDE,
+    LOCALS,
     MODEL,
     PATCHES,
     PROGRESS,
@@ -20,26 +20,18 @@ from contenders.parts import (
     Comparison,
     Ours,
     Peer,
-    as_batch,
-    crops,
     encoder,
+    lightly_vit_of_any_size,
     linear,
+    multi_crop,
     patch_embedding,
-    timm_vit,
 )
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.data.batch.batch import Batch, ViewBatch
+from unlabeled.data.batch.batch import Batch
 from unlabeled.pretrain.method import Method
 from unlabeled.pretrain.methods.lejepa import Config
 
-LOCALS, HIDDEN, DIM, SLICES, WEIGHT = 6, 2048, 128, 1024, 0.05
-
-
-def make_batch(pictures: int, seed: int) -> Batch:
-    """Two large crops and six small ones of noise."""
-    generator = torch.Generator().manual_seed(seed)
-    large = ViewBatch(crops(generator, 2, pictures), None)
-    return as_batch(pictures, large, ViewBatch(crops(generator, LOCALS, pictures, LOCAL_SIDE), None))
+HIDDEN, DIM, SLICES, WEIGHT = 2048, 128, 1024, 0.05
 
 
 def ours(depth: int) -> Method:
@@ -55,13 +47,10 @@ class LightlyLeJEPA(Peer):
 
     def __init__(self, depth: int) -> None:
         from lightly.loss.lejepa_loss import LeJEPALoss
-        from lightly.models.modules import MaskedVisionTransformerTIMM
         from lightly.models.modules.heads import LeJEPAProjectionHead
 
         super().__init__()
-        vit = timm_vit(depth, dynamic_img_size=True)
-        self.backbone = MaskedVisionTransformerTIMM(vit=vit, antialias=False, pos_embed_initialization="learn")
-        self.backbone.mask_token.requires_grad_(False)
+        self.backbone = lightly_vit_of_any_size(depth)
         self.projector = LeJEPAProjectionHead(WIDTH, HIDDEN, DIM)
         self.criterion = LeJEPALoss(lambda_param=WEIGHT)
         self.criterion.sigreg._generate_unit_vectors = directions
@@ -87,7 +76,7 @@ def gflop() -> float:
 
 
 COMPARISON = Comparison(
-    make_batch=make_batch,
+    make_batch=multi_crop,
     ours=Ours(ours, gflop()),
     lightly=LightlyLeJEPA,
     note="lightly draws its directions on the device; here both have the same",

@@ -28,9 +28,9 @@ from contenders.parts import (
     encoder,
     equal_mask,
     frozen_copy,
+    lightly_vit_of_any_size,
     linear,
     patch_embedding,
-    timm_vit,
     with_class_token,
 )
 from unlabeled.backbone.config import EncoderConfig
@@ -68,7 +68,7 @@ class LightlyMSN(Peer):
         from lightly.loss import MSNLoss
 
         super().__init__()
-        self.backbone, self.teacher_backbone = _backbone(depth), _backbone(depth)
+        self.backbone, self.teacher_backbone = (lightly_vit_of_any_size(depth) for _ in range(2))
         self.head, self.teacher_head = _head(), _head()
         frozen_copy(self.teacher_backbone, self.backbone)
         frozen_copy(self.teacher_head, self.head)
@@ -90,15 +90,6 @@ class LightlyMSN(Peer):
 
         update_momentum(self.backbone, self.teacher_backbone, MOMENTUM)
         update_momentum(self.head, self.teacher_head, MOMENTUM)
-
-
-def _backbone(depth: int) -> nn.Module:
-    from lightly.models.modules import MaskedVisionTransformerTIMM
-
-    vit = timm_vit(depth, dynamic_img_size=True)
-    backbone: nn.Module = MaskedVisionTransformerTIMM(vit=vit, antialias=False, pos_embed_initialization="learn")
-    backbone.get_parameter("mask_token").requires_grad_(False)
-    return backbone
 
 
 def _head() -> nn.Module:

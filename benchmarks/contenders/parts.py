@@ -21,6 +21,7 @@ MODEL, SIDE, LOCAL_SIDE, PATCH = "vit_small_patch16_224", 224, 96, 16
 WIDTH, DEPTH, CHANNELS = 384, 12, 3
 PATCHES, LOCAL_PATCHES = (SIDE // PATCH) ** 2, (LOCAL_SIDE // PATCH) ** 2
 PIXELS = PATCH * PATCH * CHANNELS
+LOCALS = 6  # small crops of `multi_crop`
 LR, BETAS, DECAY, MOMENTUM = 1e-4, (0.9, 0.999), 0.05, 0.996
 # past every warm-up and frozen epoch
 PROGRESS = Progress(step=500, total_steps=1000, epoch=50.0, epochs=100.0)
@@ -101,6 +102,13 @@ def pair(pictures: int, seed: int) -> Batch:
     return as_batch(pictures, *(ViewBatch(crops(generator, 1, pictures), None) for _ in range(2)))
 
 
+def multi_crop(pictures: int, seed: int) -> Batch:
+    """Two large crops and six small ones of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    large = ViewBatch(crops(generator, 2, pictures), None)
+    return as_batch(pictures, large, ViewBatch(crops(generator, LOCALS, pictures, LOCAL_SIDE), None))
+
+
 def equal_mask(generator: torch.Generator, pictures: int, visible: int) -> PatchMask:
     """All but `visible` random patches hidden in each of one crop's pictures: leading axes [1, pictures]."""
     order = torch.rand(pictures, PATCHES, generator=generator).argsort(dim=1)
@@ -134,6 +142,16 @@ def lightly_vit(depth: int) -> nn.Module:
     backbone = MaskedVisionTransformerTIMM(vit=timm_vit(depth))
     backbone.mask_token.requires_grad_(False)
     backbone.vit.patch_embed.requires_grad_(False)
+    return backbone
+
+
+def lightly_vit_of_any_size(depth: int) -> nn.Module:
+    """lightly's wrapper of ViT-S/16 for crops of several sizes; its table of positions is learnt."""
+    from lightly.models.modules import MaskedVisionTransformerTIMM
+
+    vit = timm_vit(depth, dynamic_img_size=True)
+    backbone: nn.Module = MaskedVisionTransformerTIMM(vit=vit, antialias=False, pos_embed_initialization="learn")
+    backbone.get_parameter("mask_token").requires_grad_(False)
     return backbone
 
 

@@ -13,33 +13,25 @@ from torch import Tensor, nn
 
 from contenders.parts import (
     LOCAL_PATCHES,
-    LOCAL_SIDE,
+    LOCALS,
     MODEL,
     PATCHES,
     WIDTH,
     Comparison,
     Ours,
     Peer,
-    as_batch,
-    crops,
     encoder,
+    lightly_vit_of_any_size,
     linear,
+    multi_crop,
     patch_embedding,
-    timm_vit,
 )
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.data.batch.batch import Batch, ViewBatch
+from unlabeled.data.batch.batch import Batch
 from unlabeled.pretrain.method import Method
 from unlabeled.pretrain.methods.swav import Config
 
-LOCALS, HIDDEN, DIM, PROTOTYPES = 6, 2048, 128, 3000
-
-
-def make_batch(pictures: int, seed: int) -> Batch:
-    """Two large crops and six small ones of noise."""
-    generator = torch.Generator().manual_seed(seed)
-    large = ViewBatch(crops(generator, 2, pictures), None)
-    return as_batch(pictures, large, ViewBatch(crops(generator, LOCALS, pictures, LOCAL_SIDE), None))
+HIDDEN, DIM, PROTOTYPES = 2048, 128, 3000
 
 
 def ours(depth: int) -> Method:
@@ -54,13 +46,10 @@ class LightlySwAV(Peer):
 
     def __init__(self, depth: int) -> None:
         from lightly.loss import SwaVLoss
-        from lightly.models.modules import MaskedVisionTransformerTIMM
         from lightly.models.modules.heads import ProjectionHead
 
         super().__init__()
-        vit = timm_vit(depth, dynamic_img_size=True)
-        self.backbone = MaskedVisionTransformerTIMM(vit=vit, antialias=False, pos_embed_initialization="learn")
-        self.backbone.mask_token.requires_grad_(False)
+        self.backbone = lightly_vit_of_any_size(depth)
         hidden = (WIDTH, HIDDEN, nn.BatchNorm1d(HIDDEN), nn.ReLU(), True)
         self.projector = ProjectionHead([hidden, (HIDDEN, DIM, None, None)])
         self.prototypes = nn.Linear(DIM, PROTOTYPES, bias=False)
@@ -84,7 +73,7 @@ def gflop() -> float:
 
 
 COMPARISON = Comparison(
-    make_batch=make_batch,
+    make_batch=multi_crop,
     ours=Ours(ours, gflop()),
     lightly=LightlySwAV,
     note="lightly's projector has no hidden bias and its prototypes have one; here they are as official",

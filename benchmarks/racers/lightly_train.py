@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from racers.parts import Racer, Task, load
+from racers.parts import Peer, Task, load
 
 
-class LightlyTrain(Racer):
-    """Whole epochs; the network begins as torchvision's."""
+class LightlyTrain(Peer):
+    """Whole epochs."""
 
     methods = ("simclr", "dino")
 

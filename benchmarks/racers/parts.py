@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.backbone.config import EncoderConfig
-from unlabeled.backbone.folder import Preprocessing, export_encoder
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+from unlabeled.backbone.folder import IMAGENET, export_encoder
 
 
 @dataclass(frozen=True)
@@ -50,27 +48,30 @@ class Racer(ABC):
 
     methods: ClassVar[tuple[str, ...]]  # by our names
     whole_epochs: ClassVar[bool] = True  # whether a run is a whole number of epochs
-    begins_at_zero: ClassVar[bool] = False  # whether the last norms of a ResNet's blocks begin at zero
-    statistics: ClassVar[tuple[tuple[float, ...], tuple[float, ...]]] = (
-        IMAGENET  # mean and standard deviation of its inputs
-    )
 
     @abstractmethod
     def command(self, python: Path, task: Task) -> list[str]:
         """The command line; `python` is the interpreter of its environment."""
 
     @abstractmethod
+    def export(self, task: Task) -> Path:
+        """The folder of an export, for one and the same evaluation."""
+
+
+class Peer(Racer):
+    """Another package. Its network begins as torchvision's, and sees pictures by ImageNet's statistics."""
+
+    @abstractmethod
     def weights(self, task: Task) -> Mapping[str, Tensor]:
         """The weights of the network that it has learnt, by timm's names."""
 
     def export(self, task: Task) -> Path:
-        """The folder of an export, for one and the same evaluation."""
         folder = Path(f"{task.out}_export")
-        encoder = EncoderConfig(model=task.network, zero_init=self.begins_at_zero).build((task.size, task.size))
+        encoder = EncoderConfig(model=task.network, zero_init=False).build((task.size, task.size))
         learnt, own = self.weights(task), encoder.vit.state_dict()
         encoder.vit.load_state_dict({name: learnt[name] for name in own})
         shutil.rmtree(folder, ignore_errors=True)
-        export_encoder(folder, encoder, Preprocessing(*self.statistics), "# what a peer has learnt\n", {})
+        export_encoder(folder, encoder, IMAGENET, "# what a peer has learnt\n", {})
         return folder
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from racers.parts import Racer, Task, load
+from racers.parts import Peer, Task, load
 
 PROGRAM = Path(__file__).parent / "programs" / "stable_pretraining_simclr.py"
 
 
-class StablePretraining(Racer):
-    """Whole epochs; the network begins as torchvision's."""
+class StablePretraining(Peer):
+    """Whole epochs."""
 
     methods = ("simclr",)
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-
-from safetensors.torch import load_file
-from torch import Tensor
 
 from racers.parts import Racer, Task
 from unlabeled.recipe import load
@@ -35,9 +31,6 @@ class Unlabeled(Racer):
             *(f"method.encoder.model={task.network}", *(f"method.{name}.size={side}" for name, side in sizes.items())),
             *QUIET,
         ]
-
-    def weights(self, task: Task) -> Mapping[str, Tensor]:
-        return load_file(self.export(task) / "model.safetensors")
 
     def export(self, task: Task) -> Path:
         return task.out / "export"

@@ -22,7 +22,7 @@ from unlabeled.data.batch.batch import Batch
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import mean_with_gradient, world
 from unlabeled.nn.heads import mlp
-from unlabeled.nn.loss.exact import exact
+from unlabeled.nn.loss.exact import exact, wide
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.regions import region
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
@@ -188,7 +188,7 @@ class LeJEPA(PretrainMethod):
 @region
 def invariance(z: Tensor, centres: int | None = None) -> Tensor:
     """The mean squared distance of embeddings [V, B, D] from the mean of all views, or of the first `centres`."""
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = wide(z)
     return (z - z[:centres].mean(0)).square().mean()
 
 
