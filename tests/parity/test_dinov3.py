@@ -22,7 +22,8 @@ from unlabeled.data.masks.stratified_block import Config as StratifiedBlockMask
 from unlabeled.nn.loss.prototypes import cross_view, soft_cross_entropy
 from unlabeled.nn.loss.sinkhorn import sinkhorn
 from unlabeled.nn.loss.spread import koleo
-from unlabeled.pretrain.gram import gram, resampled
+from unlabeled.nn.patches import resize_patches
+from unlabeled.pretrain.gram import gram
 from unlabeled.pretrain.method import Progress
 from unlabeled.train.schedule import Ramp, Schedule
 from unlabeled.train.schedules.linear_cosine import Config as LinearCosine
@@ -70,7 +71,7 @@ def test_map_of_the_gram_teacher(losses: Golden) -> None:
     maps, official = losses["in/gram_map"], losses["out/gram_teacher_downsampled"]
     (rows, columns), grid = maps.shape[2:], official.shape[2:]
     tokens = Tokens(maps.flatten(2).mT[:, :0], maps.flatten(2).mT, (rows, columns))
-    ours = resampled(tokens, (grid[0], grid[1]))
+    ours = resize_patches(tokens.patches, tokens.grid, (grid[0], grid[1]), "bicubic")
     assert_close(ours.mT.unflatten(2, grid), official, FORWARD, "map")
 
 

@@ -15,7 +15,8 @@ from parity.vit import BACKWARD, FORWARD
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unlabeled.pretrain.methods.distill import dense_loss, global_loss, local_loss, resize_patches
+from unlabeled.nn.patches import resize_patches
+from unlabeled.pretrain.methods.distill import dense_loss, global_loss, local_loss
 
 Array = NDArray[np.float64]
 
@@ -58,7 +59,7 @@ def test_the_map_is_resized(golden: Golden) -> None:
     patches, resized = golden["in/student_local"], golden["out/resized"]
     count, target = patches.shape[1], (resized.shape[2], resized.shape[3])
     grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
-    found = [resize_patches(patches, grid, target).mT.unflatten(2, target) for grid in grids]
+    found = [resize_patches(patches, grid, target, "bilinear").mT.unflatten(2, target) for grid in grids]
     nearest = min(found, key=lambda one: float((one - resized).abs().max()))
     assert_close(nearest, resized, FORWARD, "resized")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -74,6 +75,17 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """The inverse of `patchify`: [B, N, patch * patch * C] to [B, C, H, W] for a grid of (rows, columns)."""
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", p=patch, q=patch, h=grid[0], w=grid[1])
+
+
+def resize_patches(
+    patches: Tensor, grid: tuple[int, int], target: tuple[int, int], mode: Literal["bilinear", "bicubic"]
+) -> Tensor:
+    """Features of patches [B, N, D] of a grid (rows, columns) resampled to another; corners are not aligned, nothing is
+    antialiased."""
+    if grid == target:
+        return patches
+    maps = F.interpolate(patches.mT.unflatten(2, grid), target, mode=mode, align_corners=False)
+    return maps.flatten(2).mT
 
 
 def triptych(images: Tensor, prediction: Tensor, mask: PatchMask, patch: int) -> Tensor:

@@ -23,7 +23,7 @@ from unlabeled.data.view.twin import twin
 from unlabeled.data.view.views import View
 from unlabeled.nn.collectives import gather_with_gradient
 from unlabeled.nn.loss.exact import exact
-from unlabeled.nn.positions import Grid
+from unlabeled.nn.patches import resize_patches
 from unlabeled.nn.regions import region
 from unlabeled.nn.teacher import follow_
 from unlabeled.pretrain.method import Progress
@@ -83,7 +83,7 @@ class GramTeacher(nn.Module):
             return None
         with torch.no_grad():
             tokens = self.encoder(torch.cat([view.flat()[0] for view in plain]))
-            target = resampled(tokens, student.grid)
+            target = resize_patches(tokens.patches.float(), tokens.grid, student.grid, "bicubic")
         c = self.config
         return c.weight * gram(student.patches, target, c.pairs, c.negatives, c.normalise)
 
@@ -92,14 +92,6 @@ class GramTeacher(nn.Module):
         """Become the moving average `teacher` where it is time for it; a skipped step has left that as it was."""
         if self.config.renewed(progress):
             follow_(self.encoder, teacher)
-
-
-def resampled(tokens: Tokens, grid: Grid) -> Tensor:
-    """Patches [B, N, D] of another (rows, columns): bicubic, without antialiasing."""
-    if tokens.grid == grid:
-        return tokens.patches
-    maps = tokens.patches.float().mT.unflatten(2, tokens.grid)
-    return F.interpolate(maps, size=grid, mode="bicubic", align_corners=False).flatten(2).mT
 
 
 def gram(

@@ -28,7 +28,7 @@ from unlabeled.data.view.views import View
 from unlabeled.nn.loss.exact import exact
 from unlabeled.nn.measures import feature_std
 from unlabeled.nn.mixing import mix_images
-from unlabeled.nn.positions import Grid
+from unlabeled.nn.patches import resize_patches
 from unlabeled.nn.queue import Queue
 from unlabeled.nn.regions import region
 from unlabeled.pretrain.frozen import Seen, Teacher, TeacherConfig
@@ -128,7 +128,7 @@ class Distillation(PretrainMethod):
         for (aims, _, _), head, queue in zip(taught, self.heads, self.queues, strict=False):
             terms.append(self._global(head(feature), aims, cast("Queue", queue), progress.step))
         for (_, aims, grid), head in zip(taught, self.patch_heads, strict=False):
-            terms.append(self._local(resize_patches(head(tokens.patches), tokens.grid, grid), aims))
+            terms.append(self._local(resize_patches(head(tokens.patches), tokens.grid, grid, "bilinear"), aims))
         loss = torch.stack([loss for loss, _ in terms]).sum()
         names = dict.fromkeys(name for _, found in terms for name in found)
         means = {name: torch.stack([found[name] for _, found in terms if name in found]).mean() for name in names}
@@ -218,14 +218,6 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean over rows of KL(softmax(teacher) || softmax(student)), of logits [..., K]."""
     aims, own = teacher.log_softmax(-1), student.log_softmax(-1)
     return F.kl_div(own, aims, reduction="none", log_target=True).sum(-1).mean()
-
-
-def resize_patches(patches: Tensor, grid: Grid, target: Grid) -> Tensor:
-    """Patches [B, N, D] of a grid (rows, columns) resized to another by bilinear interpolation, corners not aligned."""
-    if grid == target:
-        return patches
-    maps = F.interpolate(patches.mT.unflatten(2, grid), target, mode="bilinear", align_corners=False)
-    return maps.flatten(2).mT
 
 
 @torch.no_grad()
