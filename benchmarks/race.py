@@ -82,7 +82,8 @@ class Race:
         if key in self.results:
             return
         around, epoch = self.speed(name, task)
-        epochs = (minutes - around) / epoch
+        # one step at least, however short the budget
+        epochs = max(task.batch / task.count, (minutes - around) / epoch)
         if racer(name).whole_epochs:
             epochs = max(1, round(epochs))
         task = replace(task, epochs=epochs, out=self.runs / key.replace("/", "_"))
