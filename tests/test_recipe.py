@@ -206,6 +206,16 @@ def test_overrides_are_read_like_the_file_and_blamed_on_the_command_line() -> No
     ]
 
 
+def test_a_text_that_is_read_again_knows_nothing_of_the_overrides_before() -> None:
+    text = GOOD + "more: [{name: mae}]"
+    again = parse(Recipe, text)
+    changed = parse(Recipe, text, ["more.0.mask_ratio=0.5", "data.kinds=[png]", "table.a=1", "seed=4"])
+    assert changed != again == parse(Recipe, text)
+    assert mistakes(text, "seed=-1", "abc", "data.kinds.0=gif") and parse(Recipe, text) == again
+    broken, fault = text + "\nseed: -1", "x.yaml:3  seed: expected an integer of at least 0, found -1"
+    assert len(mistakes(broken, "abc")) == 2 and mistakes(broken) == [fault]
+
+
 def test_text_that_yaml_reads_as_something_else_is_to_be_quoted() -> None:
     for typed, found in (("2024", "2024"), ("1e-4", "0.0001"), ("true", "true"), ("null", "null")):
         message = f"command line  note: expected text, found {found}. Quotes make it text: note='\"{typed}\"'"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,23 +20,30 @@ from unlabeled.recipe.renamed import moves, say
 R = TypeVar("R", bound=BaseModel)
 
 
+@lru_cache(8)  # a program reads its recipe several times before it begins
+def _read(text: str) -> tuple[Any, dict[Place, int], list[Fault], set[Place]]:
+    """The data of a YAML text, `REFUSED` where there are none, its lines, its faults and what is refused: to copy."""
+    reader = Reader(text)
+    try:
+        data = reader.read()
+    except Unreadable as error:
+        data = REFUSED
+        reader.faults.append(Fault((), error.message, error.line))
+    return data, reader.lines, reader.faults, reader.refused
+
+
 class Draft:
     """The data of a YAML text with all faults found so far. `readable` is False where no data could be had."""
 
     def __init__(self, text: str) -> None:
-        reader = Reader(text)
+        data, lines, faults, refused = _read(text)
         self.data: dict[str, Any] = {}
-        self.lines, self.faults, self.refused = reader.lines, reader.faults, reader.refused
+        self.lines, self.faults, self.refused = dict(lines), list(faults), set(refused)
         self.typed: dict[Place, str] = {}
         self.switched: dict[Place, str | None] = {}
         self.readable = False
-        try:
-            data = reader.read()
-        except Unreadable as error:
-            self.faults.append(Fault((), error.message, error.line))
-            return
         if isinstance(data, dict):
-            self.data, self.readable = data, True
+            self.data, self.readable = deepcopy(data), True
             self.rename()
         elif data is not REFUSED:
             self.faults.append(Fault((), f"expected a mapping of fields, found {show(data)}", self.lines[()]))
