@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Storages = dict[int, Tensor]  # a tensor of each storage, which keeps its number from being given away
 
@@ -60,7 +61,7 @@ class _Fused(TorchFunctionMode):
         return func(*args, **kwargs) if mask is not None and mask.requires_grad else _FusedAttention.apply(*args[:3])
 
 
-class _AskedOnce(TorchDispatchMode):
+class AskedOnce(TorchDispatchMode):
     """Within, an operation on the meta device finds the shapes of its result once: torch does it in Python each time.
 
     Operations that return views, write in place or read tensors elsewhere are left as they are.
@@ -72,20 +73,31 @@ class _AskedOnce(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves, structure = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        aliased = any(one.alias_info for one in (*func._schema.arguments, *func._schema.returns))
-        if aliased or not tensors or not all(tensor.is_meta for tensor in tensors):
+        if _shares_memory(func):
             return func(*args, **kwargs)
-        key = (func, structure, *map(_described, leaves))
+        tensors: list[Tensor] = []
+        key = (func, _described(args, tensors), *((name, _described(value, tensors)) for name, value in kwargs.items()))
+        if not tensors or not all(tensor.is_meta for tensor in tensors):
+            return func(*args, **kwargs)
         if key not in self.results:
             self.results[key] = func(*args, **kwargs)
         return tree_map_only(Tensor, _fresh, self.results[key])
 
 
-def _described(leaf: Any) -> Any:
-    """All of an argument on which the shape of a result can depend."""
-    return (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+@cache
+def _shares_memory(func: Any) -> bool:
+    """Whether an operation returns views or writes in place."""
+    return any(one.alias_info for one in (*func._schema.arguments, *func._schema.returns))
+
+
+def _described(argument: Any, tensors: list[Tensor]) -> Any:
+    """All of an argument on which the shape of a result can depend; the tensors in it are added to `tensors`."""
+    if isinstance(argument, Tensor):
+        tensors.append(argument)
+        return argument.shape, argument.stride(), argument.dtype
+    if isinstance(argument, list | tuple):
+        return tuple([_described(one, tensors) for one in argument])
+    return type(argument), argument
 
 
 def _fresh(tensor: Tensor) -> Tensor:
@@ -118,7 +130,7 @@ def activations(forward: Callable[[], object], model: nn.Module, twice: Sequence
         for block in twice:
             stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
             stack.callback(block.register_forward_hook(leave).remove)
-        stack.enter_context(_AskedOnce())
+        stack.enter_context(AskedOnce())
         stack.enter_context(_Fused())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         forward()

@@ -23,6 +23,7 @@ from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate,
 from unlabeled.data.batch.sampler import Position, per_process, steps_per_epoch, total_steps
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
+from unlabeled.launch.activations import AskedOnce
 from unlabeled.launch.plan import empty_batch
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.processes import cores
@@ -59,7 +60,7 @@ def count_work(method: Method, views: Sequence[View], patch: int, micro: int, ch
     """Count the work of a method on the meta device, see `unlabeled.launch.plan.on_meta`, on micro-batches of `micro`
     images with patches of `patch` pixels."""
     few = min(micro, MOST_PICTURES)
-    with _Counter() as counter:
+    with AskedOnce(), _Counter() as counter:
         output = method(empty_batch(views, patch, few, channels), Progress(0, 1, 0.0, 1.0))
         output.loss.backward()
     method.zero_grad()
