@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from parity.golden import Golden
@@ -31,19 +31,13 @@ def given(model: Any) -> Any:
     return model.train()
 
 
-class Shape(NamedTuple):
-    """Sizes of an MLP."""
-
-    width: int
-    hidden: int
-    out: int
-    layers: int
+def mlp_widths(golden: Golden, prefix: str) -> list[int]:
+    """Widths of the input, the hidden layers and the output of the MLP whose official weights lie below `prefix`."""
+    weights = {n: shape for n, shape in shapes_under(golden, prefix).items() if n.endswith("weight")}
+    linears = [weights[name] for name in sorted(weights, key=layer_of) if len(weights[name]) == 2]
+    return [linears[0][1], *(rows for rows, _ in linears)]
 
 
-def mlp_shape(golden: Golden, prefix: str) -> Shape:
-    """The sizes of the MLP whose official weights lie below `prefix`, all of its hidden layers of one width."""
-    shapes = [shape for name, shape in shapes_under(golden, prefix).items() if name.endswith("weight")]
-    linears = [shape for shape in shapes if len(shape) == 2]
-    hidden = {shape[0] for shape in linears[:-1]}
-    assert len(hidden) <= 1, f"one width inside {prefix}, found {hidden}"
-    return Shape(linears[0][1], linears[0][0], linears[-1][0], len(linears))
+def layer_of(name: str) -> int:
+    """The number in a name such as 3.weight; names alone are sorted as words: 12 before 3."""
+    return int(name.partition(".")[0])

@@ -96,7 +96,7 @@ def with_statistics(weights: Tensors, **bare: int) -> Tensors:
 
 
 def barlowtwins(seed: int = 0) -> Set:
-    draw, batch, sizes, redundancy = Numbers(seed), 7, [18, 14, 14, 9], 0.02
+    draw, batch, sizes, redundancy = Numbers(seed), 7, [18, 14, 11, 14, 12, 9], 0.02
     weights = drawn_mlp(draw, sizes, "projector.")
     inputs = {f"features{i}": draw(batch, sizes[0]).requires_grad_() for i in (1, 2)}
     learnt = {name: tensor.requires_grad_() for name, tensor in weights.items()}
@@ -114,7 +114,7 @@ def barlowtwins(seed: int = 0) -> Set:
 
 
 def vicreg(seed: int = 0) -> Set:
-    draw, batch, sizes, terms = Numbers(seed), 6, [10, 16, 16, 13], {"sim": 10.0, "std": 15.0, "cov": 2.0}
+    draw, batch, sizes, terms = Numbers(seed), 6, [10, 16, 12, 13], {"sim": 10.0, "std": 15.0, "cov": 2.0}
     weights = drawn_mlp(draw, sizes, "projector.", bias=True)
     inputs = {f"features{i}": draw(batch, sizes[0]).requires_grad_() for i in (1, 2)}
     learnt = {name: tensor.requires_grad_() for name, tensor in weights.items()}

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity.given import Given, batch_of, given, mlp_shape
+from parity.given import Given, batch_of, given, mlp_widths
 from parity.golden import Golden, assert_close, assert_gradient_at
 from parity.vit import BACKWARD, FORWARD, START, assert_gradients
 from torch import nn
 
+from unlabeled.nn.heads import mlp
 from unlabeled.pretrain.method import Progress
 from unlabeled.pretrain.methods.barlowtwins import BarlowTwins, Config
 from unlabeled.train.optim import param_groups, set_rates
@@ -23,15 +24,17 @@ def ours(name: str) -> str:
 
 
 def build(golden: Golden) -> Any:
-    shape = mlp_shape(golden, "sd/projector.")
+    widths = mlp_widths(golden, "sd/projector.")
     config = Config(
-        hidden=shape.hidden,
-        dim=shape.out,
-        projector_layers=shape.layers,
+        hidden=widths[1],
+        dim=widths[-1],
+        projector_layers=len(widths) - 1,
         redundancy=golden.config.get("lambd", 0.0051),
     )
     nobody: Any = Given()
-    model = BarlowTwins(nobody, shape.width, config)
+    model = BarlowTwins(nobody, widths[0], config)
+    if len(set(widths[1:-1])) > 1:  # officially each layer has a width of its own
+        model.projector = mlp(widths, last_norm=False)
     model.load_state_dict({ours(name): tensor for name, tensor in golden.under("sd").items()})
     return given(model)
 

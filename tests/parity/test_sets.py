@@ -9,7 +9,8 @@ from pathlib import Path
 
 import naive_lejepa
 import pytest
-from parity.golden import DEFAULT, METHODS, READ, Golden, Settings, folders_of, golden_folders
+import torch
+from parity.golden import DEFAULT, METHODS, READ, Golden, Settings, assert_close, folders_of, golden_folders
 from parity.naive import barlowtwins, byol, save, simdino, simsiam, vicreg
 from parity.naive_dinov3 import dinov3
 from parity.naive_msn import msn
@@ -141,3 +142,9 @@ def test_numbers_that_were_looked_at_for_their_shape_alone_are_not_compared() ->
     assert golden.shape("in/two") == (2, 24) and "in/two" not in READ[golden.file]
     assert golden["in/two"].shape == (2, 24) and READ[golden.file] == {"in/two"}
     READ[golden.file] |= before
+
+
+def test_counters_agree_exactly() -> None:
+    assert_close(torch.tensor(1000), torch.tensor(1000), 1.0, "batches")
+    with pytest.raises(AssertionError, match="batches: found 1001, official 1000"):
+        assert_close(torch.tensor(1001), torch.tensor(1000), 1.0, "batches")

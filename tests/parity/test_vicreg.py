@@ -5,24 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from parity.given import Given, batch_of, given, mlp_shape
+from parity.given import Given, batch_of, given, mlp_widths
 from parity.golden import Golden, assert_close, assert_gradient_at
 from parity.vit import BACKWARD, FORWARD, START, assert_gradients
 
+from unlabeled.nn.heads import mlp
 from unlabeled.pretrain.methods.vicreg import Config, VICReg
 
 
 def build(golden: Golden) -> Any:
-    shape, c, nobody = mlp_shape(golden, "sd/projector."), golden.config, Given()
+    widths, c, nobody = mlp_widths(golden, "sd/projector."), golden.config, Given()
     config = Config(
-        hidden=shape.hidden,
-        dim=shape.out,
-        expander_layers=shape.layers,
+        hidden=widths[1],
+        dim=widths[-1],
+        expander_layers=len(widths) - 1,
         invariance=c.get("sim", 25.0),
         variance=c.get("std", 25.0),
         covariance=c.get("cov", 1.0),
     )
-    model = VICReg(nobody, shape.width, config)  # type: ignore[arg-type]
+    model = VICReg(nobody, widths[0], config)  # type: ignore[arg-type]
+    if len(set(widths[1:-1])) > 1:  # officially each layer has a width of its own
+        model.projector = mlp(widths, last_norm=False, hidden_bias=True)
     model.load_state_dict(dict(golden.under("sd")))
     return given(model)
 
