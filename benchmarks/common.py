@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from threading import Lock
 from typing import Any
 
 import torch
@@ -121,10 +122,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 class Results:
-    """What is known so far, in a file that is rewritten after every piece."""
+    """What is known so far, in a file that is rewritten after every piece; threads may share it."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
+        self.file, self.lock = file, Lock()
         self.found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def __contains__(self, key: str) -> bool:
@@ -132,9 +133,10 @@ class Results:
 
     def add(self, key: str, value: Any) -> None:
         """Keep one piece."""
-        self.found[key] = value
-        write_text(self.file, json.dumps(self.found, indent=1))
-        print(key, json.dumps(value), flush=True)
+        with self.lock:
+            self.found[key] = value
+            write_text(self.file, json.dumps(self.found, indent=1))
+            print(key, json.dumps(value), flush=True)
 
 
 def finish(chosen: argparse.Namespace, result: dict[str, Any]) -> None:

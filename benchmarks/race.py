@@ -7,8 +7,9 @@ DATA is a tar with train/CLASS/* and test/CLASS/*. Peers are installed in enviro
 users start them (`racers/NAME.py`); nothing of theirs is imported here. All get the same pictures, in folders by class
 that nobody looks at while training, the same network, crop size and batch, and one thread that also loads the pictures.
 A peer runs the whole number of epochs that comes nearest to `--minutes` of CPU time, starting included, which two short
-runs tell; ours then gets the CPU minutes that the peer has used. Networks are judged by kNN and linear probes on the
-test split, with all labels of those pictures and with `--few` of them, each with the start and statistics of its side.
+runs tell; ours then gets the CPU minutes of the peer that has used least. Networks are judged by kNN and linear probes
+on the test split, with all labels of those pictures and with `--few` of them, each with the start and statistics of its
+side. As many runs go side by side as there are cores.
 
 Whatever stands in `--out` is not run again: the same command goes on where it stopped.
 """
@@ -22,7 +23,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -33,7 +35,7 @@ from racers import RACERS, racer
 from racers.parts import Task
 
 OURS, PEERS = RACERS[0], RACERS[1:]
-TRIAL = (1, 3)  # epochs
+TRIAL, SHARE = (1, 3), 5  # epochs, of a fifth of the pictures
 PROBES = ("--train", "train", "--val", "test", "--crop-pct", "1.0", "--workers", "0", "--no-baselines")
 
 
@@ -42,7 +44,7 @@ class Race:
     """The same for all runs: pictures and labels, the network, where results and runs lie, and who runs."""
 
     data: Path
-    start: Task
+    trial: Task  # with few pictures
     runs: Path
     results: Results
     pythons: dict[str, Path]
@@ -65,22 +67,23 @@ class Race:
 
     def speed(self, name: str, task: Task) -> tuple[float, float]:
         """CPU minutes to start and end, and of an epoch, by two short runs."""
-        key = f"{name}/{task.method}/speed"
+        key = f"{task.method}/{name}/speed"
         if key not in self.results:
-            share = 1.0 if racer(name).whole_epochs else 0.2
+            out = self.runs / f"{task.method}_{name}_trial"
             few, more = (
-                self.cpu_minutes(name, replace(task, epochs=share * epochs, out=self.runs / f"{name}_trial"))
+                self.cpu_minutes(name, replace(self.trial, method=task.method, epochs=epochs, out=out))
                 for epochs in TRIAL
             )
-            epoch = (more - few) / share / (TRIAL[1] - TRIAL[0])
-            self.results.add(key, [few - TRIAL[0] * share * epoch, epoch])
+            epoch = (more - few) / (TRIAL[1] - TRIAL[0])
+            self.results.add(key, [few - TRIAL[0] * epoch, epoch * task.count / self.trial.count])
         around, epoch = self.results.found[key]
         return around, epoch
 
-    def run(self, name: str, task: Task, minutes: float, key: str) -> None:
-        """Train for about so many CPU minutes, and judge what was learnt."""
+    def run(self, name: str, task: Task, minutes: float) -> float:
+        """Train for about so many CPU minutes, and judge what was learnt; the minutes that it took."""
+        key = f"{task.method}/{name}/{task.seed}"
         if key in self.results:
-            return
+            return float(self.results.found[key]["cpu_minutes"])
         around, epoch = self.speed(name, task)
         # one step at least, however short the budget
         epochs = max(task.batch / task.count, (minutes - around) / epoch)
@@ -89,6 +92,12 @@ class Race:
         task = replace(task, epochs=epochs, out=self.runs / key.replace("/", "_"))
         spent = self.cpu_minutes(name, task)
         self.results.add(key, {"epochs": epochs, "cpu_minutes": spent, **self.judge(name, task)})
+        return spent
+
+    def least(self, task: Task, peers: Iterable[str]) -> float:
+        """CPU minutes of the peer that used least with that method and seed."""
+        runs = (self.results.found.get(f"{task.method}/{name}/{task.seed}") for name in peers)
+        return min(float(run["cpu_minutes"]) for run in runs if run)
 
     def judge(self, name: str, task: Task) -> dict[str, Any]:
         """Scores of the network, and at the first seed of the same one untrained."""
@@ -123,17 +132,20 @@ def unpacked(data: Path, folder: Path, pictures: int | None) -> int:
 def rows(found: dict[str, Any], chosen: argparse.Namespace) -> Iterator[list[str]]:
     """A row for every side of every pair, the mean and standard deviation over seeds."""
     for method in chosen.methods:
-        for peer in PEERS:
-            for side in (peer, OURS):
-                cells = [found.get(f"{peer}/{method}/{side}/{seed}") for seed in chosen.seeds]
-                runs = [cell for cell in cells if cell]
-                if runs:
-                    name = side if side == peer else f"{side}, as long as {peer}"
-                    minutes = f"{mean(run['cpu_minutes'] for run in runs):.1f}"
-                    epochs = f"{mean(run['epochs'] for run in runs):.1f}"
-                    scores = [spread([run[score] for run in runs]) for score in scores_of(chosen.few)]
-                    starts = [f"{runs[0]['untrained'][score]:.1f}" for score in ("knn", "linear")]
-                    yield [method, name, f"{len(runs)}", minutes, epochs, *scores, *starts]
+        for name in (*PEERS, OURS):
+            cells = [found.get(f"{method}/{name}/{seed}") for seed in chosen.seeds]
+            runs = [cell for cell in cells if cell]
+            if runs:
+                minutes = f"{mean(run['cpu_minutes'] for run in runs):.1f}"
+                epochs = f"{mean(run['epochs'] for run in runs):.1f}"
+                scores = [spread([run[score] for run in runs]) for score in scores_of(chosen.few)]
+                starts = [f"{start[score]:.1f}" for start in [untrained(runs)] for score in ("knn", "linear")]
+                yield [method, name, f"{len(runs)}", minutes, epochs, *scores, *starts]
+
+
+def untrained(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Scores of the network before training, of the seed that has them."""
+    return next(run["untrained"] for run in runs if "untrained" in run)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -154,6 +166,9 @@ def chosen_by(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--network", default="resnet18", help="by its name in timm and torchvision")
     parser.add_argument("--size", type=int, default=32, help="of crops, pixels (default 32)")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="side by side (default: one per core)"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/race"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("runs/race.json"), help="the results")
     return parser.parse_args(arguments)
@@ -168,15 +183,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs, data = chosen.runs.resolve(), chosen.runs.resolve() / "data"
     count = unpacked(chosen.data, data, chosen.pictures)
     start = Task(data / "train", count, "", chosen.network, chosen.size, chosen.batch, 0, 0, runs)
-    race = Race(data, start, runs, Results(chosen.out), {**peers, OURS: Path(sys.executable)}, chosen.seeds, chosen.few)
+    some = runs / "some"
+    few = unpacked(chosen.data, some, max(count // SHARE, min(count, chosen.batch)))
+    trial = replace(start, pictures=some / "train", count=few)
+    race = Race(data, trial, runs, Results(chosen.out), {**peers, OURS: Path(sys.executable)}, chosen.seeds, chosen.few)
     race.results.add("machine", machine())
-    for seed in chosen.seeds:
-        for method in chosen.methods:
-            for peer in (name for name in peers if method in racer(name).methods):
-                task, pair = replace(start, method=method, seed=seed), f"{peer}/{method}"
-                race.run(peer, task, chosen.minutes, f"{pair}/{peer}/{seed}")
-                spent = race.results.found[f"{pair}/{peer}/{seed}"]["cpu_minutes"]
-                race.run(OURS, task, spent, f"{pair}/{OURS}/{seed}")
+    tasks = [replace(start, method=method, seed=seed) for seed in chosen.seeds for method in chosen.methods]
+    entries = [(name, task) for task in tasks for name in peers if task.method in racer(name).methods]
+    with ThreadPoolExecutor(chosen.processes) as side_by_side:
+        # how fast each is, once; the peers; then ours
+        firsts = {(name, task.method): task for name, task in [*entries, *((OURS, task) for task in tasks)]}
+        [*side_by_side.map(lambda first: race.speed(first[0][0], first[1]), firsts.items())]
+        [*side_by_side.map(lambda entry: race.run(entry[0], entry[1], chosen.minutes), entries)]
+        [*side_by_side.map(lambda task: race.run(OURS, task, race.least(task, peers)), tasks)]
     head = (
         "method",
         "",
