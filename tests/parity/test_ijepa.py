@@ -136,7 +136,8 @@ def test_schedules(folder: Path) -> None:
     """Rates and weight decay as a run writes them into the groups of its optimizer, and momenta."""
     golden = Golden(folder / "schedules.safetensors")
     c = golden.config
-    steps, epochs = int(c.get("scale", 1.0) * c["ipe"] * c["ep"]), c.get("scale", 1.0) * c["ep"]
+    epochs = c.get("scale", 1.0) * c["ep"]
+    steps = int(epochs * c["ipe"])  # officially of rate and weight decay; the momentum's part of a step counts, too
     optim = AdamW(
         base_lr=c["ref"],
         lr_rule="none",
@@ -154,7 +155,7 @@ def test_schedules(folder: Path) -> None:
         progress = Progress(step, steps, step / c["ipe"], epochs)
         set_rates(optimizer, optim, optim.peak(2048), progress)
         rates = optimizer.param_groups[0]
-        found.append((rates["lr"], rates["weight_decay"], warmup(start, end, progress.share)))
+        found.append((rates["lr"], rates["weight_decay"], warmup(start, end, step / (epochs * c["ipe"]))))
     mine = torch.tensor(found, dtype=torch.float64).T
     for name, values in zip(("lr", "weight_decay", "momentum"), mine, strict=True):
         assert_close(values, golden[f"out/{name}"].double(), 1e-12, name)
