@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,9 @@ def ours(name: str) -> str:
 
 
 def batch_of(golden: Golden) -> Batch:
-    """Views of one size each, the large ones first."""
+    """Views of one size each, two or more, the large ones first."""
     pictures = [golden[f"in/view{i}"] for i in sorted(map(int, golden.found(r"in/view(\d+)$")))]
-    large = [one for one in pictures if one.shape == pictures[0].shape]
-    small = [one for one in pictures if one.shape != pictures[0].shape]
-    views = [ViewBatch(torch.stack(group), None) for group in (large, small) if group]
+    views = [ViewBatch(torch.stack(list(group)), None) for _, group in groupby(pictures, lambda one: one.shape)]
     return Batch(views, torch.zeros(0), torch.zeros(0))
 
 
