@@ -40,6 +40,16 @@ def same_features(instead: str) -> Symptom:
     )
 
 
+def blind(instead: str) -> Symptom:
+    """Predictions are no nearer to their own picture's target than to others'; `instead` is another cure."""
+    return Symptom(
+        "told_apart",
+        "predictions fit the other pictures as well as their own: nothing is learnt",
+        f"Lower optim.base_lr to a third, or {instead}.",
+        at_most=0.05,
+    )
+
+
 def of_self_distillation(config: Any, centred: bool) -> list[Symptom]:
     """The ways in which DINO and iBOT collapse, as their settings tell."""
     calm = same_features("set optim.clip=0.3 and optim.clip_by=tensor")

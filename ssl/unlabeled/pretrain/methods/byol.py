@@ -31,7 +31,7 @@ from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.pretrain.continued import Continued
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
 from unlabeled.pretrain.rescale import Rule, Setting, as_in_paper, same_window
-from unlabeled.pretrain.symptoms import same_features
+from unlabeled.pretrain.symptoms import blind, same_features
 
 FIRST = View(
     scale=(0.08, 1.0), interpolation="bicubic", jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0
@@ -120,13 +120,8 @@ class BYOL(PretrainMethod):
         return {"encoder": self.encoder, "teacher": self.teacher.encoder}
 
     def symptoms(self) -> list[Symptom]:
-        blind = Symptom(
-            "told_apart",
-            "predictions fit the other pictures as well as their own: nothing is learnt",
-            "Lower optim.base_lr to a third, or keep method.momentum at 0.97 or above.",
-            at_most=0.05,
-        )
-        return [blind, same_features("keep method.momentum at 0.97 or above")]
+        cure = "keep method.momentum at 0.97 or above"
+        return [blind(cure), same_features(cure)]
 
 
 @region

@@ -24,7 +24,7 @@ from unlabeled.nn.loss.exact import wide
 from unlabeled.nn.measures import contrast, feature_std
 from unlabeled.nn.regions import region
 from unlabeled.pretrain.method import Crops, MethodConfig, Output, PretrainMethod, Progress, Symptom
-from unlabeled.pretrain.symptoms import same_features
+from unlabeled.pretrain.symptoms import blind, same_features
 
 # MoCo v2's augmentations
 PAIR = View(
@@ -83,8 +83,10 @@ class SimSiam(PretrainMethod):
         projected_1, projected_2 = projections.detach().chunk(2)
 
         loss = (unlikeness(predicted_1, projected_2) + unlikeness(predicted_2, projected_1)) / 2
-        measures = {"feature_std": feature_std(features), "projection_std": feature_std(projected_1)}
-        return Output(loss, {**measures, **contrast(predicted_1, projected_2)}, features[: len(predicted_1)].detach())
+        pairs = contrast(predicted_1, projected_2)
+        spreads = {"feature_std": feature_std(features), "projection_std": feature_std(projected_1)}
+        measures = {**spreads, "told_apart": pairs["positive"] - pairs["negative"], **pairs}
+        return Output(loss, measures, features[: len(predicted_1)].detach())
 
     def exports(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
@@ -97,7 +99,7 @@ class SimSiam(PretrainMethod):
         return True
 
     def symptoms(self) -> list[Symptom]:
-        return [same_features("set optim.clip=1.0")]
+        return [blind("set optim.clip=1.0"), same_features("set optim.clip=1.0")]
 
 
 @region
