@@ -79,11 +79,11 @@ class Race:
         around, epoch = self.results.found[key]
         return around, epoch
 
-    def run(self, name: str, task: Task, minutes: float) -> float:
-        """Train for about so many CPU minutes, and judge what was learnt; the minutes that it took."""
+    def run(self, name: str, task: Task, minutes: float) -> None:
+        """Train for about so many CPU minutes, and judge what was learnt."""
         key = f"{task.method}/{name}/{task.seed}"
         if key in self.results:
-            return float(self.results.found[key]["cpu_minutes"])
+            return
         around, epoch = self.speed(name, task)
         # one step at least, however short the budget
         epochs = max(task.batch / task.count, (minutes - around) / epoch)
@@ -92,7 +92,6 @@ class Race:
         task = replace(task, epochs=epochs, out=self.runs / key.replace("/", "_"))
         spent = self.cpu_minutes(name, task)
         self.results.add(key, {"epochs": epochs, "cpu_minutes": spent, **self.judge(name, task)})
-        return spent
 
     def least(self, task: Task, peers: Iterable[str]) -> float:
         """CPU minutes of the peer that used least with that method and seed."""
@@ -130,7 +129,7 @@ def unpacked(data: Path, folder: Path, pictures: int | None) -> int:
 
 
 def rows(found: dict[str, Any], chosen: argparse.Namespace) -> Iterator[list[str]]:
-    """A row for every side of every pair, the mean and standard deviation over seeds."""
+    """A row for every side of every method, the mean and standard deviation over seeds."""
     for method in chosen.methods:
         for name in (*PEERS, OURS):
             cells = [found.get(f"{method}/{name}/{seed}") for seed in chosen.seeds]
@@ -139,13 +138,9 @@ def rows(found: dict[str, Any], chosen: argparse.Namespace) -> Iterator[list[str
                 minutes = f"{mean(run['cpu_minutes'] for run in runs):.1f}"
                 epochs = f"{mean(run['epochs'] for run in runs):.1f}"
                 scores = [spread([run[score] for run in runs]) for score in scores_of(chosen.few)]
-                starts = [f"{start[score]:.1f}" for start in [untrained(runs)] for score in ("knn", "linear")]
+                start = next(run["untrained"] for run in runs if "untrained" in run)
+                starts = [f"{start[score]:.1f}" for score in ("knn", "linear")]
                 yield [method, name, f"{len(runs)}", minutes, epochs, *scores, *starts]
-
-
-def untrained(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Scores of the network before training, of the seed that has them."""
-    return next(run["untrained"] for run in runs if "untrained" in run)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -188,7 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trial = replace(start, pictures=some / "train", count=few)
     race = Race(data, trial, runs, Results(chosen.out), {**peers, OURS: Path(sys.executable)}, chosen.seeds, chosen.few)
     race.results.add("machine", machine())
-    tasks = [replace(start, method=method, seed=seed) for seed in chosen.seeds for method in chosen.methods]
+    shared = [method for method in chosen.methods if any(method in racer(name).methods for name in peers)]
+    tasks = [replace(start, method=method, seed=seed) for seed in chosen.seeds for method in shared]
     entries = [(name, task) for task in tasks for name in peers if task.method in racer(name).methods]
     with ThreadPoolExecutor(chosen.processes) as side_by_side:
         # how fast each is, once; the peers; then ours

@@ -59,6 +59,7 @@ def test_a_race_is_run_once_and_shown(tmp_path: Path, capsys: pytest.CaptureFixt
         "--few",
         "0.25",
     ]
+    told += ["--methods", "simclr", "mocov3"]  # the second is no peer's: nothing to race
     told += ["--network", "test_resnet", "--batch", "8", "--peers", f"lightly_train={peer.parent / 'python'}"]
     told += ["--runs", str(tmp_path / "runs"), "--out", str(out)]
     race.main(told)
