@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from unlabeled import environment
 from unlabeled.errors import UserError
+from unlabeled.processes import WAY
 from unlabeled.signals import stop
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def make_accelerator(device: str, precision: str, timeout: float, *, planning: b
             mixed_precision="no" if planning else precision,
             kwargs_handlers=[
                 # another process may be waiting for a worker for `timeout` itself
-                InitProcessGroupKwargs(timeout=timedelta(seconds=2 * timeout)),
+                InitProcessGroupKwargs(init_method=f"{WAY}://", timeout=timedelta(seconds=2 * timeout)),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from unlabeled.errors import Interrupted, Stopped, UserError
 from unlabeled.files import claim, claimant
@@ -29,6 +30,24 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # by which 
 SEEN_WITHIN = 10.0  # seconds that a network file system may take to show a file
 LOOKS = 1.0  # seconds between looks whether another process is done, at most
 _long = itertools.count()  # the same on all processes: work that takes long is named by its number
+
+
+WAY = "unlabeled"  # how processes find each other, in torch's words
+
+
+def find_each_other(url: str, **how: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    """Find each other as by torch's `env://`, under keys of this start of the processes alone: store, rank, world.
+
+    torchrun's store lives on when it starts processes again. Under the same keys they would read where those were that
+    are gone, and wait for them.
+    """
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, rank, world = next(iter(rendezvous(url.replace(WAY, "env", 1), **how)))
+    yield dist.PrefixStore(f"start {start} of {world}", store), rank, world
+
+
+if dist.is_available():
+    register_rendezvous_handler(WAY, find_each_other)
 
 
 class Group(NamedTuple):
@@ -53,7 +72,7 @@ def joined(timeout: float) -> Iterator[Group]:
     if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+    dist.init_process_group("gloo", init_method=f"{WAY}://", timeout=timedelta(seconds=timeout))
     try:
         yield Group(*placed())
     finally:

@@ -6,13 +6,26 @@ import json
 import os
 import signal
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import TINY_FINETUNE, TINY_PRETRAIN, assert_close_weights, checkpoint_bytes, launch, metrics, weights
+from support import (
+    TINY_FINETUNE,
+    TINY_PRETRAIN,
+    assert_close_weights,
+    checkpoint_bytes,
+    free_port,
+    launch,
+    metrics,
+    weights,
+)
+from torch.distributed.rendezvous import rendezvous
+
+from unlabeled.processes import WAY
 
 STEPS = 20
 MORE = ["train.epochs=4", "method.encoder.drop_path=0.0", "run.checkpoint_every=100"]
@@ -200,3 +213,21 @@ def test_a_killed_process_takes_the_other_along_and_the_restart_is_exact(home: P
     assert codes[1] == -9 and codes[0] not in (0, 75)
     assert launch("pretrain", arguments, world=2) == [0, 0]
     assert checkpoint_bytes(tmp_path, STEPS) == checkpoint_bytes(home / "two", STEPS)
+
+
+@pytest.mark.parametrize(("way", "found"), [("env://", True), (f"{WAY}://", False)])
+def test_processes_started_again_do_not_read_what_those_before_wrote(
+    way: str, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store of a launcher lives on; torch's own way finds in it where those were that are gone."""
+    own = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    stores = []
+    for start in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        store, rank, world = next(iter(rendezvous(way, timeout=timedelta(seconds=20))))
+        assert (rank, world) == (0, 1)
+        stores.append(store)
+        stores[0].set("address", "gone")
+    assert stores[1].check(["address"]) is found
