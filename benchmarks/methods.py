@@ -5,7 +5,8 @@
 Each recipe `recipes/pretrain/NAME_cifar10.yaml` runs in one process with one thread that also loads the pictures, so
 its CPU time is about its wall time; as many run side by side as there are cores. How many epochs fit is found by two
 short runs first; learning-rate warm-up keeps its share of the run. Probes, pooled as the recipe says, count for nobody.
-Each encoder is also probed untrained. Runs land in `runs/NAME_Nmin`; one that is there with its cost is not run again.
+Each encoder is also probed untrained. Runs land in `runs/NAME_Nmin`; what is there, a run with its cost or its probes,
+is not run again. The distill recipes need their teacher, `runs/simclr_resnet_cifar10/export`, before.
 """
 
 from __future__ import annotations
@@ -113,12 +114,12 @@ def untrained_too(methods: Sequence[str]) -> dict[str, bool]:
 
 
 def probe(run: Run, data: str, untrained: bool, raw: bool) -> dict[str, dict[str, Any]]:
-    """What `unlabeled evaluate` finds, by the name of the row: the method, and what else is asked for."""
-    file = ROOT / Path(run.export).parent / "evaluation.json"
+    """What `unlabeled evaluate` finds, or found, by the name of the row: the method, and what else is asked for."""
+    file = ROOT / Path(run.export).parent / f"evaluation{'_untrained' * untrained}{'_raw' * raw}.json"
     exports = (run.export, *([f"scratch:{run.export}"] if untrained and not raw else []))
-    options = (*PROBES, "--json", str(file))
-    rivals = "--baselines" if raw else "--no-baselines"
-    python("-m", "unlabeled", "evaluate", *exports, "--data", data, *options, rivals)
+    options = (*PROBES, "--json", str(file), "--baselines" if raw else "--no-baselines")
+    if not file.exists():
+        python("-m", "unlabeled", "evaluate", *exports, "--data", data, *options)
     names = (run.method, *(["raw pixels"] if raw else []), f"untrained, as {run.method}")
     return dict(zip(names, json.loads(file.read_text(encoding="utf-8"))["rows"], strict=False))
 
@@ -132,7 +133,7 @@ def shown(name: str, row: dict[str, Any], run: Run | None) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pretrain all, then probe all, then print."""
+    """Pretrain and probe each, then print."""
     parser = argparse.ArgumentParser(description="What every method learns in the same CPU time.")
     parser.add_argument("data", help="a tar with train/CLASS/* and test/CLASS/*, as recipes/pretrain/*_cifar10 read it")
     parser.add_argument("--minutes", type=float, default=10, help="CPU minutes of each (default 10)")
@@ -145,12 +146,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data, methods = str(Path(chosen.data).resolve()), picked(parser, chosen.methods, NAMES)
 
     print(machine())
+    also = untrained_too(methods)
+
+    def measured(method: str) -> tuple[Run, dict[str, dict[str, Any]]]:
+        run = measure(method, data, chosen.minutes)
+        return run, probe(run, data, also[method], raw=method == methods[0])
+
     with ThreadPoolExecutor(chosen.processes) as side_by_side:
-        runs = list(side_by_side.map(lambda method: measure(method, data, chosen.minutes), methods))
-        also = untrained_too(methods)
-        found = side_by_side.map(lambda run: probe(run, data, also[run.method], raw=run is runs[0]), runs)
-        probes = {name: row for rows in found for name, row in rows.items()}
-    by_name = {run.method: run for run in runs}
+        found = list(side_by_side.map(measured, methods))
+    by_name = {run.method: run for run, _ in found}
+    probes = {name: row for _, rows in found for name, row in rows.items()}
     ordered = sorted(probes, key=lambda name: name not in by_name)  # what was not trained comes last
     rows = [shown(name, probes[name], by_name.get(name)) for name in ordered]
     print(table(("", *SCORES.values(), "effective rank", "images seen", "CPU minutes"), rows))
