@@ -63,6 +63,8 @@ def commands() -> Iterator[Sequence[str]]:
     yield "search", "features", "--build"
     yield "search", "features", "--like", "pictures/val/red/0.jpg"
     yield "neighbours", VIT, "pictures", "neighbours"
+    sides = ("--labelled", "pictures/val", "--unlabelled", "pictures/train", "--classes", "3", "--starts", "2")
+    yield "discover", VIT, *sides, "clusters"
     yield "look", VIT, "pictures", "look", "--most", "16", "--map", "pca"
     yield "export", TUNED, "onnx", "--format", "onnx"
 

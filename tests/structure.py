@@ -35,6 +35,7 @@ KINDS = {
     "order": r"data/orders/[a-z]\w+",
     "source": r"data/(sources/[a-z]\w+|sources|table|huggingface|tv|arrays|shapes)",
     "protocol": r"evaluate/(protocols/[a-z]\w+|cka|fewshot|knn|labelfree|linear|logistic|retrieval|segmentation)",
+    "incremental strategy": r"incremental/strategies/[a-z]\w+",
     "importer": r"(backbone/)?importers/[a-z]\w+",
     "family of networks": r"backbone/families/[a-z]\w+|nn/(encoder|beit|conv)",
 }

@@ -15,7 +15,7 @@ from support import ROOT, TINY_FINETUNE, TINY_PRETRAIN, checkpoint_bytes, launch
 
 from unlabeled.__main__ import main as commands
 from unlabeled.errors import UserError
-from unlabeled.launch.stage import _make_room, _notes
+from unlabeled.launch.stage import _notes, make_room
 from unlabeled.processes import cores
 from unlabeled.train.recipe import Run
 
@@ -186,8 +186,8 @@ def test_links_of_an_earlier_run_go_and_what_they_lead_to_stays(tmp_path: Path) 
     (output / "checkpoints").symlink_to(disk)
     (output / "export").symlink_to("unmounted")
     with pytest.raises(UserError, match=r"holds an earlier run \(checkpoints, export\)"):
-        _make_room(output, force=False)
-    _make_room(output, force=True)
+        make_room(output, force=False)
+    make_room(output, force=True)
     assert not list(output.iterdir()) and (disk / "step-00000003").is_dir()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from unlabeled.__main__ import main
 from unlabeled.backbone.config import EncoderConfig
@@ -184,7 +185,8 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
     climb = rungs.Climb(
         export, Opened(FEW), (16, 16), how, torch.device("cpu"), Path("out"), amounts, 3, 40, 64, 0.3, changes
     )
-    made = {rung: training.recipe_of(climb, rung, Amount(0.1), 3) for rung in ways.TUNED}
+    others = [rung for rung in ways.TUNED if rung != "unlabelled"]
+    made = {rung: training.recipe_of(climb, rung, Amount(0.1), 3) for rung in others}
     for recipe in made.values():
         assert recipe.seed == recipe.task.fraction_seed == 3 and recipe.task.fraction == 0.1
         # 20 labels in batches of a quarter: ten epochs of four steps, one of them warm-up
@@ -204,6 +206,35 @@ def test_recipes_of_the_rungs_that_are_trained(export: str) -> None:
     assert few.train.batch_size * 4 <= 2 * len(Opened(FEW).train.classes)
     assert (tasks["lora"].strategy.rank, tasks["layer_decay"].strategy.layer_decay) == (2, 0.75)
     assert [task.strategy.last_drop_path() for task in tasks.values()] == [0.0, 0.0, 0.1, 0.3]
+
+
+def test_a_rung_learns_from_pictures_without_labels_too(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [*arguments, "--no-baselines", "--fractions", "0.1", "--seeds", "1", "--set", "unlabelled.look=null"]
+    assert main([*few, "--rungs", "unlabelled"]) == 2
+    assert "Name them (--unlabelled PATH)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main([*few, "--rungs", "unlabelled", "--unlabelled", "train"]) == 0
+    (step,) = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
+    assert (step["rung"], step["labels"]) == ("unlabelled", 20)
+    result = json.loads((tmp_path / "out" / "unlabelled_10pct_seed0" / "result.json").read_text(encoding="utf-8"))
+    assert result["steps"] == 3 and result["protocol"]["unlabelled_pictures"] == 200
+    # five labelled pictures, a quarter of them, and as many without labels
+    assert result["protocol"]["train"]["batch_size"] == 10
+    assert "pictures without labels too" in (tmp_path / "out" / "ladder.md").read_text(encoding="utf-8")
+
+
+def test_pictures_without_labels_may_lie_elsewhere(export: str, tmp_path: Path) -> None:
+    for number in range(30):
+        Image.fromarray(np.full((16, 16, 3), number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    how, some = IMAGENET._replace(pool="mean", crop_pct=1.0), [Amount(0.1)]
+    climb = rungs.Climb(export, Opened(FEW), (16, 16), how, torch.device("cpu"), tmp_path, some, 1, 40, 64)
+    climb = climb._replace(unlabelled=str(tmp_path))
+    recipe = training.recipe_of(climb, "unlabelled", some[0], 0)
+    # 20 labelled pictures and 30 others, 10 at a time
+    assert recipe.train.epochs == 40 / 5 and recipe.task.without_labels is not None
+    # a step passes forward and back, and the others forward once more
+    assert ahead.pictures(climb, ["unlabelled"])["unlabelled", some[0]] == 40 * 10 * 3.5 + 40
 
 
 def test_the_time_left_is_by_the_pictures_of_each_step(export: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ NO_PATHS = {
 # positionals and options of text that are no paths
 NO_PATH_OPTIONS = {
     *("overrides", "train", "val", "protocol", "set", "device", "prefix", "rungs", "split", "method", "format", "help"),
-    *("group", "license", "message", "repo", "revision"),
+    *("classes", "group", "license", "message", "repo", "revision"),
 }
 
 

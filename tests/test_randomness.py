@@ -23,7 +23,10 @@ NUMBERS = {
     "AUGMENTED": 0x1D4A,
     "SURVEY": 0xD0C7,
     "SPLIT": 0x5B117,
+    "UNKNOWN": 0x0B5E,
+    "CLUSTER": 0xC1A5,
     "LOOK": 0x100C,
+    "STRATEGY": 0x57A7,
 }
 
 

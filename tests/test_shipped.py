@@ -103,8 +103,8 @@ def test_the_programs_are_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_stage_is_a_program() -> None:
-    assert command.programs() == ["pretrain", "finetune"]
-    assert list(command.summaries())[:2] == ["pretrain", "finetune"]
+    assert command.programs() == ["pretrain", "incremental", "finetune"]
+    assert list(command.summaries())[:3] == ["pretrain", "incremental", "finetune"]
 
 
 def test_usage_names_what_was_typed() -> None:
@@ -142,9 +142,9 @@ def test_the_version_is_that_of_the_package_and_of_what_decides_results(capsys: 
 @pytest.mark.parametrize("name", shipped.names())
 def test_the_command_of_a_recipe_starts_it(name: str) -> None:
     text = shipped.names()[name].read_text(encoding="utf-8")
-    stage, word = re.findall(r"#   command .*?\bunlabeled (pretrain|finetune) (\S+)", text)[0]
+    stage, word = re.findall(r"#   command .*?\bunlabeled (pretrain|finetune|incremental) (\S+)", text)[0]
     assert shipped.find(word, stage) == shipped.names()[name]
-    assert stage == ("pretrain" if "\nmethod:" in text else "finetune")
+    assert stage == ("pretrain" if "\nmethod:" in text else "incremental" if "\ntasks:" in text else "finetune")
 
 
 def test_recipes_are_listed_by_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

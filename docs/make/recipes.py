@@ -10,6 +10,7 @@ from typing import NamedTuple
 FOLDERS = {
     "pretrain": "Pretraining",
     "finetune": "Fine-tuning",
+    "incremental": "Classes that come in tasks",
     "demo": "Demo: drawn pictures, nothing to download",
 }
 TOPIC = re.compile(r"#   (\w+) +(.+)")

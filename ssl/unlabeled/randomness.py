@@ -19,6 +19,7 @@ class Stream(IntEnum):
     SHARDS = 0x5AD5  # keys of the permutation of shards of an epoch; key: epoch
     WINDOW = 0x717D  # keys of the permutation of a window of shards; key: epoch, window
     BALANCE = 0xBA1A  # permutation of a class-balanced epoch; key: epoch
+    GROUP = 0x6209  # seed of the order of a group of rows; key: group
     SLOT = 0x91AC  # mask ratios over the crops of a global batch; key: step
     BLOCKS = 0xB70C  # sizes and places of the blocks of a global batch's masks; key: step
     MIX = 0x317  # mixup and CutMix of a pair; key: step, pair
@@ -28,7 +29,10 @@ class Stream(IntEnum):
     AUGMENTED = 0x1D4A  # test images that get augmented views
     SURVEY = 0xD0C7  # images that the doctor looks at
     SPLIT = 0x5B117  # groups that go to validation
+    UNKNOWN = 0x0B5E  # classes that are held out as unknown; key: draw
+    CLUSTER = 0xC1A5  # k-means of category discovery; key: purpose, clusters, start
     LOOK = 0x100C  # images that a look shows; key: 0 examples, 1 clusters and queries, 2 of the map
+    STRATEGY = 0x57A7  # what a class-incremental strategy draws; key: task, 0 projection, 1 ridge, 2 proxies
 
 
 HELD_OUT = 0x4E1D  # added to the seed of a subset where labels are held out of training

@@ -130,7 +130,7 @@ def test_normalize_is_torchvisions() -> None:
 def test_batches_on_the_device_are_view_major() -> None:
     (raw,) = load([POSITIONS])
     normalize = Normalize(MEAN, STD, CPU)
-    views, labels, index, _ = to_device(raw, CPU, normalize)
+    views, labels, index, *_ = to_device(raw, CPU, normalize)
     assert [tuple(view.pixels.shape) for view in views] == [(1, 8, 3, 32, 32), (2, 8, 3, 16, 24)]
     assert index.tolist() == [p.index for p in POSITIONS] and labels.tolist() == [p.index % 2 for p in POSITIONS]
     for view, crops in zip(views, raw.crops, strict=True):

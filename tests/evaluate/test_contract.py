@@ -100,7 +100,7 @@ def test_settings(name: str, section: dict[str, Any]) -> None:
 
 def test_order() -> None:
     """Protocols run and are reported in one order, however a recipe lists them; those under other names come last."""
-    order = ["knn", "linear", "logistic", "fewshot", "labelfree", "retrieval", "cka", "segmentation"]
+    order = ["knn", "linear", "logistic", "fewshot", "labelfree", "retrieval", "cka", "segmentation", "openset"]
     fields = ", ".join(f"{name}: {{}}" for name in sorted(order))
     found = parse(Section, f"evaluate: {{a: {{name: knn}}, {fields}}}").evaluate
     assert found is not None and list(found.protocols) == [*order, "a"]

@@ -44,7 +44,9 @@ SMALLER = [
     (r"pretrain recipe.yaml", "train.epochs=1 optim.warmup_epochs=0 method.view.size=32"),
     (r"^unlabeled doctor\b", "--pictures 12 --seconds 0.2"),
     (r"^unlabeled ladder\b", "--steps 4 --batch-size 4 --seeds 1 --rungs knn linear layer_decay"),
+    (r"^unlabeled ladder .*--unlabelled\b", "--rungs unlabelled --no-baselines"),
     (r"^unlabeled evaluate\b", "--no-baselines"),
+    (r"^unlabeled discover\b", "--starts 2 --workers 0"),
     (r"^unlabeled look\b", "--map pca --examples 2 --queries 2"),
 ]
 INSTEAD = {
@@ -100,6 +102,21 @@ def labelled_scans(folder: Path, rng: np.random.Generator) -> None:
     labelled(folder, rng, scans)
 
 
+def classes(count: int) -> Draw:
+    """So many class folders."""
+
+    def draw(folder: Path, rng: np.random.Generator) -> None:
+        for number in range(count):
+            photos(folder / f"class_{number}", rng, 6)
+
+    return draw
+
+
+def many(folder: Path, rng: np.random.Generator) -> None:
+    for split in ("train", "val"):
+        classes(4)(folder / split, rng)
+
+
 # page -> what it calls its pictures -> how they are drawn
 PICTURES: dict[str, dict[str, Draw]] = {
     "first_hour": {"photos": photos, "labelled": labelled},
@@ -109,6 +126,9 @@ PICTURES: dict[str, dict[str, Draw]] = {
     "defects": {"parts": photos, "labelled": labelled},
     "continued": {"last_year": photos, "this_year": photos, "labelled": labelled},
     "long_tails": {"photos": photos, "labelled": labelled},
+    "few_labels": {"photos": photos, "labelled": labelled},
+    "new_classes": {"photos": photos, "labelled": classes(4), "checked": classes(6)},
+    "unknown": {"photos": photos, "labelled": labelled, "strange": photos, "many": many},
     "one_gpu": {"pictures": photos, "labelled": labelled},
     "eight_gpus": {"pictures": photos, "labelled": labelled},
     "slurm": {"pictures": photos, "labelled": labelled},

@@ -73,6 +73,9 @@ SYNONYMS = (
     {"lamb", "lambda", "lambd", "lam"},
     {"slices", "num_slices", "n_slices"},
     {"knots", "num_knots", "n_knots", "n_points"},
+    {"p_cutoff", "cutoff", "threshold"},
+    {"lambda_u", "ulb_loss_ratio"},
+    {"lambda_e", "ent_loss_ratio"},
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import naive_lejepa
 import pytest
 import torch
+from parity import naive_discovery
 from parity.golden import DEFAULT, METHODS, READ, Golden, Settings, assert_close, folders_of, golden_folders
 from parity.naive import barlowtwins, byol, save, simdino, simsiam, vicreg
 from parity.naive_dinov3 import dinov3
@@ -76,6 +77,24 @@ def test_a_set_of_other_sizes_and_settings_passes(tmp_path: Path) -> None:
     naive_lejepa.write_set(tmp_path / "lejepa", (3, 5, 4), slices=7, knots=6, t_max=2.5, weight=0.1)
     whole = str(HERE / "test_whole.py")
     assert run(tmp_path, str(HERE / "test_lejepa.py"), whole, "-k", "lejepa or test_lejepa") == (0, set())
+
+
+def test_discovery_agrees_with_sets_computed_picture_by_picture(tmp_path: Path) -> None:
+    modules = [str(HERE / f"test_{name}.py") for name in ("gcd", "ood", "uno", "whole")]
+    naive_discovery.gcd(tmp_path / "gcd")
+    naive_discovery.ood(tmp_path / "ood")
+    naive_discovery.uno(tmp_path / "uno")
+    assert run(tmp_path, *modules, "-k", "gcd or ood or uno") == (0, set())
+
+    # and differ from those of which something is another
+    def change(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
+        for name in tensors.keys() & {"out/inertia", "out/v2_1", "out/vim", "out/auroc_fpr95_knn", "out/loss"}:
+            tensors[name] = tensors[name] * 1.001
+
+    for file in sorted(tmp_path.rglob("*.safetensors")):
+        rewrite(file, change)
+    failed = {"test_hungarian_accuracy[1]", "test_semi_supervised_kmeans", "test_scores", "test_measures[knn]"}
+    assert run(tmp_path, *modules[:3]) == (1, {*failed, "test_swapped_prediction"})
 
 
 def test_what_is_missing_or_wrong_or_compared_by_nobody_fails(tmp_path: Path) -> None:

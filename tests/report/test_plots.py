@@ -13,7 +13,7 @@ from PIL import Image
 from support import on_processes
 
 from unlabeled.report.calibration import Reliability, reliability
-from unlabeled.report.plots import LABELS, _figure, _name_classes, draw_confusion, draw_reliability
+from unlabeled.report.plots import LABELS, _name_classes, draw_confusion, draw_reliability, figure_of
 
 
 def confusion(classes: int) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_confusion_of_few_and_of_many_classes(tmp_path: Path, classes: int) -> N
 
 @pytest.mark.parametrize("classes", [3, 50, 51, 100, 1000])
 def test_names_are_thinned(classes: int) -> None:
-    axes = _figure(5, 5).add_subplot()
+    axes = figure_of(5, 5).add_subplot()
     _name_classes(axes, [f"{i} {'long ' * 10}" for i in range(classes)])
     shown = axes.get_yticklabels()
     assert min(classes, LABELS // 2) <= len(shown) <= LABELS

@@ -151,6 +151,12 @@ def timm_config(
     return config
 
 
+def packed(tensors: Tensors) -> bytes:
+    """Tensors as a file of safetensors: on the CPU, and none in the memory of another."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(plain, metadata={"format": "pt"})
+
+
 def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str, heads: Tensors | None = None) -> None:
     """Write an export as a whole: a reader never sees half of one.
 
@@ -160,8 +166,7 @@ def write_export(folder: Path, model: Tensors, config: dict[str, Any], card: str
     files: dict[str, bytes] = {}
     for stem, tensors in (("model", model), ("heads", heads)):
         if tensors:
-            plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            files[f"{stem}.safetensors"] = safetensors.torch.save(plain, metadata={"format": "pt"})
+            files[f"{stem}.safetensors"] = packed(tensors)
     if "norm_eps" in config:
         card += EPS.format(eps=config["norm_eps"])
     files |= {"config.json": (json.dumps(config, indent=2) + "\n").encode(), "README.md": card.encode()}

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fields = "fields of protocols (linear.epochs=50 linear.blocks=[1,4] knn.k=[10,20]) or the data (data.label=species)"
     add("--set", nargs="+", action="extend", default=[], metavar="NAME.FIELD=VALUE", help=fields)
     add("--against", type=expand, metavar="EXPORT", help="another export, which cka compares each one with")
+    unknown = "pictures of unknown classes for openset: a folder or tar (default: it holds classes out, 5 draws)"
+    add("--unknown", type=expand, metavar="PATH", help=unknown)
     add("--fractions", nargs="+", type=float, default=[1.0], help="shares of the labels to train on (default 1)")
     add("--seeds", type=int, default=3, help="draws of each share below 1 (default 3)")
     add(

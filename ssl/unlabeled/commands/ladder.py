@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val", metavar="SPLIT", help="subfolder or split to test on (default val)")
     add("--allow-overlap", action="store_true", help="allow test pictures that are training pictures too")
     add("--rungs", nargs="+", choices=WAYS, help="rungs to climb (default: all that the network has)")
+    others = "pictures without labels for a rung that learns from them too: a folder or tar, or train for those of DATA"
+    add("--unlabelled", type=expand, metavar="PATH", help=others)
     without = "leave out the most frequent class, raw pixels and the untrained network"
     add("--no-baselines", dest="baselines", action="store_false", help=without)
     add("--fractions", nargs="+", type=float, help=shares)

@@ -89,6 +89,15 @@ class Source(ABC):
         """The label of image i, -1 where unknown."""
         return int(self.labels[i])
 
+    def truth(self, i: int) -> int | None:
+        """The label of image i that is kept from what learns, for measures alone, -1 where it has none; None where the
+        source keeps none back."""
+        return None
+
+    def stand_in(self, i: int) -> int:
+        """The number of the image that takes the place of a bad one: the next."""
+        return (i + 1) % len(self)
+
     def name(self, i: int) -> bytes:
         """The name of image i in its split, wherever that lies: a path below it, or a number."""
         return self.key(i).encode()
@@ -246,16 +255,22 @@ class SourceConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """The sources that this one joins; itself alone unless it is a mixture."""
         return (self,)
 
-    def normalised_as(self, other: SourceConfig, field: str) -> Self:
+    def normalised_as(self, other: SourceConfig, field: str, written: bool = False) -> Self:
         """The same images with the normalisation and the values of another section.
 
+        Args:
+            other: the section.
+            field: what the recipe calls this one.
+            written: whether it may have been written out with all fields, so that a default says nothing.
+
         Raises:
-            ValueError: this one, which the recipe calls `field`, says otherwise, or has no such channels.
+            ValueError: this one says otherwise, or has no such channels.
         """
         shared = [name for name in NORMALISED if name in type(self).model_fields and name in type(other).model_fields]
         for name in shared:
             found, expected = getattr(self, name), getattr(other, name)
-            if name in self.model_fields_set and found != expected:
+            bare = written and found == type(self).model_fields[name].default
+            if name in self.model_fields_set and found != expected and not bare:
                 raise ValueError(
                     f"{field}.{name} is {_list(found)}, and data.{name} is {_list(expected)}: an encoder sees pictures "
                     f"of both in the same way. Leave {field}.{name} out"

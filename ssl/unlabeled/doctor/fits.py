@@ -90,7 +90,7 @@ def _micro(recipe: Recipe) -> int:
 
 def _work(job: Job) -> Work:
     method, dataset, recipe = on_meta(job.trained), job.dataset, job.recipe
-    return count_work(method, dataset.views, dataset.patch, _micro(recipe), recipe.data.channels)
+    return count_work(method, dataset.views, dataset.patch, _micro(recipe), recipe.data.channels, dataset.unit)
 
 
 def _epochs(changed: Changed, recipe: Recipe, times: Facts, limit: float) -> Iterator[str]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -82,7 +82,11 @@ def expect(job: Job) -> Expected:
     micro = per_process(train.batch_size, 1, accumulate)
     steps = total_steps(train.epochs, steps_per_epoch(len(job.dataset.source), train.batch_size))
     check_accumulation(method, train.batch_size, accumulate)
-    work = count_work(on_meta(job.trained), job.dataset.views, job.dataset.patch, micro, job.recipe.data.channels)
+    dataset = job.dataset
+    if dataset.groups is not None:
+        dataset.groups.check(micro)
+    channels = job.recipe.data.channels
+    work = count_work(on_meta(job.trained), dataset.views, dataset.patch, micro, channels, dataset.unit)
     return Expected(steps, micro, sum(memory(method, job, micro)), work.flops)
 
 
@@ -120,10 +124,15 @@ def memory_of(device: torch.device) -> int:
 
 def _feed(recipe: Recipe, dataset: ViewDataset, device: torch.device) -> Feed:
     """The images of the run in small batches."""
-    count, size = len(dataset.source), min(DRAWN, recipe.train.batch_size)
-    order, base, shards = dataset.order, dataset.base, dataset.source.shards
-    sampler = EpochSampler(count, size, FOREVER, seed=dataset.seed, order=order, base=base, shards=shards)
+    count, size = len(dataset.source), _whole(min(DRAWN, recipe.train.batch_size), dataset.unit)
+    how: Any = {name: getattr(dataset, name) for name in ("seed", "order", "base", "groups")}
+    sampler = EpochSampler(count, size, FOREVER, shards=dataset.source.shards, **how)
     return Feed(dataset, sampler, workers=recipe.run.workers, timeout=recipe.run.timeout, device=device)
+
+
+def _whole(size: int, unit: int) -> int:
+    """The nearest size that batches can have: a multiple of `unit`, at least one."""
+    return max(unit, size // unit * unit)
 
 
 def _draw(feed: Feed) -> RawBatch:
@@ -136,7 +145,8 @@ def _steps_that_fit(engine: Engine, raw: RawBatch, seconds: float) -> list[RawBa
     """Warm up; returns micro-batches of the run's size, on a CPU smaller ones where steps would take long."""
     run, train = engine.job.recipe.run, engine.job.recipe.train
     full = per_process(train.batch_size, 1, run.micro_batches)
-    size = min(full, FIRST) if engine.device.type == "cpu" else full
+    unit = engine.job.dataset.unit
+    size = _whole(min(full, FIRST), unit) if engine.device.type == "cpu" else full
     while True:
         pending = [_repeated(raw, size, engine.device)] * run.micro_batches
         for _ in range(WARM_UP):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.pooling import FeatureSpec, Part, Pool, check, parts, reader, widths
 from unlabeled.data.label.subset import few_shot, stratified
+from unlabeled.data.source import Source
 from unlabeled.evaluate.features import Features
 from unlabeled.evaluate.splits import Splits
 
@@ -37,6 +40,7 @@ class Bench:
         self._pool, self.device, self.fraction = pool, splits.device, 1.0
         self.shots: int | None = None
         self._parts: dict[Part, tuple[Features, Features]] = {}
+        self._others: dict[tuple[str, FeatureSpec], Tensor] = {}
 
     @property
     def num_classes(self) -> int:
@@ -94,6 +98,15 @@ class Bench:
         elif self.fraction < 1:
             train = train.take(stratified(train.y.cpu().numpy(), self.fraction, self.seed, names=names))
         return train, test
+
+    def others(self, source: Source, wanted: FeatureSpec) -> Tensor:
+        """Features [m, D] of images that lie elsewhere, labelled or not, prepared as those of the splits. Raises
+        UserError as `prepare`."""
+        check(self.encoder, wanted)
+        if (key := (source.fingerprint(), wanted)) not in self._others:
+            one = source.relabelled(np.zeros(len(source), np.int64), ("picture",))
+            self._others[key] = self.splits.encoded(reader(self.encoder, parts(wanted)), one, self.shape).x
+        return self._others[key]
 
 
 def _joined(pieces: Sequence[Features]) -> Features:

@@ -28,6 +28,7 @@ class Score(NamedTuple):
         chosen: settings chosen without the test images, such as a learning rate.
         details: more numbers, such as one for every class; not in tables.
         digits: after the point in tables.
+        interval: 95 % interval of a value that is no mean over images, such as an area under a curve.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Score(NamedTuple):
     chosen: dict[str, Any] | None = None
     details: dict[str, Any] | None = None
     digits: int = 1
+    interval: tuple[float, float] | None = None
 
 
 def scored(name: str, fraction: float) -> str:

@@ -15,6 +15,7 @@ from unlabeled.report.intervals import bootstrap, estimate
 from unlabeled.report.visuals import Chart, Line
 
 MOST_NAMED = 1000  # classes that are listed
+UNKNOWN = {"auroc": "AUROC", "aupr_known": "AUPR known", "aupr_unknown": "AUPR unknown", "fpr95": "FPR95"}
 UNEVEN = 1.5  # from here on the largest class counts for clearly more than the smallest
 
 
@@ -68,7 +69,11 @@ class Result:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % of bootstrap samples of the test images or episodes have a mean within."""
+        """95 % of bootstrap samples of the test images or episodes have a mean within; of scores that have intervals
+        of their own, the mean bounds over seeds."""
+        if own := [score.interval for score in self.found if score.interval is not None]:
+            low, high = np.mean(own, axis=0).tolist()
+            return low, high
         return None if (each := self.each) is None else bootstrap(each)
 
     def summary(self) -> dict[str, Any]:
@@ -181,7 +186,15 @@ def full(
         f"pictures or episodes]. {rows[0].train_size:,} training and {rows[0].test_size:,} test pictures. Protocols "
         f"{versions}."
     )
-    parts = [Table(head, cells), Text(meaning), *_uneven(rows), *_charts(rows), *_ious(rows), *map(Text, verdicts)]
+    parts = [
+        Table(head, cells),
+        Text(meaning),
+        *_uneven(rows),
+        *_charts(rows),
+        *_ious(rows),
+        *_unknown(rows),
+        *map(Text, verdicts),
+    ]
     return Document("", parts, data)
 
 
@@ -209,6 +222,29 @@ def _ious(rows: Sequence[EncoderScores]) -> list[Part]:
     texts = [{name: f"{v:.1f}" for name, v in each.items() if v is not None} for each in found.values()]
     cells = [[name, *(each.get(name, "-") for each in texts)] for name in classes]
     return [Text("IoU of every class, by the value of its pixels in masks, %:"), Table(["class", *found], cells)]
+
+
+def _unknown(rows: Sequence[EncoderScores]) -> list[Part]:
+    """All measures of unknown images against known ones, where they were told apart."""
+    found: list[list[str]] = []
+    for row in rows:
+        for column, result in row.scores.items():
+            each = [score.details for score in result.found if score.details and "fpr95" in score.details]
+            if each:
+                found.append([f"{row.name}: {' '.join(column.heading)}", *(_measure(each, name) for name in UNKNOWN)])
+    if not found:
+        return []
+    words = (
+        "Unknown pictures against known ones, %. FPR95 is the share of KNOWN pictures that are flagged where 95 % of "
+        "the UNKNOWN ones are found; many papers mean the other way round."
+    )
+    return [Text(words), Table(["score", *UNKNOWN.values()], found)]
+
+
+def _measure(found: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The mean of a measure over seeds, and the mean bounds of its interval."""
+    low, high = np.mean([one["intervals"][name] for one in found], axis=0).tolist()
+    return estimate(statistics.mean(one[name] for one in found), interval=(low, high), digits=1)
 
 
 def units(protocols: Mapping[str, Protocol]) -> str:

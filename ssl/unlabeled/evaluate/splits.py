@@ -105,26 +105,27 @@ class Splits:
 
     def features(self, encode: Encode, shape: tuple[int, int]) -> tuple[Features, Features]:
         """Encode (train, val) images of `shape` pixels; on the device."""
-        how, config = self.preparation, self.data.config
-        train, val = (
-            extract(
-                encode,
-                source,
-                shape=shape,
-                crop_pct=how.crop_pct,
-                interpolation=how.interpolation,
-                normalize=Normalize(config.mean, config.std, self.device),
-                device=self.device,
-                batch_size=how.batch_size,
-                workers=self.workers,
-                rank=self.rank,
-                world=self.world,
-                timeout=self.timeout,
-                max_bad=max(config.max_bad_fraction, SPARED),
-            ).to(self.device)
-            for source in self.sources
-        )
+        train, val = (self.encoded(encode, source, shape) for source in self.sources)
         return train, val
+
+    def encoded(self, encode: Encode, source: Source, shape: tuple[int, int]) -> Features:
+        """Encode the labelled images of any source as those of both splits; on the device."""
+        how, config = self.preparation, self.data.config
+        return extract(
+            encode,
+            source,
+            shape=shape,
+            crop_pct=how.crop_pct,
+            interpolation=how.interpolation,
+            normalize=Normalize(config.mean, config.std, self.device),
+            device=self.device,
+            batch_size=how.batch_size,
+            workers=self.workers,
+            rank=self.rank,
+            world=self.world,
+            timeout=self.timeout,
+            max_bad=max(config.max_bad_fraction, SPARED),
+        ).to(self.device)
 
 
 def most_frequent(train: Source, val: Source) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -24,6 +24,7 @@ from unlabeled.progress import Bars, current
 from unlabeled.signals import handlers_kept, stop
 from unlabeled.stages import finetune as finetuning
 from unlabeled.stages import pretrain as pretraining
+from unlabeled.train.engine import Engine
 
 _going_on = threading.Lock()
 
@@ -141,6 +142,7 @@ def _run(stage: Stage[Any, Any], recipe: Recipe, changes: Sequence[str], fresh: 
         started = stack.enter_context(stage.begun(word, changes, fresh=fresh, force=fresh, extend=extend))
         assert started is not None, "no dry run"
         engine, finish = started
+        assert isinstance(engine, Engine)
         if not engine.run():
             folder = engine.checkpoints.path(engine.step)
             raise Stopped(f"stopped by {stop.received} at step {engine.step}; checkpoint in {folder}")

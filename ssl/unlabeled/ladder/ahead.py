@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.rungs import Climb
-from unlabeled.ladder.training import recipe_of
+from unlabeled.ladder.training import RATIO, learnt_from, recipe_of, without_labels
 from unlabeled.ladder.ways import PROBES, TUNED
 
 Step = tuple[str, Amount]
@@ -37,12 +37,14 @@ def _read(climb: Climb, rungs: Sequence[str], rung: str, amount: Amount, sizes: 
 
 
 def _trained(climb: Climb, rung: str, amount: Amount, sizes: Mapping[str, int]) -> float:
-    train, cost = climb.data.train, 0.0
+    unlabelled, cost = without_labels(climb) if rung == "unlabelled" else None, 0.0
+    # an unlabelled picture passes forward once more, in its weak view
+    more = 0 if unlabelled is None else RATIO / (1 + RATIO)
     for seed in range(climb.seeds):
         recipe = recipe_of(climb, rung, amount, seed)
         if not (Path(recipe.output) / "result.json").exists():
-            labels, batch = len(amount.choose(train.labels, seed, train.classes)), recipe.train.batch_size
-            cost += (1 + BACKWARD) * recipe.train.epochs * (labels // batch * batch) + sizes["val"]
+            count, batch = learnt_from(climb, amount, seed, unlabelled), recipe.train.batch_size
+            cost += (1 + BACKWARD + more) * recipe.train.epochs * (count // batch * batch) + sizes["val"]
     return cost
 
 

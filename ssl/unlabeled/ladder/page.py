@@ -25,6 +25,7 @@ NAMES = {
     "attentive": "attentive probe",
     "lora": "LoRA",
     "layer_decay": "fine-tuned, layer decay",
+    "unlabelled": "the same, pictures without labels too",
     "scratch": "trained from scratch",
 }
 ADVICE = (

@@ -23,6 +23,8 @@ from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.ways import BASELINES
 from unlabeled.progress import Clock
 
+TRAIN = "train"
+
 
 class RungResult(NamedTuple):
     """Top-1 accuracies of a rung on an amount of labels, in percent, and its cost."""
@@ -65,6 +67,8 @@ class Climb(NamedTuple):
     min_scale: float = 0.4  # least share of the area that a training crop has
     changes: Sequence[str] = ()  # `RUNG.a.b=value`; they have the last word
     workers: int = 1  # processes that load images
+    # images for the rung that learns from some without labels, a folder or tar; TRAIN = those of `data`, labels hidden
+    unlabelled: str | None = None
 
     def of(self, rung: str) -> list[str]:
         """The changes of one rung, without its name."""

@@ -12,12 +12,14 @@ from unlabeled.accelerator import make_accelerator
 from unlabeled.data.opened import Opened
 from unlabeled.errors import Interrupted, UserError
 from unlabeled.ladder.amount import Amount
-from unlabeled.ladder.rungs import Climb, RungResult
+from unlabeled.ladder.rungs import TRAIN, Climb, RungResult
 from unlabeled.ladder.ways import TUNED
 from unlabeled.launch.stage import opened
-from unlabeled.recipe import RecipeError, differences, format_differences, load, parse
-from unlabeled.recipe.free import is_free
+from unlabeled.recipe import RecipeError, parse
 from unlabeled.stages.finetune import Finetune, FinetuneRecipe
+from unlabeled.transfer.unlabelled import FIELD, Unlabelled
+
+RATIO, MOMENTUM = 1, 0.99  # unlabelled images for each labelled one; of thresholds, in a climb's few steps
 
 
 def tuned(climb: Climb, rung: str) -> Iterator[RungResult]:
@@ -34,7 +36,8 @@ def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> FinetuneRec
     """The recipe of a rung. Raises UserError when a setting does not fit."""
     how, name = climb.how, f"{rung}_{amount.key}_seed{seed}"
     strategy, base_lr, weight_decay = TUNED[rung]
-    batch, epochs = _length(climb, amount, seed)
+    unlabelled = without_labels(climb) if rung == "unlabelled" else None
+    batch, epochs = _length(climb, amount, seed, unlabelled)
     optim = {"name": "adamw", "lr_rule": "none", "betas": [0.9, 0.999], "clip": 1.0, "warmup_epochs": epochs / 10}
     task = {
         "strategy": strategy,
@@ -46,6 +49,7 @@ def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> FinetuneRec
         "fraction": amount.fraction,
         "shots": amount.shots,
         "fraction_seed": seed,
+        **({} if unlabelled is None else {"unlabelled": unlabelled}),
     }
     content: dict[str, Any] = {
         "name": name,
@@ -63,12 +67,27 @@ def recipe_of(climb: Climb, rung: str, amount: Amount, seed: int) -> FinetuneRec
         raise UserError(f"rung {rung}: {error}") from error
 
 
-def _length(climb: Climb, amount: Amount, seed: int) -> tuple[int, float]:
-    """Batch size, at most a quarter of the labels, and the epochs that make `steps` steps of it."""
+def without_labels(climb: Climb) -> dict[str, Any]:
+    """The section of images without labels of the rung's recipe."""
+    where = None if climb.unlabelled == TRAIN else climb.unlabelled
+    return {"data": where, "ratio": RATIO, "threshold": {"name": "adaptive", "momentum": MOMENTUM}}
+
+
+def learnt_from(climb: Climb, amount: Amount, seed: int, unlabelled: dict[str, Any] | None) -> int:
+    """The number of labelled images of a rung, and of those without labels where it has a section for them."""
     train = climb.data.train
     labels = len(amount.choose(train.labels, seed, train.classes))
-    batch = min(climb.batch_size, max(2, labels // 4))
-    return batch, climb.steps / (labels // batch)
+    if unlabelled is None:
+        return labels
+    other = Unlabelled.model_validate(unlabelled).seeing(climb.data.config)
+    return labels + len(train if other is None else climb.data.other(FIELD, other).pictures("train"))
+
+
+def _length(climb: Climb, amount: Amount, seed: int, unlabelled: dict[str, Any] | None) -> tuple[int, float]:
+    """Batch size, with at most a quarter of the labels, and the epochs that make `steps` steps of it."""
+    labels = learnt_from(climb, amount, seed, None)
+    batch = min(climb.batch_size, max(2, labels // 4)) * (1 if unlabelled is None else 1 + RATIO)
+    return batch, climb.steps / (learnt_from(climb, amount, seed, unlabelled) // batch)
 
 
 def _train(recipe: FinetuneRecipe) -> dict[str, Any]:
@@ -85,16 +104,3 @@ def _train(recipe: FinetuneRecipe) -> dict[str, Any]:
                 engine.display.say(line)
     result: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
     return result
-
-
-def refuse_another(recipe: FinetuneRecipe) -> None:
-    """Raise UserError when a rung's folder holds a run of another recipe."""
-    output = Path(recipe.output)
-    if not (output / "recipe.yaml").exists():
-        return
-    before = load(type(recipe), output / "recipe.yaml")
-    if changed := [d for d in differences(before, recipe) if not is_free(type(recipe), d.path)]:
-        raise UserError(
-            f"{output} holds a rung of another recipe:\n{format_differences(changed)}\nChoose another --out, or remove "
-            "it."
-        )

@@ -12,6 +12,7 @@ TUNED: dict[str, tuple[dict[str, Any], float, float]] = {
     "attentive": ({"name": "attentive"}, 1e-3, 0.01),
     "lora": ({"name": "lora"}, 2e-3, 0.01),
     "layer_decay": ({"name": "differential", "layer_decay": 0.75, "drop_path": 0.1}, 1e-3, 0.05),
+    "unlabelled": ({"name": "differential", "layer_decay": 0.75, "drop_path": 0.1}, 1e-3, 0.05),
     "scratch": ({"name": "full", "drop_path": 0.1}, 1e-3, 0.05),
 }
 WAYS = (*PROBES, *TUNED)

@@ -56,10 +56,10 @@ class Forecast(NamedTuple):
     seconds: float  # of all steps, without evaluation
 
 
-def count_work(method: Method, views: Sequence[View], patch: int, micro: int, channels: int) -> Work:
+def count_work(method: Method, views: Sequence[View], patch: int, micro: int, channels: int, unit: int = 1) -> Work:
     """Count the work of a method on the meta device, see `unlabeled.launch.plan.on_meta`, on micro-batches of `micro`
-    images with patches of `patch` pixels."""
-    few = min(micro, MOST_PICTURES)
+    images with patches of `patch` pixels, which come in multiples of `unit`."""
+    few = max(unit, min(micro, MOST_PICTURES) // unit * unit)
     with AskedOnce(), _Counter() as counter:
         output = method(empty_batch(views, patch, few, channels), Progress(0, 1, 0.0, 1.0))
         output.loss.backward()
@@ -93,7 +93,7 @@ def forecast(job: Job, method: Method, processes: int, device: torch.device) -> 
     recipe, dataset = job.recipe, job.dataset
     train, workers = recipe.train, recipe.run.workers
     micro = per_process(train.batch_size, processes, recipe.run.micro_batches)
-    work = count_work(method, dataset.views, dataset.patch, micro, recipe.data.channels)
+    work = count_work(method, dataset.views, dataset.patch, micro, recipe.data.channels, dataset.unit)
     threads = min(cores(), recipe.run.threads or torch.get_num_threads()) if device.type == "cpu" else 1
     with _threads(threads):
         flops = measured_flops(method, dataset, device, train.precision)

@@ -13,7 +13,7 @@ from unlabeled.data.batch.sampler import total_steps
 from unlabeled.errors import UserError
 from unlabeled.manifest import Damaged, parse_json, read_file, read_manifest
 from unlabeled.pretrain.method import Progress
-from unlabeled.recipe import differences, format_differences, updated
+from unlabeled.recipe import differences, format_differences, load, updated
 from unlabeled.recipe.free import is_free
 from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
@@ -89,6 +89,16 @@ def resume(engine: Engine, longer: bool = False, extend: float | None = None) ->
             f"this run has been {epochs:g} epochs long already: --extend counts from the recipe's {epochs - extend:g}. "
             f"For more, give --extend a number above {extend:g}."
         )
+
+
+def refuse_another(recipe: Recipe, what: str, advice: str = ADVICE) -> None:
+    """Raise UserError when the output folder holds `what`, in words, of another recipe; `advice` says what to do."""
+    output = Path(recipe.output)
+    if not (output / "recipe.yaml").exists():
+        return
+    before = load(type(recipe), output / "recipe.yaml")
+    if changed := [d for d in differences(before, recipe) if not is_free(type(recipe), d.path)]:
+        raise UserError(f"{output} holds {what} of another recipe:\n{format_differences(changed)}\n{advice}")
 
 
 def _note_other_processes(engine: Engine, processes: int, micro_batches: int) -> None:

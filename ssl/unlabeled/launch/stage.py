@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -32,7 +33,7 @@ from unlabeled.pretrain.continued import Caution
 from unlabeled.pretrain.method import Method
 from unlabeled.processes import claim_together, cores, cores_each, on_main, together
 from unlabeled.recipe import describe, dump, load, said
-from unlabeled.recipe.shipped import find
+from unlabeled.recipe.shipped import PROGRAMS, find
 from unlabeled.train.engine import Engine
 from unlabeled.train.job import Job
 from unlabeled.train.recipe import ELSEWHERE, Recipe, Run
@@ -64,7 +65,37 @@ OWN = (
     "errors.csv",
     "confusion.png",
     "reliability.png",
+    "curve.png",
+    "matrix.png",
+    "task-*",
+    "joint",
+    "finetune",
 )
+
+
+class Again(NamedTuple):
+    """What is done with an earlier run in the output folder.
+
+    Attributes:
+        fresh: start over, which is refused where there is one unless `force` removes it.
+        longer: whether the run is longer than its recipe, by `--extend` now or before.
+        extend: epochs to add, of the command line; None = not given.
+    """
+
+    fresh: bool = False
+    force: bool = False
+    longer: bool = False
+    extend: float | None = None
+
+
+ONWARDS = Again()
+
+
+class Running(Protocol):
+    """What a stage runs: an engine, or several one after another."""
+
+    def run(self) -> bool:
+        """Train; False when a signal stopped it after a checkpoint."""
 
 
 class Stage(ABC, Generic[R, J]):
@@ -113,6 +144,21 @@ class Stage(ABC, Generic[R, J]):
     def encoder(self, job: J, method: Method) -> Encode:
         """The forward pass of an evaluation."""
 
+    @contextmanager
+    def held(
+        self, job: J, accelerator: Accelerator, lines: Sequence[Line], again: Again
+    ) -> Iterator[tuple[Running, Callable[[], None]]]:
+        """Hold the output folder of a job; yields what runs, and the function that writes its results."""
+        with opened(job, accelerator, again, lines) as engine:
+
+            def finish() -> None:
+                done, *made = self.finish(job, engine)
+                page = [f"  page       {engine.output}/index.html"] if job.recipe.run.page else []
+                for line in (done, *page, *made):
+                    engine.display.say(line)
+
+            yield engine, finish
+
     def check_evaluation(self, recipe: R, data: Opened) -> None:
         """Raise UserError when the images of `evaluated` do not suit the evaluation."""
 
@@ -130,8 +176,8 @@ class Stage(ABC, Generic[R, J]):
         fresh: bool = False,
         force: bool = False,
         extend: float | None = None,
-    ) -> Iterator[tuple[Engine, Callable[[], None]] | None]:
-        """Read a recipe, print the plan, and hand over the engine where an earlier run stopped, and its `finish`.
+    ) -> Iterator[tuple[Running, Callable[[], None]] | None]:
+        """Read a recipe, print the plan, and hand over what runs, where an earlier run stopped, and its `finish`.
 
         None after a dry run. The arguments are those of the command line.
         """
@@ -168,41 +214,23 @@ class Stage(ABC, Generic[R, J]):
             if dry_run:
                 yield None
                 return
-            with opened(job, accelerator, fresh, force, epochs != asked, extend, lines) as engine:
-
-                def finish() -> None:
-                    done, *made = self.finish(job, engine)
-                    page = [f"  page       {output}/index.html"] if run.page else []
-                    for line in (done, *page, *made):
-                        engine.display.say(line)
-
-                yield engine, finish
+            with self.held(job, accelerator, lines, Again(fresh, force, epochs != asked, extend)) as running:
+                yield running
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
 
 @contextmanager
-def opened(
-    job: Job,
-    accelerator: Accelerator,
-    fresh: bool = False,
-    force: bool = False,
-    longer: bool = False,
-    extend: float | None = None,
-    lines: Sequence[Line] = (),
-) -> Iterator[Engine]:
-    """Hold the output folder of a job; yields its engine, where an earlier run stopped.
-
-    `fresh` starts over, which is refused where there is an earlier run unless `force` removes it; see also `resume`.
-    `lines` of the plan are for the page of the run.
-    """
+def opened(job: Job, accelerator: Accelerator, again: Again = ONWARDS, lines: Sequence[Line] = ()) -> Iterator[Engine]:
+    """Hold the output folder of a job; yields its engine, where an earlier run stopped. `lines` of the plan are for
+    the page of the run."""
     output = Path(job.recipe.output)
     lock = claim_together(accelerator, output, "run.output")
-    if fresh:
-        on_main(accelerator, lambda: _make_room(output, force))
+    if again.fresh:
+        on_main(accelerator, lambda: make_room(output, again.force))
     engine = Engine(job, accelerator, output)
-    resume(engine, longer, extend)
+    resume(engine, again.longer, again.extend)
     if accelerator.is_main_process:
         write_text(output / "recipe.yaml", dump(job.recipe))
         write_sides(output / TABLE, job.data)
@@ -215,7 +243,7 @@ def opened(
 
 def _refuse_the_other_programs(stage: Stage[R, J], path: Path) -> None:
     found = said(path)
-    for field, program in {"method": "pretrain", "encoder": "finetune", "task": "finetune"}.items():
+    for field, program in PROGRAMS.items():
         if field in found and field not in stage.recipe_type.model_fields:
             right, here = f"unlabeled {program}", f"unlabeled {stage.name}"
             raise UserError(f"{path} has `{field}`, so it is a recipe for `{right}`; this is `{here}`. Use the other.")
@@ -262,8 +290,10 @@ def _left_out(job: Job) -> Iterator[Line]:
         yield "as one", f"{', '.join(folders)} are all trained on; {how_to_tell_apart(folders)}"
 
 
-def _make_room(output: Path, force: bool) -> None:
-    left = [name for name in OWN if os.path.lexists(output / name)]
+def make_room(output: Path, force: bool) -> None:
+    """Remove what an earlier run left in its folder. Raises UserError where there is something and no `force`."""
+    here = os.listdir(output)
+    left = [name for pattern in OWN for name in sorted(fnmatch.filter(here, pattern))]
     if left and not force:
         found = f"{output} holds an earlier run ({', '.join(left)})"
         raise UserError(f"{found}. Add --force to remove it, or choose another run.output.")

@@ -59,6 +59,29 @@ KNOWN = (
     ),
     Measure("loss_per_head", "Loss of a head", LOSS, text="The mean over the heads of the sweep. Lower is better."),
     Measure("train_accuracy", "Accuracy in training", LOSS, "%", "On the images of the step itself. Higher is better."),
+    Measure("supervised", "Loss of labelled images", LOSS, text="The part of images with labels. Lower is better."),
+    Measure("consistency", "Loss of images without labels", LOSS, text="The mean over all, with 0 for those left out."),
+    Measure("fairness", "Evenness of classes", LOSS, text="What keeps predictions of all classes apart; at most 0."),
+    Measure(
+        "passed",
+        "Images without labels that are learnt from",
+        LOSS,
+        "%",
+        "Those of which the classifier is sure enough. 0 = they teach nothing.",
+    ),
+    Measure(
+        "pseudo_accuracy", "Right pseudo-labels", LOSS, "%", "Of all images whose labels are hidden. Higher is better."
+    ),
+    Measure("passed_right", "Right ones that are learnt from", LOSS, "%", "Of all images whose labels are hidden."),
+    Measure(
+        "pseudo_largest",
+        "Largest class of pseudo-labels",
+        LOSS,
+        "%",
+        "100 = all images without labels are taken for one class, a collapse.",
+    ),
+    Measure("pseudo_entropy", "Entropy of pseudo-labels over classes", LOSS, "nats", "0 = all are of one class."),
+    Measure("threshold", "Threshold of the likeliest class", LOSS, "0 to 1", "It follows how sure the classifier is."),
     Measure(
         "explained",
         "Explained share of the targets",

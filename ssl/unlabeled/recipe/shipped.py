@@ -12,6 +12,8 @@ from pathlib import Path
 from unlabeled.errors import UserError, suggest
 
 PACKAGE = Path(__file__).parents[1]
+# the program that a recipe is for, by a field that it has
+PROGRAMS = {"method": "pretrain", "tasks": "incremental", "encoder": "finetune", "task": "finetune"}
 FILES = (".yaml", ".yml")  # what ends so is a file
 
 

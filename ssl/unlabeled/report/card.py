@@ -67,6 +67,15 @@ def head_card(made: Made, pool: str, blocks: int, reading: str, loading: str) ->
     return _card(made, f"linear head of {len(made.classes)} classes", body + _scored(made), loading)
 
 
+def backbone_card(made: Made, strategy: str, loading: str) -> str:
+    """The card of the backbone of an incremental run, whose classes no linear head names."""
+    body = (
+        f"The newest backbone of an incremental run ({strategy}) from {code(made.encoder)}. What names classes by its "
+        f"features is in `heads.safetensors`.\n\n"
+    )
+    return _card(made, f"backbone for {len(made.classes)} classes", body + _scored(made), loading)
+
+
 def classifier_card(made: Made, loading: str) -> str:
     """The card of a fine-tuned classifier; `loading` is Python that loads it."""
     body = f"Fine-tuned ({made.way}) from {code(made.encoder)} on {made.pictures:,} labelled pictures.\n\n"

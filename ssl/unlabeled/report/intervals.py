@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 DRAWN_AT_ONCE = 1 << 22
 
@@ -33,7 +34,24 @@ def bootstrap(values: np.ndarray, draws: int = 1000, seed: int = 0, level: float
     rows = max(1, DRAWN_AT_ONCE // n)  # drawn in parts, to save memory
     sizes = [min(rows, draws - start) for start in range(0, draws, rows)]
     means = np.concatenate([values[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
-    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    return percentiles(means, level)
+
+
+def resampled(n: int, draws: int = 1000, seed: int = 0, at_once: int = DRAWN_AT_ONCE) -> Iterator[NDArray[np.float64]]:
+    """How often each of n images is in a sample of n with replacement, sample by sample: parts [R, n] of [draws, n].
+
+    For measures that are no mean over images (Efron 1979). A part has about `at_once` numbers.
+    """
+    generator, rows = np.random.Generator(np.random.Philox(seed)), max(1, at_once // n)
+    for start in range(0, draws, rows):
+        size = min(rows, draws - start)
+        places = generator.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        yield np.bincount(places.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+
+
+def percentiles(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The bounds (low, high) of the middle share `level` of values; those that are NaN are left out."""
+    low, high = np.nanquantile(values, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
 
 

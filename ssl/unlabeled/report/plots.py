@@ -34,7 +34,7 @@ def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title:
     n = len(classes)
     shares = counts / np.where(counts.sum(1) == 0, np.nan, counts.sum(1))[:, None]
     side = float(np.clip(2.5 + 0.45 * n, 4.5, 11.5))
-    figure = _figure(side + 1.2, side)
+    figure = figure_of(side + 1.2, side)
     axes = figure.add_subplot()
     axes.set_facecolor(GRID)  # a class without pictures
     # a square root, so that a hundredth of a class differs from nothing
@@ -48,12 +48,12 @@ def draw_confusion(file: Path, confusion: Tensor, classes: Sequence[str], title:
     bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
     bar.set_label("share of the true class", fontsize=9)
     axes.set_title(drawable(title), fontsize=11)
-    _write(figure, file)
+    write_figure(figure, file)
 
 
 def draw_reliability(file: Path, found: Reliability, title: str = "") -> None:
     """Draw accuracy over confidence, the gap between them, and the number of images in each bin. Raises OSError."""
-    figure = _figure(5.2, 6.2)
+    figure = figure_of(5.2, 6.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     counts, accuracy, confidence = (values.cpu().numpy() for values in found)
     width = 1 / len(counts)
@@ -74,10 +74,10 @@ def draw_reliability(file: Path, found: Reliability, title: str = "") -> None:
         axes.grid(color=GRID, lw=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    _write(figure, file)
+    write_figure(figure, file)
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -86,7 +86,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _write(figure: Figure, file: Path) -> None:
+def write_figure(figure: Figure, file: Path) -> None:
     with replacing(file) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that its font lacks
         figure.savefig(temporary, format="png")

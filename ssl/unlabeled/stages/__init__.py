@@ -9,6 +9,7 @@ from pathlib import Path
 from unlabeled.errors import UserError
 from unlabeled.launch.stage import Stage
 from unlabeled.recipe import said
+from unlabeled.recipe.shipped import PROGRAMS
 from unlabeled.train.job import Job
 from unlabeled.train.recipe import Recipe
 
@@ -16,16 +17,15 @@ from unlabeled.train.recipe import Recipe
 def stage_of(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage[Recipe, Job], Recipe]:
     """The stage that a recipe is for, by its fields, and the recipe. Raises UserError when something in it is wrong."""
     names = said(path, overrides).keys()
-    if "method" in names or not names:  # without any, loading says what is wrong
-        name = "pretrain"
-    elif names & {"encoder", "task"}:
-        name = "finetune"
-    else:
+    name = next((program for field, program in PROGRAMS.items() if field in names), None)
+    if names and name is None:
         raise UserError(
             f"{path} is no recipe: expected `method` (for pretraining) or `encoder` (for fine-tuning), "
             f"found {', '.join(sorted(names))}"
         )
-    stage: Stage[Recipe, Job] = importlib.import_module(f"{__name__}.{name}").STAGE
+    # without any field, loading says what is wrong
+    module = importlib.import_module(f"{__name__}.{name or 'pretrain'}")
+    stage: Stage[Recipe, Job] = module.STAGE
     return stage, stage.load(path, overrides)[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -16,6 +16,7 @@ from pydantic_core.core_schema import ValidationInfo
 from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.importing import importer_names
 from unlabeled.data.archive.listing import Split
+from unlabeled.data.batch.groups import Groups
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Order, per_process
 from unlabeled.data.opened import Opened, location
@@ -38,13 +39,14 @@ from unlabeled.train.job import Job
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping, Watching
-from unlabeled.transfer.labels import Amount, Labelled, labelled
+from unlabeled.transfer.labels import Amount, Labelled, labelled, with_unlabelled
 from unlabeled.transfer.looks import Look, write_looks
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.result import Scorer, write_result
-from unlabeled.transfer.start import check_preprocessing, is_said, load_start, of_the_encoder
+from unlabeled.transfer.start import Start, check_preprocessing, is_said, load_start, of_the_encoder
 from unlabeled.transfer.task import TASKS, Task, TaskConfig
 from unlabeled.transfer.tasks import classify
+from unlabeled.transfer.unlabelled import FIELD
 
 SUMMARY = "fine-tune a pretrained encoder on labelled pictures"
 
@@ -89,12 +91,25 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
     @classmethod
     def _view_suits_the_pictures(cls, task: TaskConfig, info: ValidationInfo) -> TaskConfig:
         if "data" in info.data:
-            task.view.must_suit(info.data["data"].channels)
+            for view in task.crops:
+                view.must_suit(info.data["data"].channels)
+            if task.without_labels is not None:
+                task.without_labels.seeing(info.data["data"])
         return task
 
     @model_validator(mode="after")
     def _task_suits_the_rest(self) -> FinetuneRecipe:
         self.task.check(self.watch, self.optim)
+        return self
+
+    @model_validator(mode="after")
+    def _device_can_cut_strong_views(self) -> FinetuneRecipe:
+        without = self.task.without_labels
+        if self.run.views == "device" and without is not None and (spec := without.strong.rand_augment) is not None:
+            raise ValueError(
+                f"run.views=device cannot do what task.unlabelled.strong.rand_augment={spec!r} asks for: Pillow "
+                "changes crops in workers. Set run.views=worker, or rand_augment: null and a jitter"
+            )
         return self
 
     @property
@@ -127,7 +142,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
     recipe_type = FinetuneRecipe
 
     def load(self, path: str | Path, overrides: Sequence[str] = ()) -> tuple[FinetuneRecipe, Sequence[str]]:
-        return load_divided(FinetuneRecipe, path, overrides), ()
+        return load_divided(self.recipe_type, path, overrides), ()
 
     def complete(self, recipe: FinetuneRecipe) -> tuple[FinetuneRecipe, Sequence[str]]:
         return complete(recipe)
@@ -139,27 +154,16 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         images = labelled(data, Amount(task.fraction, task.shots, task.long_tail, task.fraction_seed, hold_out))
         shape, channels = task.view.shape, recipe.data.channels
         start = load_start(recipe.encoder, shape, channels, recipe.adapt, recipe.seed, task.from_classifier)
-        encoder, labels = start.encoder, images.train.labels
-        try:
-            task.view.check(encoder.crop_multiple(encoder.model, encoder.patch_size))
-        except ValueError as error:
-            raise UserError(f"task.view: {error}") from error
-        order = Order(labels, task.balance, task.balance_from, task.repeats)
-        counts = np.bincount(labels, minlength=len(images.train.classes)).tolist()
-        view, mixing, base, uncut = [task.view], task.mixing, recipe.data.order, recipe.run.views == "device"
-        return FinetuneJob(
-            recipe=recipe,
-            build=lambda: task.build(encoder, counts, start.trained),
-            data=data,
-            dataset=ViewDataset(images.train, view, encoder.patch_size, recipe.seed, mixing, order, base, uncut),
-            images=images,
-            weights=start.digest,
-        )
+        counts = np.bincount(images.train.labels, minlength=len(images.train.classes)).tolist()
+        return job_of(recipe, data, images, start, lambda: task.build(start.encoder, counts, start.trained))
 
     def scored(self, job: FinetuneJob, accelerator: Accelerator) -> FinetuneJob:
-        recipe, images, labels = job.recipe, job.images, job.dataset.source.labels
-        train, task = recipe.train, recipe.task
-        task.mixing.check(per_process(train.batch_size, accelerator.num_processes, recipe.run.micro_batches))
+        recipe, images, labels = job.recipe, job.images, self.learnt_from(job)
+        train, task, groups = recipe.train, recipe.task, job.dataset.groups
+        micro = per_process(train.batch_size, accelerator.num_processes, recipe.run.micro_batches)
+        task.mixing.check(micro)
+        if groups is not None:
+            groups.check(micro)
         predict = predicting(recipe, accelerator)
         choice = task.choice(predict, images.watched, recipe.watch)
         scorer = Scorer(predict, images.test, labels, choice)
@@ -181,8 +185,12 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
             scorer=scorer,
         )
 
+    def learnt_from(self, job: FinetuneJob) -> np.ndarray:
+        """Labels [n] of all images that the network will have learnt from."""
+        return job.images.train.labels
+
     def plan(self, job: FinetuneJob, taken: Sequence[str]) -> list[Line]:
-        recipe, source = job.recipe, job.dataset.source
+        recipe, source = job.recipe, job.images.train
         task = recipe.task
         chosen = {
             "long tail": task.long_tail and f"{task.long_tail:g} : 1",
@@ -196,6 +204,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         return [
             ("pictures", f"{_count(source)} from {location(recipe.data)}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
+            *_unlabelled(job),
             *([("taken", f"from the encoder: {', '.join(taken)}")] if taken else []),
             ("task", f"{task.name}, {task.describe()}"),
             *([("unfreezing", text)] if (text := task.unfreezing(on_meta(job.build), recipe.train.epochs)) else []),
@@ -203,12 +212,15 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         ]
 
     def finish(self, job: FinetuneJob, engine: Engine) -> list[str]:
+        anew = engine.use_best()
+        return self.written(job, engine, cast("Task", engine.whole_method()), anew)
+
+    def written(self, job: FinetuneJob, engine: Engine, method: Task, anew: bool) -> list[str]:
+        """Write the results of a trained method, scored `anew` where its weights are not those of the last step."""
         recipe, scorer, output = job.recipe, job.scorer, engine.output
         assert scorer is not None
-        other = engine.use_best()
-        method = cast("Task", engine.whole_method())
         # the last step was scored; a run that had ended before was not, and no checkpoint knows which head predicts
-        latest = None if other or scorer.choice is not None else scorer.latest
+        latest = None if anew or scorer.choice is not None else scorer.latest
         result = latest or scorer(method)
 
         def write() -> bool:
@@ -221,7 +233,8 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         if look is not None:
             looks = on_main(engine.accelerator, lambda: write_looks(output / "look", scorer, method, look), whole=False)
         load = method.family.loaded_by(method.architecture, f"{output}/export")
-        best = f", by the weights of step {engine.checkpoints.best:,}" if other else ""
+        kept = engine.checkpoints.best
+        best = f", by the weights of step {kept:,}" if kept not in (None, engine.step) else ""
         return [
             f"done in {duration(engine.clock.seconds)}: accuracy {result['accuracy']:.2f} % on "
             f"{result['pictures']:,} pictures{best}",
@@ -239,10 +252,55 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         return cast("Task", method).predict
 
 
+def job_of(
+    recipe: FinetuneRecipe,
+    data: Opened,
+    images: Labelled,
+    start: Start,
+    build: Callable[[], Task],
+    groups: Groups | None = None,
+) -> FinetuneJob:
+    """The job of a recipe on labelled images, of which `groups` may make up each batch. Raises UserError when crops do
+    not fit the encoder, or a batch does not hold the groups."""
+    task, encoder, source = recipe.task, start.encoder, images.train
+    try:
+        task.view.check(encoder.crop_multiple(encoder.model, encoder.patch_size))
+    except ValueError as error:
+        raise UserError(f"task.view: {error}") from error
+    if (without := task.without_labels) is not None:
+        other, views = without.seeing(recipe.data), len(task.crops)
+        source, groups = with_unlabelled(data, images, other, FIELD, without.shares, views)
+    if groups is not None:
+        groups.check(recipe.train.batch_size)
+    order = Order(images.train.labels, task.balance, task.balance_from, task.repeats)
+    uncut = recipe.run.views == "device"
+    drawn = (encoder.patch_size, recipe.seed, task.mixing, order, recipe.data.order, uncut, groups)
+    return FinetuneJob(
+        recipe=recipe,
+        build=build,
+        data=data,
+        dataset=ViewDataset(source, task.crops, *drawn),
+        images=images,
+        weights=start.digest,
+    )
+
+
 def _count(source: Source) -> str:
     """The number of images to learn from, and of all, for the plan."""
     whole = len(source.whole)
     return f"{len(source):,}" + (f" of {whole:,}" if whole > len(source) else "")
+
+
+def _unlabelled(job: FinetuneJob) -> list[Line]:
+    """The line of the plan about images without labels, where there are any."""
+    without, source = job.recipe.task.without_labels, job.dataset.source
+    if without is None:
+        return []
+    where = "data.train, labels hidden" if without.data is None else location(without.data)
+    steps = len(source) // job.recipe.train.batch_size
+    passes = steps * job.recipe.train.batch_size // (1 + without.ratio) / len(job.images.train)
+    count = len(source) - len(job.images.train)
+    return [("unlabelled", f"{count:,} from {where}; an epoch passes {passes:.3g} times over the labelled pictures")]
 
 
 def complete(recipe: FinetuneRecipe) -> tuple[FinetuneRecipe, list[str]]:
@@ -268,7 +326,7 @@ def predicting(recipe: FinetuneRecipe, accelerator: Accelerator) -> Predict:
 def made(recipe: FinetuneRecipe, engine: Engine, result: dict[str, Any]) -> Made:
     """How an export was made, for its card."""
     source, facts = engine.job.dataset.source, engine.job.facts
-    counts = (len(source), facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
+    counts = (int((source.labels >= 0).sum()), facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
     return Made(
         recipe.name,
         dump(recipe),

@@ -316,6 +316,7 @@ class Engine:
             order=dataset.order,
             base=dataset.base,
             shards=dataset.source.shards,
+            groups=dataset.groups,
         )
         return Feed(dataset, sampler, workers=run.workers, timeout=run.timeout, device=self.device)
 

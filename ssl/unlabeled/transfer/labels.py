@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unlabeled.data.batch.groups import Groups
+from unlabeled.data.label.hidden import Hidden
 from unlabeled.data.label.subset import Part, exponential, few_shot, mask_singletons, stratified
 from unlabeled.data.opened import Opened
-from unlabeled.data.source import Source
+from unlabeled.data.source import Source, SourceConfig
+from unlabeled.data.sources.mixture import MixtureSource
 from unlabeled.errors import UserError
 from unlabeled.randomness import HELD_OUT
 
@@ -62,6 +65,31 @@ def labelled(data: Opened, amount: Amount) -> Labelled:
         return Labelled(Part(source, rows), None if amount.hold_out is None else test, test)
     held = held_out(source.labels[rows], amount.hold_out, amount.seed)
     return Labelled(Part(source, np.delete(rows, held)), Part(source, rows[held]), test)
+
+
+def with_unlabelled(
+    data: Opened, images: Labelled, other: SourceConfig | None, field: str, shares: tuple[int, int], views: int
+) -> tuple[Source, Groups]:
+    """The images to learn from and others whose labels are hidden, as one source, and its two groups.
+
+    Args:
+        data: the section of the labelled images.
+        images: those.
+        other: the section of the others, which the recipe calls `field`; None = all images to train on but those that
+            are watched.
+        shares: of both in a batch.
+        views: that the others have; labelled ones have the first.
+
+    Raises UserError when the others cannot be had, or the test images are among them.
+    """
+    source = data.train if other is None else data.other(field, other).pictures("train")
+    if other is not None:
+        data.check_apart(source, images.test)
+    elif isinstance(images.watched, Part) and images.watched is not images.test:
+        source = Part(source, np.delete(np.arange(len(source)), images.watched.indices))
+    hidden, count = Hidden(source, images.train.classes), len(images.train)
+    joined = MixtureSource([images.train, hidden], order=images.train.classes)
+    return joined, Groups((np.arange(count), np.arange(count, len(joined))), shares, (1, views))
 
 
 def chosen(labels: np.ndarray, amount: Amount, names: Sequence[str] = ()) -> np.ndarray:

@@ -52,9 +52,9 @@ def timm_classifier(
     return model, (*heads, *new)
 
 
-def retrained(encoder: Encoder, trained: Trained, num_classes: int) -> Any:
+def retrained(encoder: Encoder, trained: Trained, num_classes: int, drop_path: float = 0.0) -> Any:
     """A timm model with all weights of a trained classifier but its head, which is new."""
-    model = encoder.create(encoder.model, trained.arguments, 0.0, num_classes)
+    model = encoder.create(encoder.model, trained.arguments, drop_path, num_classes)
     heads = head_prefixes(model)
     weights = {name: tensor for name, tensor in trained.weights.items() if not name.startswith(heads)}
     missing, unexpected = model.load_state_dict(encoder.fitted(weights, encoder.native_grid, model), strict=False)

@@ -117,6 +117,7 @@ def write_errors(file: Path, scorer: Scorer) -> None:
 def result_of(told: dict[str, Any], engine: Engine, scorer: Scorer, result: dict[str, Any]) -> dict[str, Any]:
     """A result with its protocol, its seeds and its cost."""
     source, facts, task = engine.job.dataset.source, engine.job.facts, told["task"]
+    unlabelled = int((source.labels < 0).sum())
     return {
         **result,
         "classes": dict(enumerate(source.classes)),
@@ -124,7 +125,8 @@ def result_of(told: dict[str, Any], engine: Engine, scorer: Scorer, result: dict
             **PROTOCOL,
             **{name: told[name] for name in ("encoder", "task", "optim", "train")},
             "label_fraction": task["fraction"],
-            "labelled_pictures": len(source),
+            "labelled_pictures": int((source.labels >= 0).sum()),
+            **({"unlabelled_pictures": unlabelled} if unlabelled else {}),
             "weights_of_step": engine.checkpoints.best or engine.step,
             "watch": told["watch"],
             "data": told["data"],

@@ -25,6 +25,7 @@ from unlabeled.train.optimizer import Optim
 from unlabeled.train.watch import Watching
 from unlabeled.transfer.network import Trained
 from unlabeled.transfer.predict import Predict
+from unlabeled.transfer.unlabelled import Unlabelled
 
 
 class Traced(NamedTuple):
@@ -144,6 +145,16 @@ class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         if shots is not None and info.data.get("fraction", 1.0) < 1:
             raise ValueError(f"expected shots or a fraction, found both ({shots}, {info.data['fraction']:g})")
         return shots
+
+    @property
+    def without_labels(self) -> Unlabelled | None:
+        """How it learns from images without labels; None = it does not."""
+        return None
+
+    @property
+    def crops(self) -> list[View]:
+        """The views of a batch."""
+        return [self.view] if self.without_labels is None else self.without_labels.views(self.view)
 
     @property
     def evaluated_with(self) -> Interpolation:

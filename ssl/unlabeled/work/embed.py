@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
 from typing import Any
 
@@ -14,11 +14,13 @@ from accelerate import Accelerator
 
 from unlabeled.accelerator import make_accelerator, precision_for
 from unlabeled.backbone.encoder import Encoder
+from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.weights import prepare
 from unlabeled.data.archive.listing import IndexFolder
 from unlabeled.data.archive.prepared import different
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.data.opened import Opened
+from unlabeled.data.source import SourceConfig
 from unlabeled.errors import UserError
 from unlabeled.launch.given import WHOLE, given, has_splits
 from unlabeled.launch.nodes import agree_on
@@ -69,7 +71,8 @@ class Encoding:
 
 def _elsewhere(args: argparse.Namespace, asked: dict[str, Any]) -> Encoding:
     accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2)
-    encoder, settings, data = _opened(args, main=False)
+    encoder, how, settings = opened(args, main=False)
+    data = pictures(args, how, main=False)
     embedding = _embedding(encoder, accelerator, data, settings, args)
     if others := different(flat(asked), flat(embedding.asked())):
         raise UserError(
@@ -90,9 +93,26 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     clock = Clock()
     lock = claim_together(accelerator, args.out, "OUT")
     with together():
-        encoder, settings, data = _opened(args, accelerator.is_main_process)
+        encoder, how, settings = opened(args, accelerator.is_main_process)
+        data = pictures(args, how, accelerator.is_main_process)
     # one process looks for images, the others read its index
     on_main(accelerator, lambda: data.split(args.split), whole=False)
+    made = fill(args, accelerator, encoder, settings, data)
+    if made:
+        bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
+        bad += f"; {in_words(Counter(made['skipped']))}" if made["skipped"] else ""
+        what = f"features of {made['written']:,} pictures in {number(len(made['files']), 'file')}{bad}"
+        say(f"done in {duration(clock.seconds)}: {what}")
+        say(f"next: unlabeled search {quote(str(args.out))} --like PICTURE   (the pictures that look most like it)")
+    if lock:
+        lock.close()
+
+
+def fill(
+    args: argparse.Namespace, accelerator: Accelerator, encoder: Encoder, settings: Settings, data: Opened
+) -> dict[str, Any] | None:
+    """Embed the images of `args.split` into the folder `args.out`, which is there; what is done is not done again. All
+    processes call it. Returns the manifest on the main process, None on the others."""
     with together():
         embedding = _embedding(encoder, accelerator, data, settings, args)
         asked = embedding.asked()
@@ -105,18 +125,11 @@ def _embed(args: argparse.Namespace, accelerator: Accelerator) -> None:
     sharing = Sharing(1, accelerator, args.engine, args.workers + 1, gpus)
     done = each_shard(missing, Encoding(args, accelerator, embedding), sharing)
     _show(done, accelerator, embedding, share(accelerator, missing))
-    made = on_main(accelerator, embedding.finish)
-    if made:
-        bad = f", {made['bad']:,} cannot be used: {args.out}/bad.jsonl" if made["bad"] else ""
-        bad += f"; {in_words(Counter(made['skipped']))}" if made["skipped"] else ""
-        what = f"features of {made['written']:,} pictures in {number(len(made['files']), 'file')}{bad}"
-        say(f"done in {duration(clock.seconds)}: {what}")
-        say(f"next: unlabeled search {quote(str(args.out))} --like PICTURE   (the pictures that look most like it)")
-    if lock:
-        lock.close()
+    return on_main(accelerator, embedding.finish)
 
 
-def _opened(args: argparse.Namespace, main: bool) -> tuple[Encoder, Settings, Opened]:
+def opened(args: argparse.Namespace, main: bool) -> tuple[Encoder, Preprocessing, Settings]:
+    """The encoder, its preprocessing, and the settings of its features; `main` says so in words."""
     check_format(args.format)
     encoder, how, words = prepare(args.export, args.size, crop_pct=args.crop_pct, pool=args.pool)
     check_side(encoder, "--size", args.size)
@@ -127,8 +140,15 @@ def _opened(args: argparse.Namespace, main: bool) -> tuple[Encoder, Settings, Op
     )
     if main:
         say(f"{args.export}: {words}")
-    config = given(args.data, load_any, how, {"train": args.prefix} if args.prefix else {}, args.overrides, WHOLE)
-    return encoder, settings, Opened(config, IndexFolder(args.out / "index", write=main))
+    return encoder, how, settings
+
+
+def pictures(
+    args: argparse.Namespace, how: Preprocessing, main: bool, own: Mapping[type[SourceConfig], dict[str, Any]] = WHOLE
+) -> Opened:
+    """The images of `args.data`, the index kept in `args.out` by the `main` process; `own` as of `given`."""
+    config = given(args.data, load_any, how, {"train": args.prefix} if args.prefix else {}, args.overrides, own)
+    return Opened(config, IndexFolder(args.out / "index", write=main))
 
 
 def _show(

@@ -59,10 +59,14 @@ def run(args: argparse.Namespace) -> int:
 def _changes(args: argparse.Namespace) -> list[str]:
     """Settings of protocols from `--set`, and from options that are short for them."""
     changes = [change for change in args.set if not change.startswith(OF_DATA)]
-    if args.against is not None:
-        if "cka" not in args.protocol:
-            raise UserError(f"--against {args.against} is what cka compares with. Add cka to --protocol.")
-        changes.append(f"cka.against={json.dumps(args.against)}")
+    for option, value, field, what in (
+        ("--against", args.against, "cka.against", "is what cka compares with"),
+        ("--unknown", args.unknown, "openset.unknown", "holds what openset takes for unknown"),
+    ):
+        if value is not None:
+            if (protocol := field.partition(".")[0]) not in args.protocol:
+                raise UserError(f"{option} {value} {what}. Add {protocol} to --protocol.")
+            changes.append(f"{field}={json.dumps(value)}")
     return changes
 
 

@@ -20,12 +20,13 @@ from unlabeled.ladder.ahead import Step, pictures, seconds_left
 from unlabeled.ladder.amount import Amount
 from unlabeled.ladder.page import NAMES, page, plot, score
 from unlabeled.ladder.rungs import Climb, RungResult, guessed, probe_of, probed, splits_of
-from unlabeled.ladder.training import recipe_of, refuse_another, tuned
+from unlabeled.ladder.training import recipe_of, tuned
 from unlabeled.ladder.verdict import complete
 from unlabeled.ladder.ways import BASELINES, PROBES, RUNGS, TUNED, WAYS
 from unlabeled.launch.given import OF_DATA, data_of
 from unlabeled.launch.options import check_least, checked, device_of
 from unlabeled.launch.plan import number
+from unlabeled.launch.resume import refuse_another
 from unlabeled.progress import Clock, duration, task
 from unlabeled.report import as_json, html, markdown
 from unlabeled.stages import load_any
@@ -63,11 +64,13 @@ def _climb(options: argparse.Namespace) -> tuple[Climb, list[str]]:
     """What to climb with, and the names of the rungs."""
     encoder, how, words = prepare(options.export, crop_pct=options.crop_pct, pool=options.pool)
     say(f"{options.export}: {words}")
-    options.rungs = [*(BASELINES if options.baselines else ()), *_possible(options.rungs, encoder)]
+    possible = _possible(options.rungs, encoder, options.unlabelled)
+    options.rungs = [*(BASELINES if options.baselines else ()), *possible]
     out = options.out or Path("runs") / f"ladder_{Path(options.export).resolve().parent.name}"
     data, device = data_of(options, load_any, how), device_of(options.device)
     amounts = _amounts(options, data)
-    given = {name: getattr(options, name) for name in ("seeds", "steps", "batch_size", "min_scale", "workers")}
+    names = ("seeds", "steps", "batch_size", "min_scale", "workers", "unlabelled")
+    given = {name: getattr(options, name) for name in names}
     dropping = [rung for rung, (strategy, *_) in TUNED.items() if "drop_path" in strategy and not encoder.drops_paths]
     changes = [*(f"{rung}.task.strategy.drop_path=0" for rung in dropping), *options.set]
     climb = Climb(options.export, data, encoder.image_size, how, device, out, amounts, changes=changes, **given)
@@ -92,9 +95,19 @@ def _usual(data: Opened) -> list[float]:
     return fractions
 
 
-def _possible(asked: list[str] | None, encoder: Encoder) -> list[str]:
-    """The rungs to climb. Raises UserError when one was asked for that the network does not have."""
-    has = {"attentive": "attention" in encoder.pools, "lora": encoder.adaptable}
+def _possible(asked: list[str] | None, encoder: Encoder, unlabelled: str | None) -> list[str]:
+    """The rungs to climb. Raises UserError when one was asked for that the network does not have, or that has no
+    pictures."""
+    if "unlabelled" in (asked or ()) and unlabelled is None:
+        raise UserError(
+            "--rungs unlabelled: it learns from pictures without labels too. Name them (--unlabelled PATH), or those "
+            "of the training split whose labels are not used (--unlabelled train)."
+        )
+    has = {
+        "attentive": "attention" in encoder.pools,
+        "lora": encoder.adaptable,
+        "unlabelled": unlabelled is not None,
+    }
     possible = [rung for rung in WAYS if has.get(rung, True)]
     if strange := [rung for rung in asked or () if rung not in possible]:
         raise UserError(
@@ -122,7 +135,7 @@ def _check(options: argparse.Namespace, climb: Climb, rungs: list[str]) -> None:
     for rung in rungs:
         if rung in TUNED:
             for amount, seed in itertools.product(climb.amounts, range(climb.seeds)):
-                refuse_another(recipe_of(climb, rung, amount, seed))
+                refuse_another(recipe_of(climb, rung, amount, seed), "a rung", "Choose another --out, or remove it.")
         elif rung != "majority":
             probe_of(climb, rung)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from unlabeled.errors import UserError
 from unlabeled.recipe import said
 from unlabeled.recipe.header import header
-from unlabeled.recipe.shipped import called, find, names
+from unlabeled.recipe.shipped import PROGRAMS, called, find, names
 from unlabeled.report import terminal
 from unlabeled.report.document import Document, Table, Text
 from unlabeled.signals import EXIT_DONE
@@ -64,5 +64,6 @@ def _copy(source: Path, target: Path | None) -> None:
         raise UserError(f"{target} is there already, and a copy replaces nothing. Choose another file.") from None
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}. Choose another file.") from None
-    program = "pretrain" if "method" in said(target) else "finetune"
+    found = said(target)
+    program = next(program for field, program in PROGRAMS.items() if field in found)
     print(one_line(f"{target}  (unlabeled {program} {target})"))

@@ -31,3 +31,4 @@ class Batch(NamedTuple):
     # [B] int64, numbers of the images in their source
     index: Tensor  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of it
     mix: Mix | None = None  # how images are mixed with their neighbours (mixup, CutMix); None = not at all
+    truth: Tensor | None = None  # [B] int64, labels for measures alone, see `Source.truth`; None = there are none

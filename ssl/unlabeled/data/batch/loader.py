@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from unlabeled.data.batch.batch import Batch, ViewBatch
+from unlabeled.data.batch.groups import Groups
 from unlabeled.data.batch.sampler import SHUFFLE, EpochSampler, Order, Position
 from unlabeled.data.batch.workers import (
     Batches,
@@ -52,6 +53,7 @@ class Sample(NamedTuple):
     bad: list[tuple[str, str]]
     mix: Any = None
     image: Tensor | None = None  # whole, where crops are cut on the device
+    truth: int | None = None  # see `Source.truth`
 
 
 class RawBatch(NamedTuple):
@@ -66,6 +68,7 @@ class RawBatch(NamedTuple):
     bad: list[tuple[str, str]]
     mix: Mix | None = None
     images: Tensor | None = None
+    truth: Tensor | None = None
 
 
 def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
@@ -79,7 +82,8 @@ class ViewDataset(Dataset[Sample]):
     """Samples of a source cut into views. A bad image is replaced by the next good one of the source.
 
     Images of the first view are mixed with their neighbours; `order` says which make up an epoch, None = each once,
-    `base` which comes when. Where they stay `uncut`, images are handed on whole, with what was drawn for their crops.
+    `base` which comes when, `groups` which make up each batch. Where they stay `uncut`, images are handed on whole,
+    with what was drawn for their crops.
     """
 
     source: Source
@@ -90,9 +94,15 @@ class ViewDataset(Dataset[Sample]):
     order: Order | None = None
     base: EpochOrder = SHUFFLE
     uncut: bool = False
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         self.masked_crops = sum(view.count for view in self.views if view.mask is not None)
+
+    @property
+    def unit(self) -> int:
+        """Samples of a micro-batch come in multiples of so many."""
+        return 1 if self.groups is None else self.groups.period
 
     def __getitems__(self, positions: Sequence[Position]) -> list[Sample]:
         """The samples of a batch, images that lie far away read side by side."""
@@ -104,14 +114,19 @@ class ViewDataset(Dataset[Sample]):
         image, used, bad = self._good_image(position.index)
         mix = self.mixing.draw(position, self.views[0].shape, self.seed) if self.mixing.on else None
         crops, label = self._crops(image, position), self.source.label(used)
-        return Sample(crops, label, used, bad, mix, image if self.uncut else None)
+        truth = self.source.truth(used)
+        return Sample(crops, label, used, bad, mix, image if self.uncut else None, truth)
 
     def _crops(self, image: Tensor, position: Position) -> list[Crops]:
         rng = sample_rng(self.seed, position.epoch, position.index, position.turn)
         place = Place(self.seed, position.step, position.row, position.batch, 0, self.masked_crops)
         views = [view.at(self.seed, position.step) for view in self.views]
         crops, begun = [], {view.again: rng for view in views if view.again is not None}
+        seen = self.groups.views[position.turn] if self.groups is not None and self.groups.views else len(views)
         for number, view in enumerate(views):
+            if number >= seen:
+                crops.append(view.blank(image, uncut=self.uncut))
+                continue
             if number in begun:
                 begun[number] = deepcopy(rng)
             drawn = rng if view.again is None else begun[view.again]
@@ -122,12 +137,13 @@ class ViewDataset(Dataset[Sample]):
 
     def _good_image(self, index: int) -> tuple[Tensor, int, list[tuple[str, str]]]:
         bad: list[tuple[str, str]] = []
-        for offset in range(min(BAD_IN_A_ROW, len(self.source))):
-            used = (index + offset) % len(self.source)
+        used = index
+        for _ in range(min(BAD_IN_A_ROW, len(self.source))):
             try:
                 return self.source.image(used), used, bad
             except BadSample as error:
                 bad.append((error.key, error.reason))
+            used = self.source.stand_in(used)
         last = one_line(": ".join(bad[-1]))
         raise UserError(
             f"{len(bad)} pictures in a row cannot be used, the last: {last}. Look at them, and at data.path."
@@ -145,7 +161,10 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
         images, starts = pack(whole)
         for crop in crops:
             crop.pixels[..., 0] += starts[:, None]
-    return RawBatch(crops, labels, index, bad, stack([sample.mix for sample in samples]), images)
+    truth = None
+    if any(sample.truth is not None for sample in samples):
+        truth = torch.tensor([-1 if sample.truth is None else sample.truth for sample in samples])
+    return RawBatch(crops, labels, index, bad, stack([sample.mix for sample in samples]), images, truth)
 
 
 def _stack_crops(crops: Sequence[Crops]) -> Crops:
@@ -200,7 +219,8 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
         views.append(ViewBatch(finished, None if mask is None else mask.map(move), hidden))
     labels, index = (tensor.to(device, non_blocking=True) for tensor in (raw.labels, raw.index))
     mix = None if raw.mix is None else Mix(*(tensor.to(device, non_blocking=True) for tensor in raw.mix))
-    return Batch(views, labels, index, mix)
+    truth = None if raw.truth is None else raw.truth.to(device, non_blocking=True)
+    return Batch(views, labels, index, mix, truth)
 
 
 def _recoloured(pixels: Tensor, drawn: Photometric, blurred: Tensor | None, normalize: Normalize) -> Tensor:

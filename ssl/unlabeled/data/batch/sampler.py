@@ -12,6 +12,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 import numpy as np
 from torch.utils.data import Sampler
 
+from unlabeled.data.batch.groups import GroupOrder, Groups
 from unlabeled.data.order import EpochOrder, Numbers, Rows
 from unlabeled.data.orders import shuffle
 from unlabeled.errors import UserError
@@ -21,13 +22,14 @@ from unlabeled.randomness import Stream, stream
 class Position(NamedTuple):
     """A sample in time: the epoch decides its randomness, the index its image."""
 
-    epoch: int  # from 0
+    epoch: int  # from 0; where batches hold groups, the number of its group's pass
     # its number in the source
     index: int  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
     step: int = 0  # number of its global batch
     row: int = 0  # its row there
     batch: int = 1  # rows of a global batch
-    turn: int = 0  # how often the sample has come before in this epoch; each time it is cropped anew
+    # how often the sample has come before in this epoch, or the number of its group; each time it is cropped anew
+    turn: int = 0
 
 
 T = TypeVar("T")
@@ -130,8 +132,9 @@ class EpochSampler(Sampler[list[Position]]):
 
     Global batch s of epoch e is rows [sB, (s+1)B) of the epoch's order, `base` of the `shards` (None = one), in which
     samples may come more than once (`order`; None = each once); rank r of `world` takes its contiguous slice, in
-    `accumulate` micro-batches; the tail of an epoch is dropped. Raises UserError when the batch is larger than the
-    data, or does not divide among ranks and micro-batches.
+    `accumulate` micro-batches; the tail of an epoch is dropped. Where batches hold `groups` in a fixed ratio, these go
+    through passes of their own instead, and none is cut short. Raises UserError when the batch is larger than the data,
+    or does not divide among ranks and micro-batches.
     """
 
     n: int
@@ -146,16 +149,23 @@ class EpochSampler(Sampler[list[Position]]):
     order: Order | None = None
     base: EpochOrder = SHUFFLE
     shards: Rows | None = None
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = steps_per_epoch(self.n, self.batch_size)
         self.micro_batch = per_process(self.batch_size, self.world, self.accumulate)
+        if self.groups is not None:
+            self.groups.check(self.micro_batch)
 
     def __len__(self) -> int:
         return (self.total_steps - self.start) * self.accumulate
 
+    @property
+    def _shards(self) -> Rows:
+        return np.array([0, self.n]) if self.shards is None else self.shards
+
     def _epoch(self, epoch: int) -> Epoch:
-        shards = np.array([0, self.n]) if self.shards is None else self.shards
+        shards = self._shards
         if self.order is None or not self.order.again(epoch):
             return Epoch(self.base.epoch(shards, self.seed, epoch))
         order = self.order.of(self.seed, epoch, self.base, shards)
@@ -166,15 +176,30 @@ class EpochSampler(Sampler[list[Position]]):
         return Epoch(order[rows].__getitem__, turns[rows])
 
     def __iter__(self) -> Iterator[list[Position]]:
+        return self._in_epochs() if self.groups is None else self._in_groups(self.groups)
+
+    def _in_groups(self, groups: Groups) -> Iterator[list[Position]]:
+        order = GroupOrder(groups, self.base, self._shards, self.seed)
+        for step in range(self.start, self.total_steps):
+            for rows in self._micro_rows():
+                drawn = (column.tolist() for column in order.at(step * self.batch_size + rows))
+                samples = zip(rows.tolist(), *drawn, strict=True)
+                yield [Position(number, index, step, row, self.batch_size, g) for row, number, index, g in samples]
+
+    def _micro_rows(self) -> Iterator[Rows]:
+        """Rows of the global batch in each micro-batch of this rank."""
+        for micro in range(self.accumulate):
+            first = (self.rank * self.accumulate + micro) * self.micro_batch
+            yield np.arange(first, first + self.micro_batch)
+
+    def _in_epochs(self) -> Iterator[list[Position]]:
         epochs = Ahead(self._epoch, (self.total_steps - 1) // self.steps_per_epoch)
         order_of, order = -1, Epoch(np.copy)
         for step in range(self.start, self.total_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != order_of:
                 order_of, order = epoch, epochs(epoch)
-            for micro in range(self.accumulate):
-                first = (self.rank * self.accumulate + micro) * self.micro_batch
-                rows = np.arange(first, first + self.micro_batch)
+            for rows in self._micro_rows():
                 samples = zip(rows.tolist(), *order.at(batch * self.batch_size + rows), strict=True)
                 yield [Position(epoch, index, step, row, self.batch_size, turn) for row, index, turn in samples]
 

@@ -53,6 +53,15 @@ class MixtureSource(Source):
         label = source.label(number)
         return label if label < 0 else self.classes.index(source.classes[label])
 
+    def truth(self, i: int) -> int | None:
+        source, number = self.place(i)
+        return source.truth(number)
+
+    def stand_in(self, i: int) -> int:
+        """The next of the same part, so that shares stay as they are."""
+        start, end = self.starts[(part := np.searchsorted(self.starts, i, side="right")) - 1], self.starts[part]
+        return int(start + (i + 1 - start) % (end - start))
+
     def _labels(self, part: int, source: Source) -> NDArray[np.int64]:
         """Labels of one part's images in the epoch, numbered as the mixture's."""
         rank = {name: number for number, name in enumerate(self.classes)}

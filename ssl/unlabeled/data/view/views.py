@@ -23,6 +23,7 @@ from unlabeled.randomness import Stream, stream
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Jitter = tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]]
 Interpolation = Literal["bicubic", "bilinear"]
 Side = Annotated[int, Field(ge=1)]
 Size = Side | tuple[Side, Side]
@@ -72,7 +73,7 @@ class View(BaseModel, frozen=True, extra="forbid"):
     rand_augment: str | None = Field(
         None, description="RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1; null = none"
     )
-    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] | None = Field(
+    jitter: Jitter | None = Field(
         None, description="strength of the jitter of [brightness, contrast, saturation, hue]; null = none"
     )
     jitter_p: Probability = Field(0.8, description="probability of the jitter, where there is one")
@@ -256,6 +257,20 @@ class View(BaseModel, frozen=True, extra="forbid"):
             PatchMask.stack(masks) if masks else None,
             self.colours(np.stack(colours)) if colours else None,
             Erased.stack(erased) if erased else None,
+            how=Cut(self.shape, self.interpolation) if uncut else None,
+        )
+
+    def blank(self, image: Tensor, *, uncut: bool = False) -> Crops:
+        """Crops as `sample` makes them of an image that does not have this view, at no cost: black, nothing drawn."""
+        assert self.mask is None
+        whole = cutting.row(image.shape, (0, 0, *image.shape[-2:]), False)
+        pixels = whole if uncut else image.new_zeros(len(image), *self.shape)
+        never = Erased(torch.zeros(self.count, 4, dtype=torch.int64), torch.zeros(self.count, dtype=torch.int64))
+        return Crops(
+            pixels.expand(self.count, *pixels.shape).clone(),
+            None,
+            self.colours(np.ones((self.count, photometric.DRAWS))) if self.recolours else None,
+            never if self.erase else None,
             how=Cut(self.shape, self.interpolation) if uncut else None,
         )
 

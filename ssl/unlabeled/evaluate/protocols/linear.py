@@ -77,11 +77,12 @@ class LinearHeads(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """The chosen kind of features and learning rate, and the hits [n] on the test images."""
+    """The chosen kind of features and learning rate, the hits [n] on the test images, and the classifier alone."""
 
     kind: int
     lr: float
     hits: Tensor
+    head: LinearHeads
 
 
 @torch.no_grad()
@@ -111,7 +112,7 @@ def sweep(kinds: Sequence[tuple[Features, Features]], num_classes: int, config: 
     kind, rate = min(best, key=lambda place: (config.lrs[place[1]], place[0]))
     (train, test), lr = kinds[kind], config.lrs[rate]
     head = train_heads(train.x.unsqueeze(0), labels, num_classes, (lr,), config, seed)
-    return Selected(int(kind), lr, _hits(head, test.x.unsqueeze(0), test.y)[0, :, 0])
+    return Selected(int(kind), lr, _hits(head, test.x.unsqueeze(0), test.y)[0, :, 0], head)
 
 
 def linear_probe(

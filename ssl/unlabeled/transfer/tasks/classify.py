@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
 from unlabeled.data.batch.batch import Batch
 from unlabeled.nn.batchnorm import normalises
 from unlabeled.nn.teacher import ema_, follow_
-from unlabeled.pretrain.method import Output, Progress
+from unlabeled.pretrain.method import Output, Progress, Symptom
 from unlabeled.report.card import Made, classifier_card
 from unlabeled.transfer.losses import Objective, examples
 from unlabeled.transfer.network import (
@@ -31,6 +31,7 @@ from unlabeled.transfer.network import (
 from unlabeled.transfer.strategies import full
 from unlabeled.transfer.strategy import STRATEGIES, Strategy
 from unlabeled.transfer.task import Task, TaskConfig, Traced
+from unlabeled.transfer.unlabelled import Consistency, Rows, Unlabelled
 
 
 class Config(TaskConfig, frozen=True, extra="forbid"):
@@ -54,6 +55,9 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
         lt=1,
         description="decay per step of averaged weights, which are then scored and exported; null = none",
     )
+    unlabelled: Unlabelled | None = Field(
+        None, description="pictures without labels to learn from as well (FreeMatch, FixMatch); null = none"
+    )
 
     @field_validator("pool")
     @classmethod
@@ -61,9 +65,29 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
         strategy: Strategy | None = info.data.get("strategy")
         return pool if strategy is None else strategy.pooling(pool)
 
+    @model_validator(mode="after")
+    def _pairs_of_views(self) -> Config:
+        if self.unlabelled is None:
+            return self
+        odd = {
+            "mixing=null": self.mixing.on,
+            "repeats=1": self.repeats > 1,
+            "balance=none": self.balance != "none",
+        }
+        if found := " ".join(f"task.{change}" for change, there in odd.items() if there):
+            raise ValueError(
+                "unlabelled pictures come in a fixed ratio, in a weak and a strong view of the same picture, which "
+                f"other ways to fill a batch would break: set {found}, or task.unlabelled=null"
+            )
+        return self
+
     @property
     def from_classifier(self) -> bool:
         return self.strategy.from_classifier
+
+    @property
+    def without_labels(self) -> Unlabelled | None:
+        return self.unlabelled
 
     @property
     def own_pooling(self) -> bool:
@@ -78,7 +102,8 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
 
     def describe(self) -> str:
         pool = "as it was trained" if self.from_classifier else self.pool
-        return f"strategy {self.strategy.name}, pool {pool}"
+        more = "" if self.unlabelled is None else f", {self.unlabelled.describe()}"
+        return f"strategy {self.strategy.name}, pool {pool}{more}"
 
     def unfreezing(self, method: Classifier, epochs: float) -> str:
         return self.strategy.plan(max(method.layers.values()), epochs)
@@ -100,7 +125,7 @@ class Classifier(Task):
             self.model, self.new = timm_classifier(encoder, self.arguments, drop_path, len(counts))
         else:
             self.arguments = trained.arguments
-            self.model = retrained(encoder, trained, len(counts))
+            self.model = retrained(encoder, trained, len(counts), self.strategy.last_drop_path())
             self.new = head_prefixes(self.model)
         self.layers = {name: encoder.layer_of(name) for name, _ in self.model.named_parameters()}
         for head in self.heads:
@@ -109,6 +134,7 @@ class Classifier(Task):
         linear = len(self.heads) == 1 and isinstance(self.head, nn.Linear)
         self.probe_norm = self.strategy.head_norm(self.model.head_hidden_size) if linear else None
         self.objective = Objective(counts, config.effective_number, config.logit_adjustment, config.flood)
+        self.consistency = None if config.unlabelled is None else Consistency(config.unlabelled, len(counts))
         self.strategy.start_(self.model, type(encoder), head_prefixes(self.model), self.new)
         self.waiting = list(self._waiting())
         self.average: nn.Module | None = None
@@ -128,13 +154,26 @@ class Classifier(Task):
         return (*found,) if isinstance(found, tuple | nn.ModuleList) else (found,)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        images, targets = examples(batch, self.num_classes, self.config.label_smoothing)
         if self.training:  # layers that are still frozen run in evaluation mode: no BatchNorm updates, no dropout
             for module, start in self.waiting:
                 module.train(progress.epoch >= start)
+        if self.consistency is None:
+            return self._labelled(batch)
+        labelled, rows = self.consistency.separate(batch)
+        loss, metrics, _ = self._labelled(labelled)
+        more, measures = self._unlabelled(self.consistency, rows)
+        return Output(loss + more, {**metrics, "supervised": loss.detach(), **measures})
+
+    def _labelled(self, batch: Batch) -> Output:
+        images, targets = examples(batch, self.num_classes, self.config.label_smoothing)
         logits = self.logits(images).float()
         correct = (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
         return Output(self.objective(logits, targets), {"train_accuracy": 100 * correct})
+
+    def _unlabelled(self, consistency: Consistency, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():  # from the averaged weights where there are any
+            weak = self.predict(rows.weak).float()
+        return consistency(weak, self.logits(rows.strong).float(), rows.truth)
 
     def logits(self, images: Tensor) -> Tensor:
         """Class scores [B, classes] of images [B, C, H, W], from the weights that learn."""
@@ -180,13 +219,18 @@ class Classifier(Task):
 
     def batch_statistics(self) -> tuple[str, ...]:
         """By batch normalisation, of a backbone that is not frozen or before a probe's head; by flooding, which reads
-        the mean loss of the step."""
+        the mean loss of the step; by thresholds that follow the images of the step."""
+        unlabelled = self.config.unlabelled
         found = {
             f"batch normalisation of {self.architecture}": normalises(self.model) and not self.strategy.frozen,
             "batch normalisation before the head": self.probe_norm is not None,
             "flooding": self.config.flood is not None,
+            "adaptive thresholds": unlabelled is not None and unlabelled.threshold.crosses,
         }
         return tuple(name for name, there in found.items() if there)
+
+    def symptoms(self) -> list[Symptom]:
+        return [] if self.consistency is None else self.consistency.symptoms()
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         # not to 1-D tensors, tokens or positions (MAE's fine-tuning)
@@ -231,6 +275,11 @@ class Classifier(Task):
             state[f"{prefix}bias"] = state[f"{prefix}bias"] - weight @ (norm.running_mean * scale)
             state[f"{prefix}weight"] = weight * scale
         return state
+
+    def bare(self) -> dict[str, Tensor]:
+        """The state of the plain timm model without its head."""
+        heads = head_prefixes(self.model)
+        return {name: tensor for name, tensor in self.exported().items() if not name.startswith(heads)}
 
     def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:
         classes, width = made.classes, self.model.num_features

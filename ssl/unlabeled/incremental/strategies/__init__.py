@@ -1,0 +1,1 @@
+"""Kinds of class-incremental strategies: one file each."""

@@ -1,0 +1,1 @@
+"""Targets: each file is a kind, see `unlabeled.transfer.target`."""

@@ -1,0 +1,1 @@
+"""Thresholds: each file is a kind, see `unlabeled.transfer.threshold`."""
