@@ -17,6 +17,8 @@ NUMBERS = {
     "SLOT": 0x91AC,
     "BLOCKS": 0xB70C,
     "MIX": 0x317,
+    "MOSAIC": 0x405A,
+    "BOXES": 0xB0C5,
     "SIZE": 0x512E,
     "SUBSET": 0x5B5E,
     "EPISODE": 0xFE35,

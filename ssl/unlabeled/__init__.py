@@ -21,6 +21,7 @@ _MODULES = {
     "UserError": "errors",
     "finetune": "interface.runs",
     "load": "interface.model",
+    "load_detector": "transfer.detection.export",
     "load_encoder": "backbone.weights",
     "push_to_hub": "serve.hub",
 }

@@ -14,5 +14,6 @@ from unlabeled.interface.scores import evaluate as evaluate
 from unlabeled.interface.transformer import Embedder as Embedder
 from unlabeled.search.index import Index as Index
 from unlabeled.serve.hub import push_to_hub as push_to_hub
+from unlabeled.transfer.detection.export import load_detector as load_detector
 
 __version__: str

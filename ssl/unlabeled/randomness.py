@@ -23,6 +23,8 @@ class Stream(IntEnum):
     SLOT = 0x91AC  # mask ratios over the crops of a global batch; key: step
     BLOCKS = 0xB70C  # sizes and places of the blocks of a global batch's masks; key: step
     MIX = 0x317  # mixup and CutMix of a pair; key: step, pair
+    MOSAIC = 0x405A  # centre and other images of a mosaic; key: step, row
+    BOXES = 0xB0C5  # boxes that a detector's losses are computed on; key: step, index, stage
     SIZE = 0x512E  # size of a step's crops; key: step
     SUBSET = 0x5B5E  # stratified subset of labels
     EPISODE = 0xFE35  # episodes of few-shot classification; key: shots

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from boxed import write_coco, write_yolo
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
@@ -59,6 +60,10 @@ def settings(name: str, home: Path) -> dict[str, Any]:
             rows = {"image": cells, "label": [file.parent.name for file in found]}
             parts[split] = datasets.Dataset.from_dict(rows, features=features)
         parts.save_to_disk(home / "saved")
+    if name in ("coco", "yolo") and not (home / name).exists():
+        for first, split in enumerate(COUNTS):
+            (write_coco if name == "coco" else write_yolo)(home / name, split, COUNTS[split], 100 * first)
+    boxes = {"path": str(home / name)}
     arrays = {split: str(home / f"{split}.npy") for split in COUNTS}
     labels = {f"{split}_labels": str(home / f"{split}_labels.npy") for split in COUNTS}
     return {
@@ -68,6 +73,8 @@ def settings(name: str, home: Path) -> dict[str, Any]:
         "arrays": {**arrays, **labels},
         "table": {"path": str(home / "table.csv"), "label": "label", "split": "split", "val": "val"},
         "huggingface": {"path": str(home / "saved"), "label": "label", "val": "val"},
+        "coco": {**boxes, "train": "train", "train_boxes": "train.json", "val": "val", "val_boxes": "val.json"},
+        "yolo": {**boxes, "val": "images/val"},
         "dataset": {"path": "torchvision.datasets:ImageFolder", "train": {"root": str(home / "train")}},
         "torchvision": {"dataset": "ImageFolder", "root": str(home / "train"), "train": {}},
     }.get(name, {})

@@ -10,7 +10,7 @@ from pathlib import Path
 import naive_lejepa
 import pytest
 import torch
-from parity import naive_discovery
+from parity import naive_discovery, naive_vitdet
 from parity.golden import DEFAULT, METHODS, READ, Golden, Settings, assert_close, folders_of, golden_folders
 from parity.naive import barlowtwins, byol, save, simdino, simsiam, vicreg
 from parity.naive_dinov3 import dinov3
@@ -95,6 +95,22 @@ def test_discovery_agrees_with_sets_computed_picture_by_picture(tmp_path: Path) 
         rewrite(file, change)
     failed = {"test_hungarian_accuracy[1]", "test_semi_supervised_kmeans", "test_scores", "test_measures[knn]"}
     assert run(tmp_path, *modules[:3]) == (1, {*failed, "test_swapped_prediction"})
+
+
+@pytest.mark.parametrize(("factors", "stride"), [((4.0, 1.0), 8), ((2.0, 1.0, 0.5), 16)])
+def test_pyramids_of_other_levels_pass(tmp_path: Path, factors: tuple[float, ...], stride: int) -> None:
+    naive_vitdet.write_set(tmp_path, 8, 3, (4, 2), factors, stride)
+    chosen = ("-k", "vitdet or test_vitdet")
+    assert run(tmp_path, str(HERE / "test_vitdet.py"), str(HERE / "test_whole.py"), *chosen) == (0, set())
+
+    def change(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
+        level = tensors[min(name for name in tensors if name.startswith("out/"))]
+        level[0, 0, 0, 0] += 1e-3 * level.abs().max()
+
+    wrong = tmp_path / "wrong"
+    shutil.copytree(tmp_path / "vitdet", wrong / "vitdet")
+    rewrite(wrong / "vitdet" / "pyramid.safetensors", change)
+    assert run(wrong, str(HERE / "test_vitdet.py")) == (1, {"test_levels_and_gradients"})
 
 
 def test_what_is_missing_or_wrong_or_compared_by_nobody_fails(tmp_path: Path) -> None:

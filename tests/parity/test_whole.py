@@ -48,6 +48,7 @@ WITH_GRADIENTS = (
     "derpp/step.safetensors",
     "semi/fixmatch.safetensors",
     "semi/freematch.safetensors",
+    "vitdet/pyramid.safetensors",
 )
 # files of sets that nothing here computes, with the reason
 NOT_BUILT = {"semi/softmatch.safetensors": "weights in the place of a threshold: no better than FreeMatch's"}

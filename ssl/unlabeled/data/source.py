@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.decoding.bands import Target
+from unlabeled.data.label.boxes import Boxes
 from unlabeled.data.label.labels import read_classes
 from unlabeled.data.order import AnyOrder, Rows
 from unlabeled.data.orders import shuffle
@@ -59,6 +60,7 @@ class Source(ABC):
     labels: NDArray[np.int64]  # [n] int64, -1 where unknown
     classes: tuple[str, ...]  # class names by number; () when unlabelled
     encoded: bool = False  # whether `read` gives the encoded bytes of an image
+    boxed: bool = False  # whether images have boxes of the classes
 
     @abstractmethod
     def __len__(self) -> int:
@@ -97,6 +99,10 @@ class Source(ABC):
     def stand_in(self, i: int) -> int:
         """The number of the image that takes the place of a bad one: the next."""
         return (i + 1) % len(self)
+
+    def boxes(self, i: int, height: int, width: int) -> Boxes:
+        """The boxes of image i, which has so many pixels. Only where `boxed`."""
+        raise NotImplementedError
 
     def name(self, i: int) -> bytes:
         """The name of image i in its split, wherever that lies: a path below it, or a number."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unlabeled.doctor.boxes import wrong_boxes
 from unlabeled.doctor.compared import FLAT, Compared
 from unlabeled.doctor.duplicates import Pairs, groups
 from unlabeled.doctor.pictures import Survey
@@ -58,6 +59,7 @@ def _picture_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
             "elongated": _named(found, long > ELONGATED * short),
             "tiny": _named(found, short < max(patch, min(TINY, *crop))),
             "wrong_ending": _named(found, found.wrong != ""),
+            **{kind: _named(found, which) for kind, which in wrong_boxes(found).items()},
         },
     }
 

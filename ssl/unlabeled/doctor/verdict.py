@@ -96,6 +96,9 @@ def _suspicious(name: str, split: Facts) -> Iterator[Finding]:
         "elongated": ("more than five times as long as wide", "cut them up: crops stretch them or see a part"),
         "tiny": ("tiny", "remove them if they are thumbnails: crops enlarge them until nothing is left"),
         "wrong_ending": ("of another kind than their names say", "rename them; they are read all the same"),
+        "boxes_outside": ("with boxes that end outside", "mend them: they are cut at the edge"),
+        "boxes_empty": ("with boxes of less than a pixel", "remove these: they are left out"),
+        "boxes_doubled": ("with a box that is there twice", "remove one: such an object counts twice"),
     }
     for kind, (text, advice) in what.items():
         found = split.get("suspicious", {}).get(kind, {"count": 0})

@@ -18,11 +18,11 @@ from unlabeled.incremental.strategy import HEAD, Balanced, Coming, Kept, Seen, S
 from unlabeled.pretrain.method import Output, Progress
 from unlabeled.report.card import Made, backbone_card
 from unlabeled.transfer.network import head_prefixes
-from unlabeled.transfer.task import Task, Traced
+from unlabeled.transfer.task import ImageTask, Traced
 from unlabeled.transfer.tasks.classify import Classifier
 
 
-class Increment(Task):
+class Increment(ImageTask):
     """One task of an incremental run.
 
     Args:

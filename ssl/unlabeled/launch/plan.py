@@ -140,10 +140,9 @@ def memory(method: Method, job: Job, micro: int) -> tuple[float, float]:
 def describe_view(view: View, patch: int) -> str:
     """Describe a view in a line."""
     shapes = dict.fromkeys([view.shape, *(shape_of(size) for _, size in view.sizes)])
-    sides, (low, high) = " or ".join(f"{height}x{width}" for height, width in shapes), view.scale
+    sides = " or ".join(f"{height}x{width}" for height, width in shapes)
     crops = "1 crop" if view.count == 1 else f"{view.count} crops"
-    once = " (single-shot)" if view.single_shot else ""
-    text = f"{crops} of {sides}, area {low:g} to {high:g}{once}, {view.interpolation}, flip {view.flip:g}"
+    text = f"{crops} of {sides}, {view.extent()}, {view.interpolation}, flip {view.flip:g}"
     augment = "" if view.rand_augment is None else f", RandAugment {view.rand_augment}"
     jitter = "" if view.jitter is None else f", jitter {'/'.join(f'{x:g}' for x in view.jitter)} p {view.jitter_p:g}"
     rest = {"grey": view.grayscale, "blur": view.blur, "solarise": view.solarize}

@@ -70,6 +70,8 @@ OWN = (
     "task-*",
     "joint",
     "finetune",
+    "detections.jpg",
+    "detections.json",
 )
 
 

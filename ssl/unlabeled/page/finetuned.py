@@ -10,6 +10,7 @@ from typing import Any
 from unlabeled.report import page
 from unlabeled.report.document import Figure, Part, Table, Text
 from unlabeled.report.visuals import Chart, Gallery, Line, Matrix, Row, Sheet, Shown, Tone
+from unlabeled.transfer.detection import report
 
 LOOK = "look"
 MOST_CELLS = 30  # classes up to which the matrix is drawn by the page
@@ -42,6 +43,9 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 def _parts(folder: Path, result: dict[str, Any]) -> Iterator[Part]:
     yield Text("Scores", "heading")
+    if result["protocol"]["name"] == "detect":
+        yield from report.parts(result)
+        return
     yield page.scores(result)
     yield Text("Errors", "heading")
     errors, where = _read(folder / LOOK / "errors.json", _errors), _read(folder / LOOK / "where.json", _where)

@@ -25,7 +25,7 @@ class Made(NamedTuple):
         classes: names, by number.
         order: the file that orders them; None = nobody did.
         held_out: what the run held out of the pictures, in words; "" = nothing.
-        accuracy: percent.
+        accuracy: percent; of a detector its mean average precision.
         scored: how many pictures that is of.
     """
 
@@ -82,13 +82,28 @@ def classifier_card(made: Made, loading: str) -> str:
     return _card(made, f"classifier of {len(made.classes)} classes", body + _scored(made), loading)
 
 
-def _scored(made: Made) -> str:
+def detector_card(made: Made, loading: str) -> str:
+    """The card of a detector; `loading` is Python that loads its backbone."""
+    body = (
+        f"Fine-tuned ({made.way}) from {code(made.encoder)} on {made.pictures:,} pictures with boxes. The code above "
+        "loads the backbone alone; with its pyramid and heads:\n\n```python\nimport torchvision\nimport unlabeled\n"
+        "detector = unlabeled.load_detector('THIS_FOLDER')\n"
+        "found = detector([torchvision.io.decode_image('picture.jpg', 'RGB')], score=0.3)[0]\n"
+        "print(found.boxes, found.labels, found.scores)\n```\n\n"
+    )
+    return _card(
+        made, f"detector of {len(made.classes)} classes", body + _scored(made, "mean average precision"), loading
+    )
+
+
+def _scored(made: Made, score: str = "accuracy") -> str:
     """The score, and how classes are numbered."""
     natural = "the natural order of their names (2 before 10), or the data set's own"
     rule = natural if made.order is None else f"the order of `{made.order}`"
+    place = "`label_names` in config.json has them by number"
     return (
-        f"## Evaluation\n\n- accuracy: {made.accuracy:.2f} % on {made.scored:,} pictures\n\n## Classes\n\n"
-        f"`label_names` in config.json has them by number: {rule}."
+        f"## Evaluation\n\n- {score}: {made.accuracy:.2f} % on {made.scored:,} pictures\n\n## Classes\n\n"
+        f"{place}: {rule}."
     )
 
 

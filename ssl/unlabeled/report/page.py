@@ -83,12 +83,15 @@ def _circumstances(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "protocol", f"{protocol['name']} {protocol['version']}"
     yield "backbone", str(protocol["encoder"])
     yield "strategy", str(protocol["task"].get("strategy", protocol["task"])["name"])
+    if "detector" in protocol["task"]:
+        yield "detector", str(protocol["task"]["detector"]["name"])
     if "sweep" in result:
         head, heads, on = (result["sweep"][name] for name in ("chosen", "heads", "on"))
         blocks = f"{head['blocks']} block{'s' * (head['blocks'] > 1)}"
         yield "head", f"{head['pool']} of {blocks}, rate x {head['rate']:g}: best of {len(heads)} on {on}"
     yield "labelled pictures", f"{protocol['labelled_pictures']:,}{_chosen(protocol)}"
-    yield "balanced", _balanced(protocol["task"])
+    if "balance" in protocol["task"]:
+        yield "balanced", _balanced(protocol["task"])
     known = ((of, text) for of, text in protocol["fingerprints"].items() if text)
     yield "fingerprints", ", ".join(f"{of} {text}" for of, text in known)
     yield "seeds", ", ".join(f"{name} {seed}" for name, seed in result["seeds"].items())
@@ -117,8 +120,8 @@ def _chosen(protocol: dict[str, Any]) -> str:
     """The share of the labels that is used, where it is not all of them."""
     task, watch = protocol["task"], protocol["watch"]
     parts = {
-        "a long tail of {:g} : 1": task["long_tail"],
-        "{:g} a class": task["shots"],
+        "a long tail of {:g} : 1": task.get("long_tail"),
+        "{:g} a class": task.get("shots"),
         "{:g} % of each class": task["fraction"] < 1 and 100 * task["fraction"],
         "{:g} % of them held out": watch and 100 * watch["hold_out"],
     }

@@ -15,8 +15,15 @@ from unlabeled.report.document import Document, Part, Table, Text
 from unlabeled.report.intervals import estimate, repeated, student
 from unlabeled.report.visuals import Chart, Line
 
-SCORES = ("accuracy", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece")
-HEADINGS = {"balanced_accuracy": "balanced accuracy", "top5": "top-5", "nll": "NLL, nats", "ece": "ECE"}
+SCORES = ("accuracy", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece", "map", "map50")
+HEADINGS = {
+    "balanced_accuracy": "balanced accuracy",
+    "top5": "top-5",
+    "nll": "NLL, nats",
+    "ece": "ECE",
+    "map": "mAP",
+    "map50": "mAP at 0.5",
+}
 DIGITS = {"nll": 4}
 SEEDS, ENCODER = ("task.fraction_seed",), ("encoder", "encoder's weights")
 SHOWN = 3  # names of runs in a cell

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import numpy as np
 from accelerate import Accelerator
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -17,8 +16,7 @@ from unlabeled.backbone.folder import Preprocessing
 from unlabeled.backbone.importing import importer_names
 from unlabeled.data.archive.listing import Split
 from unlabeled.data.batch.groups import Groups
-from unlabeled.data.batch.loader import ViewDataset
-from unlabeled.data.batch.sampler import Order, per_process
+from unlabeled.data.batch.sampler import per_process
 from unlabeled.data.opened import Opened, location
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import View
@@ -39,14 +37,12 @@ from unlabeled.train.job import Job
 from unlabeled.train.pictures import PictureWriter
 from unlabeled.train.recipe import Recipe
 from unlabeled.train.watch import EarlyStopping, Watching
-from unlabeled.transfer.labels import Amount, Labelled, labelled, with_unlabelled
-from unlabeled.transfer.looks import Look, write_looks
+from unlabeled.transfer.labels import Labelled
+from unlabeled.transfer.looks import Look
 from unlabeled.transfer.predict import Predict
-from unlabeled.transfer.result import Scorer, write_result
 from unlabeled.transfer.start import Start, check_preprocessing, is_said, load_start, of_the_encoder
-from unlabeled.transfer.task import TASKS, Task, TaskConfig
+from unlabeled.transfer.task import TASKS, Samples, Scorer, Task, TaskConfig
 from unlabeled.transfer.tasks import classify
-from unlabeled.transfer.unlabelled import FIELD
 
 SUMMARY = "fine-tune a pretrained encoder on labelled pictures"
 
@@ -91,25 +87,12 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
     @classmethod
     def _view_suits_the_pictures(cls, task: TaskConfig, info: ValidationInfo) -> TaskConfig:
         if "data" in info.data:
-            for view in task.crops:
-                view.must_suit(info.data["data"].channels)
-            if task.without_labels is not None:
-                task.without_labels.seeing(info.data["data"])
+            task.view.must_suit(info.data["data"].channels)
         return task
 
     @model_validator(mode="after")
     def _task_suits_the_rest(self) -> FinetuneRecipe:
         self.task.check(self.watch, self.optim)
-        return self
-
-    @model_validator(mode="after")
-    def _device_can_cut_strong_views(self) -> FinetuneRecipe:
-        without = self.task.without_labels
-        if self.run.views == "device" and without is not None and (spec := without.strong.rand_augment) is not None:
-            raise ValueError(
-                f"run.views=device cannot do what task.unlabelled.strong.rand_augment={spec!r} asks for: Pillow "
-                "changes crops in workers. Set run.views=worker, or rand_augment: null and a jitter"
-            )
         return self
 
     @property
@@ -149,62 +132,54 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
 
     def job(self, recipe: FinetuneRecipe, data: Opened) -> FinetuneJob:
         check_preprocessing(recipe.encoder, recipe.data)
-        task, watch = recipe.task, recipe.watch
-        hold_out = None if watch is None else watch.hold_out
-        images = labelled(data, Amount(task.fraction, task.shots, task.long_tail, task.fraction_seed, hold_out))
+        task = recipe.task
+        images = task.images(data, recipe.watch)
         shape, channels = task.view.shape, recipe.data.channels
         start = load_start(recipe.encoder, shape, channels, recipe.adapt, recipe.seed, task.from_classifier)
-        counts = np.bincount(images.train.labels, minlength=len(images.train.classes)).tolist()
-        return job_of(recipe, data, images, start, lambda: task.build(start.encoder, counts, start.trained))
+        return job_of(
+            recipe, data, images, start, lambda: task.begin(start.encoder, images.train, start.trained, recipe.seed)
+        )
 
     def scored(self, job: FinetuneJob, accelerator: Accelerator) -> FinetuneJob:
-        recipe, images, labels = job.recipe, job.images, self.learnt_from(job)
-        train, task, groups = recipe.train, recipe.task, job.dataset.groups
-        micro = per_process(train.batch_size, accelerator.num_processes, recipe.run.micro_batches)
-        task.mixing.check(micro)
+        recipe, images, learnt = job.recipe, job.images, self.learnt_from(job)
+        task, groups = recipe.task, job.dataset.groups
+        micro = per_process(recipe.train.batch_size, accelerator.num_processes, recipe.run.micro_batches)
+        task.check_batch(micro)
         if groups is not None:
             groups.check(micro)
         predict = predicting(recipe, accelerator)
         choice = task.choice(predict, images.watched, recipe.watch)
-        scorer = Scorer(predict, images.test, labels, choice)
+        scorer = task.scorer(predict, images.test, learnt, choice)
 
-        def accuracy(method: Any) -> Iterator[tuple[str, float]]:
-            yield "accuracy", scorer(method)["accuracy"]
+        def scores(method: Any) -> Iterator[tuple[str, float]]:
+            yield from task.logged(scorer(method)).items()
 
         watch = None
         if recipe.watch is not None and images.watched is not None:
-            measure = choice or Scorer(predict, images.watched, labels)
+            measure = choice or task.scorer(predict, images.watched, learnt)
             watch = EarlyStopping(recipe.watch, measure, recipe.optim.schedule.lowering)
         writer = PictureWriter(Path(recipe.output) / "pictures", recipe.data.mean, recipe.data.std)
         return replace(
             job,
-            evaluate=accuracy,
+            evaluate=scores,
             facts={"pictures": job.dataset.source.fingerprint(), "encoder": job.weights},
             picture=writer if recipe.run.pictures_every else None,
             watch=watch,
             scorer=scorer,
         )
 
-    def learnt_from(self, job: FinetuneJob) -> np.ndarray:
-        """Labels [n] of all images that the network will have learnt from."""
-        return job.images.train.labels
+    def learnt_from(self, job: FinetuneJob) -> Source:
+        """The labelled images that the network will have learnt from."""
+        return job.images.train
 
     def plan(self, job: FinetuneJob, taken: Sequence[str]) -> list[Line]:
         recipe, source = job.recipe, job.images.train
         task = recipe.task
-        chosen = {
-            "long tail": task.long_tail and f"{task.long_tail:g} : 1",
-            "share": task.fraction < 1 and f"{100 * task.fraction:g} % of the labels",
-            "shots": task.shots and f"{task.shots} a class",
-            "repeated": task.repeats > 1 and f"{task.repeats} times in a batch",
-            "drawn": task.balance != "none" and f"{task.balance} from epoch {task.balance_from:g}",
-        }
-        some = "".join(f", {name} {text}" for name, text in chosen.items() if text)
+        some = "".join(f", {name} {text}" for name, text in task.chosen().items())
         watch = recipe.watch
         return [
             ("pictures", f"{_count(source)} from {location(recipe.data)}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
-            *_unlabelled(job),
             *([("taken", f"from the encoder: {', '.join(taken)}")] if taken else []),
             ("task", f"{task.name}, {task.describe()}"),
             *([("unfreezing", text)] if (text := task.unfreezing(on_meta(job.build), recipe.train.epochs)) else []),
@@ -217,31 +192,30 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
 
     def written(self, job: FinetuneJob, engine: Engine, method: Task, anew: bool) -> list[str]:
         """Write the results of a trained method, scored `anew` where its weights are not those of the last step."""
-        recipe, scorer, output = job.recipe, job.scorer, engine.output
+        recipe, scorer, output, task = job.recipe, job.scorer, engine.output, job.recipe.task
         assert scorer is not None
         # the last step was scored; a run that had ended before was not, and no checkpoint knows which head predicts
         latest = None if anew or scorer.choice is not None else scorer.latest
         result = latest or scorer(method)
 
         def write() -> bool:
-            write_result(output, recipe.model_dump(mode="json"), engine, scorer)
-            prepared = Preprocessing.of(recipe.data, recipe.task.crop_pct, recipe.task.evaluated_with)
+            task.write_result(output, recipe.model_dump(mode="json"), engine, scorer)
+            prepared = Preprocessing.of(recipe.data, task.evaluated_crop, task.evaluated_with)
             return method.export(output / "export", prepared, made(recipe, engine, result))
 
         whole = on_main(engine.accelerator, write)
         look, looks = recipe.look, None
         if look is not None:
-            looks = on_main(engine.accelerator, lambda: write_looks(output / "look", scorer, method, look), whole=False)
-        load = method.family.loaded_by(method.architecture, f"{output}/export")
+            looks = on_main(
+                engine.accelerator, lambda: task.write_looks(output / "look", scorer, method, look), whole=False
+            )
         kept = engine.checkpoints.best
         best = f", by the weights of step {kept:,}" if kept not in (None, engine.step) else ""
         return [
-            f"done in {duration(engine.clock.seconds)}: accuracy {result['accuracy']:.2f} % on "
+            f"done in {duration(engine.clock.seconds)}: {task.headline} {result[task.headline]:.2f} % on "
             f"{result['pictures']:,} pictures{best}",
-            f"  result     {output}/result.json, result.md, errors.csv, confusion.png, reliability.png",
-            f"  classifier {output}/export  ({load})"
-            if whole
-            else f"  backbone   {output}/export  ({load}), the linear head is in heads.safetensors",
+            f"  result     {output}/{', '.join(task.written)}",
+            method.loaded_by(f"{output}/export", bool(whole)),
             *([looks] if looks else []),
         ]
 
@@ -262,45 +236,22 @@ def job_of(
 ) -> FinetuneJob:
     """The job of a recipe on labelled images, of which `groups` may make up each batch. Raises UserError when crops do
     not fit the encoder, or a batch does not hold the groups."""
-    task, encoder, source = recipe.task, start.encoder, images.train
+    task, encoder = recipe.task, start.encoder
     try:
         task.view.check(encoder.crop_multiple(encoder.model, encoder.patch_size))
     except ValueError as error:
         raise UserError(f"task.view: {error}") from error
-    if (without := task.without_labels) is not None:
-        other, views = without.seeing(recipe.data), len(task.crops)
-        source, groups = with_unlabelled(data, images, other, FIELD, without.shares, views)
-    if groups is not None:
-        groups.check(recipe.train.batch_size)
-    order = Order(images.train.labels, task.balance, task.balance_from, task.repeats)
-    uncut = recipe.run.views == "device"
-    drawn = (encoder.patch_size, recipe.seed, task.mixing, order, recipe.data.order, uncut, groups)
-    return FinetuneJob(
-        recipe=recipe,
-        build=build,
-        data=data,
-        dataset=ViewDataset(source, task.crops, *drawn),
-        images=images,
-        weights=start.digest,
-    )
+    how = Samples(encoder.patch_size, recipe.seed, recipe.data.order, recipe.run.views == "device", groups)
+    dataset = task.samples(images, data, how)
+    if dataset.groups is not None:
+        dataset.groups.check(recipe.train.batch_size)
+    return FinetuneJob(recipe=recipe, build=build, data=data, dataset=dataset, images=images, weights=start.digest)
 
 
 def _count(source: Source) -> str:
     """The number of images to learn from, and of all, for the plan."""
     whole = len(source.whole)
     return f"{len(source):,}" + (f" of {whole:,}" if whole > len(source) else "")
-
-
-def _unlabelled(job: FinetuneJob) -> list[Line]:
-    """The line of the plan about images without labels, where there are any."""
-    without, source = job.recipe.task.without_labels, job.dataset.source
-    if without is None:
-        return []
-    where = "data.train, labels hidden" if without.data is None else location(without.data)
-    steps = len(source) // job.recipe.train.batch_size
-    passes = steps * job.recipe.train.batch_size // (1 + without.ratio) / len(job.images.train)
-    count = len(source) - len(job.images.train)
-    return [("unlabelled", f"{count:,} from {where}; an epoch passes {passes:.3g} times over the labelled pictures")]
 
 
 def complete(recipe: FinetuneRecipe) -> tuple[FinetuneRecipe, list[str]]:
@@ -319,14 +270,14 @@ def complete(recipe: FinetuneRecipe) -> tuple[FinetuneRecipe, list[str]]:
 def predicting(recipe: FinetuneRecipe, accelerator: Accelerator) -> Predict:
     """How images are prepared and read for the scores of a recipe."""
     task, data, run = recipe.task, recipe.data, recipe.run
-    how = (task.view.shape, task.crop_pct, task.evaluated_with, data.mean, data.std)
+    how = (task.view.shape, task.evaluated_crop, task.evaluated_with, data.mean, data.std)
     return Predict(accelerator, *how, run.workers, run.timeout)
 
 
 def made(recipe: FinetuneRecipe, engine: Engine, result: dict[str, Any]) -> Made:
     """How an export was made, for its card."""
     source, facts = engine.job.dataset.source, engine.job.facts
-    counts = (int((source.labels >= 0).sum()), facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
+    counts = (len(source), facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
     return Made(
         recipe.name,
         dump(recipe),
@@ -336,7 +287,7 @@ def made(recipe: FinetuneRecipe, engine: Engine, result: dict[str, Any]) -> Made
         classes=source.classes,
         order=recipe.data.classes,
         held_out="; ".join(held_out(engine.job.data)),
-        accuracy=result["accuracy"],
+        accuracy=result[recipe.task.headline],
         scored=result["pictures"],
     )
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from unlabeled.data.batch.groups import Groups
 from unlabeled.data.label.subset import Part
 from unlabeled.data.opened import Opened
+from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.files import write_text
 from unlabeled.incremental import report
@@ -33,7 +34,7 @@ from unlabeled.recipe import dump
 from unlabeled.report import as_json, html, markdown
 from unlabeled.stages.finetune import Finetune, FinetuneJob, FinetuneRecipe, job_of, predicting
 from unlabeled.train.job import Job
-from unlabeled.transfer.labels import Amount, Labelled, labelled
+from unlabeled.transfer.labels import Labelled
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.result import Scorer
 from unlabeled.transfer.start import check_preprocessing, load_start
@@ -92,15 +93,13 @@ class Incremental(Finetune):
         recipe = cast("IncrementalRecipe", recipe)
         return task_job(recipe, data, *everything(recipe, data), 0)
 
-    def learnt_from(self, job: FinetuneJob) -> np.ndarray:
+    def learnt_from(self, job: FinetuneJob) -> Source:
         one = cast("IncrementJob", job)
-        labels = one.everything.train.labels
-        return labels[labels < one.protocol.known(one.number)]
+        train = one.everything.train
+        return Part(train, np.flatnonzero(train.labels < one.protocol.known(one.number)))
 
     def scorer_of(self, job: Job) -> Scorer:
-        scorer = cast("FinetuneJob", job).scorer
-        assert scorer is not None
-        return scorer
+        return cast("Scorer", cast("FinetuneJob", job).scorer)
 
     def predict_of(self, job: Job, accelerator: Accelerator) -> Predict:
         return predicting(cast("FinetuneJob", job).recipe, accelerator)
@@ -205,8 +204,7 @@ def bounds(recipe: IncrementalRecipe) -> dict[str, IncrementalRecipe]:
 def everything(recipe: IncrementalRecipe, data: Opened) -> tuple[Labelled, Protocol]:
     """All labelled images, renumbered, and which classes come when. Raises UserError when they cannot be had."""
     check_preprocessing(recipe.encoder, recipe.data)
-    task = recipe.task
-    images = labelled(data, Amount(task.fraction, task.shots, task.long_tail, task.fraction_seed, None))
+    images = recipe.task.images(data, None)
     protocol = recipe.tasks.protocol(images.train.classes)
     missing = np.setdiff1d(np.arange(len(images.test.classes)), images.test.labels)
     if len(missing):

@@ -33,7 +33,8 @@ class PictureWriter:
             ViewBatch(view.pixels[:, :COLUMNS], view.mask and view.mask.map(lambda tensor: tensor[:, :COLUMNS]))
             for view in batch.views
         ]
-        batch = Batch(first, batch.labels[:COLUMNS], batch.index[:COLUMNS])
+        boxes = None if batch.boxes is None else batch.boxes.first(COLUMNS)
+        batch = Batch(first, batch.labels[:COLUMNS], batch.index[:COLUMNS], boxes=boxes)
         shown = method.pictures(batch)
         drawn = crops(batch) if shown is None else shown
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from unlabeled.look.thumbnails import Thumbs, thumbnail, write_sheet
 from unlabeled.text import one_line
 from unlabeled.transfer.errors import Chosen, Judged, choose
 from unlabeled.transfer.result import Scorer
-from unlabeled.transfer.task import Task
+from unlabeled.transfer.task import ImageTask
 from unlabeled.transfer.where import maps, overlay
 
 COLUMNS, SIDE = 8, 128  # of the thumbnails of errors
@@ -52,7 +52,7 @@ class Look(BaseModel, frozen=True, extra="forbid"):
         return self.where // 3
 
 
-def write_looks(folder: Path, scorer: Scorer, task: Task, look: Look) -> str:
+def write_looks(folder: Path, scorer: Scorer, task: ImageTask, look: Look) -> str:
     """Write the pictures of the scorer's newest outcomes, those of `task`, into a folder; returns a line where that
     fails, else ""."""
     assert scorer.numbers is not None
@@ -107,7 +107,9 @@ def described(scorer: Scorer, judged: Judged) -> dict[str, Any]:
     }
 
 
-def _write_where(folder: Path, scorer: Scorer, task: Task, shown: Sequence[Judged], crops: dict[int, Tensor]) -> None:
+def _write_where(
+    folder: Path, scorer: Scorer, task: ImageTask, shown: Sequence[Judged], crops: dict[int, Tensor]
+) -> None:
     how, pictures = scorer.predict, [crops[one.number] for one in shown]
     device = how.accelerator.device
     classes = [torch.tensor([getattr(one, field) for one in shown], device=device) for field in ("predicted", "true")]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,12 @@ class Predict(NamedTuple):
     workers: int  # processes that decode
     timeout: float  # seconds to wait for one
 
+    @contextmanager
+    def reading(self, method: Method) -> Iterator[None]:
+        """Within, the method in evaluation mode, without gradients."""
+        with torch.no_grad(), evaluating(method):
+            yield
+
     def __call__(
         self, encode: Encode, method: Method, source: Source, reduce: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> Features:
@@ -38,7 +45,7 @@ class Predict(NamedTuple):
         `encode` takes images [B, C, H, W] to outputs [B, ...]; `reduce` says what is kept of them, see `extract`.
         """
         device = self.accelerator.device
-        with torch.no_grad(), evaluating(method):
+        with self.reading(method):
             return extract(
                 encode,
                 source,

@@ -26,7 +26,8 @@ from unlabeled.text import spreadsheet
 from unlabeled.train.engine import Engine
 from unlabeled.transfer.errors import wrong
 from unlabeled.transfer.predict import Predict
-from unlabeled.transfer.task import Choice, Task
+from unlabeled.transfer.task import Choice, ImageTask
+from unlabeled.transfer.task import Scorer as AnyScorer
 
 # the version changes when the same recipe would be scored otherwise
 PROTOCOL = {"name": "finetune", "version": "1"}
@@ -64,7 +65,7 @@ class Scorer:
                 "data.train, or remove the class from data.val."
             )
 
-    def __call__(self, method: Task) -> dict[str, Any]:
+    def __call__(self, method: ImageTask) -> dict[str, Any]:
         """Scores in percent as JSON, see `Classification`. All processes must call it."""
         chosen = {}
         if self.choice is not None:
@@ -75,7 +76,7 @@ class Scorer:
         self.latest = {**report, "mean_class_accuracy": report["balanced_accuracy"], **chosen}
         return self.latest
 
-    def _classify(self, method: Task) -> Classification:
+    def _classify(self, method: ImageTask) -> Classification:
         """Above so many classes that curves are left out, no logits are kept either."""
         reduce = None if len(self.classes) <= MOST_CURVES else lambda logits, y: Outcomes.of(logits, y).columns()
         scored = self.predict(method.predict, method, self.source, reduce)
@@ -114,7 +115,9 @@ def write_errors(file: Path, scorer: Scorer) -> None:
     write_csv(file, ERRORS, ([*map(spreadsheet, names), f"{probability:.6f}"] for *names, probability in found))
 
 
-def result_of(told: dict[str, Any], engine: Engine, scorer: Scorer, result: dict[str, Any]) -> dict[str, Any]:
+def result_of(
+    told: dict[str, Any], engine: Engine, scorer: AnyScorer, result: dict[str, Any], protocol: dict[str, str] = PROTOCOL
+) -> dict[str, Any]:
     """A result with its protocol, its seeds and its cost."""
     source, facts, task = engine.job.dataset.source, engine.job.facts, told["task"]
     unlabelled = int((source.labels < 0).sum())
@@ -122,7 +125,7 @@ def result_of(told: dict[str, Any], engine: Engine, scorer: Scorer, result: dict
         **result,
         "classes": dict(enumerate(source.classes)),
         "protocol": {
-            **PROTOCOL,
+            **protocol,
             **{name: told[name] for name in ("encoder", "task", "optim", "train")},
             "label_fraction": task["fraction"],
             "labelled_pictures": int((source.labels >= 0).sum()),

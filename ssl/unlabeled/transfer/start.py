@@ -31,13 +31,7 @@ def of_the_encoder(address: str, data: SourceConfig, task: TaskConfig, adapt: Ad
     Raises UserError when there is no such encoder.
     """
     how = preprocessing_of(address)
-    wanted: dict[str, Any] = {"task.crop_pct": how.crop_pct}
-    if how.size is not None:
-        wanted["task.view.size"] = list(how.size)
-    if not is_said(task, "view.interpolation"):
-        wanted["task.interpolation"] = how.interpolation
-    if how.pool not in (None, "cls_mean") and not task.own_pooling:  # no classifier reads both kinds of tokens
-        wanted["task.pool"] = how.pool
+    wanted = task.left_to_the_encoder(how)
     alike = len(how.mean) == data.channels or "channels" not in adapt
     if alike and not data.model_fields_set & {"mean", "std"}:
         wanted |= {"data.mean": list(how.mean), "data.std": list(how.std)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlabeled.look.attention import FEWEST
 from unlabeled.nn.modes import evaluating
 from unlabeled.nn.positions import Grid
-from unlabeled.transfer.task import Task
+from unlabeled.transfer.task import ImageTask
 
 BATCH = 8  # images whose maps are made at once
 DIMMED, OPAQUE = 0.7, 0.65  # the brightness of a picture below its map, and the most that a map covers
@@ -30,7 +30,7 @@ def gradient_weighted(activations: Tensor, gradients: Tensor) -> Tensor:
     return (weights * activations).sum(-1).relu()
 
 
-def maps(task: Task, images: Tensor, classes: Sequence[Tensor]) -> list[Tensor]:
+def maps(task: ImageTask, images: Tensor, classes: Sequence[Tensor]) -> list[Tensor]:
     """For each tensor of classes [B], the maps of their scores [B, rows, columns] for images [B, C, H, W].
 
     Activations are the last ones that the scores depend on: of the network's output, as of a CNN or where patches are
@@ -43,7 +43,7 @@ def maps(task: Task, images: Tensor, classes: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat(each) for each in zip(*found, strict=True)]
 
 
-def _maps(task: Task, images: Tensor, classes: Sequence[Tensor]) -> list[Tensor]:
+def _maps(task: ImageTask, images: Tensor, classes: Sequence[Tensor]) -> list[Tensor]:
     with torch.enable_grad(), evaluating(task):
         with _noted(_watched(task.network, (images.shape[-2], images.shape[-1]))) as noted:
             traced = task.traced(images.detach().requires_grad_())

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlabeled.data.archive.index import EXTENSIONS, Index
+from unlabeled.data.label.boxes import BoxTable
 from unlabeled.data.label.labels import renumbered
 from unlabeled.files import replacing
 
@@ -26,7 +27,7 @@ Split = Literal["train", "val"]
 FORMAT = f"2 {len(EXTENSIONS)}"  # what is read depends on Pillow
 # something may have changed again within the tick of its clock, as git has it for its index
 SETTLED = 2_000_000_000  # ns
-DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
+DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F64": np.float64}
 log = logging.getLogger(__name__)
 SAMPLED = 64
 
@@ -60,7 +61,8 @@ class Listing(NamedTuple):
     labels: NDArray[np.int64]
     files: tuple[Stamp, ...]  # the archives that hold the images, or the table that lists them
     folders: Index  # those that were read, by name below the root; `sizes` are when each was changed last, ns
-    fingerprint: str  # of images and labels
+    fingerprint: str  # of images, labels and boxes
+    boxes: BoxTable | None = None  # of the images, where the source has boxes
 
     @classmethod
     def of(
@@ -71,11 +73,14 @@ class Listing(NamedTuple):
         files: tuple[Stamp, ...] = (),
         folders: Index | None = None,
         named: bool = False,
+        boxes: BoxTable | None = None,
     ) -> Listing:
         """A listing with its fingerprint; `named` where paths do not contain the class names."""
         found = pictures.fingerprint(labels)
         own = digest([found.encode(), *map(str.encode, classes)]) if named and classes else found
-        return cls(pictures, classes, labels, files, folders or Index.empty(), own)
+        if boxes is not None:
+            own = digest([own.encode(), boxes.digest()])
+        return cls(pictures, classes, labels, files, folders or Index.empty(), own, boxes)
 
     def renumbered(self, order: tuple[str, ...]) -> Listing:
         """The same listing with its classes in another order."""
@@ -150,6 +155,8 @@ def save(file: Path, listing: Listing, asked: str) -> None:
     indices = {"pictures": listing.pictures, "folders": listing.folders}
     columns = {f"{name}.{field}": getattr(index, field) for name, index in indices.items() for field in Index.COLUMNS}
     columns["labels"] = listing.labels
+    if (boxes := listing.boxes) is not None:
+        columns |= {f"boxes.{field}": np.ravel(getattr(boxes, field)) for field in BoxTable.COLUMNS}
     header = {
         "format": FORMAT,
         "asked": asked,
@@ -157,6 +164,7 @@ def save(file: Path, listing: Listing, asked: str) -> None:
         "files": listing.files,
         "skipped": listing.pictures.skipped,
         "fingerprint": listing.fingerprint,
+        **({} if boxes is None else {"relative": boxes.relative}),
     }
     text = json.dumps(header)
     try:
@@ -188,7 +196,8 @@ def parsed(data: bytes | mmap.mmap, asked: str) -> Listing | None:
         pictures = _index(columns, "pictures", Counter(header["skipped"]))
         files = tuple(Stamp(*stamp) for stamp in header["files"])
         folders = _index(columns, "folders", Counter())
-        return Listing(pictures, tuple(header["classes"]), columns["labels"], files, folders, header["fingerprint"])
+        found, boxes = header["fingerprint"], _boxes(columns, header.get("relative"))
+        return Listing(pictures, tuple(header["classes"]), columns["labels"], files, folders, found, boxes)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -196,6 +205,13 @@ def parsed(data: bytes | mmap.mmap, asked: str) -> Listing | None:
 def _index(columns: dict[str, NDArray[Any]], name: str, skipped: Counter[str]) -> Index:
     own: dict[str, Any] = {column: columns[f"{name}.{column}"] for column in Index.COLUMNS}
     return Index(**own, skipped=skipped)
+
+
+def _boxes(columns: dict[str, NDArray[Any]], relative: bool | None) -> BoxTable | None:
+    if relative is None:
+        return None
+    own: dict[str, Any] = {name: columns[f"boxes.{name}"] for name in BoxTable.COLUMNS}
+    return BoxTable(**{**own, "corners": own["corners"].reshape(-1, 4)}, relative=relative)
 
 
 def _hash(header: str, columns: dict[str, NDArray[Any]]) -> str:

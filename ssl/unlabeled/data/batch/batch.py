@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from unlabeled.data.label.boxes import BatchBoxes
 from unlabeled.nn.mixing import Mix
 from unlabeled.nn.patches import PatchMask
 
@@ -32,3 +33,4 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of it
     mix: Mix | None = None  # how images are mixed with their neighbours (mixup, CutMix); None = not at all
     truth: Tensor | None = None  # [B] int64, labels for measures alone, see `Source.truth`; None = there are none
+    boxes: BatchBoxes | None = None  # of the first view's crops, in its pixels; None = the source has none

@@ -23,6 +23,7 @@ from unlabeled.data.batch.workers import (
     forgive_who_hangs_up,
     listen_to_nobody,
 )
+from unlabeled.data.label.boxes import BatchBoxes, Boxes
 from unlabeled.data.mask import Place
 from unlabeled.data.order import EpochOrder
 from unlabeled.data.source import Source
@@ -54,6 +55,7 @@ class Sample(NamedTuple):
     mix: Any = None
     image: Tensor | None = None  # whole, where crops are cut on the device
     truth: int | None = None  # see `Source.truth`
+    boxes: Boxes | None = None  # of the first view's crop, where the source has boxes
 
 
 class RawBatch(NamedTuple):
@@ -69,6 +71,7 @@ class RawBatch(NamedTuple):
     mix: Mix | None = None
     images: Tensor | None = None
     truth: Tensor | None = None
+    boxes: BatchBoxes | None = None
 
 
 def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
@@ -164,7 +167,9 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
     truth = None
     if any(sample.truth is not None for sample in samples):
         truth = torch.tensor([-1 if sample.truth is None else sample.truth for sample in samples])
-    return RawBatch(crops, labels, index, bad, stack([sample.mix for sample in samples]), images, truth)
+    boxes = [sample.boxes for sample in samples if sample.boxes is not None]
+    mix = stack([sample.mix for sample in samples])
+    return RawBatch(crops, labels, index, bad, mix, images, truth, BatchBoxes.of(boxes) if boxes else None)
 
 
 def _stack_crops(crops: Sequence[Crops]) -> Crops:
@@ -220,7 +225,7 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
     labels, index = (tensor.to(device, non_blocking=True) for tensor in (raw.labels, raw.index))
     mix = None if raw.mix is None else Mix(*(tensor.to(device, non_blocking=True) for tensor in raw.mix))
     truth = None if raw.truth is None else raw.truth.to(device, non_blocking=True)
-    return Batch(views, labels, index, mix, truth)
+    return Batch(views, labels, index, mix, truth, None if raw.boxes is None else raw.boxes.to(device))
 
 
 def _recoloured(pixels: Tensor, drawn: Photometric, blurred: Tensor | None, normalize: Normalize) -> Tensor:

@@ -10,6 +10,7 @@ from copy import copy
 import numpy as np
 from torch import Tensor
 
+from unlabeled.data.label.boxes import Boxes
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.randomness import Stream, stream
@@ -20,7 +21,7 @@ class Part(Source):
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         self.source, self.indices = source, indices
-        self.labels, self.classes = source.labels[indices], source.classes
+        self.labels, self.classes, self.boxed = source.labels[indices], source.classes, source.boxed
 
     @property
     def whole(self) -> Source:
@@ -51,6 +52,9 @@ class Part(Source):
 
     def image(self, i: int) -> Tensor:
         return self.source.image(int(self.indices[i]))
+
+    def boxes(self, i: int, height: int, width: int) -> Boxes:
+        return self.source.boxes(int(self.indices[i]), height, width)
 
     def key(self, i: int) -> str:
         return self.source.key(int(self.indices[i]))

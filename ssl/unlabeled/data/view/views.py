@@ -180,6 +180,11 @@ class View(BaseModel, frozen=True, extra="forbid"):
             self.mask.check(self.shape, mask_patch or patch)
         self.must_suit(channels)
 
+    def extent(self) -> str:
+        """How much of an image is in it, in words for the plan."""
+        low, high = self.scale
+        return f"area {low:g} to {high:g}" + (" (single-shot)" if self.single_shot else "")
+
     def must_suit(self, channels: int) -> None:
         """Raise ValueError when it does what only RGB can have done to it, and these are other channels."""
         if channels == 3:

@@ -19,6 +19,7 @@ from unlabeled.nn.batchnorm import normalises
 from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.pretrain.method import Output, Progress, Symptom
 from unlabeled.report.card import Made, classifier_card
+from unlabeled.transfer.label_task import LabelTask
 from unlabeled.transfer.losses import Objective, examples
 from unlabeled.transfer.network import (
     ClassifierPool,
@@ -30,11 +31,11 @@ from unlabeled.transfer.network import (
 )
 from unlabeled.transfer.strategies import full
 from unlabeled.transfer.strategy import STRATEGIES, Strategy
-from unlabeled.transfer.task import Task, TaskConfig, Traced
+from unlabeled.transfer.task import ImageTask, Traced
 from unlabeled.transfer.unlabelled import Consistency, Rows, Unlabelled
 
 
-class Config(TaskConfig, frozen=True, extra="forbid"):
+class Config(LabelTask, frozen=True, extra="forbid"):
     """Train one head, and as much of the backbone as the strategy says."""
 
     name: Literal["classify"] = "classify"
@@ -97,7 +98,7 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
     def way(self) -> str:
         return self.strategy.name
 
-    def build(self, encoder: Encoder, counts: Sequence[int], trained: Trained | None = None) -> Task:
+    def build(self, encoder: Encoder, counts: Sequence[int], trained: Trained | None = None) -> ImageTask:
         return Classifier(encoder, self, counts, trained)
 
     def describe(self) -> str:
@@ -109,7 +110,7 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
         return self.strategy.plan(max(method.layers.values()), epochs)
 
 
-class Classifier(Task):
+class Classifier(ImageTask):
     """A timm model with a head: its backbone from an encoder, or from a trained classifier; its head new."""
 
     model: Any  # a timm model: its attributes are timm's

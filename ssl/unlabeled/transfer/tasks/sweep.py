@@ -22,17 +22,18 @@ from unlabeled.pretrain.method import Output, Progress
 from unlabeled.report.card import Made, head_card
 from unlabeled.train.optimizer import Optim
 from unlabeled.train.watch import Watching
+from unlabeled.transfer.label_task import LabelTask
 from unlabeled.transfer.losses import Objective, examples
 from unlabeled.transfer.network import Trained
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.strategies import frozen
-from unlabeled.transfer.task import Task, TaskConfig, Traced
+from unlabeled.transfer.task import ImageTask, Traced
 from unlabeled.transfer.tasks import classify
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Config(TaskConfig, frozen=True, extra="forbid"):
+class Config(LabelTask, frozen=True, extra="forbid"):
     """Train many linear heads on a frozen backbone side by side: every rate on every kind of features."""
 
     name: Literal["sweep"] = "sweep"
@@ -54,10 +55,11 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
         kinds = [FeatureSpec(each, blocks) for blocks in self.blocks for each in self.pools or (self.pool,)]
         return [Head(kind, rate) for kind in dict.fromkeys(kinds) for rate in self.rates]
 
-    def build(self, encoder: Encoder, counts: Sequence[int], trained: Trained | None = None) -> Task:
+    def build(self, encoder: Encoder, counts: Sequence[int], trained: Trained | None = None) -> ImageTask:
         return LinearSweep(encoder, self, counts)
 
     def check(self, watch: Watching | None, optim: Optim) -> None:
+        super().check(watch, optim)
         heads = len(self.heads())
         if heads == 1:
             return
@@ -91,7 +93,7 @@ class Head(NamedTuple):
     rate: float
 
 
-class LinearSweep(Task):
+class LinearSweep(ImageTask):
     """Linear heads that learn as if each were alone: their losses are added, and none sees another's gradient.
 
     The encoder is copied and stays as it is, running statistics included. Of the heads `tried`, the one of number

@@ -1,0 +1,1 @@
+"""Detectors: each file is a kind, see `unlabeled.transfer.detector`."""
