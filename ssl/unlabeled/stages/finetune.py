@@ -87,8 +87,21 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
     @classmethod
     def _view_suits_the_pictures(cls, task: TaskConfig, info: ValidationInfo) -> TaskConfig:
         if "data" in info.data:
-            task.view.must_suit(info.data["data"].channels)
+            for view in task.crops:
+                view.must_suit(info.data["data"].channels)
+            if task.without_labels is not None:
+                task.without_labels.seeing(info.data["data"])
         return task
+
+    @model_validator(mode="after")
+    def _device_can_cut_strong_views(self) -> FinetuneRecipe:
+        without = self.task.without_labels
+        if self.run.views == "device" and without is not None and (spec := without.strong.rand_augment) is not None:
+            raise ValueError(
+                f"run.views=device cannot do what task.unlabelled.strong.rand_augment={spec!r} asks for: Pillow "
+                "changes crops in workers. Set run.views=worker, or rand_augment: null and a jitter"
+            )
+        return self
 
     @model_validator(mode="after")
     def _task_suits_the_rest(self) -> FinetuneRecipe:
@@ -180,6 +193,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         return [
             ("pictures", f"{_count(source)} from {location(recipe.data)}, {len(source.classes)} classes{some}"),
             ("backbone", recipe.encoder),
+            *_unlabelled(job),
             *([("taken", f"from the encoder: {', '.join(taken)}")] if taken else []),
             ("task", f"{task.name}, {task.describe()}"),
             *([("unfreezing", text)] if (text := task.unfreezing(on_meta(job.build), recipe.train.epochs)) else []),
@@ -248,6 +262,18 @@ def job_of(
     return FinetuneJob(recipe=recipe, build=build, data=data, dataset=dataset, images=images, weights=start.digest)
 
 
+def _unlabelled(job: FinetuneJob) -> list[Line]:
+    """The line of the plan about images without labels, where there are any."""
+    without, source = job.recipe.task.without_labels, job.dataset.source
+    if without is None:
+        return []
+    where = "data.train, labels hidden" if without.data is None else location(without.data)
+    steps = len(source) // job.recipe.train.batch_size
+    passes = steps * job.recipe.train.batch_size // (1 + without.ratio) / len(job.images.train)
+    count = len(source) - len(job.images.train)
+    return [("unlabelled", f"{count:,} from {where}; an epoch passes {passes:.3g} times over the labelled pictures")]
+
+
 def _count(source: Source) -> str:
     """The number of images to learn from, and of all, for the plan."""
     whole = len(source.whole)
@@ -276,7 +302,8 @@ def predicting(recipe: FinetuneRecipe, accelerator: Accelerator) -> Predict:
 
 def made(recipe: FinetuneRecipe, engine: Engine, result: dict[str, Any]) -> Made:
     """How an export was made, for its card."""
-    source, facts = engine.job.dataset.source, engine.job.facts
+    images, facts = cast("FinetuneJob", engine.job).images, engine.job.facts
+    source = images.train
     counts = (len(source), facts["pictures"], engine.step, engine.skipped, len(engine.bad.keys))
     return Made(
         recipe.name,
