@@ -240,6 +240,8 @@ def test_a_batch_gives_every_image_its_boxes() -> None:
     batch = BatchBoxes.of(images)
     assert batch.counts == (2, 0, 1) and [len(corners) for corners, _ in batch.each()] == [2, 0, 1]
     assert torch.equal(batch.first(2).corners, images[0].corners)
+    again = batch.repeated(5)
+    assert again.counts == (2, 0, 1, 2, 0) and torch.equal(again.each()[3][0], images[0].corners)
     both = Boxes.joined([images[0], images[2]])
     assert both.corners.tolist() == [[0, 0, 2, 2], [1, 1, 3, 3], [2, 2, 4, 4]] and both.crowd.tolist()[1]
     assert BoxTable.of([[(0.25, 0.5, 0.5, 1, 0, 0, 0.125)]], relative=True).boxes(0, 8, 16).corners.tolist() == [

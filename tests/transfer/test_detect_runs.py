@@ -154,3 +154,12 @@ def test_the_plan_counts_memory_and_time(home: Path, tmp_path: Path, capfd: pyte
     assert launch("finetune", command(home, tmp_path, "--dry-run", *WAYS["faster_rcnn"])) == [0]
     said = capfd.readouterr().err
     assert "resized by 0.7 to 1.5, mosaic 0.5" in said and "activations" in said and "images/s" in said
+
+
+def test_the_doctor_takes_steps_with_boxes(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = launch("doctor", [*command(home, tmp_path, "train.batch_size=8"), "--json", "--seconds", "0.5"])
+    said = capfd.readouterr().err  # both streams are in it
+    assert "{" in said, (code, said[-1500:])
+    facts = json.loads(said[said.index("{") :])
+    assert code in ([0], [1])
+    assert facts["speed"] and facts["splits"]["train"]["suspicious"]["boxes_empty"]["count"] == 0

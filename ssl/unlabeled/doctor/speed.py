@@ -172,7 +172,8 @@ def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
         if blurred is not None and device.type == "cuda":
             blurred = blurred.pin_memory()
         crops.append(crop._replace(pixels=take(crop.pixels), blurred=blurred, **extra))
-    return RawBatch(crops, take(raw.labels), take(raw.index), [], images=raw.images)
+    boxes = None if raw.boxes is None else raw.boxes.repeated(size)
+    return RawBatch(crops, take(raw.labels), take(raw.index), [], images=raw.images, boxes=boxes)
 
 
 def _step(engine: Engine, pending: list[RawBatch]) -> int:

@@ -237,7 +237,7 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
         return ("val",)
 
     def encoder(self, job: FinetuneJob, method: Method) -> Encode:
-        return cast("Task", method).predict
+        return cast("Task", method).timed
 
 
 def job_of(

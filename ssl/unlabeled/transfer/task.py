@@ -42,6 +42,10 @@ class Task(Method):
         """What it says of images [B, C, H, W], by the weights that are scored and exported."""
 
     @abstractmethod
+    def timed(self, images: Tensor) -> Tensor:
+        """As `predict`, what the network alone computes, whose time is measured."""
+
+    @abstractmethod
     def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:
         """Write a folder that timm reads, in the place of an earlier one, with a card of how it was `made`.
 
@@ -79,6 +83,9 @@ class ImageTask(Task):
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
         """Class scores [B, classes] of images [B, C, H, W], by the weights that are scored and exported."""
+
+    def timed(self, images: Tensor) -> Tensor:
+        return self.predict(images)
 
     @abstractmethod
     def traced(self, images: Tensor) -> Traced:

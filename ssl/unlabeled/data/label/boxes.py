@@ -51,6 +51,12 @@ class BatchBoxes(NamedTuple):
         corners, classes = (tensor.to(device, non_blocking=True) for tensor in self[:2])
         return BatchBoxes(corners, classes, self.counts)
 
+    def repeated(self, images: int) -> BatchBoxes:
+        """Those of so many images, the same ones again and again."""
+        rows, each = [row % len(self.counts) for row in range(images)], self.each()
+        corners, classes = (torch.cat([each[row][part] for row in rows]) for part in (0, 1))
+        return BatchBoxes(corners, classes, tuple(self.counts[row] for row in rows))
+
     def first(self, images: int) -> BatchBoxes:
         """Those of the first images."""
         counts = self.counts[:images]

@@ -174,6 +174,9 @@ class Detection(Task):
         """The boxes in images [B, C, H, W], by the weights that are scored and exported."""
         return self.scored.detect(images)
 
+    def timed(self, images: Tensor) -> Tensor:
+        return self.scored.dense(images)
+
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Tensor | None:
         """The views with their boxes, and with those that are found: [B, 2, C, H, W]."""
