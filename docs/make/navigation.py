@@ -19,6 +19,7 @@ SECTIONS = {
         "tutorials/few_labels.md",
         "tutorials/new_classes.md",
         "tutorials/unknown.md",
+        "tutorials/boxes.md",
         "tutorials/one_gpu.md",
         "tutorials/eight_gpus.md",
         "tutorials/slurm.md",
