@@ -181,6 +181,7 @@ def test_the_seed_of_the_first_task_is_the_recipes() -> None:
         (["tasks.strategy.name=icarl"], "needs images of earlier tasks"),
         (["tasks.memory.total=5", "tasks.strategy.name=icarl"], "less than one image of each"),
         (["task.label_smoothing=0.1"], "task.label_smoothing changes the loss"),
+        (["task.unlabelled={}"], "task.unlabelled changes the loss"),
         (["task.strategy.name=linear"], "has no head that grows"),
         (["task.name=sweep"], "need task.name=classify"),
         (["watch={every: 2}"], "leave it out"),

@@ -41,7 +41,7 @@ from unlabeled.transfer.start import check_preprocessing, load_start
 from unlabeled.transfer.tasks.classify import Config
 
 SUMMARY = "fine-tune on classes that come in tasks, one after another"
-FORBIDDEN = {"mixing", "label_smoothing", "effective_number", "logit_adjustment", "flood", "ema"}
+FORBIDDEN = {"mixing", "label_smoothing", "effective_number", "logit_adjustment", "flood", "ema", "unlabelled"}
 
 
 class IncrementalRecipe(FinetuneRecipe, frozen=True, extra="forbid"):
@@ -193,12 +193,8 @@ def bounds(recipe: IncrementalRecipe) -> dict[str, IncrementalRecipe]:
         run = recipe.run.model_copy(update={"output": f"{recipe.output}/{name}"})
         return recipe.model_copy(update={"tasks": tasks, "run": run})
 
-    # more classes than there can be: one task
-    return {
-        "": recipe,
-        "finetune": changed("finetune", lower),
-        "joint": changed("joint", lower.model_copy(update={"init": None})),
-    }
+    upper = lower.model_copy(update={"init": None})  # one task
+    return {"": recipe, "finetune": changed("finetune", lower), "joint": changed("joint", upper)}
 
 
 def everything(recipe: IncrementalRecipe, data: Opened) -> tuple[Labelled, Protocol]:
