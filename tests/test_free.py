@@ -16,6 +16,8 @@ from unlabeled.stages.pretrain import PretrainRecipe
 
 FREE = ("run", "data.allow_overlap", "data.path", "data.val_path", "data.root", "data.cache", "data.classes")
 FREE += ("data.max_bad_fraction", "data.connections", "data.by_shard.folder", "data.by_shard.open", "evaluate", "look")
+# images without labels are a section of their own
+OTHERS = tuple(f"task.unlabelled.{one}" for one in FREE if one.startswith("data."))
 
 
 def paths(kind: Kind, prefix: str = "") -> Iterator[str]:
@@ -26,7 +28,7 @@ def paths(kind: Kind, prefix: str = "") -> Iterator[str]:
             yield from paths(kind_of(field), f"{prefix}{name}.")
 
 
-@pytest.mark.parametrize("schema, own", [(PretrainRecipe, ("continued.keep",)), (FinetuneRecipe, ())])
+@pytest.mark.parametrize("schema, own", [(PretrainRecipe, ("continued.keep",)), (FinetuneRecipe, OTHERS)])
 def test_these_are_free_and_no_others(schema: type[BaseModel], own: tuple[str, ...]) -> None:
     found, free = set(paths(Kind(schema, ()))), (*FREE, *own)
     assert set(free) <= found and len(found) > 100

@@ -28,6 +28,7 @@ from unlabeled.stages.pretrain import PretrainRecipe
 NO_PATHS = {
     *("name", "model", "schedule", "rand_augment", "labels", "part", "separator", "image", "label", "split"),
     *("train", "val", "config", "revision", "dataset", "values", "ignore", "layer"),
+    *("train_boxes", "val_boxes", "names"),  # below data.path
 }
 # positionals and options of text that are no paths
 NO_PATH_OPTIONS = {

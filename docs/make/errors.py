@@ -26,9 +26,9 @@ AREAS = {
     "Networks and weights": ["backbone", "nn"],
     "Pretraining": ["pretrain"],
     "Training, checkpoints and going on": ["train", "launch", "accelerator", "environment", "processes"],
-    "Fine-tuning": ["transfer", "ladder"],
+    "Fine-tuning": ["transfer", "ladder", "incremental"],
     "Evaluation": ["evaluate"],
-    "Features, exports and search": ["serve", "search", "push"],
+    "Features, exports and search": ["serve", "search", "discover", "push"],
     "Reports, looks and watching": ["report", "look", "page", "watch"],
     "Files": ["files", "manifest"],
 }

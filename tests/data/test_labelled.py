@@ -17,7 +17,7 @@ LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3, 4, -1], [10
 
 
 def source(labels: np.ndarray) -> Any:
-    return SimpleNamespace(labels=labels, classes=tuple("abcde"), key=str)
+    return SimpleNamespace(labels=labels, classes=tuple("abcde"), boxed=False, key=str)
 
 
 def opened(watch: Watching | None, labels: np.ndarray = LABELS, **task: Any) -> Labelled:

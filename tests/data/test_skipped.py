@@ -125,7 +125,7 @@ def test_plan_and_doctor_say_what_is_not_read(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_plan_counts_what_fine_tuning_leaves_out_for_want_of_a_label() -> None:
-    source = cast(Source, SimpleNamespace(labels=np.array([0, -1, 1, -1, -1]), classes=("a", "b")))
+    source = cast(Source, SimpleNamespace(labels=np.array([0, -1, 1, -1, -1]), classes=("a", "b"), boxed=False))
     part = Part(source, np.array([0, 2]))
     assert part.unlabelled == 3 and part.whole is source
 

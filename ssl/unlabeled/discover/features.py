@@ -70,7 +70,7 @@ def read(folder: Path) -> Side:
     files = [Stored(folder / name) for name in sorted(manifest["files"])]
     names = [name for file in files for name in file.keys]
     if not names:
-        raise UserError(f"none of the pictures of {manifest['data']} can be used: {folder / 'bad.jsonl'} says why.")
+        raise UserError(f"none of the pictures of {manifest['data']} can be used: look at {folder / 'bad.jsonl'}")
     x = torch.cat([file.features.double() for file in files])
     if not x.isfinite().all():
         raise UserError("the features are not finite. Take an earlier checkpoint or export.")

@@ -59,8 +59,8 @@ class Tasks(BaseModel, frozen=True, extra="forbid"):
         else:
             if strange := [name for name in self.order if name not in classes]:
                 raise UserError(
-                    f"tasks.order names {strange[0]!r}, which is no class of data.train; it has {len(classes)}, "
-                    f"such as {classes[0]!r}"
+                    f"tasks.order names {strange[0]!r}, which is no class of data.train; expected each of its "
+                    f"{len(classes)}, such as {classes[0]!r}"
                 )
             order = listed_order(len(classes), [classes.index(name) for name in self.order])
         return Protocol(np.array(order), increments(len(classes), self.init or len(classes), self.step))

@@ -136,7 +136,7 @@ def load_detector(path: str | Path) -> LoadedDetector:
     folder, config = opened(path)
     if "detector" not in config:
         raise UserError(
-            f"{folder} holds no detector. Fine-tune one with task.name=detect, or load it with unlabeled.load."
+            f"{folder} holds no detector. Take an export of task.name=detect, or load it with unlabeled.load."
         )
     try:
         section = Section.model_validate_json(json.dumps(config["detector"]))

@@ -118,7 +118,7 @@ def judge(
     if unusable:
         log.warning("the score leaves out %d of %d pictures, the first: %s", len(unusable), len(source), unusable[0])
     if len(unusable) == len(source):
-        raise UserError(f"none of the {len(source)} pictures of data.val can be used, the first: {unusable[0]}")
+        raise UserError(f"none of the {len(source)} pictures of data.val can be used. Mend them: {unusable[0]}")
     return sorted((one for some, _ in shares for one in some), key=lambda one: one.number)
 
 
