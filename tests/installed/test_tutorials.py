@@ -40,6 +40,10 @@ SMALLER = [
     (r"pretrain dino_vits16_1gpu\b", DINO),
     (r"finetune (photos_few_labels|defects_few_labels|retrain_cifar10)\b", TUNED),
     (r"finetune vits16_1gpu\b", f"{TUNED} task.view.rand_augment=null task.strategy.drop_path=0"),
+    (
+        r"finetune detect_cpu\b",
+        f"{CPU} task.view.size=64 task.detector.channels=16 task.detector.width=32 optim.warmup_epochs=0",
+    ),
     (r"^unlabeled start\b", "--minutes 1"),
     (r"pretrain recipe.yaml", "train.epochs=1 optim.warmup_epochs=0 method.view.size=32"),
     (r"^unlabeled doctor\b", "--pictures 12 --seconds 0.2"),
@@ -117,6 +121,16 @@ def many(folder: Path, rng: np.random.Generator) -> None:
         classes(4)(folder / split, rng)
 
 
+def boxed(folder: Path, rng: np.random.Generator) -> None:
+    for split in ("train", "val"):
+        photos(folder / "images" / split, rng, 12)
+        (folder / "labels" / split).mkdir(parents=True)
+        for picture in (folder / "images" / split).iterdir():
+            x, y = rng.uniform(0.3, 0.7, 2)
+            (folder / "labels" / split / f"{picture.stem}.txt").write_text(f"{rng.integers(2)} {x} {y} 0.4 0.4\n")
+    (folder / "data.yaml").write_text("names: [screw, nut]\n")
+
+
 # page -> what it calls its pictures -> how they are drawn
 PICTURES: dict[str, dict[str, Draw]] = {
     "first_hour": {"photos": photos, "labelled": labelled},
@@ -129,6 +143,7 @@ PICTURES: dict[str, dict[str, Draw]] = {
     "few_labels": {"photos": photos, "labelled": labelled},
     "new_classes": {"photos": photos, "labelled": classes(4), "checked": classes(6)},
     "unknown": {"photos": photos, "labelled": labelled, "strange": photos, "many": many},
+    "boxes": {"photos": photos, "boxes": boxed},
     "one_gpu": {"pictures": photos, "labelled": labelled},
     "eight_gpus": {"pictures": photos, "labelled": labelled},
     "slurm": {"pictures": photos, "labelled": labelled},
