@@ -48,6 +48,7 @@ WITH_GRADIENTS = (
     "derpp/step.safetensors",
     "semi/fixmatch.safetensors",
     "semi/freematch.safetensors",
+    "simgcd/step.safetensors",
     "vitdet/pyramid.safetensors",
 )
 # files of sets that nothing here computes, with the reason

@@ -1,6 +1,6 @@
 """Contrastive losses: each row finds its other view among the rows of all processes.
 
-Each returns the mean over the rows of this process, in float32 also under autocast.
+Each returns the mean over the rows of this process, in float32 also under autocast; `nt_xent` keeps float64.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.nn.collectives import gather_with_gradient, rank
-from unlabeled.nn.loss.exact import exact
+from unlabeled.nn.loss.exact import exact, wide
 from unlabeled.nn.regions import region
 
 
@@ -33,7 +33,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     and keys get gradients.
     """
     with exact(a):
-        a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
+        a, b = F.normalize(wide(a), dim=1), F.normalize(wide(b), dim=1)
         all_a, all_b = gather_with_gradient(a), gather_with_gradient(b)
         return (_nt_xent_half(a, all_a, all_b, temperature) + _nt_xent_half(b, all_b, all_a, temperature)) / 2
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.nn.loss.exact import wide
 from unlabeled.nn.measures import teaching
 from unlabeled.nn.regions import region, varying
 
@@ -34,11 +35,11 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Te
     """-sum target log softmax(logits / temperature) over the last axis: [..., K] and [..., K] to [...].
 
     Targets need not sum to 1, have no gradient, and may lack leading axes. Uses logsumexp to save a tensor of
-    log-probabilities.
+    log-probabilities. Few logits keep float64.
     """
     if _is_large(logits):
         return _cross_entropy(logits, target, temperature)
-    scaled = logits.float() / temperature
+    scaled = wide(logits) / temperature
     return target.sum(-1) * scaled.logsumexp(-1) - (target * scaled).sum(-1)
 
 
