@@ -10,7 +10,7 @@ from pathlib import Path
 import naive_lejepa
 import pytest
 import torch
-from parity import naive_discovery, naive_vitdet
+from parity import naive_discovery, naive_simgcd, naive_vitdet
 from parity.golden import DEFAULT, METHODS, READ, Golden, Settings, assert_close, folders_of, golden_folders
 from parity.naive import barlowtwins, byol, save, simdino, simsiam, vicreg
 from parity.naive_dinov3 import dinov3
@@ -95,6 +95,20 @@ def test_discovery_agrees_with_sets_computed_picture_by_picture(tmp_path: Path) 
         rewrite(file, change)
     failed = {"test_hungarian_accuracy[1]", "test_semi_supervised_kmeans", "test_scores", "test_measures[knn]"}
     assert run(tmp_path, *modules[:3]) == (1, {*failed, "test_swapped_prediction"})
+
+
+def test_simgcd_agrees_with_a_set_computed_picture_by_picture(tmp_path: Path) -> None:
+    naive_simgcd.write(tmp_path / "simgcd")
+    module, chosen = str(HERE / "test_simgcd.py"), ("-k", "simgcd or test_simgcd")
+    assert run(tmp_path, module, str(HERE / "test_whole.py"), *chosen) == (0, set())
+
+    def change(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
+        for name in ("out/supcon", "out/teacher_temps", "grad/1.last_layer.weight_v"):
+            tensors[name] = tensors[name] * (1 + 1e-6)
+
+    shutil.copytree(tmp_path / "simgcd", tmp_path / "wrong" / "simgcd")
+    rewrite(tmp_path / "wrong" / "simgcd" / "step.safetensors", change)
+    assert run(tmp_path / "wrong", module) == (1, {"test_one_step", "test_gradients", "test_the_teacher_sharpens"})
 
 
 @pytest.mark.parametrize(("factors", "stride"), [((4.0, 1.0), 8), ((2.0, 1.0, 0.5), 16)])

@@ -10,11 +10,14 @@ from typing import Any
 from unlabeled.report import page
 from unlabeled.report.document import Figure, Part, Table, Text
 from unlabeled.report.visuals import Chart, Gallery, Line, Matrix, Row, Sheet, Shown, Tone
-from unlabeled.transfer.detection import report
+from unlabeled.transfer.detection import report as detection
+from unlabeled.transfer.simgcd import report as simgcd
 
 LOOK = "look"
 MOST_CELLS = 30  # classes up to which the matrix is drawn by the page
 MOST_NAMED = 200  # classes of the table
+# of protocols that are not about one class of each image
+OWN: dict[str, Callable[[dict[str, Any]], Iterator[Part]]] = {"detect": detection.parts, "simgcd": simgcd.parts}
 MISTAKES = 5  # classes that one is taken for, in a row
 
 # whatever a file of another version, or a damaged one, makes of the reader
@@ -43,8 +46,8 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 def _parts(folder: Path, result: dict[str, Any]) -> Iterator[Part]:
     yield Text("Scores", "heading")
-    if result["protocol"]["name"] == "detect":
-        yield from report.parts(result)
+    if (own := OWN.get(result["protocol"]["name"])) is not None:
+        yield from own(result)
         return
     yield page.scores(result)
     yield Text("Errors", "heading")

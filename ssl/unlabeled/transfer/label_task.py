@@ -20,6 +20,7 @@ from unlabeled.data.batch.sampler import Order
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.view.mixing import Mixing
+from unlabeled.data.view.views import View
 from unlabeled.train.engine import Engine
 from unlabeled.train.optimizer import Optim
 from unlabeled.train.watch import Watching
@@ -88,14 +89,7 @@ class LabelTask(TaskConfig, ABC, frozen=True, extra="forbid"):
         return self.crop_pct
 
     def left_to_the_encoder(self, how: Preprocessing) -> dict[str, Any]:
-        wanted: dict[str, Any] = {"task.crop_pct": how.crop_pct}
-        if how.size is not None:
-            wanted["task.view.size"] = list(how.size)
-        if "interpolation" not in self.view.model_fields_set:
-            wanted["task.interpolation"] = how.interpolation
-        if how.pool not in (None, "cls_mean") and not self.own_pooling:  # no classifier reads both kinds of tokens
-            wanted["task.pool"] = how.pool
-        return wanted
+        return as_evaluated(self.view, self.own_pooling, how)
 
     def images(self, data: Opened, watch: Watching | None) -> Labelled:
         hold_out = None if watch is None else watch.hold_out
@@ -153,3 +147,16 @@ class LabelTask(TaskConfig, ABC, frozen=True, extra="forbid"):
                 nn.init.trunc_normal_(layer.weight, std=self.head_std).mul_(self.head_scale)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+
+def as_evaluated(view: View, own_pooling: bool, how: Preprocessing) -> dict[str, Any]:
+    """The crop, size, interpolation and pooling with which an encoder is evaluated, by path in a recipe, for a task of
+    this `view` that may pool by itself."""
+    wanted: dict[str, Any] = {"task.crop_pct": how.crop_pct}
+    if how.size is not None:
+        wanted["task.view.size"] = list(how.size)
+    if "interpolation" not in view.model_fields_set:
+        wanted["task.interpolation"] = how.interpolation
+    if how.pool not in (None, "cls_mean") and not own_pooling:  # no classifier reads both kinds of tokens
+        wanted["task.pool"] = how.pool
+    return wanted

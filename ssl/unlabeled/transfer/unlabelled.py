@@ -36,6 +36,9 @@ def _all_in(value: Any) -> Any:
     return {"name": "files", "path": value, "stray": "keep"} if isinstance(value, str) else value
 
 
+Pictures = Annotated[AnyData | None, BeforeValidator(_all_in)]
+
+
 class Strong(BaseModel, frozen=True, extra="forbid"):
     """What a strong view has beyond the crop and flip of `task.view`."""
 
@@ -71,7 +74,7 @@ class Strong(BaseModel, frozen=True, extra="forbid"):
 class Unlabelled(BaseModel, frozen=True, extra="forbid"):
     """The `task.unlabelled` section."""
 
-    data: Annotated[AnyData | None, BeforeValidator(_all_in)] = Field(
+    data: Pictures = Field(
         None,
         description="pictures without labels: a section like `data`, or only a folder or tar; labels are not read but "
         "for logging how often pseudo-labels are right. null = all of `data`, labels hidden",

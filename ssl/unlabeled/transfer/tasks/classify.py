@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -137,6 +138,11 @@ class Classifier(ImageTask):
         self.objective = Objective(counts, config.effective_number, config.logit_adjustment, config.flood)
         self.consistency = None if config.unlabelled is None else Consistency(config.unlabelled, len(counts))
         self.strategy.start_(self.model, type(encoder), head_prefixes(self.model), self.new)
+        for name, parameter in self.model.named_parameters():  # of layers that never begin to learn
+            if math.isinf(self.strategy.starts(self._below_the_head(self.layers[name]))) and not name.startswith(
+                self.new
+            ):
+                parameter.requires_grad_(False)
         self.waiting = list(self._waiting())
         self.average: nn.Module | None = None
         if config.ema is not None:  # averaged weights: no gradients, evaluation mode
@@ -155,15 +161,19 @@ class Classifier(ImageTask):
         return (*found,) if isinstance(found, tuple | nn.ModuleList) else (found,)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        if self.training:  # layers that are still frozen run in evaluation mode: no BatchNorm updates, no dropout
-            for module, start in self.waiting:
-                module.train(progress.epoch >= start)
+        self.wake(progress)
         if self.consistency is None:
             return self._labelled(batch)
         labelled, rows = self.consistency.separate(batch)
         loss, metrics, _ = self._labelled(labelled)
         more, measures = self._unlabelled(self.consistency, rows)
         return Output(loss + more, {**metrics, "supervised": loss.detach(), **measures})
+
+    def wake(self, progress: Progress) -> None:
+        """In training, run layers that are still frozen in evaluation mode: no BatchNorm updates, no dropout."""
+        if self.training:
+            for module, start in self.waiting:
+                module.train(progress.epoch >= start)
 
     def _labelled(self, batch: Batch) -> Output:
         images, targets = examples(batch, self.num_classes, self.config.label_smoothing)
