@@ -23,6 +23,7 @@ from unlabeled.data.sources.files import Config as Files
 from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.errors import UserError
 from unlabeled.evaluate.features import Features
+from unlabeled.nn.mixing import Mix
 from unlabeled.pretrain.method import Progress
 from unlabeled.recipe import RecipeError, parse
 from unlabeled.report.card import Made
@@ -31,10 +32,11 @@ from unlabeled.train.tracking import Diagnosis
 from unlabeled.transfer.labels import Amount
 from unlabeled.transfer.simgcd.images import joined, labelled
 from unlabeled.transfer.simgcd.loss import Losses, unevenness
+from unlabeled.transfer.simgcd.method import SimGcd
 from unlabeled.transfer.simgcd.score import Scorer
 from unlabeled.transfer.strategies import last
 from unlabeled.transfer.tasks import classify
-from unlabeled.transfer.tasks.simgcd import Config, SimGcd
+from unlabeled.transfer.tasks.simgcd import Config
 
 B, K, D, DEPTH = 12, 5, 4, 3
 START = Progress(0, 10, 0.0, 1.0)
@@ -93,6 +95,20 @@ def test_memax_is_what_evens_clusters() -> None:
     assert after["cluster_entropy"] > before["cluster_entropy"]
 
 
+def test_mixed_pictures_have_the_classes_of_both() -> None:
+    """Rows 0 and 1: labelled and unlabelled; 2 and 3 both sure; 4 and 5, of which one is not, count for nothing."""
+    sharp = torch.tensor([[1, 1], [3, 2], [9, 0], [0, 9], [9, 0], [1, 1]], dtype=torch.float64).softmax(-1)
+    share, logits = torch.tensor([0.7, 0.3, 0.6, 0.4, 0.5, 0.5], dtype=torch.float64), drawn(2, 6, 2)
+    mix = Mix(share, torch.zeros(6, 4, dtype=torch.int64))
+    found = Losses(student=0.2).mixed(logits, sharp, torch.tensor([0]), torch.tensor([1]), mix)
+    aims = [torch.tensor([0.0, 1.0], dtype=torch.float64), *sharp[1:4]]
+    losses = []
+    for i, other in enumerate((1, 0, 3, 2)):
+        aim = share[i] * aims[i] + (1 - share[i]) * aims[other]
+        losses.append(-(aim * (logits[i] / 0.2).log_softmax(0)).sum())
+    torch.testing.assert_close(found, torch.stack(losses).sum() / 6)
+
+
 # ---------------------------------------------------------------- the task
 
 
@@ -104,8 +120,10 @@ def encoder() -> Encoder:
 
 def built(**settings: Any) -> SimGcd:
     config = Config(view={"size": 8}, hidden=10, bottleneck=6, known=3, classes=K, **settings)
-    torch.manual_seed(1)
-    return SimGcd(encoder(), config, 3, K).train()
+    source: Any = SimpleNamespace(classes=tuple("abcdef"))
+    model = config.begin(encoder(), source, None, 0)
+    assert isinstance(model, SimGcd)
+    return model.train()
 
 
 def batch(ratio: int = 2, periods: int = 2) -> Batch:
@@ -148,6 +166,14 @@ def test_labels_are_those_of_labelled_pictures_alone() -> None:
     assert model(own._replace(labels=other), START).loss.equal(loss)
     other[0] = 2
     assert not model(own._replace(labels=other), START).loss.equal(loss)
+
+
+def test_mixing_adds_a_term_and_leaves_the_others() -> None:
+    model, own = built(ratio=1), batch(1, 3)
+    mix = Mix(torch.full((6,), 0.6), torch.zeros(6, 4, dtype=torch.int64))
+    plain, mixed = model(own, START), model(own._replace(mix=mix), START)
+    torch.testing.assert_close(mixed.loss, plain.loss + mixed.metrics["mixed"])
+    assert "mixed" not in plain.metrics and mixed.metrics["mixed"] > 0
 
 
 def test_the_teacher_sharpens_with_the_epochs() -> None:
@@ -216,12 +242,13 @@ def test_pictures_elsewhere_are_scored_by_their_folders_known_classes_first(tmp_
 
 
 def test_without_folders_the_labelled_split_is_scored(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    other = Files(path=str(tmp_path), stray="keep", val=None)
+    (tmp_path / "bare").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "bare" / "a.png")
+    other = Files(path=str(tmp_path / "bare"), stray="keep", val=None)
     images = labelled(Opened(Shapes(train_size=40, val_size=20, size=16)), None, other, Amount())
     assert len(images.test) == 20
+    named = Opened(Files(path=folders(tmp_path / "named", pear=3, plum=3), val=None))
     with pytest.raises(UserError, match=r"nothing tells how good the clusters are.*data\.split=0\.2"):
-        named = Opened(Files(path=folders(tmp_path / "named", pear=3, plum=3), val=None))
         labelled(named, None, other, Amount())
 
 
@@ -258,6 +285,7 @@ def test_scores_are_by_one_matching_of_clusters_with_classes() -> None:
         ("{name: simgcd, unlabelled: /photos}", r"set task\.classes to known and new ones together"),
         ("{name: simgcd, known: 5, classes: 4}", "classes 4 are fewer than the 5 known ones"),
         ("{name: simgcd, view: {size: 16, count: 2}}", "cuts two crops by itself, found count 2"),
+        ("{name: simgcd, ratio: 2, mix_unlabelled: {mixup: 0.5}}", r"expected an odd ratio, found 2.*task\.ratio=1"),
         ("{name: simgcd, mixing: null}", r"task\.mixing: unknown field"),
         ("{name: simgcd, known: 5}\nwatch: {every: 10}", "Set watch=null"),
     ],

@@ -52,15 +52,19 @@ def command(home: Path, output: Path, *more: str) -> list[str]:
     return [str(home / "simgcd.yaml"), f"run.output={output}", *more]
 
 
-def test_killed_runs_and_two_processes(home: Path, tmp_path: Path) -> None:
+WAYS: dict[str, tuple[str, ...]] = {"plain": (), "mixed": ("task.mix_unlabelled={mixup: 0.8}", "task.ratio=3")}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_runs_and_two_processes(home: Path, tmp_path: Path, way: str) -> None:
     whole, killed, two = (tmp_path / name for name in ("whole", "killed", "two"))
-    assert launch("finetune", command(home, whole)) == [0]
+    assert launch("finetune", command(home, whole, *WAYS[way])) == [0]
     last = max(int(path.name.removeprefix("step-")) for path in (whole / "checkpoints").iterdir())
-    assert launch("finetune", command(home, killed), kill={"step": 5}) == [-signal.SIGKILL]
-    assert launch("finetune", command(home, killed, "run.workers=1")) == [0]
+    assert launch("finetune", command(home, killed, *WAYS[way]), kill={"step": 5}) == [-signal.SIGKILL]
+    assert launch("finetune", command(home, killed, *WAYS[way], "run.workers=1")) == [0]
     assert checkpoint_bytes(killed, last) == checkpoint_bytes(whole, last)
 
-    assert launch("finetune", command(home, two), world=2) == [0, 0]
+    assert launch("finetune", command(home, two, *WAYS[way]), world=2) == [0, 0]
     for name in ("loss", "memax", "supervised_contrast", "cluster_largest", "cluster_entropy"):
         one, other = ([line[name] for line in metrics(output) if name in line] for output in (whole, two))
         assert len(one) >= last and other == pytest.approx(one, rel=1e-3, abs=1e-6)

@@ -20,7 +20,10 @@ from unlabeled.nn.collectives import gather, gather_with_gradient, mean_over_pro
 from unlabeled.nn.heads import DistillHead, Prototypes
 from unlabeled.nn.loss.contrast import nt_xent
 from unlabeled.nn.loss.exact import exact, wide
-from unlabeled.nn.loss.prototypes import cross_view
+from unlabeled.nn.loss.prototypes import cross_view, soft_cross_entropy
+from unlabeled.nn.mixing import Mix, mix_targets, neighbours
+
+SURE = 0.9  # probability from which on a cluster is taken for a label where pictures are mixed
 
 
 class Head(nn.Module):
@@ -71,7 +74,7 @@ class Losses(NamedTuple):
             teacher: temperature of what one crop teaches the other.
         """
         logits, projected = wide(logits), wide(projected)
-        targets = (logits.detach() / teacher).softmax(-1)
+        targets = taught(logits, teacher)
         known = (logits[:, rows] / self.student).flatten(0, 1)
         return {
             "cluster": cross_view(logits, targets, self.student),
@@ -92,6 +95,24 @@ class Losses(NamedTuple):
         """The classifier's mean probabilities [K] over crops and pictures [2, B, K] of all processes."""
         return mean_with_gradient((wide(logits) / self.student).softmax(-1).mean((0, 1)))
 
+    def mixed(self, logits: Tensor, taught: Tensor, rows: Tensor, labels: Tensor, mix: Mix) -> Tensor:
+        """The loss of pictures that are mixed with their neighbours, by the classes of both (after OpenMix, Zhong et
+        al. 2021): labelled with unlabelled ones, and unlabelled ones with each other where both are sure of a cluster.
+
+        The mean is over all pictures, a fixed number.
+
+        Args:
+            logits: of the mixed pictures [B, K].
+            taught: probabilities of the pictures themselves [B, K], without gradient; a label takes their place.
+            rows, labels: see `terms`.
+            mix: how they are mixed.
+        """
+        targets = taught.index_copy(0, rows, F.one_hot(labels, taught.shape[1]).to(taught.dtype))
+        known = torch.zeros(len(taught), dtype=torch.bool, device=taught.device).index_fill(0, rows, True)
+        sure = targets.amax(-1) > SURE
+        counts = known | neighbours(known) | (sure & neighbours(sure))
+        return (counts * soft_cross_entropy(wide(logits), mix_targets(targets, mix), self.student)).mean()
+
     @torch.no_grad()
     def measures(self, logits: Tensor) -> dict[str, Tensor]:
         """How pictures [2, B, K] of all processes are spread over clusters: the share of the largest, in percent, and
@@ -101,6 +122,11 @@ class Losses(NamedTuple):
             "cluster_largest": 100 * mean_over_processes(taken).max(),
             "cluster_entropy": torch.special.entr(self.mean_prediction(logits)).sum(),
         }
+
+
+def taught(logits: Tensor, temperature: float) -> Tensor:
+    """What logits [..., K] teach: probabilities without gradient."""
+    return (wide(logits.detach()) / temperature).softmax(-1)
 
 
 def unevenness(p: Tensor) -> Tensor:

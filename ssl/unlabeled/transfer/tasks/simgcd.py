@@ -6,40 +6,33 @@ or to new ones. One classifier learns both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
 
 from unlabeled.backbone.encoder import Encoder
-from unlabeled.backbone.folder import Preprocessing, timm_config, write_export
-from unlabeled.data.batch.batch import Batch
-from unlabeled.data.batch.groups import parted
+from unlabeled.backbone.folder import Preprocessing
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
+from unlabeled.data.view.mixing import Mixing
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.nn.curves import Temperature
-from unlabeled.nn.loss.exact import exact, wide
-from unlabeled.pretrain.method import Output, Progress, Symptom
-from unlabeled.report.card import Made, classifier_card
 from unlabeled.train.engine import Engine
 from unlabeled.train.optimizer import Optim
 from unlabeled.train.watch import Watching
 from unlabeled.transfer.label_task import as_evaluated
 from unlabeled.transfer.labels import Amount, Labelled
-from unlabeled.transfer.network import ClassifierPool, Trained, head_prefixes
+from unlabeled.transfer.network import ClassifierPool, Trained
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.simgcd import images as discovery
 from unlabeled.transfer.simgcd import result as files
-from unlabeled.transfer.simgcd.loss import Head, Losses
+from unlabeled.transfer.simgcd.loss import Losses
+from unlabeled.transfer.simgcd.method import SimGcd
 from unlabeled.transfer.simgcd.report import GROUPS, MOST
-from unlabeled.transfer.simgcd.score import Scorer, names_of
+from unlabeled.transfer.simgcd.score import Scorer
 from unlabeled.transfer.strategies import last
 from unlabeled.transfer.strategy import STRATEGIES, Strategy
 from unlabeled.transfer.task import Choice, Samples, Task, TaskConfig
@@ -47,7 +40,6 @@ from unlabeled.transfer.tasks import classify
 from unlabeled.transfer.unlabelled import Pictures
 
 WIDTH = 8  # of a probe for the features that a strategy would normalise
-ONE_CLUSTER, NO_SPREAD = 95.0, 0.1  # percent; nats
 Temperatures = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -91,6 +83,10 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
     teacher_temperature_epochs: float = Field(30.0, ge=0, allow_inf_nan=False, description="epochs until it is reached")
     contrast_temperature: Temperatures = Field(1.0, description="of the contrast between all pictures")
     supervised_contrast_temperature: Temperatures = Field(0.07, description="of the contrast between classes")
+    mix_unlabelled: Mixing = Field(
+        Mixing(),
+        description="mixup and CutMix of labelled with unlabelled pictures, by the classes of both; null = none",
+    )
     hidden: int = Field(2048, ge=1, description="width of the MLP for contrast")
     bottleneck: int = Field(256, ge=1, description="width of its output")
 
@@ -110,6 +106,20 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
         if view.count != 1:
             raise ValueError(f"simgcd cuts two crops by itself, found count {view.count}: leave it out")
         return view
+
+    @field_validator("mix_unlabelled", mode="before")
+    @classmethod
+    def _none_is_off(cls, mixing: Any) -> Any:
+        return Mixing() if mixing is None else mixing
+
+    @model_validator(mode="after")
+    def _neighbours_are_of_both_kinds(self) -> Config:
+        if self.mix_unlabelled.on and self.ratio % 2 == 0:
+            raise ValueError(
+                f"mix_unlabelled mixes a labelled picture with its unlabelled neighbour: expected an odd ratio, found "
+                f"{self.ratio}. Set task.ratio={self.ratio - 1}, or task.mix_unlabelled=null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _new_classes(self) -> Config:
@@ -140,6 +150,11 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
         temperatures = (self.student_temperature, self.contrast_temperature, self.supervised_contrast_temperature)
         return Losses(self.supervised_weight, self.memax_weight, *temperatures)
 
+    @property
+    def teacher(self) -> Temperature:
+        """The temperature of what one crop teaches the other."""
+        return Temperature(self.teacher_temperature_start, self.teacher_temperature, self.teacher_temperature_epochs)
+
     def left_to_the_encoder(self, how: Preprocessing) -> dict[str, Any]:
         return as_evaluated(self.view, self.own_pooling, how)
 
@@ -149,7 +164,8 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
     def samples(self, images: Labelled, data: Opened, how: Samples) -> ViewDataset:
         others = images.test if self.unlabelled is None else discovery.unlabelled(data, self.unlabelled)
         source, groups = discovery.joined(images.train, others, self.ratio)
-        return ViewDataset(source, self.crops, how.patch, how.seed, base=how.base, uncut=how.uncut, groups=groups)
+        drawn = (how.patch, how.seed, self.mix_unlabelled, None, how.base, how.uncut, groups)
+        return ViewDataset(source, self.crops, *drawn)
 
     def begin(self, encoder: Encoder, source: Source, trained: Trained | None, seed: int) -> Task:
         known = self.known or len(source.classes)
@@ -159,7 +175,9 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
                 f"task.classes is {classes}, and {known} classes are known: there is nothing to discover. Set "
                 f"task.classes to {known + 1} or more."
             )
-        return SimGcd(encoder, self, known, classes)
+        backbone = classify.Config(strategy=self.strategy, pool=self.pool, view=self.view)
+        head, teacher = (self.hidden, self.bottleneck), self.teacher
+        return SimGcd(encoder, backbone, (known, classes), head, self.losses, teacher, self.ratio)
 
     def scorer(self, predict: Predict, source: Source, train: Source, choice: Choice | None = None) -> Scorer:
         return Scorer(predict, source, self.known or len(train.classes))
@@ -177,6 +195,9 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
                 "nothing. Set watch=null"
             )
 
+    def check_batch(self, micro: int) -> None:
+        self.mix_unlabelled.check(micro, "task.mix_unlabelled")
+
     def logged(self, result: dict[str, Any]) -> dict[str, float]:
         return {name: result[name] for name in (*GROUPS, MOST) if result[name] is not None}
 
@@ -193,97 +214,3 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
 
     def unfreezing(self, method: Any, epochs: float) -> str:
         return self.strategy.plan(max(method.classifier.layers.values()), epochs)
-
-
-class SimGcd(Task):
-    """A backbone with SimGCD's head.
-
-    Args:
-        encoder: at the size of the images.
-        config: of the task.
-        known: classes with labels, numbered first.
-        classes: clusters, K.
-    """
-
-    def __init__(self, encoder: Encoder, config: Config, known: int, classes: int) -> None:
-        super().__init__()
-        self.config, self.losses, self.known, self.classes = config, config.losses, known, classes
-        self.architecture, self.family = encoder.model, type(encoder)
-        parts = classify.Config(strategy=config.strategy, pool=config.pool, view=config.view)
-        self.classifier = classify.Classifier(encoder, parts, [1])
-        for head in self.classifier.heads:  # prototypes are in its place
-            head.requires_grad_(False)
-        self.head = Head(self.classifier.head.in_features, classes, config.hidden, config.bottleneck)
-        start, end = config.teacher_temperature_start, config.teacher_temperature
-        self.teacher = Temperature(start, end, config.teacher_temperature_epochs)
-
-    def forward(self, batch: Batch, progress: Progress) -> Output:
-        self.classifier.wake(progress)
-        pixels = batch.views[0].pixels
-        features = self.features(pixels.flatten(0, 1))
-        with exact(features):
-            logits, projected = (x.unflatten(0, (2, -1)) for x in self.head(wide(features)))
-        rows = parted(torch.arange(pixels.shape[1], device=pixels.device), (1, self.config.ratio))[0]
-        labels, teacher = batch.labels[rows], self.teacher.at(progress.epoch, progress.total_steps / progress.epochs)
-        terms = self.losses.terms(logits, projected, rows, labels, teacher)
-        right = (logits.detach()[:, rows].argmax(-1) == labels).float().mean()
-        metrics = {**{name: term.detach() for name, term in terms.items()}, "train_accuracy": 100 * right}
-        found = {**metrics, **self.losses.measures(logits.detach())}
-        return Output(self.losses.total(terms), found, features.detach()[: pixels.shape[1]])
-
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled features [B, D] of images [B, C, H, W]."""
-        model = self.classifier.model
-        found: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
-        return found
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Scores [B, K] of images [B, C, H, W]: logits of known classes, then of new ones."""
-        features = self.features(images)
-        with exact(features):
-            return self.head.logits(wide(features)) / self.losses.student
-
-    def timed(self, images: Tensor) -> Tensor:
-        return self.predict(images)
-
-    def batch_statistics(self) -> tuple[str, ...]:
-        return "negatives of the batch", "the mean prediction", *super().batch_statistics()
-
-    def symptoms(self) -> list[Symptom]:
-        weight = self.config.memax_weight
-        advice = f"Raise task.memax_weight from {weight:g} to {max(1.0, 2 * weight):g}."
-        return [
-            Symptom(MOST, "one cluster swallows nearly all pictures", advice, at_least=ONE_CLUSTER),
-            Symptom("cluster_entropy", "the mean prediction is one cluster: a collapse", advice, at_most=NO_SPREAD),
-        ]
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        return self.classifier.decays(name, parameter)
-
-    def lr_scale(self, name: str) -> float:
-        inside = name.removeprefix("classifier.")
-        return 1.0 if inside == name else self.classifier.lr_scale(inside)
-
-    def inactive(self, progress: Progress) -> Iterable[nn.Parameter]:
-        return self.classifier.inactive(progress)
-
-    @torch.no_grad()
-    def exported(self) -> dict[str, Tensor]:
-        """The state of a plain timm classifier: unit prototypes are its head. Its scores are cosines times the length
-        of the features, so that each image has the same order of classes."""
-        state = self.classifier.exported()
-        for prefix in head_prefixes(self.classifier.model):
-            state[f"{prefix}weight"] = F.normalize(self.head.last_layer.weight_v, dim=-1)
-            state[f"{prefix}bias"] = state[f"{prefix}bias"].new_zeros(self.classes)
-        return state
-
-    def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:
-        names, inner = names_of(made.classes[: self.known], self.classes), self.classifier
-        width = inner.model.num_features
-        config = timm_config(self.architecture, inner.arguments, width, prepared, len(names), names)
-        loading = self.family.loading(self.architecture, inner.arguments, headed=True)
-        write_export(folder, self.exported(), config, classifier_card(made._replace(classes=names), loading))
-        return True
-
-    def loaded_by(self, folder: str, whole: bool) -> str:
-        return f"  classifier {folder}  ({self.family.loaded_by(self.architecture, folder)})"
