@@ -110,7 +110,11 @@ def test_old_names_on_the_command_line() -> None:
         ("{mode: lora, drop_path: 0.1}", (), r"drop_path: unknown field.* differential, full, gradual have it"),
         ("{mode: retrain, pool: mean}", (), r"task\.pool: retrain pools as its classifier was trained"),
         ("{mode: full, strategy: {name: lora}}", (), r"task\.mode: is now task\.strategy\.name, which is there too"),
-        ("{mode: sweep, strategy: {name: full}}", (), r"task\.strategy: unknown field.*classify, .*simgcd have it"),
+        (
+            "{mode: sweep, strategy: {name: full}}",
+            (),
+            r"task\.strategy: unknown field.*classify, .*segment, simgcd have it",
+        ),
     ],
 )
 def test_settings_that_nobody_reads_are_errors(section: str, override: tuple[str, ...], says: str) -> None:

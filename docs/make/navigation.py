@@ -20,6 +20,7 @@ SECTIONS = {
         "tutorials/new_classes.md",
         "tutorials/unknown.md",
         "tutorials/boxes.md",
+        "tutorials/masks.md",
         "tutorials/one_gpu.md",
         "tutorials/eight_gpus.md",
         "tutorials/slurm.md",

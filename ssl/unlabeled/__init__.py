@@ -23,6 +23,7 @@ _MODULES = {
     "load": "interface.model",
     "load_detector": "transfer.detection.export",
     "load_encoder": "backbone.weights",
+    "load_segmenter": "transfer.segmentation.export",
     "push_to_hub": "serve.hub",
 }
 _PACKAGES = ("evaluate", "pretrain")  # that are functions, too

@@ -15,5 +15,6 @@ from unlabeled.interface.transformer import Embedder as Embedder
 from unlabeled.search.index import Index as Index
 from unlabeled.serve.hub import push_to_hub as push_to_hub
 from unlabeled.transfer.detection.export import load_detector as load_detector
+from unlabeled.transfer.segmentation.export import load_segmenter as load_segmenter
 
 __version__: str

@@ -14,21 +14,11 @@ from pydantic import ValidationError
 from unlabeled.data.batch.loader import Normalize, collate, to_device
 from unlabeled.data.batch.sampler import Position
 from unlabeled.data.boxed.dataset import BoxDataset
-from unlabeled.data.boxed.view import (
-    PAD,
-    BoxView,
-    Placed,
-    centre_of,
-    mosaic,
-    move_boxes,
-    move_image,
-    placed,
-    quarters,
-    whole,
-)
+from unlabeled.data.boxed.view import BoxView, centre_of, mosaic, move_boxes, quarters
 from unlabeled.data.label.boxes import Boxes
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import SOURCES, Source
+from unlabeled.data.view.placed import PAD, Placed, move_image, placed, whole
 
 HEIGHT, WIDTH = 24, 40  # of images here
 SHAPE = (32, 32)  # of views

@@ -44,6 +44,7 @@ SMALLER = [
         r"finetune detect_cpu\b",
         f"{CPU} task.view.size=64 task.detector.channels=16 task.detector.width=32 optim.warmup_epochs=0",
     ),
+    (r"finetune segment_cpu\b", f"{TUNED} task.decoder.channels=8 task.decoder.width=8"),
     (r"^unlabeled start\b", "--minutes 1"),
     (r"pretrain recipe.yaml", "train.epochs=1 optim.warmup_epochs=0 method.view.size=32"),
     (r"^unlabeled doctor\b", "--pictures 12 --seconds 0.2"),
@@ -131,6 +132,16 @@ def boxed(folder: Path, rng: np.random.Generator) -> None:
     (folder / "data.yaml").write_text("names: [screw, nut]\n")
 
 
+def masked(folder: Path, rng: np.random.Generator) -> None:
+    for split in ("train", "val"):
+        photos(folder / split / "a", rng, 12)
+        (folder / f"{split}_masks" / "a").mkdir(parents=True)
+        for picture in (folder / split / "a").iterdir():
+            mask = np.zeros((40, 40), np.uint8)
+            mask[rng.integers(20) :, rng.integers(20) :] = 1
+            Image.fromarray(mask).save(folder / f"{split}_masks" / "a" / f"{picture.stem}.png")
+
+
 # page -> what it calls its pictures -> how they are drawn
 PICTURES: dict[str, dict[str, Draw]] = {
     "first_hour": {"photos": photos, "labelled": labelled},
@@ -144,6 +155,7 @@ PICTURES: dict[str, dict[str, Draw]] = {
     "new_classes": {"photos": photos, "labelled": classes(4), "checked": classes(6)},
     "unknown": {"photos": photos, "labelled": labelled, "strange": photos, "many": many},
     "boxes": {"photos": photos, "boxes": boxed},
+    "masks": {"photos": photos, "masks": masked},
     "one_gpu": {"pictures": photos, "labelled": labelled},
     "eight_gpus": {"pictures": photos, "labelled": labelled},
     "slurm": {"pictures": photos, "labelled": labelled},

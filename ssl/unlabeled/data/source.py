@@ -104,6 +104,11 @@ class Source(ABC):
         """The boxes of image i, which has so many pixels. Only where `boxed`."""
         raise NotImplementedError
 
+    def pixel_labels(self, i: int, height: int, width: int) -> Tensor:
+        """The class of every pixel of image i, which has so many: int16 [H, W], -1 where unknown. Only of a source with
+        masks. Raises UserError when the mask cannot be used, or has another size."""
+        raise NotImplementedError
+
     def name(self, i: int) -> bytes:
         """The name of image i in its split, wherever that lies: a path below it, or a number."""
         return self.key(i).encode()

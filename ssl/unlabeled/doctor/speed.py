@@ -173,7 +173,8 @@ def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
             blurred = blurred.pin_memory()
         crops.append(crop._replace(pixels=take(crop.pixels), blurred=blurred, **extra))
     boxes = None if raw.boxes is None else raw.boxes.repeated(size)
-    return RawBatch(crops, take(raw.labels), take(raw.index), [], images=raw.images, boxes=boxes)
+    classes = None if raw.pixel_labels is None else take(raw.pixel_labels)
+    return RawBatch(crops, take(raw.labels), take(raw.index), [], images=raw.images, boxes=boxes, pixel_labels=classes)
 
 
 def _step(engine: Engine, pending: list[RawBatch]) -> int:

@@ -123,11 +123,16 @@ def confusion(heads: PixelHeads, standard: Standard, maps: Iterable[Map]) -> Ten
     total = torch.zeros(len(heads.biases), classes, classes, dtype=torch.int64)
     for features, mask in maps:
         logits = heads.logits(standard(features).unsqueeze(0), (mask.shape[0], mask.shape[1]))[0]
-        predicted, labelled = logits.argmax(1).cpu(), mask != UNLABELLED
-        for matrix, classified in zip(total, predicted, strict=True):
-            pairs = mask[labelled].long() * classes + classified[labelled]
-            matrix += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+        for matrix, classified in zip(total, logits.argmax(1).cpu(), strict=True):
+            matrix += counted(mask, classified, classes)
     return total
+
+
+def counted(mask: Tensor, classified: Tensor, classes: int) -> Tensor:
+    """Count labelled pixels of class i (row) in a mask [H, W] that are classified [H, W] as j (column): [C, C]."""
+    labelled = mask != UNLABELLED
+    pairs = mask[labelled].long() * classes + classified[labelled]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 def iou(confusion: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -19,11 +20,22 @@ from unlabeled.data.source import Source
 from unlabeled.data.view.views import Interpolation, resize
 from unlabeled.errors import BadSample, UserError, first_line
 from unlabeled.evaluate.segmentation_decoding import JPEG, decode_mask, palette_of
-from unlabeled.evaluate.segmentation_values import Coding, Held, count
+from unlabeled.evaluate.segmentation_values import (
+    Coding,
+    Held,
+    MaskSettings,
+    coding_of,
+    count,
+    name_of,
+    shares,
+    together,
+)
 from unlabeled.progress import track
+from unlabeled.text import say
 
 # of two masks of one image the one whose ending stands first is taken; the other may be coloured for people
 _ENDINGS = (b".png", b".npy", b".tif", b".tiff", b".bmp", b".gif", b".jpg", b".jpeg")
+log = logging.getLogger(__name__)
 
 
 class Scene(NamedTuple):
@@ -75,19 +87,24 @@ class Scenes(Dataset[Scene]):
 
     def __getitem__(self, i: int) -> Scene:
         """Read scene i. Raises UserError when image or mask cannot be used, or their sizes differ."""
-        mask = self.mask(i)
         try:
             image = self.pictures.image(i)
         except BadSample as error:
             raise UserError(f"{error}. Mend it, or remove it with its mask.") from error
         height, width = image.shape[-2:]
+        mask = self.fitting(i, height, width)
+        size = self.size or (nearest(height, self.patch), nearest(width, self.patch))
+        return Scene(resize(image, size, self.interpolation), mask)
+
+    def fitting(self, i: int, height: int, width: int) -> Tensor:
+        """Read the mask of image i, which has so many pixels. Raises UserError as `mask`, and when its size differs."""
+        mask = self.mask(i)
         if (height, width) != mask.shape:
             raise UserError(
                 f"{self.masks.key(self.pairs[i])} has {mask.shape[0]} rows of {mask.shape[1]} pixels, but "
                 f"{self.pictures.key(i)} {height} of {width}. A mask must have its picture's size."
             )
-        size = self.size or (nearest(height, self.patch), nearest(width, self.patch))
-        return Scene(resize(image, size, self.interpolation), mask)
+        return mask
 
     def mask(self, i: int) -> Tensor:
         """Read the classes of image i, int16 [H, W]. Raises UserError when it is no mask, or a value is no class."""
@@ -158,6 +175,43 @@ def open_scenes(data: Opened, split: Split, **how: Any) -> Scenes:
             f"numbers. But: {error}"
         ) from error
     return Scenes(data.original(split), masks, **how)
+
+
+def coded(train: Scenes, test: Scenes, settings: MaskSettings, aloud: bool) -> Coding:
+    """Find the classes of the values of all masks; both splits get them.
+
+    Args:
+        train, test: the images to learn from and to score.
+        settings: that give values a meaning.
+        aloud: whether it is said what masks hold.
+
+    Raises:
+        UserError: they are unclear, or fewer than two.
+    """
+    coding = coding_of(together((train.counts, test.counts)), settings, train.lossy or test.lossy)
+    if aloud:
+        for split, scenes in (("train", train), ("val", test)):
+            say(f"masks of {split}: {shares(scenes.counts, coding)}")
+    check_learnable(coding, *(coding.present(scenes.counts) for scenes in (train, test)))
+    train.coding = test.coding = coding
+    return coding
+
+
+def check_learnable(coding: Coding, learned: set[int], tested: set[int]) -> None:
+    """Raise UserError when there are fewer than two classes; warn of those that cannot be learnt."""
+    if len(learned) < 2 or not tested:
+        there = [coding.names[i] for i in sorted(learned)], [coding.names[i] for i in sorted(tested)]
+        unlabelled = "" if coding.ignore is None else f" {name_of(coding.ignore)} counts as unlabelled."
+        raise UserError(
+            f"segmentation needs two classes in the masks of train and one in those of val, found {there[0]} and "
+            f"{there[1]}.{unlabelled} List what are classes in segmentation.values, or look at the masks."
+        )
+    if strange := [coding.names[i] for i in sorted(tested - learned)]:
+        log.warning(
+            "classes %s are in masks of val and in none of train: nothing can learn them, and each counts as an IoU "
+            "of 0",
+            strange,
+        )
 
 
 def _paired(pictures: Source, masks: Source) -> NDArray[np.int64]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from typing import Protocol as Structure
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, field_validator, model_validator
 
+from unlabeled.data.masked.view import UNLABELLED as UNLABELLED
 from unlabeled.errors import UserError
 from unlabeled.evaluate.segmentation_decoding import COLOUR, MOST, packed
 
-UNLABELLED = -1
 MAX_CLASSES = 1024
 VOID = 255  # usual value of unlabelled pixels; taken for it only beside class numbers without a gap
 MOST_WITHOUT_ASKING = 200  # more values of 8 bits are smoothed edges, not classes
@@ -27,17 +27,57 @@ class Held(NamedTuple):
     first: str
 
 
-class MaskSettings(Structure):
-    """Settings that give the values of masks a meaning, see `protocols.segmentation`."""
+class MaskSettings(BaseModel, frozen=True, extra="forbid"):
+    """Settings that give the values of masks a meaning."""
+
+    classes: int | None = Field(
+        None,
+        ge=2,
+        le=MAX_CLASSES,
+        description="masks hold class numbers below, not all of which need to occur; null = as many as occur",
+    )
+    values: tuple[int | str, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=MAX_CLASSES,
+        description="the values of masks that are classes, by their place in this list, such as [0, 128, 255] or "
+        "['#000000', '#ff0000']; null = class numbers",
+    )
+    threshold: int | None = Field(
+        None, ge=1, le=65535, description="of grey masks with soft edges: two classes, values below and the others"
+    )
+    ignore: int | str | None = Field(
+        None, description="value of unlabelled pixels in masks; null = 255, if the others are 0, 1, 2 ... without a gap"
+    )
 
     @property
-    def classes(self) -> int | None: ...
-    @property
-    def values(self) -> tuple[int | str, ...] | None: ...
-    @property
-    def threshold(self) -> int | None: ...
-    @property
-    def unlabelled(self) -> int | None: ...
+    def unlabelled(self) -> int | None:
+        """`ignore` as the number it is counted as."""
+        return None if self.ignore is None else number_of(self.ignore)
+
+    @field_validator("ignore")
+    @classmethod
+    def _ignore_is_a_value(cls, ignore: int | str | None) -> int | str | None:
+        if ignore is not None:
+            number_of(ignore)
+        return ignore
+
+    @field_validator("values")
+    @classmethod
+    def _values_differ(cls, values: tuple[int | str, ...] | None) -> tuple[int | str, ...] | None:
+        numbers = [number_of(value) for value in values or ()]
+        if twice := [value for value in values or () if numbers.count(number_of(value)) > 1]:
+            raise ValueError(f"{twice[0]!r} stands in the list twice; expected a value for each class")
+        return values
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> MaskSettings:
+        given = [name for name in ("classes", "values", "threshold") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are different ways to say what masks hold: leave all but one out")
+        if self.unlabelled in [number_of(value) for value in self.values or ()]:
+            raise ValueError(f"{self.ignore} is in values, so it is a class; take it out, or leave ignore out")
+        return self
 
 
 class Coding(NamedTuple):

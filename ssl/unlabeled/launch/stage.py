@@ -72,6 +72,7 @@ OWN = (
     "finetune",
     "detections.jpg",
     "detections.json",
+    "segments.jpg",
 )
 
 

@@ -10,14 +10,19 @@ from typing import Any
 from unlabeled.report import page
 from unlabeled.report.document import Figure, Part, Table, Text
 from unlabeled.report.visuals import Chart, Gallery, Line, Matrix, Row, Sheet, Shown, Tone
-from unlabeled.transfer.detection import report as detection
+from unlabeled.transfer.detection import report as boxes
+from unlabeled.transfer.segmentation import report as masks
 from unlabeled.transfer.simgcd import report as simgcd
 
 LOOK = "look"
 MOST_CELLS = 30  # classes up to which the matrix is drawn by the page
 MOST_NAMED = 200  # classes of the table
 # of protocols that are not about one class of each image
-OWN: dict[str, Callable[[dict[str, Any]], Iterator[Part]]] = {"detect": detection.parts, "simgcd": simgcd.parts}
+OWN: dict[str, Callable[[dict[str, Any]], Iterator[Part]]] = {
+    "detect": boxes.parts,
+    "segment": masks.parts,
+    "simgcd": simgcd.parts,
+}
 MISTAKES = 5  # classes that one is taken for, in a row
 
 # whatever a file of another version, or a damaged one, makes of the reader

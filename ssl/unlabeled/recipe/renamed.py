@@ -48,7 +48,7 @@ FIELDS = (
     Renamed("task.sweep.pools", "task.pools", [], ("sweep",)),
     Renamed("task.sweep.blocks", "task.blocks", [1], ("sweep",)),
     Renamed("task.flood", "task.flood", None, ("classify",)),
-    Renamed("task.ema", "task.ema", None, ("classify", "detect")),
+    Renamed("task.ema", "task.ema", None, ("classify", "detect", "segment")),
 )
 SECTIONS = {"task.lora": "task.strategy", "task.sweep": "task"}
 DEFAULTS = {"task": "classify", "task.strategy": "full"}  # kinds of sections that do not say theirs

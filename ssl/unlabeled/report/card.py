@@ -8,6 +8,8 @@ from typing import NamedTuple
 from unlabeled.environment import versions
 from unlabeled.text import code, markdown
 
+NATURAL = "the natural order of their names (2 before 10), or the data set's own"
+
 
 class Made(NamedTuple):
     """How an export was made, for its card.
@@ -25,7 +27,7 @@ class Made(NamedTuple):
         classes: names, by number.
         order: the file that orders them; None = nobody did.
         held_out: what the run held out of the pictures, in words; "" = nothing.
-        accuracy: percent; of a detector its mean average precision.
+        accuracy: percent; of a detector its mean average precision, of a segmentation its mean IoU.
         scored: how many pictures that is of.
     """
 
@@ -96,9 +98,23 @@ def detector_card(made: Made, loading: str) -> str:
     )
 
 
-def _scored(made: Made, score: str = "accuracy") -> str:
+def segmenter_card(made: Made, loading: str) -> str:
+    """The card of a segmentation; `loading` is Python that loads its backbone."""
+    body = (
+        f"Fine-tuned ({made.way}) from {code(made.encoder)} on {made.pictures:,} pictures with masks. The code above "
+        "loads the backbone alone; with its pyramid and decoder:\n\n```python\nimport torchvision\nimport unlabeled\n"
+        "segmenter = unlabeled.load_segmenter('THIS_FOLDER')\n"
+        "mask = segmenter([torchvision.io.decode_image('picture.jpg', 'RGB')])[0]\n"
+        "print(mask.shape, [segmenter.classes[number] for number in mask.unique().tolist()])\n```\n\n"
+    )
+    scored = _scored(
+        made, "mean intersection over union", "the values of masks, ascending, or as `task.values` lists them"
+    )
+    return _card(made, f"segmentation of {len(made.classes)} classes", body + scored, loading)
+
+
+def _scored(made: Made, score: str = "accuracy", natural: str = NATURAL) -> str:
     """The score, and how classes are numbered."""
-    natural = "the natural order of their names (2 before 10), or the data set's own"
     rule = natural if made.order is None else f"the order of `{made.order}`"
     place = "`label_names` in config.json has them by number"
     return (

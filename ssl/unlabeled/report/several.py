@@ -15,7 +15,7 @@ from unlabeled.report.document import Document, Part, Table, Text
 from unlabeled.report.intervals import estimate, repeated, student
 from unlabeled.report.visuals import Chart, Line
 
-SCORES = ("accuracy", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece", "map", "map50")
+SCORES = ("accuracy", "top5", "balanced_accuracy", "many", "medium", "few", "nll", "ece", "map", "map50", "miou")
 HEADINGS = {
     "balanced_accuracy": "balanced accuracy",
     "top5": "top-5",
@@ -23,6 +23,7 @@ HEADINGS = {
     "ece": "ECE",
     "map": "mAP",
     "map50": "mAP at 0.5",
+    "miou": "mIoU",
 }
 DIGITS = {"nll": 4}
 SEEDS, ENCODER = ("task.fraction_seed",), ("encoder", "encoder's weights")

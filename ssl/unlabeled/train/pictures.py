@@ -34,7 +34,8 @@ class PictureWriter:
             for view in batch.views
         ]
         boxes = None if batch.boxes is None else batch.boxes.first(COLUMNS)
-        batch = Batch(first, batch.labels[:COLUMNS], batch.index[:COLUMNS], boxes=boxes)
+        classes = None if batch.pixel_labels is None else batch.pixel_labels[:COLUMNS]
+        batch = Batch(first, batch.labels[:COLUMNS], batch.index[:COLUMNS], boxes=boxes, pixel_labels=classes)
         shown = method.pictures(batch)
         drawn = crops(batch) if shown is None else shown
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -32,10 +32,10 @@ class Watching(BaseModel, frozen=True, extra="forbid"):
     """A recipe's `watch:` section."""
 
     every: int = Field(ge=1, description="steps between looks at the score; the end of the run is looked at too")
-    metric: Literal["accuracy", "balanced_accuracy", "nll", "map"] = Field(
+    metric: Literal["accuracy", "balanced_accuracy", "nll", "map", "miou"] = Field(
         "accuracy",
-        description="score to watch; nll is the mean negative log-likelihood, less is better; map is that of boxes, in "
-        "detection",
+        description="score to watch; nll is the mean negative log-likelihood, less is better; map is that of boxes in "
+        "detection, miou that of masks in segmentation",
     )
     hold_out: float = Field(
         0.1,

@@ -124,8 +124,8 @@ class LabelTask(TaskConfig, ABC, frozen=True, extra="forbid"):
         return write_looks(folder, scorer, method, look)
 
     def check(self, watch: Watching | None, optim: Optim) -> None:
-        if watch is not None and watch.metric == "map":
-            raise ValueError(f"{self.name} has no boxes to score by map: set watch.metric=accuracy")
+        if watch is not None and watch.metric in ("map", "miou"):
+            raise ValueError(f"{self.name} has no {watch.metric} to watch: set watch.metric=accuracy")
 
     def check_batch(self, micro: int) -> None:
         self.mixing.check(micro)

@@ -34,3 +34,5 @@ class Batch(NamedTuple):
     mix: Mix | None = None  # how images are mixed with their neighbours (mixup, CutMix); None = not at all
     truth: Tensor | None = None  # [B] int64, labels for measures alone, see `Source.truth`; None = there are none
     boxes: BatchBoxes | None = None  # of the first view's crops, in its pixels; None = the source has none
+    # [B, H, W] int16, classes of the pixels of the first view's crops, -1 where unknown; None = the source has no masks
+    pixel_labels: Tensor | None = None

@@ -56,6 +56,7 @@ class Sample(NamedTuple):
     image: Tensor | None = None  # whole, where crops are cut on the device
     truth: int | None = None  # see `Source.truth`
     boxes: Boxes | None = None  # of the first view's crop, where the source has boxes
+    pixel_labels: Tensor | None = None  # [H, W] int16, classes of that crop, where the source has masks
 
 
 class RawBatch(NamedTuple):
@@ -72,6 +73,7 @@ class RawBatch(NamedTuple):
     images: Tensor | None = None
     truth: Tensor | None = None
     boxes: BatchBoxes | None = None
+    pixel_labels: Tensor | None = None  # [B, H, W] int16
 
 
 def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
@@ -168,8 +170,10 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
     if any(sample.truth is not None for sample in samples):
         truth = torch.tensor([-1 if sample.truth is None else sample.truth for sample in samples])
     boxes = [sample.boxes for sample in samples if sample.boxes is not None]
+    pixels = [sample.pixel_labels for sample in samples if sample.pixel_labels is not None]
+    classes = torch.stack(pixels) if pixels else None
     mix = stack([sample.mix for sample in samples])
-    return RawBatch(crops, labels, index, bad, mix, images, truth, BatchBoxes.of(boxes) if boxes else None)
+    return RawBatch(crops, labels, index, bad, mix, images, truth, BatchBoxes.of(boxes) if boxes else None, classes)
 
 
 def _stack_crops(crops: Sequence[Crops]) -> Crops:
@@ -225,7 +229,9 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
     labels, index = (tensor.to(device, non_blocking=True) for tensor in (raw.labels, raw.index))
     mix = None if raw.mix is None else Mix(*(tensor.to(device, non_blocking=True) for tensor in raw.mix))
     truth = None if raw.truth is None else raw.truth.to(device, non_blocking=True)
-    return Batch(views, labels, index, mix, truth, None if raw.boxes is None else raw.boxes.to(device))
+    boxes = None if raw.boxes is None else raw.boxes.to(device)
+    classes = None if raw.pixel_labels is None else raw.pixel_labels.to(device, non_blocking=True)
+    return Batch(views, labels, index, mix, truth, boxes, classes)
 
 
 def _recoloured(pixels: Tensor, drawn: Photometric, blurred: Tensor | None, normalize: Normalize) -> Tensor:

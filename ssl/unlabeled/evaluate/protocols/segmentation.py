@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
@@ -21,18 +20,16 @@ from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.probing import HELD_OUT, LearningRate
 from unlabeled.evaluate.protocol import Protocol, Score
 from unlabeled.evaluate.segmentation_heads import Map, Standard, confusion, iou, miou, train_heads
-from unlabeled.evaluate.segmentation_masks import Scene, Scenes, nearest, open_scenes
-from unlabeled.evaluate.segmentation_values import MAX_CLASSES, Coding, coding_of, name_of, number_of, shares, together
+from unlabeled.evaluate.segmentation_masks import Scene, Scenes, coded, nearest, open_scenes
+from unlabeled.evaluate.segmentation_values import Coding, MaskSettings
 from unlabeled.evaluate.splits import Splits
 from unlabeled.nn.modes import evaluating
 from unlabeled.progress import track
-from unlabeled.text import say
 
 Count = Annotated[int, Field(ge=1)]
-log = logging.getLogger(__name__)
 
 
-class Config(Protocol, frozen=True, extra="forbid"):
+class Config(MaskSettings, Protocol, frozen=True, extra="forbid"):
     """A linear head on standardised patch tokens, its logits upsampled bilinearly to the mask, as in DINOv2.
 
     AdamW, cosine schedule, a head for every learning rate, all trained at once; they begin at zero. Scores are
@@ -54,25 +51,6 @@ class Config(Protocol, frozen=True, extra="forbid"):
         None,
         description="(height, width) that pictures are resized to, pixels, multiples of the patch; null = those "
         "nearest to each picture's own size",
-    )
-    classes: int | None = Field(
-        None,
-        ge=2,
-        le=MAX_CLASSES,
-        description="masks hold class numbers below, not all of which need to occur; null = as many as occur",
-    )
-    values: tuple[int | str, ...] | None = Field(
-        None,
-        min_length=2,
-        max_length=MAX_CLASSES,
-        description="the values of masks that are classes, by their place in this list, such as [0, 128, 255] or "
-        "['#000000', '#ff0000']; null = class numbers",
-    )
-    threshold: int | None = Field(
-        None, ge=1, le=65535, description="of grey masks with soft edges: two classes, values below and the others"
-    )
-    ignore: int | str | None = Field(
-        None, description="value of unlabelled pixels in masks; null = 255, if the others are 0, 1, 2 ... without a gap"
     )
     blocks: int = Field(1, ge=1, description="how many of the last blocks to concatenate, each through the final norm")
     stages: int | None = Field(
@@ -103,35 +81,6 @@ class Config(Protocol, frozen=True, extra="forbid"):
         if stages is not None and info.data.get("blocks", 1) > 1:
             raise ValueError(f"expected blocks or stages, found both ({info.data['blocks']}, {stages})")
         return stages
-
-    @property
-    def unlabelled(self) -> int | None:
-        """`ignore` as the number it is counted as."""
-        return None if self.ignore is None else number_of(self.ignore)
-
-    @field_validator("ignore")
-    @classmethod
-    def _ignore_is_a_value(cls, ignore: int | str | None) -> int | str | None:
-        if ignore is not None:
-            number_of(ignore)
-        return ignore
-
-    @field_validator("values")
-    @classmethod
-    def _values_differ(cls, values: tuple[int | str, ...] | None) -> tuple[int | str, ...] | None:
-        numbers = [number_of(value) for value in values or ()]
-        if twice := [value for value in values or () if numbers.count(number_of(value)) > 1]:
-            raise ValueError(f"{twice[0]!r} stands in the list twice; expected a value for each class")
-        return values
-
-    @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> Config:
-        given = [name for name in ("classes", "values", "threshold") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are different ways to say what masks hold: leave all but one out")
-        if self.unlabelled in [number_of(value) for value in self.values or ()]:
-            raise ValueError(f"{self.ignore} is in values, so it is a class; take it out, or leave ignore out")
-        return self
 
     def check(self, splits: Splits) -> None:
         self._coding(splits)
@@ -186,30 +135,9 @@ class Config(Protocol, frozen=True, extra="forbid"):
         """Find the classes of mask values, once. Raises UserError when they are unclear or fewer than two."""
         if self not in splits.known:
             train, test = (open_scenes(splits.data, split, patch=1) for split in ("train", "val"))
-            counts = together((train.counts, test.counts))
-            splits.known[self] = coding = coding_of(counts, self, train.lossy or test.lossy)
-            if splits.rank == 0:
-                for split, scenes in (("train", train), ("val", test)):
-                    say(f"masks of {split}: {shares(scenes.counts, coding)}")
-            self._check_learnable(coding, *(coding.present(scenes.counts) for scenes in (train, test)))
+            splits.known[self] = coded(train, test, self, aloud=splits.rank == 0)
         found: Coding = splits.known[self]
         return found
-
-    def _check_learnable(self, coding: Coding, learned: set[int], tested: set[int]) -> None:
-        """Raise UserError when there are fewer than two classes; warn of those that cannot be learnt."""
-        if len(learned) < 2 or not tested:
-            there = [coding.names[i] for i in sorted(learned)], [coding.names[i] for i in sorted(tested)]
-            unlabelled = "" if coding.ignore is None else f" {name_of(coding.ignore)} counts as unlabelled."
-            raise UserError(
-                f"segmentation needs two classes in the masks of train and one in those of val, found {there[0]} and "
-                f"{there[1]}.{unlabelled} List what are classes in segmentation.values, or look at the masks."
-            )
-        if strange := [coding.names[i] for i in sorted(tested - learned)]:
-            log.warning(
-                "classes %s are in masks of val and in none of train: nothing can learn them, and each counts as an "
-                "IoU of 0",
-                strange,
-            )
 
     def _best_lr(self, maps: Sequence[Map], scenes: Scenes, standard: Standard, classes: int, seed: int) -> float:
         """The learning rate with the highest mIoU on a held-out tenth, of equal ones the smallest.

@@ -6,24 +6,24 @@ The folder is that of any encoder, and is one for every command; `config.json` h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder, Tensors
-from unlabeled.backbone.folder import Preprocessing, opened, read_weights, timm_config, write_export
-from unlabeled.backbone.folder_config import AGAIN, Names, Side
+from unlabeled.backbone.folder import Preprocessing, opened
+from unlabeled.backbone.folder_config import Names, Side
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
 from unlabeled.data.batch.loader import Normalize
-from unlabeled.data.boxed.view import whole
+from unlabeled.data.view.placed import whole
 from unlabeled.errors import UserError
 from unlabeled.nn.modes import evaluating
 from unlabeled.report.card import Made, detector_card
+from unlabeled.transfer.dense.sections import fill_, section_of, write_section
 from unlabeled.transfer.detection.backbone import Backbone
 from unlabeled.transfer.detector import DETECTORS, Detected, Detector, DetectorConfig
 
@@ -59,16 +59,13 @@ def write_detector(
     Raises:
         UserError: it cannot be written.
     """
-    backbone, detector = weights
-    content = timm_config(encoder.model, encoder.arguments, encoder.width, prepared)
-    content["detector"] = {
+    content = {
         "settings": config.model_dump(mode="json"),
         "label_names": list(made.classes),
         "size": list(encoder.image_size),
     }
-    heads = {name: tensor for name, tensor in detector.items() if not name.startswith(ENCODER)}
     card = detector_card(made, encoder.loading(encoder.model, encoder.arguments))
-    write_export(folder, backbone, content, card, heads)
+    write_section(folder, encoder, weights, ("detector", content), ENCODER, prepared, card)
 
 
 class Found:
@@ -138,26 +135,10 @@ def load_detector(path: str | Path) -> LoadedDetector:
         raise UserError(
             f"{folder} holds no detector. Take an export of task.name=detect, or load it with unlabeled.load."
         )
-    try:
-        section = Section.model_validate_json(json.dumps(config["detector"]))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, ("detector", *fault["loc"])))
-        raise UserError(f"{folder}/config.json is refused: {where}: {fault['msg']}. {AGAIN}") from error
+    section = section_of(folder, config, "detector", Section)
     height, width = section.size
     encoder = load_encoder(path, (height, width))
     backbone = Backbone(encoder, section.settings.channels, section.settings.finest)
     network = section.settings.build(backbone, len(section.label_names), seed=0)
-    heads = read_weights(folder / "heads.safetensors")
-    missing, unknown = network.load_state_dict(heads, strict=False) if _fits(network, heads) else (["shapes"], [])
-    if (lost := [name for name in missing if not name.startswith(ENCODER)]) or unknown:
-        raise UserError(
-            f"{folder}: heads.safetensors does not fit the detector in config.json, such as {[*lost, *unknown][0]}. "
-            f"{AGAIN}"
-        )
+    fill_(network, folder, "detector", ENCODER)
     return LoadedDetector(network, section.label_names, section.size, preprocessing_of(path))
-
-
-def _fits(network: Detector, heads: Tensors) -> bool:
-    own = network.state_dict()
-    return all(own[name].shape == tensor.shape for name, tensor in heads.items() if name in own)

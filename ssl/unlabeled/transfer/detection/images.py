@@ -46,13 +46,14 @@ def boxed(data: Opened, fraction: float, seed: int, hold_out: float | None) -> L
                 "or data.name=yolo for text files."
             )
     data.check_apart(source, test)
-    rows = _share(np.arange(len(source)), fraction, seed)
+    rows = some_of(np.arange(len(source)), fraction, seed)
     train = source if len(rows) == len(source) else Drawn(source, rows)
     if not hold_out:
         return Labelled(train, None if hold_out is None else test, test)
-    held = _share(np.arange(len(rows)), hold_out, HELD_OUT + seed, leave=1)
+    held = some_of(np.arange(len(rows)), hold_out, HELD_OUT + seed, leave=1)
     return Labelled(Drawn(source, np.delete(rows, held)), Drawn(source, rows[held]), test)
 
 
-def _share(rows: np.ndarray, share: float, seed: int, leave: int = 0) -> np.ndarray:
+def some_of(rows: np.ndarray, share: float, seed: int, leave: int = 0) -> np.ndarray:
+    """A share of rows that are all alike, at least one of them, ascending; `leave` of them stay whatever the share."""
     return rows[stratified(np.zeros(len(rows), np.int64), share, seed, at_least=1, leave=leave)]

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from unlabeled.data.batch.loader import make_loader
 from unlabeled.data.batch.workers import Batches
-from unlabeled.data.boxed.view import Seen, whole
 from unlabeled.data.label.boxes import Boxes
 from unlabeled.data.source import Source
+from unlabeled.data.view.placed import Seen, whole
 from unlabeled.data.view.views import Interpolation
 from unlabeled.errors import BadSample, Stopped, UserError
 from unlabeled.processes import gather_objects, raise_together

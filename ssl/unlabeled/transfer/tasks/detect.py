@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.backbone.folder import Preprocessing
@@ -20,13 +18,12 @@ from unlabeled.data.boxed.view import BoxView
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.nn.batchnorm import normalises
-from unlabeled.nn.teacher import ema_, follow_
 from unlabeled.pretrain.method import Output, Progress
 from unlabeled.report.card import Made
 from unlabeled.train.engine import Engine
 from unlabeled.train.optimizer import Optim
 from unlabeled.train.watch import Watching
+from unlabeled.transfer.dense.task import DenseConfig, DenseTask
 from unlabeled.transfer.detection import result
 from unlabeled.transfer.detection.backbone import Backbone
 from unlabeled.transfer.detection.drawing import SHOWN, framed
@@ -38,15 +35,10 @@ from unlabeled.transfer.detectors import retinanet
 from unlabeled.transfer.labels import Labelled
 from unlabeled.transfer.network import Trained
 from unlabeled.transfer.predict import Predict
-from unlabeled.transfer.strategies import full
-from unlabeled.transfer.strategy import STRATEGIES, Strategy
-from unlabeled.transfer.task import Choice, Samples, Task, TaskConfig
-
-HEIGHT = 8  # of a probe for the features that a strategy would normalise
-VIT = "detector.net.backbone.encoder.vit."  # the names of a timm model's parameters in the method
+from unlabeled.transfer.task import Choice, Samples, Task
 
 
-class Config(TaskConfig, frozen=True, extra="forbid"):
+class Config(DenseConfig, frozen=True, extra="forbid"):
     """Find objects: a detector on as much of the backbone as the strategy says. Images come with boxes (data of the
     kinds coco and yolo)."""
 
@@ -55,30 +47,10 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
 
     name: Literal["detect"] = "detect"
     view: BoxView = Field(BoxView(size=512), description="how images are resized and cut; its size is evaluated too")
-    strategy: Annotated[Strategy, STRATEGIES] = Field(full.Config(), description="which parts learn, how fast and when")
     detector: Annotated[DetectorConfig, DETECTORS] = Field(retinanet.Config(), description="from maps to boxes")
     drop_block: float = Field(
         0.0, ge=0, lt=1, description="share of the places of a CNN's last two stages in dropped blocks of 7 (DropBlock)"
     )
-    ema: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="decay per step of averaged weights, which are then scored and exported; null = none",
-    )
-
-    @field_validator("strategy")
-    @classmethod
-    def _for_a_backbone(cls, strategy: Strategy) -> Strategy:
-        if strategy.from_classifier or strategy.own_pooling or strategy.head_norm(HEIGHT) is not None:
-            raise ValueError(
-                f"strategy {strategy.name} is for classifiers: expected frozen, full, differential, gradual or lora"
-            )
-        return strategy
-
-    @property
-    def way(self) -> str:
-        return self.strategy.name
 
     def images(self, data: Opened, watch: Watching | None) -> Labelled:
         hold_out = None if watch is None else watch.hold_out
@@ -98,9 +70,6 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
     def write_result(self, output: Path, told: dict[str, Any], engine: Engine, scorer: Scorer) -> None:
         result.write_result(output, told, engine, scorer)
 
-    def write_looks(self, folder: Path, scorer: Scorer, method: Any, look: Any) -> str:
-        return ""  # its pictures are part of the result
-
     def check(self, watch: Watching | None, optim: Optim) -> None:
         if watch is not None and watch.metric != "map":
             raise ValueError(f"detect has no {watch.metric} to watch: set watch.metric=map")
@@ -111,11 +80,8 @@ class Config(TaskConfig, frozen=True, extra="forbid"):
     def describe(self) -> str:
         return f"{self.detector.name}, strategy {self.strategy.name}"
 
-    def unfreezing(self, method: Any, epochs: float) -> str:
-        return self.strategy.plan(method.depth, epochs)
 
-
-class Detection(Task):
+class Detection(DenseTask):
     """A detector whose backbone is an encoder: a copy of it, its heads new.
 
     Args:
@@ -125,31 +91,23 @@ class Detection(Task):
         seed: of the draws of boxes for the loss.
     """
 
+    vit: ClassVar[str] = "detector.net.backbone.encoder.vit."
     detector: Detector
+    average: Detector | None
 
     def __init__(self, encoder: Encoder, config: Config, classes: int, seed: int) -> None:
-        super().__init__()
-        self.config, self.strategy, self.classes = config, config.strategy, classes
-        self.architecture, self.family = encoder.model, type(encoder)
-        self.arguments, self.interpolation = encoder.arguments, encoder.interpolation
-        self.depth = encoder.depth + 1  # layers below the heads, the embeddings among them
-        twin = type(encoder).build(
-            encoder.model, encoder.arguments, encoder.interpolation, self.strategy.last_drop_path()
-        )
-        twin.load_state_dict(encoder.state_dict())
-        backbone = Backbone(twin, config.detector.channels, config.detector.finest, config.drop_block)
-        self.strategy.start_(twin.vit, type(encoder), (), ())
+        super().__init__(encoder, config)
+        self.config, self.classes = config, classes
+        backbone = self.based(encoder, config.detector.channels, config.detector.finest, config.drop_block)
         self.detector = config.detector.build(backbone, classes, seed)
-        self.layers = {name: encoder.layer_of(name) for name, _ in twin.vit.named_parameters()}
-        self.waiting = list(self._waiting())
-        self.average: Detector | None = None
-        if config.ema is not None:
-            self.average = copy.deepcopy(self.detector).eval()
-            follow_(self.average, self.detector)
+        self.average = self.averaged(encoder, self.detector)
+
+    @property
+    def learner(self) -> Detector:
+        return self.detector
 
     @property
     def backbone(self) -> Backbone:
-        """The encoder with its pyramid, of the weights that learn."""
         found: Backbone = self.detector.net.backbone
         return found
 
@@ -162,9 +120,7 @@ class Detection(Task):
         images, _ = batch.views[0].flat()
         if batch.boxes is None:  # a batch without values, of the plan
             return Output(self.detector.dense(images), {})
-        if self.training:  # layers that are still frozen run in evaluation mode: no BatchNorm updates, no dropout
-            for module, start in self.waiting:
-                module.train(progress.epoch >= start)
+        self.unfreeze(progress)
         draws = [Draw(progress.step, number) for number in batch.index.tolist()]
         losses = self.detector.losses(images, batch.boxes.each(), draws)
         total = torch.stack(list(losses.values())).sum()
@@ -187,51 +143,10 @@ class Detection(Task):
         true = [corners for corners, _ in batch.boxes.each()]
         return torch.stack([framed(images, true), framed(images, found)], dim=1)
 
-    def train(self, mode: bool = True) -> Detection:
-        """Set the mode; a frozen backbone and averaged weights stay in evaluation mode."""
-        super().train(mode)
-        if self.strategy.frozen:
-            self.backbone.encoder.eval()
-        if self.average is not None:
-            self.average.eval()
-        return self
-
-    def after_step(self, progress: Progress, broken: Tensor | None = None) -> None:
-        if self.average is not None and self.config.ema is not None:
-            ema_(self.average, self.detector, self.config.ema, broken)
-            for own, source in zip(self.average.buffers(), self.detector.buffers(), strict=True):
-                own.copy_(source)
-
-    def batch_statistics(self) -> tuple[str, ...]:
-        """By batch normalisation of a backbone that is not frozen."""
-        there = normalises(self.backbone.encoder) and not self.strategy.frozen
-        return (f"batch normalisation of {self.architecture}",) if there else ()
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim > 1 and not name.endswith((".bias", *self.backbone.encoder.undecayed))
-
-    def lr_scale(self, name: str) -> float:
-        layer = self.layers.get(name.removeprefix(VIT))
-        return 1.0 if layer is None else self.strategy.rate(self.depth - layer)
-
-    def inactive(self, progress: Progress) -> Iterable[nn.Parameter]:
-        if self.waiting:
-            for name, parameter in self.backbone.encoder.vit.named_parameters():
-                if progress.epoch < self.strategy.starts(self.depth - self.layers[name]):
-                    yield parameter
-
     def export(self, folder: Path, prepared: Preprocessing, made: Made) -> bool:
-        encoder, whole = self.scored.net.backbone.encoder, dict(self.scored.state_dict())
-        weights = self.strategy.merged(encoder.vit), whole
-        write_detector(folder, encoder, weights, self.config.detector, prepared, made)
+        encoder = self.scored.net.backbone.encoder
+        write_detector(folder, encoder, self.exported(self.scored, encoder), self.config.detector, prepared, made)
         return True
 
     def loaded_by(self, folder: str, whole: bool) -> str:
         return f"  detector   {folder}  (unlabeled.load_detector({folder!r}))"
-
-    def _waiting(self) -> Iterator[tuple[nn.Module, float]]:
-        """Modules with parameters of their own that are frozen at first, and the epochs in which they are unfrozen."""
-        for prefix, module in self.backbone.encoder.vit.named_modules():
-            own = [f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)]
-            if own and prefix and (start := self.strategy.starts(self.depth - self.layers[own[0]])) > 0:
-                yield module, start
