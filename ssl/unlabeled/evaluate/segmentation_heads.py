@@ -137,8 +137,12 @@ def counted(mask: Tensor, classified: Tensor, classes: int) -> Tensor:
 
 def iou(confusion: Tensor) -> Tensor:
     """IoU of every class [..., C] from [..., C, C]; NaN where neither mask nor prediction has it."""
-    both = confusion.diagonal(dim1=-2, dim2=-1).double()
-    return both / (confusion.sum(-1) + confusion.sum(-2) - both)
+    return overlap(confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2))
+
+
+def overlap(both: Tensor, there: Tensor, found: Tensor) -> Tensor:
+    """IoU of every class from its pixels that are both in masks and predictions, in masks, and in predictions."""
+    return both.double() / (there + found - both)
 
 
 def miou(confusion: Tensor) -> Tensor:

@@ -150,6 +150,7 @@ KNOWN = (
     ),
     Measure("cka", "Similarity of blocks (CKA)", SCORES, "0 to 1", "1 = two blocks say the same."),
     Measure("accuracy", "Accuracy", SCORES, "%", "On the labelled test images. Higher is better."),
+    Measure("miou", "Mean IoU", SCORES, "%", "Masks and what is found, over the classes of pixels. Higher is better."),
     Measure("watched", "Watched score", SCORES, text="Early stopping goes by it; nll: lower is better, else higher."),
     Measure("lr", "Learning rate", OPTIMIZER, text="The highest of those that follow the schedule: it warms up first."),
     Measure(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from unlabeled.data.batch.loader import Normalize
 from unlabeled.data.source import Source
 from unlabeled.progress import Clock
 from unlabeled.transfer.detection.average_precision import (
@@ -40,21 +39,8 @@ class Scorer:
 
     def __call__(self, method: Any) -> dict[str, Any]:
         """Scores in percent as JSON, see `scores_of`. All processes must call it."""
-        how = self.predict
-        device = how.accelerator.device
-        with how.reading(method):
-            self.judged = judge(
-                method.predict,
-                self.source,
-                how.shape,
-                how.interpolation,
-                normalize=Normalize(how.mean, how.std, device),
-                device=device,
-                workers=how.workers,
-                timeout=how.timeout,
-                rank=how.accelerator.process_index,
-                world=how.accelerator.num_processes,
-            )
+        with self.predict.reading(method):
+            self.judged = judge(method.predict, self.source, self.predict)
         self.latest = scores_of(self.judged, self.classes)
         return self.latest
 

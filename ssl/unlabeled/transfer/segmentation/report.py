@@ -48,4 +48,4 @@ def _classes(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     found = result["per_class"].items()
     for name, own in sorted(found, key=lambda pair: (pair[1]["iou"] is None, pair[1]["iou"] or 0)):
         shares = ("-" if own[score] is None else estimate(own[score]) for score in ("iou", "recall", "precision"))
-        yield name, *shares, estimate(own["pixels"]), f"{own['pictures']:,}"
+        yield name, *shares, estimate(own["pixels"] or 0), f"{own['pictures']:,}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.evaluate.segmentation_heads import iou, miou
+from unlabeled.evaluate.segmentation_heads import overlap
 from unlabeled.progress import Clock
 from unlabeled.report.intervals import percentiles, resampled
 from unlabeled.transfer.predict import Predict
@@ -18,6 +18,7 @@ from unlabeled.transfer.segmentation.predicting import Judged, judge
 from unlabeled.transfer.task import Choice
 
 PICTURES = 12  # whose classes are kept, to be drawn
+MEASURES = ("iou", "recall", "precision", "pixels")  # of a class; the last is its share of them
 
 
 class Scorer:
@@ -36,39 +37,30 @@ class Scorer:
     def __call__(self, method: Any) -> dict[str, Any]:
         """Scores in percent as JSON, see `scores_of`. All processes must call it."""
         with self.predict.reading(method):
-            total, self.judged = judge(method.predict, self.source, self.predict, self.shown)
-        self.latest = {**scores_of(total, self.judged, self.classes), "unlabelled": self.source.ignored}
+            self.judged = judge(method.predict, self.source, self.predict, self.shown)
+        self.latest = {**scores_of(self.judged, self.classes), "unlabelled": self.source.ignored}
         return self.latest
 
 
-def scores_of(total: Tensor, judged: Sequence[Judged], classes: Sequence[str]) -> dict[str, Any]:
+def scores_of(judged: Sequence[Judged], classes: Sequence[str]) -> dict[str, Any]:
     """Scores in percent: `miou`, the mean over classes that occur in masks or predictions, `pixel_accuracy`, and of
-    each class its `iou`, `recall` and `precision`, None where there is no such pixel.
-
-    Args:
-        total: the confusion matrix [C, C] of all images.
-        judged: what was counted in each.
-        classes: names.
-    """
-    both, there, found = total.diagonal().double(), total.sum(1), total.sum(0)
-    pixels = int(total.sum())
-    rows = zip(classes, iou(total), both / there, both / found, there.tolist(), strict=True)
-    holds = torch.stack([one.counts[1] > 0 for one in judged]).sum(0).tolist()
+    each class its `iou`, `recall` and `precision`, None where there is no such pixel."""
+    counts = torch.stack([one.counts for one in judged])
+    both, there, found = counts.sum(0).double()
+    overlaps, pixels, holds = overlap(both, there, found), there.sum(), (counts[:, 1] > 0).sum(0)
+    columns = (overlaps, both / there, both / found, there / pixels)
     each = {
         name: {
-            "iou": _percent(overlap),
-            "recall": _percent(recall),
-            "precision": _percent(precision),
-            "pixels": 100 * count / max(1, pixels),
-            "pictures": pictures,
+            **{measure: _percent(column[number]) for measure, column in zip(MEASURES, columns, strict=True)},
+            "pictures": int(holds[number]),
         }
-        for (name, overlap, recall, precision, count), pictures in zip(rows, holds, strict=True)
+        for number, name in enumerate(classes)
     }
     return {
-        "miou": _percent(miou(total)) or 0.0,
+        "miou": _percent(overlaps.nanmean()) or 0.0,
         "pixel_accuracy": _percent(both.sum() / pixels),
         "per_class": each,
-        "labelled_pixels": pixels,
+        "labelled_pixels": int(pixels),
         "pictures": len(judged),
         "groups": {},  # of classes by how common they are: not for pixels
     }
@@ -76,17 +68,14 @@ def scores_of(total: Tensor, judged: Sequence[Judged], classes: Sequence[str]) -
 
 def interval_of(judged: Sequence[Judged]) -> list[float] | None:
     """The interval of `miou` over images by the bootstrap, percent; None without labelled pixels."""
-    counts = torch.stack([one.counts for one in judged]).double().numpy()
+    counts = torch.stack([one.counts for one in judged]).double()
     if not counts.any():
         return None
-    samples = []
+    means = []
     for times in resampled(len(counts)):
-        both, there, found = np.einsum("rn,nkc->krc", times, counts)
-        with np.errstate(invalid="ignore"):
-            overlaps = both / (there + found - both)
-        drawn = ~np.isnan(overlaps).all(1)
-        samples.append(np.nanmean(overlaps[drawn], axis=1))
-    return [round(100 * bound, 4) for bound in percentiles(np.concatenate(samples))]
+        drawn = torch.einsum("rn,nkc->krc", torch.from_numpy(times), counts)
+        means.append(overlap(*drawn).nanmean(1))
+    return [round(100 * bound, 4) for bound in percentiles(torch.cat(means).numpy())]
 
 
 def _percent(share: Tensor) -> float | None:
