@@ -32,12 +32,15 @@ def draw(seed: int, height: int = 32, width: int = 32) -> Drawn:
     return Drawn(pixels, mask)
 
 
-def write(home: Path, split: str, count: int, first: int = 0, height: int = 32, width: int = 32) -> list[Drawn]:
-    """Images in `home/split/a`, and their masks in `home/split_masks/a`."""
+def write(
+    home: Path, split: str, count: int, first: int = 0, height: int = 32, width: int = 32, below: str = "a"
+) -> list[Drawn]:
+    """Images in a folder below `home/split`, and their masks below `home/split_masks`."""
     drawn = [draw(first + number, height, width) for number in range(count)]
-    for folder in (split, f"{split}_masks"):
-        (home / folder / "a").mkdir(parents=True, exist_ok=True)
-    for number, (pixels, mask) in enumerate(drawn):
-        Image.fromarray(pixels).save(home / split / "a" / f"{number:03}.png")
-        Image.fromarray(mask).save(home / f"{split}_masks" / "a" / f"{number:03}.png")
+    folders = home / split / below, home / f"{split}_masks" / below
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, parts in enumerate(drawn):
+        for folder, pixels in zip(folders, parts, strict=True):
+            Image.fromarray(pixels).save(folder / f"{number:03}.png")
     return drawn

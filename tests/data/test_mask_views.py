@@ -68,7 +68,7 @@ def test_image_and_mask_move_alike(flip: float) -> None:
 
 def test_samples_carry_masks_to_the_device(tmp_path: Path) -> None:
     write(tmp_path, "train", 3, height=HEIGHT, width=WIDTH)
-    write(tmp_path, "val", 1)
+    write(tmp_path, "val", 1, first=100)
     data = Opened(Files(path=str(tmp_path), train="train", val="val"))
     source = masked(data, MaskSettings(), 1.0, 0, None).train
     assert source.classes == ("0", "1", "2") and len(source) == 3
@@ -89,7 +89,7 @@ def test_samples_carry_masks_to_the_device(tmp_path: Path) -> None:
 
 def test_masks_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     write(tmp_path, "train", 3)
-    write(tmp_path, "val", 1)
+    write(tmp_path, "val", 1, first=100)
 
     def fingerprint(settings: MaskSettings, share: float = 1.0) -> str:
         data = Opened(Files(path=str(tmp_path), train="train", val="val"))

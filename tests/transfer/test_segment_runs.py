@@ -182,7 +182,13 @@ def test_the_plan_counts_memory_and_time(home: Path, tmp_path: Path, capfd: pyte
 
 
 def test_the_doctor_takes_steps_with_masks(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    code = launch("doctor", [*command(home, tmp_path, "train.batch_size=8"), "--json", "--seconds", "0.5"])
+    """Pictures that lie right below their split have no class, and need none."""
+    write(tmp_path, "train", 9, below="")
+    write(tmp_path, "val", 4, first=100, below="")
+    settings = (f"data.path={tmp_path}", "train.batch_size=8")
+    code = launch("doctor", [*command(home, tmp_path / "run", *settings), "--json", "--seconds", "0.5"])
     said = capfd.readouterr().err  # both streams are in it
     assert "{" in said, (code, said[-1500:])
-    assert code in ([0], [1]) and json.loads(said[said.index("{") :])["speed"]
+    facts = json.loads(said[said.index("{") :])
+    assert code in ([0], [1]) and facts["speed"] and facts["refused"] == []
+    assert facts["splits"]["train"]["classes"] is None and facts["splits"]["val"]["pictures"] == 4

@@ -61,6 +61,7 @@ class Source(ABC):
     classes: tuple[str, ...]  # class names by number; () when unlabelled
     encoded: bool = False  # whether `read` gives the encoded bytes of an image
     boxed: bool = False  # whether images have boxes of the classes
+    masked: bool = False  # whether the classes are those of pixels, and an image has none
 
     @abstractmethod
     def __len__(self) -> int:

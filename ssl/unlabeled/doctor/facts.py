@@ -35,7 +35,7 @@ def split_facts(found: Survey, crop: tuple[int, int], patch: int) -> Facts:
         "looked_at": found.looked,
         "skipped": dict(found.source.skipped),
         "unreadable": {"count": len(found.bad), "examples": [bad._asdict() for bad in found.bad[:EXAMPLES]]},
-        "classes": class_facts(found.source.labels, found.source.classes),
+        "classes": None if found.source.masked else class_facts(found.source.labels, found.source.classes),
     }
     return facts | _picture_facts(found, crop, patch) if len(found) else facts
 

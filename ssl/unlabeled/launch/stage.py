@@ -19,6 +19,7 @@ from unlabeled.data.archive.listing import IndexFolder, Split
 from unlabeled.data.archive.skipped import in_words
 from unlabeled.data.label.overlap import how_to_tell_apart
 from unlabeled.data.opened import Opened
+from unlabeled.data.source import Source
 from unlabeled.environment import overruled
 from unlabeled.errors import UserError, first_line
 from unlabeled.evaluate.features import Encode
@@ -161,6 +162,10 @@ class Stage(ABC, Generic[R, J]):
                     engine.display.say(line)
 
             yield engine, finish
+
+    def tested(self, recipe: R, labelled: Opened) -> Source:
+        """The images to evaluate on, of the section that names them. Raises UserError when they cannot be had."""
+        return labelled.val
 
     def check_evaluation(self, recipe: R, data: Opened) -> None:
         """Raise UserError when the images of `evaluated` do not suit the evaluation."""

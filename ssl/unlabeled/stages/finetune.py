@@ -236,6 +236,10 @@ class Finetune(Stage[FinetuneRecipe, FinetuneJob]):
     def evaluated(self, recipe: FinetuneRecipe) -> tuple[Split, ...]:
         return ("val",)
 
+    def tested(self, recipe: FinetuneRecipe, labelled: Opened) -> Source:
+        read = recipe.task.labels or not labelled.config.has_val
+        return labelled.val if read else labelled.pictures("val")
+
     def encoder(self, job: FinetuneJob, method: Method) -> Encode:
         return cast("Task", method).timed
 

@@ -146,10 +146,12 @@ class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         way: its name on cards: that of its strategy, where it has one.
         headline: the score of its results that stands for all.
         written: the files of a result.
+        labels: whether every image has a class, which folders or tables name.
     """
 
     headline: ClassVar[str]
     written: ClassVar[tuple[str, ...]]
+    labels: ClassVar[bool] = True
 
     name: str
     view: View = Field(

@@ -126,7 +126,7 @@ def look_at(stage: Stage[Recipe, Job], recipe: Recipe, args: argparse.Namespace,
     on_main(sharing.group, lambda: data.train, whole=False)  # the others read its index, where there is one
     scored = stage.evaluated(recipe)
     labelled = data.other(ELSEWHERE, recipe.elsewhere)
-    val = attempt(lambda: labelled.val) if labelled.config.has_val or scored else None
+    val = attempt(lambda: stage.tested(recipe, labelled)) if labelled.config.has_val or scored else None
     if val is not None:
         attempt(lambda: stage.check_evaluation(recipe, data))
     job = attempt(lambda: stage.job(recipe, data))

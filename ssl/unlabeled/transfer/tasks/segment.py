@@ -44,6 +44,7 @@ class Config(MaskSettings, DenseConfig, frozen=True, extra="forbid"):
 
     headline: ClassVar[str] = "miou"
     written: ClassVar[tuple[str, ...]] = ("result.json", "result.md", "segments.jpg")
+    labels: ClassVar[bool] = False
 
     name: Literal["segment"] = "segment"
     view: MaskView = Field(MaskView(size=512), description="how images are resized and cut; its size is evaluated too")
