@@ -24,6 +24,8 @@ from unlabeled.evaluate.bench import Bench
 from unlabeled.evaluate.evaluation import Evaluation
 from unlabeled.evaluate.protocols.knn import Config as Knn
 from unlabeled.evaluate.protocols.linear import Config as Linear
+from unlabeled.evaluate.protocols.ncm import Config as Ncm
+from unlabeled.evaluate.protocols.ranpac import Config as Ranpac
 from unlabeled.evaluate.splits import Splits
 from unlabeled.ladder import ahead, page, rungs, training, verdict, ways
 from unlabeled.ladder.amount import Amount
@@ -135,15 +137,15 @@ def arguments(export: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
 
 def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the other rungs that are trained are climbed below
-    changed = ["--rungs", "knn", "linear", "lora", "scratch"]
-    changed += ["--set", "lora.task.strategy.rank=2", "pixels.epochs=1", "untrained.epochs=1"]
+    changed = ["--rungs", "knn", "ncm", "ranpac", "linear", "lora", "scratch"]
+    changed += ["--set", "lora.task.strategy.rank=2", "pixels.epochs=1", "untrained.epochs=1", "ranpac.dim=40"]
     changed += ["lora.look=null", "scratch.look=null", "--html", str(tmp_path / "ladder.html")]
     drawn: list[Path] = []
     monkeypatch.setattr("unlabeled.work.ladder.plot", lambda *args: drawn.append(args[-1]) or page.plot(*args))
     assert main([*arguments, *changed]) == 0
     content = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))
     found = {(step["rung"], step["fraction"]): step["accuracies"] for step in content["steps"]}
-    climbed = (*rungs.BASELINES, "knn", "linear", "lora", "scratch")
+    climbed = (*rungs.BASELINES, *ways.PROBES, "lora", "scratch")
     assert set(found) == {(rung, fraction) for rung in climbed for fraction in (0.1, 1.0)}
     read = (*rungs.BASELINES, *ways.PROBES)
     assert all(len(scores) == (1 if key in {(rung, 1.0) for rung in read} else 2) for key, scores in found.items())
@@ -160,7 +162,7 @@ def test_a_climb(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monke
         assert found[rung, fraction] == [json.loads(file.read_text(encoding="utf-8"))["accuracy"] for file in results]
     splits = Splits(Evaluation(pool="mean", crop_pct=1.0), Opened(FEW), torch.device("cpu"))
     bench = Bench(load_encoder(arguments[1]), splits, (16, 16))
-    for probe in (Knn(), Linear()):
+    for probe in (Knn(), Ncm(), Ranpac(dim=40), Linear()):
         by_hand = [next(iter(probe.scores(bench.few(0.1, seed)))).value for seed in (0, 1)]  # type: ignore[union-attr]
         assert found[probe.name, 0.1] == by_hand
     recipe = (tmp_path / "out" / "lora_10pct_seed1" / "recipe.yaml").read_text(encoding="utf-8")
@@ -329,11 +331,15 @@ def test_a_cnn_has_fewer_rungs(arguments: list[str], tmp_path: Path, capsys: pyt
     arguments = [arguments[0], str(tmp_path / "cnn"), *arguments[2:], "--pool", "mean"]
     assert main([*arguments, "--rungs", "knn", "lora"]) == 2
     said = capsys.readouterr().err
-    assert "--rungs lora: it needs a transformer's attention" in said and "knn, linear, layer_decay, scratch" in said
+    assert (
+        "--rungs lora: it needs a transformer's attention" in said
+        and "knn, ncm, ranpac, linear, layer_decay, scratch" in said
+    )
     fast = ["--fractions", "1", "--seeds", "1", "--set", "pixels.epochs=1", "untrained.epochs=1", "linear.epochs=1"]
+    fast.append("ranpac.dim=40")
     assert main([*arguments, *fast]) == 0
     steps = json.loads((tmp_path / "out" / "ladder.json").read_text(encoding="utf-8"))["steps"]
-    assert [step["rung"] for step in steps] == [*rungs.BASELINES, "knn", "linear", "layer_decay", "scratch"]
+    assert [step["rung"] for step in steps] == [*rungs.BASELINES, *ways.PROBES, "layer_decay", "scratch"]
 
 
 @pytest.mark.parametrize(

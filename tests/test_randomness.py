@@ -14,6 +14,7 @@ NUMBERS = {
     "SHARDS": 0x5AD5,
     "WINDOW": 0x717D,
     "BALANCE": 0xBA1A,
+    "GROUP": 0x6209,
     "SLOT": 0x91AC,
     "BLOCKS": 0xB70C,
     "MIX": 0x317,
@@ -29,6 +30,7 @@ NUMBERS = {
     "UNKNOWN": 0x0B5E,
     "CLUSTER": 0xC1A5,
     "LOOK": 0x100C,
+    "RIDGE": 0x21D6E,
     "STRATEGY": 0x57A7,
 }
 

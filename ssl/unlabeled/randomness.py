@@ -34,6 +34,7 @@ class Stream(IntEnum):
     UNKNOWN = 0x0B5E  # classes that are held out as unknown; key: draw
     CLUSTER = 0xC1A5  # k-means of category discovery; key: purpose, clusters, start
     LOOK = 0x100C  # images that a look shows; key: 0 examples, 1 clusters and queries, 2 of the map
+    RIDGE = 0x21D6E  # ridge regression on a random projection; key: 0 projection, 1 images that choose the ridge
     STRATEGY = 0x57A7  # what a class-incremental strategy draws; key: task, 0 projection, 1 ridge, 2 proxies
 
 

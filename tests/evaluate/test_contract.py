@@ -100,7 +100,8 @@ def test_settings(name: str, section: dict[str, Any]) -> None:
 
 def test_order() -> None:
     """Protocols run and are reported in one order, however a recipe lists them; those under other names come last."""
-    order = ["knn", "linear", "logistic", "fewshot", "labelfree", "retrieval", "cka", "segmentation", "openset"]
+    order = ["knn", "ncm", "linear", "logistic", "ranpac", "fewshot", "labelfree", "retrieval", "cka", "segmentation"]
+    order.append("openset")
     fields = ", ".join(f"{name}: {{}}" for name in sorted(order))
     found = parse(Section, f"evaluate: {{a: {{name: knn}}, {fields}}}").evaluate
     assert found is not None and list(found.protocols) == [*order, "a"]
@@ -134,7 +135,7 @@ def test_scores(name: str, section: dict[str, Any], data: Opened, monkeypatch: p
 def test_features_are_not_changed(data: Opened) -> None:
     bench = Bench(make(), Splits(Preparation(pool="mean"), data, CPU), (8, 8))
     before = [Features(part.x.clone(), part.y.clone()) for part in bench.features()]
-    for name in ("knn", "linear", "logistic", "retrieval"):
+    for name in ("knn", "ncm", "linear", "logistic", "ranpac", "retrieval"):
         protocol = PROTOCOLS.kind(name)()
         assert isinstance(protocol, Protocol)
         measured(name, protocol, bench)

@@ -70,3 +70,14 @@ def hits_of(scores: Tensor, labels: Tensor, top: int = 1) -> Tensor:
 def accuracy(hits: Tensor) -> float:
     """The share of hits [n] in percent."""
     return 100 * hits.sum().item() / len(hits)
+
+
+def exactly(features: Features) -> Features:
+    """Features in float64, on the CPU where the device has none (Apple's GPUs)."""
+    device = torch.device("cpu") if features.x.device.type == "mps" else features.x.device
+    return Features(features.x.to(device).double(), features.y.to(device))
+
+
+def of_classes_there(scores: Tensor, labels: Tensor) -> Tensor:
+    """Scores [n, C] with -inf for classes that none of the training labels [m] is: a score of 0 could win."""
+    return scores.masked_fill(torch.bincount(labels, minlength=scores.shape[1]) == 0, float("-inf"))

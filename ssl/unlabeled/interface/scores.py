@@ -84,7 +84,7 @@ def evaluate(
         encoder: an address as of `unlabeled.load`, a run of `unlabeled.pretrain`, a model, or several of these.
         data: labelled pictures, as the command takes them: a folder with train/CLASS and val/CLASS, a table, a recipe
             or a run's folder.
-        protocols: knn, linear, logistic, fewshot, retrieval, labelfree, cka, segmentation, or modules.
+        protocols: knn, ncm, linear, logistic, ranpac, fewshot, retrieval, labelfree, cka, segmentation, or modules.
         settings: fields of protocols and of the data: `{"knn.k": [10], "data.label": "species"}`.
         fractions: shares of the labels to train on; `seeds` are the draws of each share below 1.
         baselines: whether raw pixels, the untrained network and the most frequent class are scored too.

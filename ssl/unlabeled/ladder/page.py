@@ -21,6 +21,8 @@ NAMES = {
     "pixels": "raw pixels, linear",
     "untrained": "untrained network, linear",
     "knn": "kNN",
+    "ncm": "nearest class mean",
+    "ranpac": "random projection, ridge",
     "linear": "linear probe",
     "attentive": "attentive probe",
     "lora": "LoRA",

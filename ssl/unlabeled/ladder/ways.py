@@ -6,7 +6,7 @@ from typing import Any
 
 # the most frequent class, and linear probes of pixels and of random weights
 BASELINES = ("majority", "pixels", "untrained")
-PROBES = ("knn", "linear")
+PROBES = ("knn", "ncm", "ranpac", "linear")
 # rungs that train the backbone or more than a linear head: strategy, learning rate, weight decay
 TUNED: dict[str, tuple[dict[str, Any], float, float]] = {
     "attentive": ({"name": "attentive"}, 1e-3, 0.01),

@@ -131,6 +131,7 @@ KNOWN = (
         "1 = the student predicts no better than if all images were alike. Lower is better.",
     ),
     Measure("knn", "kNN", SCORES, "%", "Accuracy of nearest neighbours on frozen features. Higher is better."),
+    Measure("ncm", "Nearest class mean", SCORES, "%", "Accuracy of class means of frozen features. Higher is better."),
     Measure("linear", "Linear probe", SCORES, "%", "Accuracy of a linear layer on frozen features. Higher is better."),
     Measure(
         "logistic",
@@ -138,6 +139,13 @@ KNOWN = (
         SCORES,
         "%",
         "Accuracy of logistic regression on frozen features. Higher is better.",
+    ),
+    Measure(
+        "ranpac",
+        "Random projection and ridge",
+        SCORES,
+        "%",
+        "Accuracy of ridge regression on a random projection of frozen features. Higher is better.",
     ),
     Measure("fewshot", "Few-shot episodes", SCORES, "%", "Mean accuracy with a few labels a class. Higher is better."),
     Measure("retrieval", "Retrieval", SCORES, "%", "How well images of one class find each other. Higher is better."),
