@@ -49,6 +49,7 @@ WITH_GRADIENTS = (
     "semi/fixmatch.safetensors",
     "semi/freematch.safetensors",
     "simgcd/step.safetensors",
+    "softteacher/background_weights.safetensors",
     "vitdet/pyramid.safetensors",
 )
 # files of sets that nothing here computes, with the reason
