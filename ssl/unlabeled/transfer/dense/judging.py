@@ -112,5 +112,5 @@ def _together(shares: Sequence[tuple[list[Found], list[str]]], images: int) -> l
     if unusable:
         log.warning("the score leaves out %d of %d pictures, the first: %s", len(unusable), images, unusable[0])
     if len(unusable) == images:
-        raise UserError(f"none of the {images} pictures of data.val can be used, the first: {unusable[0]}")
+        raise UserError(f"none of the {images} pictures of data.val can be used. Mend them: {unusable[0]}")
     return sorted((one for some, _ in shares for one in some), key=lambda one: one.number)
