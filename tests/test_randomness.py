@@ -18,7 +18,6 @@ NUMBERS = {
     "SLOT": 0x91AC,
     "BLOCKS": 0xB70C,
     "MIX": 0x317,
-    "GROUP": 0x6209,
     "MOSAIC": 0x405A,
     "BOXES": 0xB0C5,
     "SIZE": 0x512E,

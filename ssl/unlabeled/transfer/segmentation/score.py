@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.data.source import Source
 from unlabeled.evaluate.segmentation_heads import overlap
 from unlabeled.progress import Clock
 from unlabeled.report.intervals import percentiles, resampled
@@ -26,7 +27,8 @@ class Scorer:
     was counted in each image."""
 
     def __init__(self, predict: Predict, source: Masked) -> None:
-        self.predict, self.source, self.classes = predict, source, source.classes
+        self.source: Source = source
+        self.predict, self.masked, self.classes = predict, source, source.classes
         self.choice: Choice | None = None
         self.latest: dict[str, Any] | None = None
         self.judged: list[Judged] = []
@@ -37,8 +39,8 @@ class Scorer:
     def __call__(self, method: Any) -> dict[str, Any]:
         """Scores in percent as JSON, see `scores_of`. All processes must call it."""
         with self.predict.reading(method):
-            self.judged = judge(method.predict, self.source, self.predict, self.shown)
-        self.latest = {**scores_of(self.judged, self.classes), "unlabelled": self.source.ignored}
+            self.judged = judge(method.predict, self.masked, self.predict, self.shown)
+        self.latest = {**scores_of(self.judged, self.classes), "unlabelled": self.masked.ignored}
         return self.latest
 
 

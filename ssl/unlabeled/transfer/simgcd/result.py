@@ -26,4 +26,4 @@ def write_result(output: Path, told: dict[str, Any], engine: Engine, scorer: Sco
     names, source = [row["name"] for row in scorer.latest["clusters"]], scorer.source
     rows = zip(scorer.numbers.tolist(), scorer.clusters.tolist(), strict=True)
     found = ((source.key(i), names[k], source.classes[source.label(i)]) for i, k in rows)
-    write_csv(output / "clusters.csv", ("picture", "cluster", "class"), (map(spreadsheet, row) for row in found))
+    write_csv(output / "clusters.csv", ("picture", "cluster", "class"), ([*map(spreadsheet, row)] for row in found))

@@ -45,6 +45,7 @@ class Scorer:
             return logits.argmax(-1, keepdim=True).float()
 
         seen = self.predict(method.predict, method, self.source, cluster)
+        assert seen.numbers is not None
         classes = seen.y.numpy()
         self.clusters, self.numbers = seen.x[:, 0].long().numpy(), seen.numbers.numpy()
         found = scores(self.clusters, classes, self.known)
