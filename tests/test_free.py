@@ -17,7 +17,8 @@ from unlabeled.stages.pretrain import PretrainRecipe
 FREE = ("run", "data.allow_overlap", "data.path", "data.val_path", "data.root", "data.cache", "data.classes")
 FREE += ("data.max_bad_fraction", "data.connections", "data.by_shard.folder", "data.by_shard.open", "evaluate", "look")
 # images without labels are a section of their own
-OTHERS = tuple(f"task.unlabelled.{one}" for one in FREE if one.startswith("data."))
+OF_DATA = [one for one in FREE if one.startswith("data.")]
+OTHERS = tuple(f"task.unlabelled.{name}" for one in OF_DATA for name in (one, one.removeprefix("data.")))
 
 
 def paths(kind: Kind, prefix: str = "") -> Iterator[str]:

@@ -102,12 +102,12 @@ def test_old_names_on_the_command_line() -> None:
         (
             "{mode: full, layer_decay: 0.75}",
             (),
-            r"recipe:4 +task\.strategy\.layer_decay: unknown field.*\. differential, gradual have it",
+            r"recipe:4 +task\.strategy\.layer_decay: unknown field.*\. differential, gradual, last have it",
         ),
         ("{strategy: {name: lora, rnk: 2}}", (), r"task\.strategy\.rnk: unknown field\. Did you mean 'rank'\?"),
         ("{strategy: {name: lora}}", ("task.lora.rnk=2",), r"command line  task\.strategy\.rnk: unknown .* 'rank'"),
         ("{mode: ful}", (), r"task\.strategy\.name: expected one of: .* Did you mean 'full'"),
-        ("{mode: lora, drop_path: 0.1}", (), r"drop_path: unknown field.* differential, full, gradual have it"),
+        ("{mode: lora, drop_path: 0.1}", (), r"drop_path: unknown field.* differential, full, gradual, last have it"),
         ("{mode: retrain, pool: mean}", (), r"task\.pool: retrain pools as its classifier was trained"),
         ("{mode: full, strategy: {name: lora}}", (), r"task\.mode: is now task\.strategy\.name, which is there too"),
         (

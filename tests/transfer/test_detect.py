@@ -480,7 +480,7 @@ def test_an_export_that_is_no_detector_or_does_not_fit_is_refused(tmp_path: Path
     with pytest.raises(UserError, match=r"heads.safetensors does not fit the detector"):
         unlabeled.load_detector(tmp_path / "a")
     (tmp_path / "a" / "config.json").write_text(text.replace('"detector"', '"other"'), encoding="utf-8")
-    with pytest.raises(UserError, match=r"holds no detector. Fine-tune one with task.name=detect"):
+    with pytest.raises(UserError, match=r"holds no detector. Take an export of task.name=detect"):
         unlabeled.load_detector(tmp_path / "a")
     (tmp_path / "a" / "config.json").write_text(text, encoding="utf-8")
     heads = safetensors.torch.load_file(tmp_path / "a" / "heads.safetensors")

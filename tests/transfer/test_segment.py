@@ -23,7 +23,6 @@ from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.masked.view import UNLABELLED
 from unlabeled.data.view.placed import whole
 from unlabeled.errors import UserError
-from unlabeled.nn.upsampling import enlarged
 from unlabeled.pretrain.method import Progress
 from unlabeled.report.card import Made
 from unlabeled.train.optimizers import adamw
@@ -32,6 +31,7 @@ from unlabeled.transfer.segmentation.drawing import beside, colours, tinted
 from unlabeled.transfer.segmentation.network import Decoder, pixel_loss
 from unlabeled.transfer.segmentation.predicting import Judged, classified, counts_of
 from unlabeled.transfer.segmentation.score import interval_of, scores_of
+from unlabeled.transfer.segmentation.upsampling import enlarged
 from unlabeled.transfer.tasks.segment import Config, Segmentation
 
 SIDE, CLASSES = 32, 3
@@ -342,7 +342,7 @@ def test_an_export_that_is_no_segmentation_or_does_not_fit_is_refused(tmp_path: 
     for old, new, says in (
         ('"width": 16', '"width": 0', r"config.json is refused: segmenter.settings.width"),
         ('"width": 16', '"width": 8', r"heads.safetensors does not fit the segmentation"),
-        ('"segmenter"', '"other"', r"holds no segmentation. Fine-tune one with task.name=segment"),
+        ('"segmenter"', '"other"', r"holds no segmentation. Take an export of task.name=segment"),
     ):
         assert old in text
         file.write_text(text.replace(old, new), encoding="utf-8")

@@ -108,7 +108,7 @@ def load_segmenter(path: str | Path) -> LoadedSegmenter:
     folder, config = opened(path)
     if "segmenter" not in config:
         raise UserError(
-            f"{folder} holds no segmentation. Fine-tune one with task.name=segment, or load it with unlabeled.load."
+            f"{folder} holds no segmentation. Take an export of task.name=segment, or load it with unlabeled.load."
         )
     section = section_of(folder, config, "segmenter", Section)
     height, width = section.size

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlabeled.data.masked.view import UNLABELLED
-from unlabeled.nn.upsampling import enlarged
 from unlabeled.transfer.detection.backbone import Backbone
 from unlabeled.transfer.detection.pyramid import NormedConv
+from unlabeled.transfer.segmentation.upsampling import enlarged
 
 
 class DecoderConfig(BaseModel, frozen=True, extra="forbid"):
