@@ -142,7 +142,7 @@ def test_the_last_block_and_the_head_learn() -> None:
     deep = {name.split(".")[3] for name in learns if ".blocks." in name}
     assert deep == {str(DEPTH - 1)} and not any("patch_embed" in name or "pos_embed" in name for name in learns)
     assert {"head.mlp.0.weight", "head.last_layer.weight_v", "classifier.model.norm.weight"} <= learns
-    modes = [block.training for block in model.classifier.model.blocks]
+    modes = [block.norm1.training for block in model.classifier.model.blocks]
     assert modes == [False] * (DEPTH - 1) + [True]
     assert output.features is not None and output.features.shape == (6, 16)
 
