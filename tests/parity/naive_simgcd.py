@@ -59,8 +59,8 @@ def write(folder: Path, seed: int = 0) -> None:
     y = torch.zeros(PICTURES, dtype=torch.int64)
     y[labelled] = torch.tensor([1, 0, 1, 1])
     weights: Tensors = {"0.0.weight": draw(WIDTH, INPUT), "0.0.bias": draw(WIDTH)}
-    for layer, (source, target) in enumerate(((WIDTH, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, BOTTLENECK))):
-        weights |= {f"1.mlp.{2 * layer}.weight": draw(target, source), f"1.mlp.{2 * layer}.bias": draw(target)}
+    for number, (source, target) in enumerate(((WIDTH, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, BOTTLENECK))):
+        weights |= {f"1.mlp.{2 * number}.weight": draw(target, source), f"1.mlp.{2 * number}.bias": draw(target)}
     weights["1.last_layer.weight_v"] = draw(CLASSES, WIDTH)
     for tensor in weights.values():
         tensor.requires_grad_()

@@ -24,14 +24,14 @@ class Step:
         self.golden, self.config, weights = golden, golden.config, golden.under("sd")
         x = torch.cat([golden["in/x1"], golden["in/x2"]])
         own = {name.removeprefix(HEAD): weights[name] for name in weights if name.startswith(HEAD)}
-        self.backbone = nn.Linear(*reversed(weights[f"{BACKBONE}weight"].shape), dtype=x.dtype)
+        width, inputs = weights[f"{BACKBONE}weight"].shape
+        self.backbone = nn.Linear(inputs, width).to(x.dtype)
         with torch.no_grad():
             for name, parameter in self.backbone.named_parameters():
                 parameter.copy_(weights[f"{BACKBONE}{name}"])
         linears = sorted(name for name, tensor in own.items() if name.startswith("mlp.") and tensor.ndim == 2)
         hidden, bottleneck = len(own[linears[0]]), len(own[linears[-1]])
-        classes, width = own["last_layer.weight_v"].shape
-        self.head = Head(width, classes, hidden, bottleneck, len(linears)).to(x.dtype)
+        self.head = Head(width, len(own["last_layer.weight_v"]), hidden, bottleneck, len(linears)).to(x.dtype)
         self.head.load_state_dict(own)
         self.logits, self.projected = self.head(self.backbone(x).tanh())
 
@@ -52,8 +52,8 @@ class Step:
 
     def terms(self, epoch: int) -> dict[str, Tensor]:
         rows = self.golden["in/labelled"].nonzero().flatten()
-        views = (x.unflatten(0, (2, -1)) for x in (self.logits, self.projected))
-        return self.losses(0.0).terms(*views, rows, self.golden["in/y"][rows], self.temperature(epoch))
+        logits, projected = (x.unflatten(0, (2, -1)) for x in (self.logits, self.projected))
+        return self.losses(0.0).terms(logits, projected, rows, self.golden["in/y"][rows], self.temperature(epoch))
 
 
 def test_one_step(folder: Path) -> None:

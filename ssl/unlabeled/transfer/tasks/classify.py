@@ -138,11 +138,10 @@ class Classifier(ImageTask):
         self.objective = Objective(counts, config.effective_number, config.logit_adjustment, config.flood)
         self.consistency = None if config.unlabelled is None else Consistency(config.unlabelled, len(counts))
         self.strategy.start_(self.model, type(encoder), head_prefixes(self.model), self.new)
-        for name, parameter in self.model.named_parameters():  # of layers that never begin to learn
-            if math.isinf(self.strategy.starts(self._below_the_head(self.layers[name]))) and not name.startswith(
-                self.new
-            ):
-                parameter.requires_grad_(False)
+        for name, parameter in self.model.named_parameters():
+            layer = None if name.startswith(self.new) else self.layers.get(name)
+            if layer is not None and math.isinf(self.strategy.starts(self._below_the_head(layer))):
+                parameter.requires_grad_(False)  # it never begins to learn
         self.waiting = list(self._waiting())
         self.average: nn.Module | None = None
         if config.ema is not None:  # averaged weights: no gradients, evaluation mode
