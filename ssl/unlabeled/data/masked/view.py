@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-import torch.nn.functional as F
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -32,5 +32,7 @@ class MaskView(PlacedView, frozen=True, extra="forbid"):
 
 def move_mask(mask: Tensor, how: Placed, shape: tuple[int, int]) -> Tensor:
     """A mask int16 [H, W] as its image was placed, int16 [*shape]: each pixel takes the one that its centre lies in."""
-    resized = F.interpolate(mask[None, None].float(), (how.height, how.width), mode="nearest-exact")
-    return into(resized[0, 0].to(mask.dtype), how, shape, UNLABELLED)
+    # in whole numbers: a centre may lie on an edge
+    sides = zip(mask.shape, (how.height, how.width), strict=True)
+    rows, columns = ((2 * torch.arange(new) + 1) * old // (2 * new) for old, new in sides)
+    return into(mask[rows][:, columns], how, shape, UNLABELLED)

@@ -24,7 +24,8 @@ from unlabeled.transfer.labels import Labelled
 class Masked(Part):
     """Images of a source with their masks, by their numbers there; its classes are those of the masks' pixels."""
 
-    masked, unlabelled = True, 0
+    masked = True
+    unlabelled = 0
 
     def __init__(self, scenes: Scenes, rows: np.ndarray) -> None:
         super().__init__(scenes.pictures, rows)
