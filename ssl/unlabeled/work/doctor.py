@@ -185,7 +185,8 @@ def examine(stage: Stage[Recipe, Job], recipe: Recipe, looked: Looked, seconds: 
     }
     if job is not None and not refused:
         scored = stage.evaluated(recipe)
-        evaluated = 0 if looked.val is None else sum(len(looked.labelled.split(split)) for split in scored)
+        sides = [] if looked.val is None else [looked.val if one == "val" else looked.labelled.train for one in scored]
+        evaluated = sum(map(len, sides))
         try:
             facts["speed"] = attempted(refused, partial(_speed, stage, job, seconds, evaluated))
         except torch.OutOfMemoryError:
