@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from unlabeled.backbone.encoder import Encoder, Tensors
 from unlabeled.nn.batchnorm import normalises
@@ -115,7 +116,7 @@ class DenseTask(Task):
             for module, start in self.waiting:
                 module.train(progress.epoch >= start)
 
-    def train(self, mode: bool = True) -> DenseTask:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen backbone and averaged weights stay in evaluation mode."""
         super().train(mode)
         if self.strategy.frozen:

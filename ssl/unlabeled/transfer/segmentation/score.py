@@ -27,8 +27,8 @@ class Scorer:
     was counted in each image."""
 
     def __init__(self, predict: Predict, source: Masked) -> None:
+        self.predict, self.classes, self.ignored = predict, source.classes, source.ignored
         self.source: Source = source
-        self.predict, self.masked, self.classes = predict, source, source.classes
         self.choice: Choice | None = None
         self.latest: dict[str, Any] | None = None
         self.judged: list[Judged] = []
@@ -39,8 +39,8 @@ class Scorer:
     def __call__(self, method: Any) -> dict[str, Any]:
         """Scores in percent as JSON, see `scores_of`. All processes must call it."""
         with self.predict.reading(method):
-            self.judged = judge(method.predict, self.masked, self.predict, self.shown)
-        self.latest = {**scores_of(self.judged, self.classes), "unlabelled": self.masked.ignored}
+            self.judged = judge(method.predict, self.source, self.predict, self.shown)
+        self.latest = {**scores_of(self.judged, self.classes), "unlabelled": self.ignored}
         return self.latest
 
 
