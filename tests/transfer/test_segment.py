@@ -96,7 +96,7 @@ def test_maps_are_enlarged_as_torch_does(old: tuple[int, int], new: tuple[int, i
 def test_the_decoder_is_the_semantic_branch_level_by_level() -> None:
     torch.manual_seed(0)
     decoder = Decoder(4, 6, [4, 8, 16, 32], 5).double()
-    assert [len(level.convs) for level in decoder.levels] == [1, 1, 2, 3]  # type: ignore[union-attr, arg-type]
+    assert [len(level.convs) for level in decoder.levels] == [1, 1, 2, 3]  # type: ignore[arg-type]
     levels = [torch.randn(2, 4, 24 // 2**n, 16 // 2**n, dtype=torch.float64) for n in range(4)]
     total = torch.zeros(2, 6, 24, 16, dtype=torch.float64)
     for number, x in enumerate(levels):
