@@ -122,7 +122,7 @@ def test_wrong_options_are_the_users_error(options: tuple[str, ...], message: st
         (("--image-size", "0"), "--image-size 0"),
         (("--json", "/proc/no/such.json"), "^--json /proc/no/such.json cannot be written: .*Name another"),
         (("--markdown", "/proc"), "^--markdown /proc is a folder"),
-        (("--protocol", "knm"), "knm.name: expected one of: cka.*Did you mean 'knn'"),
+        (("--protocol", "knm"), "knm.name: expected one of: cka.*Did you mean 'ncm'"),
         (("--protocol", "a.knn", "knn"), "--protocol a.knn knn: the last parts of the names must differ"),
         (("--protocol", "fewshot", "--set", "fewshot.ways=2"), "'dark' has 5 test pictures, fewer than 1 shots and 15"),
     ],

@@ -148,7 +148,7 @@ def test_features_are_not_changed(data: Opened) -> None:
         ("{knnn: {k: 5}}", r"evaluate\.knnn: unknown field\. Did you mean 'knn'"),
         ("{batch_sise: 5}", r"evaluate\.batch_sise: unknown field\. Did you mean 'batch_size'"),
         ("{linaer: null}", r"evaluate\.linaer: unknown field\. Did you mean 'linear'"),
-        ("{knn50: {name: knm}}", r"evaluate\.knn50\.name: expected one of: cka.*Did you mean 'knn'"),
+        ("{knn50: {name: knm}}", r"evaluate\.knn50\.name: expected one of: cka.*Did you mean 'ncm'"),
         ("{knn50: {name: knn, kk: 5}}", r"evaluate\.knn50\.kk: unknown field"),
         ("{knn50: {name: knn, k: 0}}", r"evaluate\.knn50\.k: expected an integer of at least 1"),
         ("{knn: {name: linear}}", r"evaluate\.knn\.name: expected knn, found 'linear'"),

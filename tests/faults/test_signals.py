@@ -123,7 +123,7 @@ def test_a_run_that_is_cut_off_in_its_last_scoring_goes_on_there(
     killed = partial(at, score, partial(to_this_one, signal.SIGKILL))
     assert launch("finetune", arguments, hook=killed) == [-signal.SIGKILL]
     no_step = partial(at, "unlabeled.train.engine:Engine._forward_backward", partial(to_this_one, signal.SIGKILL))
-    stopped = partial(own_group, no_step, strike("unlabeled.stages.finetune:write_result"))
+    stopped = partial(own_group, no_step, strike("unlabeled.transfer.label_task:write_result"))
     assert launch("finetune", arguments, hook=stopped) == [STOPPED]
     assert launch("finetune", arguments, hook=no_step) == [0]
     assert_same_end(home, "finetune", tmp_path)
