@@ -96,7 +96,10 @@ class Walk:
         folder = folder_of(self.output, number)
         if (folder / DONE).exists():
             return True
-        job = self.stage.scored(self._begun(self.job_of(number)), self.accelerator)
+        job = self.job_of(number)
+        if number and self.tasks.strategy.reads_first:
+            job = self._begun(job)
+        job = self.stage.scored(job, self.accelerator)
         with opened(job, self.accelerator, ONWARDS, self.lines) as engine:
             method = engine.method
             assert isinstance(method, Increment)
@@ -106,17 +109,15 @@ class Walk:
             ended = self._ended(job, engine)
             if ended is None:
                 return False
-            for line in self.stage.written(job, engine, ended, anew=True):
+            # the last step was scored by logits: where a linear head names the classes, so is the task
+            for line in self.stage.written(job, engine, ended, anew=not method.strategy.linear):
                 engine.display.say(line)
             on_main(self.accelerator, lambda: self._leave(folder, job, engine, ended))
         return True
 
     def _begun(self, job: Job) -> Job:
         """The job of a task whose head begins with what the task's images look like to the network before."""
-        method = cast("Increment", job.build())
-        if not (method.task.number and self.tasks.strategy.reads_first):
-            return job
-        predict = self.stage.predict_of(job, self.accelerator)
+        method, predict = cast("Increment", job.build()), self.stage.predict_of(job, self.accelerator)
         after = read(method.to(self.accelerator.device), predict, _source(job))
 
         def build() -> Increment:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -132,14 +133,19 @@ class Incremental(Finetune):
             write_text(output / "recipe.yaml", dump(recipe))
 
         on_main(accelerator, note)
-        walks = {name: self._walk(one, job.data, accelerator, lines) for name, one in bounds(recipe).items()}
+        walks = {
+            name: self._walk(one, cast("IncrementJob", job), accelerator, lines) for name, one in bounds(recipe).items()
+        }
         whole = Walks(recipe, walks)
         yield whole, lambda: say_all(on_main(accelerator, whole.written))
         if lock:
             lock.close()
 
-    def _walk(self, recipe: IncrementalRecipe, data: Opened, accelerator: Accelerator, lines: Sequence[Line]) -> Walk:
-        images, protocol = everything(recipe, data)
+    def _walk(
+        self, recipe: IncrementalRecipe, first: IncrementJob, accelerator: Accelerator, lines: Sequence[Line]
+    ) -> Walk:
+        """The tasks of a recipe on the images of the run's first task: bounds differ in the sizes of tasks alone."""
+        data, images, protocol = first.data, first.everything, recipe.tasks.protocol(first.data.train.classes)
 
         def job_of_task(number: int) -> FinetuneJob:
             return task_job(recipe, data, images, protocol, number)
@@ -219,6 +225,7 @@ def task_job(
     start = load_start(recipe.encoder, config.view.shape, recipe.data.channels, recipe.adapt, recipe.seed)
     tasks = recipe.tasks
 
+    @cache
     def passed(task: int) -> Passed:
         return Passed.read(folder_of(output, task))
 

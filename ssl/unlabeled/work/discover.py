@@ -13,11 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from rich.console import Console
 
-from unlabeled.accelerator import make_accelerator, precision_for
 from unlabeled.backbone.encoder import Encoder
 from unlabeled.data.label.overlap import overlap
 from unlabeled.data.opened import Opened
@@ -39,8 +37,7 @@ from unlabeled.report import terminal
 from unlabeled.serve.embed import Settings
 from unlabeled.sharing.shards import Sharing, each_shard
 from unlabeled.text import say
-from unlabeled.train.recipe import spare_cores
-from unlabeled.work.embed import TIMEOUT, fill, opened, pictures
+from unlabeled.work.embed import fill, on_accelerator, opened, pictures
 
 SIDES = ("labelled", "unlabelled")
 STARTS, STARTS_ON_GPU = 10, 100
@@ -57,17 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Encode both sides, cluster, write the clusters and a page."""
     check_least(args, batch_size=1, size=1, workers=0, starts=1, seed=0, most=1)
     args.classes = _number(args.classes)
-    args.workers = spare_cores() if args.workers is None else args.workers
-    args.precision = precision_for(args.device) if args.precision is None else args.precision
-    accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2)
-    try:
-        _discover(args, accelerator)
-    except OSError as error:
-        raise UserError(f"{args.out}: {error.strerror or error}. Make room; the same command goes on.") from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    return 0
+    return on_accelerator(args, _discover)
 
 
 def _number(text: str) -> int | None:

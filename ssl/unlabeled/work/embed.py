@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from shlex import quote
 from typing import Any
 
@@ -43,11 +43,16 @@ TIMEOUT = 12 * 3600.0  # seconds that a process may wait at the end for another'
 def run(args: argparse.Namespace) -> int:
     """Embed, with a line on how fast it goes."""
     check_least(args, batch_size=1, size=1, workers=0)
+    return on_accelerator(args, _embed)
+
+
+def on_accelerator(args: argparse.Namespace, work: Callable[[argparse.Namespace, Accelerator], None]) -> int:
+    """Do a command's work on an accelerator, as its options say or, where they do not, as suits the machine."""
     args.workers = spare_cores() if args.workers is None else args.workers
     args.precision = precision_for(args.device) if args.precision is None else args.precision
     accelerator = make_accelerator(args.device, args.precision, TIMEOUT / 2)
     try:
-        _embed(args, accelerator)
+        work(args, accelerator)
     except OSError as error:
         raise UserError(f"{args.out}: {error.strerror or error}. Make room; the same command goes on.") from error
     finally:
