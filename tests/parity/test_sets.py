@@ -10,7 +10,7 @@ from pathlib import Path
 import naive_lejepa
 import pytest
 import torch
-from parity import naive_discovery, naive_simgcd, naive_vitdet
+from parity import naive_discovery, naive_simgcd, naive_softteacher, naive_vitdet
 from parity.golden import DEFAULT, METHODS, READ, Golden, Settings, assert_close, folders_of, golden_folders
 from parity.naive import barlowtwins, byol, save, simdino, simsiam, vicreg
 from parity.naive_dinov3 import dinov3
@@ -125,6 +125,23 @@ def test_pyramids_of_other_levels_pass(tmp_path: Path, factors: tuple[float, ...
     shutil.copytree(tmp_path / "vitdet", wrong / "vitdet")
     rewrite(wrong / "vitdet" / "pyramid.safetensors", change)
     assert run(wrong, str(HERE / "test_vitdet.py")) == (1, {"test_levels_and_gradients"})
+
+
+def test_pseudo_boxes_agree_with_a_set_computed_box_by_box(tmp_path: Path) -> None:
+    naive_softteacher.write_set(tmp_path)
+    chosen = ("-k", "softteacher or test_softteacher")
+    assert run(tmp_path, str(HERE / "test_softteacher.py"), str(HERE / "test_whole.py"), *chosen) == (0, set())
+
+    def change(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
+        for name in tensors.keys() & {"out/loss", "out/boxes", "out/uncertainty2", "out/momentum"}:
+            tensors[name] = tensors[name] * 1.001
+
+    wrong = tmp_path / "wrong"
+    shutil.copytree(tmp_path / "softteacher", wrong / "softteacher")
+    for file in (wrong / "softteacher").iterdir():
+        rewrite(file, change)
+    failed = {"test_background_weights", "test_boxes_from_view_to_view", "test_jitter[2]", "test_averaged_weights"}
+    assert run(wrong, str(HERE / "test_softteacher.py")) == (1, failed)
 
 
 def test_what_is_missing_or_wrong_or_compared_by_nobody_fails(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ WAYS: dict[str, tuple[str, ...]] = {
         "kept: 30}",
         "task.strategy={name: differential, layer_decay: 0.5}",
     ),
+    "unlabelled": (
+        "task.detector={name: faster_rcnn, channels: 8, finest: 4, anchor: 2.0, width: 16, anchors: 16, proposals: 16, "
+        "kept: 30, score: 0.0}",
+        "task.unlabelled={ratio: 1, begin: 0.25, found: 0.2, sure: 0.3, steady: 0.3}",
+        "train.epochs=1",
+        "optim.warmup_epochs=0.25",
+    ),
 }
 
 
@@ -71,6 +78,10 @@ def test_killed_runs_and_two_processes(home: Path, tmp_path: Path, name: str) ->
     for key in (key for key in lines[0][0] if key.startswith("loss")):
         assert [line[key] for line in lines[1]] == pytest.approx([line[key] for line in lines[0]], rel=1e-3), key
     assert_close_weights(whole, two, 8)
+    if name == "unlabelled":
+        assert any(line.get("boxes_sure", 0) > 0 for line in lines[0]) and "boxes_sure" not in lines[0][0]
+        for key in (key for key in lines[0][-1] if key.startswith(("pseudo", "boxes"))):
+            assert lines[1][-1][key] == pytest.approx(lines[0][-1][key], rel=1e-3), key
     results = [json.loads((output / "result.json").read_text(encoding="utf-8")) for output in (whole, killed, two)]
     assert results[0]["map"] == results[1]["map"] == pytest.approx(results[2]["map"], abs=0.5)
     assert results[0]["protocol"]["fingerprint"] == results[2]["protocol"]["fingerprint"]
@@ -101,6 +112,23 @@ def test_a_run_leaves_scores_boxes_pictures_and_an_export(
     assert (tmp_path / "index.html").is_file()
     assert unlabeled.load_detector(tmp_path / "export").classes == ("red", "green")
     assert launch("report", [str(tmp_path)]) == [0] and "mAP" in capfd.readouterr().err
+
+
+def test_without_weight_a_run_is_that_of_the_images_with_boxes(home: Path, tmp_path: Path) -> None:
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    detector, *_ = WAYS["unlabelled"]
+    common = (detector, "task.view.mosaic=0.0", "train.epochs=1", "optim.warmup_epochs=0.25")
+    more = ("train.batch_size=4", "task.unlabelled={ratio: 1, begin: 0.0, weight: 0.0, found: 0.2, momentum: 0.8}")
+    assert launch("finetune", command(home, both, *common, *more)) == [0]
+    assert launch("finetune", command(home, alone, *common, "train.batch_size=2")) == [0]
+    ours, theirs = weights(both, 8), weights(alone, 8)
+    assert not {name for name, tensor in theirs.items() if not ours[name].equal(tensor)}, "to the bit"
+    assert {name.split(".")[0] for name in set(ours) - set(theirs)} == {"average"}
+    supervised, losses = (
+        [line[name] for line in metrics(output) if name in line]
+        for output, name in ((both, "supervised"), (alone, "loss"))
+    )
+    assert supervised == losses and len(losses) == 8
 
 
 def test_a_watched_run_keeps_the_best_weights(home: Path, tmp_path: Path) -> None:

@@ -174,7 +174,9 @@ def _repeated(raw: RawBatch, size: int, device: torch.device) -> RawBatch:
         crops.append(crop._replace(pixels=take(crop.pixels), blurred=blurred, **extra))
     boxes = None if raw.boxes is None else raw.boxes.repeated(size)
     classes = None if raw.pixel_labels is None else take(raw.pixel_labels)
-    return RawBatch(crops, take(raw.labels), take(raw.index), [], images=raw.images, boxes=boxes, pixel_labels=classes)
+    moves = None if raw.moves is None else take(raw.moves)
+    labels, index = take(raw.labels), take(raw.index)
+    return RawBatch(crops, labels, index, [], None, raw.images, None, boxes, classes, moves)
 
 
 def _step(engine: Engine, pending: list[RawBatch]) -> int:

@@ -72,6 +72,9 @@ KNOWN = (
     Measure(
         "pseudo_accuracy", "Right pseudo-labels", LOSS, "%", "Of all images whose labels are hidden. Higher is better."
     ),
+    Measure("boxes_found", "Boxes that the teacher finds", TEACHER, text="In a picture without boxes."),
+    Measure("boxes_sure", "Boxes that teach classes", TEACHER, text="In a picture without boxes. 0 teaches nothing."),
+    Measure("boxes_steady", "Boxes that teach edges", TEACHER, text="In a picture without boxes. 0 teaches nothing."),
     Measure("passed_right", "Right ones that are learnt from", LOSS, "%", "Of all images whose labels are hidden."),
     Measure(
         "pseudo_largest",

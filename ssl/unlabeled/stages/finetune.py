@@ -96,7 +96,7 @@ class FinetuneRecipe(Recipe, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _device_can_cut_strong_views(self) -> FinetuneRecipe:
         without = self.task.without_labels
-        if self.run.views == "device" and without is not None and (spec := without.strong.rand_augment) is not None:
+        if self.run.views == "device" and without is not None and (spec := without.augmented) is not None:
             raise ValueError(
                 f"run.views=device cannot do what task.unlabelled.strong.rand_augment={spec!r} asks for: Pillow "
                 "changes crops in workers. Set run.views=worker, or rand_augment: null and a jitter"

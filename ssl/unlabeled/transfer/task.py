@@ -28,7 +28,7 @@ from unlabeled.train.watch import Watching
 from unlabeled.transfer.labels import Labelled
 from unlabeled.transfer.network import Trained
 from unlabeled.transfer.predict import Predict
-from unlabeled.transfer.unlabelled import Unlabelled
+from unlabeled.transfer.unlabelled import WithoutLabels
 
 
 class Task(Method):
@@ -173,7 +173,7 @@ class TaskConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         return view
 
     @property
-    def without_labels(self) -> Unlabelled | None:
+    def without_labels(self) -> WithoutLabels | None:
         """How it learns from images without labels; None = it does not."""
         return None
 

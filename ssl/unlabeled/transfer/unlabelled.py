@@ -6,6 +6,7 @@ where it is sure enough: FixMatch with a fixed threshold, FreeMatch with adaptiv
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -71,8 +72,8 @@ class Strong(BaseModel, frozen=True, extra="forbid"):
         return View(**geometry, **dict(self))
 
 
-class Unlabelled(BaseModel, frozen=True, extra="forbid"):
-    """The `task.unlabelled` section."""
+class WithoutLabels(BaseModel, ABC, frozen=True, extra="forbid"):
+    """The fields of all tasks' `task.unlabelled` sections: which images, how many in a batch, how much they count."""
 
     data: Pictures = Field(
         None,
@@ -81,25 +82,24 @@ class Unlabelled(BaseModel, frozen=True, extra="forbid"):
     )
     ratio: int = Field(1, ge=1, description="unlabelled pictures for each labelled one of a batch (7 in the papers)")
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="of their loss beside that of the labelled ones")
-    threshold: Annotated[Threshold, THRESHOLDS] = Field(adaptive.Config(), description="which of them are learnt from")
-    targets: Annotated[Target, TARGETS] = Field(hard.Config(), description="what they are to be taken for")
-    strong: Strong = Field(Strong(), description="what their strong view has beyond task.view, which is the weak one")
 
     @property
     def shares(self) -> tuple[int, int]:
         """Labelled and unlabelled images of each period of a batch."""
         return 1, self.ratio
 
-    def views(self, weak: View) -> list[View]:
-        """The views of a batch: the weak one, the strong one, and further weak ones where targets average several."""
-        return [weak, self.strong.of(weak), *[weak] * (self.targets.views - 1)]
+    @property
+    def augmented(self) -> str | None:
+        """The RandAugment of their strong view, which workers alone can do; None = it has none."""
+        return None
 
+    @abstractmethod
+    def views(self, weak: Any) -> list[View]:
+        """The views of a batch, the weak one first."""
+
+    @abstractmethod
     def describe(self) -> str:
         """In words for the plan."""
-        return (
-            f"1 : {self.ratio} with unlabelled pictures, threshold {self.threshold.name}, targets {self.targets.name}, "
-            f"weight {self.weight:g}"
-        )
 
     def seeing(self, data: SourceConfig) -> SourceConfig | None:
         """The images, seen as the labelled ones of `data` are; None where they are of `data` itself.
@@ -107,6 +107,28 @@ class Unlabelled(BaseModel, frozen=True, extra="forbid"):
         Raises ValueError where the section says that they are to be seen otherwise.
         """
         return None if self.data is None else self.data.normalised_as(data, FIELD, written=True)
+
+
+class Unlabelled(WithoutLabels, frozen=True, extra="forbid"):
+    """The `task.unlabelled` section of classification."""
+
+    threshold: Annotated[Threshold, THRESHOLDS] = Field(adaptive.Config(), description="which of them are learnt from")
+    targets: Annotated[Target, TARGETS] = Field(hard.Config(), description="what they are to be taken for")
+    strong: Strong = Field(Strong(), description="what their strong view has beyond task.view, which is the weak one")
+
+    @property
+    def augmented(self) -> str | None:
+        return self.strong.rand_augment
+
+    def views(self, weak: View) -> list[View]:
+        """The views of a batch: the weak one, the strong one, and further weak ones where targets average several."""
+        return [weak, self.strong.of(weak), *[weak] * (self.targets.views - 1)]
+
+    def describe(self) -> str:
+        return (
+            f"1 : {self.ratio} with unlabelled pictures, threshold {self.threshold.name}, targets {self.targets.name}, "
+            f"weight {self.weight:g}"
+        )
 
 
 class Rows(NamedTuple):

@@ -36,3 +36,5 @@ class Batch(NamedTuple):
     boxes: BatchBoxes | None = None  # of the first view's crops, in its pixels; None = the source has none
     # [B, H, W] int16, classes of the pixels of the first view's crops, -1 where unknown; None = the source has no masks
     pixel_labels: Tensor | None = None
+    # [B, views, 3, 3] matrices of points (x, y, 1), from an image to its crops, pixels; None = nobody asks
+    moves: Tensor | None = None

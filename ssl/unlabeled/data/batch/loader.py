@@ -57,6 +57,7 @@ class Sample(NamedTuple):
     truth: int | None = None  # see `Source.truth`
     boxes: Boxes | None = None  # of the first view's crop, where the source has boxes
     pixel_labels: Tensor | None = None  # [H, W] int16, classes of that crop, where the source has masks
+    moves: Tensor | None = None  # [views, 3, 3], see `Batch.moves`
 
 
 class RawBatch(NamedTuple):
@@ -74,6 +75,7 @@ class RawBatch(NamedTuple):
     truth: Tensor | None = None
     boxes: BatchBoxes | None = None
     pixel_labels: Tensor | None = None  # [B, H, W] int16
+    moves: Tensor | None = None
 
 
 def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
@@ -170,10 +172,16 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
     if any(sample.truth is not None for sample in samples):
         truth = torch.tensor([-1 if sample.truth is None else sample.truth for sample in samples])
     boxes = [sample.boxes for sample in samples if sample.boxes is not None]
-    pixels = [sample.pixel_labels for sample in samples if sample.pixel_labels is not None]
-    classes = torch.stack(pixels) if pixels else None
     mix = stack([sample.mix for sample in samples])
-    return RawBatch(crops, labels, index, bad, mix, images, truth, BatchBoxes.of(boxes) if boxes else None, classes)
+    classes = _together([sample.pixel_labels for sample in samples])
+    moves = _together([sample.moves for sample in samples])
+    there = BatchBoxes.of(boxes) if boxes else None
+    return RawBatch(crops, labels, index, bad, mix, images, truth, there, classes, moves)
+
+
+def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.stack(there) if there else None
 
 
 def _stack_crops(crops: Sequence[Crops]) -> Crops:
@@ -231,7 +239,8 @@ def to_device(raw: RawBatch, device: torch.device, normalize: Normalize) -> Batc
     truth = None if raw.truth is None else raw.truth.to(device, non_blocking=True)
     boxes = None if raw.boxes is None else raw.boxes.to(device)
     classes = None if raw.pixel_labels is None else raw.pixel_labels.to(device, non_blocking=True)
-    return Batch(views, labels, index, mix, truth, boxes, classes)
+    moves = None if raw.moves is None else raw.moves.to(device, non_blocking=True)
+    return Batch(views, labels, index, mix, truth, boxes, classes, moves)
 
 
 def _recoloured(pixels: Tensor, drawn: Photometric, blurred: Tensor | None, normalize: Normalize) -> Tensor:

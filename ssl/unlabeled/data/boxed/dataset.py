@@ -42,7 +42,8 @@ class BoxDataset(ViewDataset):
     ) -> tuple[Tensor, Boxes, int, Bad]:
         """The image of a number at the top left and three others, all placed at random in their quarters."""
         places = quarters(centre_of(others, view.shape), view.shape)
-        numbers = [index, *others.integers(len(self.source), size=3).tolist()]
+        among = len(self.source) if self.groups is None else len(self.groups.rows[0])  # the first have boxes
+        numbers = [index, *others.integers(among, size=3).tolist()]
         read = [self._read(number) for number in numbers]
         draws = [rng, others, others, others]
         parts = [

@@ -50,6 +50,10 @@ class DenseConfig(TaskConfig, ABC, frozen=True, extra="forbid"):
     def way(self) -> str:
         return self.strategy.name
 
+    def decay(self, step: int) -> float | None:
+        """That of averaged weights after so many steps, None = there are none."""
+        return self.ema
+
     def write_looks(self, folder: Path, scorer: Any, method: Any, look: Any) -> str:
         return ""  # its pictures are part of the result
 
@@ -75,7 +79,7 @@ class DenseTask(Task):
 
     def __init__(self, encoder: Encoder, config: DenseConfig) -> None:
         super().__init__()
-        self.strategy, self.decay = config.strategy, config.ema
+        self.strategy, self.decay = config.strategy, config.decay
         self.architecture, self.family = encoder.model, type(encoder)
         self.arguments, self.interpolation = encoder.arguments, encoder.interpolation
         self.depth = encoder.depth + 1
@@ -104,7 +108,7 @@ class DenseTask(Task):
         vit = self.backbone.encoder.vit
         self.layers = {name: encoder.layer_of(name) for name, _ in vit.named_parameters()}
         self.waiting = list(self._waiting(vit))
-        if self.decay is None:
+        if self.decay(0) is None:
             return None
         average = copy.deepcopy(network).eval()
         follow_(average, network)
@@ -126,8 +130,9 @@ class DenseTask(Task):
         return self
 
     def after_step(self, progress: Progress, broken: Tensor | None = None) -> None:
-        if self.average is not None and self.decay is not None:
-            ema_(self.average, self.learner, self.decay, broken)
+        decay = self.decay(progress.step + 1)
+        if self.average is not None and decay is not None:
+            ema_(self.average, self.learner, decay, broken)
             for own, source in zip(self.average.buffers(), self.learner.buffers(), strict=True):
                 own.copy_(source)
 

@@ -6,8 +6,8 @@ of its own, and its losses are divided by its own boxes. Where all images have a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,23 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
 from unlabeled.randomness import Stream, stream
+from unlabeled.transfer.detection.soft_teacher import weighted_cross_entropy
 
+Boxes = Sequence[Tensor]  # [n, 4] of each image
+Weigh = Callable[[Boxes, Sequence[Tensor]], list[Tensor]]  # from boxes and their labels [n] to weights [n]
 BETA = 1 / 9  # where the smooth L1 loss becomes linear
 IOU_LOSSES = {"giou": generalized_box_iou_loss, "ciou": complete_box_iou_loss}
+
+
+class Sampled(NamedTuple):
+    """What boxes are compared with, and what their draws depend on, image by image."""
+
+    truth: Sequence[tuple[Tensor, Tensor]]  # boxes [n, 4] and classes [n], from 0
+    draws: Sequence[tuple[int, int]]  # (step, number)
+
+    def targets(self) -> list[dict[str, Tensor]]:
+        """As torchvision has them, classes from 1."""
+        return [{"boxes": boxes, "labels": classes + 1} for boxes, classes in self.truth]
 
 
 class Sampler:
@@ -118,6 +132,25 @@ class BoxHeads(RoIHeads):
         found = [self._losses(*image) for image in images]
         losses = {"loss_classifier": _mean([one for one, _ in found]), "loss_box_reg": _mean([two for _, two in found])}
         return [], losses
+
+    def classes_loss(self, features: Any, proposals: Any, image_shapes: Any, targets: Any, weigh: Weigh) -> Tensor:
+        """The loss of the classes of sampled boxes, each with the weight that `weigh` gives: a mean over images."""
+        boxes, _, labels, _ = self.select_training_samples(proposals, targets)
+        logits, _ = self.read(features, boxes, image_shapes)
+        images = zip(logits.split([len(one) for one in labels]), labels, weigh(boxes, labels), strict=True)
+        return _mean([weighted_cross_entropy(*image) for image in images])
+
+    def boxes_loss(self, features: Any, proposals: Any, image_shapes: Any, targets: Any, sampler: Sampler) -> Tensor:
+        """The loss of boxes alone, of those that a sampler draws: a mean over images."""
+        own, self.fg_bg_sampler = self.fg_bg_sampler, sampler
+        try:
+            boxes, _, labels, regression = self.select_training_samples(proposals, targets)
+        finally:
+            self.fg_bg_sampler = own
+        logits, deltas = self.read(features, boxes, image_shapes)
+        counts = [len(one) for one in labels]
+        images = zip(logits.split(counts), deltas.split(counts), labels, regression, boxes, strict=True)
+        return _mean([self._losses(*image)[1] for image in images])
 
     def read(self, features: Any, boxes: Any, image_shapes: Any) -> tuple[Tensor, Tensor]:
         """Logits [all, classes + 1], the background first, and offsets for each class [all, 4 (classes + 1)] of boxes

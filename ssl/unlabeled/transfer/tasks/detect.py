@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder
@@ -14,11 +14,12 @@ from unlabeled.backbone.folder import Preprocessing
 from unlabeled.data.batch.batch import Batch
 from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.boxed.dataset import BoxDataset
+from unlabeled.data.boxed.pairs import BoxedFirst, PairDataset
 from unlabeled.data.boxed.view import BoxView
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.pretrain.method import Output, Progress
+from unlabeled.pretrain.method import Output, Progress, Symptom
 from unlabeled.report.card import Made
 from unlabeled.train.engine import Engine
 from unlabeled.train.optimizer import Optim
@@ -30,12 +31,15 @@ from unlabeled.transfer.detection.drawing import SHOWN, framed
 from unlabeled.transfer.detection.export import write_detector
 from unlabeled.transfer.detection.images import boxed
 from unlabeled.transfer.detection.score import Scorer
+from unlabeled.transfer.detection.soft_teacher import momentum_at
+from unlabeled.transfer.detection.unlabelled import SoftTeacher, Unlabelled
 from unlabeled.transfer.detector import DETECTORS, Detected, Detector, DetectorConfig, Draw
-from unlabeled.transfer.detectors import retinanet
-from unlabeled.transfer.labels import Labelled
+from unlabeled.transfer.detectors import faster_rcnn, retinanet
+from unlabeled.transfer.labels import Labelled, with_unlabelled
 from unlabeled.transfer.network import Trained
 from unlabeled.transfer.predict import Predict
 from unlabeled.transfer.task import Choice, Samples, Task
+from unlabeled.transfer.unlabelled import FIELD
 
 
 class Config(DenseConfig, frozen=True, extra="forbid"):
@@ -51,6 +55,35 @@ class Config(DenseConfig, frozen=True, extra="forbid"):
     drop_block: float = Field(
         0.0, ge=0, lt=1, description="share of the places of a CNN's last two stages in dropped blocks of 7 (DropBlock)"
     )
+    unlabelled: Unlabelled | None = Field(
+        None,
+        description="pictures without boxes to learn from as well (Soft Teacher, with faster_rcnn), by averaged "
+        "weights, which are scored and exported; null = none",
+    )
+
+    @model_validator(mode="after")
+    def _boxes_can_be_judged(self) -> Config:
+        if self.unlabelled is None:
+            return self
+        if not isinstance(self.detector, faster_rcnn.Config):
+            raise ValueError(
+                f"unlabelled pictures are learnt from by boxes that a second stage judges, found detector "
+                f"{self.detector.name}: set task.detector.name=faster_rcnn, or task.unlabelled=null"
+            )
+        if self.ema is not None:
+            raise ValueError(
+                f"ema is {self.ema:g}, but the teacher of unlabelled pictures is the average: set task.ema=null, and "
+                "task.unlabelled.momentum"
+            )
+        return self
+
+    @property
+    def without_labels(self) -> Unlabelled | None:
+        return self.unlabelled
+
+    def decay(self, step: int) -> float | None:
+        """That of the teacher, where there are unlabelled pictures."""
+        return self.ema if self.unlabelled is None else momentum_at(step, self.unlabelled.momentum)
 
     def images(self, data: Opened, watch: Watching | None) -> Labelled:
         hold_out = None if watch is None else watch.hold_out
@@ -59,7 +92,12 @@ class Config(DenseConfig, frozen=True, extra="forbid"):
     def samples(self, images: Labelled, data: Opened, how: Samples) -> ViewDataset:
         if how.uncut:
             raise UserError("run.views=device cannot cut pictures with boxes. Set run.views=worker.")
-        return BoxDataset(images.train, [self.view], how.patch, how.seed, base=how.base)
+        if self.unlabelled is None:
+            return BoxDataset(images.train, [self.view], how.patch, how.seed, base=how.base)
+        other, shares = self.unlabelled.seeing(data.config), self.unlabelled.shares
+        joined, groups = with_unlabelled(data, images, other, FIELD, shares, len(self.crops))
+        source = BoxedFirst(list(joined.parts), order=images.train.classes)
+        return PairDataset(source, self.crops, how.patch, how.seed, base=how.base, groups=groups)
 
     def begin(self, encoder: Encoder, source: Source, trained: Trained | None, seed: int) -> Task:
         return Detection(encoder, self, len(source.classes), seed)
@@ -78,7 +116,8 @@ class Config(DenseConfig, frozen=True, extra="forbid"):
         return {name: result[name] for name in ("map", "map50", "map75")}
 
     def describe(self) -> str:
-        return f"{self.detector.name}, strategy {self.strategy.name}"
+        more = "" if self.unlabelled is None else f", {self.unlabelled.describe()}"
+        return f"{self.detector.name}, strategy {self.strategy.name}{more}"
 
 
 class Detection(DenseTask):
@@ -101,6 +140,7 @@ class Detection(DenseTask):
         backbone = self.based(encoder, config.detector.channels, config.detector.finest, config.drop_block)
         self.detector = config.detector.build(backbone, classes, seed)
         self.average = self.averaged(encoder, self.detector)
+        self.soft = None if config.unlabelled is None else SoftTeacher(config.unlabelled, seed)
 
     @property
     def learner(self) -> Detector:
@@ -117,14 +157,32 @@ class Detection(DenseTask):
         return self.detector if self.average is None else self.average
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        images, _ = batch.views[0].flat()
         if batch.boxes is None:  # a batch without values, of the plan
-            return Output(self.detector.dense(images), {})
+            return Output(self.detector.dense(torch.cat([view.flat()[0] for view in batch.views])), {})
         self.unfreeze(progress)
+        if self.soft is None:
+            return self._labelled(batch, progress)
+        labelled, pairs = self.soft.separate(batch, progress.step)
+        loss, metrics, _ = self._labelled(labelled, progress)
+        metrics["supervised"] = loss.detach()
+        if progress.share < self.soft.config.begin:
+            return Output(loss, metrics)
+        assert isinstance(self.average, faster_rcnn.FasterRCNN) and isinstance(self.detector, faster_rcnn.FasterRCNN)
+        losses, counts = self.soft(self.average, self.detector, pairs)
+        more = {name.replace("loss", "pseudo", 1): one.detach() for name, one in losses.items()}
+        loss = loss + self.soft.config.weight * torch.stack(list(losses.values())).sum()
+        return Output(loss, {**metrics, **more, **counts})
+
+    def _labelled(self, batch: Batch, progress: Progress) -> Output:
+        assert batch.boxes is not None
+        images, _ = batch.views[0].flat()
         draws = [Draw(progress.step, number) for number in batch.index.tolist()]
         losses = self.detector.losses(images, batch.boxes.each(), draws)
         total = torch.stack(list(losses.values())).sum()
         return Output(total, {f"loss_{name.removeprefix('loss_')}": loss.detach() for name, loss in losses.items()})
+
+    def symptoms(self) -> list[Symptom]:
+        return [] if self.soft is None else self.soft.symptoms()
 
     def predict(self, images: Tensor) -> list[Detected]:
         """The boxes in images [B, C, H, W], by the weights that are scored and exported."""
