@@ -155,7 +155,7 @@ def test_background_counts_as_its_weight_says() -> None:
     ((boxes, labels),) = seen
     ((logits, _),) = student.read(student.levels(images), [boxes])
     weights = [i / (len(labels) - 1) if label == 0 else 1.0 for i, label in enumerate(labels.tolist())]
-    total = sum(w * float(F.cross_entropy(x[None], y[None])) for w, x, y in zip(weights, logits, labels, strict=True))
+    total = sum(w * F.cross_entropy(x[None], y[None]).item() for w, x, y in zip(weights, logits, labels, strict=True))
     assert found.item() == pytest.approx(total / max(sum(weights), 1), rel=1e-4)
 
 

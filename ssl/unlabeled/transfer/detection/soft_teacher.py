@@ -56,7 +56,9 @@ def uncertainty(refined: Tensor, classes: Tensor) -> Tensor:
         classes: [n] of the boxes.
     """
     own = refined[:, torch.arange(len(classes), device=classes.device), classes]
-    return own.std(0) / _sides(own.mean(0))
+    mean = own.mean(0)
+    deviation = ((own - mean).square().sum(0) / (len(own) - 1)).sqrt()
+    return deviation / _sides(mean)
 
 
 def weights_of(labels: Tensor, probabilities: Tensor, background: int) -> Tensor:
