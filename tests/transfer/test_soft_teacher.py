@@ -19,12 +19,15 @@ from unlabeled.data.label.boxes import BatchBoxes
 from unlabeled.pretrain.method import Progress
 from unlabeled.randomness import Stream, stream
 from unlabeled.transfer.detection.sampling import Sampled
+from unlabeled.transfer.detection.soft_teacher import weighted_cross_entropy
 from unlabeled.transfer.detection.unlabelled import Found, SoftTeacher, Unlabelled, truth
 from unlabeled.transfer.detector import Detected, Draw
 from unlabeled.transfer.detectors.faster_rcnn import FasterRCNN
 from unlabeled.transfer.tasks.detect import Detection
 
 FLIP = torch.tensor([[-1.0, 0.0, SIDE], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+ACROSS = 3  # pixels to the right
+SHIFT = torch.tensor([[1.0, 0.0, ACROSS], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
 # an untrained detector says a third of each of two classes and the background
 EASY: dict[str, Any] = {"ratio": 1, "begin": 0.0, "found": 0.3, "sure": 0.34, "steady": 0.3, "weight": 2.0}
 LOOSE = {"score": 0.0, "proposals": 400}
@@ -35,17 +38,18 @@ def soft(**more: Any) -> Detection:
 
 
 def pairs(numbers: Sequence[int]) -> Batch:
-    """Images with boxes and, after each, one without, whose strong view is its weak one flipped."""
+    """Images with boxes and, after each, one without, whose strong view is its weak one shifted."""
     rows = [row for number in numbers for row in (number, 50 + number)]
     weak = torch.stack([pixels(number) for number in rows])
     boxes = [boxes_of(number) if number < 50 else NONE for number in rows]
-    views = [ViewBatch(one.unsqueeze(0), None) for one in (weak, weak.flip(-1))]
-    index, moves = torch.tensor(rows), torch.stack([torch.eye(3), FLIP]).repeat(len(rows), 1, 1, 1)
+    views = [ViewBatch(one.unsqueeze(0), None) for one in (weak, weak.roll(ACROSS, -1))]
+    index, moves = torch.tensor(rows), torch.stack([torch.eye(3), SHIFT]).repeat(len(rows), 1, 1, 1)
     return Batch(views, torch.zeros_like(index), index, boxes=BatchBoxes.of(boxes), moves=moves)
 
 
-def flipped(boxes: Tensor) -> Tensor:
-    return torch.stack([SIDE - boxes[:, 2], boxes[:, 1], SIDE - boxes[:, 0], boxes[:, 3]], 1)
+def shifted(boxes: Tensor, by: int) -> Tensor:
+    left, top, right, bottom = boxes.unbind(1)
+    return torch.stack([(left + by).clamp(0, SIDE), top, (right + by).clamp(0, SIDE), bottom], 1)
 
 
 class Stub:
@@ -95,7 +99,9 @@ def test_what_teaches_classes_and_what_teaches_edges(monkeypatch: pytest.MonkeyP
     labelled, others = model.soft.separate(made, 5)
     assert labelled.index.tolist() == [1, 2] and others.draws == [Draw(5, 51), Draw(5, 52)]
     assert labelled.boxes is not None and torch.equal(labelled.boxes.each()[1][0], boxes_of(2).corners)
-    assert torch.equal(labelled.views[0].pixels[0, 1], pixels(2)) and torch.equal(others.strong[0], pixels(51).flip(-1))
+    assert torch.equal(labelled.views[0].pixels[0, 1], pixels(2)) and torch.equal(
+        others.strong[0], pixels(51).roll(3, -1)
+    )
 
     def keep(_images: Tensor, classes: Sampled, edges: Sampled, weigh: Any) -> dict[str, Tensor]:
         given.update(classes=classes, edges=edges, weigh=weigh)
@@ -106,8 +112,10 @@ def test_what_teaches_classes_and_what_teaches_edges(monkeypatch: pytest.MonkeyP
     found = model.soft.find(teacher, teacher.levels(others.weak), others.draws)
     for name, flags in (("classes", [one.scores > 0.34 for one in found]), ("edges", [one.steady for one in found])):
         for (boxes, classes), one, which in zip(given[name].truth, found, flags, strict=True):
-            torch.testing.assert_close(boxes, flipped(one.boxes[which]), rtol=1e-5, atol=1e-4)
-            assert torch.equal(classes, one.classes[which])
+            expected = shifted(one.boxes[which], ACROSS)
+            there = (expected[:, 2:] - expected[:, :2] > 1).all(1)
+            torch.testing.assert_close(boxes, expected[there], rtol=1e-5, atol=1e-4)
+            assert torch.equal(classes, one.classes[which][there])
     sure, steady = (sum(len(boxes) for boxes, _ in given[name].truth) for name in ("classes", "edges"))
     assert 0 < sure < sum(len(one.scores) for one in found) and steady > 0
     assert (counts["boxes_sure"].item(), counts["boxes_steady"].item()) == (sure / 2, steady / 2)
@@ -115,7 +123,7 @@ def test_what_teaches_classes_and_what_teaches_edges(monkeypatch: pytest.MonkeyP
     # background weighs as much as the teacher is sure of it, at the same place of its own view
     boxes = [torch.tensor([[2.0, 3.0, 12.0, 23.0], [20.0, 3.0, 30.0, 9.0]]), torch.tensor([[0.0, 0.0, 9.0, 30.0]])]
     weights = given["weigh"](boxes, [torch.tensor([0, 2]), torch.tensor([0])])
-    read = teacher.read(teacher.levels(others.weak), [flipped(one) for one in boxes])
+    read = teacher.read(teacher.levels(others.weak), [shifted(one, -ACROSS) for one in boxes])
     p = [logits.softmax(-1)[:, 0].tolist() for logits, _ in read]
     assert weights[0].tolist() == pytest.approx([p[0][0], 1.0]) and weights[1].tolist() == pytest.approx(p[1])
 
@@ -138,6 +146,37 @@ def test_certain_boxes_of_weight_one_teach_as_true_ones_do() -> None:
     none = [(boxes[:0], classes[:0]) for boxes, classes in true]
     without = student.losses_of(images, Sampled(true, draws), Sampled(none, draws), one)
     assert without["loss_box_reg"] == 0 and torch.equal(without["loss_classifier"], found["loss_classifier"])
+
+
+def test_classes_and_edges_are_learnt_from_boxes_of_their_own() -> None:
+    model = detection("faster_rcnn", detector={"proposals": 8}, unlabelled=EASY)
+    student, made, drawn = model.detector, pairs([3]), list[str]()
+    assert isinstance(student, FasterRCNN) and made.boxes is not None
+    samplers = {"classes": student.net.roi_heads.fg_bg_sampler, "edges": student.edges}
+    assert [sampler.stage for sampler in samplers.values()] == [1, 2]
+
+    class Told:
+        def __init__(self, name: str) -> None:
+            self.name, self.draws = name, list[Draw]()
+
+        def __call__(self, labels: Sequence[Tensor]) -> Any:
+            drawn.append(self.name)
+            samplers[self.name].draws = self.draws
+            return samplers[self.name](labels)
+
+    student.net.roi_heads.fg_bg_sampler, student.edges = Told("classes"), Told("edges")  # type: ignore[assignment]
+    given = Sampled(made.boxes.each()[:1], [Draw(0, 3)])
+    student.losses_of(made.views[0].pixels[0][:1], given, given, lambda boxes, _: [torch.ones(len(boxes[0]))])
+    assert drawn == ["classes", "edges"] and student.net.roi_heads.fg_bg_sampler.name == "classes"
+
+
+def test_weights_below_one_in_all_divide_by_one() -> None:
+    logits, labels = torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([0, 0])
+    each = F.cross_entropy(logits, labels, reduction="none")
+    small = weighted_cross_entropy(logits, labels, torch.tensor([0.1, 0.2]))
+    torch.testing.assert_close(small, 0.1 * each[0] + 0.2 * each[1])
+    large = weighted_cross_entropy(logits, labels, torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(large, (each[0] + 2 * each[1]) / 3)
 
 
 def test_background_counts_as_its_weight_says() -> None:
