@@ -117,9 +117,11 @@ class BoxHeads(RoIHeads):
 
     Attributes:
         box_loss: l1, giou or ciou.
+        fg_bg_sampler: a `Sampler`.
     """
 
     box_loss: str = "l1"
+    fg_bg_sampler: Any
 
     def forward(self, features: Any, proposals: Any, image_shapes: Any, targets: Any = None) -> Any:
         """As torchvision's, with means over images of the losses."""
