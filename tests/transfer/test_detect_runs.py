@@ -131,6 +131,31 @@ def test_without_weight_a_run_is_that_of_the_images_with_boxes(home: Path, tmp_p
     assert supervised == losses and len(losses) == 8
 
 
+def test_pictures_without_boxes_may_lie_elsewhere(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_coco(home, "others", 10, first=200)
+    detector, *_ = WAYS["unlabelled"]
+    both = f"task.unlabelled={{data: {home}/others, ratio: 3, begin: 0.5, sure: 0.3, found: 0.2}}"
+    watched = "watch={every: 2, hold_out: 0.2, metric: map}"
+    common = (detector, both, watched, "train.epochs=1", "optim.warmup_epochs=0.25", "run.page=true")
+    assert launch("finetune", command(home, tmp_path, *common)) == [0]
+    said = capfd.readouterr().err
+    assert "10 from files" in said and "1 : 3 with unlabelled pictures from 50 % of the run" in said
+    assert any("boxes_sure" in line for line in metrics(tmp_path)) and (tmp_path / "index.html").is_file()
+    for change, says in (
+        ("train.batch_size=6", "pictures 1 : 3, so each process needs a multiple of 4 at a time, found 6"),
+        (
+            f"task.unlabelled={{data: {home}/val, ratio: 3}}",
+            "6 of 6 pictures of val that were looked at are in train",
+        ),
+        ("run.views=device", "run.views=device cannot cut pictures with boxes"),
+    ):
+        assert launch("finetune", command(home, tmp_path / "wrong", *common, change)) == [2]
+        error = capfd.readouterr().err
+        assert says in error and "Traceback" not in error
+
+
 def test_a_watched_run_keeps_the_best_weights(home: Path, tmp_path: Path) -> None:
     more = ("watch={every: 2, hold_out: 0.2, metric: map}", "task.fraction=0.9", "optim.base_lr=0.01")
     assert launch("finetune", command(home, tmp_path, *more)) == [0]
