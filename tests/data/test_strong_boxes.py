@@ -103,6 +103,10 @@ def test_a_view_draws_from_its_sample_alone_and_as_often_whatever_it_does() -> N
     one, other = (StrongView(size=SHAPE).seen(image, np.random.default_rng(3)) for _ in range(2))
     assert torch.equal(one[0], other[0]) and np.array_equal(one[1], other[1])
     assert not torch.equal(StrongView(size=SHAPE).seen(image, np.random.default_rng(4))[0], one[0])
+    rng, view = np.random.default_rng(3), StrongView(size=SHAPE)
+    how = view.place(rng, (50, 80), SHAPE)
+    change = view.change(rng.random(3))
+    assert np.allclose(one[1], change @ matrix_of(how, (50, 80), SHAPE)) and not np.allclose(change, np.eye(3))
     left = set()
     for settings in ({"shift": 0.0}, {"flip": 0.0}, {"scale": (1.0, 1.0)}):
         rng = np.random.default_rng(3)
