@@ -32,8 +32,9 @@ from torch.utils._pytree import tree_leaves
 
 from unlabeled.accelerator import apart, make_accelerator
 from unlabeled.data.batch import loader
-from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate
+from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import RawBatch, collate
 from unlabeled.data.opened import Opened
 from unlabeled.data.view.photometric import Photometric
 from unlabeled.launch.plan import on_meta

@@ -20,8 +20,9 @@ import torch
 from common import finish, machine, options, seconds, table
 
 from unlabeled.accelerator import make_accelerator
-from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import Sample, collate
 from unlabeled.data.opened import Opened
 from unlabeled.pretrain.method import Method, Progress
 from unlabeled.progress import Bars

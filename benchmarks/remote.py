@@ -27,8 +27,9 @@ import torch
 from common import finish, machine, table
 from PIL import Image
 
-from unlabeled.data.batch.loader import ViewDataset, collate
+from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source
 from unlabeled.data.sources.files import Config as Files

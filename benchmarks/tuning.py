@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.folder import IMAGENET, export_encoder
 from unlabeled.data.batch.batch import Batch
-from unlabeled.data.batch.loader import Normalize, collate, to_device
+from unlabeled.data.batch.loader import Normalize, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.opened import Opened
 from unlabeled.pretrain.method import Progress
 from unlabeled.recipe import load

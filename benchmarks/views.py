@@ -27,7 +27,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from unlabeled.data.archive.prepare import encode, shrink
 from unlabeled.data.archive.prepared import Settings
-from unlabeled.data.batch.loader import Normalize, Sample, collate, to_device
+from unlabeled.data.batch.loader import Normalize, to_device
+from unlabeled.data.batch.samples import Sample, collate
 from unlabeled.data.decoding.decode import decode
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import MAX_PIXELS

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_map
 
 from unlabeled.backbone.folder import IMAGENET
 from unlabeled.data.batch.batch import Batch
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, to_device
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.opened import Opened
 from unlabeled.nn.collectives import rank, world
 from unlabeled.nn.mixing import Mix

@@ -17,8 +17,9 @@ from torch._dynamo.utils import counters
 
 from unlabeled.backbone.folder import IMAGENET
 from unlabeled.data.batch.batch import Batch
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, to_device
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.opened import Opened
 from unlabeled.nn import regions
 from unlabeled.nn.regions import compile_blocks_, compiling

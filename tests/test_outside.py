@@ -20,8 +20,9 @@ from support import ROOT, UNSHOWN, checkpoint_bytes, launch, metrics
 
 from unlabeled.backbone.folder import IMAGENET
 from unlabeled.data.archive.listing import IndexFolder
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, to_device
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.mask import MASKS
 from unlabeled.data.source import SOURCES
 from unlabeled.pretrain.method import METHODS, Progress

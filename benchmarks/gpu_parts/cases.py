@@ -10,8 +10,9 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from gpu_parts.place import Place
 from unlabeled.accelerator import make_accelerator
-from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate
+from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import RawBatch, collate
 from unlabeled.data.opened import Opened
 from unlabeled.recipe import load
 from unlabeled.stages.pretrain import PretrainRecipe

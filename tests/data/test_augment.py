@@ -15,8 +15,9 @@ from timm.data import random_erasing
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.source import Source
 from unlabeled.data.view.augment import Erased, draw_erased, rand_augment
 from unlabeled.data.view.views import View

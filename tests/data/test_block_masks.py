@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from unlabeled.data import masking
-from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate, make_loader
+from unlabeled.data.batch.loader import ViewDataset, make_loader
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import RawBatch, collate
 from unlabeled.data.mask import Mask, Place
 from unlabeled.data.masking import _add_block
 from unlabeled.data.masks import stratified_block

@@ -11,8 +11,9 @@ import torch
 from boxed import draw, write_coco
 from pydantic import ValidationError
 
-from unlabeled.data.batch.loader import Normalize, collate, to_device
+from unlabeled.data.batch.loader import Normalize, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.boxed.dataset import BoxDataset
 from unlabeled.data.boxed.view import BoxView, centre_of, mosaic, move_boxes, quarters
 from unlabeled.data.label.boxes import Boxes

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.data.batch.loader import Normalize, RawBatch, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import RawBatch, collate
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.opened import Opened
 from unlabeled.data.sources.files import Config as Files

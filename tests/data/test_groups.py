@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.batch.groups import Groups, parted
-from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, sample_rng, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, sample_rng, to_device
 from unlabeled.data.batch.sampler import EpochSampler, Position
+from unlabeled.data.batch.samples import Sample, collate
 from unlabeled.data.label.hidden import Hidden
 from unlabeled.data.label.subset import Part
 from unlabeled.data.opened import Opened

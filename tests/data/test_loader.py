@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from unlabeled.data.batch.bad import BadSamples
-from unlabeled.data.batch.loader import Normalize, RawBatch, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import RawBatch, collate
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.source import Source
 from unlabeled.data.view.views import View

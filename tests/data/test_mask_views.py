@@ -10,8 +10,9 @@ import torch
 from masked import draw, write
 from pydantic import ValidationError
 
-from unlabeled.data.batch.loader import Normalize, collate, to_device
+from unlabeled.data.batch.loader import Normalize, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.masked.dataset import MaskDataset
 from unlabeled.data.masked.view import UNLABELLED, MaskView, move_mask
 from unlabeled.data.opened import Opened

@@ -11,8 +11,9 @@ import torch
 from timm.data import Mixup
 from torch import Tensor
 
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.opened import Opened
 from unlabeled.data.sources.shapes import Config as Shapes
 from unlabeled.data.view.mixing import Mixing, stack

@@ -10,8 +10,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from unlabeled.data.batch.loader import ViewDataset, collate
+from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.mask import ALONE, Place
 from unlabeled.data.masks.multi_block import ATTEMPTS
 from unlabeled.data.masks.multi_block import Config as MultiBlockMask

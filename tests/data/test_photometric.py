@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional as V1
 from torchvision.transforms.v2 import functional as V2
 
-from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import Sample, collate
 from unlabeled.data.source import Source
 from unlabeled.data.view.percrop import Blurs, recolour_and_normalize, turn_hue_
 from unlabeled.data.view.photometric import DRAWS as UNIFORMS

@@ -17,8 +17,9 @@ from support import Asked, served
 from unlabeled.data.archive import remote
 from unlabeled.data.archive.http import Identity
 from unlabeled.data.archive.remote import GAP, RANGE, Ahead, Piece, joined
-from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate
+from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import RawBatch, collate
 from unlabeled.data.label.subset import Part
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import Source

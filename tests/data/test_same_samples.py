@@ -14,8 +14,9 @@ from torch import Tensor
 
 from unlabeled.data.archive.prepare import prepare
 from unlabeled.data.archive.storing import Settings
-from unlabeled.data.batch.loader import RawBatch, ViewDataset, collate, make_loader
+from unlabeled.data.batch.loader import ViewDataset, make_loader
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import RawBatch, collate
 from unlabeled.data.masks.random import Config as RandomMask
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import SourceConfig

@@ -13,8 +13,9 @@ from boxed import write_coco, write_yolo
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from unlabeled.data.batch.loader import ViewDataset, collate
+from unlabeled.data.batch.loader import ViewDataset
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.opened import Opened
 from unlabeled.data.source import SOURCES, AnyData, Source, SourceConfig
 from unlabeled.data.view.views import View

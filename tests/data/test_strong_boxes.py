@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from unlabeled.data.boxed.strong import StrongView, matrix_of, warped
-from unlabeled.data.boxed.view import PAD, BoxView, move_boxes, move_image
+from unlabeled.data.boxed.view import BoxView, move_boxes
 from unlabeled.data.label.boxes import Boxes
+from unlabeled.data.view.placed import PAD, move_image
 from unlabeled.transfer.detection.soft_teacher import moved
 
 SHAPE = (40, 60)

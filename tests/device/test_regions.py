@@ -13,8 +13,9 @@ from torch import nn
 
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.data.batch import loader
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate
+from unlabeled.data.batch.loader import Normalize, ViewDataset
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.opened import Opened
 from unlabeled.nn.regions import compile_blocks_, compiling
 

@@ -14,8 +14,9 @@ from support import ROOT
 
 from unlabeled.backbone.folder import Preprocessing, export_encoder
 from unlabeled.backbone.weights import load_encoder
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, to_device
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.opened import Opened
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError

@@ -17,8 +17,9 @@ from unlabeled.backbone.build import build_encoder
 from unlabeled.backbone.config import EncoderConfig
 from unlabeled.backbone.families.rope import sines_and_cosines
 from unlabeled.backbone.importing import importers
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, to_device
 from unlabeled.data.batch.sampler import EpochSampler
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.opened import Opened
 from unlabeled.data.view.twin import twin
 from unlabeled.errors import UserError

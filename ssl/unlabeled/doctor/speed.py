@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unlabeled.backbone.pooling import Encode
-from unlabeled.data.batch.loader import Feed, RawBatch, ViewDataset, to_device
+from unlabeled.data.batch.loader import Feed, ViewDataset, to_device
 from unlabeled.data.batch.sampler import EpochSampler, per_process, steps_per_epoch, total_steps
+from unlabeled.data.batch.samples import RawBatch
 from unlabeled.launch.forecast import count_work
 from unlabeled.launch.plan import check_accumulation, memory, on_meta
 from unlabeled.nn.modes import evaluating

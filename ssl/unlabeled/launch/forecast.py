@@ -19,8 +19,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from unlabeled.data.batch.loader import Normalize, Sample, ViewDataset, collate, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, to_device
 from unlabeled.data.batch.sampler import Position, per_process, steps_per_epoch, total_steps
+from unlabeled.data.batch.samples import Sample, collate
 from unlabeled.data.view.views import View
 from unlabeled.errors import UserError
 from unlabeled.launch.activations import AskedOnce

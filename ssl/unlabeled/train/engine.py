@@ -17,8 +17,9 @@ from torch import Tensor
 from unlabeled.accelerator import multiply, settle, spread
 from unlabeled.data.batch.bad import BadSamples
 from unlabeled.data.batch.batch import Batch
-from unlabeled.data.batch.loader import Feed, Normalize, RawBatch, to_device
+from unlabeled.data.batch.loader import Feed, Normalize, to_device
 from unlabeled.data.batch.sampler import EpochSampler, steps_per_epoch, total_steps
+from unlabeled.data.batch.samples import RawBatch
 from unlabeled.errors import Stopped, UserError
 from unlabeled.nn.batchnorm import buffers_differ
 from unlabeled.nn.measures import effective_rank

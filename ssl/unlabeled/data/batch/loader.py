@@ -7,35 +7,34 @@ import time
 from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from unlabeled.data.batch.batch import Batch, ViewBatch
 from unlabeled.data.batch.groups import Groups
 from unlabeled.data.batch.sampler import SHUFFLE, EpochSampler, Order, Position
+from unlabeled.data.batch.samples import RawBatch, Sample, collate
 from unlabeled.data.batch.workers import (
     Batches,
     end_where_batches_cannot_be_sent,
     forgive_who_hangs_up,
     listen_to_nobody,
 )
-from unlabeled.data.label.boxes import BatchBoxes, Boxes
 from unlabeled.data.mask import Place
 from unlabeled.data.order import EpochOrder
 from unlabeled.data.source import Source
 from unlabeled.data.view import percrop, recolour
-from unlabeled.data.view.augment import Erased, erase_
-from unlabeled.data.view.cutting import cut, pack
-from unlabeled.data.view.mixing import Mixing, stack
+from unlabeled.data.view.augment import erase_
+from unlabeled.data.view.cutting import cut
+from unlabeled.data.view.mixing import Mixing
 from unlabeled.data.view.photometric import Photometric
 from unlabeled.data.view.views import Crops, View
 from unlabeled.errors import BadSample, Stopped, UserError
 from unlabeled.nn.mixing import Mix
-from unlabeled.nn.patches import PatchMask
 from unlabeled.randomness import Stream, stream
 from unlabeled.signals import stop
 from unlabeled.text import one_line
@@ -43,39 +42,6 @@ from unlabeled.text import one_line
 BAD_IN_A_ROW = 64
 AHEAD = 32  # batches that are made ahead, or two for each worker where that is more
 UNMIXED = Mixing()
-
-
-class Sample(NamedTuple):
-    """One image's crops, and the bad images that were stepped over to get them: (key, reason)."""
-
-    crops: list[Crops]
-    label: int
-    index: int  # type: ignore[assignment]  # as every data set calls it, though tuples have a method of that name
-    bad: list[tuple[str, str]]
-    mix: Any = None
-    image: Tensor | None = None  # whole, where crops are cut on the device
-    truth: int | None = None  # see `Source.truth`
-    boxes: Boxes | None = None  # of the first view's crop, where the source has boxes
-    pixel_labels: Tensor | None = None  # [H, W] int16, classes of that crop, where the source has masks
-    moves: Tensor | None = None  # [views, 3, 3], see `Batch.moves`
-
-
-class RawBatch(NamedTuple):
-    """A collated micro-batch as it leaves the worker: uint8 pixels [B, count, C, H, W], masks and colours likewise.
-
-    Where crops are cut on the device, `images` are all images in one flat buffer, and `pixels` rows [B, count, ROW].
-    """
-
-    crops: list[Crops]
-    labels: Tensor
-    index: Tensor  # type: ignore[assignment]
-    bad: list[tuple[str, str]]
-    mix: Mix | None = None
-    images: Tensor | None = None
-    truth: Tensor | None = None
-    boxes: BatchBoxes | None = None
-    pixel_labels: Tensor | None = None  # [B, H, W] int16
-    moves: Tensor | None = None
 
 
 def sample_rng(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
@@ -155,48 +121,6 @@ class ViewDataset(Dataset[Sample]):
         raise UserError(
             f"{len(bad)} pictures in a row cannot be used, the last: {last}. Look at them, and at data.path."
         )
-
-
-def collate(samples: Sequence[Sample]) -> RawBatch:
-    """Stack samples into one micro-batch."""
-    crops = [_stack_crops(column) for column in zip(*(sample.crops for sample in samples), strict=True)]
-    labels = torch.tensor([sample.label for sample in samples])
-    index = torch.tensor([sample.index for sample in samples])
-    bad = [bad for sample in samples for bad in sample.bad]
-    images = None
-    if whole := [sample.image for sample in samples if sample.image is not None]:
-        images, starts = pack(whole)
-        for crop in crops:
-            crop.pixels[..., 0] += starts[:, None]
-    truth = None
-    if any(sample.truth is not None for sample in samples):
-        truth = torch.tensor([-1 if sample.truth is None else sample.truth for sample in samples])
-    boxes = [sample.boxes for sample in samples if sample.boxes is not None]
-    mix = stack([sample.mix for sample in samples])
-    classes = _together([sample.pixel_labels for sample in samples])
-    moves = _together([sample.moves for sample in samples])
-    there = BatchBoxes.of(boxes) if boxes else None
-    return RawBatch(crops, labels, index, bad, mix, images, truth, there, classes, moves)
-
-
-def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.stack(there) if there else None
-
-
-def _stack_crops(crops: Sequence[Crops]) -> Crops:
-    masks = [crop.mask for crop in crops if crop.mask is not None]
-    colours = [crop.colours for crop in crops if crop.colours is not None]
-    erased = [crop.erased for crop in crops if crop.erased is not None]
-    coloured = Photometric.stack(colours) if colours else None
-    return Crops(
-        default_collate([crop.pixels for crop in crops]),  # in a worker straight into memory that is shared
-        PatchMask.stack(masks) if masks else None,
-        coloured,
-        Erased.stack(erased) if erased else None,
-        None if coloured is None else coloured.blurred(),  # here, so that they are pinned with the rest
-        crops[0].how,
-    )
 
 
 class Normalize:

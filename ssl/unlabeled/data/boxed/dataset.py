@@ -8,8 +8,9 @@ from typing import cast
 import numpy as np
 from torch import Tensor
 
-from unlabeled.data.batch.loader import Sample, ViewDataset, sample_rng
+from unlabeled.data.batch.loader import ViewDataset, sample_rng
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import Sample
 from unlabeled.data.boxed.view import BoxView, centre_of, mosaic, quarters
 from unlabeled.data.label.boxes import Boxes
 from unlabeled.randomness import Stream, stream

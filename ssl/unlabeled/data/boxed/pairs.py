@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.batch.loader import Sample, sample_rng
+from unlabeled.data.batch.loader import sample_rng
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import Sample
 from unlabeled.data.boxed.dataset import BoxDataset
 from unlabeled.data.boxed.strong import StrongView, matrix_of
-from unlabeled.data.boxed.view import BoxView, move_image
+from unlabeled.data.boxed.view import BoxView
 from unlabeled.data.label.boxes import Boxes
 from unlabeled.data.sources.mixture import MixtureSource
+from unlabeled.data.view.placed import move_image
 
 
 class BoxedFirst(MixtureSource):

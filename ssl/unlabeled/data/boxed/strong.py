@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from unlabeled.data.boxed.view import PAD, BoxView, Placed, move_image
+from unlabeled.data.boxed.view import BoxView
+from unlabeled.data.view.placed import PAD, Placed, move_image
 
 Matrix = NDArray[np.float64]
 Share = Annotated[float, Field(ge=0, le=1)]

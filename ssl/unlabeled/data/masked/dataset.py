@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from unlabeled.data.batch.loader import Sample, ViewDataset, sample_rng
+from unlabeled.data.batch.loader import ViewDataset, sample_rng
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import Sample
 from unlabeled.data.masked.view import MaskView
 
 

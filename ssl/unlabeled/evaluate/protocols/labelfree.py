@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from unlabeled.backbone.pooling import Encode, encoder_features
-from unlabeled.data.batch.loader import Normalize, ViewDataset, collate, make_loader, to_device
+from unlabeled.data.batch.loader import Normalize, ViewDataset, make_loader, to_device
 from unlabeled.data.batch.sampler import Position
+from unlabeled.data.batch.samples import collate
 from unlabeled.data.batch.workers import Batches
 from unlabeled.data.view.views import View
 from unlabeled.errors import Stopped, UserError

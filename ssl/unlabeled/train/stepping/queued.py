@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unlabeled.data.batch.batch import Batch
-from unlabeled.data.batch.loader import RawBatch
+from unlabeled.data.batch.samples import RawBatch
 from unlabeled.pretrain.method import Output
 from unlabeled.processes import total
 
