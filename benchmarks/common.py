@@ -7,10 +7,12 @@ import json
 import os
 import platform
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from threading import Lock
 from typing import Any
 
@@ -21,6 +23,7 @@ from unlabeled.accelerator import settle
 from unlabeled.files import write_text
 from unlabeled.report import markdown
 from unlabeled.report.document import Table
+from unlabeled.report.intervals import estimate
 
 THREADS = 2
 
@@ -139,6 +142,32 @@ class Results:
             print(key, json.dumps(value), flush=True)
 
 
+def once(output: Path, program: str, recipe: str, *settings: str) -> dict[str, Any]:
+    """The result of a program of ours on one thread that also loads the pictures; a run that is there is not run
+    again, one that was stopped goes on. What it prints goes to the file `output.log` beside its folder."""
+    file = output / "result.json"
+    if not file.exists():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "unlabeled", program, recipe, *settings, f"run.output={output}"]
+        with open(f"{output}.log", "a", encoding="utf-8") as log:
+            done = subprocess.run(
+                [*command, "run.threads=1", "run.workers=0"],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+                check=False,
+            )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: see {output}.log")
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return result
+
+
+def over(values: Sequence[float], digits: int = 1) -> str:
+    """A mean with its spread, where there are several values."""
+    return estimate(mean(values), stdev(values) if len(values) > 1 else None, digits=digits)
+
+
 def finish(chosen: argparse.Namespace, result: dict[str, Any]) -> None:
     """The last line, when asked for."""
     if chosen.json:
@@ -154,7 +183,9 @@ __all__ = [
     "matmul_peak",
     "median",
     "on_one_core",
+    "once",
     "options",
+    "over",
     "peak_memory_mb",
     "picked",
     "seconds",

@@ -10,22 +10,16 @@ is not run again.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from common import finish, machine, table
+from common import finish, machine, once, over, table
 
 from unlabeled.processes import cores
-from unlabeled.report.intervals import estimate
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ROOT / "recipes" / "finetune"
 PLAIN = "task.logit_adjustment=0"
 OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": (PLAIN,),
@@ -86,20 +80,9 @@ def folder(name: str, seed: int) -> Path:
 
 
 def run(chosen: argparse.Namespace, name: str, seed: int, recipe: str, *settings: str) -> dict[str, Any]:
-    """The result of finetune.py, which is asked only once."""
-    output = folder(name, seed)
-    if not (output / "result.json").exists():
-        common = (
-            f"seed={seed}",
-            f"data.path={chosen.data}",
-            f"task.long_tail={chosen.factor:g}",
-            f"run.output={output}",
-        )
-        quiet = ("run.threads=1", "run.workers=0", f"run.device={chosen.device}")
-        command = [sys.executable, "finetune.py", f"{RECIPES / recipe}.yaml", *settings, *common, *quiet]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-    result: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
-    return result
+    """The result of fine-tuning by a recipe."""
+    own = (f"seed={seed}", f"data.path={chosen.data}", f"task.long_tail={chosen.factor:g}")
+    return once(folder(name, seed), "finetune", recipe, *settings, *own, f"run.device={chosen.device}")
 
 
 def scores(result: dict[str, Any]) -> dict[str, float]:
@@ -111,11 +94,8 @@ def scores(result: dict[str, Any]) -> dict[str, float]:
 def line(name: str, results: list[dict[str, Any]]) -> list[str]:
     """A row of the table."""
     found = [scores(result) for result in results]
-    cells = []
-    for score in SCORES:
-        values = [each[score] for each in found if score in each]
-        spread = stdev(values) if len(values) > 1 else None
-        cells.append(estimate(mean(values), spread, digits=1) if values else "-")
+    values = [[each[score] for each in found if score in each] for score in SCORES]
+    cells = [over(some) if some else "-" for some in values]
     return [name, *cells, f"{mean(result['cost']['cpu_s'] for result in results):.0f}"]
 
 
