@@ -160,6 +160,11 @@ class Strategy(BaseModel, ABC, frozen=True, extra="forbid"):
         """Whether a task is ordinary fine-tuning of the classifier: here the first."""
         return task.number == 0 and not self.own_head
 
+    @property
+    def reads_last(self) -> bool:
+        """Whether it learns from what the task's images look like at its end, see `learnt`."""
+        return type(self).learnt is not Strategy.learnt
+
     def begun(self, head: nn.Module, features: Tensor, labels: Tensor, task: Coming) -> None:
         """Change a new head by the features [n, D] and labels [n] of the task's images, before the first step."""
 

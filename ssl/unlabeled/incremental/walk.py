@@ -135,16 +135,16 @@ class Walk:
         task, strategy, before, predict = method.task, method.strategy, method.kept, self.stage.scorer_of(job).predict
         if method.head is not None:
             strategy.ended(method.head, task)
-        after = read(method, predict, _source(job))
-        remembered = self._remembered(after, method)
+        after = None if self.tasks.memory.none and not strategy.reads_last else read(method, predict, _source(job))
+        remembered = before.memory.cpu() if after is None else self._remembered(after, method)
         if strategy.balanced is not None and task.old:
             balanced = self._balanced(job, method, remembered)
             if balanced is None:
                 return None
             method = balanced
-            after = read(method, predict, _source(job))
+            after = read(method, predict, _source(job)) if strategy.reads_last else None
         kept = Kept(before.tensors, remembered)
-        method.keep(Kept(strategy.learnt(after, task, kept), remembered))
+        method.keep(Kept({} if after is None else strategy.learnt(after, task, kept), remembered))
         method.ended = True
         return method
 
