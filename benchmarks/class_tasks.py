@@ -1,6 +1,6 @@
 """Every strategy for classes that come in tasks, in several orders of the classes, between its bounds.
 
-    python benchmarks/incremental.py EXPORT cifar10.tar --memory 500 [--strategies ...] [--orders 1993 1994 1995]
+    python benchmarks/class_tasks.py EXPORT cifar10.tar --memory 500 [--strategies ...] [--orders 1993 1994 1995]
         [--set task.fraction=0.2 train.epochs=3] [--runs runs/incremental] [--processes N] [--json]
 
 Each run is `recipes/incremental/NAME.yaml` with another strategy and order, on one thread that also loads the pictures;
