@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from incremental.tiny import after, blobs, coming, kept
@@ -59,6 +58,13 @@ def test_an_image_keeps_the_logits_of_the_task_in_which_it_came() -> None:
 def test_rows_of_numbers_are_found() -> None:
     numbers = torch.tensor([9, 2, 30, 4])
     assert found(torch.tensor([4, 4, 9, 30]), numbers).tolist() == [3, 3, 0, 2]
-    for missing in (3, 31):
-        with pytest.raises(AssertionError):
-            found(torch.tensor([missing]), numbers)
+
+
+def test_an_image_that_stands_in_for_an_unreadable_one_has_no_logits_to_keep() -> None:
+    """Its term is 0, and the mean is over as many images as before."""
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([2, 3, 0, 1, 1, 0])
+    state = kept({"numbers": torch.tensor([8, 5]), "logits": torch.zeros(2, 2), "known": torch.tensor([2, 2])})
+    for stranger in (3, 6, 99):
+        numbers = torch.tensor([50, 51, 8, stranger, 5, 8])
+        terms = STRATEGY.loss(Seen(logits, logits, numbers=numbers), None, labels, coming(memory=2), state)
+        torch.testing.assert_close(terms["replayed_logits"], 0.7 * logits[2, :2].square().mean() / 2)

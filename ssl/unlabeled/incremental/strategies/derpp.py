@@ -69,17 +69,17 @@ def parts(rows: Tensor, draws: tuple[int, ...]) -> list[Tensor]:
 
 
 def stored(numbers: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
-    """The logits [b, C] kept of the images of some numbers [b], and how many of them were known [b]."""
+    """The logits [b, C] kept of the images of some numbers [b], and how many of them were known [b]: none of an image
+    that stands in for one that cannot be read any more."""
     rows = found(numbers, kept.tensors["numbers"])
-    return kept.tensors["logits"][rows], kept.tensors["known"][rows]
+    there = kept.tensors["numbers"][rows] == numbers
+    return kept.tensors["logits"][rows], kept.tensors["known"][rows] * there
 
 
 def found(wanted: Tensor, numbers: Tensor) -> Tensor:
-    """The rows of `numbers` [n], each there once, in which those `wanted` [b] stand."""
+    """The rows of `numbers` [n], each there once, in which those `wanted` [b] stand; any row of one that does not."""
     order = numbers.argsort()
-    rows = order[torch.searchsorted(numbers[order], wanted).clamp(max=len(numbers) - 1)]
-    assert torch.equal(numbers[rows], wanted)
-    return rows
+    return order[torch.searchsorted(numbers[order], wanted).clamp(max=len(numbers) - 1)]
 
 
 def squared_error(logits: Tensor, stored: Tensor, known: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def squared_error(logits: Tensor, stored: Tensor, known: Tensor) -> Tensor:
     Args:
         logits: [b, classes].
         stored: [b, C], C up to classes.
-        known: [b] outputs of each, the first ones.
+        known: [b] outputs of each, the first ones; 0 = the image does not count.
     """
     errors = (wide(logits)[:, : stored.shape[1]] - stored).square()
     counted = torch.arange(stored.shape[1], device=known.device) < known[:, None]
-    return ((errors * counted).sum(1) / known).mean()
+    return ((errors * counted).sum(1) / known.clamp_min(1)).mean()
