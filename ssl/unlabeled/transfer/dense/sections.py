@@ -5,26 +5,41 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
 from unlabeled.backbone.encoder import Encoder, Tensors
 from unlabeled.backbone.folder import Preprocessing, read_weights, timm_config, write_export
-from unlabeled.backbone.folder_config import AGAIN
+from unlabeled.backbone.folder_config import AGAIN, Names, Side
 from unlabeled.errors import UserError
+from unlabeled.report.card import Made
 
-S = TypeVar("S", bound=BaseModel)
+
+class Section(BaseModel, strict=True, frozen=True):
+    """A section of a `config.json`; each kind of network adds its settings.
+
+    Attributes:
+        label_names: of the classes.
+        size: height and width that images are fitted into, pixels.
+    """
+
+    label_names: Names
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)]
+
+
+S = TypeVar("S", bound=Section)
 
 
 def write_section(
     folder: Path,
     encoder: Encoder,
     weights: tuple[Tensors, Tensors],
-    section: tuple[str, dict[str, Any]],
+    section: tuple[str, BaseModel],
     prefix: str,
     prepared: Preprocessing,
+    made: Made,
     card: str,
 ) -> None:
     """Write an export, see the module.
@@ -33,9 +48,10 @@ def write_section(
         folder: for it.
         encoder: the backbone.
         weights: of the plain timm model, and of the whole network.
-        section: its name and content.
+        section: its name, and the settings of the network.
         prefix: of the encoder's parameters in the network.
         prepared: how images are normalised and resized.
+        made: what it was made of.
         card: of the export.
 
     Raises:
@@ -43,7 +59,12 @@ def write_section(
     """
     backbone, whole = weights
     content = timm_config(encoder.model, encoder.arguments, encoder.width, prepared)
-    content[section[0]] = section[1]
+    name, settings = section
+    content[name] = {
+        "settings": settings.model_dump(mode="json"),
+        "label_names": list(made.classes),
+        "size": list(encoder.image_size),
+    }
     heads = {name: tensor for name, tensor in whole.items() if not name.startswith(prefix)}
     write_export(folder, backbone, content, card, heads)
 

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
 from unlabeled.backbone.encoder import Encoder, Tensors
 from unlabeled.backbone.folder import Preprocessing, opened
-from unlabeled.backbone.folder_config import Names, Side
 from unlabeled.backbone.weights import load_encoder, preprocessing_of
-from unlabeled.data.batch.loader import Normalize
-from unlabeled.data.view.placed import whole
 from unlabeled.errors import UserError
 from unlabeled.nn.modes import evaluating
 from unlabeled.report.card import Made, segmenter_card
-from unlabeled.transfer.dense.sections import fill_, section_of, write_section
+from unlabeled.transfer.dense.loaded import Loaded
+from unlabeled.transfer.dense.sections import Section, fill_, section_of, write_section
 from unlabeled.transfer.detection.backbone import Backbone
 from unlabeled.transfer.segmentation.network import DecoderConfig, Segmenter
 from unlabeled.transfer.segmentation.predicting import classified
@@ -31,12 +27,10 @@ from unlabeled.transfer.segmentation.predicting import classified
 ENCODER = "backbone.encoder."  # its parameters in the network
 
 
-class Section(BaseModel, strict=True, frozen=True):
+class SegmenterSection(Section, strict=True, frozen=True):
     """The section `segmenter` of a `config.json`."""
 
     settings: DecoderConfig
-    label_names: Names
-    size: Annotated[list[Side], Field(min_length=2, max_length=2)]
 
 
 def write_segmenter(
@@ -60,44 +54,20 @@ def write_segmenter(
     Raises:
         UserError: it cannot be written.
     """
-    content = {
-        "settings": config.model_dump(mode="json"),
-        "label_names": list(made.classes),
-        "size": list(encoder.image_size),
-    }
     card = segmenter_card(made, encoder.loading(encoder.model, encoder.arguments))
-    write_section(folder, encoder, weights, ("segmenter", content), ENCODER, prepared, card)
+    write_section(folder, encoder, weights, ("segmenter", config), ENCODER, prepared, made, card)
 
 
-class LoadedSegmenter:
-    """A segmentation with the preprocessing of its export; see `load_segmenter`.
-
-    Attributes:
-        network: from normalised images to scores of every class at every pixel.
-        classes: names, by number.
-        size: (height, width) that images are fitted into, pixels.
-        how: normalisation and interpolation.
-    """
-
-    def __init__(self, network: Segmenter, classes: Sequence[str], size: Sequence[int], how: Preprocessing) -> None:
-        self.network, self.classes, self.how = network.eval(), tuple(classes), how
-        self.size = (size[0], size[1])
+class LoadedSegmenter(Loaded[Segmenter]):
+    """A segmentation with the preprocessing of its export; see `load_segmenter`."""
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
         """The number of the class of every pixel, int64 [H, W] on the CPU, of uint8 images [C, H, W] of any sizes."""
-        device = next(self.network.parameters()).device
-        interpolation: Any = self.how.interpolation
-        seen = [whole(image, self.size, interpolation) for image in images]
-        pixels = Normalize(self.how.mean, self.how.std, device)(torch.stack([one.pixels for one in seen]).to(device))
+        pixels, seen = self.fitted(images)
         with evaluating(self.network):
             scores = self.network(pixels)
         return [classified(own, view) for own, view in zip(scores, seen, strict=True)]
-
-    def to(self, device: str | torch.device) -> LoadedSegmenter:
-        """Move the network to a device; returns the segmenter."""
-        self.network.to(device)
-        return self
 
 
 def load_segmenter(path: str | Path) -> LoadedSegmenter:
@@ -110,7 +80,7 @@ def load_segmenter(path: str | Path) -> LoadedSegmenter:
         raise UserError(
             f"{folder} holds no segmentation. Take an export of task.name=segment, or load it with unlabeled.load."
         )
-    section = section_of(folder, config, "segmenter", Section)
+    section = section_of(folder, config, "segmenter", SegmenterSection)
     height, width = section.size
     settings, encoder = section.settings, load_encoder(path, (height, width))
     network = Segmenter(Backbone(encoder, settings.channels, settings.finest), settings, len(section.label_names))
